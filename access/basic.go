@@ -1,0 +1,112 @@
+package access
+
+import (
+	"encoding/base64"
+	"strings"
+)
+
+// The limits of a credential. A longer one is refused before any work is done.
+const (
+	MaxCredentialBytes = 1024 // of the whole field value
+	MaxLoginBytes      = 64   // of an id or alias
+	MaxTokenBytes      = 256  // of the secret part
+)
+
+// Credential is what a client presented: who it says it is, and its secret.
+// ID is empty for a Bearer credential, which names nobody.
+type Credential struct {
+	ID     string
+	Secret string `json:"-"`
+}
+
+// String returns the id only, so that a credential that reaches a log by
+// mistake tells no secret.
+func (c Credential) String() string { return c.ID }
+
+// GoString does the same for %#v.
+func (c Credential) GoString() string { return "access.Credential{ID:" + c.ID + "}" }
+
+// strictBase64 takes exactly one spelling of each value: padded, no line
+// breaks, no stray bits behind the last byte (RFC 4648, section 3.5).
+var strictBase64 = base64.StdEncoding.Strict()
+
+// ParseBasic reads the value of an Authorization field as RFC 7617 Basic
+// credentials: the scheme in any case, one space, padded base64, split at the
+// first colon. The id is 1 to 64 characters of [A-Za-z0-9._@-], the secret 1 to
+// 256 visible ASCII characters. It reports false for anything else; whoever
+// sent that has no usable credential.
+func ParseBasic(value string) (Credential, bool) {
+	encoded, ok := afterScheme(value, "basic ")
+	if !ok || len(value) > MaxCredentialBytes || strings.ContainsAny(encoded, "\r\n") {
+		return Credential{}, false
+	}
+	var in, buf [MaxCredentialBytes]byte
+	n, err := strictBase64.Decode(buf[:], in[:copy(in[:], encoded)])
+	if err != nil {
+		return Credential{}, false
+	}
+	id, secret, ok := strings.Cut(string(buf[:n]), ":")
+	if !ok || !ValidLogin(id) || !validToken(secret) {
+		return Credential{}, false
+	}
+	return Credential{ID: id, Secret: secret}, true
+}
+
+// ParseBearer reads the value of an Authorization field as an RFC 6750 Bearer
+// token. The limits of the secret are those of [ParseBasic].
+func ParseBearer(value string) (Credential, bool) {
+	secret, ok := afterScheme(value, "bearer ")
+	if !ok || len(value) > MaxCredentialBytes || !validToken(secret) {
+		return Credential{}, false
+	}
+	return Credential{Secret: secret}, true
+}
+
+// afterScheme cuts an authentication scheme, given in lower case with its
+// space, off a field value. Schemes fold in ASCII only (RFC 9110, section 11.1).
+func afterScheme(value, scheme string) (rest string, ok bool) {
+	if len(value) < len(scheme) {
+		return "", false
+	}
+	for i := range len(scheme) {
+		if lowerASCII(value[i]) != scheme[i] {
+			return "", false
+		}
+	}
+	return value[len(scheme):], true
+}
+
+func lowerASCII(c byte) byte {
+	if 'A' <= c && c <= 'Z' {
+		return c + 'a' - 'A'
+	}
+	return c
+}
+
+// ValidLogin reports whether s can be an id or alias that a client logs in
+// with: 1 to 64 characters of [A-Za-z0-9._@-] and the underscore of our ids.
+func ValidLogin(s string) bool {
+	if s == "" || len(s) > MaxLoginBytes {
+		return false
+	}
+	for i := range len(s) {
+		switch c := s[i]; {
+		case digitValue(c) >= 0, c == '.', c == '_', c == '@', c == '-':
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+func validToken(s string) bool {
+	if s == "" || len(s) > MaxTokenBytes {
+		return false
+	}
+	for i := range len(s) {
+		if s[i] < 0x21 || s[i] > 0x7e {
+			return false
+		}
+	}
+	return true
+}

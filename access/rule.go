@@ -1,0 +1,248 @@
+package access
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"unicode"
+)
+
+// Effect is what a rule does to the requests that it covers.
+type Effect string
+
+// The two effects. A deny wins over any allow, whatever the order.
+const (
+	Allow Effect = "allow"
+	Deny  Effect = "deny"
+)
+
+// Rule is one line of a permission group: an effect on requests with these
+// methods, this host and this path. It is a value; [Rule.Check] tells whether
+// it makes sense and brings it into its canonical form.
+type Rule struct {
+	ID          string   // set by the store
+	Effect      Effect   // allow or deny
+	Methods     []string // "*" alone, or names in upper case; GET covers HEAD
+	Host        string   // "" is any; "api.example.com"; "*.example.com" is one label more in an allow, any number in a deny
+	Path        string   // a pattern, written decoded: "/v1/people/{id}", "/v1/{rest...}"
+	When        string   // a condition; none is known in this version
+	Name        string   // optional, for people
+	Description string   // optional, for people
+}
+
+// The bounds of a rule. The number of segments bounds the work of a match.
+const (
+	maxPatternBytes    = 2048
+	maxPatternSegments = 32
+	maxMethods         = 32
+)
+
+// ParseRule reads the one-line form of a rule,
+//
+//	EFFECT METHODS [HOST]PATH [when CONDITION]
+//
+// for example "allow GET,HEAD /v1/people/{id}" or
+// "deny DELETE api.example.com/v1/{rest...}". The result is checked.
+func ParseRule(text string) (Rule, error) {
+	effect, rest := cutWord(text)
+	methods, target := cutWord(rest)
+	if target == "" {
+		return Rule{}, fmt.Errorf("rule %q: write it as \"EFFECT METHODS PATH\", for example \"allow GET,HEAD /v1/people/{id}\"", text)
+	}
+	r := Rule{Effect: Effect(effect), Methods: strings.Split(methods, ",")}
+	target, condition, conditional := strings.Cut(target, " when ")
+	r.When = strings.TrimSpace(condition)
+	if conditional && r.When == "" {
+		return Rule{}, fmt.Errorf("rule %q: a condition follows \"when\"; leave the word out when there is none", text)
+	}
+	target = strings.TrimRight(target, " \t")
+	if i := strings.IndexByte(target, '/'); i > 0 {
+		r.Host, r.Path = target[:i], target[i:]
+	} else {
+		r.Path = target
+	}
+	r, err := r.Check()
+	if err != nil {
+		return Rule{}, fmt.Errorf("rule %q: %w", text, err)
+	}
+	return r, nil
+}
+
+func cutWord(s string) (word, rest string) {
+	s = strings.TrimLeft(s, " \t")
+	if i := strings.IndexAny(s, " \t"); i >= 0 {
+		return s[:i], strings.TrimLeft(s[i:], " \t")
+	}
+	return s, ""
+}
+
+// String returns the one-line form. [ParseRule] of it gives the same rule back,
+// but for ID, Name and Description.
+func (r Rule) String() string {
+	text := string(r.Effect) + " " + strings.Join(r.Methods, ",") + " " + r.Host + r.Path
+	if r.When != "" {
+		text += " when " + r.When
+	}
+	return text
+}
+
+// Check returns the rule in its canonical form (host in lower case, methods
+// without repetition), or an error that says what to write instead.
+func (r Rule) Check() (Rule, error) {
+	if r.Effect != Allow && r.Effect != Deny {
+		return Rule{}, fmt.Errorf("effect %q: a rule begins with \"allow\" or \"deny\"", r.Effect)
+	}
+	methods, err := checkMethods(r.Methods)
+	if err != nil {
+		return Rule{}, err
+	}
+	r.Methods = methods
+	if r.Host, err = checkHostPattern(r.Host); err != nil {
+		return Rule{}, err
+	}
+	if _, err := parsePattern(r.Path); err != nil {
+		return Rule{}, err
+	}
+	if r.When != "" {
+		return Rule{}, fmt.Errorf("condition %q: this version knows no conditions; leave \"when\" out", r.When)
+	}
+	return r, nil
+}
+
+func checkMethods(methods []string) ([]string, error) {
+	if len(methods) == 0 || len(methods) > maxMethods {
+		return nil, fmt.Errorf("a rule names 1 to %d methods, or \"*\" for all", maxMethods)
+	}
+	var out []string
+	for _, m := range methods {
+		switch {
+		case m == "*" && len(methods) > 1:
+			return nil, fmt.Errorf("method \"*\" stands alone: it already covers the others")
+		case m == "*":
+		case m == "CONNECT" || m == "TRACE" || m == "TRACK" || m == "PRI":
+			return nil, fmt.Errorf("method %q never passes, so no rule can name it", m)
+		case validMethod(m):
+		case validMethod(strings.ToUpper(m)):
+			return nil, fmt.Errorf("method %q: methods are written in upper case, %q", m, strings.ToUpper(m))
+		default:
+			return nil, fmt.Errorf("method %q is not a word of A-Z and \"-\"; several are separated by commas without spaces", m)
+		}
+		if !slices.Contains(out, m) {
+			out = append(out, m)
+		}
+	}
+	return out, nil
+}
+
+func checkHostPattern(host string) (string, error) {
+	if host == "" {
+		return "", nil
+	}
+	name, wildcard := strings.CutPrefix(host, "*.")
+	withPort := strings.LastIndexByte(name, ':') > strings.LastIndexByte(name, ']')
+	switch clean, p := CheckHost(name); {
+	case strings.Contains(name, "*"):
+		return "", fmt.Errorf("host %q: \"*\" stands only at the front, as in \"*.example.com\"", host)
+	case !p.OK() || withPort || strings.HasSuffix(name, "."):
+		return "", fmt.Errorf("host %q is not a host name without a port, such as \"api.example.com\" or \"*.example.com\"", host)
+	case wildcard && name[0] == '[':
+		return "", fmt.Errorf("host %q: \"*.\" needs a name behind it, not an address", host)
+	case wildcard:
+		return "*." + clean, nil
+	default:
+		return clean, nil
+	}
+}
+
+// segment is one piece of a path pattern between slashes.
+type segment struct {
+	kind segmentKind
+	text string // the literal, or the parameter's name
+}
+
+type segmentKind uint8
+
+const (
+	literalSegment segmentKind = iota
+	paramSegment               // {name}: one segment, not empty
+	restSegment                // {name...}: all that follows, possibly nothing; always last
+)
+
+// parsePattern reads a path pattern. The last segment of a pattern that ends in
+// "/" is the empty literal.
+func parsePattern(path string) ([]segment, error) {
+	switch {
+	case path == "" || path[0] != '/':
+		return nil, fmt.Errorf("path %q: a path starts with \"/\"", path)
+	case len(path) > maxPatternBytes:
+		return nil, fmt.Errorf("the path has %d bytes, at most %d are allowed", len(path), maxPatternBytes)
+	case strings.Contains(path, "%"):
+		return nil, fmt.Errorf("path %q: write it decoded, without \"%%\": requests are decoded before they are matched, and an encoded slash never passes", path)
+	case strings.ContainsAny(path, "?#"):
+		return nil, fmt.Errorf("path %q: only the path is matched; leave out \"?\", \"#\" and what follows", path)
+	case strings.ContainsAny(path, `\;`):
+		return nil, fmt.Errorf("path %q: a request whose path holds \"\\\" or \";\" never passes", path)
+	case strings.Contains(path+" ", " when "):
+		return nil, fmt.Errorf("path %q: \" when \" begins a condition and cannot stand in a path", path)
+	case strings.ContainsFunc(path, func(r rune) bool { return r != ' ' && unicode.IsSpace(r) }):
+		return nil, fmt.Errorf("path %q holds white space that never passes", path)
+	}
+	if p := checkPath(path); !p.OK() {
+		return nil, fmt.Errorf("path %q can never match: %w", path, p)
+	}
+	parts := strings.Split(path[1:], "/")
+	if len(parts) > maxPatternSegments {
+		return nil, fmt.Errorf("the path has %d segments, at most %d are allowed", len(parts), maxPatternSegments)
+	}
+	segments := make([]segment, len(parts))
+	seen := make(map[string]bool)
+	for i, part := range parts {
+		s, err := parseSegment(part)
+		if err != nil {
+			return nil, fmt.Errorf("path %q: %w", path, err)
+		}
+		if s.kind == restSegment && i < len(parts)-1 {
+			return nil, fmt.Errorf("path %q: {%s...} takes all that follows, so it can only stand at the end", path, s.text)
+		}
+		if s.kind != literalSegment {
+			if seen[s.text] {
+				return nil, fmt.Errorf("path %q: the name {%s} stands in it twice", path, s.text)
+			}
+			seen[s.text] = true
+		}
+		segments[i] = s
+	}
+	return segments, nil
+}
+
+func parseSegment(part string) (segment, error) {
+	switch {
+	case strings.HasPrefix(part, "*") || strings.HasSuffix(part, "*"):
+		return segment{}, fmt.Errorf("%q is not a wildcard here; write {name} for a whole segment, or {rest...} at the end for all that follow", part)
+	case !strings.ContainsAny(part, "{}"):
+		return segment{literalSegment, part}, nil
+	}
+	name, open := strings.CutPrefix(part, "{")
+	name, closed := strings.CutSuffix(name, "}")
+	name, rest := strings.CutSuffix(name, "...")
+	switch {
+	case !open || !closed || !validParam(name):
+		return segment{}, fmt.Errorf("segment %q: a parameter is {name} or {name...}, fills a whole segment, and its name is letters, digits and \"_\"", part)
+	case rest:
+		return segment{restSegment, name}, nil
+	default:
+		return segment{paramSegment, name}, nil
+	}
+}
+
+func validParam(name string) bool {
+	if name == "" || len(name) > 64 || '0' <= name[0] && name[0] <= '9' {
+		return false
+	}
+	for i := range len(name) {
+		if digitValue(name[i]) < 0 && name[i] != '_' {
+			return false
+		}
+	}
+	return true
+}
