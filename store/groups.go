@@ -1,0 +1,477 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/serviceusers/caddy-service-users/access"
+)
+
+// CreateGroup makes a permission group with its rules.
+func (s *Store) CreateGroup(ctx context.Context, by Actor, g Group) (Group, error) {
+	err := s.change(ctx, by, func(t *tx) error {
+		if err := t.admit("create a permission group"); err != nil {
+			return err
+		}
+		if g.Mode == "" {
+			g.Mode = access.Enforce
+		}
+		if err := g.check(); err != nil {
+			return err
+		}
+		if err := t.checkGroupTaken("", g.Name); err != nil {
+			return err
+		}
+		g.keep(Group{ID: t.newID("group"), CreatedAt: t.now, CreatedBy: by.Name, UpdatedAt: t.now, Version: 1})
+		if _, err := t.exec(`
+			INSERT INTO permission_groups (id, name, description, mode, member_condition, created_at, created_by, updated_at, deleted_at, version, revision)
+			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 0, $9, $10)`,
+			g.ID, g.Name, g.Description, g.Mode, g.MemberCondition, unix(g.CreatedAt), g.CreatedBy, unix(g.UpdatedAt), g.Version, t.revision); err != nil {
+			return fmt.Errorf("writing the permission group: %w", err)
+		}
+		var err error
+		if g.Rules, err = t.setRules(g.ID, nil, g.Rules); err != nil {
+			return err
+		}
+		return t.audit("permission_group.create", g.ID, nil, auditGroup(g))
+	})
+	return g, err
+}
+
+// Group returns the permission group with this id.
+func (s *Store) Group(ctx context.Context, by Actor, id string) (Group, error) {
+	return inRead(ctx, s, by, func(t *tx) (Group, error) { return t.visibleGroup(id) })
+}
+
+// Groups lists permission groups that were made before the one named before
+// ("" is all), newest first; with a name, the one of that name.
+func (s *Store) Groups(ctx context.Context, by Actor, name, before string, limit int) (list []Group, more bool, err error) {
+	list, err = inRead(ctx, s, by, func(t *tx) ([]Group, error) {
+		where, args := ` WHERE deleted_at = 0 AND ($1 = '' OR id < $1) AND ($2 = '' OR name = $2)`, []any{before, name, limit + 1}
+		if by.Scope != nil {
+			clause := "FALSE"
+			for _, id := range by.Scope.Groups {
+				args = append(args, id)
+				clause += fmt.Sprintf(` OR id = $%d`, len(args))
+			}
+			where += " AND (" + clause + ")"
+		}
+		rows, err := t.query(selectGroup+where+` ORDER BY id DESC LIMIT $3`, args...)
+		if err != nil {
+			return nil, err
+		}
+		list, err := collect(rows, scanGroup)
+		for i := range list {
+			if err == nil {
+				list[i].Rules, err = t.rulesOf(list[i].ID)
+			}
+		}
+		return list, err
+	})
+	if len(list) > limit {
+		list, more = list[:limit], true
+	}
+	return list, more, err
+}
+
+// UpdateGroup changes the fields of a permission group that a caller may
+// choose. Rules that edit leaves as they are keep their ids.
+func (s *Store) UpdateGroup(ctx context.Context, by Actor, id string, version int64, edit func(*Group) error) (Group, error) {
+	var g Group
+	err := s.change(ctx, by, func(t *tx) error {
+		before, err := t.visibleGroup(id)
+		if err != nil {
+			return err
+		}
+		if err := t.admit("change a permission group"); err != nil {
+			return err
+		}
+		if err := checkVersion(before.Version, version); err != nil {
+			return err
+		}
+		g = before.clone()
+		if err := edit(&g); err != nil {
+			return err
+		}
+		g.keep(before)
+		if err := g.check(); err != nil {
+			return err
+		}
+		if err := t.checkGroupTaken(id, g.Name); err != nil {
+			return err
+		}
+		if g.Rules, err = t.setRules(id, before.Rules, g.Rules); err != nil {
+			return err
+		}
+		if toJSON(auditGroup(g)) == toJSON(auditGroup(before)) {
+			return nil
+		}
+		if g, err = t.writeGroup(g); err != nil {
+			return err
+		}
+		return t.audit("permission_group.update", id, auditGroup(before), auditGroup(g))
+	})
+	return g, err
+}
+
+// writeGroup writes the row of a group that changed in any way.
+func (t *tx) writeGroup(g Group) (Group, error) {
+	g.UpdatedAt, g.Version = t.now, g.Version+1
+	if _, err := t.exec(`
+		UPDATE permission_groups SET name = $2, description = $3, mode = $4, member_condition = $5, updated_at = $6, version = $7, revision = $8
+		WHERE id = $1`, g.ID, g.Name, g.Description, g.Mode, g.MemberCondition, unix(g.UpdatedAt), g.Version, t.revision); err != nil {
+		return g, fmt.Errorf("writing the permission group: %w", err)
+	}
+	return g, nil
+}
+
+// DeleteGroup deletes a permission group; its members lose what it granted and
+// what it refused.
+func (s *Store) DeleteGroup(ctx context.Context, by Actor, id string, version int64) error {
+	return s.change(ctx, by, func(t *tx) error {
+		before, err := t.visibleGroup(id)
+		if err != nil {
+			return err
+		}
+		if err := t.admit("delete a permission group"); err != nil {
+			return err
+		}
+		if err := checkVersion(before.Version, version); err != nil {
+			return err
+		}
+		if err := t.touchMembers(id); err != nil {
+			return err
+		}
+		if _, err := t.exec(`DELETE FROM members WHERE group_id = $1`, id); err != nil {
+			return fmt.Errorf("removing members: %w", err)
+		}
+		if _, err := t.exec(`
+			UPDATE permission_groups SET deleted_at = $2, updated_at = $2, version = version + 1, revision = $3
+			WHERE id = $1`, id, t.now.Unix(), t.revision); err != nil {
+			return fmt.Errorf("deleting the permission group: %w", err)
+		}
+		return t.audit("permission_group.delete", id, auditGroup(before), nil)
+	})
+}
+
+// touchMembers tells the directory that the members of a group changed.
+func (t *tx) touchMembers(group string) error {
+	if _, err := t.exec(`
+		UPDATE service_users SET revision = $2
+		WHERE id IN (SELECT service_user_id FROM members WHERE group_id = $1)`, group, t.revision); err != nil {
+		return fmt.Errorf("counting the revision: %w", err)
+	}
+	return nil
+}
+
+// AddRule adds a rule at the end of a permission group.
+func (s *Store) AddRule(ctx context.Context, by Actor, groupID string, r access.Rule) (made access.Rule, err error) {
+	err = s.editRules(ctx, by, groupID, "rule.add", func(t *tx, g *Group) error {
+		if len(g.Rules) >= maxRules {
+			return conflict("rules", "the permission group has %d rules, the most there can be", len(g.Rules))
+		}
+		if made, err = t.addRule(groupID, r); err == nil {
+			g.Rules = append(slices.Clone(g.Rules), made)
+		}
+		return err
+	})
+	return made, err
+}
+
+// RemoveRule removes one rule of a permission group.
+func (s *Store) RemoveRule(ctx context.Context, by Actor, groupID, ruleID string) error {
+	return s.editRules(ctx, by, groupID, "rule.remove", func(t *tx, g *Group) error {
+		i := slices.IndexFunc(g.Rules, func(r access.Rule) bool { return r.ID == ruleID })
+		if i < 0 {
+			return notFound("rule", ruleID)
+		}
+		g.Rules = slices.Delete(slices.Clone(g.Rules), i, i+1)
+		return t.removeRule(ruleID)
+	})
+}
+
+func (s *Store) editRules(ctx context.Context, by Actor, groupID, action string, edit func(*tx, *Group) error) error {
+	return s.change(ctx, by, func(t *tx) error {
+		before, err := t.visibleGroup(groupID)
+		if err != nil {
+			return err
+		}
+		if err := t.admit("change the rules of a permission group"); err != nil {
+			return err
+		}
+		g := before
+		if err := edit(t, &g); err != nil {
+			return err
+		}
+		if g, err = t.writeGroup(g); err != nil {
+			return err
+		}
+		return t.audit(action, groupID, auditGroup(before), auditGroup(g))
+	})
+}
+
+// Member is a service user in a permission group.
+type Member struct {
+	ID   string
+	Name string
+}
+
+// Members lists the service users that a group names, newest first.
+func (s *Store) Members(ctx context.Context, by Actor, groupID, before string, limit int) (list []Member, more bool, err error) {
+	list, err = inRead(ctx, s, by, func(t *tx) ([]Member, error) {
+		if _, err := t.visibleGroup(groupID); err != nil {
+			return nil, err
+		}
+		rows, err := t.query(`
+			SELECT u.id, u.name, u.teams FROM members m JOIN service_users u ON u.id = m.service_user_id
+			WHERE m.group_id = $1 AND u.deleted_at = 0 AND ($2 = '' OR u.id < $2)
+			ORDER BY u.id DESC`, groupID, before)
+		if err != nil {
+			return nil, err
+		}
+		defer rows.Close()
+		list := []Member{}
+		for rows.Next() && len(list) <= limit {
+			var m Member
+			var text string
+			var teams []string
+			if err := rows.Scan(&m.ID, &m.Name, &text); err != nil {
+				return nil, err
+			}
+			if err := fromJSON(text, &teams); err != nil {
+				return nil, err
+			}
+			if by.Scope == nil || by.Scope.shares(teams) {
+				list = append(list, m)
+			}
+		}
+		return list, rows.Err()
+	})
+	if len(list) > limit {
+		list, more = list[:limit], true
+	}
+	return list, more, err
+}
+
+// AddMember makes a service user a member of a group. To add one that is a
+// member already changes nothing and is no error.
+func (s *Store) AddMember(ctx context.Context, by Actor, groupID, userID string) error {
+	return s.setMember(ctx, by, groupID, userID, true)
+}
+
+// RemoveMember ends a membership. To remove one that is no member changes
+// nothing and is no error.
+func (s *Store) RemoveMember(ctx context.Context, by Actor, groupID, userID string) error {
+	return s.setMember(ctx, by, groupID, userID, false)
+}
+
+func (s *Store) setMember(ctx context.Context, by Actor, groupID, userID string, member bool) error {
+	return s.change(ctx, by, func(t *tx) error {
+		before, err := t.visibleUser(userID)
+		if err != nil {
+			return err
+		}
+		if _, err := t.visibleGroup(groupID); err != nil {
+			return err
+		}
+		after, action := before, "member.add"
+		if member {
+			after.Groups = sorted(append(slices.Clone(before.Groups), groupID))
+		} else {
+			after.Groups = slices.DeleteFunc(slices.Clone(before.Groups), func(g string) bool { return g == groupID })
+			action = "member.remove"
+		}
+		if slices.Equal(before.Groups, after.Groups) {
+			return nil
+		}
+		if err := t.setGroups(userID, before.Groups, after.Groups); err != nil {
+			return err
+		}
+		if _, err := t.exec(`
+			UPDATE service_users SET updated_at = $2, version = version + 1, revision = $3 WHERE id = $1`,
+			userID, t.now.Unix(), t.revision); err != nil {
+			return fmt.Errorf("writing the service user: %w", err)
+		}
+		after.UpdatedAt, after.Version = t.now, before.Version+1
+		if err := t.withinScope(&before, &after); err != nil {
+			return err
+		}
+		return t.audit(action, userID, before, after)
+	})
+}
+
+// addMember writes one membership. field names what the caller set.
+func (t *tx) addMember(field, groupID, userID string) error {
+	if _, err := t.group(groupID); err != nil {
+		return asField(err, field)
+	}
+	if _, err := t.exec(`
+		INSERT INTO members (group_id, service_user_id, created_at) VALUES ($1, $2, $3)
+		ON CONFLICT (group_id, service_user_id) DO NOTHING`, groupID, userID, t.now.Unix()); err != nil {
+		return fmt.Errorf("adding a member: %w", err)
+	}
+	return nil
+}
+
+// addRule checks a rule and writes it behind the others.
+func (t *tx) addRule(group string, r access.Rule) (access.Rule, error) {
+	r, err := checkRule(r)
+	if err != nil {
+		return r, err
+	}
+	r.ID = t.newID("rule")
+	if _, err := t.exec(`
+		INSERT INTO rules (id, group_id, position, effect, methods, host, path, condition, name, description, created_at)
+		VALUES ($1, $2, (SELECT COALESCE(MAX(position), 0) + 1 FROM rules WHERE group_id = $2), $3, $4, $5, $6, $7, $8, $9, $10)`,
+		r.ID, group, r.Effect, strings.Join(r.Methods, ","), r.Host, r.Path, r.When, r.Name, r.Description, t.now.Unix()); err != nil {
+		return r, fmt.Errorf("writing the rule: %w", err)
+	}
+	return r, nil
+}
+
+func (t *tx) removeRule(id string) error {
+	if _, err := t.exec(`DELETE FROM rules WHERE id = $1`, id); err != nil {
+		return fmt.Errorf("removing the rule: %w", err)
+	}
+	return nil
+}
+
+// setRules makes list, in its order, the rules of a group. One that stands in
+// before with the same content stays, with its id.
+func (t *tx) setRules(group string, before, list []access.Rule) ([]access.Rule, error) {
+	type content struct{ text, name, description string }
+	contentOf := func(r access.Rule) content { return content{r.String(), r.Name, r.Description} }
+	if before != nil && slices.EqualFunc(list, before, func(a, b access.Rule) bool { return contentOf(a) == contentOf(b) }) {
+		return before, nil
+	}
+	left := make(map[content][]string) // ids of before
+	for _, r := range before {
+		left[contentOf(r)] = append(left[contentOf(r)], r.ID)
+	}
+	rules := make([]access.Rule, len(list))
+	for i, r := range list {
+		r, err := checkRule(r)
+		if err != nil {
+			return nil, err
+		}
+		// Each in turn goes behind the others, so that they end in this order.
+		if ids := left[contentOf(r)]; len(ids) > 0 {
+			r.ID, left[contentOf(r)] = ids[0], ids[1:]
+			if _, err := t.exec(`
+				UPDATE rules SET position = (SELECT MAX(position) + 1 FROM rules WHERE group_id = $2)
+				WHERE id = $1`, r.ID, group); err != nil {
+				return nil, fmt.Errorf("moving the rule: %w", err)
+			}
+		} else if r, err = t.addRule(group, r); err != nil {
+			return nil, err
+		}
+		rules[i] = r
+	}
+	for _, ids := range left {
+		for _, id := range ids {
+			if err := t.removeRule(id); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return rules, nil
+}
+
+const selectGroup = `
+	SELECT id, name, description, mode, member_condition, created_at, created_by, updated_at, version,
+		(SELECT COUNT(*) FROM members m JOIN service_users u ON u.id = m.service_user_id
+		 WHERE m.group_id = permission_groups.id AND u.deleted_at = 0)
+	FROM permission_groups`
+
+func scanGroup(rows *sql.Rows) (g Group, err error) {
+	var created, updated int64
+	err = rows.Scan(&g.ID, &g.Name, &g.Description, &g.Mode, &g.MemberCondition, &created, &g.CreatedBy, &updated, &g.Version, &g.MemberCount)
+	g.CreatedAt, g.UpdatedAt = fromUnix(created), fromUnix(updated)
+	return g, err
+}
+
+func (t *tx) group(id string) (Group, error) {
+	rows, err := t.query(selectGroup+` WHERE id = $1 AND deleted_at = 0`, id)
+	if err != nil {
+		return Group{}, fmt.Errorf("reading the permission group: %w", err)
+	}
+	list, err := collect(rows, scanGroup)
+	switch {
+	case err != nil:
+		return Group{}, fmt.Errorf("reading the permission group: %w", err)
+	case len(list) == 0:
+		return Group{}, notFound("permission group", id)
+	}
+	return list[0], nil
+}
+
+// visibleGroup reads a group, with its rules, that the actor may see: a manager
+// sees those that it holds.
+func (t *tx) visibleGroup(id string) (Group, error) {
+	g, err := t.group(id)
+	if err != nil {
+		return g, err
+	}
+	if t.by.Scope != nil && !slices.Contains(t.by.Scope.Groups, id) {
+		return Group{}, notFound("permission group", id)
+	}
+	g.Rules, err = t.rulesOf(id)
+	return g, err
+}
+
+func (t *tx) rulesOf(group string) ([]access.Rule, error) {
+	rows, err := t.query(`
+		SELECT group_id, id, effect, methods, host, path, condition, name, description
+		FROM rules WHERE group_id = $1 ORDER BY position, id`, group)
+	if err != nil {
+		return nil, fmt.Errorf("reading rules: %w", err)
+	}
+	return collect(rows, func(rows *sql.Rows) (access.Rule, error) {
+		_, r, err := scanRule(rows)
+		return r, err
+	})
+}
+
+func (t *tx) checkGroupTaken(id, name string) error {
+	var other string
+	err := t.row(`SELECT id FROM permission_groups WHERE name = $1 AND deleted_at = 0 AND id <> $2`, name, id).Scan(&other)
+	switch {
+	case err == nil:
+		return conflict("name", "%q is taken by another permission group; choose another", name)
+	case errors.Is(err, sql.ErrNoRows):
+		return nil
+	default:
+		return fmt.Errorf("looking for the name: %w", err)
+	}
+}
+
+// auditGroup is what the audit trail shows of a group: rules as text.
+func auditGroup(g Group) any {
+	type rule struct {
+		ID          string `json:"id"`
+		Text        string `json:"text"`
+		Name        string `json:"name,omitempty"`
+		Description string `json:"description,omitempty"`
+	}
+	rules := make([]rule, len(g.Rules))
+	for i, r := range g.Rules {
+		rules[i] = rule{r.ID, r.String(), r.Name, r.Description}
+	}
+	return struct {
+		Group
+		Rules []rule `json:"rules"`
+	}{g, rules}
+}
+
+// asField turns a missing group into a fault of the field that names it.
+func asField(err error, field string) error {
+	var e *Error
+	if errors.As(err, &e) && e.Kind == ErrNotFound {
+		return &Error{ErrInvalid, field, e.Msg}
+	}
+	return err
+}

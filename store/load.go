@@ -1,0 +1,299 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/serviceusers/caddy-service-users/access"
+)
+
+// revokedShown is how long a revoked token stays in the directory, so that a
+// log can say "token_revoked" instead of "wrong_secret".
+const revokedShown = 7 * 24 * time.Hour
+
+// load reads what changed since the directory in force and returns the
+// directory with it. Everything is read in one transaction; an error of any
+// row refuses the whole.
+func (s *Store) load(ctx context.Context, q *sql.Tx) (loaded, error) {
+	current := s.loaded
+	since := current.revision
+	next := loaded{}
+	var version int // a newer program may have upgraded it meanwhile
+	if err := q.QueryRowContext(ctx, `PRAGMA user_version`).Scan(&version); err != nil {
+		return next, fmt.Errorf("reading the schema version: %w", err)
+	}
+	if err := checkSchema(version); err != nil {
+		return next, err
+	}
+	if err := q.QueryRowContext(ctx, `SELECT revision, audit_seq, audit_hash FROM meta`).Scan(&next.revision, &next.seq, &next.hash); err != nil {
+		return next, fmt.Errorf("reading the revision: %w", err)
+	}
+	if next.position == current.position && since != 0 {
+		return current, nil
+	}
+	if err := current.leadsTo(ctx, q, next.position); err != nil {
+		return next, err
+	}
+	c := access.Changes{Revision: next.revision}
+	if err := loadGroups(ctx, q, since, &c); err != nil {
+		return next, fmt.Errorf("reading permission groups: %w", err)
+	}
+	if err := loadUsers(ctx, q, since, &c); err != nil {
+		return next, fmt.Errorf("reading service users: %w", err)
+	}
+	if err := loadTokens(ctx, q, since, s.now(), &c); err != nil {
+		return next, fmt.Errorf("reading tokens: %w", err)
+	}
+	s.warnOfLostPeppers(c.Users)
+	var err error
+	next.directory, err = current.directory.With(c)
+	return next, err
+}
+
+// position is a place in the history of a store.
+type position struct {
+	revision int64
+	seq      int64  // the last record of the audit trail …
+	hash     string // … and its hash
+}
+
+// loaded is a directory together with the position that it shows.
+type loaded struct {
+	position
+	directory *access.Directory
+}
+
+// leadsTo refuses a store whose history does not go on from p. A backup that was
+// put in its place, even when it was changed since, would bring revoked tokens
+// back; and reading only what is new in it would mix two histories.
+func (p position) leadsTo(ctx context.Context, q *sql.Tx, next position) error {
+	if p.seq == 0 {
+		return nil // nothing was read yet
+	}
+	var hash string
+	err := q.QueryRowContext(ctx, `SELECT hash FROM audit_events WHERE seq = $1`, p.seq).Scan(&hash)
+	switch {
+	case err != nil && !errors.Is(err, sql.ErrNoRows):
+		return fmt.Errorf("reading the audit trail: %w", err)
+	case hash != p.hash || next.revision < p.revision:
+		return fmt.Errorf("the database is an older or another one than before: its revision %d does not follow revision %d, which is in force; put the newer one back, or restart to take this one", next.revision, p.revision)
+	}
+	return nil
+}
+
+// loadGroups reads the groups that changed, each with all of its rules.
+func loadGroups(ctx context.Context, q *sql.Tx, since int64, c *access.Changes) error {
+	rows, err := q.QueryContext(ctx, `
+		SELECT id, name, mode, deleted_at
+		FROM permission_groups
+		WHERE revision > $1 AND (deleted_at = 0 OR $1 > 0)`, since)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	place := make(map[string]int)
+	for rows.Next() {
+		var g access.Group
+		var deleted int64
+		if err := rows.Scan(&g.ID, &g.Name, &g.Mode, &deleted); err != nil {
+			return err
+		}
+		if deleted != 0 {
+			c.RemovedGroups = append(c.RemovedGroups, g.ID)
+			continue
+		}
+		place[g.ID] = len(c.Groups)
+		c.Groups = append(c.Groups, g)
+	}
+	if err := rows.Err(); err != nil {
+		return err
+	}
+	rules, err := q.QueryContext(ctx, `
+		SELECT r.group_id, r.id, r.effect, r.methods, r.host, r.path, r.condition, r.name, r.description
+		FROM rules r JOIN permission_groups g ON g.id = r.group_id
+		WHERE g.revision > $1 AND g.deleted_at = 0
+		ORDER BY r.group_id, r.position, r.id`, since)
+	if err != nil {
+		return err
+	}
+	defer rules.Close()
+	for rules.Next() {
+		group, r, err := scanRule(rules)
+		if err != nil {
+			return err
+		}
+		g := &c.Groups[place[group]]
+		g.Rules = append(g.Rules, r)
+	}
+	return rules.Err()
+}
+
+func scanRule(rows *sql.Rows) (group string, r access.Rule, err error) {
+	var methods string
+	err = rows.Scan(&group, &r.ID, &r.Effect, &methods, &r.Host, &r.Path, &r.When, &r.Name, &r.Description)
+	r.Methods = strings.Split(methods, ",")
+	return group, r, err
+}
+
+// loadUsers reads the service users that changed, each with its groups.
+func loadUsers(ctx context.Context, q *sql.Tx, since int64, c *access.Changes) error {
+	rows, err := q.QueryContext(ctx, `
+		SELECT id, name, display_name, alias, active, role, teams, allowed_ips, expires_at, deleted_at
+		FROM service_users
+		WHERE revision > $1 AND (deleted_at = 0 OR $1 > 0)
+		ORDER BY id`, since)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var u access.User
+		var teams, allowed string
+		var deleted int64
+		if err := rows.Scan(&u.ID, &u.Name, &u.DisplayName, &u.Alias, &u.Active, &u.Role, &teams, &allowed, &u.ExpiresAt, &deleted); err != nil {
+			return err
+		}
+		if deleted != 0 {
+			c.RemovedUsers = append(c.RemovedUsers, u.ID)
+			continue
+		}
+		if err := fromJSON(teams, &u.Teams); err != nil {
+			return fmt.Errorf("%s: %w", u.ID, err)
+		}
+		if u.AllowedIPs, err = prefixes(allowed); err != nil {
+			return fmt.Errorf("%s: %w", u.ID, err)
+		}
+		c.Users = append(c.Users, u)
+	}
+	if err := rows.Err(); err != nil {
+		return err
+	}
+	members, err := q.QueryContext(ctx, `
+		SELECT m.service_user_id, m.group_id
+		FROM members m JOIN service_users u ON u.id = m.service_user_id
+		WHERE u.revision > $1 AND u.deleted_at = 0
+		ORDER BY m.service_user_id, m.group_id`, since)
+	if err != nil {
+		return err
+	}
+	defer members.Close()
+	next := 0
+	for members.Next() {
+		var user, group string
+		if err := members.Scan(&user, &group); err != nil {
+			return err
+		}
+		u := seek(c.Users, &next, user)
+		if u == nil {
+			return fmt.Errorf("a member %s that is no service user", user)
+		}
+		u.Groups = append(u.Groups, group)
+	}
+	return members.Err()
+}
+
+// loadTokens reads every token of the service users that changed. Tokens that
+// were revoked long ago stay out.
+func loadTokens(ctx context.Context, q *sql.Tx, since int64, now time.Time, c *access.Changes) error {
+	rows, err := q.QueryContext(ctx, `
+		SELECT t.service_user_id, t.id, t.hash, t.pepper_id, t.expires_at, t.not_before, t.retires_at, t.allowed_ips, t.permission_groups, t.revoked_at
+		FROM tokens t JOIN service_users u ON u.id = t.service_user_id
+		WHERE u.revision > $1 AND u.deleted_at = 0 AND (t.revoked_at = 0 OR t.revoked_at > $2)
+		ORDER BY t.service_user_id, t.id`, since, now.Add(-revokedShown).Unix())
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	next := 0
+	for rows.Next() {
+		var t access.Token
+		var user, hash, allowed, groups string
+		var retires, revoked int64
+		if err := rows.Scan(&user, &t.ID, &hash, &t.Pepper, &t.ExpiresAt, &t.NotBefore, &retires, &allowed, &groups, &revoked); err != nil {
+			return err
+		}
+		sum, err := hex.DecodeString(hash)
+		if err != nil || len(sum) != len(t.Hash) {
+			return fmt.Errorf("%s: the hash is damaged", t.ID)
+		}
+		t.Hash = access.Hash(sum)
+		if retires != 0 && (t.ExpiresAt == 0 || retires < t.ExpiresAt) {
+			t.ExpiresAt = retires
+		}
+		t.Revoked = revoked != 0
+		if t.AllowedIPs, err = prefixes(allowed); err != nil {
+			return fmt.Errorf("%s: %w", t.ID, err)
+		}
+		if err := fromJSON(groups, &t.Groups); err != nil {
+			return fmt.Errorf("%s: %w", t.ID, err)
+		}
+		u := seek(c.Users, &next, user)
+		if u == nil {
+			return fmt.Errorf("%s belongs to %s, which is no service user", t.ID, user)
+		}
+		u.Tokens = append(u.Tokens, t)
+	}
+	return rows.Err()
+}
+
+// seek finds a user in a list that is sorted by id, going on from where the
+// last call stopped: both sides of a merge come in the same order.
+func seek(users []access.User, next *int, id string) *access.User {
+	for *next < len(users) && users[*next].ID < id {
+		*next++
+	}
+	if *next < len(users) && users[*next].ID == id {
+		return &users[*next]
+	}
+	return nil
+}
+
+func prefixes(text string) ([]netip.Prefix, error) {
+	var list []netip.Prefix
+	if text == "[]" {
+		return nil, nil
+	}
+	err := fromJSON(text, &list)
+	return list, err
+}
+
+func fromJSON(text string, v any) error {
+	if err := json.Unmarshal([]byte(text), v); err != nil {
+		return fmt.Errorf("the list %q is damaged: %w", text, err)
+	}
+	return nil
+}
+
+func toJSON(v any) string {
+	text, err := json.Marshal(v)
+	if err != nil {
+		panic("store: encoding a record: " + err.Error()) // strings, lists and maps of them always can be
+	}
+	return string(text)
+}
+
+// warnOfLostPeppers tells of tokens whose pepper is no longer configured: they
+// are refused until it is.
+func (s *Store) warnOfLostPeppers(users []access.User) {
+	lost := make(map[string]int)
+	for _, u := range users {
+		for _, t := range u.Tokens {
+			if !t.Revoked && !s.opts.Peppers.Knows(t.Pepper) {
+				lost[t.Pepper]++
+			}
+		}
+	}
+	for id, n := range lost {
+		s.log.Error("tokens cannot be verified: their pepper is not in the pepper file; add the key back, or refresh the tokens",
+			zap.String("pepper_id", id), zap.Int("tokens", n))
+	}
+}

@@ -1,0 +1,192 @@
+package store
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/segmentio/ksuid"
+
+	"github.com/serviceusers/caddy-service-users/access"
+)
+
+// The JSON of these records is what the audit trail shows of them.
+
+// ServiceUser is a machine account. The zero time means "never".
+type ServiceUser struct {
+	ID           string            `json:"id"`                     // service_…
+	Name         string            `json:"name"`                   // unique, 1-255 characters
+	DisplayName  string            `json:"display_name,omitempty"` // for people
+	Description  string            `json:"description,omitempty"`  // for people
+	Owner        string            `json:"owner,omitempty"`        // whom to ask about it
+	Alias        string            `json:"alias,omitempty"`        // a second login id, unique; "" is none
+	Active       bool              `json:"active"`                 // false: every token of it is refused
+	Role         access.Role       `json:"role"`                   // on the admin API
+	Teams        []string          `json:"teams"`                  // sorted
+	Labels       map[string]string `json:"labels,omitempty"`       // free
+	AllowedIPs   []string          `json:"allowed_ips,omitempty"`  // CIDRs; empty is any
+	ExpiresAt    time.Time         `json:"expires_at,omitzero"`
+	CreatedAt    time.Time         `json:"created_at"`
+	CreatedBy    string            `json:"created_by"` // an Actor's name
+	UpdatedAt    time.Time         `json:"updated_at"`
+	LastActiveAt time.Time         `json:"-"`
+	DeletedAt    time.Time         `json:"deleted_at,omitzero"`
+	Groups       []string          `json:"permission_groups"` // ids of the groups that name it as a member, sorted
+	Version      int64             `json:"version"`           // counts changes of these fields, for If-Match
+}
+
+// clone returns a copy that shares nothing with u.
+func (u ServiceUser) clone() ServiceUser {
+	u.Teams, u.Labels = slices.Clone(u.Teams), maps.Clone(u.Labels)
+	u.AllowedIPs, u.Groups = slices.Clone(u.AllowedIPs), slices.Clone(u.Groups)
+	return u
+}
+
+// keep takes over from before what is not for a caller to choose.
+func (u *ServiceUser) keep(before ServiceUser) {
+	u.ID, u.Version, u.CreatedBy = before.ID, before.Version, before.CreatedBy
+	u.CreatedAt, u.UpdatedAt, u.LastActiveAt, u.DeletedAt = before.CreatedAt, before.UpdatedAt, before.LastActiveAt, before.DeletedAt
+}
+
+// Token is one token of a service user, without its secret: that is shown once,
+// by the call that makes it, and kept nowhere.
+type Token struct {
+	ID          string    `json:"id"`              // token_…
+	UserID      string    `json:"service_user_id"` // service_…
+	Description string    `json:"description,omitempty"`
+	Hint        string    `json:"hint"`               // the last four characters of the secret
+	Metadata    string    `json:"metadata,omitempty"` // free, at most 4096 bytes
+	AllowedIPs  []string  `json:"allowed_ips,omitempty"`
+	Groups      []string  `json:"permission_groups,omitempty"` // narrows the allows to these groups; empty is all
+	ExpiresAt   time.Time `json:"expires_at,omitzero"`
+	NotBefore   time.Time `json:"not_before,omitzero"`
+	CreatedAt   time.Time `json:"created_at"`
+	CreatedBy   string    `json:"created_by"`
+	UpdatedAt   time.Time `json:"updated_at"`
+	LastUsedAt  time.Time `json:"-"`
+	LastUsedIP  string    `json:"-"`
+	UseCount    int64     `json:"-"`
+	RetiresAt   time.Time `json:"retires_at,omitzero"` // the end of the grace that a refresh gave
+	RevokedAt   time.Time `json:"revoked_at,omitzero"`
+	ReplacedBy  string    `json:"replaced_by,omitempty"` // the token that a refresh made
+	Version     int64     `json:"version"`
+}
+
+func (t Token) clone() Token {
+	t.AllowedIPs, t.Groups = slices.Clone(t.AllowedIPs), slices.Clone(t.Groups)
+	return t
+}
+
+func (t *Token) keep(before Token) {
+	t.ID, t.UserID, t.Hint, t.Version, t.CreatedBy = before.ID, before.UserID, before.Hint, before.Version, before.CreatedBy
+	t.CreatedAt, t.UpdatedAt, t.RetiresAt, t.RevokedAt, t.ReplacedBy = before.CreatedAt, before.UpdatedAt, before.RetiresAt, before.RevokedAt, before.ReplacedBy
+	t.LastUsedAt, t.LastUsedIP, t.UseCount = before.LastUsedAt, before.LastUsedIP, before.UseCount
+}
+
+// TokenState is what a token is good for at an instant.
+type TokenState string
+
+// The states of a token.
+const (
+	TokenActive   TokenState = "active"
+	TokenRetiring TokenState = "retiring" // refreshed; valid until the grace ends
+	TokenExpired  TokenState = "expired"
+	TokenRevoked  TokenState = "revoked"
+)
+
+// State returns the token's state at an instant. A token whose grace has ended
+// is revoked.
+func (t Token) State(now time.Time) TokenState {
+	past := func(at time.Time) bool { return !at.IsZero() && !now.Before(at) }
+	switch {
+	case past(t.RevokedAt), past(t.RetiresAt):
+		return TokenRevoked
+	case past(t.ExpiresAt):
+		return TokenExpired
+	case !t.RetiresAt.IsZero():
+		return TokenRetiring
+	default:
+		return TokenActive
+	}
+}
+
+// Group is a permission group. Rules are in the order that people gave them;
+// the order decides nothing.
+type Group struct {
+	ID              string        `json:"id"`   // group_…
+	Name            string        `json:"name"` // unique
+	Description     string        `json:"description,omitempty"`
+	Mode            access.Mode   `json:"mode"`
+	MemberCondition string        `json:"member_condition,omitempty"`
+	Rules           []access.Rule `json:"-"`
+	MemberCount     int64         `json:"-"` // named members
+	CreatedAt       time.Time     `json:"created_at"`
+	CreatedBy       string        `json:"created_by"`
+	UpdatedAt       time.Time     `json:"updated_at"`
+	Version         int64         `json:"version"`
+}
+
+func (g Group) clone() Group {
+	g.Rules = slices.Clone(g.Rules)
+	for i := range g.Rules {
+		g.Rules[i].Methods = slices.Clone(g.Rules[i].Methods)
+	}
+	return g
+}
+
+func (g *Group) keep(before Group) {
+	g.ID, g.Version, g.MemberCount, g.CreatedBy = before.ID, before.Version, before.MemberCount, before.CreatedBy
+	g.CreatedAt, g.UpdatedAt = before.CreatedAt, before.UpdatedAt
+}
+
+// Actor is who makes a change, and how far it may reach.
+type Actor struct {
+	Name      string // local, human:NAME, service_…
+	Operation string // op_…, joins answer, log and audit trail
+	Scope     *Scope // nil: everything
+}
+
+// Local is the actor of whoever can reach the machine's own admin door.
+var Local = Actor{Name: "local"}
+
+// Scope bounds what a manager sees and changes: service users with the role
+// member that share a team with it, and whose permission groups, before and
+// after a change, are all among its own.
+type Scope struct {
+	UserID string   // the manager itself, when it is a service user
+	Teams  []string // of the manager
+	Groups []string // ids of the groups that the manager holds
+}
+
+// newID makes an id that sorts by the instant of its making: a type prefix and
+// a KSUID. That counts seconds; its payload therefore begins with the
+// nanoseconds, and has 96 random bits behind them.
+func newID(prefix string, now time.Time) string {
+	var payload [16]byte
+	binary.BigEndian.PutUint32(payload[:4], uint32(now.Nanosecond()))
+	rand.Read(payload[4:]) // never fails: crypto/rand ends the program instead
+	id, err := ksuid.FromParts(now, payload[:])
+	if err != nil {
+		panic("store: making an id: " + err.Error()) // the payload has its length
+	}
+	return prefix + "_" + id.String()
+}
+
+// NewOperationID makes an operation id.
+func NewOperationID() string { return newID("op", time.Now()) }
+
+func unix(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.Unix()
+}
+
+func fromUnix(seconds int64) time.Time {
+	if seconds == 0 {
+		return time.Time{}
+	}
+	return time.Unix(seconds, 0).UTC()
+}

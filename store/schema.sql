@@ -1,0 +1,121 @@
+-- The store of service users, version 1. Times are Unix seconds in UTC; 0 means
+-- "never" or "not yet". Lists and maps are JSON text. One text serves SQLite and
+-- PostgreSQL.
+--
+-- A revision is the number of the change that last touched what requests see of
+-- a row; a node reads what is newer than the revision it knows. A version counts
+-- the changes of the row's own fields and is its ETag.
+
+CREATE TABLE meta (
+	id          INTEGER PRIMARY KEY CHECK (id = 1), -- there is one row
+	instance_id TEXT    NOT NULL, -- store_…, made once; tells this store from every other
+	revision    BIGINT  NOT NULL, -- the number of the last change
+	audit_seq   BIGINT  NOT NULL, -- the last record of the audit trail …
+	audit_hash  TEXT    NOT NULL, -- … and its hash, in hex
+	created_at  BIGINT  NOT NULL
+);
+
+CREATE TABLE service_users (
+	id             TEXT    PRIMARY KEY, -- service_…; never used again
+	name           TEXT    NOT NULL,    -- unique among those that are not deleted
+	display_name   TEXT    NOT NULL,
+	description    TEXT    NOT NULL,
+	owner          TEXT    NOT NULL,    -- whom to ask
+	alias          TEXT    NOT NULL,    -- a second login id; '' is none
+	active         BOOLEAN NOT NULL,
+	role           TEXT    NOT NULL,    -- admin, manager, member
+	teams          TEXT    NOT NULL,    -- ["finance"]
+	labels         TEXT    NOT NULL,    -- {"env":"prod"}
+	allowed_ips    TEXT    NOT NULL,    -- ["10.0.0.0/8"]; [] is any
+	expires_at     BIGINT  NOT NULL,
+	created_at     BIGINT  NOT NULL,
+	created_by     TEXT    NOT NULL,    -- local, human:…, service_…
+	updated_at     BIGINT  NOT NULL,
+	last_active_at BIGINT  NOT NULL,
+	deleted_at     BIGINT  NOT NULL,    -- 0 is alive; else a tombstone
+	version        BIGINT  NOT NULL,
+	revision       BIGINT  NOT NULL
+);
+CREATE UNIQUE INDEX service_users_name ON service_users (name) WHERE deleted_at = 0;
+CREATE UNIQUE INDEX service_users_alias ON service_users (alias) WHERE deleted_at = 0 AND alias <> '';
+CREATE INDEX service_users_revision ON service_users (revision);
+
+CREATE TABLE tokens (
+	id                TEXT   PRIMARY KEY, -- token_…
+	service_user_id   TEXT   NOT NULL REFERENCES service_users (id),
+	description       TEXT   NOT NULL,
+	hint              TEXT   NOT NULL,    -- the last four characters of the secret
+	hash              TEXT   NOT NULL,    -- hex of SHA-256(secret) or HMAC-SHA-256(pepper, SHA-256(secret))
+	pepper_id         TEXT   NOT NULL,    -- which pepper; '' is none
+	expires_at        BIGINT NOT NULL,
+	not_before        BIGINT NOT NULL,
+	allowed_ips       TEXT   NOT NULL,
+	metadata          TEXT   NOT NULL,
+	permission_groups TEXT   NOT NULL,    -- narrows the allows to these groups; [] is all
+	created_at        BIGINT NOT NULL,
+	created_by        TEXT   NOT NULL,
+	updated_at        BIGINT NOT NULL,
+	last_used_at      BIGINT NOT NULL,
+	last_used_ip      TEXT   NOT NULL,
+	use_count         BIGINT NOT NULL,
+	retires_at        BIGINT NOT NULL,    -- the end of the grace after a refresh; 0 is none
+	revoked_at        BIGINT NOT NULL,
+	replaced_by       TEXT   NOT NULL,    -- the token that a refresh made
+	version           BIGINT NOT NULL
+);
+CREATE UNIQUE INDEX tokens_hash ON tokens (hash);
+CREATE INDEX tokens_service_user ON tokens (service_user_id, id);
+
+CREATE TABLE permission_groups (
+	id               TEXT   PRIMARY KEY, -- group_…
+	name             TEXT   NOT NULL,    -- unique among those that are not deleted
+	description      TEXT   NOT NULL,
+	mode             TEXT   NOT NULL,    -- enforce, observe
+	member_condition TEXT   NOT NULL,
+	created_at       BIGINT NOT NULL,
+	created_by       TEXT   NOT NULL,
+	updated_at       BIGINT NOT NULL,
+	deleted_at       BIGINT NOT NULL,
+	version          BIGINT NOT NULL,
+	revision         BIGINT NOT NULL
+);
+CREATE UNIQUE INDEX permission_groups_name ON permission_groups (name) WHERE deleted_at = 0;
+CREATE INDEX permission_groups_revision ON permission_groups (revision);
+
+CREATE TABLE rules (
+	id          TEXT   PRIMARY KEY, -- rule_…
+	group_id    TEXT   NOT NULL REFERENCES permission_groups (id),
+	position    BIGINT NOT NULL,    -- the order that people see; it decides nothing
+	effect      TEXT   NOT NULL,    -- allow, deny
+	methods     TEXT   NOT NULL,    -- GET,HEAD
+	host        TEXT   NOT NULL,
+	path        TEXT   NOT NULL,
+	condition   TEXT   NOT NULL,
+	name        TEXT   NOT NULL,
+	description TEXT   NOT NULL,
+	created_at  BIGINT NOT NULL
+);
+CREATE INDEX rules_group ON rules (group_id, position);
+
+CREATE TABLE members (
+	group_id        TEXT   NOT NULL REFERENCES permission_groups (id),
+	service_user_id TEXT   NOT NULL REFERENCES service_users (id),
+	created_at      BIGINT NOT NULL,
+	PRIMARY KEY (group_id, service_user_id)
+);
+CREATE INDEX members_service_user ON members (service_user_id, group_id);
+
+CREATE TABLE audit_events (
+	seq          BIGINT PRIMARY KEY, -- 1, 2, 3 … without a gap
+	id           TEXT   NOT NULL,    -- audit_…
+	at           BIGINT NOT NULL,
+	actor        TEXT   NOT NULL,    -- local, human:…, service_…
+	action       TEXT   NOT NULL,    -- service_user.create, token.revoke, …
+	resource_id  TEXT   NOT NULL,    -- what was changed
+	before       TEXT   NOT NULL,    -- JSON without secrets; '' when it did not exist
+	after        TEXT   NOT NULL,    -- JSON without secrets; '' when it no longer exists
+	operation_id TEXT   NOT NULL,    -- op_…, as in the answer and the log
+	prev_hash    TEXT   NOT NULL,    -- the hash of the record before
+	hash         TEXT   NOT NULL     -- SHA-256 over prev_hash and every other column
+);
+CREATE INDEX audit_events_resource ON audit_events (resource_id, seq);

@@ -1,0 +1,267 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	_ "embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"modernc.org/sqlite"
+)
+
+//go:embed schema.sql
+var schema string
+
+// upgrades bring an older database up to date: upgrades[i] leads from version
+// i+1 to i+2. The list is only ever appended to; schema.sql always makes the
+// newest version.
+var upgrades = []string{}
+
+// schemaVersion is the version that this program reads and writes.
+var schemaVersion = 1 + len(upgrades)
+
+// applicationID marks our databases (PRAGMA application_id): "CSU" and a zero.
+const applicationID = 0x43535500
+
+// ErrNotOurs and ErrNewer are the two kinds of database that are refused.
+var (
+	ErrNotOurs = errors.New("not a store of service users")
+	ErrNewer   = errors.New("made by a newer version")
+)
+
+// ofdLocking makes SQLite use open file description locks, which other code in
+// the process cannot drop by opening and closing the file. It has to be said
+// before the first database is opened; where it is not to be had POSIX locks
+// do, as everywhere else.
+var ofdLocking = sync.OnceFunc(func() { _, _ = sqlite.OFDLocking(true) })
+
+// openSQLite opens the database for reading and for writing, making it when
+// there is none.
+func openSQLite(ctx context.Context, path string, now time.Time) (read, write *sql.DB, file os.FileInfo, err error) {
+	ofdLocking()
+	file, err = os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := createSQLite(ctx, path, now); err != nil {
+			return nil, nil, nil, err
+		}
+		file, err = os.Stat(path) // it may be somebody else's
+	}
+	switch {
+	case err != nil:
+		return nil, nil, nil, err
+	case file.IsDir():
+		return nil, nil, nil, errors.New("this is a directory; name a file in it")
+	case file.Size() == 0:
+		return nil, nil, nil, fmt.Errorf("%w: the file is empty, and a store never is; restore it from a backup, or remove the file to begin a new store", ErrNotOurs)
+	}
+	if err := checkSQLite(ctx, path); err != nil {
+		return nil, nil, nil, err
+	}
+	if err := makePrivate(path); err != nil {
+		return nil, nil, nil, fmt.Errorf("the file can be read by others and that cannot be mended: %w", err)
+	}
+	write, err = sql.Open("sqlite", sqliteDSN(path, "rw", "_txlock=immediate"))
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	write.SetMaxOpenConns(1)
+	if err := upgradeSQLite(ctx, write); err != nil {
+		write.Close()
+		return nil, nil, nil, err
+	}
+	read, err = sql.Open("sqlite", sqliteDSN(path, "rw", "_pragma=query_only(1)"))
+	if err != nil {
+		write.Close()
+		return nil, nil, nil, err
+	}
+	read.SetMaxOpenConns(8)
+	read.SetMaxIdleConns(8) // to open one costs more than most of what they are for
+	return read, write, file, nil
+}
+
+// makePrivate takes the database, and the log and its index that may lie beside
+// it, away from everybody but their owner.
+func makePrivate(path string) error {
+	for _, suffix := range []string{"", "-wal", "-shm"} {
+		info, err := os.Stat(path + suffix)
+		if err == nil && info.Mode().Perm()&0o077 != 0 {
+			err = os.Chmod(path+suffix, 0o600)
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// sqliteDSN names a database together with what every connection to it sets:
+// a pool would run a PRAGMA statement on one of its connections only.
+func sqliteDSN(path, mode, extra string) string {
+	dsn := "file:" + (&url.URL{Path: path}).EscapedPath() + "?mode=" + mode
+	if mode != "ro" {
+		dsn += "&_pragma=busy_timeout(5000)&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)" +
+			"&_pragma=foreign_keys(1)&_pragma=trusted_schema(0)&_pragma=cell_size_check(1)"
+	} else {
+		dsn += "&_pragma=busy_timeout(5000)"
+	}
+	if extra != "" {
+		dsn += "&" + extra
+	}
+	return dsn
+}
+
+// createSQLite makes a new database beside its place and moves it there whole,
+// so that a file at the place is either no store or a complete one. When
+// another process is faster, its store is taken.
+func createSQLite(ctx context.Context, path string, now time.Time) error {
+	dir := filepath.Dir(path)
+	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
+		return fmt.Errorf("the directory %q does not exist; create it first", dir)
+	}
+	file, err := os.CreateTemp(dir, ".new-*.db") // 0600
+	if err != nil {
+		return fmt.Errorf("creating it: %w", err)
+	}
+	temp := file.Name()
+	file.Close()
+	defer func() {
+		for _, suffix := range []string{"", "-wal", "-shm", "-journal"} {
+			os.Remove(temp + suffix)
+		}
+	}()
+	db, err := sql.Open("sqlite", sqliteDSN(temp, "rw", ""))
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	if err := initSQLite(ctx, db, now); err != nil {
+		return fmt.Errorf("creating it: %w", err)
+	}
+	if err := db.Close(); err != nil { // checkpoints and removes the log
+		return fmt.Errorf("creating it: %w", err)
+	}
+	if err := os.Link(temp, path); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("creating it: %w", err)
+	}
+	return syncDir(dir)
+}
+
+func initSQLite(ctx context.Context, db *sql.DB, now time.Time) error {
+	tx, err := db.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback()
+	if _, err := tx.ExecContext(ctx, schema); err != nil {
+		return err
+	}
+	if _, err := tx.ExecContext(ctx, `
+		INSERT INTO meta (id, instance_id, revision, audit_seq, audit_hash, created_at)
+		VALUES (1, $1, 0, 0, '', $2)`,
+		newID("store", now), now.Unix()); err != nil {
+		return err
+	}
+	if _, err := tx.ExecContext(ctx, fmt.Sprintf(`PRAGMA application_id = %d; PRAGMA user_version = %d`, applicationID, schemaVersion)); err != nil {
+		return err
+	}
+	return tx.Commit()
+}
+
+// checkSQLite looks at a file without changing it.
+func checkSQLite(ctx context.Context, path string) error {
+	extra := ""
+	if _, err := os.Stat(path + "-wal"); errors.Is(err, fs.ErrNotExist) {
+		// Nothing is in a log. This keeps SQLite from making one beside a
+		// database that may be somebody else's.
+		extra = "immutable=1"
+	}
+	db, err := sql.Open("sqlite", sqliteDSN(path, "ro", extra))
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	var id, version int
+	if err := db.QueryRowContext(ctx, `PRAGMA application_id`).Scan(&id); err != nil {
+		return explainSQLite(err)
+	}
+	if err := db.QueryRowContext(ctx, `PRAGMA user_version`).Scan(&version); err != nil {
+		return explainSQLite(err)
+	}
+	if id != applicationID {
+		return fmt.Errorf("%w: the database belongs to another program (application id %#08x); name another file", ErrNotOurs, uint32(id))
+	}
+	return checkSchema(version)
+}
+
+// checkSchema refuses a version of the schema that this program does not know.
+func checkSchema(version int) error {
+	switch {
+	case version > schemaVersion:
+		return fmt.Errorf("%w: the database has schema version %d, this program knows %d; update the program, or restore a backup that the older one made", ErrNewer, version, schemaVersion)
+	case version < 1:
+		return fmt.Errorf("%w: the database has no schema version; restore it from a backup", ErrNotOurs)
+	}
+	return nil
+}
+
+// The SQLite result codes that mean something to an operator.
+const (
+	sqliteNotADB   = 26
+	sqliteCantOpen = 14
+)
+
+func explainSQLite(err error) error {
+	var e *sqlite.Error
+	if errors.As(err, &e) {
+		switch e.Code() & 0xff {
+		case sqliteNotADB:
+			return fmt.Errorf("%w: the file is not a SQLite database; name another file", ErrNotOurs)
+		case sqliteCantOpen:
+			return fmt.Errorf("the file cannot be opened; it and its directory must be readable and writable for this user: %w", err)
+		}
+	}
+	return err
+}
+
+// upgradeSQLite brings an older schema up to date, all steps in one
+// transaction.
+func upgradeSQLite(ctx context.Context, db *sql.DB) error {
+	tx, err := db.BeginTx(ctx, nil)
+	if err != nil {
+		return explainSQLite(err)
+	}
+	defer tx.Rollback()
+	var version int
+	if err := tx.QueryRowContext(ctx, `PRAGMA user_version`).Scan(&version); err != nil {
+		return explainSQLite(err)
+	}
+	if err := checkSchema(version); err != nil || version == schemaVersion {
+		return err
+	}
+	for v := version; v < schemaVersion; v++ {
+		if _, err := tx.ExecContext(ctx, upgrades[v-1]); err != nil {
+			return fmt.Errorf("upgrading the schema from version %d: %w", v, err)
+		}
+	}
+	if _, err := tx.ExecContext(ctx, fmt.Sprintf(`PRAGMA user_version = %d`, schemaVersion)); err != nil {
+		return err
+	}
+	return tx.Commit()
+}
+
+// syncDir makes a new directory entry durable.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}

@@ -1,0 +1,335 @@
+// Package store keeps service users, their tokens, permission groups and the
+// audit trail in a SQL database, and shows them as an [access.Directory].
+//
+// It knows records and their persistence, and no HTTP. Start with [Open]. Every
+// exported method that changes something is one transaction: the rows, an audit
+// record, and revision + 1. When it returns without an error the change is on
+// disk and in the directory, so that it holds for the next request.
+//
+// SQL stands at the call, with its Scan beneath. Statements are written once
+// for SQLite and PostgreSQL.
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/serviceusers/caddy-service-users/access"
+)
+
+// Options are what a store needs to know beside its place. The zero value is
+// good for tests.
+type Options struct {
+	Peppers      access.Peppers   // hash new secrets and verify old ones
+	DefaultGroup string           // the name of a group that every service user is in; "" is none
+	TokenTTL     time.Duration    // lifetime of a token that names none; 0 is the longest
+	MaxTokenTTL  time.Duration    // the longest lifetime of a token; 0 is unlimited
+	Poll         time.Duration    // how often to look for changes of other processes; 0 is 5 ms
+	Now          func() time.Time // nil is time.Now
+	Log          *zap.Logger      // nil is silence
+}
+
+// defaultTTL is the lifetime of a token that names none; 0 is unlimited.
+func (o *Options) defaultTTL() time.Duration {
+	if o.MaxTokenTTL > 0 && (o.TokenTTL == 0 || o.TokenTTL > o.MaxTokenTTL) {
+		return o.MaxTokenTTL
+	}
+	return o.TokenTTL
+}
+
+const (
+	defaultPoll   = 5 * time.Millisecond
+	changeTimeout = 30 * time.Second // of one transaction, whatever the caller's context says
+)
+
+// Store is an open store. Its methods may be called from many goroutines.
+type Store struct {
+	path      string      // absolute
+	file      os.FileInfo // what was at the path when it was opened
+	opts      Options
+	log       *zap.Logger
+	now       func() time.Time
+	read      *sql.DB
+	write     *sql.DB       // one connection
+	writing   chan struct{} // holds one value while nobody changes the store or the directory
+	loaded    loaded        // what directory holds; belongs to who took the value out of writing
+	directory atomic.Pointer[access.Directory]
+	fault     atomic.Pointer[string] // what the last poll said; nil is well
+	stop      context.CancelFunc
+	stopped   sync.WaitGroup
+}
+
+// Open opens the SQLite database at path and starts to watch it. A file that
+// does not exist is made; a file that exists must be ours: an empty file,
+// another program's database and one of a newer version are refused and left
+// alone.
+func Open(ctx context.Context, path string, opts Options) (*Store, error) {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return nil, fmt.Errorf("opening the store %q: %w", path, err)
+	}
+	s := &Store{path: path, opts: opts, log: opts.Log, now: opts.Now, writing: make(chan struct{}, 1)}
+	if s.log == nil {
+		s.log = zap.NewNop()
+	}
+	if s.now == nil {
+		s.now = time.Now
+	}
+	if s.opts.Poll <= 0 {
+		s.opts.Poll = defaultPoll
+	}
+	if s.read, s.write, s.file, err = openSQLite(ctx, path, s.now()); err != nil {
+		return nil, fmt.Errorf("opening the store %q: %w", path, err)
+	}
+	s.install(loaded{directory: access.NewDirectory(opts.Peppers, opts.DefaultGroup)})
+	s.writing <- struct{}{}
+	if err := s.refresh(ctx); err != nil {
+		s.closeDBs()
+		return nil, fmt.Errorf("loading the store %q: %w", path, err)
+	}
+	background, stop := context.WithCancel(context.Background())
+	s.stop = stop
+	s.stopped.Go(func() { s.watch(background) })
+	return s, nil
+}
+
+// Close stops watching and closes the database. Requests go on being answered
+// from the directory that they hold. To close again does nothing.
+func (s *Store) Close() error {
+	s.stop()
+	s.stopped.Wait()
+	return s.closeDBs()
+}
+
+func (s *Store) closeDBs() error {
+	return errors.Join(s.read.Close(), s.write.Close())
+}
+
+// Path returns the place of the database.
+func (s *Store) Path() string { return s.path }
+
+// Directory returns what requests are checked against at this instant. It never
+// waits.
+func (s *Store) Directory() *access.Directory { return s.directory.Load() }
+
+// Now returns the instant by the store's clock.
+func (s *Store) Now() time.Time { return s.now() }
+
+// Fault returns why the store could not be read at the last attempt, or "".
+func (s *Store) Fault() string {
+	if f := s.fault.Load(); f != nil {
+		return *f
+	}
+	return ""
+}
+
+// tx is a change in the making.
+type tx struct {
+	*sql.Tx
+	store    *Store
+	ctx      context.Context
+	by       Actor
+	now      time.Time // whole seconds, UTC
+	revision int64     // the number of this change
+	events   int       // audit records written
+}
+
+func (t *tx) exec(query string, args ...any) (sql.Result, error) {
+	return t.Tx.ExecContext(t.ctx, query, args...)
+}
+
+func (t *tx) query(query string, args ...any) (*sql.Rows, error) {
+	return t.Tx.QueryContext(t.ctx, query, args...)
+}
+
+func (t *tx) row(query string, args ...any) *sql.Row {
+	return t.Tx.QueryRowContext(t.ctx, query, args...)
+}
+
+func (t *tx) newID(prefix string) string { return newID(prefix, t.store.now()) }
+
+// lock waits for its turn to change the store or the directory.
+func (s *Store) lock(ctx context.Context) error {
+	select {
+	case <-s.writing:
+		if ctx.Err() == nil {
+			return nil
+		}
+		s.unlock() // both were ready
+	case <-ctx.Done():
+	}
+	return context.Cause(ctx)
+}
+
+func (s *Store) unlock() { s.writing <- struct{}{} }
+
+// inPlace reports an error when the database's file is not at its place any
+// more. The file that is open would go on taking changes, which nobody would
+// find again.
+func (s *Store) inPlace() error {
+	info, err := os.Stat(s.path)
+	if err == nil && !os.SameFile(info, s.file) {
+		err = errors.New("another file has taken its place")
+	}
+	if err != nil {
+		return fmt.Errorf("the database was taken away while it was open; put it back, or restart: %w", err)
+	}
+	return nil
+}
+
+// install puts a directory in force.
+func (s *Store) install(next loaded) {
+	s.loaded = next
+	s.directory.Store(next.directory)
+}
+
+// change runs one transaction: what f does, its audit records, revision + 1.
+// The new directory is built inside of it, so a change that could not be
+// enforced is rolled back, and one that is committed holds at once. When f
+// writes no audit record nothing is changed, but what another process changed
+// is taken in: that may be why there was nothing left to do.
+func (s *Store) change(ctx context.Context, by Actor, f func(*tx) error) error {
+	if err := s.lock(ctx); err != nil {
+		return fmt.Errorf("waiting for another change: %w", err)
+	}
+	defer s.unlock()
+	if err := s.inPlace(); err != nil {
+		return err
+	}
+	// The caller may hang up at any moment; the change is then made or not, but
+	// never left in between.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeTimeout)
+	defer cancel()
+
+	sqlTx, err := s.write.BeginTx(ctx, nil)
+	if err != nil {
+		return fmt.Errorf("beginning a change: %w", err)
+	}
+	defer sqlTx.Rollback()
+	t := &tx{Tx: sqlTx, store: s, ctx: ctx, by: by, now: s.now().UTC().Truncate(time.Second)}
+	if err := t.row(`SELECT revision + 1 FROM meta`).Scan(&t.revision); err != nil {
+		return fmt.Errorf("reading the revision: %w", err)
+	}
+	if err := f(t); err != nil {
+		return err
+	}
+	if t.events == 0 {
+		sqlTx.Rollback()
+		return s.reload(ctx)
+	}
+	if _, err := t.exec(`UPDATE meta SET revision = $1`, t.revision); err != nil {
+		return fmt.Errorf("counting the revision: %w", err)
+	}
+	next, err := s.load(ctx, t.Tx)
+	if err != nil {
+		return fmt.Errorf("building the directory: %w", err)
+	}
+	if err := t.Commit(); err != nil {
+		return fmt.Errorf("committing: %w", err)
+	}
+	s.install(next)
+	return nil
+}
+
+// refresh brings the directory up to what the database holds.
+func (s *Store) refresh(ctx context.Context) error {
+	if err := s.lock(ctx); err != nil {
+		return err
+	}
+	defer s.unlock()
+	return s.reload(ctx)
+}
+
+// reload is refresh for who has the turn.
+func (s *Store) reload(ctx context.Context) error {
+	sqlTx, err := s.read.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+	if err != nil {
+		return err
+	}
+	defer sqlTx.Rollback()
+	next, err := s.load(ctx, sqlTx)
+	if err != nil {
+		return err
+	}
+	s.install(next)
+	return nil
+}
+
+// watch looks for changes that another process made to the same file. PRAGMA
+// data_version is a counter in shared memory that moves with every commit of
+// another connection; asking for it costs microseconds.
+func (s *Store) watch(ctx context.Context) {
+	tick := time.NewTicker(s.opts.Poll)
+	defer tick.Stop()
+	var conn *sql.Conn
+	defer func() {
+		if conn != nil {
+			conn.Close()
+		}
+	}()
+	seen := int64(-1)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		err := func() error {
+			// A query that is cancelled gives its connection back some time later;
+			// Close has to find none in use.
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeTimeout)
+			defer cancel()
+			if err := s.inPlace(); err != nil {
+				return err
+			}
+			if conn == nil {
+				c, err := s.read.Conn(ctx)
+				if err != nil {
+					return err
+				}
+				conn, seen = c, -1 // data_version is relative to a connection
+			}
+			var version int64
+			if err := conn.QueryRowContext(ctx, `PRAGMA data_version`).Scan(&version); err != nil {
+				conn.Close()
+				conn = nil
+				return err
+			}
+			if version == seen {
+				return nil
+			}
+			if err := s.refresh(ctx); err != nil {
+				return err
+			}
+			seen = version
+			return nil
+		}()
+		if ctx.Err() == nil {
+			s.report(err)
+		}
+	}
+}
+
+// report remembers the state of the store and logs when it changes.
+func (s *Store) report(err error) {
+	before := s.Fault()
+	switch {
+	case err == nil && before != "":
+		s.fault.Store(nil)
+		s.log.Info("the store can be read again", zap.String("store", s.path), zap.Int64("revision", s.Directory().Revision()))
+	case err != nil && err.Error() != before:
+		text := err.Error()
+		s.fault.Store(&text)
+		s.log.Error("the store cannot be read; requests are answered from what was read last",
+			zap.String("store", s.path), zap.Int64("revision", s.Directory().Revision()), zap.Error(err))
+	}
+}

@@ -1,0 +1,292 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/serviceusers/caddy-service-users/access"
+)
+
+// CreateToken issues a token for a service user.
+func (s *Store) CreateToken(ctx context.Context, by Actor, userID string, token NewToken) (issued *Issued, err error) {
+	err = s.change(ctx, by, func(t *tx) error {
+		if err := t.reachUser(userID); err != nil {
+			return err
+		}
+		token.UserID = userID
+		if issued, err = t.createToken(token, nil); err != nil {
+			return err
+		}
+		return t.checkLive(userID)
+	})
+	return issued, err
+}
+
+// Token returns one token of a service user.
+func (s *Store) Token(ctx context.Context, by Actor, userID, id string) (Token, error) {
+	return inRead(ctx, s, by, func(t *tx) (Token, error) {
+		if _, err := t.visibleUser(userID); err != nil {
+			return Token{}, err
+		}
+		return t.token(userID, id)
+	})
+}
+
+// Tokens lists the tokens of a service user that were made before the one
+// named before ("" is all), newest first.
+func (s *Store) Tokens(ctx context.Context, by Actor, userID, before string, limit int) (list []Token, more bool, err error) {
+	list, err = inRead(ctx, s, by, func(t *tx) ([]Token, error) {
+		if _, err := t.visibleUser(userID); err != nil {
+			return nil, err
+		}
+		rows, err := t.query(selectToken+` WHERE service_user_id = $1 AND ($2 = '' OR id < $2) ORDER BY id DESC LIMIT $3`, userID, before, limit+1)
+		if err != nil {
+			return nil, err
+		}
+		return collect(rows, scanToken)
+	})
+	if len(list) > limit {
+		list, more = list[:limit], true
+	}
+	return list, more, err
+}
+
+// UpdateToken changes the fields of a token that a caller may choose.
+func (s *Store) UpdateToken(ctx context.Context, by Actor, userID, id string, version int64, edit func(*Token) error) (Token, error) {
+	var token Token
+	err := s.change(ctx, by, func(t *tx) error {
+		if err := t.reachUser(userID); err != nil {
+			return err
+		}
+		before, err := t.token(userID, id)
+		if err != nil {
+			return err
+		}
+		if err := checkVersion(before.Version, version); err != nil {
+			return err
+		}
+		token = before.clone()
+		if err := edit(&token); err != nil {
+			return err
+		}
+		token.keep(before)
+		if err := t.checkToken(&token, &before, before.Groups); err != nil {
+			return err
+		}
+		if toJSON(token) == toJSON(before) {
+			return nil
+		}
+		token.UpdatedAt, token.Version = t.now, before.Version+1
+		if _, err := t.exec(`
+			UPDATE tokens SET description = $2, metadata = $3, allowed_ips = $4, permission_groups = $5, expires_at = $6,
+				not_before = $7, updated_at = $8, version = $9
+			WHERE id = $1`,
+			id, token.Description, token.Metadata, toJSON(token.AllowedIPs), toJSON(token.Groups), unix(token.ExpiresAt),
+			unix(token.NotBefore), unix(token.UpdatedAt), token.Version); err != nil {
+			return fmt.Errorf("writing the token: %w", err)
+		}
+		if err := t.touchUser(userID); err != nil {
+			return err
+		}
+		return t.audit("token.update", id, before, token)
+	})
+	return token, err
+}
+
+// RefreshToken issues a successor of a token: a new secret with the same
+// description, addresses, groups and lifetime, as far as that is still allowed.
+// The old one ends when the grace does; a grace of 0 revokes it at once.
+func (s *Store) RefreshToken(ctx context.Context, by Actor, userID, id string, grace time.Duration) (issued *Issued, err error) {
+	err = s.change(ctx, by, func(t *tx) error {
+		if err := t.reachUser(userID); err != nil {
+			return err
+		}
+		before, err := t.token(userID, id)
+		if err != nil {
+			return err
+		}
+		if grace < 0 {
+			return invalid("grace", "must not be negative")
+		}
+		switch state := before.State(t.now); {
+		case state == TokenRevoked || state == TokenRetiring:
+			return conflict("", "the token is %s and has been replaced or ended already; create a new one instead", state)
+		case state == TokenExpired:
+			grace = 0
+		}
+		next := Token{
+			UserID: userID, Description: before.Description, Metadata: before.Metadata,
+			AllowedIPs: before.AllowedIPs, Groups: before.Groups,
+		}
+		if !before.ExpiresAt.IsZero() {
+			lifetime := before.ExpiresAt.Sub(before.CreatedAt)
+			if limit := s.opts.MaxTokenTTL; limit > 0 {
+				lifetime = min(lifetime, limit)
+			}
+			next.ExpiresAt = t.now.Add(lifetime)
+		}
+		if issued, err = t.createToken(next, before.Groups); err != nil {
+			return err
+		}
+		old := before
+		old.ReplacedBy, old.UpdatedAt, old.Version = issued.ID, t.now, before.Version+1
+		if grace > 0 {
+			old.RetiresAt = t.now.Add(grace)
+		} else {
+			old.RevokedAt = t.now
+		}
+		if err := t.endToken(old); err != nil {
+			return err
+		}
+		if err := t.checkLive(userID); err != nil {
+			return err
+		}
+		return t.audit("token.refresh", id, before, old)
+	})
+	return issued, err
+}
+
+// RevokeToken ends a token for good; its record stays. To revoke one that is
+// revoked already changes nothing and is no error.
+func (s *Store) RevokeToken(ctx context.Context, by Actor, userID, id string) error {
+	return s.change(ctx, by, func(t *tx) error {
+		if err := t.reachUser(userID); err != nil {
+			return err
+		}
+		before, err := t.token(userID, id)
+		if err != nil || !before.RevokedAt.IsZero() {
+			return err
+		}
+		after := before
+		after.RevokedAt, after.UpdatedAt, after.Version = t.now, t.now, before.Version+1
+		if err := t.endToken(after); err != nil {
+			return err
+		}
+		return t.audit("token.revoke", id, before, after)
+	})
+}
+
+func (t *tx) endToken(token Token) error {
+	if _, err := t.exec(`
+		UPDATE tokens SET retires_at = $2, revoked_at = $3, replaced_by = $4, updated_at = $5, version = $6
+		WHERE id = $1`, token.ID, unix(token.RetiresAt), unix(token.RevokedAt), token.ReplacedBy, unix(token.UpdatedAt), token.Version); err != nil {
+		return fmt.Errorf("ending the token: %w", err)
+	}
+	return t.touchUser(token.UserID)
+}
+
+// createToken makes the secret and writes the row. Only the hash is written.
+// inherited are groups that narrow the token even if they were deleted.
+func (t *tx) createToken(token Token, inherited []string) (*Issued, error) {
+	if ttl := t.store.opts.defaultTTL(); token.ExpiresAt.IsZero() && ttl > 0 {
+		token.ExpiresAt = t.now.Add(ttl)
+	}
+	if err := t.checkToken(&token, nil, inherited); err != nil {
+		return nil, err
+	}
+	secret := access.NewSecret()
+	hash, pepper := t.store.opts.Peppers.Hash(secret)
+	token.keep(Token{
+		ID: t.newID("token"), UserID: token.UserID, Hint: access.Hint(secret), Version: 1,
+		CreatedAt: t.now, CreatedBy: t.by.Name, UpdatedAt: t.now,
+	})
+	if _, err := t.exec(`
+		INSERT INTO tokens (id, service_user_id, description, hint, hash, pepper_id, expires_at, not_before, allowed_ips, metadata,
+			permission_groups, created_at, created_by, updated_at, last_used_at, last_used_ip, use_count, retires_at, revoked_at, replaced_by, version)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, 0, '', 0, 0, 0, '', $15)`,
+		token.ID, token.UserID, token.Description, token.Hint, hex.EncodeToString(hash[:]), pepper, unix(token.ExpiresAt), unix(token.NotBefore), toJSON(token.AllowedIPs), token.Metadata,
+		toJSON(token.Groups), unix(token.CreatedAt), token.CreatedBy, unix(token.UpdatedAt), token.Version); err != nil {
+		return nil, fmt.Errorf("writing the token: %w", err)
+	}
+	if err := t.touchUser(token.UserID); err != nil {
+		return nil, err
+	}
+	if err := t.audit("token.create", token.ID, nil, token); err != nil {
+		return nil, err
+	}
+	return &Issued{token, secret}, nil
+}
+
+// checkLive refuses more live tokens than a service user can have.
+func (t *tx) checkLive(userID string) error {
+	var live int
+	if err := t.row(`
+		SELECT COUNT(*) FROM tokens
+		WHERE service_user_id = $1 AND revoked_at = 0 AND (expires_at = 0 OR expires_at > $2) AND (retires_at = 0 OR retires_at > $2)`,
+		userID, t.now.Unix()).Scan(&live); err != nil {
+		return fmt.Errorf("counting tokens: %w", err)
+	}
+	if live > maxLiveTokens {
+		return conflict("", "the service user has %d live tokens already, the most there can be; revoke one first", maxLiveTokens)
+	}
+	return nil
+}
+
+// checkToken checks the fields, the longest lifetime, and that the groups exist,
+// but for those that the token narrows itself to already: one of them may have
+// been deleted since, and to leave it out could widen the token.
+func (t *tx) checkToken(token, before *Token, known []string) error {
+	if err := token.check(t.now, before); err != nil {
+		return err
+	}
+	if limit := t.store.opts.MaxTokenTTL; limit > 0 && (before == nil || !before.ExpiresAt.Equal(token.ExpiresAt)) {
+		if token.ExpiresAt.IsZero() || token.ExpiresAt.After(t.now.Add(limit)) {
+			return invalid("expires_at", "must lie within %s (max_token_ttl)", limit)
+		}
+	}
+	for _, id := range token.Groups {
+		if slices.Contains(known, id) {
+			continue
+		}
+		if _, err := t.group(id); err != nil {
+			return asField(err, "permission_groups")
+		}
+	}
+	return nil
+}
+
+// reachUser refuses an actor that may not change this service user.
+func (t *tx) reachUser(id string) error {
+	u, err := t.visibleUser(id)
+	if err != nil {
+		return err
+	}
+	return t.withinScope(&u, &u)
+}
+
+const selectToken = `
+	SELECT id, service_user_id, description, hint, metadata, allowed_ips, permission_groups, expires_at, not_before, created_at, created_by,
+		updated_at, last_used_at, last_used_ip, use_count, retires_at, revoked_at, replaced_by, version
+	FROM tokens`
+
+func scanToken(rows *sql.Rows) (k Token, err error) {
+	var allowed, groups string
+	var expires, notBefore, created, updated, lastUsed, retires, revoked int64
+	if err := rows.Scan(&k.ID, &k.UserID, &k.Description, &k.Hint, &k.Metadata, &allowed, &groups, &expires, &notBefore, &created, &k.CreatedBy,
+		&updated, &lastUsed, &k.LastUsedIP, &k.UseCount, &retires, &revoked, &k.ReplacedBy, &k.Version); err != nil {
+		return k, err
+	}
+	k.ExpiresAt, k.NotBefore, k.CreatedAt, k.UpdatedAt = fromUnix(expires), fromUnix(notBefore), fromUnix(created), fromUnix(updated)
+	k.LastUsedAt, k.RetiresAt, k.RevokedAt = fromUnix(lastUsed), fromUnix(retires), fromUnix(revoked)
+	return k, errors.Join(fromJSON(allowed, &k.AllowedIPs), fromJSON(groups, &k.Groups))
+}
+
+func (t *tx) token(userID, id string) (Token, error) {
+	rows, err := t.query(selectToken+` WHERE id = $1 AND service_user_id = $2`, id, userID)
+	if err != nil {
+		return Token{}, fmt.Errorf("reading the token: %w", err)
+	}
+	list, err := collect(rows, scanToken)
+	switch {
+	case err != nil:
+		return Token{}, fmt.Errorf("reading the token: %w", err)
+	case len(list) == 0:
+		return Token{}, notFound("token", id)
+	}
+	return list[0], nil
+}

@@ -1,0 +1,252 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/serviceusers/caddy-service-users/access"
+)
+
+// The bounds of records.
+const (
+	maxName       = 255 // characters
+	maxText       = 2000
+	maxMetadata   = 4096 // bytes
+	maxTeams      = 32
+	maxLabels     = 64
+	maxAllowedIPs = 64
+	maxRules      = 10_000
+	maxLiveTokens = 100 // per service user
+)
+
+var (
+	groupName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9 ._:-]{0,63}$`)
+	labelKey  = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$`)
+	idForm    = regexp.MustCompile(`^[a-z]+_[0-9A-Za-z]{27}$`)
+
+	errMappedPrefix = errors.New("an IPv4-mapped prefix shorter than /96")
+)
+
+const groupNameAdvice = "%q must be 1 to 64 letters, digits, spaces and \". _ : -\", and begin with a letter or digit"
+
+// ValidID reports whether s has the form of an id with this prefix.
+func ValidID(prefix, s string) bool {
+	return strings.HasPrefix(s, prefix+"_") && idForm.MatchString(s)
+}
+
+func checkName(field, s string) error {
+	switch {
+	case s == "":
+		return &Error{ErrEmpty, field, "must not be empty"}
+	case strings.TrimSpace(s) != s:
+		return invalid(field, "must not begin or end with white space")
+	case idForm.MatchString(s):
+		return invalid(field, "must not look like an id")
+	}
+	return checkText(field, s, maxName)
+}
+
+func checkText(field, s string, limit int) error {
+	if !utf8.ValidString(s) {
+		return invalid(field, "is not valid UTF-8")
+	}
+	if n := utf8.RuneCountInString(s); n > limit {
+		return &Error{ErrTooLong, field, fmt.Sprintf("is %d characters long, at most %d are allowed", n, limit)}
+	}
+	for _, r := range s {
+		if unicode.Is(unicode.C, r) || r == '\u2028' || r == '\u2029' {
+			if r != '\n' || limit != maxText {
+				return invalid(field, "must not hold the control character U+%04X", r)
+			}
+		}
+	}
+	return nil
+}
+
+func (u *ServiceUser) check(now time.Time, before *ServiceUser) error {
+	if err := checkName("name", u.Name); err != nil {
+		return err
+	}
+	for _, f := range []struct {
+		field, value string
+		limit        int
+	}{{"display_name", u.DisplayName, maxName}, {"owner", u.Owner, maxName}, {"description", u.Description, maxText}} {
+		if err := checkText(f.field, f.value, f.limit); err != nil {
+			return err
+		}
+	}
+	if u.Alias != "" && (!access.ValidLogin(u.Alias) || strings.HasPrefix(u.Alias, "service_")) {
+		return invalid("alias", "must be 1 to 64 of A-Z a-z 0-9 . _ @ - and not begin with \"service_\"")
+	}
+	if !u.Role.Valid() {
+		return invalid("role", "%q is none of admin, manager, member", u.Role)
+	}
+	var err error
+	if u.Teams, err = checkTeams(u.Teams); err != nil {
+		return err
+	}
+	if len(u.Labels) > maxLabels {
+		return invalid("labels", "has %d entries, at most %d are allowed", len(u.Labels), maxLabels)
+	}
+	if u.Labels == nil {
+		u.Labels = map[string]string{}
+	}
+	for k, v := range u.Labels {
+		if !labelKey.MatchString(k) {
+			return invalid("labels", "the key %q must be 1 to 63 letters, digits and \". _ / -\", and begin with a letter or digit", k)
+		}
+		if err := checkText("labels", v, maxName); err != nil {
+			return err
+		}
+	}
+	if u.AllowedIPs, err = checkAllowedIPs(u.AllowedIPs); err != nil {
+		return err
+	}
+	u.ExpiresAt = wholeSeconds(u.ExpiresAt)
+	if before == nil || !before.ExpiresAt.Equal(u.ExpiresAt) {
+		return checkFuture("expires_at", u.ExpiresAt, now)
+	}
+	return nil
+}
+
+func (t *Token) check(now time.Time, before *Token) error {
+	if err := checkText("description", t.Description, maxName); err != nil {
+		return err
+	}
+	if len(t.Metadata) > maxMetadata || !utf8.ValidString(t.Metadata) {
+		return invalid("metadata", "must be valid UTF-8 of at most %d bytes", maxMetadata)
+	}
+	if strings.ContainsRune(t.Metadata, 0) {
+		return invalid("metadata", "must not hold the control character U+0000")
+	}
+	var err error
+	if t.AllowedIPs, err = checkAllowedIPs(t.AllowedIPs); err != nil {
+		return err
+	}
+	t.ExpiresAt, t.NotBefore = wholeSeconds(t.ExpiresAt), wholeSeconds(t.NotBefore)
+	if before == nil || !before.ExpiresAt.Equal(t.ExpiresAt) {
+		if err := checkFuture("expires_at", t.ExpiresAt, now); err != nil {
+			return err
+		}
+	}
+	if !t.NotBefore.IsZero() && (t.NotBefore.Unix() <= 0 || t.NotBefore.Year() > 9999) {
+		return invalid("not_before", "must lie between the years 1970 and 9999")
+	}
+	if !t.ExpiresAt.IsZero() && !t.NotBefore.Before(t.ExpiresAt) {
+		return invalid("not_before", "must lie before expires_at")
+	}
+	t.Groups = sorted(t.Groups)
+	return nil
+}
+
+func (g *Group) check() error {
+	if !groupName.MatchString(g.Name) {
+		return invalid("name", groupNameAdvice, g.Name)
+	}
+	if idForm.MatchString(g.Name) {
+		return invalid("name", "must not look like an id")
+	}
+	if err := checkText("description", g.Description, maxText); err != nil {
+		return err
+	}
+	if !g.Mode.Valid() {
+		return invalid("mode", "%q is neither enforce nor observe", g.Mode)
+	}
+	if g.MemberCondition != "" {
+		return invalid("member_condition", "this version knows no conditions; leave it empty and name the members")
+	}
+	if len(g.Rules) > maxRules {
+		return invalid("rules", "has %d entries, at most %d are allowed", len(g.Rules), maxRules)
+	}
+	return nil
+}
+
+func checkRule(r access.Rule) (access.Rule, error) {
+	r, err := r.Check()
+	if err != nil {
+		return r, invalid("rules", "%s", err)
+	}
+	if err := checkText("rules.name", r.Name, maxName); err != nil {
+		return r, err
+	}
+	return r, checkText("rules.description", r.Description, maxText)
+}
+
+func checkTeams(teams []string) ([]string, error) {
+	teams = sorted(teams)
+	if len(teams) > maxTeams {
+		return nil, invalid("teams", "has %d entries, at most %d are allowed", len(teams), maxTeams)
+	}
+	for _, team := range teams {
+		if !groupName.MatchString(team) {
+			return nil, invalid("teams", groupNameAdvice, team)
+		}
+	}
+	return teams, nil
+}
+
+// checkAllowedIPs brings addresses and CIDRs into one form: masked prefixes.
+func checkAllowedIPs(list []string) ([]string, error) {
+	if len(list) > maxAllowedIPs {
+		return nil, invalid("allowed_ips", "has %d entries, at most %d are allowed", len(list), maxAllowedIPs)
+	}
+	out := make([]string, 0, len(list))
+	for _, text := range list {
+		p, err := parsePrefix(text)
+		if err != nil {
+			return nil, invalid("allowed_ips", "%q is neither an address nor a CIDR such as 10.0.0.0/8", text)
+		}
+		out = append(out, p.String())
+	}
+	return sorted(out), nil
+}
+
+func parsePrefix(text string) (netip.Prefix, error) {
+	if addr, err := netip.ParseAddr(text); err == nil && addr.Zone() == "" {
+		addr = addr.Unmap()
+		return netip.PrefixFrom(addr, addr.BitLen()), nil
+	}
+	p, err := netip.ParsePrefix(text)
+	if err == nil && p.Addr().Is4In6() {
+		if p.Bits() < 96 {
+			return p, errMappedPrefix
+		}
+		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
+	}
+	return p.Masked(), err
+}
+
+// wholeSeconds brings an instant into the form in which it is kept.
+func wholeSeconds(at time.Time) time.Time {
+	if at.IsZero() {
+		return at
+	}
+	return at.UTC().Truncate(time.Second)
+}
+
+func checkFuture(field string, at, now time.Time) error {
+	if at.IsZero() {
+		return nil
+	}
+	if !at.After(now) {
+		return invalid(field, "%s has passed already", at.UTC().Format(time.RFC3339))
+	}
+	if at.Year() > 9999 {
+		return invalid(field, "lies after the year 9999")
+	}
+	return nil
+}
+
+// sorted returns the distinct values in order; never nil, so that JSON says [].
+func sorted(list []string) []string {
+	out := append([]string{}, list...)
+	slices.Sort(out)
+	return slices.Compact(out)
+}

@@ -1,0 +1,369 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/serviceusers/caddy-service-users/access"
+)
+
+// seconds is an instant relative to the present of newClock.
+func seconds(n int) time.Time { return newClock().Now().Add(time.Duration(n) * time.Second) }
+
+func numbered(n int, format string) []string {
+	list := make([]string, n)
+	for i := range list {
+		list[i] = fmt.Sprintf(format, i)
+	}
+	return list
+}
+
+func labels(keys ...string) map[string]string {
+	m := make(map[string]string)
+	for _, k := range keys {
+		m[k] = "v"
+	}
+	return m
+}
+
+const (
+	emoji = "\U0001F600"
+	year9 = 253402300799 // the last second of the year 9999
+)
+
+// texts are bad values of any text of at most limit characters.
+func texts(limit int) map[string]string {
+	return map[string]string{
+		strings.Repeat("x", limit+1):   fmt.Sprintf("%d characters long, at most %d", limit+1, limit),
+		strings.Repeat(emoji, limit+1): fmt.Sprintf("%d characters long, at most %d", limit+1, limit),
+		"a\x00b":                       "U+0000",
+		"a\tb":                         "U+0009",
+		"a\x1b[31mb":                   "U+001B",
+		"a\x7fb":                       "U+007F",
+		"a\u0085b":                     "U+0085",
+		"a\u2028b":                     "U+2028",
+		"a\u202eb":                     "U+202E",
+		"a\u200bb":                     "U+200B",
+		"a\ufeffb":                     "U+FEFF",
+		"a\xffb":                       "valid UTF-8",
+	}
+}
+
+type badUser struct {
+	name, field, advice string
+	edit                func(*ServiceUser)
+}
+
+func TestBadServiceUsers(t *testing.T) {
+	rows := []badUser{
+		{"no name", "name", "must not be empty", func(u *ServiceUser) { u.Name = "" }},
+		{"name begins with a space", "name", "white space", func(u *ServiceUser) { u.Name = " a" }},
+		{"name ends with a space", "name", "white space", func(u *ServiceUser) { u.Name = "a\u00a0" }},
+		{"name is an id", "name", "must not look like an id", func(u *ServiceUser) { u.Name = newID("service", seconds(0)) }},
+		{"name of two lines", "name", "U+000A", func(u *ServiceUser) { u.Name = "a\nb" }},
+		{"owner of two lines", "owner", "U+000A", func(u *ServiceUser) { u.Owner = "a\nb" }},
+		{"alias with a colon", "alias", "must be 1 to 64 of", func(u *ServiceUser) { u.Alias = "a:b" }},
+		{"alias with a space", "alias", "must be 1 to 64 of", func(u *ServiceUser) { u.Alias = "a b" }},
+		{"alias with an umlaut", "alias", "must be 1 to 64 of", func(u *ServiceUser) { u.Alias = "ä" }},
+		{"alias of 65", "alias", "must be 1 to 64 of", func(u *ServiceUser) { u.Alias = strings.Repeat("a", 65) }},
+		{"alias like an id", "alias", `not begin with "service_"`, func(u *ServiceUser) { u.Alias = "service_x" }},
+		{"unknown role", "role", "none of admin, manager, member", func(u *ServiceUser) { u.Role = "root" }},
+		{"role in capitals", "role", "none of admin, manager, member", func(u *ServiceUser) { u.Role = "Admin" }},
+		{"33 teams", "teams", "at most 32", func(u *ServiceUser) { u.Teams = numbered(33, "t%d") }},
+		{"empty team", "teams", "1 to 64 letters", func(u *ServiceUser) { u.Teams = []string{""} }},
+		{"team with a comma", "teams", "1 to 64 letters", func(u *ServiceUser) { u.Teams = []string{"ok", "a,b"} }},
+		{"team with a quote", "teams", "1 to 64 letters", func(u *ServiceUser) { u.Teams = []string{`a"b`} }},
+		{"team with a wildcard", "teams", "1 to 64 letters", func(u *ServiceUser) { u.Teams = []string{"a%"} }},
+		{"team of two lines", "teams", "1 to 64 letters", func(u *ServiceUser) { u.Teams = []string{"a\n"} }},
+		{"team of 65", "teams", "1 to 64 letters", func(u *ServiceUser) { u.Teams = []string{strings.Repeat("a", 65)} }},
+		{"65 labels", "labels", "at most 64", func(u *ServiceUser) { u.Labels = labels(numbered(65, "k%d")...) }},
+		{"empty key", "labels", "begin with a letter or digit", func(u *ServiceUser) { u.Labels = labels("") }},
+		{"key with a space", "labels", "begin with a letter or digit", func(u *ServiceUser) { u.Labels = labels("a b") }},
+		{"key of 64", "labels", "1 to 63", func(u *ServiceUser) { u.Labels = labels(strings.Repeat("k", 64)) }},
+		{"key that begins with a dot", "labels", "begin with a letter or digit", func(u *ServiceUser) { u.Labels = labels(".a") }},
+		{"65 addresses", "allowed_ips", "at most 64", func(u *ServiceUser) { u.AllowedIPs = numbered(65, "10.0.0.%d") }},
+		{"expires now", "expires_at", "has passed already", func(u *ServiceUser) { u.ExpiresAt = seconds(0) }},
+		{"expires within this second", "expires_at", "has passed already", func(u *ServiceUser) { u.ExpiresAt = seconds(0).Add(999 * time.Millisecond) }},
+		{"expired at the epoch", "expires_at", "has passed already", func(u *ServiceUser) { u.ExpiresAt = time.Unix(0, 0) }},
+		{"expires in the year 10000", "expires_at", "9999", func(u *ServiceUser) { u.ExpiresAt = time.Unix(year9+1, 0) }},
+		{"expires in the year 10000 in London", "expires_at", "9999", func(u *ServiceUser) { u.ExpiresAt = time.Unix(year9+1, 0).In(time.FixedZone("", -3600)) }},
+	}
+	for _, bad := range []string{"", "10.0.0.0/33", "10.0.0", "10.0.0.1 ", "localhost", "10.0.0.0-10.0.0.9", "fe80::1%eth0", "::ffff:10.0.0.0/90", "1.2.3.4:80", "*"} {
+		rows = append(rows, badUser{"address " + bad, "allowed_ips", "such as 10.0.0.0/8", func(u *ServiceUser) { u.AllowedIPs = []string{"10.0.0.1", bad} }})
+	}
+	for _, f := range []struct {
+		field string
+		limit int
+		place func(*ServiceUser) *string
+	}{
+		{"name", 255, func(u *ServiceUser) *string { return &u.Name }},
+		{"display_name", 255, func(u *ServiceUser) *string { return &u.DisplayName }},
+		{"owner", 255, func(u *ServiceUser) *string { return &u.Owner }},
+		{"description", 2000, func(u *ServiceUser) *string { return &u.Description }},
+	} {
+		for bad, advice := range texts(f.limit) {
+			rows = append(rows, badUser{fmt.Sprintf("%s %.10q", f.field, bad), f.field, advice, func(u *ServiceUser) { *f.place(u) = bad }})
+		}
+	}
+	for bad, advice := range texts(255) {
+		rows = append(rows, badUser{fmt.Sprintf("label %.10q", bad), "labels", advice, func(u *ServiceUser) { u.Labels = map[string]string{"k": bad} }})
+	}
+
+	w := newWorld(t, Options{})
+	before := dump(t, w.Store)
+	for _, row := range rows {
+		u := ServiceUser{Name: "n"}
+		row.edit(&u)
+		_, _, err := w.CreateServiceUser(ctx, alice, u, nil)
+		wantInvalid(t, "create, "+row.name, err, row.field, row.advice)
+		wantInvalid(t, "update, "+row.name, w.changeUser(row.edit), row.field, row.advice)
+	}
+	same(t, "rows", dump(t, w.Store), before)
+}
+
+func wantInvalid(t *testing.T, what string, err error, field, advice string) {
+	t.Helper()
+	var e *Error
+	switch {
+	case !errors.As(err, &e) || !errors.Is(err, ErrInvalid):
+		t.Errorf("%s: got %v, want an invalid value", what, err)
+	case e.Field != field:
+		t.Errorf("%s: field: got %q, want %q (%v)", what, e.Field, field, err)
+	case !strings.Contains(e.Msg, advice):
+		t.Errorf("%s: got %q, want %q in it", what, e.Msg, advice)
+	}
+}
+
+func TestKindsOfInvalid(t *testing.T) {
+	w := newWorld(t, Options{})
+	if err := w.changeUser(func(u *ServiceUser) { u.Name = "" }); !errors.Is(err, ErrEmpty) || !errors.Is(err, ErrInvalid) {
+		t.Errorf("an empty name: got %v, want %v", err, ErrEmpty)
+	}
+	if err := w.changeUser(func(u *ServiceUser) { u.Name = strings.Repeat("x", 256) }); !errors.Is(err, ErrTooLong) || !errors.Is(err, ErrInvalid) {
+		t.Errorf("a long name: got %v, want %v", err, ErrTooLong)
+	}
+}
+
+func TestGoodServiceUsers(t *testing.T) {
+	w := newWorld(t, Options{})
+	for i, row := range []struct {
+		name string
+		u    ServiceUser
+		want func(*ServiceUser) // what the store makes of it; nil is the same
+	}{
+		{"one letter", ServiceUser{Name: "x"}, nil},
+		{"255 letters", ServiceUser{Name: strings.Repeat("x", 255), DisplayName: strings.Repeat("x", 255), Owner: strings.Repeat("x", 255), Description: strings.Repeat("x", 2000)}, nil},
+		{"255 emoji", ServiceUser{Name: strings.Repeat(emoji, 255), DisplayName: strings.Repeat(emoji, 255), Owner: strings.Repeat(emoji, 255), Description: strings.Repeat(emoji, 2000)}, nil},
+		{"two lines", ServiceUser{Name: "a b", Description: "a\nb\n"}, nil},
+		{"markup and quotes", ServiceUser{Name: `<b>'"\{http.request.header.x}` + "`$&", Labels: map[string]string{"k": `<b>'"\{env.HOME}`}}, nil},
+		{"almost an id", ServiceUser{Name: "service_x", Alias: "Service_x"}, nil},
+		{"alias of 64", ServiceUser{Name: "a1", Alias: strings.Repeat("a", 60) + "._@-"}, nil},
+		{"alias that is the name of another", ServiceUser{Name: "a2", Alias: "x"}, nil},
+		{"roles", ServiceUser{Name: "a3", Role: access.Admin}, nil},
+		{"32 teams", ServiceUser{Name: "a4", Teams: numbered(32, "t%02d")}, nil},
+		{"team of 64", ServiceUser{Name: "a5", Teams: []string{"0 ._:-" + strings.Repeat("a", 58)}}, nil},
+		{"64 labels", ServiceUser{Name: "a6", Labels: labels(numbered(64, "k%d")...)}, nil},
+		{"key of 63", ServiceUser{Name: "a7", Labels: map[string]string{"0._/-" + strings.Repeat("k", 58): strings.Repeat(emoji, 255), "e": ""}}, nil},
+		{"64 addresses", ServiceUser{Name: "a8", AllowedIPs: numbered(64, "10.0.%d.0/24")}, func(u *ServiceUser) { u.AllowedIPs = sorted(u.AllowedIPs) }},
+		{"addresses in any spelling", ServiceUser{Name: "a9", AllowedIPs: []string{"10.1.2.3/8", "::FFFF:192.0.2.1", "::ffff:192.0.2.0/120", "2001:DB8::1", "0.0.0.0/0", "::/0", "10.0.0.0/8"}}, func(u *ServiceUser) {
+			u.AllowedIPs = []string{"0.0.0.0/0", "10.0.0.0/8", "192.0.2.0/24", "192.0.2.1/32", "2001:db8::1/128", "::/0"}
+		}},
+		{"expires in a second", ServiceUser{Name: "b1", ExpiresAt: seconds(1)}, nil},
+		{"expires at the end of the year 9999", ServiceUser{Name: "b2", ExpiresAt: time.Unix(year9, 0).UTC()}, nil},
+	} {
+		w.clock.add(time.Nanosecond * time.Duration(i))
+		made, _, err := w.CreateServiceUser(ctx, alice, row.u, nil)
+		if err != nil {
+			t.Errorf("%s: got %v, want no error", row.name, err)
+			continue
+		}
+		want := row.u
+		if row.want != nil {
+			row.want(&want)
+		}
+		read := must(w.ServiceUser(ctx, Local, made.ID))
+		show := func(u ServiceUser) string {
+			return fmt.Sprintf("%q %q %q %q %q %v %v %v %v", u.Name, u.DisplayName, u.Description, u.Owner, u.Alias, u.Teams, u.Labels, u.AllowedIPs, u.ExpiresAt)
+		}
+		if show(read) != show(want) || !reflect.DeepEqual(read, made) {
+			t.Errorf("%s: got %s, want %s", row.name, show(read), show(want))
+		}
+	}
+	trail(t, w.Store)
+}
+
+func TestBadTokens(t *testing.T) {
+	type bad struct {
+		name, field, advice string
+		edit                func(*Token)
+	}
+	rows := []bad{
+		{"description of two lines", "description", "U+000A", func(k *Token) { k.Description = "a\nb" }},
+		{"metadata of 4097 bytes", "metadata", "at most 4096 bytes", func(k *Token) { k.Metadata = strings.Repeat("x", 4097) }},
+		{"metadata of 1025 emoji", "metadata", "at most 4096 bytes", func(k *Token) { k.Metadata = strings.Repeat(emoji, 1025) }},
+		{"metadata that is no text", "metadata", "valid UTF-8", func(k *Token) { k.Metadata = "\xff" }},
+		{"metadata with a zero", "metadata", "U+0000", func(k *Token) { k.Metadata = "a\x00" }},
+		{"65 addresses", "allowed_ips", "at most 64", func(k *Token) { k.AllowedIPs = numbered(65, "10.0.0.%d") }},
+		{"no address", "allowed_ips", "such as 10.0.0.0/8", func(k *Token) { k.AllowedIPs = []string{"x"} }},
+		{"unknown group", "permission_groups", "there is no permission group", func(k *Token) { k.Groups = []string{"group_x"} }},
+		{"expires now", "expires_at", "has passed already", func(k *Token) { k.ExpiresAt = seconds(0) }},
+		{"expires in the year 10000", "expires_at", "9999", func(k *Token) { k.ExpiresAt = time.Unix(year9+1, 0) }},
+		{"begins at its end", "not_before", "before expires_at", func(k *Token) { k.NotBefore, k.ExpiresAt = seconds(5), seconds(5) }},
+		{"begins in the second of its end", "not_before", "before expires_at", func(k *Token) { k.NotBefore, k.ExpiresAt = seconds(5), seconds(5).Add(time.Millisecond) }},
+		{"begins behind its end", "not_before", "before expires_at", func(k *Token) { k.NotBefore, k.ExpiresAt = seconds(6), seconds(5) }},
+		{"begins in the year 10000", "not_before", "9999", func(k *Token) { k.NotBefore = time.Unix(year9+1, 0) }},
+		{"begins before the epoch", "not_before", "1970", func(k *Token) { k.NotBefore = time.Unix(-1, 0) }},
+		{"begins before Christ", "not_before", "1970", func(k *Token) { k.NotBefore = time.Date(-1, 1, 1, 0, 0, 0, 0, time.UTC) }},
+	}
+	for text, advice := range texts(255) {
+		rows = append(rows, bad{fmt.Sprintf("description %.10q", text), "description", advice, func(k *Token) { k.Description = text }})
+	}
+	w := newWorld(t, Options{})
+	before := dump(t, w.Store)
+	for _, row := range rows {
+		var k NewToken
+		row.edit(&k)
+		_, err := w.CreateToken(ctx, alice, w.user.ID, k)
+		wantInvalid(t, "create, "+row.name, err, row.field, row.advice)
+		wantInvalid(t, "update, "+row.name, w.changeToken(row.edit), row.field, row.advice)
+		var first NewToken
+		row.edit(&first)
+		_, _, err = w.CreateServiceUser(ctx, alice, ServiceUser{Name: "n"}, &first)
+		wantInvalid(t, "with a service user, "+row.name, err, row.field, row.advice)
+	}
+	same(t, "rows", dump(t, w.Store), before)
+}
+
+func TestGoodTokens(t *testing.T) {
+	w := newWorld(t, Options{})
+	for _, k := range []NewToken{
+		{},
+		{Description: strings.Repeat(emoji, 255), Metadata: strings.Repeat(emoji, 1024)},
+		{Metadata: strings.Repeat("\n", 4096)},
+		{Metadata: "{\"a\":\t\"<\\\"\"}\r\n", AllowedIPs: []string{"192.0.2.1/32"}},
+		{ExpiresAt: seconds(1)},
+		{NotBefore: time.Unix(1, 0).UTC(), ExpiresAt: time.Unix(year9, 0).UTC()},
+		{NotBefore: seconds(5), ExpiresAt: seconds(6), Groups: []string{w.closers.ID}}, // a group that its user is not in
+		{NotBefore: time.Unix(year9, 0).UTC()},
+	} {
+		issued, err := w.CreateToken(ctx, alice, w.user.ID, k)
+		if err != nil {
+			t.Errorf("%+v: got %v, want no error", k, err)
+			continue
+		}
+		read := must(w.Token(ctx, Local, w.user.ID, issued.ID))
+		show := func(k Token) string {
+			return fmt.Sprintf("%q %q %v %v %v %v", k.Description, k.Metadata, k.AllowedIPs, k.Groups, k.ExpiresAt, k.NotBefore)
+		}
+		if show(read) != show(k) {
+			t.Errorf("got %s, want %s", show(read), show(k))
+		}
+	}
+}
+
+func TestBadGroups(t *testing.T) {
+	type bad struct {
+		name, field, advice string
+		edit                func(*Group)
+	}
+	rows := []bad{
+		{"no name", "name", "1 to 64 letters", func(g *Group) { g.Name = "" }},
+		{"name of 65", "name", "1 to 64 letters", func(g *Group) { g.Name = strings.Repeat("a", 65) }},
+		{"name with a comma", "name", "1 to 64 letters", func(g *Group) { g.Name = "a,b" }},
+		{"name with an umlaut", "name", "1 to 64 letters", func(g *Group) { g.Name = "ä" }},
+		{"name that begins with a space", "name", "begin with a letter or digit", func(g *Group) { g.Name = " a" }},
+		{"name that begins with a dash", "name", "begin with a letter or digit", func(g *Group) { g.Name = "-a" }},
+		{"name of two lines", "name", "1 to 64 letters", func(g *Group) { g.Name = "a\n" }},
+		{"name is an id", "name", "must not look like an id", func(g *Group) { g.Name = newID("group", seconds(0)) }},
+		{"unknown mode", "mode", "neither enforce nor observe", func(g *Group) { g.Mode = "off" }},
+		{"a condition", "member_condition", "leave it empty", func(g *Group) { g.MemberCondition = "true" }},
+		{"too many rules", "rules", "at most 10000", func(g *Group) { g.Rules = make([]access.Rule, 10_001) }},
+		{"an empty rule", "rules", `a rule begins with "allow" or "deny"`, func(g *Group) { g.Rules = make([]access.Rule, 1) }},
+	}
+	for text, advice := range texts(2000) {
+		rows = append(rows, bad{fmt.Sprintf("description %.10q", text), "description", advice, func(g *Group) { g.Description = text }})
+	}
+	w := newWorld(t, Options{})
+	before := dump(t, w.Store)
+	for _, row := range rows {
+		g := Group{Name: "g"}
+		row.edit(&g)
+		_, err := w.CreateGroup(ctx, alice, g)
+		wantInvalid(t, "create, "+row.name, err, row.field, row.advice)
+		wantInvalid(t, "update, "+row.name, w.changeGroup(row.edit), row.field, row.advice)
+	}
+	same(t, "rows", dump(t, w.Store), before)
+	for _, g := range []Group{
+		{Name: "0"}, {Name: "a ._:-" + strings.Repeat("a", 58)}, {Name: "Readers"}, {Name: "group_x", Mode: access.Observe, Description: strings.Repeat(emoji, 1999) + "\n"},
+	} {
+		if made, err := w.CreateGroup(ctx, alice, g); err != nil || made.Name != g.Name || made.Description != g.Description {
+			t.Errorf("%+v: got %+v, %v", g, made, err)
+		}
+	}
+}
+
+func TestBadRules(t *testing.T) {
+	type bad struct {
+		name, field, advice string
+		rule                access.Rule
+	}
+	get := []string{"GET"}
+	rows := []bad{
+		{"no effect", "rules", `begins with "allow" or "deny"`, access.Rule{Methods: get, Path: "/"}},
+		{"effect in capitals", "rules", `begins with "allow" or "deny"`, access.Rule{Effect: "Allow", Methods: get, Path: "/"}},
+		{"no method", "rules", "1 to 32 methods", access.Rule{Effect: "allow", Path: "/"}},
+		{"method in small letters", "rules", `"GET"`, access.Rule{Effect: "allow", Methods: []string{"get"}, Path: "/"}},
+		{"method with a comma", "rules", "separated by commas", access.Rule{Effect: "allow", Methods: []string{"GET,PUT"}, Path: "/"}},
+		{"star among others", "rules", "stands alone", access.Rule{Effect: "allow", Methods: []string{"GET", "*"}, Path: "/"}},
+		{"CONNECT", "rules", "never passes", access.Rule{Effect: "deny", Methods: []string{"CONNECT"}, Path: "/"}},
+		{"host with a port", "rules", "without a port", access.Rule{Effect: "allow", Methods: get, Host: "a:80", Path: "/"}},
+		{"no path", "rules", `a path starts with "/"`, access.Rule{Effect: "allow", Methods: get}},
+		{"path without a slash", "rules", `a path starts with "/"`, access.Rule{Effect: "allow", Methods: get, Path: "v1"}},
+		{"encoded path", "rules", "decoded", access.Rule{Effect: "allow", Methods: get, Path: "/%41"}},
+		{"star in the path", "rules", "{rest...}", access.Rule{Effect: "allow", Methods: get, Path: "/v1/*"}},
+		{"a condition", "rules", `leave "when" out`, access.Rule{Effect: "allow", Methods: get, Path: "/", When: "true"}},
+		{"name of two lines", "rules.name", "U+000A", access.Rule{Effect: "allow", Methods: get, Path: "/", Name: "a\nb"}},
+		{"long name", "rules.name", "at most 255", access.Rule{Effect: "allow", Methods: get, Path: "/", Name: strings.Repeat("x", 256)}},
+		{"long description", "rules.description", "at most 2000", access.Rule{Effect: "allow", Methods: get, Path: "/", Description: strings.Repeat("x", 2001)}},
+	}
+	w := newWorld(t, Options{})
+	before := dump(t, w.Store)
+	for _, row := range rows {
+		_, err := w.CreateGroup(ctx, alice, Group{Name: "g", Rules: append(rules("allow GET /"), row.rule)})
+		wantInvalid(t, "create, "+row.name, err, row.field, row.advice)
+		wantInvalid(t, "update, "+row.name, w.changeGroup(func(g *Group) { g.Rules = append(g.Rules, row.rule) }), row.field, row.advice)
+		_, err = w.AddRule(ctx, alice, w.readers.ID, row.rule)
+		wantInvalid(t, "add, "+row.name, err, row.field, row.advice)
+	}
+	same(t, "rows", dump(t, w.Store), before)
+}
+
+// As many rules as there can be are written, reordered and refused in good time.
+func TestManyRules(t *testing.T) {
+	w := newWorld(t, Options{})
+	list := make([]access.Rule, maxRules)
+	for i := range list {
+		list[i] = access.Rule{Effect: "allow", Methods: []string{"GET"}, Path: fmt.Sprintf("/v1/%d", i)}
+	}
+	mustDo(w.changeGroup(func(g *Group) { g.Rules = list }))
+	ids := make(map[string]string)
+	mustDo(w.changeGroup(func(g *Group) {
+		for i, r := range g.Rules {
+			ids[r.Path] = r.ID
+			list[len(list)-1-i] = access.Rule{Effect: r.Effect, Methods: r.Methods, Path: r.Path}
+		}
+		g.Rules = list
+	}))
+	for i, r := range must(w.Group(ctx, Local, w.readers.ID)).Rules {
+		if r.Path != list[i].Path || r.ID != ids[r.Path] {
+			t.Fatalf("rule %d: got %s %s, want %s %s", i, r.ID, r.Path, ids[list[i].Path], list[i].Path)
+		}
+	}
+	if _, err := w.AddRule(ctx, alice, w.readers.ID, rules("allow GET /x")[0]); kind(err) != "conflict rules" {
+		t.Errorf("one rule more: got %v, want a conflict", err)
+	}
+}

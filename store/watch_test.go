@@ -1,0 +1,293 @@
+package store
+
+import (
+	"bufio"
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"modernc.org/sqlite"
+
+	"github.com/serviceusers/caddy-service-users/access"
+)
+
+// child is another process that works on the store at path. It prints a line
+// for every change that was acknowledged.
+func child(path, do string) {
+	s := must(Open(ctx, path, Options{}))
+	verb, id, _ := strings.Cut(do, " ")
+	switch verb {
+	case "deactivate":
+		u := must(s.UpdateServiceUser(ctx, Local, id, 0, func(u *ServiceUser) error { u.Active = false; return nil }))
+		fmt.Println(u.ID)
+	case "create":
+		for { // until it is killed
+			u, _, err := s.CreateServiceUser(ctx, Local, ServiceUser{Name: newID("n", s.now()) + "!", Active: true}, &NewToken{})
+			mustDo(err)
+			fmt.Println(u.ID)
+		}
+	}
+	mustDo(s.Close())
+}
+
+// startChild runs this test binary as another process.
+func startChild(t testing.TB, path, do string) (*exec.Cmd, *bufio.Reader) {
+	t.Helper()
+	cmd := exec.Command(must(os.Executable()))
+	cmd.Env = append(os.Environ(), "STORE_TEST_CHILD="+path, "STORE_TEST_DO="+do)
+	cmd.Stderr = os.Stderr
+	out := must(cmd.StdoutPipe())
+	mustDo(cmd.Start())
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	return cmd, bufio.NewReader(out)
+}
+
+func TestWatch(t *testing.T) {
+	w := newWorld(t, Options{})
+	other := open(t, w.path, w.opts)
+	sees := func(what string, want access.Reason) {
+		t.Helper()
+		eventually(t, what, func() bool { return probe(w.Store, w.user.ID, w.token.Secret, "GET /v1/x") == want })
+	}
+	mustDo(other.AddMember(ctx, Local, w.closers.ID, w.user.ID))
+	sees("a member that another store added", access.DeniedByRule)
+	mustDo(other.DeleteGroup(ctx, Local, w.closers.ID, 0))
+	sees("a group that another store deleted", access.Granted)
+	must(other.UpdateGroup(ctx, Local, w.readers.ID, 0, func(g *Group) error { g.Mode = access.Observe; return nil }))
+	sees("a group that another store changed", access.NoRule)
+	mustDo(other.RevokeToken(ctx, Local, w.user.ID, w.token.ID))
+	sees("a token that another store revoked", access.TokenRevoked)
+	u, token := addUser(other, "new")
+	eventually(t, "a service user that another store made", func() bool { return probe(w.Store, u.ID, token.Secret, "GET /") == access.NoRule })
+
+	cmd, lines := startChild(t, w.path, "deactivate "+u.ID)
+	if line, err := lines.ReadString('\n'); err != nil || strings.TrimSpace(line) != u.ID {
+		t.Fatalf("the other process: got %q, %v, want %s", line, err, u.ID)
+	}
+	for _, s := range []*Store{w.Store, other} {
+		eventually(t, "a service user that another process deactivated", func() bool { return probe(s, u.ID, token.Secret, "GET /") == access.UserInactive })
+	}
+	mustDo(cmd.Wait())
+	// One's own change takes in what others did just before.
+	must(other.CreateGroup(ctx, Local, Group{Name: "a"}))
+	g := addGroup(w.Store, "b")
+	if list, _, err := w.Groups(ctx, Local, "a", "", 1); err != nil || len(list) != 1 {
+		t.Errorf("group a: got %v, %v", list, err)
+	} else if _, ok := w.Directory().Group(list[0].ID); !ok {
+		t.Error("the directory after one's own change lacks the other's")
+	}
+	eventually(t, "both groups in the other directory", func() bool { _, ok := other.Directory().Group(g.ID); return ok })
+	same(t, "directory of the other store", dirText(t, other), dirText(t, w.Store))
+	for _, s := range []*Store{w.Store, other} {
+		if s.Fault() != "" {
+			t.Errorf("fault: got %q, want none", s.Fault())
+		}
+	}
+	trail(t, w.Store)
+}
+
+// To change what another store has changed already acknowledges its change too.
+func TestNothingToChangeCatchesUp(t *testing.T) {
+	w := newWorld(t, Options{Poll: time.Hour})
+	other := open(t, w.path, w.opts)
+	mustDo(other.RevokeToken(ctx, Local, w.user.ID, w.token.ID))
+	mustDo(w.RevokeToken(ctx, Local, w.user.ID, w.token.ID))
+	if got := probe(w.Store, w.user.ID, w.token.Secret, "GET /v1/x"); got != access.TokenRevoked {
+		t.Errorf("revoked here as well: got %v, want token_revoked", got)
+	}
+}
+
+// backup copies the database into a new file.
+func backup(t testing.TB, s *Store) string {
+	t.Helper()
+	to := place(t)
+	_, err := s.write.ExecContext(ctx, `VACUUM INTO $1`, to)
+	mustDo(err)
+	return to
+}
+
+// restore does what "sqlite3 path '.restore from'" does: it writes the content
+// of another database over the one at path, in one transaction.
+func restore(t testing.TB, path, from string) {
+	t.Helper()
+	db := must(sql.Open("sqlite", sqliteDSN(path, "rw", "")))
+	defer db.Close()
+	conn := must(db.Conn(ctx))
+	defer conn.Close()
+	mustDo(conn.Raw(func(c any) error {
+		b, err := c.(interface {
+			NewRestore(string) (*sqlite.Backup, error)
+		}).NewRestore("file:" + from)
+		if err != nil {
+			return err
+		}
+		for more := true; more && err == nil; {
+			more, err = b.Step(-1)
+			if e, ok := err.(*sqlite.Error); ok && e.Code()&0xff == 5 { // busy: try again
+				more, err = true, nil
+			}
+		}
+		source, err2 := b.Commit()
+		if err2 == nil && source != nil {
+			err2 = source.(driver.Conn).Close()
+		}
+		if err == nil {
+			err = err2
+		}
+		return err
+	}))
+}
+
+// What is read must go on from what is in force: an older or another store that
+// takes the place of the present one is not served, even after it was changed.
+func TestRollbackIsRefused(t *testing.T) {
+	for _, row := range []struct {
+		name    string
+		changes int // made after the backup
+		ahead   int // made by another process after it was restored
+	}{
+		{"older", 3, 0},
+		{"older by one", 1, 0},
+		{"older, then changed", 3, 1},
+		{"older, then changed to the same revision", 2, 2},
+		{"older, then changed beyond", 2, 5},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			w := newWorld(t, Options{})
+			old := backup(t, w.Store)
+			mustDo(w.RevokeToken(ctx, alice, w.user.ID, w.token.ID))
+			for i := range row.changes - 1 {
+				addUser(w.Store, fmt.Sprint("later", i))
+			}
+			present, revision := backup(t, w.Store), w.Directory().Revision()
+			seen := dirText(t, w.Store)
+			restore(t, w.path, old)
+			if row.ahead > 0 {
+				other := open(t, w.path, w.opts)
+				for i := range row.ahead {
+					addUser(other, fmt.Sprint("other", i))
+				}
+				mustDo(other.Close())
+			}
+			check := func(when string) {
+				t.Helper()
+				if got := probe(w.Store, w.user.ID, w.token.Secret, "GET /v1/x"); got != access.TokenRevoked {
+					t.Errorf("%s: a revoked token: got %v, want token_revoked", when, got)
+				}
+				if got := w.Directory().Revision(); got != revision {
+					t.Errorf("%s: revision: got %d, want %d", when, got, revision)
+				}
+			}
+			eventually(t, "a fault", func() bool { return w.Fault() != "" })
+			if got := w.Fault(); !strings.Contains(got, "restart") {
+				t.Errorf("fault: got %q, want what to do about it", got)
+			}
+			check("restored")
+			if err := w.AddMember(ctx, alice, w.closers.ID, w.user.ID); err == nil || !strings.HasPrefix(kind(err), "broken:") {
+				t.Errorf("a change: got %v, want that the store cannot be used", err)
+			}
+			check("after a refused change")
+			// It is what a new start takes.
+			again := open(t, w.path, w.opts)
+			if got := probe(again, w.user.ID, w.token.Secret, "GET /v1/x"); got != access.Granted {
+				t.Errorf("a new start: got %v, want granted", got)
+			}
+			mustDo(again.Close())
+			restore(t, w.path, present)
+			mended(t, w.Store)
+			same(t, "restored again", dirText(t, w.Store), seen)
+			mustDo(w.AddMember(ctx, alice, w.closers.ID, w.user.ID))
+		})
+	}
+}
+
+// A database whose file is taken away or replaced would swallow changes.
+func TestFileIsReplaced(t *testing.T) {
+	for _, row := range []struct {
+		name    string
+		replace func(path, other string)
+	}{
+		{"removed", func(string, string) {}},
+		{"an older one", func(path, other string) { mustDo(os.Rename(other, path)) }},
+		{"an empty one", func(path, _ string) { mustDo(os.WriteFile(path, nil, 0o600)) }},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			w := newWorld(t, Options{})
+			old := backup(t, w.Store)
+			mustDo(w.RevokeToken(ctx, alice, w.user.ID, w.token.ID))
+			// The watcher must not open its second connection just then: it would
+			// see the wrong file.
+			eventually(t, "both connections of the watcher", func() bool { return w.read.Stats().OpenConnections >= 2 })
+			mustDo(os.Rename(w.path, w.path+".aside"))
+			row.replace(w.path, old)
+			eventually(t, "a fault", func() bool { return w.Fault() != "" })
+			if err := w.AddMember(ctx, alice, w.closers.ID, w.user.ID); err == nil {
+				t.Error("a change: got no error")
+			}
+			if _, err := w.ServiceUser(ctx, Local, w.user.ID); err == nil {
+				t.Error("a look-up: got no error")
+			}
+			if got := probe(w.Store, w.user.ID, w.token.Secret, "GET /v1/x"); got != access.TokenRevoked {
+				t.Errorf("a request: got %v, want token_revoked", got)
+			}
+			mustDo(os.Rename(w.path+".aside", w.path))
+			mended(t, w.Store)
+			mustDo(w.AddMember(ctx, alice, w.closers.ID, w.user.ID))
+			trail(t, w.Store)
+		})
+	}
+}
+
+// A row that cannot be enforced refuses the whole revision, until it is mended.
+func TestBadRowIsRefused(t *testing.T) {
+	for _, row := range []struct{ name, damage, mend, fault string }{
+		{"teams", `UPDATE service_users SET teams = '{', revision = 100`, `UPDATE service_users SET teams = '[]', revision = 101`, "service_"},
+		{"hash", `UPDATE service_users SET revision = 100; UPDATE tokens SET hash = hash || '00'`, `UPDATE service_users SET revision = 101; UPDATE tokens SET hash = substr(hash, 1, 64)`, "token_"},
+		{"rule", `UPDATE permission_groups SET revision = 100; UPDATE rules SET path = path || '%'`, `UPDATE permission_groups SET revision = 101; UPDATE rules SET path = replace(path, '%', '')`, "rule_"},
+		{"meta", `ALTER TABLE meta RENAME TO meta2; CREATE TABLE meta AS SELECT * FROM meta2 WHERE id = 7`, `DROP TABLE meta; ALTER TABLE meta2 RENAME TO meta`, "revision"},
+		{"schema", `ALTER TABLE members RENAME TO members2; UPDATE service_users SET revision = 100`, `ALTER TABLE members2 RENAME TO members; UPDATE service_users SET revision = 101`, "members"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			w := newWorld(t, Options{})
+			change := func(statements, revision string) {
+				sqliteFile(t, w.path, `PRAGMA busy_timeout = 5000; BEGIN IMMEDIATE;`+statements+`;`+revision+`COMMIT`)
+			}
+			seen := w.Directory()
+			change(row.damage, `UPDATE meta SET revision = 100;`)
+			eventually(t, "a fault", func() bool { return w.Fault() != "" })
+			if got := w.Fault(); !strings.Contains(got, row.fault) {
+				t.Errorf("fault: got %q, want that it names %s", got, row.fault)
+			}
+			if w.Directory() != seen {
+				t.Error("the directory was replaced")
+			}
+			change(row.mend, `UPDATE meta SET revision = 101;`)
+			eventually(t, "the end of the fault", func() bool { return w.Fault() == "" && w.Directory().Revision() == 101 })
+			if got := probe(w.Store, w.user.ID, w.token.Secret, "GET /v1/x"); got != access.Granted {
+				t.Errorf("mended: got %v, want granted", got)
+			}
+		})
+	}
+}
+
+// A newer program that upgrades the file under a running one is noticed.
+func TestUpgradeUnderfoot(t *testing.T) {
+	w := newWorld(t, Options{})
+	sqliteFile(t, w.path, `PRAGMA busy_timeout = 5000; PRAGMA user_version = 2; UPDATE service_users SET active = FALSE, revision = 100; UPDATE meta SET revision = 100`)
+	eventually(t, "a fault", func() bool { return strings.Contains(w.Fault(), "newer version") })
+	if got := probe(w.Store, w.user.ID, w.token.Secret, "GET /v1/x"); got != access.Granted {
+		t.Errorf("a request: got %v, want granted, as before", got)
+	}
+	if err := w.RevokeToken(context.Background(), alice, w.user.ID, w.token.ID); err == nil {
+		t.Error("a change: got no error")
+	}
+}
