@@ -1,0 +1,38 @@
+package admin
+
+import (
+	"net/http"
+
+	"github.com/serviceusers/caddy-service-users/access"
+	"github.com/serviceusers/caddy-service-users/store"
+)
+
+// ServiceUserActor returns what a service user may do here: an admin everything,
+// a manager what its teams and groups reach, a member nothing.
+func (a *API) ServiceUserActor(p access.Principal) (store.Actor, error) {
+	by := store.Actor{Name: p.User.ID}
+	switch p.User.Role {
+	case access.Admin:
+		return by, nil
+	case access.Manager:
+		by.Scope = &store.Scope{UserID: p.User.ID, Teams: p.User.Teams, Groups: a.store.Directory().EffectiveGroups(p.User)}
+		return by, nil
+	default:
+		return by, ErrNotEntitled
+	}
+}
+
+// What a door answers to somebody who does not get in.
+var (
+	ErrUnauthenticated = NewError(http.StatusUnauthorized, "ERR_UNAUTHENTICATED", "authenticate as an admin or manager: with the credentials of a service user of that role, or as a person whom the operator has named")
+	ErrNotEntitled     = NewError(http.StatusForbidden, "ERR_NGROK_4111", "this identity may not use the admin API; it takes the role admin or manager, or a name in the operator's list")
+)
+
+// HumanManager returns the actor for a person who manages the service users of
+// these teams; groups are names of permission groups that the person may give.
+func (a *API) HumanManager(name string, teams, groups []string) store.Actor {
+	return store.Actor{Name: "human:" + name, Scope: &store.Scope{Teams: teams, Groups: a.store.Directory().GroupIDs(groups)}}
+}
+
+// HumanAdmin returns the actor for a person who may do everything.
+func HumanAdmin(name string) store.Actor { return store.Actor{Name: "human:" + name} }

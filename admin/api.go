@@ -1,0 +1,252 @@
+// Package admin serves the store to people and programs: the REST API and its
+// client. It knows HTTP and the store, and not Caddy: whoever mounts it has
+// found out who acts, and says so with a [store.Actor].
+//
+// Start with [New]; [API.Serve] answers one request. The routes stand in one
+// list, [API.routes]. Conventions are those of the ngrok API, so that a client
+// written for that one works unmodified against /service_users.
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"path"
+	"strconv"
+	"strings"
+
+	"go.uber.org/zap"
+
+	"github.com/serviceusers/caddy-service-users/store"
+)
+
+// OperationHeader carries the operation id of every answer.
+const OperationHeader = "Ngrok-Operation-Id"
+
+// API is the REST API over a store.
+type API struct {
+	store *store.Store
+	log   *zap.Logger
+	mux   *http.ServeMux
+}
+
+// New returns the API over a store. log may be nil.
+func New(s *store.Store, log *zap.Logger) *API {
+	if log == nil {
+		log = zap.NewNop()
+	}
+	a := &API{store: s, log: log, mux: http.NewServeMux()}
+	for _, r := range a.routes() {
+		a.mux.HandleFunc(r.method+" "+r.path, r.serve)
+	}
+	return a
+}
+
+// routes is the whole API, in one list.
+func (a *API) routes() []route {
+	return []route{
+		handle(a, "POST", "/service_users", 201, a.createServiceUser),
+		handle(a, "GET", "/service_users", 200, a.listServiceUsers),
+		handle(a, "GET", "/service_users/{id}", 200, a.getServiceUser),
+		handle(a, "PATCH", "/service_users/{id}", 200, a.updateServiceUser),
+		handle(a, "DELETE", "/service_users/{id}", 204, a.deleteServiceUser),
+
+		handle(a, "POST", "/service_users/{id}/tokens", 201, a.createToken),
+		handle(a, "GET", "/service_users/{id}/tokens", 200, a.listTokens),
+		handle(a, "GET", "/service_users/{id}/tokens/{token_id}", 200, a.getToken),
+		handle(a, "PATCH", "/service_users/{id}/tokens/{token_id}", 200, a.updateToken),
+		handle(a, "DELETE", "/service_users/{id}/tokens/{token_id}", 204, a.revokeToken),
+		handle(a, "POST", "/service_users/{id}/tokens/{token_id}/refresh", 201, a.refreshToken),
+
+		handle(a, "POST", "/permission_groups", 201, a.createGroup),
+		handle(a, "GET", "/permission_groups", 200, a.listGroups),
+		handle(a, "GET", "/permission_groups/{id}", 200, a.getGroup),
+		handle(a, "PATCH", "/permission_groups/{id}", 200, a.updateGroup),
+		handle(a, "DELETE", "/permission_groups/{id}", 204, a.deleteGroup),
+
+		handle(a, "POST", "/permission_groups/{id}/rules", 201, a.addRule),
+		handle(a, "GET", "/permission_groups/{id}/rules", 200, a.listRules),
+		handle(a, "DELETE", "/permission_groups/{id}/rules/{rule_id}", 204, a.removeRule),
+
+		handle(a, "GET", "/permission_groups/{id}/members", 200, a.listMembers),
+		handle(a, "PUT", "/permission_groups/{id}/members/{service_user_id}", 204, a.addMember),
+		handle(a, "DELETE", "/permission_groups/{id}/members/{service_user_id}", 204, a.removeMember),
+	}
+}
+
+// route is one operation.
+type route struct {
+	method, path string
+	serve        http.HandlerFunc
+}
+
+// call is one request on its way through an operation.
+type call struct {
+	*http.Request
+	by     store.Actor
+	header http.Header // of the answer
+}
+
+// handle owns HTTP for one operation: In is read from the query or the body, Out
+// is written as JSON, an error as [Error].
+func handle[In, Out any](a *API, method, path string, status int, op func(*call, In) (Out, error)) route {
+	serve := func(w http.ResponseWriter, r *http.Request) {
+		c := &call{Request: r, by: actorOf(r.Context()), header: w.Header()}
+		var in In
+		err := decodeInput(w, r, &in)
+		var out Out
+		if err == nil {
+			out, err = op(c, in)
+		}
+		if err != nil {
+			WriteError(w, a.log, c.by.Operation, err)
+			return
+		}
+		if status == http.StatusNoContent {
+			w.WriteHeader(status)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(status)
+		_ = json.NewEncoder(w).Encode(out) // the client may be gone
+	}
+	return route{method, path, serve}
+}
+
+func decodeInput(w http.ResponseWriter, r *http.Request, in any) error {
+	switch r.Method {
+	case http.MethodGet, http.MethodHead, http.MethodDelete:
+		return decodeQuery(r, in)
+	}
+	if err := decodeQuery(r, new(None)); err != nil {
+		return err
+	}
+	return decodeBody(w, r, in)
+}
+
+type actorKey struct{}
+
+func actorOf(ctx context.Context) store.Actor {
+	by, _ := ctx.Value(actorKey{}).(store.Actor)
+	return by
+}
+
+// Serve answers one request on behalf of an actor. Whoever calls it has checked
+// that the actor is entitled to be here at all.
+func (a *API) Serve(w http.ResponseWriter, r *http.Request, by store.Actor) {
+	by.Operation = store.NewOperationID()
+	h := w.Header()
+	h.Set(OperationHeader, by.Operation)
+	h.Set("Cache-Control", "no-store")
+	h.Set("X-Content-Type-Options", "nosniff")
+
+	r, problem := a.locate(r.WithContext(context.WithValue(r.Context(), actorKey{}, by)))
+	if problem != nil {
+		if problem.Status == http.StatusMethodNotAllowed {
+			h.Set("Allow", strings.Join(a.allowed(r), ", "))
+		}
+		WriteError(w, a.log, by.Operation, problem)
+		return
+	}
+	a.mux.ServeHTTP(w, r)
+}
+
+// locate returns the request in the form that routes have, or says that there
+// is no route. Both slash forms of a path mean the same and neither is
+// redirected, since a redirected POST becomes a GET; but a read, change or
+// delete of "/service_users/" lost its id on the way and is 404, never the
+// collection.
+func (a *API) locate(r *http.Request) (*http.Request, *Error) {
+	missing := NewError(http.StatusNotFound, "ERR_NOT_FOUND", "there is no such resource")
+	u := *r.URL
+	slash := len(u.Path) > 1 && strings.HasSuffix(u.EscapedPath(), "/") // "%2F" is none
+	if slash {
+		u.Path, u.RawPath = strings.TrimSuffix(u.Path, "/"), strings.TrimSuffix(u.RawPath, "/")
+	}
+	if p := u.EscapedPath(); path.Clean(p) != p {
+		return r, missing
+	}
+	r.URL = &u
+	_, pattern := a.mux.Handler(r)
+	switch {
+	case slash && r.Method != http.MethodPost && !strings.HasSuffix(pattern, "}"):
+		return r, missing
+	case pattern == "" && len(a.allowed(r)) > 0:
+		return r, NewError(http.StatusMethodNotAllowed, "ERR_METHOD_NOT_ALLOWED", "the method "+strconv.Quote(r.Method)+" is not allowed here")
+	case pattern == "":
+		return r, missing
+	}
+	return r, nil
+}
+
+// allowed lists the methods of the routes at the request's path.
+func (a *API) allowed(r *http.Request) []string {
+	var methods []string
+	for _, method := range []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"} {
+		probe := *r
+		probe.Method = method
+		if _, pattern := a.mux.Handler(&probe); pattern != "" {
+			methods = append(methods, method)
+		}
+	}
+	return methods
+}
+
+// ifMatch reads the version that an update is meant for; 0 is any.
+func (c *call) ifMatch() (int64, error) {
+	values := c.Header.Values("If-Match")
+	value := strings.Join(values, ", ")
+	if len(values) == 0 || value == "*" {
+		return 0, nil
+	}
+	version, err := strconv.ParseInt(strings.Trim(value, `"`), 10, 64)
+	if err != nil || version < 1 || value != etag(version) {
+		return 0, NewError(http.StatusPreconditionFailed, "ERR_CHANGED", "If-Match must be the ETag of an earlier answer, in its quotes")
+	}
+	return version, nil
+}
+
+// guarded runs an update with the version that the caller wants to change.
+func guarded[T any](c *call, update func(version int64) (T, error)) (T, error) {
+	version, err := c.ifMatch()
+	if err != nil {
+		var zero T
+		return zero, err
+	}
+	return update(version)
+}
+
+func etag(version int64) string { return strconv.Quote(strconv.FormatInt(version, 10)) }
+
+// page builds the frame of a list. The link to the next page is rooted, never
+// built from the Host that a client sent.
+func page(c *call, more bool, last string, limit int) Page {
+	p := Page{URI: c.URL.Path}
+	if more {
+		query := c.URL.Query()
+		query.Set("before_id", last)
+		query.Set("limit", strconv.Itoa(limit))
+		next := c.URL.Path + "?" + query.Encode()
+		p.NextPageURI = &next
+	}
+	return p
+}
+
+var errNotFound = &store.Error{Kind: store.ErrNotFound, Msg: "there is no such resource"}
+
+// id reads an id out of the path. One of another form cannot exist.
+func (c *call) id(name, prefix string) (string, error) {
+	id := c.PathValue(name)
+	if !store.ValidID(prefix, id) {
+		return "", errNotFound
+	}
+	return id, nil
+}
+
+// IsNotFound reports whether an error of the API or its client means that
+// something does not exist.
+func IsNotFound(err error) bool {
+	var e *Error
+	return errors.As(err, &e) && e.Status == http.StatusNotFound
+}

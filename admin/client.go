@@ -1,0 +1,158 @@
+package admin
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+
+	"github.com/serviceusers/caddy-service-users/store"
+)
+
+// Client calls the API. The zero HTTP client is http.DefaultClient; Base is a
+// scheme and a host, such as "http://localhost:2019".
+type Client struct {
+	HTTP   *http.Client
+	Base   string
+	Header http.Header // sent with every request
+}
+
+// Offline returns a client that serves its own requests from an open store, on
+// behalf of an actor. Nothing goes over the network.
+func Offline(s *store.Store, by store.Actor) *Client {
+	api := New(s, nil)
+	return &Client{Base: "http://offline", HTTP: &http.Client{Transport: roundTrip(func(r *http.Request) *http.Response {
+		w := &answer{Response: http.Response{StatusCode: http.StatusOK, Header: make(http.Header)}}
+		api.Serve(w, r, by)
+		w.Body = io.NopCloser(&w.text)
+		return &w.Response
+	})}}
+}
+
+// answer is an http.ResponseWriter that keeps what is written.
+type answer struct {
+	http.Response
+	text bytes.Buffer
+}
+
+func (a *answer) Header() http.Header         { return a.Response.Header }
+func (a *answer) Write(p []byte) (int, error) { return a.text.Write(p) }
+func (a *answer) WriteHeader(status int)      { a.StatusCode = status }
+
+type roundTrip func(*http.Request) *http.Response
+
+func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.Body == nil {
+		r.Body = http.NoBody
+	}
+	return f(r), nil
+}
+
+// UnreachableError means that no answer came: nothing listens there, or
+// something that is not this API.
+type UnreachableError struct {
+	Base string
+	Err  error
+}
+
+func (e *UnreachableError) Error() string { return fmt.Sprintf("%s: %v", e.Base, e.Err) }
+
+func (e *UnreachableError) Unwrap() error { return e.Err }
+
+// Do sends one request and reads the answer into out, unless that is nil. An
+// answer of 400 and above is an [*Error].
+func (c *Client) Do(ctx context.Context, method, uri string, in, out any) error {
+	var body io.Reader
+	if in != nil {
+		text, err := json.Marshal(in)
+		if err != nil {
+			return err
+		}
+		body = bytes.NewReader(text)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, c.Base+uri, body)
+	if err != nil {
+		return err
+	}
+	for name, values := range c.Header {
+		req.Header[name] = values
+	}
+	if in != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	client := *http.DefaultClient
+	if c.HTTP != nil {
+		client = *c.HTTP
+	}
+	// The API never redirects; who does is another, and a POST became a GET.
+	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	resp, err := client.Do(req)
+	if err != nil {
+		return &UnreachableError{c.Base, err}
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return &UnreachableError{c.Base, err}
+	}
+	var e Error
+	switch ok := resp.StatusCode/100 == 2 && resp.Header.Get(OperationHeader) != ""; {
+	case ok && (out == nil || json.Unmarshal(text, out) == nil):
+		return nil
+	case !ok && json.Unmarshal(text, &e) == nil && e.Code != "":
+		return &e
+	default:
+		return &UnreachableError{c.Base, fmt.Errorf("answered %s, not as the service-user API does", resp.Status)}
+	}
+}
+
+// All reads every page of a list, the first of which is at uri, and hands each
+// to add.
+func All[List any](ctx context.Context, c *Client, uri string, add func(List) Page) error {
+	for {
+		var list List
+		if err := c.Do(ctx, http.MethodGet, uri, nil, &list); err != nil {
+			return err
+		}
+		next := add(list).NextPageURI
+		if next == nil {
+			return nil
+		}
+		uri = *next
+	}
+}
+
+// FindServiceUser returns the service user with this id or name.
+func (c *Client) FindServiceUser(ctx context.Context, idOrName string) (u ServiceUser, err error) {
+	if store.ValidID("service", idOrName) {
+		err = c.Do(ctx, http.MethodGet, "/service_users/"+idOrName, nil, &u)
+		return u, err
+	}
+	var list ServiceUserList
+	if err := c.Do(ctx, http.MethodGet, "/service_users?name="+url.QueryEscape(idOrName), nil, &list); err != nil {
+		return u, err
+	}
+	if len(list.ServiceUsers) == 0 {
+		return u, NewError(http.StatusNotFound, "ERR_NOT_FOUND", fmt.Sprintf("there is no service user %q", idOrName))
+	}
+	return list.ServiceUsers[0], nil
+}
+
+// FindGroup returns the permission group with this id or name.
+func (c *Client) FindGroup(ctx context.Context, idOrName string) (g Group, err error) {
+	if store.ValidID("group", idOrName) {
+		err = c.Do(ctx, http.MethodGet, "/permission_groups/"+idOrName, nil, &g)
+		return g, err
+	}
+	var list GroupList
+	if err := c.Do(ctx, http.MethodGet, "/permission_groups?name="+url.QueryEscape(idOrName), nil, &list); err != nil {
+		return g, err
+	}
+	if len(list.PermissionGroups) == 0 {
+		return g, NewError(http.StatusNotFound, "ERR_NOT_FOUND", fmt.Sprintf("there is no permission group %q", idOrName))
+	}
+	return list.PermissionGroups[0], nil
+}

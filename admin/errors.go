@@ -1,0 +1,104 @@
+package admin
+
+import (
+	"encoding/json"
+	"errors"
+	"maps"
+	"net/http"
+
+	"go.uber.org/zap"
+
+	"github.com/serviceusers/caddy-service-users/store"
+)
+
+// Error is the body of every refusal: the members that clients of the ngrok API
+// read, and those of RFC 9457, in one object.
+type Error struct {
+	Code    string            `json:"error_code"`  // ERR_NGROK_… where such clients test for it, else ERR_…
+	Status  int               `json:"status_code"` // the HTTP status
+	Msg     string            `json:"msg"`         // what is wrong and what to do
+	Details map[string]string `json:"details"`     // "operation_id", and the message of each field at fault
+	Type    string            `json:"type"`        // RFC 9457
+	Title   string            `json:"title"`       // RFC 9457
+	Status2 int               `json:"status"`      // RFC 9457: the same as status_code
+	Detail  string            `json:"detail"`      // RFC 9457: the same as msg
+}
+
+func (e *Error) Error() string { return e.Msg }
+
+// NewError makes an error with a status, a code and a message.
+func NewError(status int, code, msg string) *Error {
+	return &Error{Status: status, Code: code, Msg: msg}
+}
+
+// field says which field of the request is at fault.
+func (e *Error) field(name string) *Error {
+	if name != "" {
+		e.Details = map[string]string{name: e.Msg}
+		e.Msg = name + ": " + e.Msg
+	}
+	return e
+}
+
+var errNullBoolean = errors.New("must be true or false, not null")
+
+// toError is the one table between what went wrong and what the caller is told.
+func toError(err error) *Error {
+	var e *Error
+	if errors.As(err, &e) {
+		return e
+	}
+	var fault *store.Error
+	if !errors.As(err, &fault) {
+		// The machinery broke. The log says how; the caller can only try again.
+		return NewError(http.StatusServiceUnavailable, "ERR_STORE_UNAVAILABLE", "the store cannot be used right now; nothing was changed, try again later")
+	}
+	is := func(kind error) bool { return errors.Is(fault.Kind, kind) }
+	named := fault.Field == "name"
+	switch {
+	case is(store.ErrEmpty) && named:
+		e = NewError(http.StatusBadRequest, "ERR_NGROK_4109", fault.Msg)
+	case is(store.ErrTooLong) && named:
+		e = NewError(http.StatusBadRequest, "ERR_NGROK_4110", fault.Msg)
+	case is(store.ErrInvalid):
+		e = NewError(http.StatusBadRequest, "ERR_INVALID_VALUE", fault.Msg)
+	case is(store.ErrNotFound):
+		e = NewError(http.StatusNotFound, "ERR_NOT_FOUND", fault.Msg)
+	case is(store.ErrConflict) && named:
+		e = NewError(http.StatusConflict, "ERR_NGROK_4112", fault.Msg)
+	case is(store.ErrConflict):
+		e = NewError(http.StatusConflict, "ERR_CONFLICT", fault.Msg)
+	case is(store.ErrChanged):
+		e = NewError(http.StatusPreconditionFailed, "ERR_CHANGED", fault.Msg)
+	default:
+		e = NewError(http.StatusForbidden, "ERR_NGROK_4111", fault.Msg)
+	}
+	return e.field(fault.Field)
+}
+
+// WriteError answers with an error under an operation id and logs it. The log of a refusal holds no
+// text of the client's, who may have pasted a secret into the wrong place.
+func WriteError(w http.ResponseWriter, log *zap.Logger, operation string, err error) {
+	e := *toError(err)
+	details := maps.Clone(e.Details)
+	if details == nil {
+		details = make(map[string]string)
+	}
+	details["operation_id"] = operation // even when a field at fault has that name
+	e.Details, e.Type, e.Title, e.Status2, e.Detail = details, "about:blank", http.StatusText(e.Status), e.Status, e.Msg
+	level, cause := zap.DebugLevel, zap.Skip()
+	if e.Status >= 500 {
+		level, cause = zap.ErrorLevel, zap.Error(err)
+	}
+	if c := log.Check(level, "request refused"); c != nil {
+		c.Write(zap.String("operation_id", operation), zap.Int("status", e.Status), zap.String("code", e.Code), cause)
+	}
+	h := w.Header()
+	h.Set(OperationHeader, operation)
+	h.Set("Content-Type", "application/problem+json")
+	if e.Status == http.StatusServiceUnavailable {
+		h.Set("Retry-After", "5")
+	}
+	w.WriteHeader(e.Status)
+	_ = json.NewEncoder(w).Encode(e) // the client may be gone
+}

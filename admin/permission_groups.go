@@ -1,0 +1,226 @@
+package admin
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/serviceusers/caddy-service-users/access"
+	"github.com/serviceusers/caddy-service-users/store"
+)
+
+func (a *API) createGroup(c *call, in GroupInput) (Group, error) {
+	var g store.Group
+	if err := in.apply(&g); err != nil {
+		return Group{}, err
+	}
+	g, err := a.store.CreateGroup(c.Context(), c.by, g)
+	if err != nil {
+		return Group{}, err
+	}
+	return c.showGroup(g), nil
+}
+
+// apply writes the fields that are present into a record.
+func (in *GroupInput) apply(g *store.Group) error {
+	in.Name.to(&g.Name)
+	in.Description.to(&g.Description)
+	in.Mode.to(&g.Mode)
+	in.MemberCondition.to(&g.MemberCondition)
+	if !in.Rules.Set {
+		return nil
+	}
+	g.Rules = make([]access.Rule, len(in.Rules.Value))
+	for i, r := range in.Rules.Value {
+		rule, err := r.rule()
+		if err != nil {
+			return NewError(400, "ERR_INVALID_VALUE", err.Error()).field(fmt.Sprintf("rules.%d", i))
+		}
+		g.Rules[i] = rule
+	}
+	return nil
+}
+
+// rule reads either form of a rule.
+func (r RuleInput) rule() (access.Rule, error) {
+	if r.Text != "" {
+		return access.ParseRule(r.Text)
+	}
+	return access.Rule{
+		Effect: r.Effect, Methods: r.Methods, Host: r.Host, Path: r.Path, When: r.When,
+		Name: r.Name, Description: r.Description,
+	}.Check()
+}
+
+func (a *API) listGroups(c *call, q NamedListQuery) (GroupList, error) {
+	limit, err := q.limit()
+	if err != nil {
+		return GroupList{}, err
+	}
+	before, err := q.before(store.ValidID, "group")
+	if err != nil {
+		return GroupList{}, err
+	}
+	groups, more, err := a.store.Groups(c.Context(), c.by, q.Name, before, limit)
+	if err != nil {
+		return GroupList{}, err
+	}
+	list := GroupList{PermissionGroups: make([]Group, len(groups))}
+	last := ""
+	for i, g := range groups {
+		list.PermissionGroups[i] = showGroup(g)
+		last = g.ID
+	}
+	list.Page = page(c, more, last, limit)
+	return list, nil
+}
+
+func (a *API) getGroup(c *call, _ None) (Group, error) {
+	id, err := c.id("id", "group")
+	if err != nil {
+		return Group{}, err
+	}
+	g, err := a.store.Group(c.Context(), c.by, id)
+	if err != nil {
+		return Group{}, err
+	}
+	return c.showGroup(g), nil
+}
+
+func (a *API) updateGroup(c *call, in GroupInput) (Group, error) {
+	id, err := c.id("id", "group")
+	if err != nil {
+		return Group{}, err
+	}
+	g, err := guarded(c, func(version int64) (store.Group, error) {
+		return a.store.UpdateGroup(c.Context(), c.by, id, version, in.apply)
+	})
+	if err != nil {
+		return Group{}, err
+	}
+	return c.showGroup(g), nil
+}
+
+func (a *API) deleteGroup(c *call, _ None) (None, error) {
+	id, err := c.id("id", "group")
+	if err != nil {
+		return None{}, err
+	}
+	return guarded(c, func(version int64) (None, error) {
+		return None{}, a.store.DeleteGroup(c.Context(), c.by, id, version)
+	})
+}
+
+func (a *API) addRule(c *call, in RuleInput) (Rule, error) {
+	id, err := c.id("id", "group")
+	if err != nil {
+		return Rule{}, err
+	}
+	r, err := in.rule()
+	if err != nil {
+		return Rule{}, NewError(400, "ERR_INVALID_VALUE", err.Error())
+	}
+	r, err = a.store.AddRule(c.Context(), c.by, id, r)
+	if err != nil {
+		return Rule{}, err
+	}
+	return showRule(id, r), nil
+}
+
+func (a *API) listRules(c *call, _ None) (RuleList, error) {
+	id, err := c.id("id", "group")
+	if err != nil {
+		return RuleList{}, err
+	}
+	g, err := a.store.Group(c.Context(), c.by, id)
+	if err != nil {
+		return RuleList{}, err
+	}
+	return RuleList{Rules: showRules(g), Page: page(c, false, "", 0)}, nil
+}
+
+func (a *API) removeRule(c *call, _ None) (None, error) {
+	id, err := c.id("id", "group")
+	if err != nil {
+		return None{}, err
+	}
+	rule, err := c.id("rule_id", "rule")
+	if err != nil {
+		return None{}, err
+	}
+	return None{}, a.store.RemoveRule(c.Context(), c.by, id, rule)
+}
+
+func (a *API) listMembers(c *call, q ListQuery) (MemberList, error) {
+	id, err := c.id("id", "group")
+	if err != nil {
+		return MemberList{}, err
+	}
+	limit, err := q.limit()
+	if err != nil {
+		return MemberList{}, err
+	}
+	before, err := q.before(store.ValidID, "service")
+	if err != nil {
+		return MemberList{}, err
+	}
+	members, more, err := a.store.Members(c.Context(), c.by, id, before, limit)
+	if err != nil {
+		return MemberList{}, err
+	}
+	list := MemberList{Members: make([]Member, len(members))}
+	last := ""
+	for i, m := range members {
+		list.Members[i] = Member{ID: m.ID, Name: m.Name, Source: "name"}
+		last = m.ID
+	}
+	list.Page = page(c, more, last, limit)
+	return list, nil
+}
+
+func (a *API) addMember(c *call, _ None) (None, error) { return a.setMember(c, a.store.AddMember) }
+
+func (a *API) removeMember(c *call, _ None) (None, error) {
+	return a.setMember(c, a.store.RemoveMember)
+}
+
+func (a *API) setMember(c *call, set func(ctx context.Context, by store.Actor, group, user string) error) (None, error) {
+	group, err := c.id("id", "group")
+	if err != nil {
+		return None{}, err
+	}
+	user, err := c.id("service_user_id", "service")
+	if err != nil {
+		return None{}, err
+	}
+	return None{}, set(c.Context(), c.by, group, user)
+}
+
+// showGroup shows the one group that an answer is about.
+func (c *call) showGroup(g store.Group) Group {
+	c.header.Set("ETag", etag(g.Version))
+	return showGroup(g)
+}
+
+func showGroup(g store.Group) Group {
+	return Group{
+		ID: g.ID, URI: "/permission_groups/" + g.ID, Name: g.Name, Description: g.Description, Mode: g.Mode,
+		MemberCondition: g.MemberCondition, Rules: showRules(g), MemberCount: g.MemberCount,
+		CreatedAt: g.CreatedAt, CreatedBy: g.CreatedBy, UpdatedAt: g.UpdatedAt, ETag: etag(g.Version),
+	}
+}
+
+func showRules(g store.Group) []Rule {
+	rules := make([]Rule, len(g.Rules))
+	for i, r := range g.Rules {
+		rules[i] = showRule(g.ID, r)
+	}
+	return rules
+}
+
+func showRule(group string, r access.Rule) Rule {
+	return Rule{
+		ID: r.ID, URI: "/permission_groups/" + group + "/rules/" + r.ID,
+		Effect: r.Effect, Methods: r.Methods, Host: r.Host, Path: r.Path, When: r.When,
+		Name: r.Name, Description: r.Description, Text: r.String(),
+	}
+}
