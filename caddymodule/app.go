@@ -1,0 +1,297 @@
+// Package caddymodule plugs service users into Caddy: configuration, lifetime,
+// the request path, the doors of the admin API and the CLI. It is the only
+// package that knows Caddy.
+//
+// The life of a request stands on one screen: [Handler.ServeHTTP] in
+// handler.go. The store that it asks is opened by [App] in this file and shared
+// between configurations, so that a reload neither closes it nor drops a
+// request.
+package caddymodule
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+
+	"github.com/serviceusers/caddy-service-users/access"
+	"github.com/serviceusers/caddy-service-users/admin"
+	"github.com/serviceusers/caddy-service-users/store"
+)
+
+func init() {
+	caddy.RegisterModule(App{})
+}
+
+// App keeps the service users of this server: where their store is, and what
+// holds for all of them. A site without any setting gets one with its defaults.
+type App struct {
+	// Where the store is: the path of a SQLite database. A file that does not
+	// exist is made. Placeholders such as {env.SERVICE_USERS_STORE} are
+	// replaced. Default: service_users.db in Caddy's data directory.
+	Store string `json:"store,omitempty"`
+
+	// A file of keys, one a line, that the hashes of secrets are mixed with, so
+	// that a stolen database alone cannot be used to check guesses. The first
+	// key hashes new secrets, all of them verify. Default: none.
+	PepperFile string `json:"pepper_file,omitempty"`
+
+	// The name of a permission group that every service user belongs to.
+	// Default: none, so that a new service user may do nothing.
+	DefaultGroup string `json:"default_group,omitempty"`
+
+	// How long a token lives that names no end of its own. Default: for ever.
+	TokenTTL caddy.Duration `json:"token_ttl,omitempty"`
+
+	// The longest life that a token may be given. Default: unlimited.
+	MaxTokenTTL caddy.Duration `json:"max_token_ttl,omitempty"`
+
+	ctx       caddy.Context
+	log       *zap.Logger
+	shared    *shared
+	key       string
+	started   bool
+	abandoned chan struct{} // closed when this configuration ends without ever having started
+}
+
+// CaddyModule returns the Caddy module information.
+func (App) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "service_users",
+		New: func() caddy.Module { return new(App) },
+	}
+}
+
+// drain is how long the store outlives the configuration that used it last:
+// requests go on after Caddy has cleaned their modules up.
+const drain = 10 * time.Second
+
+// stores holds the open stores by everything that makes two of them different.
+var stores = caddy.NewUsagePool()
+
+// Provision reads the settings. It opens nothing: "caddy validate" runs it too.
+func (a *App) Provision(ctx caddy.Context) error {
+	a.ctx, a.log, a.abandoned = ctx, ctx.Logger(), make(chan struct{})
+	path, opts, err := a.options()
+	if err != nil {
+		return err
+	}
+	opts.Log = caddy.Log().Named("service_users") // outlives this configuration
+	key, err := json.Marshal([]any{path, opts.Peppers.IDs(), opts.DefaultGroup, opts.TokenTTL, opts.MaxTokenTTL})
+	if err != nil {
+		return err
+	}
+	a.key = string(key)
+	pooled, _, err := stores.LoadOrNew(a.key, func() (caddy.Destructor, error) {
+		return &shared{path: path, opts: opts, ready: make(chan struct{})}, nil
+	})
+	if err != nil {
+		return err
+	}
+	a.shared = pooled.(*shared)
+	return nil
+}
+
+// options turns the settings into what the store wants to know.
+func (a *App) options() (path string, opts store.Options, err error) {
+	repl := caddy.NewReplacer()
+	if path, err = repl.ReplaceOrErr(a.Store, false, true); err != nil {
+		return "", opts, fmt.Errorf("store: %w", err)
+	}
+	if scheme, _, isURL := strings.Cut(path, "://"); isURL {
+		return "", opts, fmt.Errorf("store: %q is a URL of the scheme %q; this version keeps the store in a SQLite file, name its path", path, scheme)
+	}
+	if path == "" {
+		path = filepath.Join(caddy.AppDataDir(), "service_users.db")
+	}
+	if path, err = filepath.Abs(path); err != nil {
+		return "", opts, fmt.Errorf("store: %w", err)
+	}
+	opts.DefaultGroup = a.DefaultGroup
+	opts.TokenTTL, opts.MaxTokenTTL = time.Duration(a.TokenTTL), time.Duration(a.MaxTokenTTL)
+	if opts.TokenTTL < 0 || opts.MaxTokenTTL < 0 {
+		return "", opts, errors.New("token_ttl and max_token_ttl must not be negative")
+	}
+	if opts.MaxTokenTTL > 0 && opts.TokenTTL == 0 {
+		opts.TokenTTL = opts.MaxTokenTTL
+	}
+	if opts.MaxTokenTTL > 0 && opts.TokenTTL > opts.MaxTokenTTL {
+		return "", opts, fmt.Errorf("token_ttl %s is longer than max_token_ttl %s", opts.TokenTTL, opts.MaxTokenTTL)
+	}
+	pepperFile, err := repl.ReplaceOrErr(a.PepperFile, true, true)
+	if err != nil {
+		return "", opts, fmt.Errorf("pepper_file: %w", err)
+	}
+	if pepperFile != "" {
+		if opts.Peppers, err = readPeppers(pepperFile); err != nil {
+			return "", opts, err
+		}
+	}
+	return path, opts, nil
+}
+
+func readPeppers(path string) (access.Peppers, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return access.Peppers{}, fmt.Errorf("pepper_file: %w", err)
+	}
+	peppers, err := access.ParsePeppers(string(text))
+	if err != nil {
+		return access.Peppers{}, fmt.Errorf("pepper_file %q: %w", path, err)
+	}
+	return peppers, nil
+}
+
+// Start opens the store, unless the configuration before this one has it open
+// already. A store that cannot be opened fails the load; the configuration in
+// force stays.
+func (a *App) Start() error {
+	a.started = true
+	if app, err := a.ctx.AppIfConfigured("http"); err == nil {
+		if err := checkRoutes(app.(*caddyhttp.App)); err != nil {
+			return err
+		}
+	}
+	return a.shared.start()
+}
+
+// Stop does nothing: requests may still need the store.
+func (a *App) Stop() error { return nil }
+
+// Cleanup gives the store back. Other configurations may still use it.
+func (a *App) Cleanup() error {
+	if a.shared == nil {
+		return nil
+	}
+	release := func() {
+		if _, err := stores.Delete(a.key); err != nil {
+			caddy.Log().Named("service_users").Error("closing the store", zap.Error(err))
+		}
+	}
+	if !a.started {
+		close(a.abandoned)
+	}
+	if !a.started || caddy.Exiting() {
+		release()
+	} else {
+		time.AfterFunc(drain, release)
+	}
+	a.shared = nil
+	return nil
+}
+
+// running returns the app of the configuration in force. It must be asked at
+// each request by whatever outlives a configuration, such as the admin
+// endpoint, which Caddy does not roll back when a load fails.
+func running() (*App, error) {
+	app, err := caddy.ActiveContext().AppIfConfigured("service_users")
+	if err != nil {
+		return nil, err
+	}
+	return app.(*App), nil
+}
+
+// shared is a store that configurations share. It opens once.
+type shared struct {
+	path string
+	opts store.Options
+
+	once  sync.Once
+	ready chan struct{} // closed when the attempt to open is over
+	err   error         // of that attempt
+	live  atomic.Pointer[opened]
+}
+
+// opened is an open store with the API on top of it.
+type opened struct {
+	*store.Store
+	api *admin.API
+}
+
+func (s *shared) start() error {
+	s.once.Do(func() {
+		defer close(s.ready)
+		if filepath.Dir(s.path) == caddy.AppDataDir() {
+			if s.err = os.MkdirAll(filepath.Dir(s.path), 0o700); s.err != nil {
+				return
+			}
+		}
+		var open *store.Store
+		if open, s.err = store.Open(context.Background(), s.path, s.opts); s.err == nil {
+			s.live.Store(&opened{open, admin.New(open, s.opts.Log.Named("admin"))})
+			s.opts.Log.Info("store opened", zap.String("store", s.path), zap.Int64("revision", open.Directory().Revision()), zap.Int("service_users", open.Directory().Len()))
+		}
+	})
+	return s.err
+}
+
+// Destruct closes the store; no configuration uses it any more.
+func (s *shared) Destruct() error {
+	if open := s.live.Load(); open != nil {
+		return open.Close()
+	}
+	return nil
+}
+
+// startupWait is how long a request waits for a store that is being opened.
+const startupWait = 5 * time.Second
+
+// open returns the store that requests of this configuration are checked
+// against. The HTTP server may start before the app does: then the request
+// waits, not for long. When the load failed in the end, the request is answered
+// from the configuration that stayed in force. nil means that there is none.
+func (h *storeHandle) open(ctx context.Context) *opened {
+	if open := h.shared.live.Load(); open != nil {
+		return open
+	}
+	wait := time.NewTimer(startupWait)
+	defer wait.Stop()
+	select {
+	case <-h.shared.ready:
+	case <-h.abandoned:
+	case <-ctx.Done():
+	case <-wait.C:
+	}
+	if open := h.shared.live.Load(); open != nil {
+		return open
+	}
+	if app, err := running(); err == nil && app.shared != nil {
+		return app.shared.live.Load()
+	}
+	return nil
+}
+
+// storeHandle is what a handler keeps of the app: its own reference, since the
+// app may be cleaned up while requests still run.
+type storeHandle struct {
+	shared    *shared
+	abandoned <-chan struct{}
+}
+
+// newStoreHandle finds the app of the configuration that is being loaded.
+func newStoreHandle(ctx caddy.Context) (storeHandle, error) {
+	app, err := ctx.App("service_users")
+	if err != nil {
+		return storeHandle{}, err
+	}
+	a := app.(*App)
+	return storeHandle{a.shared, a.abandoned}, nil
+}
+
+// Interface guards
+var (
+	_ caddy.App          = (*App)(nil)
+	_ caddy.Provisioner  = (*App)(nil)
+	_ caddy.CleanerUpper = (*App)(nil)
+	_ caddy.Destructor   = (*shared)(nil)
+)

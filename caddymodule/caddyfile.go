@@ -1,0 +1,258 @@
+package caddymodule
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+
+	"github.com/serviceusers/caddy-service-users/access"
+)
+
+func init() {
+	httpcaddyfile.RegisterGlobalOption("service_users", parseGlobalOption)
+	httpcaddyfile.RegisterDirective("service_users", parseHandler)
+	httpcaddyfile.RegisterDirectiveOrder("service_users", httpcaddyfile.Before, "basic_auth")
+	httpcaddyfile.RegisterDirective("service_users_admin", parseSiteDoor)
+	httpcaddyfile.RegisterDirectiveOrder("service_users_admin", httpcaddyfile.Before, "reverse_proxy")
+}
+
+func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
+	if existing != nil {
+		d.Next() // so that the error tells the line
+		return nil, d.Err("the global option service_users stands here a second time; put its settings into one block")
+	}
+	app := new(App)
+	if err := app.UnmarshalCaddyfile(d); err != nil {
+		return nil, err
+	}
+	return httpcaddyfile.App{Name: "service_users", Value: caddyconfig.JSON(app, nil)}, nil
+}
+
+// UnmarshalCaddyfile reads the global option:
+//
+//	service_users {
+//		store         <path>
+//		pepper_file   <path>
+//		default_group <name>
+//		token_ttl     <duration>
+//		max_token_ttl <duration>
+//	}
+func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // the option's name
+	if d.NextArg() {
+		return d.ArgErr()
+	}
+	return block(d, map[string]func() error{
+		"store":         func() error { return oneArg(d, &a.Store) },
+		"pepper_file":   func() error { return oneArg(d, &a.PepperFile) },
+		"default_group": func() error { return oneArg(d, &a.DefaultGroup) },
+		"token_ttl":     func() error { return duration(d, &a.TokenTTL) },
+		"max_token_ttl": func() error { return duration(d, &a.MaxTokenTTL) },
+	})
+}
+
+func parseHandler(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error) {
+	handler := new(Handler)
+	if err := handler.UnmarshalCaddyfile(h.Dispenser); err != nil {
+		return nil, err
+	}
+	return h.NewRoute(nil, handler), nil
+}
+
+// UnmarshalCaddyfile reads the directive:
+//
+//	service_users {
+//		realm                 <text>
+//		headers               <id|name|display_name|groups|role|teams|token_id...>
+//		header_prefix         <prefix>
+//		public                <METHODS> [<host>]<path>
+//		bearer
+//		forward_authorization
+//		strip                 <header...>
+//		keep                  <header...>
+//	}
+//
+// public, strip and keep may be repeated. The directive takes no matcher.
+func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // the directive's name
+	if d.NextArg() {
+		return d.Errf("service_users takes no matcher and no argument (got %q): where it does not run, nothing strips forged identity headers; say what needs no credential inside of it, as in \"public GET /healthz\"", d.Val())
+	}
+	return block(d, map[string]func() error{
+		"realm":                 func() error { return oneArg(d, &h.Realm) },
+		"headers":               func() error { h.Headers = []string{}; return args(d, &h.Headers) },
+		"header_prefix":         func() error { return oneArg(d, &h.HeaderPrefix) },
+		"public*":               func() error { return oneRule(d, &h.Public) },
+		"bearer":                func() error { return flag(d, &h.Bearer) },
+		"forward_authorization": func() error { return flag(d, &h.ForwardAuthorization) },
+		"strip*":                func() error { return args(d, &h.Strip) },
+		"keep*":                 func() error { return args(d, &h.Keep) },
+	})
+}
+
+func parseSiteDoor(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error) {
+	h.Next() // the directive's name
+	matcher, err := h.ExtractMatcherSet()
+	if err != nil {
+		return nil, err
+	}
+	door := new(SiteDoor)
+	if err := door.UnmarshalCaddyfile(h.Dispenser); err != nil {
+		return nil, err
+	}
+	return h.NewRoute(matcher, door), nil
+}
+
+// UnmarshalCaddyfile reads the directive:
+//
+//	service_users_admin [<matcher>] {
+//		admins       <id...>
+//		managers     <id...> team=<team>... [group=<group>...]
+//		actor_header <header>
+//	}
+//
+// admins and managers may be repeated.
+func (s *SiteDoor) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // the directive's name
+	if d.NextArg() {
+		return d.ArgErr()
+	}
+	return block(d, map[string]func() error{
+		"admins*":      func() error { return args(d, &s.Admins) },
+		"managers*":    func() error { return s.managers(d) },
+		"actor_header": func() error { return oneArg(d, &s.ActorHeader) },
+	})
+}
+
+func (s *SiteDoor) managers(d *caddyfile.Dispenser) error {
+	var ids []string
+	var m HumanManager
+	for _, arg := range d.RemainingArgs() {
+		team, isTeam := strings.CutPrefix(arg, "team=")
+		group, isGroup := strings.CutPrefix(arg, "group=")
+		switch {
+		case strings.Contains(arg, `"`):
+			return d.Errf("managers: %s: quotes stand around the whole word, as in \"team=site reliability\"", arg)
+		case (isTeam || isGroup) && (strings.HasSuffix(arg, "=") || strings.Contains(arg, ",")):
+			return d.Errf("managers: %s: name one team or group at a time, as in team=finance team=ops", arg)
+		case isTeam:
+			m.Teams = append(m.Teams, team)
+		case isGroup:
+			m.Groups = append(m.Groups, group)
+		default:
+			ids = append(ids, arg)
+		}
+	}
+	if len(ids) == 0 || len(m.Teams) == 0 {
+		return d.Err("managers: name at least one person and one team, as in \"managers carol team=finance\"")
+	}
+	for _, id := range ids {
+		if slices.ContainsFunc(s.Managers, func(m HumanManager) bool { return m.ID == id }) {
+			return d.Errf("managers: %q stands here a second time; put all teams and groups of a person on one line", id)
+		}
+		s.Managers = append(s.Managers, HumanManager{ID: id, Teams: m.Teams, Groups: m.Groups})
+	}
+	return nil
+}
+
+// block reads the options of a block, each by its own function. An option may
+// stand in it once, unless its name here ends in "*".
+func block(d *caddyfile.Dispenser, options map[string]func() error) error {
+	seen := make(map[string]bool)
+	for d.NextBlock(0) {
+		name := d.Val()
+		read, once := options[name], true
+		if read == nil {
+			read, once = options[name+"*"], false
+		}
+		switch {
+		case name == "{":
+			return d.Err("an option here takes no block of its own")
+		case read == nil || strings.HasSuffix(name, "*"):
+			return d.Errf("unknown option %q; known are %s", name, optionNames(options))
+		case once && seen[name]:
+			return d.Errf("the option %s stands here a second time", name)
+		}
+		seen[name] = true
+		if err := read(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func oneArg(d *caddyfile.Dispenser, into *string) error {
+	if !d.AllArgs(into) {
+		return d.ArgErr()
+	}
+	return nil
+}
+
+func args(d *caddyfile.Dispenser, into *[]string) error {
+	values := d.RemainingArgs()
+	if len(values) == 0 {
+		return d.ArgErr()
+	}
+	*into = append(*into, values...)
+	return nil
+}
+
+// oneRule joins what stands on the line to the text of a rule.
+func oneRule(d *caddyfile.Dispenser, into *[]string) error {
+	words := d.RemainingArgs()
+	text := strings.Join(words, " ")
+	switch {
+	case len(words) < 2:
+		return d.Err("public: name methods and a path, as in \"public GET,HEAD /healthz\"")
+	case words[0] == string(access.Allow) || words[0] == string(access.Deny):
+		return d.Errf("public %s: leave %q out; what is public is allowed, as in \"public GET /healthz\"", text, words[0])
+	case strings.Contains(text, "{http."):
+		return d.Errf("public %s: Caddy took a parameter for its placeholder of the same name; give it another one, as in \"/v1/people/{id}\"", text)
+	}
+	if _, err := publicRules([]string{text}); err != nil {
+		return d.Err(err.Error())
+	}
+	*into = append(*into, text)
+	return nil
+}
+
+func flag(d *caddyfile.Dispenser, into *bool) error {
+	*into = true
+	if d.NextArg() {
+		return d.ArgErr()
+	}
+	return nil
+}
+
+func duration(d *caddyfile.Dispenser, into *caddy.Duration) error {
+	var text string
+	if err := oneArg(d, &text); err != nil {
+		return err
+	}
+	value, err := caddy.ParseDuration(text)
+	if err != nil || value <= 0 {
+		return d.Errf("%q is not a duration such as 90d or 36h", text)
+	}
+	*into = caddy.Duration(value)
+	return nil
+}
+
+func optionNames(options map[string]func() error) string {
+	var names []string
+	for name := range options {
+		names = append(names, strings.TrimSuffix(name, "*"))
+	}
+	slices.Sort(names)
+	return strings.Join(names, ", ")
+}
+
+// Interface guards
+var (
+	_ caddyfile.Unmarshaler = (*App)(nil)
+	_ caddyfile.Unmarshaler = (*Handler)(nil)
+	_ caddyfile.Unmarshaler = (*SiteDoor)(nil)
+)

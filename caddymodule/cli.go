@@ -1,0 +1,321 @@
+package caddymodule
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+	"unicode"
+
+	"github.com/caddyserver/caddy/v2"
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+	"github.com/spf13/cobra"
+
+	"github.com/serviceusers/caddy-service-users/admin"
+	"github.com/serviceusers/caddy-service-users/store"
+)
+
+// helpTemplate is cobra's, but that a text of usage ends in an example.
+const helpTemplate = `{{or .Long .Short}}
+
+Usage:
+  {{.UseLine}}{{if .HasAvailableSubCommands}}
+
+Commands:{{range .Commands}}{{if .IsAvailableCommand}}
+  {{rpad .Name .NamePadding}} {{.Short}}{{end}}{{end}}{{end}}
+
+Flags:
+{{.LocalFlags.FlagUsages | trimTrailingWhitespaces}}{{if .HasAvailableInheritedFlags}}
+
+Global flags:
+{{.InheritedFlags.FlagUsages | trimTrailingWhitespaces}}{{end}}
+
+Example:
+{{.Example}}
+`
+
+// group adds a command that only has commands below it.
+func (c *cli) group(parent *cobra.Command, name, short, example string) *cobra.Command {
+	cmd := &cobra.Command{Use: name + " COMMAND", Short: short, Long: short + ".", Example: "  " + example}
+	c.usageErrors(cmd)
+	parent.AddCommand(cmd)
+	return cmd
+}
+
+// command adds a command with a number of arguments.
+func (c *cli) command(parent *cobra.Command, use, short, example string, nargs int, do action) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: use, Short: short, Long: short + ".", Example: "  " + example,
+		SilenceErrors: true, SilenceUsage: true,
+		Args: func(cmd *cobra.Command, args []string) error {
+			switch {
+			case len(args) != nargs:
+				return c.exit(cmd, exitUsage, fmt.Errorf("arguments: got %d, need %d; usage: %s", len(args), nargs, cmd.UseLine()))
+			case slices.Contains(args, ""): // a variable of a script that is not set
+				return c.exit(cmd, exitUsage, fmt.Errorf("an argument is empty; usage: %s", cmd.UseLine()))
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return c.run(cmd, args, do)
+		},
+	}
+	c.usageErrors(cmd)
+	parent.AddCommand(cmd)
+	return cmd
+}
+
+// usageErrors makes mistakes in the flags and in the name of a command end with
+// the exit code for them.
+func (c *cli) usageErrors(cmd *cobra.Command) {
+	cmd.SilenceErrors, cmd.SilenceUsage = true, true
+	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return c.exit(cmd, exitUsage, fmt.Errorf("%w; see \"%s --help\"", err, cmd.CommandPath()))
+	})
+	if cmd.RunE == nil {
+		cmd.Args = cobra.ArbitraryArgs
+		cmd.RunE = func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return cmd.Help()
+			}
+			return c.exit(cmd, exitUsage, fmt.Errorf("unknown command %q; see \"%s --help\"", args[0], cmd.CommandPath()))
+		}
+	}
+}
+
+// run connects and does what the command is for.
+func (c *cli) run(cmd *cobra.Command, args []string, do action) error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	client, done, err := c.connect(ctx)
+	if err == nil {
+		err = do(ctx, client, args)
+		err = errors.Join(err, done())
+	}
+	return c.exit(cmd, exitCode(err), err)
+}
+
+// exit prints an error and ends the command with a code.
+func (c *cli) exit(cmd *cobra.Command, code int, err error) error {
+	if err == nil {
+		return nil
+	}
+	fmt.Fprintf(c.stderr, "caddy service-user: %s\n", cell(explain(err)))
+	if code == exitFailed {
+		return err
+	}
+	return caddycmd.WrapCommandFuncForCobra(func(caddycmd.Flags) (int, error) { return code, nil })(cmd, nil)
+}
+
+// explain adds what to do about an error that does not say it itself.
+func explain(err error) string {
+	var unreachable *admin.UnreachableError
+	if errors.As(err, &unreachable) {
+		return fmt.Sprintf("no service-user API at %v; is Caddy running, and is --address right? Without a running Caddy use --store FILE", err)
+	}
+	return err.Error()
+}
+
+// usageError is a mistake in how the command was called.
+type usageError struct{ error }
+
+func exitCode(err error) int {
+	var e *admin.Error
+	var unreachable *admin.UnreachableError
+	switch {
+	case errors.As(err, new(usageError)):
+		return exitUsage
+	case errors.As(err, &unreachable):
+		return exitUnreachable
+	case !errors.As(err, &e):
+		return exitFailed
+	case e.Code == errNotConfigured.Code:
+		return exitUnreachable
+	}
+	switch e.Status {
+	case http.StatusNotFound:
+		return exitNotFound
+	case http.StatusConflict, http.StatusPreconditionFailed:
+		return exitConflict
+	case http.StatusUnauthorized, http.StatusForbidden:
+		return exitNotAllowed
+	default:
+		return exitFailed
+	}
+}
+
+// connect returns a client of the running Caddy, or of the store file.
+func (c *cli) connect(ctx context.Context) (*admin.Client, func() error, error) {
+	switch {
+	case c.store != "" && (c.address != "" || c.config != ""):
+		return nil, nil, usageError{errors.New("--store works without a running Caddy; leave out --address and --config, or --store")}
+	case c.store != "":
+		return c.offline(ctx)
+	case c.pepperFile != "":
+		return nil, nil, usageError{errors.New("--pepper-file goes with --store; a running Caddy has its own")}
+	}
+	address := c.address
+	if address == "" && c.config != "" {
+		var err error
+		if address, err = configuredAddress(c.config, c.adapter); err != nil {
+			return nil, nil, err
+		}
+	}
+	if address == "" {
+		address = caddy.DefaultAdminListen
+	}
+	client, err := dial(address)
+	return client, func() error { return nil }, err
+}
+
+// configuredAddress reads the address of the admin endpoint out of a
+// configuration.
+func configuredAddress(file, adapter string) (string, error) {
+	text, _, _, err := caddycmd.LoadConfig(file, adapter)
+	if err != nil {
+		return "", err
+	}
+	var config struct {
+		Admin caddy.AdminConfig `json:"admin"`
+	}
+	if err := json.Unmarshal(text, &config); err != nil {
+		return "", fmt.Errorf("--config: %w", err)
+	}
+	if config.Admin.Disabled {
+		return "", errors.New("--config: this configuration has no admin endpoint (admin off); use --store FILE")
+	}
+	return caddy.NewReplacer().ReplaceOrErr(config.Admin.Listen, true, true)
+}
+
+// dial returns a client of the admin endpoint at an address in Caddy's notation.
+func dial(address string) (*admin.Client, error) {
+	parsed, err := caddy.ParseNetworkAddress(address)
+	tcp := strings.HasPrefix(parsed.Network, "tcp") && parsed.StartPort > 0 && parsed.PortRangeSize() == 1
+	if err != nil || !tcp && !parsed.IsUnixNetwork() {
+		return nil, usageError{fmt.Errorf("%q is not the address of an admin endpoint, such as localhost:2019 or unix//run/caddy.sock", address)}
+	}
+	transport := new(http.Transport) // without a proxy: the answer may hold a secret
+	client := &admin.Client{Base: "http://" + parsed.JoinHostPort(0), HTTP: &http.Client{Transport: onlyAPI{transport}}}
+	if parsed.IsUnixNetwork() {
+		path, _, _ := strings.Cut(parsed.Host, "|") // behind it stand the permissions
+		client.Base = "http://127.0.0.1"            // what Caddy expects on a socket
+		transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", path)
+		}
+	}
+	return client, nil
+}
+
+// onlyAPI refuses what another server answers, and redirects: Caddy's admin
+// endpoint redirects a path with ".." to what is left of it, and a DELETE would
+// follow it there.
+type onlyAPI struct{ http.RoundTripper }
+
+func (t onlyAPI) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := t.RoundTripper.RoundTrip(r)
+	if err != nil || resp.StatusCode >= 400 || resp.Header.Get(admin.OperationHeader) != "" {
+		return resp, err
+	}
+	resp.Body.Close()
+	return nil, fmt.Errorf("answered %s, not as the service-user API does", resp.Status)
+}
+
+// offline opens the store itself. The running Caddy, if there is one, sees the
+// changes within moments.
+func (c *cli) offline(ctx context.Context) (*admin.Client, func() error, error) {
+	if _, err := os.Stat(c.store); err != nil {
+		return nil, nil, fmt.Errorf("--store: %w; \"caddy run\" makes a new store", err)
+	}
+	opts := store.Options{Log: caddy.Log().Named("service_users")} // tells of tokens that need another pepper
+	if c.pepperFile != "" {
+		peppers, err := readPeppers(c.pepperFile)
+		if err != nil {
+			return nil, nil, err
+		}
+		opts.Peppers = peppers
+	}
+	s, err := store.Open(ctx, c.store, opts)
+	if err != nil {
+		return nil, nil, err
+	}
+	return admin.Offline(s, store.Local), s.Close, nil
+}
+
+// print shows a result: as JSON when that was asked for, else as a table. Notes
+// go to the standard error.
+func (c *cli) print(v any, table func(io.Writer), notes ...string) error {
+	if c.json {
+		enc := json.NewEncoder(c.stdout)
+		enc.SetIndent("", "  ")
+		return enc.Encode(v)
+	}
+	w := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
+	table(w)
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	for _, note := range notes {
+		if note != "" {
+			fmt.Fprintln(c.stderr, note)
+		}
+	}
+	return nil
+}
+
+// done reports what was done where there is nothing to show.
+func (c *cli) done(format string, args ...any) error {
+	if c.json {
+		return nil
+	}
+	_, err := fmt.Fprintln(c.stdout, cell(fmt.Sprintf(format, args...)))
+	return err
+}
+
+func secretNote(secret string) string {
+	if secret == "" {
+		return ""
+	}
+	return "Keep the token safe: it is not shown again."
+}
+
+// cell makes text from the store or a server safe to show in a terminal: what
+// controls it, or turns the direction of writing, becomes a space.
+func cell(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.Is(unicode.C, r) || r == '\u2028' || r == '\u2029' {
+			return ' '
+		}
+		return r
+	}, s)
+}
+
+func dash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+func yesNo(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
+}
+
+func when(t *time.Time) string { return dash(whenSet(t)) }
+
+func whenSet(t *time.Time) string {
+	if t == nil || t.IsZero() {
+		return ""
+	}
+	return t.UTC().Format("2006-01-02 15:04:05Z")
+}

@@ -1,0 +1,302 @@
+package caddymodule
+
+import (
+	"bufio"
+	"bytes"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+)
+
+const proxyCaddyfile = `
+{
+	service_users {
+		store {$SERVICE_USERS_STORE}
+	}
+}
+
+http://:{$API_PORT} {
+	bind 127.0.0.1
+	service_users
+	reverse_proxy 127.0.0.1:{$UPSTREAM_PORT}
+}
+`
+
+// TestHostileHeaders sends every header of testdata/headers.tsv through a real
+// Caddy to an upstream that keeps the raw bytes. Whatever is sent, the upstream
+// gets exactly one of each identity header, with our value, or no request.
+func TestHostileHeaders(t *testing.T) {
+	s := newServer(t)
+	up := startRecorder(t, s.ports["UPSTREAM_PORT"])
+	s = withCaddyfile(s, proxyCaddyfile)
+	s.mustCLI("group", "create", "readers", "--rule", "allow GET,POST /v1/{rest...}")
+	user := s.create("billing-sync", "--group", "readers")
+
+	text, err := os.ReadFile("../testdata/headers.tsv")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := 0
+	for line := range strings.Lines(string(text)) {
+		fields := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
+		if strings.HasPrefix(line, "#") || len(fields) != 3 || strings.HasPrefix(fields[0], "@h2 ") {
+			continue
+		}
+		rows++
+		lines, err := strconv.Unquote(`"` + strings.ReplaceAll(fields[0], `"`, `\"`) + `"`)
+		if err != nil {
+			t.Fatalf("%s: %v", fields[0], err)
+		}
+		request := "GET /v1/x HTTP/1.1\r\nHost: app.example\r\n"
+		if !strings.Contains(lines, "Authorization: Basic c3Zj") {
+			request += "Authorization: " + basic(user.id, user.secret) + "\r\n"
+		}
+		if trailer, ok := strings.CutPrefix(lines, "@trailer "); ok {
+			request = strings.Replace(request, "GET", "POST", 1)
+			if !strings.Contains(request, "Authorization") {
+				request += "Authorization: " + basic(user.id, user.secret) + "\r\n"
+			}
+			name, _, _ := strings.Cut(trailer, ":")
+			request += "Transfer-Encoding: chunked\r\nTrailer: " + name + "\r\n\r\n3\r\nabc\r\n0\r\n" + trailer + "\r\nX-Service-User-Role: admin\r\n\r\n"
+		} else {
+			request += lines + "\r\n\r\n"
+			if strings.Contains(lines, "chunked") {
+				request += "0\r\n\r\n"
+			}
+		}
+		up.reset()
+		status := exchange(t, s.addr("API_PORT"), request)
+		got := up.requests()
+		switch {
+		case len(got) == 0 && status < 400:
+			t.Errorf("%q: status %d without a request upstream", lines, status)
+		case len(got) == 0 && status >= 500:
+			t.Errorf("%q: status %d", lines, status)
+		case len(got) > 1:
+			t.Errorf("%q: %d requests upstream", lines, len(got))
+		case len(got) == 1:
+			checkUpstream(t, lines, got[0], user.id)
+		}
+		if strings.Contains(fields[1], "the request at all") && len(got) != 0 {
+			t.Errorf("%q: reached the upstream: %q", lines, got[0])
+		}
+	}
+	if rows < 50 {
+		t.Errorf("ran %d rows, want at least 50", rows)
+	}
+}
+
+// checkUpstream checks the raw bytes that an upstream received.
+func checkUpstream(t *testing.T, sent, raw, id string) {
+	t.Helper()
+	identity := make(map[string][]string)
+	head, body, _ := strings.Cut(raw, "\r\n\r\n")
+	for _, line := range append(strings.Split(head, "\r\n")[1:], strings.Split(body, "\r\n")...) {
+		name, value, ok := strings.Cut(line, ": ")
+		if !ok {
+			continue
+		}
+		switch folded := foldName(name); {
+		case strings.HasPrefix(folded, "xserviceuser"):
+			identity[name] = append(identity[name], value)
+		case folded == "authorization", folded == "proxyauthorization", folded == "connection", folded == "proxyconnection", folded == "keepalive", folded == "upgrade":
+			t.Errorf("%q: the upstream got %s", sent, line)
+		}
+		for _, spoof := range []string{"evil", "6.6.6.6", "/admin/x", "DELETE"} {
+			if strings.Contains(value, spoof) && !strings.HasPrefix(sent, "A: b") {
+				t.Errorf("%q: the upstream got %s", sent, line)
+			}
+		}
+		if value == "admin" {
+			t.Errorf("%q: the upstream got %s", sent, line)
+		}
+	}
+	want := map[string]string{"X-Service-User-Id": id, "X-Service-User-Name": "billing-sync", "X-Service-User-Groups": "readers"}
+	if len(identity) != len(want) {
+		t.Errorf("%q: the upstream got the identity %q, want %q", sent, identity, want)
+	}
+	for name, value := range want {
+		if got := identity[name]; len(got) != 1 || got[0] != value {
+			t.Errorf("%q: the upstream got %s %q, want exactly %q", sent, name, got, value)
+		}
+	}
+}
+
+// TestWebSocketUpgrade checks that only an exact WebSocket handshake keeps its
+// Upgrade, with the identity beside it.
+func TestWebSocketUpgrade(t *testing.T) {
+	s := newServer(t)
+	up := startRecorder(t, s.ports["UPSTREAM_PORT"])
+	s = withCaddyfile(s, proxyCaddyfile)
+	s.mustCLI("group", "create", "readers", "--rule", "allow GET /v1/{rest...}")
+	user := s.create("billing-sync", "--group", "readers")
+	for lines, want := range map[string]bool{
+		"Connection: Upgrade\r\nUpgrade: websocket":                                   true,
+		"Connection: keep-alive, upgrade, X-Service-User-Id\r\nUpgrade: WebSocket":    true,
+		"Connection: Upgrade\r\nUpgrade: h2c":                                         false,
+		"Connection: Upgrade\r\nUpgrade: websocket, h2c":                              false,
+		"Connection: Upgrade\r\nUpgrade: websocket\r\nUpgrade: h2c":                   false,
+		"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMA": false,
+		"Upgrade: websocket": false,
+	} {
+		up.reset()
+		exchange(t, s.addr("API_PORT"), "GET /v1/x HTTP/1.1\r\nHost: app.example\r\nAuthorization: "+basic(user.id, user.secret)+"\r\n"+lines+"\r\n\r\n")
+		got := up.requests()
+		if len(got) != 1 {
+			t.Errorf("%q: %d requests upstream, want 1", lines, len(got))
+			continue
+		}
+		if upgrades := strings.Contains(got[0], "Upgrade: websocket"); upgrades != want || strings.Contains(got[0], "h2c") {
+			t.Errorf("%q: upgrade passed: %t, want %t: %q", lines, upgrades, want, got[0])
+		}
+		if n := strings.Count(got[0], "\r\nX-Service-User-Id: "+user.id); n != 1 {
+			t.Errorf("%q: %d identities upstream, want 1", lines, n)
+		}
+	}
+}
+
+// TestHostileTargets sends every target of testdata/paths.tsv through a real
+// Caddy: what is to be refused never reaches the upstream, and what passes
+// arrives as it was sent.
+func TestHostileTargets(t *testing.T) {
+	s := newServer(t)
+	up := startRecorder(t, s.ports["UPSTREAM_PORT"])
+	s = withCaddyfile(s, proxyCaddyfile)
+	s.mustCLI("group", "create", "everything", "--rule", "allow * /{rest...}", "--rule", "allow PROPFIND /{rest...}")
+	user := s.create("billing-sync", "--group", "everything")
+
+	text, err := os.ReadFile("../testdata/paths.tsv")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := 0
+	for line := range strings.Lines(string(text)) {
+		fields := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
+		if strings.HasPrefix(line, "#") || len(fields) != 3 {
+			continue
+		}
+		rows++
+		target, err := strconv.Unquote(`"` + strings.ReplaceAll(strings.ReplaceAll(fields[0], `\"`, `"`), `"`, `\"`) + `"`)
+		if err != nil {
+			t.Fatalf("%s: %v", fields[0], err)
+		}
+		method := "GET"
+		if word, rest, ok := strings.Cut(target, " "); ok && word != "" && word[0] >= 'A' && word[0] <= 'Z' && !strings.Contains(rest, " ") {
+			method, target = word, rest
+		}
+		up.reset()
+		status := exchange(t, s.addr("API_PORT"), method+" "+target+" HTTP/1.1\r\nHost: app.example\r\nConnection: close\r\nAuthorization: "+basic(user.id, user.secret)+"\r\n\r\n")
+		got := up.requests()
+		if _, ok := strings.CutPrefix(fields[1], "match="); ok {
+			if status != 200 || len(got) != 1 || !strings.HasPrefix(got[0], method+" "+target+" HTTP/1.1\r\n") {
+				t.Errorf("%s %q: got %d, upstream %q, want 200 and the target unchanged", method, target, status, got)
+			}
+			continue
+		}
+		if len(got) != 0 {
+			t.Errorf("%s %q: reached the upstream: %q", method, target, got)
+		}
+		if want, err := strconv.Atoi(fields[1]); err == nil && status != want {
+			t.Errorf("%s %q: got %d, want %d", method, target, status, want)
+		}
+	}
+	if rows < 80 {
+		t.Errorf("ran %d rows, want at least 80", rows)
+	}
+}
+
+// withCaddyfile starts a prepared server.
+func withCaddyfile(s *server, caddyfile string) *server {
+	s.t.Helper()
+	path := s.dir + "/Caddyfile"
+	if err := os.WriteFile(path, []byte(caddyfile), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+	s.start(path)
+	return s
+}
+
+// exchange sends raw bytes and returns the status of the answer, 0 when the
+// connection was closed without one.
+func exchange(t *testing.T, addr, request string) int {
+	t.Helper()
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, request); err != nil {
+		return 0
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		return 0
+	}
+	if resp.StatusCode != http.StatusSwitchingProtocols {
+		_, _ = io.Copy(io.Discard, resp.Body)
+	}
+	return resp.StatusCode
+}
+
+// recorder is an upstream that keeps the raw bytes of every request.
+type recorder struct {
+	mu  sync.Mutex
+	got []string
+}
+
+func startRecorder(t *testing.T, port string) *recorder {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:"+port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	up := new(recorder)
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go up.serve(conn)
+		}
+	}()
+	return up
+}
+
+func (up *recorder) serve(conn net.Conn) {
+	defer conn.Close()
+	var raw bytes.Buffer
+	r := bufio.NewReader(io.TeeReader(conn, &raw))
+	for {
+		req, err := http.ReadRequest(r)
+		if err != nil {
+			return
+		}
+		_, _ = io.Copy(io.Discard, req.Body)
+		up.mu.Lock()
+		up.got = append(up.got, raw.String())
+		up.mu.Unlock()
+		raw.Reset()
+		if _, err := io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"); err != nil {
+			return
+		}
+	}
+}
+
+func (up *recorder) reset() {
+	up.mu.Lock()
+	defer up.mu.Unlock()
+	up.got = nil
+}
+
+func (up *recorder) requests() []string {
+	up.mu.Lock()
+	defer up.mu.Unlock()
+	return append([]string{}, up.got...)
+}

@@ -1,0 +1,142 @@
+package caddymodule
+
+import (
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/serviceusers/caddy-service-users/access"
+)
+
+// identityHeader is one of the headers that tell the upstream who it is.
+type identityHeader struct {
+	name  string // canonical
+	value func(access.Principal) string
+}
+
+// set writes the header; whatever stood there was removed before.
+func (h *identityHeader) set(header http.Header, p access.Principal) {
+	header[h.name] = []string{h.value(p)}
+}
+
+// identityValues are the words of the headers option.
+var identityValues = map[string]func(access.Principal) string{
+	"id":           func(p access.Principal) string { return p.User.ID },
+	"name":         func(p access.Principal) string { return extValue(p.User.Name) },
+	"display_name": func(p access.Principal) string { return extValue(p.User.DisplayName) },
+	"groups":       access.Principal.GroupList,
+	"role":         func(p access.Principal) string { return string(p.User.Role) },
+	"teams":        func(p access.Principal) string { return strings.Join(p.User.Teams, ",") },
+	"token_id":     func(p access.Principal) string { return p.Token.ID },
+}
+
+// defaultHeaders is small on purpose: every byte upstream costs more than the
+// decision.
+var defaultHeaders = []string{"id", "name", "groups"}
+
+func identityHeaders(prefix string, words []string) ([]identityHeader, error) {
+	if words == nil {
+		words = defaultHeaders
+	}
+	var list []identityHeader
+	for i, word := range words {
+		value, ok := identityValues[word]
+		switch {
+		case !ok:
+			return nil, fmt.Errorf("headers: %q is none of id, name, display_name, groups, role, teams, token_id", word)
+		case slices.Contains(words[:i], word):
+			return nil, fmt.Errorf("headers: %q stands in the list twice", word)
+		}
+		name := http.CanonicalHeaderKey(prefix + strings.ReplaceAll(word, "_", "-"))
+		list = append(list, identityHeader{name, value})
+	}
+	return list, nil
+}
+
+// checkKeep refuses to keep what must never be kept.
+func checkKeep(names []string) error {
+	for _, name := range names {
+		switch foldName(name) {
+		case "authorization", "proxyauthorization", "connection", "proxyconnection", "keepalive", "http2settings", "upgrade", "te":
+			return fmt.Errorf("keep %s: this header cannot be kept; it carries a credential or rules the connection", name)
+		}
+	}
+	return nil
+}
+
+// extValue writes a name as a header value: as it is when it is visible ASCII,
+// which may have inner spaces, else as an RFC 8187 ext-value, UTF-8”…, which a
+// plain value never begins with.
+func extValue(s string) string {
+	plain := !strings.HasPrefix(strings.ToUpper(s), "UTF-8''") && strings.TrimSpace(s) == s
+	for i := 0; plain && i < len(s); i++ {
+		plain = ' ' <= s[i] && s[i] <= '~'
+	}
+	if plain {
+		return s
+	}
+	const attrChar = "!#$&+-.^_`|~"
+	out := []byte("UTF-8''")
+	for i := range len(s) {
+		c := s[i]
+		if '0' <= c && c <= '9' || 'A' <= c && c <= 'Z' || 'a' <= c && c <= 'z' || strings.IndexByte(attrChar, c) >= 0 {
+			out = append(out, c)
+		} else {
+			out = append(out, '%', "0123456789ABCDEF"[c>>4], "0123456789ABCDEF"[c&15])
+		}
+	}
+	return string(out)
+}
+
+// identity is who a request was let through as, and why.
+type identity struct {
+	access.Principal
+	decision access.Decision
+}
+
+// identityVar is the variable of the request that holds it. The admin door
+// reads it to tell service users from people.
+const identityVar = "service_users.identity"
+
+// remember makes an identity known to the handlers behind this one, to the
+// access log and to placeholders.
+func remember(r *http.Request, id *identity) {
+	ctx := r.Context()
+	repl := ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	repl.Set("http.auth.user.id", id.User.ID)
+	known := caddyhttp.GetVar(ctx, identityVar) != nil
+	caddyhttp.SetVar(ctx, identityVar, id)
+	if !known { // a second handler in the chain finds the function in place
+		repl.Map(func(key string) (any, bool) {
+			id, ok := caddyhttp.GetVar(ctx, identityVar).(*identity)
+			if !ok {
+				return nil, false
+			}
+			return id.placeholder(key)
+		})
+	}
+}
+
+func (id *identity) placeholder(key string) (any, bool) {
+	switch key {
+	case "http.auth.user.name":
+		return id.User.Name, true
+	case "http.auth.user.role":
+		return string(id.User.Role), true
+	case "http.auth.user.teams":
+		return strings.Join(id.User.Teams, ","), true
+	case "http.auth.user.groups":
+		return id.GroupList(), true
+	case "http.auth.user.token_id":
+		return id.Token.ID, true
+	case "http.service_users.decision":
+		return "allow", true
+	case "http.service_users.rule":
+		return id.decision.Rule.ID, true
+	}
+	return nil, false
+}

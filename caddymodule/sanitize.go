@@ -1,0 +1,155 @@
+package caddymodule
+
+import (
+	"net/http"
+	"strings"
+)
+
+// sanitizer removes from a request everything that could make the upstream see
+// another identity, another credential or another request than the one that is
+// judged here.
+//
+// Names are compared folded: ASCII lower case, and everything that is neither a
+// letter nor a digit removed, since upstreams of the CGI family take "-", "_",
+// "." and the other legal characters of a name for one and the same.
+type sanitizer struct {
+	names    map[string]stripKind // by folded name
+	prefixes []string             // folded
+	keep     map[string]bool      // folded names that the operator exempts
+}
+
+type stripKind uint8
+
+const (
+	stripAlways    stripKind = iota + 1
+	stripUntrusted           // unless the peer is one of Caddy's trusted proxies
+	stripAliases             // every spelling but the canonical one, which Caddy sets itself
+)
+
+// reserved lists what is removed by default.
+var reserved = map[stripKind][]string{
+	stripAlways: {
+		// Credentials, and what rules the connection instead of the request.
+		"Authorization", "Proxy-Authorization", "Connection", "Proxy-Connection", "Keep-Alive", "HTTP2-Settings", "Upgrade", "TE",
+		// What makes an upstream judge another method or path than the rule did.
+		"X-HTTP-Method", "X-HTTP-Method-Override", "X-Method-Override", "X-Original-URL", "X-Original-URI", "X-Original-Path",
+		"X-Rewrite-URL", "X-Envoy-Original-Path",
+		// Other proxies' identity headers.
+		"Remote-User", "X-Remote-User", "X-User", "X-User-Id", "X-Authenticated-User", "X-WEBAUTH-USER", "X-Forwarded-User",
+		"X-Forwarded-Groups", "X-Forwarded-Email", "X-Forwarded-Preferred-Username", "X-Forwarded-Access-Token", "X-Forwarded-Client-Cert",
+		// CGI programs take it for HTTP_PROXY (CVE-2016-5386).
+		"Proxy",
+	},
+	stripUntrusted: {
+		"Forwarded", "X-Real-IP", "X-Client-IP", "X-Cluster-Client-IP", "True-Client-IP", "CF-Connecting-IP", "X-Forwarded-Method",
+		"X-Forwarded-Uri", "X-Forwarded-Prefix", "X-Forwarded-Port", "X-Forwarded-Scheme", "X-Forwarded-Server",
+	},
+	stripAliases: {"X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Via"},
+}
+
+// newSanitizer prepares the tables. identity is the prefix of our own headers.
+func newSanitizer(identity string, strip, keep []string) *sanitizer {
+	s := &sanitizer{
+		names:    make(map[string]stripKind),
+		prefixes: []string{foldName(identity), foldName("X-Auth-Request-")},
+		keep:     make(map[string]bool),
+	}
+	for kind, names := range reserved {
+		for _, name := range names {
+			s.names[foldName(name)] = kind
+		}
+	}
+	for _, name := range strip {
+		s.names[foldName(name)] = stripAlways
+	}
+	for _, name := range keep {
+		s.keep[foldName(name)] = true
+	}
+	return s
+}
+
+// clean sanitises a request in place and returns the Authorization values that
+// it came with. trusted says that the peer is one of Caddy's trusted proxies.
+func (s *sanitizer) clean(r *http.Request, trusted bool) (authorization []string) {
+	h := r.Header
+	authorization = h["Authorization"]
+	upgrade := isWebSocket(r)
+	trailers := len(h["Te"]) == 1 && h["Te"][0] == "trailers"
+
+	var buf [128]byte
+	for name := range h {
+		if s.strips(fold(buf[:0], name), name, trusted) {
+			delete(h, name)
+		}
+	}
+	// Caddy copies trailers from this request when the body ends. Without the
+	// map nothing is copied, declared or not.
+	r.Trailer = nil
+	if trailers {
+		h["Te"] = []string{"trailers"} // gRPC needs it
+	}
+	if upgrade {
+		h["Connection"], h["Upgrade"] = []string{"Upgrade"}, []string{"websocket"}
+	}
+	return authorization
+}
+
+func (s *sanitizer) strips(folded []byte, name string, trusted bool) bool {
+	for _, prefix := range s.prefixes {
+		if len(folded) >= len(prefix) && string(folded[:len(prefix)]) == prefix {
+			return !s.keep[string(folded)] || prefix == s.prefixes[0] // nobody may send our own
+		}
+	}
+	kind := s.names[string(folded)]
+	if kind == 0 || s.keep[string(folded)] {
+		return false
+	}
+	switch kind {
+	case stripUntrusted:
+		return !trusted
+	case stripAliases:
+		return !isCanonicalForwarded(name)
+	default:
+		return true
+	}
+}
+
+func isCanonicalForwarded(name string) bool {
+	switch name {
+	case "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Via":
+		return true
+	}
+	return false
+}
+
+// isWebSocket reports whether r is a WebSocket handshake over HTTP/1.1 and
+// nothing else (RFC 6455, section 4.1).
+func isWebSocket(r *http.Request) bool {
+	upgrade := r.Header["Upgrade"]
+	if r.ProtoMajor != 1 || r.Method != http.MethodGet || len(upgrade) != 1 || !strings.EqualFold(upgrade[0], "websocket") {
+		return false
+	}
+	for _, value := range r.Header["Connection"] {
+		for token := range strings.SplitSeq(value, ",") {
+			if strings.EqualFold(strings.Trim(token, " \t"), "upgrade") {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// fold appends the folded form of a header name to buf.
+func fold(buf []byte, name string) []byte {
+	for i := range len(name) {
+		switch c := name[i]; {
+		case 'a' <= c && c <= 'z', '0' <= c && c <= '9':
+			buf = append(buf, c)
+		case 'A' <= c && c <= 'Z':
+			buf = append(buf, c+'a'-'A')
+		}
+	}
+	return buf
+}
+
+func foldName(name string) string { return string(fold(nil, name)) }

@@ -1,0 +1,248 @@
+package caddymodule
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// caddyBinary is the program that tests start: the one that
+// SERVICE_USERS_TEST_CADDY names, such as a build by xcaddy, or this test binary
+// under the name caddy.
+func caddyBinary() string {
+	if path := os.Getenv("SERVICE_USERS_TEST_CADDY"); path != "" {
+		return path
+	}
+	return "caddy"
+}
+
+// server is a Caddy that runs as a process of its own.
+type server struct {
+	t     *testing.T
+	dir   string   // its working directory; the store is service_users.db in it
+	env   []string // ports, store, and directories away from the home directory
+	ports map[string]string
+	cmd   *exec.Cmd
+	log   *syncBuffer
+
+	exited <-chan struct{} // closed when the process has ended
+}
+
+// startServer runs a Caddyfile with API_PORT, ADMIN_PORT, UPSTREAM_PORT and
+// CADDY_ADMIN set to free ports, and waits until its admin endpoint answers.
+func startServer(t *testing.T, caddyfile string, env ...string) *server {
+	t.Helper()
+	s := newServer(t, env...)
+	path := filepath.Join(s.dir, "Caddyfile")
+	if err := os.WriteFile(path, []byte(caddyfile), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.start(path)
+	return s
+}
+
+// newServer prepares the surroundings of a server that is not started yet.
+func newServer(t *testing.T, env ...string) *server {
+	t.Helper()
+	dir := t.TempDir()
+	s := &server{t: t, dir: dir, ports: make(map[string]string)}
+	for _, name := range []string{"API_PORT", "ADMIN_PORT", "UPSTREAM_PORT", "CADDY_PORT"} {
+		s.ports[name] = freePort(t)
+	}
+	s.env = append(os.Environ(),
+		"API_PORT="+s.ports["API_PORT"], "ADMIN_PORT="+s.ports["ADMIN_PORT"], "UPSTREAM_PORT="+s.ports["UPSTREAM_PORT"],
+		"CADDY_ADMIN=localhost:"+s.ports["CADDY_PORT"],
+		"SERVICE_USERS_STORE="+filepath.Join(dir, "service_users.db"),
+		"HOME="+dir, "XDG_DATA_HOME="+filepath.Join(dir, "data"), "XDG_CONFIG_HOME="+filepath.Join(dir, "config"))
+	s.env = append(s.env, env...)
+	return s
+}
+
+// start runs a Caddyfile and waits until service users are there.
+func (s *server) start(caddyfile string) {
+	s.t.Helper()
+	s.run(caddyfile)
+	s.waitFor("/service_users")
+}
+
+// run starts the process; it is ended with the test.
+func (s *server) run(caddyfile string) {
+	s.t.Helper()
+	s.log = new(syncBuffer)
+	s.cmd = exec.Command(caddyBinary(), "run", "--config", caddyfile, "--adapter", "caddyfile")
+	s.cmd.Dir, s.cmd.Env, s.cmd.Stdout, s.cmd.Stderr = s.dir, s.env, s.log, s.log
+	if err := s.cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	cmd, log := s.cmd, s.log
+	exited := make(chan struct{})
+	s.exited = exited
+	go func() { _ = cmd.Wait(); close(exited) }()
+	s.t.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		select {
+		case <-exited:
+		case <-time.After(20 * time.Second):
+			_ = cmd.Process.Kill()
+			s.t.Errorf("the server did not end by itself:\n%s", log)
+		}
+		if s.t.Failed() {
+			s.t.Logf("server log:\n%s", log)
+		}
+	})
+}
+
+// waitFor waits until the admin endpoint answers a path with 200.
+func (s *server) waitFor(path string) {
+	s.t.Helper()
+	deadline := time.Now().Add(60 * time.Second)
+	for time.Now().Before(deadline) {
+		select {
+		case <-s.exited:
+			s.t.Fatalf("the server ended at once:\n%s", s.log)
+		default:
+		}
+		if resp, err := http.Get("http://localhost:" + s.ports["CADDY_PORT"] + path); err == nil {
+			resp.Body.Close()
+			if resp.StatusCode == http.StatusOK {
+				return
+			}
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	s.t.Fatalf("the server does not come up:\n%s", s.log)
+}
+
+// addr returns host:port of one of the ports.
+func (s *server) addr(name string) string { return "localhost:" + s.ports[name] }
+
+// cli runs "caddy service-user" and returns what it printed and its exit code.
+func (s *server) cli(args ...string) (stdout, stderr string, code int) {
+	s.t.Helper()
+	cmd := exec.Command(caddyBinary(), append([]string{"service-user"}, args...)...)
+	var out, errs bytes.Buffer
+	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = s.dir, s.env, &out, &errs
+	if err := cmd.Run(); err != nil && cmd.ProcessState == nil {
+		s.t.Fatal(err)
+	}
+	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
+}
+
+// mustCLI is cli for what has to work.
+func (s *server) mustCLI(args ...string) string {
+	s.t.Helper()
+	stdout, stderr, code := s.cli(args...)
+	if code != 0 {
+		s.t.Fatalf("caddy service-user %s: exit code %d: %s", strings.Join(args, " "), code, stderr)
+	}
+	return stdout
+}
+
+// create makes a service user and returns its credentials.
+func (s *server) create(name string, args ...string) credentials {
+	s.t.Helper()
+	var c credentials
+	for line := range strings.Lines(s.mustCLI(append([]string{"create", name}, args...)...)) {
+		switch fields := strings.Fields(line); fields[0] {
+		case "id":
+			c.id = fields[1]
+		case "token":
+			c.secret = fields[1]
+		}
+	}
+	if c.id == "" || c.secret == "" {
+		s.t.Fatalf("create %s printed no credentials", name)
+	}
+	return c
+}
+
+type credentials struct{ id, secret string }
+
+// get asks the guarded API, with credentials unless they are empty.
+func (s *server) get(path string, c credentials, header ...string) *response {
+	s.t.Helper()
+	return s.do("GET", "API_PORT", path, c, "", header...)
+}
+
+// do sends one request; header holds "Name: value" lines.
+func (s *server) do(method, port, path string, c credentials, body string, header ...string) *response {
+	s.t.Helper()
+	req, err := http.NewRequest(method, "http://"+s.addr(port)+path, strings.NewReader(body))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if body == "" {
+		req.Body, req.ContentLength = http.NoBody, 0
+	}
+	if c.id != "" {
+		req.SetBasicAuth(c.id, c.secret)
+	}
+	for _, line := range header {
+		name, value, _ := strings.Cut(line, ": ")
+		req.Header.Add(name, value)
+	}
+	resp, err := http.DefaultTransport.RoundTrip(req)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return &response{resp, string(text)}
+}
+
+type response struct {
+	*http.Response
+	body string
+}
+
+// upstreamHeader returns the values of a request header as the demo upstream of
+// Caddyfile.example saw them.
+func (r *response) upstreamHeader(name string) (values []string) {
+	for line := range strings.Lines(r.body) {
+		if n, v, ok := strings.Cut(strings.TrimSuffix(line, "\n"), ": "); ok && strings.EqualFold(n, name) {
+			values = append(values, v)
+		}
+	}
+	return values
+}
+
+func freePort(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return fmt.Sprint(l.Addr().(*net.TCPAddr).Port)
+}
+
+// syncBuffer is a buffer that a process may write while a test reads.
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *syncBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *syncBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
