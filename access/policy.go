@@ -229,7 +229,31 @@ func denySegments(segments []segment) []segment {
 type pathBuffer [256]byte
 
 // denied finds a deny that covers a path, which is brought into the same form.
+// Where the operator lets a slash or a semicolon in a segment pass, a deny also
+// covers what an upstream makes of them that takes the one for a separator, or
+// the other for the beginning of parameters.
 func (p *policy) denied(path string, q *question) *entry {
+	if strings.ContainsAny(path, "\x00;") {
+		for _, reading := range []string{path, withoutParameters(path), PlainPath(path), PlainPath(withoutParameters(path)), withoutParameters(PlainPath(path))} {
+			if e := p.deniedAs(reading, q); e != nil {
+				return e
+			}
+		}
+		return nil
+	}
+	return p.deniedAs(path, q)
+}
+
+// withoutParameters drops what follows a semicolon in each segment.
+func withoutParameters(path string) string {
+	segments := strings.Split(path, "/")
+	for i := range segments {
+		segments[i], _, _ = strings.Cut(segments[i], ";")
+	}
+	return strings.Join(segments, "/")
+}
+
+func (p *policy) deniedAs(path string, q *question) *entry {
 	var buf pathBuffer
 	folded, more := bytes.CutPrefix(appendFolded(buf[:0], strings.TrimSuffix(path, "/")), slash)
 	return p.deny.find(folded, more, q)

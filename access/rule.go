@@ -187,7 +187,7 @@ func parsePattern(path string) ([]segment, error) {
 	case strings.ContainsFunc(path, func(r rune) bool { return r != ' ' && unicode.IsSpace(r) }):
 		return nil, fmt.Errorf("path %q holds white space that never passes", path)
 	}
-	if p := checkPath(path); !p.OK() {
+	if p := Relax(0).checkPath(path); !p.OK() {
 		return nil, fmt.Errorf("path %q can never match: %w", path, p)
 	}
 	parts := strings.Split(path[1:], "/")

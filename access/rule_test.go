@@ -102,8 +102,8 @@ func TestRuleMistakes(t *testing.T) {
 		{"allow GET /\xff", "can never match: the path is not valid UTF-8"},
 		{"allow GET //a", "can never match: the path has an empty segment"},
 		{"allow GET /a//", "can never match: the path has an empty segment"},
-		{"allow GET /a/../b", "can never match: the path segment at position 3 ends in a dot"},
-		{"allow GET /v1/...", "can never match: the path segment at position 4 ends in a dot"},
+		{"allow GET /a/../b", "can never match: the path has a dot segment at position 3"},
+		{"allow GET /v1/...", "can never match: the path has a dot segment at position 4"},
 		{"allow GET /a /b", "can never match: the path segment at position 1 begins or ends with a space"},
 
 		{"allow GET /v1/admin*", `"admin*" is not a wildcard here; write {name} for a whole segment, or {rest...} at the end for all that follow`},

@@ -15,6 +15,7 @@ import (
 type Problem struct {
 	Status int    // 400, 405 or 501
 	Detail string // what is wrong and where, safe to show to the caller
+	Option string // the option that would let it pass; "" is none
 }
 
 // OK reports whether there is no problem.
@@ -27,6 +28,55 @@ func ambiguous(format string, args ...any) Problem {
 	return Problem{Status: 400, Detail: fmt.Sprintf(format, args...)}
 }
 
+// Advice returns the detail, with the option that would let it pass.
+func (p Problem) Advice() string {
+	if p.Option == "" {
+		return p.Detail
+	}
+	return p.Detail + "; the option " + p.Option + " would let it pass"
+}
+
+// allowedBy says which option of the operator would let it pass.
+func (p Problem) allowedBy(option Relax) Problem {
+	p.Option = option.String()
+	return p
+}
+
+// Relax is a set of refusals that an operator lifts for an upstream that is
+// known to read such targets as the rules do.
+type Relax uint8
+
+// What can be relaxed. Dot segments, however they are spelled, never pass.
+const (
+	EncodedSlash   Relax = 1 << iota // %2F is data inside of a segment
+	EncodedPercent                   // %25 is a percent sign
+	Semicolon                        // ";" and %3B
+	MergedSlashes                    // "//" is "/"; see MergeSlashes
+	TrailingDot                      // a segment may end in a dot
+	NonNFC                           // text need not be in normalisation form C
+)
+
+var relaxNames = []string{"allow_encoded_slash", "allow_encoded_percent", "allow_semicolon", "merge_slashes", "allow_trailing_dot", "allow_non_nfc"}
+
+// RelaxByName returns the options under the names that operators write.
+func RelaxByName() map[string]Relax {
+	options := make(map[string]Relax)
+	for i, name := range relaxNames {
+		options[name] = 1 << i
+	}
+	return options
+}
+
+// String returns the name of a single option.
+func (allow Relax) String() string {
+	for i, name := range relaxNames {
+		if allow == 1<<i {
+			return name
+		}
+	}
+	return fmt.Sprintf("relax(%#x)", uint8(allow))
+}
+
 // CheckMethod refuses the methods that never pass: CONNECT, extended or not
 // (501: its body would reach a pooled upstream connection unframed), TRACE and
 // TRACK (405), PRI, and anything that is not [A-Z][A-Z-]{0,31}.
@@ -35,9 +85,9 @@ func CheckMethod(method string) Problem {
 	case "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS":
 		return Problem{}
 	case "CONNECT":
-		return Problem{501, "the method CONNECT is not supported"}
+		return Problem{Status: 501, Detail: "the method CONNECT is not supported"}
 	case "TRACE", "TRACK":
-		return Problem{405, "the method " + method + " is not allowed"}
+		return Problem{Status: 405, Detail: "the method " + method + " is not allowed"}
 	case "PRI":
 		return ambiguous("the method PRI belongs to the HTTP/2 preface")
 	}
@@ -67,7 +117,31 @@ func validMethod(m string) bool {
 // RFC 3986 pchar and "/" without ";", decoded exactly once to what checkPath
 // takes, and a query without "#", space, control or raw 8-bit byte. The path
 // of a target without escapes is a slice of it: nothing is allocated.
-func CheckTarget(target string) (path string, p Problem) {
+func CheckTarget(target string) (path string, p Problem) { return Relax(0).CheckTarget(target) }
+
+// dataSlash stands in a matched path for a slash that is data inside of a
+// segment, %2F. No other byte of a path can be it.
+const dataSlash = '\x00'
+
+// PlainPath returns a matched path as it decodes: with slashes for what
+// [EncodedSlash] kept apart.
+func PlainPath(path string) string { return strings.ReplaceAll(path, string(dataSlash), "/") }
+
+// MergeSlashes replaces each run of slashes in the path of a target by one. The
+// result is what has to be checked and forwarded.
+func MergeSlashes(target string) string {
+	raw, query, found := strings.Cut(target, "?")
+	for strings.Contains(raw, "//") {
+		raw = strings.ReplaceAll(raw, "//", "/")
+	}
+	if found {
+		raw += "?" + query
+	}
+	return raw
+}
+
+// CheckTarget is [CheckTarget] without the refusals that the operator lifts.
+func (allow Relax) CheckTarget(target string) (path string, p Problem) {
 	if target == "" || target[0] != '/' {
 		return "", ambiguous("the request target must begin with \"/\"")
 	}
@@ -86,19 +160,25 @@ func CheckTarget(target string) (path string, p Problem) {
 		case pathEscape:
 			escaped = true
 		default:
-			return "", ambiguous("the path holds the byte 0x%02x at position %d, which must not stand in a path", raw[i], i)
+			p = ambiguous("the path holds the byte 0x%02x at position %d, which must not stand in a path", raw[i], i)
+			if raw[i] != ';' {
+				return "", p
+			}
+			if plain = false; allow&Semicolon == 0 {
+				return "", p.allowedBy(Semicolon)
+			}
 		}
 	}
 	path = raw
 	if escaped {
-		if path, p = decodePath(raw); !p.OK() {
+		if path, p = allow.decodePath(raw); !p.OK() {
 			return "", p
 		}
 	}
 	if plain && !escaped {
 		p = checkSegmentsASCII(path)
 	} else {
-		p = checkPath(path)
+		p = allow.checkPath(path)
 	}
 	if !p.OK() {
 		return "", p
@@ -133,12 +213,12 @@ func checkSegmentsASCII(path string) Problem {
 }
 
 func emptySegment(i int) Problem {
-	return ambiguous("the path has an empty segment at position %d", i+1)
+	return ambiguous("the path has an empty segment at position %d", i+1).allowedBy(MergedSlashes)
 }
 
 // decodePath decodes every %XX exactly once. It refuses an invalid escape and
 // one that decodes to a character on which programs disagree.
-func decodePath(raw string) (string, Problem) {
+func (allow Relax) decodePath(raw string) (string, Problem) {
 	out := make([]byte, 0, len(raw))
 	for i := 0; i < len(raw); i++ {
 		c := raw[i]
@@ -151,7 +231,17 @@ func decodePath(raw string) (string, Problem) {
 		}
 		c = byte(hexValue(raw[i+1])<<4 | hexValue(raw[i+2]))
 		if c < 0x20 || c == 0x7f || strings.IndexByte(`/\%;?#`, c) >= 0 {
-			return "", ambiguous("the path holds %s at position %d, which programs read differently", raw[i:i+3], i)
+			p := ambiguous("the path holds %s at position %d, which programs read differently", raw[i:i+3], i)
+			option := map[byte]Relax{'/': EncodedSlash, '%': EncodedPercent, ';': Semicolon}[c]
+			if option == 0 {
+				return "", p
+			}
+			if allow&option == 0 {
+				return "", p.allowedBy(option)
+			}
+			if c == '/' {
+				c = dataSlash
+			}
 		}
 		out = append(out, c)
 		i += 2
@@ -175,7 +265,7 @@ func hexValue(c byte) int {
 // punctuation, symbols and inner spaces only, no rune that case-folds to ASCII
 // or whose compatibility form holds a separator, no empty segment but the last,
 // no segment that ends in "." or a space or begins with a space.
-func checkPath(path string) Problem {
+func (allow Relax) checkPath(path string) Problem {
 	ascii := true
 	for i := 0; i < len(path); i++ {
 		c := path[i]
@@ -183,24 +273,35 @@ func checkPath(path string) Problem {
 			ascii = false
 			break
 		}
+		if c == dataSlash && allow&EncodedSlash != 0 {
+			continue
+		}
 		if c < 0x20 || c == 0x7f {
 			return ambiguous("the path holds a control character at position %d", i)
 		}
 	}
 	if !ascii {
-		if p := checkUnicode(path); !p.OK() {
+		if p := allow.checkUnicode(path); !p.OK() {
 			return p
 		}
 	}
+	// A slash that is data, and what stands before a semicolon, are looked at as
+	// an upstream would that takes them for a separator and for parameters.
 	for start := 1; start <= len(path); {
-		segment, _, more := strings.Cut(path[start:], "/")
+		segment, more := path[start:], false
+		if i := strings.IndexAny(segment, "/\x00"); i >= 0 {
+			segment, more = segment[:i], true
+		}
+		name, _, parameters := strings.Cut(segment, ";")
 		switch {
-		case segment == "" && more:
+		case name == "" && (more || parameters):
 			return emptySegment(start - 1)
-		case segment == "":
-		case segment[len(segment)-1] == '.':
-			return ambiguous("the path segment at position %d ends in a dot", start)
-		case segment[0] == ' ' || segment[len(segment)-1] == ' ':
+		case name == "":
+		case strings.Trim(name, ".") == "":
+			return ambiguous("the path has a dot segment at position %d", start)
+		case name[len(name)-1] == '.' && allow&TrailingDot == 0:
+			return ambiguous("the path segment at position %d ends in a dot", start).allowedBy(TrailingDot)
+		case name[0] == ' ' || name[len(name)-1] == ' ' || segment[len(segment)-1] == ' ':
 			return ambiguous("the path segment at position %d begins or ends with a space", start)
 		}
 		start += len(segment) + 1
@@ -208,12 +309,12 @@ func checkPath(path string) Problem {
 	return Problem{}
 }
 
-func checkUnicode(path string) Problem {
+func (allow Relax) checkUnicode(path string) Problem {
 	if !utf8.ValidString(path) {
 		return ambiguous("the path is not valid UTF-8")
 	}
-	if !norm.NFC.IsNormalString(path) {
-		return ambiguous("the path is not in Unicode normalisation form C")
+	if allow&NonNFC == 0 && !norm.NFC.IsNormalString(path) {
+		return ambiguous("the path is not in Unicode normalisation form C").allowedBy(NonNFC)
 	}
 	for i, r := range path {
 		switch {
