@@ -3,14 +3,16 @@ module github.com/serviceusers/caddy-service-users
 go 1.26.0
 
 require (
-	github.com/caddyserver/caddy/v2 v2.11.9
-	github.com/go-json-experiment/json v0.0.0-20260820222146-c27c302e5fc3
-	github.com/rogpeppe/go-internal v1.16.0
-	github.com/segmentio/ksuid v1.0.4
-	go.uber.org/zap v1.28.0
-	golang.org/x/net v0.62.0
-	golang.org/x/text v0.43.0
-	modernc.org/sqlite v1.61.1
+	github.com/caddyserver/caddy/v2 v2.11.9 // what this is a plugin of
+	github.com/go-json-experiment/json v0.0.0-20260820222146-c27c302e5fc3 // strict JSON: repeated names, letter case, UTF-8, and the place of the fault
+	github.com/rogpeppe/go-internal v1.16.0 // tests: CLI sessions
+	github.com/segmentio/ksuid v1.0.4 // ids that sort by creation
+	github.com/spf13/cobra v1.10.2 // Caddy's CLI is made of it
+	go.uber.org/zap v1.28.0 // Caddy's log
+	golang.org/x/net v0.61.0 // what a header field may hold
+	golang.org/x/text v0.43.0 // Unicode normalisation and case folding
+	modernc.org/sqlite v1.61.1 // the store, without cgo
+	pgregory.net/rapid v1.3.0 // tests: properties
 )
 
 require (
@@ -117,7 +119,6 @@ require (
 	github.com/smallstep/scep v0.0.0-20260331191114-261f960a40d1 // indirect
 	github.com/smallstep/truststore v0.13.0 // indirect
 	github.com/spf13/cast v1.10.0 // indirect
-	github.com/spf13/cobra v1.10.2 // indirect
 	github.com/spf13/pflag v1.0.10 // indirect
 	github.com/tailscale/go-winio v0.0.0-20231025203758-c4f33415bf55 // indirect
 	github.com/tailscale/tscert v0.0.0-20251216020129-aea342f6d747 // indirect
@@ -180,5 +181,4 @@ require (
 	modernc.org/libc v1.79.0 // indirect
 	modernc.org/mathutil v1.7.1 // indirect
 	modernc.org/memory v1.12.1 // indirect
-	pgregory.net/rapid v1.3.0 // indirect
 )

@@ -59,7 +59,7 @@ func serve(t testing.TB, opts store.Options) *server {
 	for _, prefix := range []string{"service", "token", "group", "rule"} {
 		s.real[prefix+"_0"] = prefix + "_" + strings.Repeat("0", 27)
 	}
-	opts.Now, opts.Log = s.now, zap.New(core)
+	opts.Now, opts.Log, opts.Poll = s.now, zap.New(core), time.Hour // nobody else writes
 	var err error
 	if s.store, err = store.Open(t.Context(), filepath.Join(t.TempDir(), "store.db"), opts); err != nil {
 		t.Fatal(err)

@@ -76,8 +76,9 @@ func toError(err error) *Error {
 	return e.field(fault.Field)
 }
 
-// WriteError answers with an error under an operation id and logs it. The log of a refusal holds no
-// text of the client's, who may have pasted a secret into the wrong place.
+// WriteError answers with an error under an operation id and logs it. The log
+// of a refusal holds no text of the client's, who may have pasted a secret into
+// the wrong place.
 func WriteError(w http.ResponseWriter, log *zap.Logger, operation string, err error) {
 	e := *toError(err)
 	details := maps.Clone(e.Details)

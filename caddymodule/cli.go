@@ -203,7 +203,7 @@ func dial(address string) (*admin.Client, error) {
 		return nil, usageError{fmt.Errorf("%q is not the address of an admin endpoint, such as localhost:2019 or unix//run/caddy.sock", address)}
 	}
 	transport := new(http.Transport) // without a proxy: the answer may hold a secret
-	client := &admin.Client{Base: "http://" + parsed.JoinHostPort(0), HTTP: &http.Client{Transport: onlyAPI{transport}}}
+	client := &admin.Client{Base: "http://" + parsed.JoinHostPort(0), HTTP: &http.Client{Transport: transport}}
 	if parsed.IsUnixNetwork() {
 		path, _, _ := strings.Cut(parsed.Host, "|") // behind it stand the permissions
 		client.Base = "http://127.0.0.1"            // what Caddy expects on a socket
@@ -212,20 +212,6 @@ func dial(address string) (*admin.Client, error) {
 		}
 	}
 	return client, nil
-}
-
-// onlyAPI refuses what another server answers, and redirects: Caddy's admin
-// endpoint redirects a path with ".." to what is left of it, and a DELETE would
-// follow it there.
-type onlyAPI struct{ http.RoundTripper }
-
-func (t onlyAPI) RoundTrip(r *http.Request) (*http.Response, error) {
-	resp, err := t.RoundTripper.RoundTrip(r)
-	if err != nil || resp.StatusCode >= 400 || resp.Header.Get(admin.OperationHeader) != "" {
-		return resp, err
-	}
-	resp.Body.Close()
-	return nil, fmt.Errorf("answered %s, not as the service-user API does", resp.Status)
 }
 
 // offline opens the store itself. The running Caddy, if there is one, sees the

@@ -35,7 +35,8 @@ import (
 //	looks FILE                    it printed this; <time> is any, $NAME a variable
 //	capture NAME REGEXP           set $NAME to what the group in REGEXP matched in it
 //	waitfor [-within D] CODE URL [ID SECRET]
-//	                              ask again until the answer has this status
+//	                              ask again until the answer has this status; a URL
+//	                              on a unix socket is unix/SOCKET!PATH
 //	rest METHOD PATH [FILE]       ask the admin endpoint; status and body on stdout
 //	fill FIRST LAST GROUP         create the service users of these numbers
 //	database FILE APPLICATION [VERSION]
@@ -54,6 +55,10 @@ func TestCommand(t *testing.T) {
 	})
 }
 
+// quickExit keeps a process that is built with the race detector from waiting a
+// second before it ends.
+const quickExit = "GORACE=atexit_sleep_ms=10"
+
 // setupSession gives a session free ports, a store, and directories away from
 // the home directory.
 func setupSession(env *testscript.Env) error {
@@ -67,6 +72,7 @@ func setupSession(env *testscript.Env) error {
 	for _, name := range []string{"API_PORT", "ADMIN_PORT", "UPSTREAM_PORT", "CADDY_PORT", "FREE_PORT"} {
 		env.Setenv(name, sessionPort())
 	}
+	env.Vars = append(env.Vars, quickExit)
 	env.Setenv("CADDY_ADMIN", "localhost:"+env.Getenv("CADDY_PORT"))
 	env.Setenv("SERVICE_USERS_STORE", filepath.Join(env.WorkDir, "service_users.db"))
 	for _, name := range []string{"HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"} {
@@ -373,7 +379,7 @@ func shellWords(line string) (words []string) {
 
 // TestExamples runs the example of every command, one after the other.
 func TestExamples(t *testing.T) {
-	s := startServer(t, exampleCaddyfile(t))
+	s := startServer(t, exampleCaddyfile(t), quickExit)
 	ids := make(map[string]string) // the newest of a kind
 	examples := make(map[string]string)
 	for _, cmd := range commandTree() {
