@@ -62,6 +62,16 @@ func ParseBearer(value string) (Credential, bool) {
 	return Credential{Secret: secret}, true
 }
 
+// HasScheme reports whether the value of an Authorization field names an
+// authentication scheme, given in lower case, whatever follows.
+func HasScheme(value, scheme string) bool {
+	if len(value) == len(scheme) {
+		value += " "
+	}
+	_, ok := afterScheme(value, scheme+" ")
+	return ok
+}
+
 // afterScheme cuts an authentication scheme, given in lower case with its
 // space, off a field value. Schemes fold in ASCII only (RFC 9110, section 11.1).
 func afterScheme(value, scheme string) (rest string, ok bool) {

@@ -48,6 +48,8 @@ type Token struct {
 	AllowedIPs []netip.Prefix
 	Groups     []string // narrows the allows to these groups; empty is all
 	Revoked    bool     // kept for a while, so that a log can say why it was refused
+	Retiring   bool     // has a successor; valid until the grace ends
+	Unused     bool     // made by its own user and not seen yet: its first use has to be noted
 
 	pepper int // index into digests; -1 when the pepper is unknown
 	class  int // the group set of its allows
@@ -144,6 +146,31 @@ func (d *Directory) User(login string) (*User, bool) {
 func (d *Directory) Group(id string) (*Group, bool) {
 	g, ok := d.groups[id]
 	return g, ok
+}
+
+// Rules returns the rules that decide about the principal, by the names of their
+// groups: what its token allows, and every deny of its user. The caller must not
+// change them.
+func (d *Directory) Rules(p Principal) []Rule {
+	if p.User == nil {
+		return nil
+	}
+	var groups []*Group
+	for _, id := range d.EffectiveGroups(p.User) {
+		if g := d.groups[id]; g.Mode == Enforce {
+			groups = append(groups, g)
+		}
+	}
+	slices.SortFunc(groups, func(a, b *Group) int { return strings.Compare(a.Name, b.Name) })
+	var rules []Rule
+	for _, g := range groups {
+		for _, r := range g.Rules {
+			if r.Effect == Deny || slices.Contains(p.set.groups, g.index) {
+				rules = append(rules, r)
+			}
+		}
+	}
+	return rules
 }
 
 // EffectiveGroups returns the ids of the groups that the user is in, by name

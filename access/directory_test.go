@@ -471,3 +471,36 @@ func TestShards(t *testing.T) {
 		}
 	}
 }
+
+// TestRules: what a service user may know about itself are the rules that would
+// decide, whatever the mode of its other groups and the narrowing of its token.
+func TestRules(t *testing.T) {
+	observing := group(t, "g3", "deny GET /seen")
+	observing.Mode = Observe
+	last := group(t, "g1", "allow GET /b", "deny GET /c")
+	last.Name = "z"
+	narrowed := user(2, "g1", "g2", "g3")
+	narrowed.Tokens[0].Groups = []string{"g2"}
+	d := with(t, NewDirectory(Peppers{}, "g4"), Changes{
+		Revision: 1,
+		Groups: []Group{
+			last, group(t, "g2", "allow GET /a"), observing,
+			group(t, "g4", "allow GET /d", "deny GET /e"), group(t, "g5", "allow GET /f", "deny GET /g"),
+		},
+		Users: []User{user(1, "g1", "g2", "g3"), narrowed, user(3)},
+	})
+	for n, want := range map[int]string{
+		1: "allow GET /a; allow GET /d; deny GET /e; allow GET /b; deny GET /c",
+		2: "allow GET /a; deny GET /e; deny GET /c",
+		3: "allow GET /d; deny GET /e",
+	} {
+		var texts []string
+		for _, r := range d.Rules(enter(t, d, login(n))) {
+			texts = append(texts, r.String())
+		}
+		expect(t, fmt.Sprint("the rules of user ", n), strings.Join(texts, "; "), want)
+	}
+	if got := d.Rules(Principal{}); got != nil {
+		t.Errorf("the rules of nobody: got %v", got)
+	}
+}

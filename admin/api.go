@@ -122,7 +122,7 @@ func decodeInput(w http.ResponseWriter, r *http.Request, in any) error {
 	if err := decodeQuery(r, new(None)); err != nil {
 		return err
 	}
-	return decodeBody(w, r, in)
+	return DecodeJSON(w, r, maxBody, in)
 }
 
 type actorKey struct{}

@@ -21,15 +21,16 @@ import (
 // maxBody bounds a request's body.
 const maxBody = 1 << 20
 
-// decodeBody reads a JSON body into v. Unknown, repeated and wrongly cased
-// names, invalid UTF-8 and anything behind the value are refused with the name
-// of the field. No body at all is the empty object.
-func decodeBody(w http.ResponseWriter, r *http.Request, v any) error {
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+// DecodeJSON reads a JSON body of at most limit bytes into v. Unknown, repeated
+// and wrongly cased names, invalid UTF-8 and anything behind the value are
+// refused by an [*Error] with the name of the field. No body at all is the empty
+// object.
+func DecodeJSON(w http.ResponseWriter, r *http.Request, limit int64, v any) error {
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
 	var tooLarge *http.MaxBytesError
 	switch {
 	case errors.As(err, &tooLarge):
-		return NewError(http.StatusRequestEntityTooLarge, "ERR_BODY_TOO_LARGE", fmt.Sprintf("the body is larger than %d bytes", maxBody))
+		return NewError(http.StatusRequestEntityTooLarge, "ERR_BODY_TOO_LARGE", fmt.Sprintf("the body is larger than %d bytes", limit))
 	case err != nil:
 		return NewError(http.StatusBadRequest, "ERR_NGROK_212", "the body cannot be read")
 	case len(body) == 0:

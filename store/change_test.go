@@ -213,23 +213,22 @@ func checkEvent(t *testing.T, w *world, e AuditEvent) {
 	if e.Actor != alice.Name || e.Operation != alice.Operation || !e.At.Equal(w.clock.Now()) && !e.At.Before(w.clock.Now()) || !ValidID("audit", e.ID) {
 		t.Errorf("audit record of %s: got %+v", e.Action, e)
 	}
-	var before, after struct {
-		ID string `json:"id"`
+	type record struct {
+		ID      string
+		Version int64
 	}
+	var before, after record
 	for _, side := range []struct {
 		what  string
 		text  json.RawMessage
-		id    *string
+		place *record
 		empty bool
-	}{{"before", e.Before, &before.ID, strings.HasSuffix(e.Action, ".create")}, {"after", e.After, &after.ID, strings.HasSuffix(e.Action, ".delete")}} {
+	}{{"before", e.Before, &before, strings.HasSuffix(e.Action, ".create")}, {"after", e.After, &after, strings.HasSuffix(e.Action, ".delete")}} {
 		if side.empty != (len(side.text) == 0) {
 			t.Errorf("%s of %s: got %q, want it empty: %t", side.what, e.Action, side.text, side.empty)
 		}
 		if len(side.text) > 0 {
-			value := struct {
-				ID *string `json:"id"`
-			}{side.id}
-			if err := json.Unmarshal(side.text, &value); err != nil || *side.id != e.Resource {
+			if err := json.Unmarshal(side.text, side.place); err != nil || side.place.ID != e.Resource {
 				t.Errorf("%s of %s: got %s (%v), want the record of %s", side.what, e.Action, side.text, err, e.Resource)
 			}
 		}
@@ -243,6 +242,9 @@ func checkEvent(t *testing.T, w *world, e AuditEvent) {
 	}
 	if string(e.Before) == string(e.After) {
 		t.Errorf("the record of %s shows no difference: %s", e.Action, e.After)
+	}
+	if len(e.After) > 0 && after.Version != before.Version+1 {
+		t.Errorf("version of %s: got %d after %d, want one more", e.Action, after.Version, before.Version)
 	}
 }
 
@@ -329,6 +331,7 @@ func TestNothingToChange(t *testing.T) {
 
 // A refused change leaves no trace.
 func TestRefusedChange(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, Options{MaxTokenTTL: 24 * time.Hour})
 	other, _ := addUser(w.Store, "other")
 	mustDo(w.changeUser(func(u *ServiceUser) { u.Alias = "sync@example" }))
@@ -479,9 +482,11 @@ func TestRefusedChange(t *testing.T) {
 			t.Errorf("%s: got %s, want not found", what, got)
 		}
 	}
-	// At the limit, one can still be replaced.
-	if got := kind(refresh(full.ID, must(w.tokensOf(full.ID))[0].ID, 0)); got != "ok" {
-		t.Errorf("refreshing at once with %d live tokens: got %s, want ok", maxLiveTokens, got)
+	if list, _, err := w.Members(ctx, Local, w.closers.ID, "", 10); err != nil || len(list) != 0 || must(w.Group(ctx, Local, w.closers.ID)).MemberCount != 0 {
+		t.Errorf("members of a group whose only one was deleted: got %v, %v, want none", list, err)
+	}
+	if n := must(w.Group(ctx, Local, w.readers.ID)).MemberCount; n != 1 {
+		t.Errorf("member_count: got %d, want 1", n)
 	}
 }
 
@@ -655,6 +660,79 @@ func TestNamesAreFreeAgain(t *testing.T) {
 	}
 }
 
+// There is a limit for live tokens, and what has ended does not count.
+func TestLiveTokens(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, Options{})
+	var last string
+	create := func(life time.Duration) error {
+		var k NewToken
+		if life > 0 {
+			k.ExpiresAt = w.clock.Now().Add(life)
+		}
+		issued, err := w.CreateToken(ctx, alice, w.user.ID, k)
+		if err == nil {
+			last = issued.ID
+		}
+		return err
+	}
+	refresh := func(grace time.Duration) error {
+		issued, err := w.RefreshToken(ctx, alice, w.user.ID, last, grace)
+		if err == nil {
+			last = issued.ID
+		}
+		return err
+	}
+	for range maxLiveTokens - 3 {
+		mustDo(create(0))
+	}
+	for i, step := range []struct {
+		name, want string
+		do         func() error
+	}{
+		{"replace one with a grace", "ok", func() error { return refresh(time.Hour) }},
+		{"the last place", "ok", func() error { return create(0) }},
+		{"one too many", "conflict", func() error { return create(0) }},
+		{"replace one with a grace, one too many", "conflict", func() error { return refresh(time.Hour) }},
+		{"replace one at once", "ok", func() error { return refresh(0) }},
+		{"the grace has ended", "ok", func() error { w.clock.add(time.Hour); return create(time.Minute) }},
+		{"one too many", "conflict", func() error { return create(0) }},
+		{"one has expired", "ok", func() error { w.clock.add(time.Minute); return create(0) }},
+		{"one too many", "conflict", func() error { return create(0) }},
+		{"one is revoked", "ok", func() error {
+			mustDo(w.RevokeToken(ctx, alice, w.user.ID, w.token.ID))
+			return create(0)
+		}},
+		{"one too many", "conflict", func() error { return create(0) }},
+	} {
+		if got := kind(step.do()); got != step.want {
+			t.Errorf("step %d, %s: got %s, want %s", i, step.name, got, step.want)
+		}
+	}
+}
+
+// What has expired can still be changed, and can come back.
+func TestChangeTheExpired(t *testing.T) {
+	w := newWorld(t, Options{})
+	end := w.clock.Now().Add(time.Minute)
+	mustDo(w.changeUser(func(u *ServiceUser) { u.ExpiresAt = end }))
+	mustDo(w.changeToken(func(k *Token) { k.ExpiresAt = end }))
+	w.clock.add(time.Hour)
+	for name, err := range map[string]error{
+		"service user":               w.changeUser(func(u *ServiceUser) { u.Owner = "x" }),
+		"token":                      w.changeToken(func(k *Token) { k.Description = "x" }),
+		"service user, brought back": w.changeUser(func(u *ServiceUser) { u.ExpiresAt = time.Time{} }),
+		"token, brought back":        w.changeToken(func(k *Token) { k.ExpiresAt = w.clock.Now().Add(time.Hour) }),
+	} {
+		if err != nil {
+			t.Errorf("%s: got %v, want no error", name, err)
+		}
+	}
+	if got := probe(w.Store, w.user.ID, w.token.Secret, "GET /v1/x"); got != access.Granted {
+		t.Errorf("brought back: got %v, want granted", got)
+	}
+}
+
 func TestTokenState(t *testing.T) {
 	now := newClock().Now()
 	past, ahead := now.Add(-time.Second), now.Add(time.Second)
@@ -689,15 +767,17 @@ func TestRefreshToken(t *testing.T) {
 		after           time.Duration // when it is refreshed
 		grace, lastsFor time.Duration // the old one from then on; 0 is not at all
 		want            time.Duration // lifetime of the new one; 0 is unlimited
+		end             TokenState    // of the old one
 	}{
-		{"at once", Options{}, 0, day, 0, 0, 0},
-		{"with a grace", Options{}, 0, day, time.Hour, time.Hour, 0},
-		{"same lifetime", Options{}, 10 * day, day, time.Hour, time.Hour, 10 * day},
-		{"a grace behind the end", Options{}, 2 * day, day, 9 * day, day, 2 * day},
-		{"expired", Options{}, day, day, time.Hour, 0, day},
-		{"default for what never ended", Options{TokenTTL: 30 * day}, 10 * day, day, 0, 0, 10 * day},
-		{"a lifetime that is no longer allowed", Options{MaxTokenTTL: 5 * day}, 10 * day, day, 0, 0, 5 * day},
-		{"unlimited, which is no longer allowed", Options{MaxTokenTTL: 5 * day}, 0, day, 0, 0, 5 * day},
+		{"at once", Options{}, 0, day, 0, 0, 0, TokenRevoked},
+		{"with a grace", Options{}, 0, day, time.Hour, time.Hour, 0, TokenRevoked},
+		{"same lifetime", Options{}, 10 * day, day, time.Hour, time.Hour, 10 * day, TokenRevoked},
+		{"a grace behind the end", Options{}, 2 * day, day, 9 * day, day, 2 * day, TokenExpired},
+		{"expired", Options{}, day, day, time.Hour, 0, day, TokenRevoked},
+		{"its own lifetime, not the default", Options{TokenTTL: 30 * day}, 10 * day, day, 0, 0, 10 * day, TokenRevoked},
+		{"the default for what never ended", Options{TokenTTL: 30 * day}, 0, day, 0, 0, 30 * day, TokenRevoked},
+		{"a lifetime that is no longer allowed", Options{MaxTokenTTL: 5 * day}, 10 * day, day, 0, 0, 5 * day, TokenRevoked},
+		{"unlimited, which is no longer allowed", Options{MaxTokenTTL: 5 * day}, 0, day, 0, 0, 5 * day, TokenRevoked},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			w := newWorld(t, Options{})
@@ -734,13 +814,36 @@ func TestRefreshToken(t *testing.T) {
 			if use(old.Secret) {
 				t.Error("the old one still passes")
 			}
-			if state := must(s.Token(ctx, Local, w.user.ID, old.ID)).State(s.now()); state != TokenRevoked && state != TokenExpired {
-				t.Errorf("the old one is %s, want an end", state)
+			if state := must(s.Token(ctx, Local, w.user.ID, old.ID)).State(s.now()); state != row.end {
+				t.Errorf("the old one is %s, want %s", state, row.end)
 			}
 			if !use(next.Secret) {
 				t.Errorf("the new one: got %v, want granted", probe(s, w.user.ID, next.Secret, "GET /v1/x"))
 			}
 		})
+	}
+}
+
+// A token that is narrowed to a group stays narrowed when the group is deleted,
+// also when something else of it changes or it is replaced.
+func TestNarrowedToADeletedGroup(t *testing.T) {
+	w := newWorld(t, Options{})
+	extra := addGroup(w.Store, "extra", "allow GET /v1/{x}")
+	mustDo(w.AddMember(ctx, alice, extra.ID, w.user.ID))
+	mustDo(w.changeToken(func(k *Token) { k.Groups = []string{extra.ID} }))
+	mustDo(w.DeleteGroup(ctx, alice, extra.ID, 0))
+	mustDo(w.changeToken(func(k *Token) { k.Description = "x" }))
+	next, err := w.RefreshToken(ctx, alice, w.user.ID, w.token.ID, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, secret := range []string{w.token.Secret, next.Secret} {
+		if got := probe(w.Store, w.user.ID, secret, "GET /v1/x"); got != access.NoRule {
+			t.Errorf("got %v, want no_rule", got)
+		}
+	}
+	if !slices.Equal(next.Groups, []string{extra.ID}) {
+		t.Errorf("the successor: got %v, want %s", next.Groups, extra.ID)
 	}
 }
 
@@ -777,6 +880,27 @@ func TestTokenTTL(t *testing.T) {
 		}
 		if got != row.want {
 			t.Errorf("%v of default %v and at most %v: got %v, want %v", row.asked, row.opts.TokenTTL, row.opts.MaxTokenTTL, got, row.want)
+		}
+	}
+}
+
+// A shorter limit does not touch the tokens that there are.
+func TestTokenBeyondTheLimit(t *testing.T) {
+	w := newWorld(t, Options{})
+	end := w.clock.Now().Add(400 * 24 * time.Hour)
+	mustDo(w.changeToken(func(k *Token) { k.ExpiresAt = end }))
+	s := open(t, w.path, Options{Now: w.clock.Now, Peppers: w.opts.Peppers, MaxTokenTTL: time.Hour})
+	for _, row := range []struct {
+		name, want string
+		edit       func(*Token)
+	}{
+		{"describe", "ok", func(k *Token) { k.Description = "x" }},
+		{"shorten a little", "invalid value expires_at", func(k *Token) { k.ExpiresAt = end.Add(-time.Hour) }},
+		{"shorten", "ok", func(k *Token) { k.ExpiresAt = w.clock.Now().Add(time.Hour) }},
+	} {
+		_, err := s.UpdateToken(ctx, alice, w.user.ID, w.token.ID, 0, func(k *Token) error { row.edit(k); return nil })
+		if got := kind(err); got != row.want {
+			t.Errorf("%s: got %s, want %s", row.name, got, row.want)
 		}
 	}
 }

@@ -22,6 +22,12 @@ var (
 	ErrTooLong = fmt.Errorf("%w: too long", ErrInvalid)
 )
 
+// Two kinds of ErrConflict that clients tell apart.
+var (
+	ErrReplaced = fmt.Errorf("%w: replaced", ErrConflict) // the token has a successor that stays
+	ErrTooOften = fmt.Errorf("%w: too often", ErrConflict)
+)
+
 // Error is a fault in what was asked for. It says what to do next.
 type Error struct {
 	Kind  error  // one of the Err… values

@@ -84,7 +84,7 @@ func (p position) leadsTo(ctx context.Context, q *sql.Tx, next position) error {
 	switch {
 	case err != nil && !errors.Is(err, sql.ErrNoRows):
 		return fmt.Errorf("reading the audit trail: %w", err)
-	case hash != p.hash || next.revision < p.revision:
+	case hash != p.hash || next.revision <= p.revision:
 		return fmt.Errorf("the database is an older or another one than before: its revision %d does not follow revision %d, which is in force; put the newer one back, or restart to take this one", next.revision, p.revision)
 	}
 	return nil
@@ -205,7 +205,8 @@ func loadUsers(ctx context.Context, q *sql.Tx, since int64, c *access.Changes) e
 // were revoked long ago stay out.
 func loadTokens(ctx context.Context, q *sql.Tx, since int64, now time.Time, c *access.Changes) error {
 	rows, err := q.QueryContext(ctx, `
-		SELECT t.service_user_id, t.id, t.hash, t.pepper_id, t.expires_at, t.not_before, t.retires_at, t.allowed_ips, t.permission_groups, t.revoked_at
+		SELECT t.service_user_id, t.id, t.hash, t.pepper_id, t.expires_at, t.not_before, t.retires_at, t.allowed_ips, t.permission_groups, t.revoked_at,
+			t.created_by = t.service_user_id AND t.last_used_at = 0
 		FROM tokens t JOIN service_users u ON u.id = t.service_user_id
 		WHERE u.revision > $1 AND u.deleted_at = 0 AND (t.revoked_at = 0 OR t.revoked_at > $2)
 		ORDER BY t.service_user_id, t.id`, since, now.Add(-revokedShown).Unix())
@@ -218,7 +219,7 @@ func loadTokens(ctx context.Context, q *sql.Tx, since int64, now time.Time, c *a
 		var t access.Token
 		var user, hash, allowed, groups string
 		var retires, revoked int64
-		if err := rows.Scan(&user, &t.ID, &hash, &t.Pepper, &t.ExpiresAt, &t.NotBefore, &retires, &allowed, &groups, &revoked); err != nil {
+		if err := rows.Scan(&user, &t.ID, &hash, &t.Pepper, &t.ExpiresAt, &t.NotBefore, &retires, &allowed, &groups, &revoked, &t.Unused); err != nil {
 			return err
 		}
 		sum, err := hex.DecodeString(hash)
@@ -229,7 +230,7 @@ func loadTokens(ctx context.Context, q *sql.Tx, since int64, now time.Time, c *a
 		if retires != 0 && (t.ExpiresAt == 0 || retires < t.ExpiresAt) {
 			t.ExpiresAt = retires
 		}
-		t.Revoked = revoked != 0
+		t.Revoked, t.Retiring = revoked != 0, retires != 0
 		if t.AllowedIPs, err = prefixes(allowed); err != nil {
 			return fmt.Errorf("%s: %w", t.ID, err)
 		}

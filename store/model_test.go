@@ -99,8 +99,9 @@ var covers = map[string][]string{
 // The store does what the model does, whatever is done to it in whatever order;
 // another store on the same file, and one that is opened again, agree.
 func TestModel(t *testing.T) {
+	t.Parallel()
 	if f := flag.Lookup("rapid.checks"); f.Value.String() == f.DefValue {
-		mustDo(flag.Set("rapid.checks", "40"))
+		mustDo(flag.Set("rapid.checks", "30"))
 	}
 	dir := t.TempDir()
 	run := 0

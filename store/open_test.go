@@ -9,9 +9,12 @@ import (
 	"path/filepath"
 	"reflect"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/serviceusers/caddy-service-users/access"
 )
 
 func TestOpenMakesAPrivateFile(t *testing.T) {
@@ -182,6 +185,46 @@ func TestOpenTakesAllOrNothing(t *testing.T) {
 				t.Error("opened; want an error")
 			}
 		})
+	}
+}
+
+// A page that is damaged is either never read, or refuses the whole: no part of
+// a table is taken for all of it.
+func TestOpenDamagedPages(t *testing.T) {
+	t.Parallel()
+	path := place(t)
+	s := open(t, path, Options{})
+	text := strings.Repeat("x", maxText)
+	var ids []string
+	for i := range 20 { // enough for tables of several pages
+		g := must(s.CreateGroup(ctx, Local, Group{Name: fmt.Sprint("g", i), Description: text, Rules: []access.Rule{{Effect: "deny", Methods: []string{"GET"}, Path: "/", Description: text}}}))
+		ids = append(ids, g.ID)
+	}
+	for i := range 12 {
+		u, _, err := s.CreateServiceUser(ctx, Local, ServiceUser{Name: fmt.Sprint("u", i), Description: text, Groups: ids[:20]}, &NewToken{Metadata: text})
+		mustDo(err)
+		ids = append(ids, u.ID)
+	}
+	want := describe(s.Directory(), ids)
+	mustDo(s.Close())
+	content := readFile(path)
+	const size = 4096
+	refused := 0
+	for at := size; at < len(content); at += size {
+		damaged := slices.Clone(content)
+		clear(damaged[at : at+size])
+		copied := place(t)
+		mustDo(os.WriteFile(copied, damaged, 0o600))
+		s, err := Open(ctx, copied, Options{})
+		if err != nil {
+			refused++
+			continue
+		}
+		same(t, fmt.Sprint("page ", at/size+1), describe(s.Directory(), ids), want)
+		mustDo(s.Close())
+	}
+	if refused < 20 {
+		t.Errorf("refused: got %d of %d damaged pages; the test shows little", refused, len(content)/size)
 	}
 }
 

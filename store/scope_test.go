@@ -13,7 +13,10 @@ import (
 // base, among service users that it reaches and others.
 func TestScope(t *testing.T) {
 	for _, withDefault := range []bool{false, true} {
-		t.Run(fmt.Sprintf("default group %t", withDefault), func(t *testing.T) { testScope(t, withDefault) })
+		t.Run(fmt.Sprintf("default group %t", withDefault), func(t *testing.T) {
+			t.Parallel()
+			testScope(t, withDefault)
+		})
 	}
 }
 

@@ -125,6 +125,11 @@ func createSQLite(ctx context.Context, path string, now time.Time) error {
 	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
 		return fmt.Errorf("the directory %q does not exist; create it first", dir)
 	}
+	for _, suffix := range []string{"-wal", "-shm", "-journal"} {
+		if _, err := os.Lstat(path + suffix); err == nil {
+			return fmt.Errorf("%w: the database is gone, but %q, which belongs to it, is still there; restore the database from a backup, or remove both to begin a new store", ErrNotOurs, path+suffix)
+		}
+	}
 	file, err := os.CreateTemp(dir, ".new-*.db") // 0600
 	if err != nil {
 		return fmt.Errorf("creating it: %w", err)

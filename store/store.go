@@ -63,7 +63,9 @@ type Store struct {
 	writing   chan struct{} // holds one value while nobody changes the store or the directory
 	loaded    loaded        // what directory holds; belongs to who took the value out of writing
 	directory atomic.Pointer[access.Directory]
+	changed   atomic.Pointer[func()] // told when the directory is another one
 	fault     atomic.Pointer[string] // what the last poll said; nil is well
+	uses      firstUses
 	stop      context.CancelFunc
 	stopped   sync.WaitGroup
 }
@@ -73,11 +75,11 @@ type Store struct {
 // another program's database and one of a newer version are refused and left
 // alone.
 func Open(ctx context.Context, path string, opts Options) (*Store, error) {
-	path, err := filepath.Abs(path)
+	place, err := filepath.Abs(path)
 	if err != nil {
 		return nil, fmt.Errorf("opening the store %q: %w", path, err)
 	}
-	s := &Store{path: path, opts: opts, log: opts.Log, now: opts.Now, writing: make(chan struct{}, 1)}
+	s := &Store{path: place, opts: opts, log: opts.Log, now: opts.Now, writing: make(chan struct{}, 1)}
 	if s.log == nil {
 		s.log = zap.NewNop()
 	}
@@ -87,9 +89,10 @@ func Open(ctx context.Context, path string, opts Options) (*Store, error) {
 	if s.opts.Poll <= 0 {
 		s.opts.Poll = defaultPoll
 	}
-	if s.read, s.write, s.file, err = openSQLite(ctx, path, s.now()); err != nil {
+	if s.read, s.write, s.file, err = openSQLite(ctx, place, s.now()); err != nil {
 		return nil, fmt.Errorf("opening the store %q: %w", path, err)
 	}
+	s.uses.begin()
 	s.install(loaded{directory: access.NewDirectory(opts.Peppers, opts.DefaultGroup)})
 	s.writing <- struct{}{}
 	if err := s.refresh(ctx); err != nil {
@@ -99,6 +102,7 @@ func Open(ctx context.Context, path string, opts Options) (*Store, error) {
 	background, stop := context.WithCancel(context.Background())
 	s.stop = stop
 	s.stopped.Go(func() { s.watch(background) })
+	s.stopped.Go(func() { s.recordUses(background) })
 	return s, nil
 }
 
@@ -120,6 +124,10 @@ func (s *Store) Path() string { return s.path }
 // Directory returns what requests are checked against at this instant. It never
 // waits.
 func (s *Store) Directory() *access.Directory { return s.directory.Load() }
+
+// OnChange has f called after each change of the directory. f must return at
+// once. There is one listener; nil ends it.
+func (s *Store) OnChange(f func()) { s.changed.Store(&f) }
 
 // Now returns the instant by the store's clock.
 func (s *Store) Now() time.Time { return s.now() }
@@ -188,8 +196,14 @@ func (s *Store) inPlace() error {
 
 // install puts a directory in force.
 func (s *Store) install(next loaded) {
+	if s.loaded == next {
+		return
+	}
 	s.loaded = next
 	s.directory.Store(next.directory)
+	if f := s.changed.Load(); f != nil && *f != nil {
+		(*f)()
+	}
 }
 
 // change runs one transaction: what f does, its audit records, revision + 1.
@@ -234,7 +248,7 @@ func (s *Store) change(ctx context.Context, by Actor, f func(*tx) error) error {
 		return fmt.Errorf("building the directory: %w", err)
 	}
 	if err := t.Commit(); err != nil {
-		return fmt.Errorf("committing: %w", err)
+		return fmt.Errorf("committing: %w", errors.Join(err, ctx.Err()))
 	}
 	s.install(next)
 	return nil

@@ -149,17 +149,20 @@ func dump(t tb, s *Store) string {
 // dirText is everything that a directory says of the rows in the store.
 func dirText(t tb, s *Store) string {
 	t.Helper()
+	rows := must(s.read.QueryContext(ctx, `SELECT id FROM service_users UNION SELECT id FROM permission_groups ORDER BY id`))
+	return describe(s.Directory(), must(collect(rows, scanString)))
+}
+
+// describe is everything that a directory says of these ids.
+func describe(d *access.Directory, ids []string) string {
 	var out strings.Builder
-	d := s.Directory()
 	fmt.Fprintln(&out, "revision", d.Revision(), "users", d.Len())
-	for _, table := range []string{"service_users", "permission_groups"} {
-		for _, id := range must(collect(must(s.read.QueryContext(ctx, `SELECT id FROM `+table+` ORDER BY id`)), scanString)) {
-			if u, ok := d.User(id); ok {
-				fmt.Fprintf(&out, "%s %v\n", must(json.Marshal(u)), d.EffectiveGroups(u))
-			}
-			if g, ok := d.Group(id); ok {
-				fmt.Fprintf(&out, "%s\n", must(json.Marshal(g)))
-			}
+	for _, id := range ids {
+		if u, ok := d.User(id); ok {
+			fmt.Fprintf(&out, "%s %v\n", must(json.Marshal(u)), d.EffectiveGroups(u))
+		}
+		if g, ok := d.Group(id); ok {
+			fmt.Fprintf(&out, "%s\n", must(json.Marshal(g)))
 		}
 	}
 	return out.String()

@@ -151,6 +151,121 @@ func (s *Store) RefreshToken(ctx context.Context, by Actor, userID, id string, g
 	return issued, err
 }
 
+// RotateToken lets a service user replace a token of its own: a new secret with
+// the same description, metadata, addresses and groups, that ends when the old
+// one would have, or earlier. The old one goes on for the grace, at least a
+// second and never longer than it would have; the result has it as it is then.
+//
+// Whoever lost the answer asks again with the old token and gets another
+// successor; the one that nobody has used is revoked, and the grace stays as it
+// was. Once the successor has been used, or somebody else has changed it, that is
+// an [ErrReplaced]: two hold the same secret, and one of them should not.
+func (s *Store) RotateToken(ctx context.Context, by Actor, userID, id string, grace time.Duration) (issued *Issued, old Token, err error) {
+	err = s.change(ctx, by, func(t *tx) error {
+		if grace < time.Second {
+			return invalid("grace", "must be at least a second")
+		}
+		u, err := t.visibleUser(userID)
+		if err != nil {
+			return err
+		}
+		if err := t.withinScope(&u, &u); err != nil {
+			return err
+		}
+		if !u.Active || !u.ExpiresAt.IsZero() && !t.now.Before(u.ExpiresAt) {
+			return conflict("", "the service user is deactivated or has expired")
+		}
+		before, err := t.token(userID, id)
+		if err != nil {
+			return err
+		}
+		old = before
+		unused := Token{}
+		switch state := before.State(t.now); state {
+		case TokenActive:
+			old.RetiresAt = t.now.Add(grace)
+			if !old.ExpiresAt.IsZero() && old.ExpiresAt.Before(old.RetiresAt) {
+				old.RetiresAt = old.ExpiresAt
+			}
+		case TokenRetiring:
+			if unused, err = t.unusedSuccessor(before); err != nil {
+				return err
+			}
+		default:
+			return conflict("", "the token is %s", state)
+		}
+		if err := t.checkRotations(userID); err != nil {
+			return err
+		}
+		next := Token{
+			UserID: userID, Description: before.Description, Metadata: before.Metadata,
+			AllowedIPs: before.AllowedIPs, Groups: before.Groups, NotBefore: before.NotBefore, ExpiresAt: before.ExpiresAt,
+		}
+		if limit := s.opts.MaxTokenTTL; limit > 0 && next.ExpiresAt.After(t.now.Add(limit)) {
+			next.ExpiresAt = t.now.Add(limit)
+		}
+		if issued, err = t.createToken(next, before.Groups); err != nil {
+			return err
+		}
+		if unused.ID != "" {
+			after := unused
+			after.RevokedAt, after.ReplacedBy, after.UpdatedAt, after.Version = t.now, issued.ID, t.now, unused.Version+1
+			if err := t.endToken(after); err != nil {
+				return err
+			}
+			if err := t.audit("token.revoke", unused.ID, unused, after); err != nil {
+				return err
+			}
+		}
+		old.ReplacedBy, old.UpdatedAt, old.Version = issued.ID, t.now, before.Version+1
+		if err := t.endToken(old); err != nil {
+			return err
+		}
+		if err := t.checkLive(userID); err != nil {
+			return err
+		}
+		return t.audit("token.rotate", id, before, old)
+	})
+	return issued, old, err
+}
+
+// unusedSuccessor returns the successor of a retiring token when it may be
+// replaced by another one: the service user made it itself, nobody has used it,
+// and it is as it was made.
+func (t *tx) unusedSuccessor(old Token) (Token, error) {
+	next, err := t.token(old.UserID, old.ReplacedBy)
+	if err != nil {
+		return next, err
+	}
+	no := &Error{Kind: ErrReplaced}
+	switch {
+	case !next.LastUsedAt.IsZero() || t.store.uses.has(next.ID):
+		no.Msg = "the token has been replaced by " + next.ID + ", which is in use; go on with that one, or ask an admin for a new token"
+	case next.CreatedBy != next.UserID:
+		no.Msg = "the token has been replaced by somebody else; go on with the new one, " + next.ID
+	case next.Version != 1:
+		no.Msg = "the token has been replaced by " + next.ID + ", which somebody has changed or ended since; ask an admin for a new token"
+	default:
+		return next, nil
+	}
+	return next, no
+}
+
+// checkRotations bounds how fast a service user can make rows for itself: a
+// client that loses every answer asks again and again.
+func (t *tx) checkRotations(userID string) error {
+	var made int
+	if err := t.row(`
+		SELECT COUNT(*) FROM tokens WHERE service_user_id = $1 AND created_by = $1 AND created_at > $2`,
+		userID, t.now.Add(-time.Hour).Unix()).Scan(&made); err != nil {
+		return fmt.Errorf("counting rotations: %w", err)
+	}
+	if made >= maxRotations {
+		return &Error{Kind: ErrTooOften, Msg: fmt.Sprintf("the service user has made %d tokens for itself within an hour, the most it can; try again later", made)}
+	}
+	return nil
+}
+
 // RevokeToken ends a token for good; its record stays. To revoke one that is
 // revoked already changes nothing and is no error.
 func (s *Store) RevokeToken(ctx context.Context, by Actor, userID, id string) error {

@@ -24,12 +24,14 @@ const (
 	maxAllowedIPs = 64
 	maxRules      = 10_000
 	maxLiveTokens = 100 // per service user
+	maxRotations  = 100 // within an hour, of a service user by itself
 )
 
 var (
-	groupName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9 ._:-]{0,63}$`)
-	labelKey  = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$`)
-	idForm    = regexp.MustCompile(`^[a-z]+_[0-9A-Za-z]{27}$`)
+	groupName    = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9 ._:-]{0,63}$`)
+	labelKey     = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$`)
+	secretInText = regexp.MustCompile(access.SecretPattern)
+	idForm       = regexp.MustCompile(`^[a-z]+_[0-9A-Za-z]{27}$`)
 
 	errMappedPrefix = errors.New("an IPv4-mapped prefix shorter than /96")
 )
@@ -59,6 +61,9 @@ func checkText(field, s string, limit int) error {
 	}
 	if n := utf8.RuneCountInString(s); n > limit {
 		return &Error{ErrTooLong, field, fmt.Sprintf("is %d characters long, at most %d are allowed", n, limit)}
+	}
+	if secretInText.MatchString(s) {
+		return invalid(field, "holds a secret; secrets are never stored")
 	}
 	for _, r := range s {
 		if unicode.Is(unicode.C, r) || r == '\u2028' || r == '\u2029' {

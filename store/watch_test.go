@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -93,6 +94,49 @@ func TestWatch(t *testing.T) {
 		}
 	}
 	trail(t, w.Store)
+}
+
+func TestOnChange(t *testing.T) {
+	w := newWorld(t, Options{})
+	other := open(t, w.path, w.opts)
+	var calls atomic.Int64
+	w.OnChange(func() { calls.Add(1) })
+	mustDo(w.AddMember(ctx, alice, w.closers.ID, w.user.ID))
+	mustDo(w.AddMember(ctx, alice, w.closers.ID, w.user.ID)) // changes nothing
+	if got := calls.Load(); got != 1 {
+		t.Errorf("after one change: got %d calls, want 1", got)
+	}
+	mustDo(other.RemoveMember(ctx, alice, w.closers.ID, w.user.ID))
+	eventually(t, "the change of another store", func() bool { return calls.Load() > 1 })
+	w.OnChange(nil)
+	mustDo(w.AddMember(ctx, alice, w.closers.ID, w.user.ID))
+	if got := calls.Load(); got != 2 {
+		t.Errorf("after two changes, and one that nobody listened to: got %d calls, want 2", got)
+	}
+}
+
+// While another process holds the lock, reads go on and a change waits for it.
+func TestLockedByAnother(t *testing.T) {
+	w := newWorld(t, Options{})
+	db := must(sql.Open("sqlite", sqliteDSN(w.path, "rw", "_txlock=immediate")))
+	defer db.Close()
+	tx := must(db.BeginTx(ctx, nil))
+	done := make(chan error)
+	go func() { done <- w.AddMember(ctx, alice, w.closers.ID, w.user.ID) }()
+	eventually(t, "a change under way", func() bool { return len(w.writing) == 0 && w.write.Stats().InUse == 1 })
+	if _, err := w.ServiceUser(ctx, Local, w.user.ID); err != nil {
+		t.Errorf("a look-up meanwhile: got %v, want no error", err)
+	}
+	if got := probe(w.Store, w.user.ID, w.token.Secret, "GET /v1/x"); got != access.Granted {
+		t.Errorf("a request meanwhile: got %v, want granted", got)
+	}
+	mustDo(tx.Rollback())
+	if err := <-done; err != nil {
+		t.Errorf("the change: got %v, want no error", err)
+	}
+	if got := probe(w.Store, w.user.ID, w.token.Secret, "GET /v1/x"); got != access.DeniedByRule {
+		t.Errorf("a request afterwards: got %v, want denied_by_rule", got)
+	}
 }
 
 // To change what another store has changed already acknowledges its change too.
@@ -277,6 +321,22 @@ func TestBadRowIsRefused(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestLowerRevision(t *testing.T) {
+	w := newWorld(t, Options{})
+	seen := w.Directory()
+	set := func(revision int64) {
+		sqliteFile(t, w.path, fmt.Sprintf(`PRAGMA busy_timeout = 5000; UPDATE meta SET revision = %d`, revision))
+	}
+	set(seen.Revision() - 1)
+	eventually(t, "a fault", func() bool { return strings.Contains(w.Fault(), "older") })
+	// The next change would get the number of the last one.
+	if err := w.AddMember(ctx, alice, w.closers.ID, w.user.ID); err == nil || w.Directory() != seen {
+		t.Errorf("a change: got %v, want an error, and the directory as before", err)
+	}
+	set(seen.Revision() + 1)
+	mended(t, w.Store)
 }
 
 // A newer program that upgrades the file under a running one is noticed.
