@@ -5,6 +5,8 @@ go 1.26.0
 require (
 	github.com/caddyserver/caddy/v2 v2.11.9 // what this is a plugin of
 	github.com/go-json-experiment/json v0.0.0-20260820222146-c27c302e5fc3 // strict JSON: repeated names, letter case, UTF-8, and the place of the fault
+	github.com/quic-go/qpack v0.6.0 // tests: header blocks of HTTP/3
+	github.com/quic-go/quic-go v0.63.0 // tests: HTTP/3; Caddy's own
 	github.com/rogpeppe/go-internal v1.16.0 // tests: CLI sessions
 	github.com/segmentio/ksuid v1.0.4 // ids that sort by creation
 	github.com/spf13/cobra v1.10.2 // Caddy's CLI is made of it
@@ -101,8 +103,6 @@ require (
 	github.com/prometheus/common v0.71.0 // indirect
 	github.com/prometheus/otlptranslator v1.0.0 // indirect
 	github.com/prometheus/procfs v0.22.0 // indirect
-	github.com/quic-go/qpack v0.6.0 // indirect
-	github.com/quic-go/quic-go v0.63.0 // indirect
 	github.com/remyoudompheng/bigfft v0.0.0-20230129092748-24d4a6f8daec // indirect
 	github.com/rs/xid v1.6.0 // indirect
 	github.com/russross/blackfriday/v2 v2.1.0 // indirect

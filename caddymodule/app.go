@@ -13,6 +13,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -56,12 +58,26 @@ type App struct {
 	// The longest life that a token may be given. Default: unlimited.
 	MaxTokenTTL caddy.Duration `json:"max_token_ttl,omitempty"`
 
+	// How many failed attempts of one login id, or from one address, are answered
+	// with 401 within a period; above it they are answered with 429. A right
+	// secret always passes. Default: 30 within a minute.
+	Throttle *Throttle `json:"throttle,omitempty"`
+
 	ctx       caddy.Context
 	log       *zap.Logger
 	shared    *shared
 	key       string
 	started   bool
 	abandoned chan struct{} // closed when this configuration ends without ever having started
+}
+
+// Throttle is a rate of failed attempts.
+type Throttle struct {
+	// How many. 0 switches the throttle off.
+	Attempts int `json:"attempts"`
+
+	// Within how long. Default: 1 minute.
+	Within caddy.Duration `json:"within,omitempty"`
 }
 
 // CaddyModule returns the Caddy module information.
@@ -87,13 +103,26 @@ func (a *App) Provision(ctx caddy.Context) error {
 		return err
 	}
 	opts.Log = caddy.Log().Named("service_users") // outlives this configuration
-	key, err := json.Marshal([]any{path, opts.Peppers.IDs(), opts.DefaultGroup, opts.TokenTTL, opts.MaxTokenTTL})
+	throttle := Throttle{Attempts: 30}
+	if a.Throttle != nil {
+		throttle = *a.Throttle
+	}
+	if throttle.Within == 0 {
+		throttle.Within = caddy.Duration(time.Minute)
+	}
+	if throttle.Attempts < 0 || throttle.Within < 0 {
+		return errors.New("throttle: attempts and within must not be negative")
+	}
+	if err := metrics.register(ctx.GetMetricsRegistry()); err != nil {
+		return err
+	}
+	key, err := json.Marshal([]any{path, opts.Peppers.IDs(), opts.DefaultGroup, opts.TokenTTL, opts.MaxTokenTTL, throttle})
 	if err != nil {
 		return err
 	}
 	a.key = string(key)
 	pooled, _, err := stores.LoadOrNew(a.key, func() (caddy.Destructor, error) {
-		return &shared{path: path, opts: opts, ready: make(chan struct{})}, nil
+		return &shared{path: path, opts: opts, throttle: throttle, ready: make(chan struct{})}, nil
 	})
 	if err != nil {
 		return err
@@ -107,6 +136,9 @@ func (a *App) options() (path string, opts store.Options, err error) {
 	repl := caddy.NewReplacer()
 	if path, err = repl.ReplaceOrErr(a.Store, false, true); err != nil {
 		return "", opts, fmt.Errorf("store: %w", err)
+	}
+	if _, err := repl.ReplaceOrErr(a.Store, true, true); err != nil && path != "" {
+		return "", opts, fmt.Errorf("store %q: %w", a.Store, err) // half a path is another place
 	}
 	if scheme, _, isURL := strings.Cut(path, "://"); isURL {
 		return "", opts, fmt.Errorf("store: %q is a URL of the scheme %q; this version keeps the store in a SQLite file, name its path", path, scheme)
@@ -203,8 +235,9 @@ func running() (*App, error) {
 
 // shared is a store that configurations share. It opens once.
 type shared struct {
-	path string
-	opts store.Options
+	path     string
+	opts     store.Options
+	throttle Throttle
 
 	once  sync.Once
 	ready chan struct{} // closed when the attempt to open is over
@@ -212,10 +245,26 @@ type shared struct {
 	live  atomic.Pointer[opened]
 }
 
-// opened is an open store with the API on top of it.
+// opened is an open store with what stands on top of it.
 type opened struct {
 	*store.Store
-	api *admin.API
+	api      *admin.API
+	streams  *streams
+	throttle *access.Throttle // nil is off
+}
+
+// fail counts a failed attempt and returns how long to wait before the next one,
+// 0 while the rate is kept. The address of a trusted proxy itself stands for
+// everybody behind it and is not counted.
+func (o *opened) fail(login string, r *http.Request, now time.Time) time.Duration {
+	if o.throttle == nil {
+		return 0
+	}
+	address := clientAddress(r)
+	if isTrustedProxy(r) && address == peerAddress(r) {
+		address = netip.Addr{}
+	}
+	return o.throttle.Fail(login, address, now)
 }
 
 func (s *shared) start() error {
@@ -228,7 +277,14 @@ func (s *shared) start() error {
 		}
 		var open *store.Store
 		if open, s.err = store.Open(context.Background(), s.path, s.opts); s.err == nil {
-			s.live.Store(&opened{open, admin.New(open, s.opts.Log.Named("admin"))})
+			if name := s.opts.DefaultGroup; name != "" && len(open.Directory().GroupIDs([]string{name})) == 0 {
+				s.opts.Log.Warn("there is no permission group with the name of default_group; it counts from when it is created", zap.String("default_group", name))
+			}
+			live := &opened{Store: open, api: admin.New(open, s.opts.Log.Named("admin")), streams: newStreams(open)}
+			if s.throttle.Attempts > 0 {
+				live.throttle = access.NewThrottle(s.throttle.Attempts, time.Duration(s.throttle.Within))
+			}
+			s.live.Store(live)
 			s.opts.Log.Info("store opened", zap.String("store", s.path), zap.Int64("revision", open.Directory().Revision()), zap.Int("service_users", open.Directory().Len()))
 		}
 	})
@@ -238,6 +294,7 @@ func (s *shared) start() error {
 // Destruct closes the store; no configuration uses it any more.
 func (s *shared) Destruct() error {
 	if open := s.live.Load(); open != nil {
+		open.streams.close()
 		return open.Close()
 	}
 	return nil

@@ -1,7 +1,9 @@
 package caddymodule
 
 import (
+	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
@@ -40,6 +42,7 @@ func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
 //		default_group <name>
 //		token_ttl     <duration>
 //		max_token_ttl <duration>
+//		throttle      <attempts> <duration> | off
 //	}
 func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the option's name
@@ -52,6 +55,7 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		"default_group": func() error { return oneArg(d, &a.DefaultGroup) },
 		"token_ttl":     func() error { return duration(d, &a.TokenTTL) },
 		"max_token_ttl": func() error { return duration(d, &a.MaxTokenTTL) },
+		"throttle":      func() error { return throttle(d, &a.Throttle) },
 	})
 }
 
@@ -70,27 +74,91 @@ func parseHandler(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error) {
 //		headers               <id|name|display_name|groups|role|teams|token_id...>
 //		header_prefix         <prefix>
 //		public                <METHODS> [<host>]<path>
+//		keep_authorization
+//		otherwise             pass
+//		ready                 <path>
+//		cors_preflight
+//		self                  <path> {
+//			rotate [<grace>]
+//		}
 //		bearer
+//		require_tls
+//		allow_encoded_slash | allow_encoded_percent | allow_semicolon | merge_slashes | allow_trailing_dot | allow_non_nfc
+//		errors                problem|caddy
+//		expiry_notice         <duration>|off
 //		forward_authorization
 //		strip                 <header...>
 //		keep                  <header...>
 //	}
 //
-// public, strip and keep may be repeated. The directive takes no matcher.
+// public, strip and keep may be repeated. The directive takes no matcher. For
+// error routes that lead to an upstream there is
+//
+//	service_users sanitize
 func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the directive's name
 	if d.NextArg() {
-		return d.Errf("service_users takes no matcher and no argument (got %q): where it does not run, nothing strips forged identity headers; say what needs no credential inside of it, as in \"public GET /healthz\"", d.Val())
+		if d.Val() != "sanitize" {
+			return d.Errf("service_users takes no matcher and no argument (got %q): where it does not run, nothing strips forged identity headers; say what needs no credential inside of it, as in \"public GET /healthz\"", d.Val())
+		}
+		h.SanitizeOnly = true
+		if d.NextArg() {
+			return d.ArgErr()
+		}
 	}
-	return block(d, map[string]func() error{
-		"realm":                 func() error { return oneArg(d, &h.Realm) },
-		"headers":               func() error { h.Headers = []string{}; return args(d, &h.Headers) },
-		"header_prefix":         func() error { return oneArg(d, &h.HeaderPrefix) },
-		"public*":               func() error { return oneRule(d, &h.Public) },
-		"bearer":                func() error { return flag(d, &h.Bearer) },
-		"forward_authorization": func() error { return flag(d, &h.ForwardAuthorization) },
-		"strip*":                func() error { return args(d, &h.Strip) },
-		"keep*":                 func() error { return args(d, &h.Keep) },
+	options := map[string]func() error{
+		"header_prefix": func() error { return oneArg(d, &h.HeaderPrefix) },
+		"strip*":        func() error { return args(d, &h.Strip) },
+		"keep*":         func() error { return args(d, &h.Keep) },
+	}
+	if !h.SanitizeOnly {
+		maps.Copy(options, map[string]func() error{
+			"realm":                 func() error { return oneArg(d, &h.Realm) },
+			"headers":               func() error { h.Headers = []string{}; return args(d, &h.Headers) },
+			"public*":               func() error { return oneRule(d, &h.Public) },
+			"keep_authorization":    func() error { return flag(d, &h.KeepAuthorization) },
+			"otherwise":             func() error { return oneArg(d, &h.Otherwise) },
+			"ready":                 func() error { return oneArg(d, &h.Ready) },
+			"cors_preflight":        func() error { return flag(d, &h.CORSPreflight) },
+			"self":                  func() error { return h.unmarshalSelf(d) },
+			"bearer":                func() error { return flag(d, &h.Bearer) },
+			"require_tls":           func() error { return flag(d, &h.RequireTLS) },
+			"errors":                func() error { return oneArg(d, &h.Errors) },
+			"expiry_notice":         func() error { return durationOrOff(d, &h.ExpiryNotice) },
+			"forward_authorization": func() error { return flag(d, &h.ForwardAuthorization) },
+		})
+		for name := range access.RelaxByName() {
+			options[name] = func() error {
+				h.Relax = append(h.Relax, name)
+				return flag(d, new(bool))
+			}
+		}
+	}
+	if err := block(d, options); err != nil {
+		return err
+	}
+	probe := *h // only to tell a mistake with its line: what is loaded is prepared again
+	if err := probe.prepare(); err != nil {
+		return d.WrapErr(err)
+	}
+	return nil
+}
+
+// unmarshalSelf reads the self-service corner.
+func (h *Handler) unmarshalSelf(d *caddyfile.Dispenser) error {
+	h.Self = new(Self)
+	if err := oneArg(d, &h.Self.Path); err != nil {
+		return err
+	}
+	return innerBlock(d, map[string]func() error{
+		"rotate": func() error {
+			h.Self.Rotate = true
+			if !d.NextArg() {
+				return nil
+			}
+			d.Prev()
+			return duration(d, &h.Self.Grace)
+		},
 	})
 }
 
@@ -162,8 +230,17 @@ func (s *SiteDoor) managers(d *caddyfile.Dispenser) error {
 // block reads the options of a block, each by its own function. An option may
 // stand in it once, unless its name here ends in "*".
 func block(d *caddyfile.Dispenser, options map[string]func() error) error {
+	return readBlock(d, 0, options)
+}
+
+// innerBlock reads the options of a block that stands in another one.
+func innerBlock(d *caddyfile.Dispenser, options map[string]func() error) error {
+	return readBlock(d, d.Nesting(), options)
+}
+
+func readBlock(d *caddyfile.Dispenser, nesting int, options map[string]func() error) error {
 	seen := make(map[string]bool)
-	for d.NextBlock(0) {
+	for d.NextBlock(nesting) {
 		name := d.Val()
 		read, once := options[name], true
 		if read == nil {
@@ -238,6 +315,37 @@ func duration(d *caddyfile.Dispenser, into *caddy.Duration) error {
 		return d.Errf("%q is not a duration such as 90d or 36h", text)
 	}
 	*into = caddy.Duration(value)
+	return nil
+}
+
+func durationOrOff(d *caddyfile.Dispenser, into *caddy.Duration) error {
+	if d.NextArg() && d.Val() == "off" {
+		*into = -1
+		if d.NextArg() {
+			return d.ArgErr()
+		}
+		return nil
+	}
+	d.Prev()
+	return duration(d, into)
+}
+
+// throttle reads "throttle 30 1m" or "throttle off".
+func throttle(d *caddyfile.Dispenser, into **Throttle) error {
+	words := d.RemainingArgs()
+	if len(words) == 1 && words[0] == "off" {
+		*into = new(Throttle)
+		return nil
+	}
+	if len(words) != 2 {
+		return d.Err("throttle: write how many failed attempts within how long, as in \"throttle 30 1m\", or \"throttle off\"")
+	}
+	attempts, err := strconv.Atoi(words[0])
+	within, err2 := caddy.ParseDuration(words[1])
+	if err != nil || err2 != nil || attempts < 1 || within <= 0 {
+		return d.Errf("throttle %s %s: write how many failed attempts within how long, as in \"throttle 30 1m\"", words[0], words[1])
+	}
+	*into = &Throttle{attempts, caddy.Duration(within)}
 	return nil
 }
 

@@ -82,6 +82,8 @@ func (c *cli) commands(root *cobra.Command) {
 	rule := c.group(root, "rule", "Manages the rules of a permission group",
 		"caddy service-user rule add people-readers \"allow GET /v1/people/{id}\"")
 	c.ruleCommands(rule)
+	c.lintCommand(root)
+	c.checkLogCommand(root)
 }
 
 func (c *cli) userCommands(root *cobra.Command) {
@@ -126,9 +128,9 @@ func (c *cli) userCommands(root *cobra.Command) {
 				return err
 			}
 			return c.print(admin.ServiceUserList{ServiceUsers: users, Page: admin.Page{URI: "/service_users"}}, func(w io.Writer) {
-				fmt.Fprintln(w, "ID\tNAME\tACTIVE\tROLE\tTEAMS\tLAST ACTIVE\tCREATED")
+				fmt.Fprintln(w, "ID\tNAME\tACTIVE\tROLE\tTEAMS\tEXPIRES\tCREATED")
 				for _, u := range users {
-					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", u.ID, cell(u.Name), yesNo(u.Active), u.Role, dash(strings.Join(u.Teams, ", ")), when(u.LastActiveAt), when(&u.CreatedAt))
+					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", u.ID, cell(u.Name), yesNo(u.Active), u.Role, dash(strings.Join(u.Teams, ", ")), when(u.ExpiresAt), when(&u.CreatedAt))
 				}
 			})
 		})
@@ -368,13 +370,13 @@ func (c *cli) tokenCommands(root *cobra.Command) {
 				return err
 			}
 			return c.print(admin.TokenList{Tokens: tokens, Page: admin.Page{URI: u.URI + "/tokens"}}, func(w io.Writer) {
-				fmt.Fprintln(w, "ID\tHINT\tSTATE\tDESCRIPTION\tEXPIRES\tLAST USED\tCREATED")
+				fmt.Fprintln(w, "ID\tHINT\tSTATE\tDESCRIPTION\tEXPIRES\tCREATED")
 				for _, t := range tokens {
 					end := t.ExpiresAt
 					if t.RetiresAt != nil && (end == nil || t.RetiresAt.Before(*end)) {
 						end = t.RetiresAt
 					}
-					fmt.Fprintf(w, "%s\t…%s\t%s\t%s\t%s\t%s\t%s\n", t.ID, t.Hint, t.State, dash(cell(t.Description)), when(end), when(t.LastUsedAt), when(&t.CreatedAt))
+					fmt.Fprintf(w, "%s\t…%s\t%s\t%s\t%s\t%s\n", t.ID, t.Hint, t.State, dash(cell(t.Description)), when(end), when(&t.CreatedAt))
 				}
 			})
 		})

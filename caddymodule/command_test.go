@@ -380,6 +380,9 @@ func shellWords(line string) (words []string) {
 // TestExamples runs the example of every command, one after the other.
 func TestExamples(t *testing.T) {
 	s := startServer(t, exampleCaddyfile(t), quickExit)
+	if err := os.WriteFile(filepath.Join(s.dir, "access.log"), []byte("GET /v1/people;x\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	ids := make(map[string]string) // the newest of a kind
 	examples := make(map[string]string)
 	for _, cmd := range commandTree() {
@@ -391,7 +394,7 @@ func TestExamples(t *testing.T) {
 		"group create", "create", "list", "show", "update", "deactivate", "reactivate",
 		"token create", "token list", "token refresh", "token revoke",
 		"group list", "group show", "group update", "group remove", "group add",
-		"rule add", "rule list", "rule remove", "delete", "group delete",
+		"rule add", "rule list", "rule remove", "delete", "group delete", "lint", "check-log",
 	} {
 		words := shellWords(examples[name])
 		delete(examples, name)

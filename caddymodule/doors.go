@@ -10,6 +10,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
+	"golang.org/x/net/http/httpguts"
 
 	"github.com/serviceusers/caddy-service-users/access"
 	"github.com/serviceusers/caddy-service-users/admin"
@@ -72,6 +73,7 @@ var (
 	errNotConfigured = admin.NewError(http.StatusNotFound, "ERR_NOT_CONFIGURED", "this Caddy has no service users: its configuration has neither the global option nor a directive service_users")
 	errNotOpen       = admin.NewError(http.StatusServiceUnavailable, "ERR_STORE_UNAVAILABLE", "the store is not open")
 	errTwoFields     = admin.NewError(http.StatusBadRequest, "ERR_AMBIGUOUS", "the request has more than one Authorization field")
+	errThrottled     = admin.NewError(http.StatusTooManyRequests, "ERR_NGROK_226", "too many failed attempts; wait before the next one")
 	errCrossOrigin   = admin.NewError(http.StatusForbidden, "ERR_CROSS_ORIGIN", "a page of another origin must not use the admin API")
 )
 
@@ -129,8 +131,16 @@ func (d *SiteDoor) Provision(ctx caddy.Context) (err error) {
 
 // Validate checks the lists of people.
 func (d *SiteDoor) Validate() error {
+	if d.ActorHeader != "" && !httpguts.ValidHeaderFieldName(d.ActorHeader) {
+		return fmt.Errorf("actor_header %q is not a header name", d.ActorHeader)
+	}
+	seen := make(map[string]bool)
 	for _, m := range d.Managers {
-		if m.ID == "" || m.ID == "*" || len(m.Teams) == 0 {
+		if seen[m.ID] {
+			return fmt.Errorf("manager %q stands in the list twice; put all teams and groups of a person into one entry", m.ID)
+		}
+		seen[m.ID] = true
+		if m.ID == "" || m.ID == "*" || len(m.Teams) == 0 || slices.Contains(m.Teams, "") || slices.Contains(m.Groups, "") {
 			return fmt.Errorf("manager %q: name one person and at least one team, as in \"managers carol team=finance\"", m.ID)
 		}
 		if slices.Contains(d.Admins, m.ID) {
@@ -197,8 +207,9 @@ func (d *SiteDoor) actor(open *opened, r *http.Request, header string) (store.Ac
 	}
 	principal, why := open.Directory().Authenticate(credential, clientAddress(r), open.Now().Unix())
 	if why != access.Granted {
-		if c := d.log.Check(zap.InfoLevel, "authentication failed"); c != nil {
-			c.Write(zap.Stringer("reason", why), zap.String("login", credential.ID), zap.Stringer("client_ip", clientAddress(r)))
+		logFailure(d.log, zap.InfoLevel, why, credential.ID, clientAddress(r))
+		if open.fail(credential.ID, r, open.Now()) > 0 {
+			return store.Actor{}, errThrottled
 		}
 		return store.Actor{}, admin.ErrUnauthenticated
 	}
@@ -227,31 +238,24 @@ func (d *SiteDoor) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	if r.ProtoMajor == 1 && r.ContentLength != 0 {
 		h.Set("Connection", "close") // as in Handler.refuse
 	}
-	operation := store.NewOperationID()
-	h.Set(admin.OperationHeader, operation)
-	admin.WriteError(w, d.log, operation, err)
+	admin.WriteError(w, d.log, store.NewOperationID(), err)
 }
 
 // health answers the probes: the process lives; the directory is loaded. They
 // need no credential and tell nothing else.
 func (d *SiteDoor) health(w http.ResponseWriter, r *http.Request, open *opened) bool {
-	status, text := http.StatusOK, "ok"
+	ready := true
 	switch strings.TrimSuffix(r.URL.Path, "/") {
 	case "/healthz":
 	case "/readyz":
-		if open == nil {
-			status, text = http.StatusServiceUnavailable, "not ready"
-		}
+		ready = open != nil
 	default:
 		return false
 	}
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		return false
 	}
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Cache-Control", "no-store")
-	w.WriteHeader(status)
-	_, _ = fmt.Fprintf(w, "{\"status\":%q}\n", text)
+	_ = writeReady(w, ready)
 	return true
 }
 

@@ -4,15 +4,17 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"net/url"
+	"regexp"
 	"strings"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/segmentio/ksuid"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
-	"golang.org/x/net/http/httpguts"
 
 	"github.com/serviceusers/caddy-service-users/access"
 )
@@ -24,7 +26,7 @@ func init() {
 // Handler lets the requests of service users through: it checks HTTP Basic
 // credentials (id:token) against the store and the permission rules, and tells
 // the upstream who it is in headers that no client can forge. Everything else
-// is refused with 400, 401, 403 or 503.
+// is refused with 400, 401, 403, 429 or 503.
 //
 // It sets these placeholders, once a request is let through:
 //
@@ -57,8 +59,46 @@ type Handler struct {
 	// "GET /healthz". No identity goes upstream there.
 	Public []string `json:"public,omitempty"`
 
+	// On public paths, leave an Authorization that is not one of ours to the
+	// upstream. Default: no.
+	KeepAuthorization bool `json:"keep_authorization,omitempty"`
+
+	// What becomes of a request without Basic (or enabled Bearer) credentials:
+	// "pass" hands it on to the next handler, sanitised, without identity, its
+	// Authorization kept, so that another authenticator can look at it. Default:
+	// it is refused.
+	Otherwise string `json:"otherwise,omitempty"`
+
+	// A path at which probes are answered here: 200 when requests can be decided,
+	// else 503. Default: none.
+	Ready string `json:"ready,omitempty"`
+
+	// Let well-formed CORS preflight requests pass, without identity. Default: no.
+	CORSPreflight bool `json:"cors_preflight,omitempty"`
+
+	// The self-service corner for the clients themselves. Default: none.
+	Self *Self `json:"self,omitempty"`
+
 	// Accept "Authorization: Bearer <token>" as well as Basic. Default: no.
 	Bearer bool `json:"bearer,omitempty"`
+
+	// Refuse credentials that arrive unencrypted from another machine, instead of
+	// only warning about them. Default: no.
+	RequireTLS bool `json:"require_tls,omitempty"`
+
+	// Ambiguous targets to let pass, for an upstream that is known to read them as
+	// the rules do: allow_encoded_slash, allow_encoded_percent, allow_semicolon,
+	// merge_slashes, allow_trailing_dot, allow_non_nfc. Default: none.
+	Relax []string `json:"relax,omitempty"`
+
+	// How refusals are answered: "problem" writes an RFC 9457 problem, "caddy"
+	// returns the error to the site's own handle_errors. Default: "problem".
+	Errors string `json:"errors,omitempty"`
+
+	// How long before its token expires a caller is told so, by the header
+	// Service-User-Token-Expires of the answer. Default: 14 days; negative is
+	// never.
+	ExpiryNotice caddy.Duration `json:"expiry_notice,omitempty"`
 
 	// Pass the client's Authorization on to the upstream. Default: no; the
 	// secret stays here.
@@ -71,12 +111,31 @@ type Handler struct {
 	// headers and credentials cannot be kept.
 	Keep []string `json:"keep,omitempty"`
 
+	// Only remove what could be forged and check nothing, for error routes that
+	// lead to an upstream. Default: no.
+	SanitizeOnly bool `json:"sanitize_only,omitempty"`
+
 	storeHandle
-	log       *zap.Logger
-	sanitizer *sanitizer
-	identity  []identityHeader
-	public    *access.Ruleset
-	challenge string
+	log        *zap.Logger
+	sanitizer  *sanitizer
+	identity   []identityHeader
+	public     *access.Ruleset
+	relax      access.Relax
+	self       *selfCorner
+	challenges []string
+}
+
+// Self is the self-service corner: where clients ask who they are, what they may
+// do, and for a new token.
+type Self struct {
+	// The path of the corner.
+	Path string `json:"path"`
+
+	// Let a client rotate its own token. Default: no.
+	Rotate bool `json:"rotate,omitempty"`
+
+	// How long the old token goes on after that. Default: 1 hour.
+	Grace caddy.Duration `json:"grace,omitempty"`
 }
 
 // CaddyModule returns the Caddy module information.
@@ -96,35 +155,67 @@ func (h *Handler) Provision(ctx caddy.Context) (err error) {
 	h.log = ctx.Logger().WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core {
 		return zapcore.NewSamplerWithOptions(core, time.Second, 100, 1000)
 	}))
+	return h.prepare()
+}
+
+// prepare sets the defaults, checks the settings and makes tables of them. The
+// Caddyfile calls it too, so that a mistake is told with its line.
+func (h *Handler) prepare() (err error) {
 	if h.Realm == "" {
 		h.Realm = "service users"
 	}
 	if strings.ContainsFunc(h.Realm, func(r rune) bool { return r < ' ' || r == '"' || r == '\\' || r >= 0x7f }) {
 		return fmt.Errorf("realm %q: only visible ASCII without quotes and backslashes can stand in a challenge", h.Realm)
 	}
-	h.challenge = `Basic realm="` + h.Realm + `", charset="UTF-8"`
+	h.challenges = []string{`Basic realm="` + h.Realm + `", charset="UTF-8"`}
+	if h.Bearer {
+		h.challenges = append(h.challenges, `Bearer realm="`+h.Realm+`"`)
+	}
 	if h.HeaderPrefix == "" {
 		h.HeaderPrefix = "X-Service-User-"
-	}
-	if !httpguts.ValidHeaderFieldName(h.HeaderPrefix) || len(foldName(h.HeaderPrefix)) < 3 {
-		return fmt.Errorf("header_prefix %q is not the beginning of a header name", h.HeaderPrefix)
 	}
 	if h.identity, err = identityHeaders(h.HeaderPrefix, h.Headers); err != nil {
 		return err
 	}
-	for _, name := range append(append([]string{}, h.Strip...), h.Keep...) {
-		if !httpguts.ValidHeaderFieldName(name) {
-			return fmt.Errorf("%q is not a header name", name)
-		}
-	}
-	if err := checkKeep(h.Keep); err != nil {
+	if h.sanitizer, err = newSanitizer(h.HeaderPrefix, h.Strip, h.Keep); err != nil {
 		return err
 	}
-	h.sanitizer = newSanitizer(strings.TrimSuffix(h.HeaderPrefix, "-"), h.Strip, h.Keep)
 	if h.public, err = publicRules(h.Public); err != nil {
 		return err
 	}
+	if h.Otherwise != "" && h.Otherwise != "pass" {
+		return fmt.Errorf("otherwise %q: the only other way is \"pass\"", h.Otherwise)
+	}
+	if h.Errors != "" && h.Errors != "problem" && h.Errors != "caddy" {
+		return fmt.Errorf("errors %q: choose \"problem\" or \"caddy\"", h.Errors)
+	}
+	if h.ExpiryNotice == 0 {
+		h.ExpiryNotice = caddy.Duration(14 * 24 * time.Hour)
+	}
+	options := access.RelaxByName()
+	h.relax = 0
+	for _, name := range h.Relax {
+		if options[name] == 0 {
+			return fmt.Errorf("relax: %q is no option", name)
+		}
+		h.relax |= options[name]
+	}
+	for _, path := range []string{h.Ready, h.selfPath()} {
+		if _, p := access.CheckTarget(path); path != "" && (!p.OK() || path == "/" || strings.ContainsAny(path, "%?") || strings.HasSuffix(path, "/")) {
+			return fmt.Errorf("%q is not a path such as \"/_service_user\": it begins with a slash, does not end in one, and has neither query nor escapes", path)
+		}
+	}
+	if h.Self != nil {
+		h.self = newSelfCorner(h.Self.Path, h.Self.Rotate, time.Duration(h.Self.Grace))
+	}
 	return nil
+}
+
+func (h *Handler) selfPath() string {
+	if h.Self == nil {
+		return ""
+	}
+	return h.Self.Path
 }
 
 // publicRules compiles the rules for what needs no credential.
@@ -144,38 +235,40 @@ func publicRules(texts []string) (*access.Ruleset, error) {
 // ambiguous, authenticate, authorise, inject, pass on.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	authorization := h.sanitizer.clean(r, isTrustedProxy(r))
-
-	action, problem := judge(r)
-	if !problem.OK() {
-		return h.refuse(w, r, refusal{status: problem.Status, detail: problem.Detail})
-	}
-	if h.public.Covers(action) {
+	if h.SanitizeOnly {
 		return next.ServeHTTP(w, r)
 	}
 
-	if len(authorization) > 1 {
-		return h.refuse(w, r, refusal{status: http.StatusBadRequest, detail: "the request has more than one Authorization field"})
+	action, problem := h.judge(r)
+	if !problem.OK() {
+		return h.refuse(w, r, refusal{status: problem.Status, detail: problem.Advice()})
 	}
-
+	if passes := h.needsNoIdentity(r, action, authorization); passes != nil {
+		passes.Inc()
+		return next.ServeHTTP(w, r)
+	}
 	open := h.open(r.Context())
+	if action.Path == h.Ready && h.Ready != "" {
+		return writeReady(w, open != nil)
+	}
 	if open == nil {
-		return h.refuse(w, r, refusal{status: http.StatusServiceUnavailable, detail: "service users cannot be checked right now", log: "the store is not loaded"})
-	}
-	directory := open.Directory()
-
-	credential, why := h.credential(authorization)
-	var principal access.Principal
-	if why == access.Granted {
-		principal, why = directory.Authenticate(credential, clientAddress(r), open.Now().Unix())
-	}
-	if why != access.Granted {
-		return h.refuse(w, r, refusal{status: http.StatusUnauthorized, candidate: credential.ID, reason: why})
+		return h.refuse(w, r, refusal{status: http.StatusServiceUnavailable, detail: "service users cannot be checked right now"})
 	}
 
-	decision := directory.Authorize(principal, action)
+	principal, why := h.authenticate(open, r, authorization)
+	if why.status != 0 {
+		return h.refuse(w, r, why)
+	}
+	h.noticeExpiry(w, open, principal)
+	if h.self.owns(action.Path) {
+		return h.serveSelf(w, r, open, principal)
+	}
+
+	decision := open.Directory().Authorize(principal, action)
 	if !decision.Allowed() {
 		return h.refuse(w, r, refusal{status: http.StatusForbidden, candidate: principal.User.ID, reason: decision.Reason, decision: decision})
 	}
+	metrics.reasons[access.Granted].Inc()
 
 	remember(r, &identity{principal, decision})
 	for i := range h.identity {
@@ -184,7 +277,93 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if h.ForwardAuthorization {
 		r.Header["Authorization"] = authorization
 	}
+	if isStream(r) {
+		watched, done := open.streams.add(r, principal, action)
+		defer done()
+		r = watched
+	}
 	return next.ServeHTTP(w, r)
+}
+
+// needsNoIdentity returns the counter of requests that pass without one: public
+// paths, preflights, and what is left to another authenticator. nil is a request
+// that has to show who it is.
+func (h *Handler) needsNoIdentity(r *http.Request, action access.Action, authorization []string) prometheus.Counter {
+	if h.public.Covers(action) {
+		if h.KeepAuthorization {
+			keepForeign(r, authorization)
+		}
+		return metrics.public
+	}
+	if h.CORSPreflight && isPreflight(r) && len(authorization) == 0 {
+		return metrics.public
+	}
+	if h.Otherwise != "pass" || action.Path == h.Ready || h.self.owns(action.Path) || len(authorization) > 1 || outerIdentity(r) != nil {
+		return nil
+	}
+	if len(authorization) == 1 && (access.HasScheme(authorization[0], "basic") || h.Bearer && access.HasScheme(authorization[0], "bearer")) {
+		return nil
+	}
+	keepForeign(r, authorization)
+	return metrics.passed
+}
+
+// keepForeign gives a request back a credential that is not looked at here,
+// unless it holds a secret of ours, which must go nowhere else.
+func keepForeign(r *http.Request, authorization []string) {
+	if len(authorization) != 1 || secretInText.MatchString(authorization[0]) {
+		return
+	}
+	if c, ok := access.ParseBasic(authorization[0]); ok && access.WellFormedSecret(c.Secret) {
+		return
+	}
+	r.Header["Authorization"] = authorization
+}
+
+var secretInText = regexp.MustCompile(access.SecretPattern)
+
+// isPreflight reports whether a request is a CORS preflight (Fetch standard,
+// section 4.8) and nothing more.
+func isPreflight(r *http.Request) bool {
+	method := r.Header["Access-Control-Request-Method"]
+	return r.Method == http.MethodOptions && len(r.Header["Origin"]) == 1 && r.Header["Origin"][0] != "" &&
+		len(method) == 1 && access.CheckMethod(method[0]).OK() && r.ContentLength == 0
+}
+
+// authenticate finds out who a request comes from, or why it is refused.
+func (h *Handler) authenticate(open *opened, r *http.Request, authorization []string) (access.Principal, refusal) {
+	if len(authorization) > 1 {
+		return access.Principal{}, refusal{status: http.StatusBadRequest, detail: "the request has more than one Authorization field"}
+	}
+	if len(authorization) == 1 && !isPrivate(r) {
+		h.warnOfPlaintext(r)
+		if h.RequireTLS {
+			return access.Principal{}, refusal{status: http.StatusBadRequest, detail: "credentials must not be sent unencrypted; use https, and refresh the token, which has been exposed"}
+		}
+	}
+	now := open.Now()
+	address := clientAddress(r)
+	credential, why := h.credential(authorization)
+	var principal access.Principal
+	switch {
+	case why == access.Granted:
+		principal, why = open.Directory().Authenticate(credential, address, now.Unix())
+	case why == access.NoCredential && outerIdentity(r) != nil:
+		// A handler around this one has taken the credential; its answer is asked
+		// for again rather than believed.
+		principal, why = open.Directory().Resume(outerIdentity(r).Principal, address, now.Unix())
+	}
+	if why == access.Granted {
+		open.noteUse(principal)
+		return principal, refusal{}
+	}
+	no := refusal{status: http.StatusUnauthorized, candidate: credential.ID, reason: why}
+	if why != access.NoCredential {
+		if wait := open.fail(credential.ID, r, now); wait > 0 {
+			no.status, no.retryAfter = http.StatusTooManyRequests, wait
+		}
+	}
+	return access.Principal{}, no
 }
 
 // credential reads the one Authorization value of a request.
@@ -203,11 +382,29 @@ func (h *Handler) credential(authorization []string) (access.Credential, access.
 	return access.Credential{}, access.BadCredential
 }
 
+// noticeExpiry tells a caller whose token is about to end.
+func (h *Handler) noticeExpiry(w http.ResponseWriter, open *opened, p access.Principal) {
+	if until := p.Until(); until != 0 && h.ExpiryNotice > 0 {
+		if end := time.Unix(until, 0).UTC(); p.Token.Retiring || end.Sub(open.Now()) < time.Duration(h.ExpiryNotice) {
+			w.Header().Set("Service-User-Token-Expires", end.Format(time.RFC3339))
+		}
+	}
+}
+
 // judge finds out what a request wants, or why that cannot be said.
 //
 // Two targets are checked: the one that the client sent, and the one that will
 // be forwarded when a rewrite stands before this handler. Rules see the latter.
-func judge(r *http.Request) (access.Action, access.Problem) {
+func (h *Handler) judge(r *http.Request) (access.Action, access.Problem) {
+	original, rewritten := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request)
+	if rewritten = rewritten && (original.RequestURI != r.RequestURI || original.Method != r.Method); rewritten {
+		if p := access.CheckMethod(original.Method); !p.OK() {
+			return access.Action{}, p
+		}
+		if _, p := h.relax.CheckTarget(h.merged(original.RequestURI)); !p.OK() {
+			return access.Action{}, p
+		}
+	}
 	if p := access.CheckMethod(r.Method); !p.OK() {
 		return access.Action{}, p
 	}
@@ -215,27 +412,36 @@ func judge(r *http.Request) (access.Action, access.Problem) {
 	if !p.OK() {
 		return access.Action{}, p
 	}
-	path, p := access.CheckTarget(r.RequestURI)
+	if merged := h.merged(r.RequestURI); merged != r.RequestURI {
+		forward(r, merged)
+	}
+	path, p := h.relax.CheckTarget(r.RequestURI)
 	if !p.OK() {
 		return access.Action{}, p
 	}
-	if original, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok {
-		if original.RequestURI != r.RequestURI {
-			if _, p := access.CheckTarget(original.RequestURI); !p.OK() {
-				return access.Action{}, p
-			}
-		}
-		if p := access.CheckMethod(original.Method); !p.OK() {
-			return access.Action{}, p
-		}
-	}
-	if path != r.URL.Path || r.URL.Opaque != "" || r.URL.Host != "" {
+	if path != r.URL.Path && access.PlainPath(path) != r.URL.Path || r.URL.Opaque != "" || r.URL.Host != "" {
 		return access.Action{}, access.Problem{Status: http.StatusBadRequest, Detail: "the request target is not the one that would be forwarded"}
 	}
 	if isEarlyData(r) && !isSafe(r.Method) {
 		return access.Action{}, access.Problem{Status: http.StatusTooEarly, Detail: "an unsafe request must wait for the TLS handshake to end"}
 	}
 	return access.Action{Method: r.Method, Host: host, Path: path}, access.Problem{}
+}
+
+// merged is a target with its slashes merged, where the operator wants that.
+func (h *Handler) merged(target string) string {
+	if h.relax&access.MergedSlashes == 0 || !strings.HasPrefix(target, "/") {
+		return target
+	}
+	return access.MergeSlashes(target)
+}
+
+// forward makes another target the one that goes upstream. One that does not
+// parse is left as it was, and refused by what comes next.
+func forward(r *http.Request, target string) {
+	if u, err := url.ParseRequestURI(target); err == nil {
+		r.URL.Path, r.URL.RawPath, r.RequestURI = u.Path, u.RawPath, target
+	}
 }
 
 // isEarlyData reports whether a request could have been replayed by somebody
@@ -253,6 +459,22 @@ func isSafe(method string) bool {
 func isTrustedProxy(r *http.Request) bool {
 	trusted, _ := caddyhttp.GetVar(r.Context(), caddyhttp.TrustedProxyVarKey).(bool)
 	return trusted
+}
+
+// isPrivate reports whether nobody on the way could read a request: it came
+// encrypted, from this machine, or through a trusted proxy that says so.
+func isPrivate(r *http.Request) bool {
+	if r.TLS != nil || isTrustedProxy(r) && r.Header.Get("X-Forwarded-Proto") == "https" {
+		return true
+	}
+	peer := peerAddress(r)
+	return !peer.IsValid() || peer.IsLoopback() // no address: a Unix socket
+}
+
+// peerAddress returns the address at the other end of the connection.
+func peerAddress(r *http.Request) netip.Addr {
+	peer, _ := netip.ParseAddrPort(r.RemoteAddr)
+	return peer.Addr().Unmap()
 }
 
 // clientAddress returns the client's address as Caddy sees it, honouring

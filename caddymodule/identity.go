@@ -57,17 +57,6 @@ func identityHeaders(prefix string, words []string) ([]identityHeader, error) {
 	return list, nil
 }
 
-// checkKeep refuses to keep what must never be kept.
-func checkKeep(names []string) error {
-	for _, name := range names {
-		switch foldName(name) {
-		case "authorization", "proxyauthorization", "connection", "proxyconnection", "keepalive", "http2settings", "upgrade", "te":
-			return fmt.Errorf("keep %s: this header cannot be kept; it carries a credential or rules the connection", name)
-		}
-	}
-	return nil
-}
-
 // extValue writes a name as a header value: as it is when it is visible ASCII,
 // which may have inner spaces, else as an RFC 8187 ext-value, UTF-8”…, which a
 // plain value never begins with.
@@ -102,13 +91,19 @@ type identity struct {
 // reads it to tell service users from people.
 const identityVar = "service_users.identity"
 
+// outerIdentity returns what a handler around this one has found out, or nil.
+func outerIdentity(r *http.Request) *identity {
+	id, _ := caddyhttp.GetVar(r.Context(), identityVar).(*identity)
+	return id
+}
+
 // remember makes an identity known to the handlers behind this one, to the
 // access log and to placeholders.
 func remember(r *http.Request, id *identity) {
 	ctx := r.Context()
 	repl := ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	repl.Set("http.auth.user.id", id.User.ID)
-	known := caddyhttp.GetVar(ctx, identityVar) != nil
+	known := outerIdentity(r) != nil
 	caddyhttp.SetVar(ctx, identityVar, id)
 	if !known { // a second handler in the chain finds the function in place
 		repl.Map(func(key string) (any, bool) {

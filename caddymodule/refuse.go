@@ -2,11 +2,19 @@ package caddymodule
 
 import (
 	"encoding/json"
+	"errors"
+	"io"
 	"net/http"
+	"net/netip"
 	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 
 	"github.com/serviceusers/caddy-service-users/access"
 )
@@ -15,10 +23,11 @@ import (
 type refusal struct {
 	status    int
 	detail    string          // for the caller
-	log       string          // for the log, when the caller must not know
 	candidate string          // who the caller says it is, when it says so properly
-	reason    access.Reason   // 401 and 403
+	reason    access.Reason   // 401, 403 and 429
 	decision  access.Decision // 403
+
+	retryAfter time.Duration // 429
 }
 
 // DecisionHeader carries the id of a refusal that an admin can ask about.
@@ -39,38 +48,60 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, why refusal) er
 	body := problemBody{Type: "about:blank", Title: http.StatusText(why.status), Status: why.status, Detail: why.detail}
 	switch why.status {
 	case http.StatusUnauthorized:
-		header.Set("WWW-Authenticate", h.challenge)
+		header["Www-Authenticate"] = h.challenges
 		body.Detail = "this needs the id and token of a service user, as HTTP Basic credentials"
 	case http.StatusForbidden:
 		body.DecisionID = newDecisionID()
 		header.Set(DecisionHeader, body.DecisionID)
-		body.Detail = "this service user is not allowed to do this; an admin can look up why by the decision id"
+		body.Detail = "this service user is not allowed to do this; the log of the server has the reason under the decision id"
 	case http.StatusMethodNotAllowed:
 		header.Set("Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
+	case http.StatusTooManyRequests:
+		header.Set("Retry-After", strconv.Itoa(int(why.retryAfter/time.Second)+1))
+		body.Detail = "too many failed attempts; wait before the next one"
 	case http.StatusServiceUnavailable:
 		header.Set("Retry-After", "5")
 	}
 	h.note(r, why, body.DecisionID)
 
-	text, err := json.Marshal(body)
-	if err != nil {
-		return err
-	}
-	header.Set("Content-Type", "application/problem+json")
-	header.Set("Content-Length", strconv.Itoa(len(text)))
 	header.Set("Cache-Control", "no-store")
 	if r.ProtoMajor == 1 && (r.ContentLength != 0 || why.status == http.StatusNotImplemented) {
 		// Caddy 2.11 would hold the answer back until the client has sent up to
 		// 256 KiB of the body that nobody is going to read.
 		header.Set("Connection", "close")
 	}
+	if h.Errors == "caddy" {
+		return caddyhttp.HandlerError{StatusCode: why.status, Err: errors.New(body.Detail)}
+	}
+	text, err := json.Marshal(body)
+	if err != nil {
+		return err
+	}
+	header.Set("Content-Type", "application/problem+json")
+	text = append(text, '\n')
+	header.Set("Content-Length", strconv.Itoa(len(text)))
 	w.WriteHeader(why.status)
 	_, _ = w.Write(text) // the client may be gone
 	return nil
 }
 
+// writeReady answers a probe.
+func writeReady(w http.ResponseWriter, ready bool) error {
+	status, text := http.StatusOK, `{"status":"ok"}`
+	if !ready {
+		status, text = http.StatusServiceUnavailable, `{"status":"not ready"}`
+	}
+	h := w.Header()
+	h.Set("Content-Type", "application/json")
+	h.Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	_, _ = io.WriteString(w, text+"\n") // the probe may be gone
+	return nil
+}
+
 // note tells the log and the placeholders about a refusal.
 func (h *Handler) note(r *http.Request, why refusal, decisionID string) {
+	why.candidate = withoutSecret(why.candidate)
 	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
 		repl.Set("http.service_users.decision", "deny")
 		if why.candidate != "" {
@@ -80,32 +111,69 @@ func (h *Handler) note(r *http.Request, why refusal, decisionID string) {
 			repl.Set("http.service_users.decision_id", decisionID)
 		}
 	}
-	client := zap.String("client_ip", clientAddress(r).String())
+	client := zap.Stringer("client_ip", clientAddress(r))
 	switch why.status {
-	case http.StatusUnauthorized:
-		level := zap.InfoLevel
+	case http.StatusUnauthorized, http.StatusTooManyRequests:
+		counter, level := metrics.reasons[why.reason], zap.InfoLevel
+		if why.status == http.StatusTooManyRequests {
+			counter = metrics.throttled
+		}
+		counter.Inc()
 		if why.reason == access.NoCredential {
 			level = zap.DebugLevel // how a client that waits for the challenge begins
 		}
-		if c := h.log.Check(level, "authentication failed"); c != nil {
-			c.Write(zap.Stringer("reason", why.reason), zap.String("login", why.candidate), client)
-		}
+		logFailure(h.log, level, why.reason, why.candidate, clientAddress(r))
 	case http.StatusForbidden:
+		metrics.reasons[why.reason].Inc()
 		rule := ""
 		if why.decision.Rule != nil {
 			rule = why.decision.Rule.ID
 		}
 		if c := h.log.Check(zap.InfoLevel, "not allowed"); c != nil {
-			c.Write(zap.Stringer("reason", why.reason), zap.String("service_user", why.candidate), zap.String("decision_id", decisionID),
-				zap.String("rule", rule), zap.String("method", r.Method), zap.String("path", r.URL.Path), client)
+			c.Write(client, zap.Stringer("reason", why.reason), zap.String("service_user", why.candidate), zap.String("decision_id", decisionID),
+				zap.String("rule", rule), zap.String("method", r.Method), zap.String("path", r.URL.Path))
 		}
 	case http.StatusServiceUnavailable:
-		if c := h.log.Check(zap.ErrorLevel, "cannot decide"); c != nil {
-			c.Write(zap.String("why", why.log), client)
+		metrics.unavailable.Inc()
+		if c := h.log.Check(zap.ErrorLevel, "cannot decide: the store is not loaded"); c != nil {
+			c.Write(client)
 		}
 	default:
+		metrics.ambiguous.Inc()
 		if c := h.log.Check(zap.InfoLevel, "request refused"); c != nil {
-			c.Write(zap.Int("status", why.status), zap.String("why", why.detail), client)
+			c.Write(client, zap.Int("status", why.status), zap.String("why", why.detail))
 		}
 	}
 }
+
+// logFailure writes the line that a failed authentication leaves in the log.
+// Programs such as fail2ban read it: message and fields, in this order, stay.
+func logFailure(log *zap.Logger, level zapcore.Level, reason access.Reason, login string, client netip.Addr) {
+	if c := log.Check(level, "authentication failed"); c != nil {
+		c.Write(zap.Stringer("client_ip", client), zap.Stringer("reason", reason), zap.String("login", withoutSecret(login)))
+	}
+}
+
+// withoutSecret hides a login id that is a secret: clients swap the two, or give
+// the token as the user name.
+func withoutSecret(login string) string {
+	if strings.Contains(login, access.SecretPrefix) {
+		return "(a token in the place of the id)"
+	}
+	return login
+}
+
+// warnOfPlaintext tells the operator, seldom, that secrets travel in the clear.
+func (h *Handler) warnOfPlaintext(r *http.Request) {
+	metrics.plaintext.Inc()
+	now := time.Now().Unix()
+	last := lastPlaintextWarning.Load()
+	if now-last < 60 || !lastPlaintextWarning.CompareAndSwap(last, now) {
+		return
+	}
+	h.log.Warn("credentials arrive unencrypted; serve the site over https, or name the proxy that does in the global option servers { trusted_proxies }; require_tls refuses them",
+		zap.Stringer("client_ip", clientAddress(r)), zap.String("host", r.Host), zap.Bool("refused", h.RequireTLS))
+}
+
+// lastPlaintextWarning is when it was last told, in Unix seconds.
+var lastPlaintextWarning atomic.Int64

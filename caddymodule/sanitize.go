@@ -1,8 +1,12 @@
 package caddymodule
 
 import (
+	"fmt"
 	"net/http"
+	"slices"
 	"strings"
+
+	"golang.org/x/net/http/httpguts"
 )
 
 // sanitizer removes from a request everything that could make the upstream see
@@ -26,11 +30,13 @@ const (
 	stripAliases             // every spelling but the canonical one, which Caddy sets itself
 )
 
-// reserved lists what is removed by default.
+// credentialHeaders lists what carries a credential, or rules the connection instead of
+// the request. It is removed whatever the operator says.
+var credentialHeaders = []string{"Authorization", "Proxy-Authorization", "Connection", "Proxy-Connection", "Keep-Alive", "HTTP2-Settings", "Upgrade", "TE"}
+
+// reserved lists what else is removed by default.
 var reserved = map[stripKind][]string{
 	stripAlways: {
-		// Credentials, and what rules the connection instead of the request.
-		"Authorization", "Proxy-Authorization", "Connection", "Proxy-Connection", "Keep-Alive", "HTTP2-Settings", "Upgrade", "TE",
 		// What makes an upstream judge another method or path than the rule did.
 		"X-HTTP-Method", "X-HTTP-Method-Override", "X-Method-Override", "X-Original-URL", "X-Original-URI", "X-Original-Path",
 		"X-Rewrite-URL", "X-Envoy-Original-Path",
@@ -47,12 +53,24 @@ var reserved = map[stripKind][]string{
 	stripAliases: {"X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Via"},
 }
 
-// newSanitizer prepares the tables. identity is the prefix of our own headers.
-func newSanitizer(identity string, strip, keep []string) *sanitizer {
+// newSanitizer prepares the tables. identity is what our own headers begin with.
+func newSanitizer(identity string, strip, keep []string) (*sanitizer, error) {
+	own := foldName(identity)
+	if !httpguts.ValidHeaderFieldName(identity) || len(own) < 3 {
+		return nil, fmt.Errorf("header_prefix %q is not the beginning of a header name", identity)
+	}
 	s := &sanitizer{
 		names:    make(map[string]stripKind),
-		prefixes: []string{foldName(identity), foldName("X-Auth-Request-")},
+		prefixes: []string{own, foldName("X-Service-User"), foldName("X-Auth-Request-")},
 		keep:     make(map[string]bool),
+	}
+	for _, name := range essential {
+		if strings.HasPrefix(foldName(name), own) {
+			return nil, fmt.Errorf("header_prefix %q would remove %s from every request; choose another", identity, name)
+		}
+	}
+	for _, name := range credentialHeaders {
+		s.names[foldName(name)] = stripAlways
 	}
 	for kind, names := range reserved {
 		for _, name := range names {
@@ -60,12 +78,34 @@ func newSanitizer(identity string, strip, keep []string) *sanitizer {
 		}
 	}
 	for _, name := range strip {
-		s.names[foldName(name)] = stripAlways
+		folded := foldName(name)
+		if !httpguts.ValidHeaderFieldName(name) || folded == "" {
+			return nil, fmt.Errorf("strip: %q is not a header name", name)
+		}
+		if slices.ContainsFunc(essential, func(e string) bool { return foldName(e) == folded }) {
+			return nil, fmt.Errorf("strip %s: without this header the request means something else", name)
+		}
+		s.names[folded] = stripAlways
 	}
 	for _, name := range keep {
-		s.keep[foldName(name)] = true
+		folded := foldName(name)
+		switch {
+		case !httpguts.ValidHeaderFieldName(name) || folded == "":
+			return nil, fmt.Errorf("keep: %q is not a header name", name)
+		case strings.HasPrefix(folded, own) || slices.ContainsFunc(credentialHeaders, func(c string) bool { return foldName(c) == folded }):
+			return nil, fmt.Errorf("keep %s: this header cannot be kept; it carries a credential or an identity, or rules the connection", name)
+		case slices.ContainsFunc(strip, func(other string) bool { return foldName(other) == folded }):
+			return nil, fmt.Errorf("%s stands under strip and under keep; choose one", name)
+		}
+		s.keep[folded] = true
 	}
-	return s
+	return s, nil
+}
+
+// essential names headers that make a request what it is.
+var essential = []string{
+	"Host", "Content-Length", "Content-Type", "Content-Encoding", "Transfer-Encoding", "Trailer", "Expect", "Range", "Accept", "Cookie",
+	"Sec-WebSocket-Key", "Sec-WebSocket-Version", "Sec-WebSocket-Protocol", "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Via",
 }
 
 // clean sanitises a request in place and returns the Authorization values that
@@ -97,7 +137,7 @@ func (s *sanitizer) clean(r *http.Request, trusted bool) (authorization []string
 func (s *sanitizer) strips(folded []byte, name string, trusted bool) bool {
 	for _, prefix := range s.prefixes {
 		if len(folded) >= len(prefix) && string(folded[:len(prefix)]) == prefix {
-			return !s.keep[string(folded)] || prefix == s.prefixes[0] // nobody may send our own
+			return !s.keep[string(folded)]
 		}
 	}
 	kind := s.names[string(folded)]

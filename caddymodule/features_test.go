@@ -1,0 +1,315 @@
+package caddymodule
+
+import (
+	"context"
+	"crypto/tls"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+
+	"github.com/serviceusers/caddy-service-users/store"
+)
+
+// guarded is a Caddyfile with one guarded site, made of the options of the
+// directive, what follows it, and what stands in the global options.
+func guarded(global, options, behind string) string {
+	return "{\n\tservice_users {\n\t\tstore {$SERVICE_USERS_STORE}\n" + global + "\n\t}\n}\nhttp://:{$API_PORT} {\n\tbind 127.0.0.1\n\tservice_users {\n" +
+		options + "\n\t}\n" + behind + "\n\treverse_proxy 127.0.0.1:{$UPSTREAM_PORT}\n}\n"
+}
+
+// withUpstream starts a server behind which a recording upstream stands, with a
+// service user that may do everything.
+func withUpstream(t *testing.T, caddyfile string) (*server, *recorder, credentials) {
+	t.Helper()
+	s := newServer(t)
+	up := startRecorder(t, s.ports["UPSTREAM_PORT"])
+	withCaddyfile(s, caddyfile)
+	s.mustCLI("group", "create", "everything", "--rule", "allow * /{rest...}")
+	return s, up, s.create("billing-sync", "--group", "everything")
+}
+
+// attempt is one request and what has to become of it.
+type attempt struct {
+	name   string
+	method string // "" is GET
+	path   string // "" is /x
+	header string // "Name: value" lines, separated by "\n"
+	status int
+	has    string // what the upstream has to see, a line; "" is nothing in particular
+	hasNot string // what it must not see
+	passes bool   // whether it reaches the upstream
+}
+
+func (s *server) try(t *testing.T, up *recorder, attempts []attempt) {
+	t.Helper()
+	for _, a := range attempts {
+		up.reset()
+		if a.method == "" {
+			a.method = "GET"
+		}
+		if a.path == "" {
+			a.path = "/x"
+		}
+		request := a.method + " " + a.path + " HTTP/1.1\r\nHost: app.example\r\nConnection: close\r\n"
+		if a.header != "" {
+			request += strings.ReplaceAll(a.header, "\n", "\r\n") + "\r\n"
+		}
+		status := exchange(t, s.addr("API_PORT"), request+"\r\n")
+		got := up.requests()
+		if status != a.status || (len(got) == 1) != a.passes {
+			t.Errorf("%s: got %d and %d requests upstream, want %d, passes %t", a.name, status, len(got), a.status, a.passes)
+			continue
+		}
+		raw := strings.Join(got, "")
+		if a.has != "" && !strings.Contains(raw, a.has+"\r\n") {
+			t.Errorf("%s: upstream got %q, want %q in it", a.name, raw, a.has)
+		}
+		if a.hasNot != "" && strings.Contains(strings.ToLower(raw), strings.ToLower(a.hasNot)) {
+			t.Errorf("%s: upstream got %q, want no %q in it", a.name, raw, a.hasNot)
+		}
+	}
+}
+
+func TestPublic(t *testing.T) {
+	s, up, user := withUpstream(t, guarded("", "public GET,HEAD /open/{rest...}\npublic POST /hook\npublic GET files.example/{rest...}\nkeep_authorization", ""))
+	ours := "Authorization: " + basic(user.id, user.secret)
+	s.try(t, up, []attempt{
+		{name: "public", path: "/open/a", status: 200, passes: true, hasNot: "X-Service-User"},
+		{name: "forged", path: "/open/a", header: "X-Service-User-Id: evil", status: 200, passes: true, hasNot: "X-Service-User"},
+		{name: "another method", method: "DELETE", path: "/open/a", status: 401},
+		{name: "another path", path: "/hook", status: 401},
+		{name: "another host", path: "/files", status: 401},
+		{name: "ambiguous", path: "/open/%2e%2e/x", status: 400},
+		{name: "a foreign credential", path: "/open/a", header: "Authorization: Bearer ey.foreign", status: 200, passes: true, has: "Authorization: Bearer ey.foreign"},
+		{name: "a foreign login", path: "/open/a", header: "Authorization: " + basic("someone", "password"), status: 200, passes: true, has: "Authorization: " + basic("someone", "password")},
+		{name: "ours", path: "/open/a", header: ours, status: 200, passes: true, hasNot: "Authorization"},
+		{name: "ours as Bearer", path: "/open/a", header: "Authorization: Bearer " + user.secret, status: 200, passes: true, hasNot: "Authorization"},
+		{name: "two", path: "/open/a", header: ours + "\nAuthorization: Bearer x", status: 200, passes: true, hasNot: "Authorization"},
+		{name: "not public", header: ours, status: 200, passes: true, has: "X-Service-User-Id: " + user.id, hasNot: "Authorization"},
+	})
+}
+
+func TestOtherwisePass(t *testing.T) {
+	s, up, user := withUpstream(t, guarded("", "otherwise pass\nready /ready", ""))
+	s.try(t, up, []attempt{
+		{name: "nothing", status: 200, passes: true, hasNot: "X-Service-User"},
+		{name: "forged", header: "X-Service-User-Id: evil\nConnection: X-Y", status: 200, passes: true, hasNot: "X-Service-User"},
+		{name: "another scheme", header: "Authorization: Bearer ey.foreign", status: 200, passes: true, has: "Authorization: Bearer ey.foreign", hasNot: "X-Service-User"},
+		{name: "our secret as another scheme", header: "Authorization: Bearer " + user.secret, status: 200, passes: true, hasNot: "Authorization"},
+		{name: "Basic, right", header: "Authorization: " + basic(user.id, user.secret), status: 200, passes: true, has: "X-Service-User-Id: " + user.id, hasNot: "Authorization"},
+		{name: "Basic, wrong", header: "Authorization: " + basic(user.id, "x"), status: 401},
+		{name: "Basic, malformed", header: "Authorization: Basic", status: 401},
+		{name: "Basic, any case", header: "Authorization: bASIC !", status: 401},
+		{name: "two", header: "Authorization: Bearer a\nAuthorization: Bearer b", status: 400},
+		{name: "ambiguous", path: "//x", status: 400},
+		{name: "a probe is answered here", path: "/ready", status: 200},
+	})
+}
+
+func TestCORSPreflight(t *testing.T) {
+	const preflight = "Origin: https://app.example\nAccess-Control-Request-Method: DELETE"
+	s, up, user := withUpstream(t, guarded("", "cors_preflight", ""))
+	s.try(t, up, []attempt{
+		{name: "a preflight", method: "OPTIONS", header: preflight, status: 200, passes: true, hasNot: "X-Service-User"},
+		{name: "forged", method: "OPTIONS", header: preflight + "\nX-Service-User-Id: evil", status: 200, passes: true, hasNot: "X-Service-User"},
+		{name: "no origin", method: "OPTIONS", header: "Access-Control-Request-Method: GET", status: 401},
+		{name: "no method", method: "OPTIONS", header: "Origin: https://app.example", status: 401},
+		{name: "a bad method", method: "OPTIONS", header: "Origin: https://app.example\nAccess-Control-Request-Method: CONNECT", status: 401},
+		{name: "two origins", method: "OPTIONS", header: preflight + "\nOrigin: https://b.example", status: 401},
+		{name: "no OPTIONS", header: preflight, status: 401},
+		{name: "with a credential it is judged", method: "OPTIONS", header: preflight + "\nAuthorization: " + basic(user.id, "x"), status: 401},
+		{name: "and may pass", method: "OPTIONS", header: preflight + "\nAuthorization: " + basic(user.id, user.secret), status: 200, passes: true, has: "X-Service-User-Id: " + user.id},
+	})
+	s, up, _ = withUpstream(t, guarded("", "realm off", ""))
+	s.try(t, up, []attempt{{name: "off by default", method: "OPTIONS", header: preflight, status: 401}})
+}
+
+func TestRelaxedTargets(t *testing.T) {
+	s, up, user := withUpstream(t, guarded("", "allow_encoded_slash\nallow_semicolon\nmerge_slashes", "\turi /rewritten/* strip_prefix /rewritten"))
+	s.mustCLI("rule", "add", "everything", "deny * /admin/{rest...}")
+	ours := "Authorization: " + basic(user.id, user.secret)
+	s.try(t, up, []attempt{
+		{name: "an encoded slash stays encoded", path: "/a%2Fb", header: ours, status: 200, passes: true, has: "GET /a%2Fb HTTP/1.1"},
+		{name: "a semicolon", path: "/a;v=1/b", header: ours, status: 200, passes: true, has: "GET /a;v=1/b HTTP/1.1"},
+		{name: "slashes are merged for the upstream too", path: "/a//b/%41?c=//d", header: ours, status: 200, passes: true, has: "GET /a/b/%41?c=//d HTTP/1.1"},
+		{name: "a deny by an encoded slash", path: "/admin%2Fx", header: ours, status: 403},
+		{name: "a deny by a parameter", path: "/admin;x/y", header: ours, status: 403},
+		{name: "a deny by two slashes", path: "//admin//x", header: ours, status: 403},
+		{name: "what was not relaxed", path: "/a%25b", header: ours, status: 400},
+		{name: "dot segments", path: "/a/..;/b", header: ours, status: 400},
+		{name: "rules see the rewritten path", path: "/rewritten/admin/x", header: ours, status: 403},
+		{name: "the original is checked too", path: "/rewritten/%2e%2e/x", header: ours, status: 400},
+		{name: "rewritten", path: "/rewritten/x", header: ours, status: 200, passes: true, has: "GET /x HTTP/1.1"},
+	})
+}
+
+func TestNestedHandlers(t *testing.T) {
+	s, up, user := withUpstream(t, guarded("", "realm outer\nheaders id name", "\troute /inner/* {\n\t\tservice_users {\n\t\t\theaders id groups\n\t\t}\n\t}"))
+	ours := "Authorization: " + basic(user.id, user.secret)
+	s.try(t, up, []attempt{
+		{name: "outer", header: ours, status: 200, passes: true, has: "X-Service-User-Name: billing-sync", hasNot: "X-Service-User-Groups"},
+		{name: "the inner one wins", path: "/inner/x", header: ours, status: 200, passes: true, has: "X-Service-User-Groups: everything", hasNot: "X-Service-User-Name"},
+		{name: "refused by the outer", path: "/inner/x", status: 401},
+	})
+	if n := strings.Count(strings.Join(up.requests(), ""), "X-Service-User-Id"); n > 1 {
+		t.Errorf("%d identities upstream, want one", n)
+	}
+}
+
+func TestErrorsCaddy(t *testing.T) {
+	s := newServer(t)
+	up := startRecorder(t, s.ports["UPSTREAM_PORT"])
+	withCaddyfile(s, guarded("", "errors caddy", "\thandle_errors {\n\t\tservice_users sanitize\n\t\treverse_proxy 127.0.0.1:{$UPSTREAM_PORT}\n\t}"))
+	up.reset()
+	status := exchange(t, s.addr("API_PORT"), "GET /x HTTP/1.1\r\nHost: app.example\r\nConnection: close, X-Service-User-Id\r\nX-Service-User-Id: evil\r\nAuthorization: "+basic("a", "b")+"\r\n\r\n")
+	got := strings.Join(up.requests(), "")
+	if status != 200 || !strings.HasPrefix(got, "GET /x ") { // the error upstream answers
+		t.Errorf("got %d, upstream %q, want the error route's answer", status, got)
+	}
+	for _, leak := range []string{"evil", "Authorization", "X-Service-User"} {
+		if strings.Contains(got, leak) {
+			t.Errorf("the error upstream got %q, want no %s", got, leak)
+		}
+	}
+}
+
+func TestThrottle(t *testing.T) {
+	s, _, user := withUpstream(t, guarded("throttle 5 1h", "realm x", ""))
+	wrong := credentials{user.id, user.secret[:len(user.secret)-1] + "!"}
+	bodies := make(map[string]bool)
+	for i := range 9 {
+		who := wrong
+		if i >= 7 {
+			who = credentials{"unknown" + strconv.Itoa(i), "x"} // from the same address
+		}
+		got := s.get("/x", who)
+		want := 401
+		if i >= 5 {
+			want = 429
+			bodies[got.body] = true
+			if retry, err := strconv.Atoi(got.Header.Get("Retry-After")); err != nil || retry < 1 || retry > 3600 {
+				t.Errorf("attempt %d: Retry-After %q", i, got.Header.Get("Retry-After"))
+			}
+			if got.Header.Get("Www-Authenticate") != "" {
+				t.Errorf("attempt %d: a challenge beside 429", i)
+			}
+		}
+		if got.StatusCode != want {
+			t.Errorf("attempt %d: got %d, want %d", i, got.StatusCode, want)
+		}
+	}
+	if len(bodies) != 1 {
+		t.Errorf("got %d different bodies, want one for every reason", len(bodies))
+	}
+	if got := s.get("/x", user).StatusCode; got != 200 {
+		t.Errorf("the right secret: got %d, want 200", got)
+	}
+	if got := s.get("/x", credentials{}).StatusCode; got != 401 {
+		t.Errorf("no credential is no failure: got %d, want 401", got)
+	}
+	metrics := s.do("GET", "CADDY_PORT", "/metrics", credentials{}, "").body
+	for _, line := range []string{
+		`caddy_service_users_requests_total{outcome="bad_checksum"} 5`, `caddy_service_users_requests_total{outcome="throttled"} 4`,
+		`caddy_service_users_requests_total{outcome="granted"} 1`, `caddy_service_users_requests_total{outcome="no_credential"} 1`,
+	} {
+		if !strings.Contains(metrics, line+"\n") {
+			t.Errorf("the metrics have no line %q", line)
+		}
+	}
+	if !strings.Contains(s.log.String(), `"msg":"authentication failed","client_ip":"127.0.0.1","reason":"bad_checksum","login":"`+user.id+`"`) {
+		t.Error("the log has no line in the form that log watchers read")
+	}
+
+	off, _, _ := withUpstream(t, guarded("throttle off", "realm x", ""))
+	for i := range 40 {
+		if got := off.get("/x", credentials{"a", "x"}).StatusCode; got != 401 {
+			t.Fatalf("switched off, attempt %d: got %d, want 401", i, got)
+		}
+	}
+}
+
+// TestThrottleSurvivesReload checks that a reload is no amnesty.
+func TestThrottleSurvivesReload(t *testing.T) {
+	caddyfile := guarded("throttle 3 1h", "realm one", "")
+	s, _, _ := withUpstream(t, caddyfile)
+	for range 4 {
+		s.get("/x", credentials{"a", "x"})
+	}
+	if out, ok := s.reload(strings.Replace(caddyfile, "realm one", "realm two", 1)); !ok {
+		t.Fatal(out)
+	}
+	if got := s.get("/x", credentials{"a", "x"}).StatusCode; got != 429 {
+		t.Errorf("after a reload: got %d, want 429", got)
+	}
+}
+
+// TestPlaintext checks which requests count as readable on their way.
+func TestPlaintext(t *testing.T) {
+	for name, tt := range map[string]struct {
+		peer    string
+		tls     bool
+		trusted bool
+		proto   string
+		want    bool
+	}{
+		"another machine":              {peer: "192.0.2.1:1", want: false},
+		"another machine, encrypted":   {peer: "192.0.2.1:1", tls: true, want: true},
+		"a claim of nobody we trust":   {peer: "192.0.2.1:1", proto: "https", want: false},
+		"a trusted proxy, encrypted":   {peer: "192.0.2.1:1", trusted: true, proto: "https", want: true},
+		"a trusted proxy, unencrypted": {peer: "192.0.2.1:1", trusted: true, proto: "http", want: false},
+		"this machine":                 {peer: "127.0.0.1:1", want: true},
+		"this machine, IPv6":           {peer: "[::1]:1", want: true},
+		"this machine, mapped":         {peer: "[::ffff:127.0.0.1]:1", want: true},
+		"a Unix socket":                {peer: "@", want: true},
+	} {
+		r := httptest.NewRequest("GET", "/", nil)
+		r.TLS = nil
+		if tt.tls {
+			r.TLS = new(tls.ConnectionState)
+		}
+		r.RemoteAddr = tt.peer
+		r.Header.Set("X-Forwarded-Proto", tt.proto)
+		r = prepared(r)
+		caddyhttp.SetVar(r.Context(), caddyhttp.TrustedProxyVarKey, tt.trusted)
+		if got := isPrivate(r); got != tt.want {
+			t.Errorf("%s: got %t, want %t", name, got, tt.want)
+		}
+	}
+}
+
+// prepared gives a request what Caddy's server would.
+func prepared(r *http.Request) *http.Request {
+	return caddyhttp.PrepareRequest(r, caddy.NewReplacer(), httptest.NewRecorder(), nil)
+}
+
+// TestRequireTLS checks the refusal of an unencrypted credential.
+func TestRequireTLS(t *testing.T) {
+	live := &shared{path: filepath.Join(t.TempDir(), "s.db"), opts: store.Options{Log: zap.NewNop()}, ready: make(chan struct{})}
+	if err := live.start(); err != nil {
+		t.Fatal(err)
+	}
+	defer live.Destruct()
+	for requireTLS, want := range map[bool]int{true: 400, false: 401} {
+		h := &Handler{RequireTLS: requireTLS, storeHandle: storeHandle{shared: live}, log: zap.NewNop()}
+		if err := h.prepare(); err != nil {
+			t.Fatal(err)
+		}
+		r := prepared(httptest.NewRequestWithContext(context.Background(), "GET", "/x", nil))
+		r.RemoteAddr = "192.0.2.1:1"
+		r.SetBasicAuth("a", "b")
+		w := httptest.NewRecorder()
+		if err := h.ServeHTTP(w, r, caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error { return nil })); err != nil {
+			t.Fatal(err)
+		}
+		if w.Code != want {
+			t.Errorf("require_tls %t: got %d, want %d", requireTLS, w.Code, want)
+		}
+	}
+}

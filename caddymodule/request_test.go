@@ -1,0 +1,69 @@
+package caddymodule
+
+import (
+	"bufio"
+	"net/http"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/serviceusers/caddy-service-users/access"
+)
+
+// FuzzRequest reads arbitrary bytes as net/http would and checks what is
+// promised of a request that is not refused: what would be forwarded is the
+// target as it was received, and decodes once to exactly the path that was
+// judged, which has no way up in it.
+func FuzzRequest(f *testing.F) {
+	text, err := os.ReadFile("../testdata/paths.tsv")
+	if err != nil {
+		f.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if fields := strings.Split(line, "\t"); len(fields) == 3 && !strings.HasPrefix(line, "#") {
+			if target, err := strconv.Unquote(`"` + fields[0] + `"`); err == nil {
+				f.Add("GET "+target+" HTTP/1.1\r\nHost: app.example\r\n\r\n", uint8(0))
+				f.Add(target+" HTTP/1.1\r\nHost: app.example:8080\r\nUpgrade: h2c\r\n\r\n", uint8(0xff))
+			}
+		}
+	}
+	f.Fuzz(func(t *testing.T, raw string, relax uint8) {
+		r, err := http.ReadRequest(bufio.NewReader(strings.NewReader(raw)))
+		if err != nil {
+			return
+		}
+		received := r.RequestURI
+		h := &Handler{relax: access.Relax(relax)}
+		action, problem := h.judge(prepared(r))
+		if !problem.OK() {
+			switch problem.Status {
+			case 400, 405, 425, 501:
+				return
+			}
+			t.Fatalf("%q: refused with %d", received, problem.Status)
+		}
+		forwarded := r.URL.RequestURI()
+		if want := h.merged(received); forwarded != want {
+			t.Errorf("%q: %q would be forwarded, want %q", received, forwarded, want)
+		}
+		rawPath, _, _ := strings.Cut(forwarded, "?")
+		decoded, err := url.PathUnescape(rawPath)
+		if err != nil || decoded != access.PlainPath(action.Path) {
+			t.Errorf("%q: forwarded %q decodes to %q (%v), judged %q", received, rawPath, decoded, err, action.Path)
+		}
+		for _, segment := range strings.Split(decoded, "/") {
+			name, _, _ := strings.Cut(segment, ";")
+			if name == "." || name == ".." {
+				t.Errorf("%q: %q has a dot segment", received, decoded)
+			}
+		}
+		if !strings.HasPrefix(decoded, "/") || strings.ContainsAny(decoded, "\\\x00\r\n\x7f") || action.Host == "" {
+			t.Errorf("%q: judged %q at %q", received, action.Path, action.Host)
+		}
+		if relax == 0 && strings.ContainsAny(decoded, ";%") {
+			t.Errorf("%q: judged %q", received, action.Path)
+		}
+	})
+}
