@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"database/sql"
-	"database/sql/driver"
 	"fmt"
 	"os"
 	"os/exec"
@@ -182,7 +181,7 @@ func restore(t testing.TB, path, from string) {
 		}
 		source, err2 := b.Commit()
 		if err2 == nil && source != nil {
-			err2 = source.(driver.Conn).Close()
+			err2 = source.Close()
 		}
 		if err == nil {
 			err = err2
