@@ -1,11 +1,12 @@
 package caddymodule
 
 import (
+	"bytes"
+	"encoding/base64"
 	"fmt"
 	"net/http"
 	"net/netip"
 	"net/url"
-	"regexp"
 	"strings"
 	"time"
 
@@ -309,18 +310,27 @@ func (h *Handler) needsNoIdentity(r *http.Request, action access.Action, authori
 }
 
 // keepForeign gives a request back a credential that is not looked at here,
-// unless it holds a secret of ours, which must go nowhere else.
+// unless it holds a secret of ours, or what looks like one, which must go nowhere
+// else.
 func keepForeign(r *http.Request, authorization []string) {
-	if len(authorization) != 1 || secretInText.MatchString(authorization[0]) {
-		return
+	if len(authorization) == 1 && !holdsSecret(authorization[0]) {
+		r.Header["Authorization"] = authorization
 	}
-	if c, ok := access.ParseBasic(authorization[0]); ok && access.WellFormedSecret(c.Secret) {
-		return
-	}
-	r.Header["Authorization"] = authorization
 }
 
-var secretInText = regexp.MustCompile(access.SecretPattern)
+// holdsSecret looks for a secret of ours in a credential, as it stands there and
+// as base64, however badly that is written.
+func holdsSecret(credential string) bool {
+	_, encoded, _ := strings.Cut(credential, " ")
+	decoded := make([]byte, len(encoded))
+	for _, spelling := range []*base64.Encoding{base64.RawStdEncoding, base64.RawURLEncoding} {
+		n, _ := spelling.Decode(decoded, []byte(strings.Trim(encoded, " =")))
+		if bytes.Contains(decoded[:n], []byte(access.SecretPrefix)) {
+			return true
+		}
+	}
+	return strings.Contains(credential, access.SecretPrefix)
+}
 
 // isPreflight reports whether a request is a CORS preflight (Fetch standard,
 // section 4.8) and nothing more.

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -131,7 +132,7 @@ func (h *Handler) note(r *http.Request, why refusal, decisionID string) {
 		}
 		if c := h.log.Check(zap.InfoLevel, "not allowed"); c != nil {
 			c.Write(client, zap.Stringer("reason", why.reason), zap.String("service_user", why.candidate), zap.String("decision_id", decisionID),
-				zap.String("rule", rule), zap.String("method", r.Method), zap.String("path", r.URL.Path))
+				zap.String("rule", rule), zap.String("method", r.Method), zap.String("path", secretInText.ReplaceAllString(r.URL.Path, access.SecretPrefix+"…")))
 		}
 	case http.StatusServiceUnavailable:
 		metrics.unavailable.Inc()
@@ -153,6 +154,9 @@ func logFailure(log *zap.Logger, level zapcore.Level, reason access.Reason, logi
 		c.Write(zap.Stringer("client_ip", client), zap.Stringer("reason", reason), zap.String("login", withoutSecret(login)))
 	}
 }
+
+// secretInText finds secrets of ours that a client has put into its URL.
+var secretInText = regexp.MustCompile(access.SecretPattern)
 
 // withoutSecret hides a login id that is a secret: clients swap the two, or give
 // the token as the user name.

@@ -67,3 +67,32 @@ func FuzzRequest(f *testing.F) {
 		}
 	})
 }
+
+// TestHoldsSecret looks for secrets in credentials that are left to others.
+func TestHoldsSecret(t *testing.T) {
+	const secret = "csu_0123456789012345678901234567890123456789012345678"
+	for value, want := range map[string]bool{
+		"Bearer " + secret:           true,
+		secret:                       true,
+		basic("id", secret):          true,
+		basic(secret, ""):            true,
+		basic("", secret):            true,
+		basic("my user", " "+secret): true,
+		strings.TrimRight(basic("i", secret), "="): true,
+		basic("id", secret)[:40]:                   true,
+		"Basic  " + basic("id", secret)[6:]:        true,
+		basic("someone", "password"):               false,
+		"Bearer ey.foreign":                        false,
+		"Digest username=\"x\"":                    false,
+		"":                                         false,
+		"Basic":                                    false,
+		"Basic " + strings.Repeat("A", 2000):       false,
+	} {
+		if got := holdsSecret(value); got != want {
+			t.Errorf("%q: got %t, want %t", value, got, want)
+		}
+	}
+	for n := range 200 { // every length
+		holdsSecret("Basic " + strings.Repeat("A", n))
+	}
+}
