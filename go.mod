@@ -5,8 +5,9 @@ go 1.26.0
 require (
 	github.com/caddyserver/caddy/v2 v2.11.9 // what this is a plugin of
 	github.com/go-json-experiment/json v0.0.0-20260820222146-c27c302e5fc3 // strict JSON: repeated names, letter case, UTF-8, and the place of the fault
-	github.com/quic-go/qpack v0.6.0 // tests: header blocks of HTTP/3
-	github.com/quic-go/quic-go v0.63.0 // tests: HTTP/3; Caddy's own
+	github.com/prometheus/client_golang v1.24.1 // Caddy's metrics
+	github.com/quic-go/qpack v0.6.0 // tests: HTTP/3 field by field
+	github.com/quic-go/quic-go v0.63.0 // tests: HTTP/3
 	github.com/rogpeppe/go-internal v1.16.0 // tests: CLI sessions
 	github.com/segmentio/ksuid v1.0.4 // ids that sort by creation
 	github.com/spf13/cobra v1.10.2 // Caddy's CLI is made of it
@@ -98,7 +99,6 @@ require (
 	github.com/pbnjay/memory v0.0.0-20210728143218-7b4eea64cf58 // indirect
 	github.com/pires/go-proxyproto v0.15.0 // indirect
 	github.com/pkg/errors v0.9.1 // indirect
-	github.com/prometheus/client_golang v1.24.1 // indirect
 	github.com/prometheus/client_model v0.6.3 // indirect
 	github.com/prometheus/common v0.71.0 // indirect
 	github.com/prometheus/otlptranslator v1.0.0 // indirect

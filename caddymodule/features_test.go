@@ -289,6 +289,42 @@ func prepared(r *http.Request) *http.Request {
 	return caddyhttp.PrepareRequest(r, caddy.NewReplacer(), httptest.NewRecorder(), nil)
 }
 
+// TestCannotDecide checks that a store which was never loaded is neither an
+// answer nor a way in.
+func TestCannotDecide(t *testing.T) {
+	abandoned := make(chan struct{})
+	close(abandoned)
+	h := &Handler{
+		Ready: "/ready", Public: []string{"GET /open"}, log: zap.NewNop(),
+		storeHandle: storeHandle{&shared{opts: store.Options{Log: zap.NewNop()}, ready: make(chan struct{})}, abandoned},
+	}
+	if err := h.prepare(); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		path, id, secret string
+		want             int
+	}{
+		{"/x", "", "", 503}, {"/x", "a", "b", 503}, {"/ready", "", "", 503}, {"/%2e%2e/x", "a", "b", 400}, {"/open", "", "", 204},
+	} {
+		r := prepared(httptest.NewRequestWithContext(t.Context(), "GET", tt.path, nil))
+		if tt.id != "" {
+			r.SetBasicAuth(tt.id, tt.secret)
+		}
+		w := httptest.NewRecorder()
+		err := h.ServeHTTP(w, r, caddyhttp.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) error {
+			w.WriteHeader(http.StatusNoContent)
+			return nil
+		}))
+		if err != nil || w.Code != tt.want {
+			t.Errorf("%s as %q: got %d, %v, want %d", tt.path, tt.id, w.Code, err, tt.want)
+		}
+		if tt.want == 503 && tt.path == "/x" && w.Header().Get("Retry-After") == "" {
+			t.Errorf("%s: no Retry-After", tt.path)
+		}
+	}
+}
+
 // TestRequireTLS checks the refusal of an unencrypted credential.
 func TestRequireTLS(t *testing.T) {
 	live := &shared{path: filepath.Join(t.TempDir(), "s.db"), opts: store.Options{Log: zap.NewNop()}, ready: make(chan struct{})}

@@ -207,6 +207,9 @@ func (h *Handler) prepare() (err error) {
 		}
 	}
 	if h.Self != nil {
+		if grace := time.Duration(h.Self.Grace); grace < 0 || 0 < grace && grace < time.Second {
+			return fmt.Errorf("self: the grace %s is shorter than a second", grace)
+		}
 		h.self = newSelfCorner(h.Self.Path, h.Self.Rotate, time.Duration(h.Self.Grace))
 	}
 	return nil

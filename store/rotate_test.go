@@ -66,7 +66,7 @@ func TestRotateToken(t *testing.T) {
 	w := newWorld(t, Options{})
 	end := w.now().Add(10 * time.Hour)
 	mustDo(w.changeToken(func(k *Token) {
-		k.Description, k.Metadata, k.ExpiresAt = "ci", "{}", end
+		k.Description, k.Metadata, k.NotBefore, k.ExpiresAt = "ci", "{}", w.now(), end
 		k.AllowedIPs, k.Groups = []string{"192.0.2.0/24"}, []string{w.readers.ID}
 	}))
 	w.clock.add(time.Hour)
@@ -77,7 +77,7 @@ func TestRotateToken(t *testing.T) {
 	}
 	want := Token{
 		ID: next.ID, UserID: w.user.ID, Hint: access.Hint(next.Secret), Description: "ci", Metadata: "{}", AllowedIPs: []string{"192.0.2.0/24"},
-		Groups: []string{w.readers.ID}, ExpiresAt: end, CreatedAt: w.now(), CreatedBy: w.user.ID, UpdatedAt: w.now(), Version: 1,
+		Groups: []string{w.readers.ID}, NotBefore: end.Add(-10 * time.Hour), ExpiresAt: end, CreatedAt: w.now(), CreatedBy: w.user.ID, UpdatedAt: w.now(), Version: 1,
 	}
 	if got := w.row(next.ID); toJSON(got) != toJSON(want) || toJSON(next.Token) != toJSON(want) {
 		t.Errorf("the successor: got %s, want %s", toJSON(got), toJSON(want))
