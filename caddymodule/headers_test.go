@@ -210,6 +210,80 @@ func TestHostileTargets(t *testing.T) {
 	}
 }
 
+// TestHostileCredentials sends every value of testdata/basic.tsv through a real
+// Caddy. None of them is a live token, so each is 400 or one and the same 401;
+// the log tells a credential that could be read from one that could not.
+func TestHostileCredentials(t *testing.T) {
+	s := newServer(t)
+	up := startRecorder(t, s.ports["UPSTREAM_PORT"])
+	withCaddyfile(s, strings.Replace(proxyCaddyfile, "\n\t}\n}", "\n\t\tthrottle off\n\t}\n}", 1))
+	s.create("somebody", "--alias", "svc-1")
+
+	text, err := os.ReadFile("../testdata/basic.tsv")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows, refusal := 0, ""
+	for line := range strings.Lines(string(text)) {
+		fields := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
+		if strings.HasPrefix(line, "#") || len(fields) != 3 {
+			continue
+		}
+		value, err := strconv.Unquote(`"` + fields[0] + `"`)
+		if err != nil {
+			t.Fatalf("%s: %v", fields[0], err)
+		}
+		if strings.ContainsAny(value, "\r\n") {
+			continue // cannot stand in a header field
+		}
+		rows++
+		target, lines := "/v1/x", ""
+		if userinfo, ok := strings.CutPrefix(value, "@userinfo "); ok {
+			target = userinfo
+		} else if value != "@none" {
+			for _, field := range strings.Split(value, "\x1f") {
+				lines += "Authorization: " + field + "\r\n"
+			}
+		}
+		logged := len(s.log.String())
+		conn, err := net.Dial("tcp", s.addr("API_PORT"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(conn, "GET "+target+" HTTP/1.1\r\nHost: app.example\r\nConnection: close\r\n"+lines+"\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		raw, err := io.ReadAll(conn)
+		conn.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := instant.ReplaceAllString(string(raw), "<time>")
+		want := "HTTP/1.1 401 "
+		if fields[1] == "400" {
+			want = "HTTP/1.1 400 "
+		}
+		if !strings.HasPrefix(got, want) {
+			t.Errorf("%s: got %q, want %s", fields[0], got, want)
+			continue
+		}
+		if want == "HTTP/1.1 401 " {
+			if refusal == "" {
+				refusal = got
+			}
+			if got != refusal {
+				t.Errorf("%s: got\n%s\nwant the same as for the others,\n%s", fields[0], got, refusal)
+			}
+		}
+		if accepted := strings.HasPrefix(fields[1], "accept "); accepted && strings.Contains(s.log.String()[logged:], `"reason":"bad_credential"`) {
+			t.Errorf("%s: taken for no credential at all", fields[0])
+		}
+	}
+	if rows < 40 || len(up.requests()) != 0 {
+		t.Errorf("ran %d rows, want at least 40; %d requests upstream, want none", rows, len(up.requests()))
+	}
+}
+
 // withCaddyfile starts a prepared server.
 func withCaddyfile(s *server, caddyfile string) *server {
 	s.t.Helper()
