@@ -37,21 +37,13 @@ func TestHostileHeaders(t *testing.T) {
 	s.mustCLI("group", "create", "readers", "--rule", "allow GET,POST /v1/{rest...}")
 	user := s.create("billing-sync", "--group", "readers")
 
-	text, err := os.ReadFile("../testdata/headers.tsv")
-	if err != nil {
-		t.Fatal(err)
-	}
 	rows := 0
-	for line := range strings.Lines(string(text)) {
-		fields := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
-		if strings.HasPrefix(line, "#") || len(fields) != 3 || strings.HasPrefix(fields[0], "@h2 ") {
+	for _, row := range caseRows(t, "headers.tsv") {
+		lines := row.value
+		if strings.HasPrefix(lines, "@h2 ") {
 			continue
 		}
 		rows++
-		lines, err := strconv.Unquote(`"` + strings.ReplaceAll(fields[0], `"`, `\"`) + `"`)
-		if err != nil {
-			t.Fatalf("%s: %v", fields[0], err)
-		}
 		request := "GET /v1/x HTTP/1.1\r\nHost: app.example\r\n"
 		if !strings.Contains(lines, "Authorization: Basic c3Zj") {
 			request += "Authorization: " + basic(user.id, user.secret) + "\r\n"
@@ -82,7 +74,7 @@ func TestHostileHeaders(t *testing.T) {
 		case len(got) == 1:
 			checkUpstream(t, lines, got[0], user.id)
 		}
-		if strings.Contains(fields[1], "the request at all") && len(got) != 0 {
+		if strings.Contains(row.want, "the request at all") && len(got) != 0 {
 			t.Errorf("%q: reached the upstream: %q", lines, got[0])
 		}
 	}
@@ -170,29 +162,13 @@ func TestHostileTargets(t *testing.T) {
 	s.mustCLI("group", "create", "everything", "--rule", "allow * /{rest...}", "--rule", "allow PROPFIND /{rest...}")
 	user := s.create("billing-sync", "--group", "everything")
 
-	text, err := os.ReadFile("../testdata/paths.tsv")
-	if err != nil {
-		t.Fatal(err)
-	}
-	rows := 0
-	for line := range strings.Lines(string(text)) {
-		fields := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
-		if strings.HasPrefix(line, "#") || len(fields) != 3 {
-			continue
-		}
-		rows++
-		target, err := strconv.Unquote(`"` + strings.ReplaceAll(strings.ReplaceAll(fields[0], `\"`, `"`), `"`, `\"`) + `"`)
-		if err != nil {
-			t.Fatalf("%s: %v", fields[0], err)
-		}
-		method := "GET"
-		if word, rest, ok := strings.Cut(target, " "); ok && word != "" && word[0] >= 'A' && word[0] <= 'Z' && !strings.Contains(rest, " ") {
-			method, target = word, rest
-		}
+	rows := caseRows(t, "paths.tsv")
+	for _, row := range rows {
+		method, target := row.target()
 		up.reset()
 		status := exchange(t, s.addr("API_PORT"), method+" "+target+" HTTP/1.1\r\nHost: app.example\r\nConnection: close\r\nAuthorization: "+basic(user.id, user.secret)+"\r\n\r\n")
 		got := up.requests()
-		if _, ok := strings.CutPrefix(fields[1], "match="); ok {
+		if _, ok := strings.CutPrefix(row.want, "match="); ok {
 			if status != 200 || len(got) != 1 || !strings.HasPrefix(got[0], method+" "+target+" HTTP/1.1\r\n") {
 				t.Errorf("%s %q: got %d, upstream %q, want 200 and the target unchanged", method, target, status, got)
 			}
@@ -201,12 +177,12 @@ func TestHostileTargets(t *testing.T) {
 		if len(got) != 0 {
 			t.Errorf("%s %q: reached the upstream: %q", method, target, got)
 		}
-		if want, err := strconv.Atoi(fields[1]); err == nil && status != want {
+		if want, err := strconv.Atoi(row.want); err == nil && status != want {
 			t.Errorf("%s %q: got %d, want %d", method, target, status, want)
 		}
 	}
-	if rows < 80 {
-		t.Errorf("ran %d rows, want at least 80", rows)
+	if len(rows) < 80 {
+		t.Errorf("ran %d rows, want at least 80", len(rows))
 	}
 }
 
@@ -219,20 +195,9 @@ func TestHostileCredentials(t *testing.T) {
 	withCaddyfile(s, strings.Replace(proxyCaddyfile, "\n\t}\n}", "\n\t\tthrottle off\n\t}\n}", 1))
 	s.create("somebody", "--alias", "svc-1")
 
-	text, err := os.ReadFile("../testdata/basic.tsv")
-	if err != nil {
-		t.Fatal(err)
-	}
 	rows, refusal := 0, ""
-	for line := range strings.Lines(string(text)) {
-		fields := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
-		if strings.HasPrefix(line, "#") || len(fields) != 3 {
-			continue
-		}
-		value, err := strconv.Unquote(`"` + fields[0] + `"`)
-		if err != nil {
-			t.Fatalf("%s: %v", fields[0], err)
-		}
+	for _, row := range caseRows(t, "basic.tsv") {
+		value := row.value
 		if strings.ContainsAny(value, "\r\n") {
 			continue // cannot stand in a header field
 		}
@@ -260,11 +225,11 @@ func TestHostileCredentials(t *testing.T) {
 		}
 		got := instant.ReplaceAllString(string(raw), "<time>")
 		want := "HTTP/1.1 401 "
-		if fields[1] == "400" {
+		if row.want == "400" {
 			want = "HTTP/1.1 400 "
 		}
 		if !strings.HasPrefix(got, want) {
-			t.Errorf("%s: got %q, want %s", fields[0], got, want)
+			t.Errorf("%s: got %q, want %s", row.written, got, want)
 			continue
 		}
 		if want == "HTTP/1.1 401 " {
@@ -272,11 +237,11 @@ func TestHostileCredentials(t *testing.T) {
 				refusal = got
 			}
 			if got != refusal {
-				t.Errorf("%s: got\n%s\nwant the same as for the others,\n%s", fields[0], got, refusal)
+				t.Errorf("%s: got\n%s\nwant the same as for the others,\n%s", row.written, got, refusal)
 			}
 		}
-		if accepted := strings.HasPrefix(fields[1], "accept "); accepted && strings.Contains(s.log.String()[logged:], `"reason":"bad_credential"`) {
-			t.Errorf("%s: taken for no credential at all", fields[0])
+		if accepted := strings.HasPrefix(row.want, "accept "); accepted && strings.Contains(s.log.String()[logged:], `"reason":"bad_credential"`) {
+			t.Errorf("%s: taken for no credential at all", row.written)
 		}
 	}
 	if rows < 40 || len(up.requests()) != 0 {

@@ -342,19 +342,8 @@ func overH3(t *testing.T, addr string) wire {
 // name is lower case and a line break cannot end a field.
 func headerRows(t *testing.T) (rows []wireRequest) {
 	t.Helper()
-	text, err := os.ReadFile("../testdata/headers.tsv")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(text)) {
-		columns := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
-		if strings.HasPrefix(line, "#") || len(columns) != 3 {
-			continue
-		}
-		sent, err := strconv.Unquote(`"` + strings.ReplaceAll(columns[0], `"`, `\"`) + `"`)
-		if err != nil {
-			t.Fatalf("%s: %v", columns[0], err)
-		}
+	for _, row := range caseRows(t, "headers.tsv") {
+		sent := row.value
 		var fields []hpack.HeaderField
 		add := func(line string) {
 			name, value, _ := strings.Cut(line, ":")
@@ -487,29 +476,13 @@ func (up *recorder) atOnce() []string {
 // hostileTargets sends every target of testdata/paths.tsv over a protocol.
 func hostileTargets(t *testing.T, send wire, up *recorder, user credentials) {
 	t.Helper()
-	text, err := os.ReadFile("../testdata/paths.tsv")
-	if err != nil {
-		t.Fatal(err)
-	}
-	rows := 0
-	for line := range strings.Lines(string(text)) {
-		columns := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
-		if strings.HasPrefix(line, "#") || len(columns) != 3 {
-			continue
-		}
-		rows++
-		target, err := strconv.Unquote(`"` + strings.ReplaceAll(strings.ReplaceAll(columns[0], `\"`, `"`), `"`, `\"`) + `"`)
-		if err != nil {
-			t.Fatalf("%s: %v", columns[0], err)
-		}
-		method := "GET"
-		if word, rest, ok := strings.Cut(target, " "); ok && word != "" && word[0] >= 'A' && word[0] <= 'Z' && !strings.Contains(rest, " ") {
-			method, target = word, rest
-		}
+	rows := caseRows(t, "paths.tsv")
+	for _, row := range rows {
+		method, target := row.target()
 		up.reset()
 		status := send(wireRequest{fields: wireFields(method, target, "authorization: "+basic(user.id, user.secret))})
 		got := up.atOnce()
-		if strings.HasPrefix(columns[1], "match=") {
+		if strings.HasPrefix(row.want, "match=") {
 			if status != 200 || len(got) != 1 || !strings.HasPrefix(got[0], method+" "+target+" HTTP/1.1\r\n") {
 				t.Errorf("%s %q: got %d, upstream %q, want 200 and the target unchanged", method, target, status, got)
 			}
@@ -518,12 +491,12 @@ func hostileTargets(t *testing.T, send wire, up *recorder, user credentials) {
 		if len(got) != 0 {
 			t.Errorf("%s %q: reached the upstream: %q", method, target, got)
 		}
-		if want, err := strconv.Atoi(columns[1]); err == nil && status != want && status != 0 && status != 400 {
+		if want, err := strconv.Atoi(row.want); err == nil && status != want && status != 0 && status != 400 {
 			t.Errorf("%s %q: got %d, want %d or the end of the stream", method, target, status, want)
 		}
 	}
-	if rows < 80 {
-		t.Errorf("ran %d rows, want at least 80", rows)
+	if len(rows) < 80 {
+		t.Errorf("ran %d rows, want at least 80", len(rows))
 	}
 }
 

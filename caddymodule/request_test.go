@@ -4,8 +4,6 @@ import (
 	"bufio"
 	"net/http"
 	"net/url"
-	"os"
-	"strconv"
 	"strings"
 	"testing"
 
@@ -17,17 +15,9 @@ import (
 // target as it was received, and decodes once to exactly the path that was
 // judged, which has no way up in it.
 func FuzzRequest(f *testing.F) {
-	text, err := os.ReadFile("../testdata/paths.tsv")
-	if err != nil {
-		f.Fatal(err)
-	}
-	for line := range strings.Lines(string(text)) {
-		if fields := strings.Split(line, "\t"); len(fields) == 3 && !strings.HasPrefix(line, "#") {
-			if target, err := strconv.Unquote(`"` + fields[0] + `"`); err == nil {
-				f.Add("GET "+target+" HTTP/1.1\r\nHost: app.example\r\n\r\n", uint8(0))
-				f.Add(target+" HTTP/1.1\r\nHost: app.example:8080\r\nUpgrade: h2c\r\n\r\n", uint8(0xff))
-			}
-		}
+	for _, row := range caseRows(f, "paths.tsv") {
+		f.Add("GET "+row.value+" HTTP/1.1\r\nHost: app.example\r\n\r\n", uint8(0))
+		f.Add(row.value+" HTTP/1.1\r\nHost: app.example:8080\r\nUpgrade: h2c\r\n\r\n", uint8(0xff))
 	}
 	f.Fuzz(func(t *testing.T, raw string, relax uint8) {
 		r, err := http.ReadRequest(bufio.NewReader(strings.NewReader(raw)))

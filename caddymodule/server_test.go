@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -121,6 +122,40 @@ func (s *server) waitFor(path string) {
 		time.Sleep(10 * time.Millisecond)
 	}
 	s.t.Fatalf("the server does not come up:\n%s", s.log)
+}
+
+// caseRow is one row of a case file: the value without its escapes, as it stands
+// there, and what has to become of it.
+type caseRow struct{ value, written, want string }
+
+// caseRows reads a case file of testdata.
+func caseRows(tb testing.TB, file string) (rows []caseRow) {
+	tb.Helper()
+	text, err := os.ReadFile("../testdata/" + file)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		columns := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
+		if strings.HasPrefix(line, "#") || len(columns) != 3 {
+			continue
+		}
+		value, err := strconv.Unquote(`"` + strings.ReplaceAll(strings.ReplaceAll(columns[0], `\"`, `"`), `"`, `\"`) + `"`)
+		if err != nil {
+			tb.Fatalf("%s: %s: %v", file, columns[0], err)
+		}
+		rows = append(rows, caseRow{value, columns[0], columns[1]})
+	}
+	return rows
+}
+
+// target splits a row of paths.tsv into the method, GET unless it names one, and
+// the target.
+func (row caseRow) target() (method, target string) {
+	if word, rest, ok := strings.Cut(row.value, " "); ok && word != "" && word[0] >= 'A' && word[0] <= 'Z' && !strings.Contains(rest, " ") {
+		return word, rest
+	}
+	return "GET", row.value
 }
 
 // addr returns host:port of one of the ports.
