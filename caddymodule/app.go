@@ -64,7 +64,6 @@ type App struct {
 	Throttle *Throttle `json:"throttle,omitempty"`
 
 	ctx       caddy.Context
-	log       *zap.Logger
 	shared    *shared
 	key       string
 	started   bool
@@ -97,7 +96,7 @@ var stores = caddy.NewUsagePool()
 
 // Provision reads the settings. It opens nothing: "caddy validate" runs it too.
 func (a *App) Provision(ctx caddy.Context) error {
-	a.ctx, a.log, a.abandoned = ctx, ctx.Logger(), make(chan struct{})
+	a.ctx, a.abandoned = ctx, make(chan struct{})
 	path, opts, err := a.options()
 	if err != nil {
 		return err

@@ -235,9 +235,7 @@ func (d *SiteDoor) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	if errors.Is(err, admin.ErrUnauthenticated) {
 		h.Set("WWW-Authenticate", `Basic realm="service users admin", charset="UTF-8"`)
 	}
-	if r.ProtoMajor == 1 && r.ContentLength != 0 {
-		h.Set("Connection", "close") // as in Handler.refuse
-	}
+	closeUnread(w, r)
 	admin.WriteError(w, d.log, store.NewOperationID(), err)
 }
 

@@ -66,10 +66,9 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, why refusal) er
 	h.note(r, why, body.DecisionID)
 
 	header.Set("Cache-Control", "no-store")
-	if r.ProtoMajor == 1 && (r.ContentLength != 0 || why.status == http.StatusNotImplemented) {
-		// Caddy 2.11 would hold the answer back until the client has sent up to
-		// 256 KiB of the body that nobody is going to read.
-		header.Set("Connection", "close")
+	closeUnread(w, r)
+	if r.ProtoMajor == 1 && why.status == http.StatusNotImplemented {
+		header.Set("Connection", "close") // what follows a CONNECT is no request
 	}
 	if h.Errors == "caddy" {
 		return caddyhttp.HandlerError{StatusCode: why.status, Err: errors.New(body.Detail)}
@@ -84,6 +83,15 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, why refusal) er
 	w.WriteHeader(why.status)
 	_, _ = w.Write(text) // the client may be gone
 	return nil
+}
+
+// closeUnread ends an HTTP/1 connection with an answer that leaves a body unread.
+// Caddy 2.11 would hold the answer back until the client has sent up to 256 KiB
+// of the body that nobody is going to read.
+func closeUnread(w http.ResponseWriter, r *http.Request) {
+	if r.ProtoMajor == 1 && r.ContentLength != 0 {
+		w.Header().Set("Connection", "close")
+	}
 }
 
 // writeReady answers a probe.

@@ -214,14 +214,6 @@ func selfProblem(w http.ResponseWriter, r *http.Request, status int, detail stri
 	return writeSelf(w, status, "application/problem+json", problemBody{Type: "about:blank", Title: http.StatusText(status), Status: status, Detail: detail})
 }
 
-// closeUnread ends the connection with an answer that may leave a body unread,
-// as in Handler.refuse.
-func closeUnread(w http.ResponseWriter, r *http.Request) {
-	if r.ProtoMajor == 1 && r.ContentLength != 0 {
-		w.Header().Set("Connection", "close")
-	}
-}
-
 func writeSelf(w http.ResponseWriter, status int, kind string, v any) error {
 	text, err := json.Marshal(v)
 	if err != nil {
