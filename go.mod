@@ -3,6 +3,7 @@ module github.com/serviceusers/caddy-service-users
 go 1.26.0
 
 require (
+	cel.dev/cel-go v0.32.0 // conditions, in the language and version that Caddy has
 	github.com/caddyserver/caddy/v2 v2.11.9 // what this is a plugin of
 	github.com/go-json-experiment/json v0.0.0-20260820222146-c27c302e5fc3 // strict JSON: repeated names, letter case, UTF-8, and the place of the fault
 	github.com/prometheus/client_golang v1.24.1 // Caddy's metrics
@@ -19,7 +20,6 @@ require (
 )
 
 require (
-	cel.dev/cel-go v0.32.0 // indirect
 	cel.dev/expr v0.25.3 // indirect
 	cloud.google.com/go/auth v0.23.3 // indirect
 	cloud.google.com/go/auth/oauth2adapt v0.2.8 // indirect

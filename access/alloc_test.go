@@ -2,8 +2,8 @@ package access
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"strings"
-
 	"testing"
 )
 
@@ -69,26 +69,41 @@ func TestNoAllocations(t *testing.T) {
 		})
 	}
 
-	p, why := d.Authenticate(credential, here, 0)
-	if why != Granted {
-		t.Fatal(why)
-	}
+	// The same with conditions on other paths and for other methods, a membership by
+	// condition and one in doubt, and a group that would decide otherwise.
+	last := user(9999, "group_99", "group_93", "observing")
+	last.Tokens[0].Hash, last.Tokens[0].Pepper = d.peppers.Hash(secret(9999))
+	last.Labels = map[string]string{"env": "prod"}
+	observing := group(t, "observing", "deny GET /v1/{rest...}", "allow PROPFIND /{rest...}", "allow GET /")
+	observing.Mode = Observe
+	met := groupOf(t, "met", `user.labels.env == "prod"`, "allow PUT /v2/x", `allow GET /v2/{id} when params.id == "7"`,
+		`deny POST /v1/team99/things1/{id} when params.id == "7"`, `allow POST /v1/team99/things1/{id} when request.header("X-Env") == "prod"`)
+	doubted := groupOf(t, "doubted", `user.labels.none == ""`, "deny PUT /v2/x")
+	conditions := with(t, d, Changes{Groups: []Group{observing, met, doubted}, Users: []User{last}})
+
 	for _, a := range []struct {
 		action Action
 		want   Reason
 	}{
-		{Action{"GET", "api.example.com", "/v1/team99/things1/7"}, Granted},
-		{Action{"GET", "api.example.com", "/v1/team99/things1/person_2abCDefGHIjkLMnoPQRsTUvWXyz"}, Granted},
-		{Action{"DELETE", "api.example.com", "/V1/Team99/Things1/7/"}, DeniedByRule},
-		{Action{"PROPFIND", "api.example.com", "/v1/team99/things1/7"}, NoRule},
-		{Action{"GET", "api.example.com", "/"}, NoRule},
-		{Action{"GET", "api.example.com", "/v1/team99/things1/" + strings.Repeat("A", 200)}, Granted},
+		{Action{Method: "GET", Host: "api.example.com", Path: "/v1/team99/things1/7"}, Granted},
+		{Action{Method: "GET", Host: "api.example.com", Path: "/v1/team99/things1/person_2abCDefGHIjkLMnoPQRsTUvWXyz"}, Granted},
+		{Action{Method: "DELETE", Host: "api.example.com", Path: "/V1/Team99/Things1/7/"}, DeniedByRule},
+		{Action{Method: "PROPFIND", Host: "api.example.com", Path: "/v1/team99/things1/7"}, NoRule},
+		{Action{Method: "GET", Host: "api.example.com", Path: "/"}, NoRule},
+		{Action{Method: "GET", Host: "api.example.com", Path: "/v1/team99/things1/" + strings.Repeat("A", 200)}, Granted},
 	} {
-		noAllocs(t, fmt.Sprint("Authorize ", a.action), func() {
-			if got := d.Authorize(p, a.action).Reason; got != a.want {
-				t.Fatalf("%v: got %v, want %v", a.action, got, a.want)
+		for _, d := range []*Directory{d, conditions} {
+			p, why := d.Authenticate(credential, here, 0)
+			if why != Granted {
+				t.Fatal(why)
 			}
-		})
+			would := d == conditions && a.want != DeniedByRule
+			noAllocs(t, fmt.Sprintf("Authorize %v, with conditions elsewhere %v", a.action, would), func() {
+				if got := d.Authorize(p, a.action); got.Reason != a.want || (got.Would != Would{}) != would {
+					t.Fatalf("%v: got %v with %+v, want %v", a.action, got.Reason, got.Would, a.want)
+				}
+			})
+		}
 	}
 }
 
@@ -147,9 +162,130 @@ func BenchmarkAuthorize(b *testing.B) {
 	} {
 		b.Run(bench.name, func(b *testing.B) {
 			b.ReportAllocs()
-			action := Action{"GET", "api.example.com", bench.path}
+			action := Action{Method: "GET", Host: "api.example.com", Path: bench.path}
 			for b.Loop() {
 				d.Authorize(p, action)
+			}
+		})
+	}
+}
+
+// BenchmarkDecision is the whole way from a credential to a decision.
+func BenchmarkDecision(b *testing.B) {
+	d, credential := busy(b)
+	action := Action{Method: "GET", Host: "api.example.com", Path: "/v1/team99/things1/7"}
+	b.ReportAllocs()
+	for b.Loop() {
+		p, _ := d.Authenticate(credential, here, 0)
+		if !d.Authorize(p, action).Allowed() {
+			b.Fatal("refused")
+		}
+	}
+}
+
+// BenchmarkAuthorizeWhen decides by a rule with a condition.
+func BenchmarkAuthorizeWhen(b *testing.B) {
+	for _, bench := range []struct {
+		name  string
+		rules []string
+	}{
+		{"elsewhere", []string{"allow GET /v1/people/{id}", `deny GET /v1/other/{id} when params.id == "7"`}},
+		{"user", []string{`allow GET /v1/people/{id} when user.labels.env == "prod"`}},
+		{"params", []string{`allow GET /v1/people/{id} when params.id == "7"`}},
+		{"list", []string{`allow GET /v1/people/{id} when params.id in user.labels.people.split(",")`}},
+		{"request", []string{`allow GET /v1/people/{id} when request.header("X-Env") == "prod" && request.path.startsWith("/v1/")`}},
+		{"address", []string{`allow GET /v1/people/{id} when cidr("192.0.2.0/24").containsIP(request.remote_ip)`}},
+		{"now", []string{`allow GET /v1/people/{id} when now.getHours("Europe/Berlin") < 18`}},
+		{"failing", []string{`allow GET /v1/people/{id} when user.labels.none == ""`, "allow GET /v1/people/{id}"}},
+		{"deny", []string{"allow GET /v1/people/{id}", `deny GET /v1/people/{id} when params.id == "8"`}},
+	} {
+		b.Run(bench.name, func(b *testing.B) {
+			u := user(1, "g")
+			u.Labels = map[string]string{"env": "prod", "people": "5,6,7"}
+			d := with(b, NewDirectory(Peppers{}, ""), Changes{Groups: []Group{group(b, "g", bench.rules...)}, Users: []User{u}})
+			p := enter(b, d, login(1))
+			action := Action{Method: "GET", Path: "/v1/people/7", Address: here, Header: map[string][]string{"X-Env": {"prod"}}}
+			b.ReportAllocs()
+			for b.Loop() {
+				if !d.Authorize(p, action).Allowed() {
+					b.Fatal("refused")
+				}
+			}
+		})
+	}
+}
+
+// crowd is a directory with so many groups of some rules each, every user in two
+// of them, and the paths that the groups of user 0 allow.
+func crowd(b *testing.B, users, groups, rules int) (d *Directory, paths []string) {
+	var c Changes
+	for g := range groups {
+		added := Group{ID: fmt.Sprintf("group_%d", g), Name: fmt.Sprintf("group_%d", g), Mode: Enforce}
+		for i := range rules {
+			added.Rules = append(added.Rules, Rule{Effect: Allow, Methods: []string{"GET"}, Path: fmt.Sprintf("/v1/team%d/things%d/{id}", g, i)})
+			if g < 2 {
+				paths = append(paths, fmt.Sprintf("/v1/team%d/things%d/7", g, i))
+			}
+		}
+		c.Groups = append(c.Groups, added)
+	}
+	for n := range users {
+		c.Users = append(c.Users, user(n, fmt.Sprintf("group_%d", n%groups), fmt.Sprintf("group_%d", (n+1)%groups)))
+	}
+	return with(b, NewDirectory(Peppers{}, ""), c), paths
+}
+
+// BenchmarkSize decides in directories of growing size: it must not matter how
+// many service users, groups and rules there are, but for the processor's caches.
+func BenchmarkSize(b *testing.B) {
+	for _, bench := range []struct {
+		what                 string
+		users, groups, rules int
+	}{
+		{"users=10", 10, 10, 10},
+		{"users=1000", 1000, 10, 10},
+		{"users=100000", 100_000, 10, 10},
+		{"groups=10", 10, 10, 10},
+		{"groups=1000", 10, 1000, 10},
+		{"groups=10000", 10, 10_000, 10},
+		{"rules=10", 1, 1, 10},
+		{"rules=1000", 1, 1, 1000},
+		{"rules=100000", 1, 1, 100_000},
+	} {
+		d, paths := crowd(b, bench.users, bench.groups, bench.rules)
+		p := enter(b, d, login(0))
+		rand.Shuffle(len(paths), func(i, j int) { paths[i], paths[j] = paths[j], paths[i] })
+		b.Run(bench.what+"/one path", func(b *testing.B) {
+			b.ReportAllocs()
+			action := Action{Method: "GET", Host: "api.example.com", Path: paths[0]}
+			for b.Loop() {
+				d.Authorize(p, action)
+			}
+		})
+		b.Run(bench.what+"/any path", func(b *testing.B) {
+			b.ReportAllocs()
+			action := Action{Method: "GET", Host: "api.example.com"}
+			for i := 0; b.Loop(); i++ {
+				action.Path = paths[i%len(paths)]
+				d.Authorize(p, action)
+			}
+		})
+	}
+}
+
+// BenchmarkPathLength grows with the number of segments, and no faster.
+func BenchmarkPathLength(b *testing.B) {
+	for n := 1; n <= maxPatternSegments; n *= 2 {
+		b.Run(fmt.Sprintf("segments=%d", n), func(b *testing.B) {
+			path := strings.Repeat("/people", n)
+			d := with(b, NewDirectory(Peppers{}, ""), Changes{Groups: []Group{group(b, "g", "allow GET "+path, "deny GET "+path+"s")}, Users: []User{user(1, "g")}})
+			p := enter(b, d, login(1))
+			action := Action{Method: "GET", Path: path}
+			b.ReportAllocs()
+			for b.Loop() {
+				if !d.Authorize(p, action).Allowed() {
+					b.Fatal("refused")
+				}
 			}
 		})
 	}
@@ -173,9 +309,29 @@ func BenchmarkOverlap(b *testing.B) {
 	d := with(b, NewDirectory(Peppers{}, ""), Changes{Groups: []Group{group(b, "g", texts...)}, Users: []User{user(1, "g")}})
 	p := enter(b, d, login(1))
 	b.ReportAllocs()
-	action := Action{"POST", "", strings.Repeat("/a", 10)}
+	action := Action{Method: "POST", Host: "", Path: strings.Repeat("/a", 10)}
 	for b.Loop() {
 		d.Authorize(p, action)
+	}
+}
+
+// BenchmarkObserve decides for a user that is in a group that observes as well.
+func BenchmarkObserve(b *testing.B) {
+	observing := group(b, "observing", "deny GET /v1/people/{id}")
+	observing.Mode = Observe
+	d := with(b, NewDirectory(Peppers{}, ""), Changes{
+		Groups: []Group{group(b, "g", "allow GET /v1/people/{id}"), observing},
+		Users:  []User{user(1, "g", "observing"), user(2, "g")},
+	})
+	for n, name := range []string{"observed", "not"} {
+		p := enter(b, d, login(n+1))
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			action := Action{Method: "GET", Path: "/v1/people/7"}
+			for b.Loop() {
+				d.Authorize(p, action)
+			}
+		})
 	}
 }
 

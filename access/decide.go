@@ -12,7 +12,7 @@ type Principal struct {
 	User  *User
 	Token *Token
 	set   *groupSet // of the token's allows
-	deny  *groupSet // of the user's denies: narrowing does not lift one
+	class int       // the same, for a directory that may be a newer one
 }
 
 // Groups returns the names of the permission groups in effect, sorted. The
@@ -64,7 +64,7 @@ func (d *Directory) Authenticate(c Credential, address netip.Addr, now int64) (P
 	if why := usable(user, token, address, now); why != Granted {
 		return Principal{}, why
 	}
-	return Principal{User: user, Token: token, set: d.sets[token.class], deny: d.sets[user.class]}, Granted
+	return Principal{User: user, Token: token, set: d.sets[token.class], class: token.class}, Granted
 }
 
 // Resume asks again about a principal that was authenticated before, perhaps by
@@ -83,7 +83,7 @@ func (d *Directory) Resume(p Principal, address netip.Addr, now int64) (Principa
 		if why := usable(user, token, address, now); why != Granted {
 			return Principal{}, why
 		}
-		return Principal{User: user, Token: token, set: d.sets[token.class], deny: d.sets[user.class]}, Granted
+		return Principal{User: user, Token: token, set: d.sets[token.class], class: token.class}, Granted
 	}
 	return Principal{}, TokenRevoked // so long ago that it is no longer kept
 }
@@ -163,17 +163,30 @@ func allowedAddress(allowed []netip.Prefix, address netip.Addr) bool {
 }
 
 // Action is what a request wants to do: the method, and host and path as
-// [CheckHost] and [CheckTarget] returned them.
+// [CheckHost] and [CheckTarget] returned them. The other fields are for rules
+// with conditions.
 type Action struct {
-	Method string
-	Host   string
-	Path   string
+	Method  string
+	Host    string
+	Path    string
+	Address netip.Addr          // of the client
+	Header  map[string][]string // by canonical names: what a client may set
+	Now     int64               // Unix seconds
 }
 
 // Decision is the answer for one action, with its reason. Rule and Group name
 // the rule that decided; they are nil when none did.
 type Decision struct {
 	Reason Reason
+	Rule   *Rule
+	Group  *Group
+	Would  Would
+}
+
+// Would is what groups in observe mode would have made of a decision, had they
+// been enforced. The zero value is the same.
+type Would struct {
+	Effect Effect // deny what was allowed, or allow what no rule allows
 	Rule   *Rule
 	Group  *Group
 }
@@ -188,13 +201,71 @@ func (d *Directory) Authorize(p Principal, a Action) Decision {
 	if p.User == nil {
 		return Decision{Reason: NoRule}
 	}
-	q := question{groups: p.deny.groups, method: a.Method, bit: methodBit(a.Method), host: a.Host, deny: true}
-	if e := d.policy.denied(a.Path, &q); e != nil {
-		return Decision{DeniedByRule, e.rule, e.from}
+	allow, deny := d.groupsOf(p)
+	q := question{bit: methodBit(a.Method), user: p.User, action: a}
+	if e := d.policy.denied(&q, deny.denies); e != nil {
+		return Decision{Reason: DeniedByRule, Rule: e.rule, Group: e.from}
 	}
-	q.groups, q.deny = p.set.groups, false
-	if e := d.policy.allowed(a.Path, &q); e != nil {
-		return Decision{Granted, e.rule, e.from}
+	decision := Decision{Reason: NoRule}
+	if e := d.policy.allowed(&q, allow.allows); e != nil {
+		decision = Decision{Reason: Granted, Rule: e.rule, Group: e.from}
 	}
-	return Decision{Reason: NoRule}
+	if len(deny.wouldDeny) > 0 {
+		decision.Would = d.would(&q, allow.wouldAllow, deny.wouldDeny, decision.Reason)
+	}
+	return decision
+}
+
+// groupsOf returns the groups whose allows count for the principal, and those
+// whose denies do: narrowing a token lifts no deny. They are those of d, even when
+// the principal was found in the directory before it.
+func (d *Directory) groupsOf(p Principal) (allow, deny *groupSet) {
+	if p.set == nil || p.class >= len(d.sets) || d.sets[p.class].combination != p.set.combination {
+		return noGroups, noGroups // the principal is not one of this store
+	}
+	return d.sets[p.class], d.sets[p.User.class]
+}
+
+var noGroups = &groupSet{combination: new(combination)}
+
+// would finds out what groups in observe mode would have done. What they ask
+// does not count against the budget of those that are enforced.
+func (d *Directory) would(q *question, allows, denies indices, reason Reason) Would {
+	q.spent = 0
+	denied := d.policy.denied(q, denies)
+	switch {
+	case denied != nil && reason == Granted:
+		return Would{Deny, denied.rule, denied.from}
+	case denied != nil || reason == Granted:
+		return Would{}
+	}
+	if e := d.policy.allowed(q, allows); e != nil {
+		return Would{Allow, e.rule, e.from}
+	}
+	return Would{}
+}
+
+// Principal returns a service user without a credential, to ask what it may do:
+// with one of its tokens, or, with "", with none that narrows anything. The
+// reason says whether it could authenticate at that instant from that address;
+// the zero address is any.
+func (d *Directory) Principal(userID, tokenID string, address netip.Addr, now int64) (Principal, Reason) {
+	u, ok := d.users.get(userID)
+	if !ok {
+		return Principal{}, UnknownID
+	}
+	p := Principal{User: u, Token: new(Token), set: d.sets[u.class], class: u.class}
+	if tokenID != "" {
+		i := slices.IndexFunc(u.Tokens, func(t Token) bool { return t.ID == tokenID })
+		if i < 0 {
+			return Principal{}, TokenRevoked
+		}
+		p.Token = &u.Tokens[i]
+		p.class, p.set = p.Token.class, d.sets[p.Token.class]
+	}
+	why := usable(u, p.Token, address, now)
+	if !address.IsValid() && (why == UserAddress || why == TokenAddress) {
+		why = Granted
+	}
+	return p, why
 }

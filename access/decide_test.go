@@ -3,6 +3,7 @@ package access
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"unicode"
@@ -36,8 +37,8 @@ func TestAuthorize(t *testing.T) {
 		deny("GET /a", "allow GET /a", "deny GET /a"),
 		deny("GET /a", "deny GET /a", "allow GET /a"),
 		deny("GET /a", "allow GET /a", "deny * /{x}"),
-		deny("GET /a", "deny * /{rest...}", "allow GET /a", "allow GET h/a"),
-		deny("GET h/a", "allow GET h/a", "deny GET *.h/a", "deny GET /{x}"),
+		deny("GET /a", "deny * /{rest...}", "allow GET /a", "allow GET h.example/a"),
+		deny("GET h.example/a", "allow GET h.example/a", "deny GET *.h.example/a", "deny GET /{x}"),
 		deny("GET /a/b/c", "allow GET /a/b/c", "deny GET /{x}/b/{y}"),
 		deny("GET /a", nothing, "deny GET /a", all),
 		allow("POST /a", all, "deny GET /a"),
@@ -153,7 +154,7 @@ func TestAuthorize(t *testing.T) {
 		allow("GET h.example/a", "allow GET /a"),
 		allow("GET h.example/a", "allow GET h.example/a"),
 		allow("GET h.example/a", "allow GET H.Example/a"),
-		silent("GET other/a", "allow GET h.example/a"),
+		silent("GET other.example/a", "allow GET h.example/a"),
 		silent("GET /a", "allow GET h.example/a"),
 		silent("GET x.h.example/a", "allow GET h.example/a"),
 		allow("GET x.h.example/a", "allow GET *.h.example/a"),
@@ -166,7 +167,63 @@ func TestAuthorize(t *testing.T) {
 		allow("GET h.example/a", all, "deny GET *.h.example/a"),
 		allow("GET xh.example/a", all, "deny GET *.h.example/a"),
 		deny("GET [2001:db8::1]/a", all, "deny GET [2001:DB8::0:1]/a"),
-		allow("GET other/a", "deny GET h/a", "allow GET other/a"),
+		allow("GET other.example/a", "deny GET h.example/a", "allow GET other.example/a"),
+
+		// A condition is asked about the request, its user and the parameters of the path.
+		allow("GET /a/b", `allow GET /a/{x} when params.x == "b"`),
+		silent("GET /a/c", `allow GET /a/{x} when params.x == "b"`),
+		deny("GET /a/b", all, `deny GET /a/{x} when params.x == "b"`),
+		allow("GET /a/c", all, `deny GET /a/{x} when params.x == "b"`),
+		allow("GET /a", `allow * /a when user.name == "user 1" && request.method == "GET"`),
+		allow("GET /a", `allow GET /a when false`, `allow GET /a when true`),
+		allow("GET /a", `allow GET /a when false`, `allow GET /{x} when params.x == "a"`),
+		// One that cannot be evaluated refuses: an allow does not apply, a deny does.
+		silent("GET /a", `allow GET /a when user.labels.env == "prod"`),
+		silent("GET /a", `allow GET /a when user.labels.env != "prod"`),
+		deny("GET /a", all, `deny GET /a when user.labels.env == "prod"`),
+		deny("GET /a", all, `deny GET /a when user.labels.env != "prod"`),
+		deny("GET /a", all, `deny GET /a when cidr("192.0.2.0/24").containsIP(request.remote_ip)`),
+		allow("GET /b", all, `deny GET /a when user.labels.env == "prod"`),
+		allow("POST /a", all, `deny GET /a when user.labels.env == "prod"`),
+		allow("GET /a", all, `deny GET h.example/a when user.labels.env == "prod"`),
+		// That of an allow sees the path as it is …
+		allow("GET /f/x/", `allow GET /f/{path...} when params.path == "x/"`),
+		silent("GET /f/x/", `allow GET /f/{path...} when params.path == "x"`),
+		silent("GET /f/x", `allow GET /f/{path...} when params.path == "x/"`),
+		silent("GET /f/X", `allow GET /f/{path...} when params.path == "x"`),
+		allow("GET /f/", `allow GET /f/{path...} when params.path == "" && request.path == "/f/"`),
+		// … and that of a deny also without the trailing slash, but no other spelling.
+		deny("GET /f/x/", all, `deny GET /f/{path...} when params.path == "x/"`),
+		deny("GET /f/x/", all, `deny GET /f/{path...} when params.path == "x"`),
+		deny("GET /f/x/", all, `deny GET /f/{path...} when params.path.endsWith("/")`),
+		allow("GET /f/x", all, `deny GET /f/{path...} when params.path.endsWith("/")`),
+		deny("GET /f/x/", all, `deny * /{rest...} when request.path == "/f/x"`),
+		deny("GET /f/x/", all, `deny * /{rest...} when request.path == "/f/x/"`),
+		deny("GET /F/x/", all, `deny GET /f/{y} when params.y == "x"`),
+		allow("GET /f/X", all, `deny GET /f/{y} when params.y == "x"`),
+		deny("GET /f/X", all, `deny GET /f/{y} when params.y.lowerAscii() == "x"`),
+		deny("GET /f/a/", all, `deny GET /f/{path...} when params.path.split("/")[1] == "x"`), // fails without the slash
+		deny("GET /f/7/", all, `deny GET /f/{path...} when int(params.path) == 8`),            // fails with it
+		deny("GET /f", all, `deny GET /f/{path...} when params.path == ""`),
+		allow("GET /f", all, `deny GET /f/{path...} when params.path != ""`),
+		allow("GET /", all, `deny GET /{path...} when !request.path.startsWith("/")`),
+		deny("GET /", all, `deny GET /{path...} when params.path == "" && request.path == "/"`),
+		// Where an operator lets them pass, a slash that is data is a slash to both, and a
+		// deny sees what an upstream may make of it, and of a semicolon.
+		allow("GET /f/x\x00y", `allow GET /f/{a} when params.a == "x/y" && request.path == "/f/x/y"`),
+		allow("GET /f/x\x00y", `allow GET /f/{path...} when params.path == "x/y"`),
+		silent("GET /f/x\x00y", `allow GET /f/{a}/{b} when true`),
+		deny("GET /f/x\x00y", all, `deny GET /f/{a} when params.a == "x/y"`),
+		deny("GET /f/x\x00y", all, `deny GET /f/{a}/{b} when params.b == "y"`),
+		deny("GET /f/x\x00y/", all, `deny GET /f/{a}/{b} when params.b == "y"`),
+		deny("GET /f/x;v=1", all, `deny GET /f/{a} when params.a == "x"`),
+		deny("GET /f/x;v=1", all, `deny GET /f/{a} when params.a == "x;v=1"`),
+		deny("GET /f/x;v=1", all, `deny * /{rest...} when request.path == "/f/x"`),
+		deny("GET /f/x;v\x00y", all, `deny GET /f/{a}/{b} when params.a == "x" && params.b == "y"`),
+		deny("GET /f/x;v\x00y", all, `deny GET /f/{a}/{b} when params.a == "x;v"`),
+		deny("GET /f/x\x00y;v", all, `deny GET /f/{a} when params.a == "x/y"`),
+		allow("GET /f/x;v=1", all, `deny GET /f/{a} when params.a == "v=1"`),
+		silent("GET /f/x;v=1", `allow GET /f/{a} when params.a == "x"`),
 	} {
 		d := with(t, NewDirectory(Peppers{}, ""), Changes{Groups: []Group{group(t, "g", row.rules...)}, Users: []User{user(1, "g")}})
 		got := d.Authorize(enter(t, d, login(1)), action(row.request))
@@ -322,17 +379,146 @@ func TestGroups(t *testing.T) {
 
 // TestRuleset: allows without groups are compared like those of a group.
 func TestRuleset(t *testing.T) {
-	s := NewRuleset(group(t, "", "allow GET /healthz", "allow * *.h/pub/{rest...}").Rules)
+	s, err := NewRuleset(group(t, "", "allow GET /healthz", "allow * *.h.example/pub/{rest...}", `allow GET /open/{day} when params.day == "monday" && request.header("X-Env") == ""`).Rules)
+	if err != nil {
+		t.Fatal(err)
+	}
+	none, err := NewRuleset(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for request, want := range map[string]bool{
-		"GET /healthz": true, "HEAD h/healthz": true, "POST /healthz": false, "GET /healthz/": false, "GET /Healthz": false,
-		"PUT x.h/pub/": true, "PUT h/pub/": false, "GET x.h/pub": false, "PROPFIND x.h/pub/": false,
+		"GET /healthz": true, "HEAD h.example/healthz": true, "POST /healthz": false, "GET /healthz/": false, "GET /Healthz": false,
+		"PUT x.h.example/pub/": true, "PUT h.example/pub/": false, "GET x.h.example/pub": false, "PROPFIND x.h.example/pub/": false,
+		"GET /open/monday": true, "GET /open/tuesday": false,
 	} {
 		if got := s.Covers(action(request)); got != want {
 			t.Errorf("%s: got %v, want %v", request, got, want)
 		}
 	}
-	if s.Covers(Action{Method: "GET", Path: "healthz"}) || new(Ruleset).Covers(action("GET /")) || NewRuleset(nil).Covers(action("GET /")) {
+	if s.Covers(Action{Method: "GET", Path: "healthz"}) || new(Ruleset).Covers(action("GET /")) || none.Covers(action("GET /")) {
 		t.Error("an empty ruleset covers nothing, and no ruleset what is no path")
+	}
+	asking := action("GET /open/monday")
+	asking.Header = map[string][]string{"X-Env": {"prod"}}
+	if s.Covers(asking) {
+		t.Errorf("%v: got true, want false", asking)
+	}
+	for text, want := range map[string]string{
+		"deny GET /a": `rule "deny GET /a": only an allow can stand here`,
+		`allow GET /a when user.labels.env == "prod"`: "there is no service user here, so the condition cannot look at user.labels.env",
+		`allow GET /a when has(user.alias)`:           "there is no service user here, so the condition cannot look at user.alias",
+	} {
+		if s, err := NewRuleset(group(t, "", "allow GET /b", text).Rules); err == nil || !strings.Contains(err.Error(), want) || s != nil {
+			t.Errorf("%s: got %v, %v, want %q", text, s, err, want)
+		}
+	}
+	if s, err := NewRuleset([]Rule{{Effect: Allow, Methods: []string{"GET"}, Path: "/a", When: "request"}}); err == nil || s != nil {
+		t.Errorf("a condition that is none: got %v, %v", s, err)
+	}
+}
+
+// TestObserve: groups that observe say what they would have made of a decision,
+// and change none.
+func TestObserve(t *testing.T) {
+	named := func(id, name, condition string, mode Mode, texts ...string) Group {
+		g := group(t, id, texts...)
+		g.Name, g.Mode, g.Condition = name, mode, condition
+		return g
+	}
+	groups := []Group{
+		named("g1", "enforcing", "", Enforce, "allow GET /pass", "allow GET /both", "deny GET /stop", "allow GET /stop"),
+		named("g2", "observing", "", Observe, "deny GET /pass", "allow GET /both", "allow GET /new", "allow GET /silenced", "deny GET /stop",
+			`allow GET /when/{x} when params.x == "yes"`, `allow GET /when/{x} when user.labels.none == ""`),
+		named("g3", "louder", "", Observe, "deny GET /silenced", `deny GET /both when user.labels.none == ""`, `deny GET /pass when false`),
+		named("g4", "doubted", `user.labels.none == ""`, Observe, "deny GET /doubted", "allow GET /doubtful"),
+		named("g5", "everyone", "", Observe, "allow GET /default", "allow GET /doubted"),
+	}
+	for _, row := range []struct {
+		groups, narrowed string // separated by blanks
+		request          string
+		want             string
+	}{
+		{"g1 g2", "", "GET /pass", `granted, would deny by observing: deny GET /pass`},
+		{"g1", "", "GET /pass", `granted`},
+		{"g1 g3", "", "GET /pass", `granted`},
+		{"g1 g2", "", "GET /both", `granted`},
+		{"g1 g2 g3", "", "GET /both", `granted, would deny by louder: deny GET /both when user.labels.none == ""`},
+		{"g1 g2", "", "GET /new", `no_rule, would allow by observing: allow GET /new`},
+		{"g2", "", "GET /new", `no_rule, would allow by observing: allow GET /new`},
+		{"g2", "", "GET /when/yes", `no_rule, would allow by observing: allow GET /when/{x} when params.x == "yes"`},
+		{"g2", "", "GET /when/no", `no_rule`},
+		{"g2", "", "GET /silenced", `no_rule, would allow by observing: allow GET /silenced`},
+		{"g2 g3", "", "GET /silenced", `no_rule`},
+		{"g2", "", "GET /pass", `no_rule`},
+		{"g1 g2", "", "GET /stop", `denied_by_rule`},
+		{"", "", "GET /default", `no_rule, would allow by everyone: allow GET /default`},
+		{"", "", "GET /doubtful", `no_rule`},
+		{"", "", "GET /doubted", `no_rule`}, // by everyone, but silenced by doubted
+		{"g4", "", "GET /doubtful", `no_rule, would allow by doubted: allow GET /doubtful`},
+		// A narrowing leaves the denies.
+		{"g1 g2", "g1", "GET /new", `no_rule`},
+		{"g1 g2", "g1", "GET /pass", `granted, would deny by observing: deny GET /pass`},
+		{"g1 g2", "g2", "GET /new", `no_rule, would allow by observing: allow GET /new`},
+		{"g1 g2", "g2", "GET /pass", `no_rule`},
+		{"g1 g2 g3", "g2", "GET /silenced", `no_rule`},
+		{"g1", "g1", "GET /default", `no_rule`},
+		{"g1", "g5", "GET /default", `no_rule, would allow by everyone: allow GET /default`},
+		{"g1", "g4", "GET /doubtful", `no_rule`},
+	} {
+		u := user(1, strings.Fields(row.groups)...)
+		u.Tokens[0].Groups = strings.Fields(row.narrowed)
+		d := with(t, NewDirectory(Peppers{}, "everyone"), Changes{Groups: groups, Users: []User{u}})
+		decision := d.Authorize(enter(t, d, login(1)), action(row.request))
+		got := decision.Reason.String()
+		if w := decision.Would; w != (Would{}) {
+			got += fmt.Sprintf(", would %s by %s: %s", w.Effect, w.Group.Name, w.Rule)
+		}
+		if got != row.want {
+			t.Errorf("%s in %q, narrowed to %q: got %s, want %s", row.request, row.groups, row.narrowed, got, row.want)
+		}
+	}
+}
+
+// TestConditionBudget: what all conditions of one request may cost is bounded.
+// Beyond, they cannot be evaluated.
+func TestConditionBudget(t *testing.T) {
+	const costly = `user.labels.exists(k, k.size() > 100)` // false
+	c, err := ParseWhen(costly)
+	if err != nil {
+		t.Fatal(err)
+	}
+	affordable := int(conditionBudget / c.cost)
+	if affordable < 5 || affordable > 5000 {
+		t.Fatalf("%s costs %d of %d: too little or too much for a test", costly, c.cost, conditionBudget)
+	}
+	times := func(n int, rule string) []string { return slices.Repeat([]string{rule + " when " + costly}, n) }
+	for _, row := range []struct {
+		what                 string
+		enforcing, observing []string
+		want                 string
+	}{
+		{"denies within it", append(times(affordable, "deny GET /a"), "allow GET /a"), nil, "granted"},
+		{"denies beyond it", append(times(affordable+1, "deny GET /a"), "allow GET /a"), nil, "denied_by_rule"},
+		{"allows within it", append(times(affordable-1, "allow GET /a"), `allow GET /a when true`), nil, "granted"},
+		{"allows beyond it", append(times(affordable+1, "allow GET /a"), `allow GET /a when true`), nil, "no_rule"},
+		{"an allow that costs nothing", append(times(affordable+1, "allow GET /a"), `allow GET /a`), nil, "granted"},
+		{"denies and allows", append(append(times(affordable, "deny GET /a"), times(1, "allow GET /a")...), "allow GET /a when true"), nil, "no_rule"},
+		{"other paths", append(times(affordable+1, "deny GET /b"), "allow GET /a when true"), nil, "granted"},
+		{"other methods", append(times(affordable+1, "deny POST /a"), "allow GET /a when true"), nil, "granted"},
+		{"observing, within it", append(times(affordable, "deny GET /a"), "allow GET /a"), times(affordable, "deny GET /a"), "granted"},
+		{"observing, beyond it", append(times(affordable, "deny GET /a"), "allow GET /a"), times(affordable+1, "deny GET /a"), "granted, would deny"},
+		{"observing, and the others", []string{"allow GET /a when true"}, times(affordable+1, "deny GET /a"), "granted, would deny"},
+	} {
+		observing := group(t, "g2", row.observing...)
+		observing.Mode = Observe
+		d := with(t, NewDirectory(Peppers{}, ""), Changes{Groups: []Group{group(t, "g1", row.enforcing...), observing}, Users: []User{user(1, "g1", "g2")}})
+		decision := d.Authorize(enter(t, d, login(1)), action("GET /a"))
+		got := decision.Reason.String()
+		if decision.Would.Effect != "" {
+			got += ", would " + string(decision.Would.Effect)
+		}
+		expect(t, row.what, got, row.want)
 	}
 }
 
@@ -468,11 +654,49 @@ func TestAuthenticate(t *testing.T) {
 		if got != row.want {
 			t.Errorf("id %q, secret %.10q, from %q at %d: got %v, want %v", row.id, row.secret, row.address, row.now, got, row.want)
 		}
-		if got != Granted && (p.User != nil || p.Token != nil || p.set != nil || p.deny != nil) {
+		if got != Granted && (p.User != nil || p.Token != nil || p.set != nil) {
 			t.Errorf("id %q: got %v with the principal %v", row.id, got, p)
 		}
 		if hash, _ := (Peppers{}).Hash(row.secret); got == Granted && (p.Token.Hash != hash || row.id != "" && p.User.ID != row.id && p.User.Alias != row.id) {
 			t.Errorf("id %q, secret %.10q: got %s with %s", row.id, row.secret, p, p.Token.ID)
+		}
+	}
+}
+
+// TestResumeGroups: a principal that is asked for again has the groups that its
+// token and its user have now.
+func TestResumeGroups(t *testing.T) {
+	change := func(f func(*User, *Token)) Changes {
+		u := labelled(1, "prod", "g2")
+		u.Tokens[0].Groups = []string{"g1"}
+		f(&u, &u.Tokens[0])
+		return Changes{Users: []User{u}}
+	}
+	first := change(func(*User, *Token) {})
+	first.Groups = []Group{groupOf(t, "g1", `user.labels.env == "prod"`, "allow GET /a"), group(t, "g2", "allow GET /b")}
+	d := with(t, NewDirectory(Peppers{}, ""), first)
+	p := enter(t, d, login(1))
+	for _, row := range []struct {
+		what    string
+		changes Changes
+		want    string
+	}{
+		{"nothing", Changes{}, "g1"},
+		{"other labels", change(func(u *User, _ *Token) { u.Labels = nil }), ""},
+		{"another condition", Changes{Groups: []Group{groupOf(t, "g1", "false")}}, ""},
+		{"not narrowed", change(func(_ *User, k *Token) { k.Groups = nil }), "g1,g2"},
+		{"otherwise narrowed", change(func(_ *User, k *Token) { k.Groups = []string{"g2"} }), "g2"},
+		{"one more token", change(func(u *User, k *Token) { u.Tokens = append([]Token{token(3)}, *k) }), "g1"},
+	} {
+		next := with(t, d, row.changes)
+		again, why := next.Resume(p, here, 1000)
+		if why != Granted || again.GroupList() != row.want {
+			t.Errorf("%s: got %v in %q, want %q", row.what, why, again.GroupList(), row.want)
+		}
+		for id, request := range map[string]string{"g1": "GET /a", "g2": "GET /b"} {
+			if got, want := next.Authorize(again, action(request)).Allowed(), strings.Contains(row.want, id); got != want {
+				t.Errorf("%s, %s: got %v, want %v", row.what, request, got, want)
+			}
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -29,7 +30,7 @@ func answers(d *Directory) string {
 	}
 	for _, id := range []string{"g1", "g2", "g3"} {
 		if g, ok := d.Group(id); ok {
-			fmt.Fprintf(&b, "%s %s %s %v\n", g.ID, g.Name, g.Mode, g.Rules)
+			fmt.Fprintf(&b, "%s %s %s %v, %d members\n", g.ID, g.Name, g.Mode, g.Rules, d.MemberCount(id))
 		}
 	}
 	return b.String()
@@ -39,6 +40,20 @@ func answers(d *Directory) string {
 func aliased(n int, alias string, groups ...string) User {
 	u := user(n, groups...)
 	u.Alias = alias
+	return u
+}
+
+// groupOf is a group that those are in who meet the condition.
+func groupOf(tb testing.TB, id, condition string, texts ...string) Group {
+	g := group(tb, id, texts...)
+	g.Condition = condition
+	return g
+}
+
+// labelled is user n with the label env, and an alias.
+func labelled(n int, env string, groups ...string) User {
+	u := aliased(n, fmt.Sprint("alias_", n), groups...)
+	u.Labels = map[string]string{"env": env}
 	return u
 }
 
@@ -64,6 +79,7 @@ func TestWithIsPersistent(t *testing.T) {
 	observing.Mode = Observe
 	renamed := group(t, "g1", "allow GET /a")
 	renamed.Name = "another name"
+	failing := groupOf(t, "g2", `user.labels.none == ""`, "allow GET /b", "deny GET /x")
 	type sibling struct {
 		directory *Directory
 		answers   string
@@ -82,6 +98,9 @@ func TestWithIsPersistent(t *testing.T) {
 		"a group renamed":   {Groups: []Group{renamed}},
 		"a group observing": {Groups: []Group{observing}},
 		"other rules":       {Groups: []Group{group(t, "g1", "deny GET /{rest...}")}},
+		"a condition":       {Groups: []Group{groupOf(t, "g2", `user.name == "user 1"`, "allow GET /b", "deny GET /x")}},
+		"one that fails":    {Groups: []Group{failing}},
+		"a rule's own":      {Groups: []Group{group(t, "g1", `allow GET /{x} when params.x == "b"`)}},
 		"a new group":       {Groups: []Group{group(t, "g3", "deny GET /a")}, Users: []User{user(1, "g1", "g3")}},
 	} {
 		c.Revision = 8
@@ -117,6 +136,13 @@ func TestWithKeepsItsOwn(t *testing.T) {
 	if got := answers(d); got != before {
 		t.Errorf("got\n%swant\n%s", got, before)
 	}
+	// Nor does With use room behind the users, for those that a condition moves.
+	spare := make([]User, 1, 8)
+	spare[0] = user(2)
+	with(t, d, Changes{Groups: []Group{groupOf(t, "g3", "true")}, Users: spare})
+	if u := spare[:2][1]; u.ID != "" {
+		t.Errorf("With wrote %s behind the changes it was given", u.ID)
+	}
 	if u := c.Users[0]; u.class != 0 || u.Tokens[0].class != 0 || u.Groups[0] != "g9" || u.Tokens[0].Groups[0] != "g9" {
 		t.Errorf("With wrote to the changes it was given: %+v", u)
 	}
@@ -133,6 +159,14 @@ func TestWithRefuses(t *testing.T) {
 	badRule.Rules = append(badRule.Rules, Rule{ID: "rule_1", Effect: Deny, Methods: []string{"GET"}, Path: "/a%20b"})
 	badMode := group(t, "g1", "allow GET /b")
 	badMode.Mode = "audit"
+	when := func(condition string) Changes {
+		g := group(t, "g2", "allow GET /a", "deny GET /b")
+		g.Rules[1].ID, g.Rules[1].When = "rule_2", condition
+		return Changes{Revision: 8, Groups: []Group{group(t, "g1"), g}, RemovedUsers: []string{"service_1"}}
+	}
+	members := func(condition string) Changes {
+		return Changes{Revision: 8, Groups: []Group{group(t, "g1"), groupOf(t, "g2", condition)}, RemovedUsers: []string{"service_1"}}
+	}
 	for _, row := range []struct {
 		changes Changes
 		want    string
@@ -142,6 +176,16 @@ func TestWithRefuses(t *testing.T) {
 		{Changes{Revision: 8, RemovedUsers: []string{"service_1"}, Groups: []Group{group(t, "g2"), badRule}}, `permission group g1, rule rule_1: path "/a%20b": write it decoded`},
 		{Changes{Revision: 8, Groups: []Group{badMode}}, `permission group g1: mode "audit" is neither "enforce" nor "observe"`},
 		{Changes{Revision: 8, Groups: []Group{{ID: "g1"}}}, `permission group g1: mode ""`},
+		{Changes{Revision: 8, Groups: []Group{{Name: "x", Mode: Enforce}}}, `permission group "x" has no id`},
+		{when(`user.name ==`), `permission group g2, rule rule_2: condition "user.name =="`},
+		{when(`user.name`), `permission group g2, rule rule_2: condition "user.name" is a string, and must be true or false`},
+		{when(`params.id == "7"`), `permission group g2, rule rule_2: condition "params.id == \"7\"": the path has no {id}`},
+		{when(` true`), "write it without white space around it"},
+		{members(`user.name ==`), `permission group g2: condition "user.name =="`},
+		{members(`user.teams`), `permission group g2: condition "user.teams" is a list(string), and must be true or false`},
+		{members(`request.method == "GET"`), `permission group g2: condition "request.method == \"GET\""`},
+		{members(`now > timestamp(0)`), `permission group g2: condition "now > timestamp(0)"`},
+		{members(` `), "write it without white space around it"},
 		{change(user(1), func(u *User) { u.Role = "root" }), `service user "service_1": role "root" is none of admin, manager, member`},
 		{change(user(1), func(u *User) { u.Role = "" }), `role "" is none of`},
 		{change(user(1), func(u *User) { u.ID = "" }), `service user ""`},
@@ -335,6 +379,8 @@ func TestDefaultGroup(t *testing.T) {
 	if got := none.EffectiveGroups(u); len(got) != 0 {
 		t.Errorf("removed: got the groups %q, want none", got)
 	}
+	unnamed := with(t, NewDirectory(Peppers{}, ""), Changes{Groups: []Group{named("g1", "", "allow GET /a")}, Users: []User{user(1)}})
+	expect(t, "no default group, and one without a name", may(unnamed, 1, "GET /a"), "no_rule")
 	observing := named("g1", "everyone", "allow GET /a")
 	observing.Mode = Observe
 	expect(t, "observing", may(with(t, d, Changes{Revision: 3, Groups: []Group{observing}}), 1, "GET /a"), "no_rule")
@@ -371,6 +417,323 @@ func TestNarrowingIsItsOwn(t *testing.T) {
 	}
 }
 
+// described lists memberships as "group source".
+func described(list []Membership) string {
+	var texts []string
+	for _, m := range list {
+		texts = append(texts, m.Group.ID+" "+string(m.Source))
+	}
+	return strings.Join(texts, ", ")
+}
+
+// memberList lists the members of a group as "user source".
+func memberList(d *Directory, group string) string {
+	var texts []string
+	d.Members(group, func(u *User, source Source) { texts = append(texts, u.ID+" "+string(source)) })
+	slices.Sort(texts)
+	return strings.Join(texts, ", ")
+}
+
+func TestMemberships(t *testing.T) {
+	everyone := groupOf(t, "g5", `user.labels.env == "all"`)
+	everyone.Name = "everyone"
+	last := group(t, "g1")
+	last.Name = "zebra"
+	d := with(t, NewDirectory(Peppers{}, "everyone"), Changes{
+		Groups: []Group{
+			last, everyone, group(t, "g2"), groupOf(t, "g3", `user.labels.env == "prod"`), groupOf(t, "g4", `!(user.labels.env == "prod")`),
+		},
+		Users: []User{user(1), user(2, "g1", "g2", "g3"), labelled(3, "prod", "g2", "unknown"), labelled(4, "test", "g5"), labelled(5, "all", "g4", "g4")},
+	})
+	for n, want := range map[int]string{
+		1: "g5 default, g3 doubt, g4 doubt",
+		2: "g5 default, g2 name, g3 name, g4 doubt, g1 name",
+		3: "g5 default, g2 name, g3 condition",
+		4: "g5 name, g4 condition",
+		5: "g5 condition, g4 name",
+	} {
+		u, _ := d.User(login(n).ID)
+		expect(t, fmt.Sprint("the groups of user ", n), described(d.Memberships(u)), want)
+		stranger := *u
+		stranger.ID, stranger.class = "service_99", 0
+		expect(t, fmt.Sprint("the groups of a user like ", n), described(d.Memberships(&stranger)), want)
+	}
+	for id, want := range map[string]string{
+		"g1": "service_2 name",
+		"g2": "service_2 name, service_3 name",
+		"g3": "service_2 name, service_3 condition",
+		"g4": "service_4 condition, service_5 name",
+		"g5": "service_4 name, service_5 condition",
+		"g9": "", "": "", "unknown": "",
+	} {
+		expect(t, "the members of "+id, memberList(d, id), want)
+		if got := d.MemberCount(id); got != len(strings.Fields(want))/2 {
+			t.Errorf("%s: got %d members, want %q", id, got, want)
+		}
+	}
+	for n, want := range map[int][]string{1: {"g5"}, 2: {"g1", "g2", "g3", "g5"}, 3: {"g2", "g3", "g5"}, 4: {"g4", "g5"}, 5: {"g4", "g5"}} {
+		u, _ := d.User(login(n).ID)
+		if got := d.EffectiveGroups(u); !slices.Equal(got, want) {
+			t.Errorf("the effective groups of user %d: got %q, want %q", n, got, want)
+		}
+	}
+	if g := d.DefaultGroup(); g == nil || g.ID != "g5" {
+		t.Errorf("the default group: got %v, want g5", g)
+	}
+	if g := start(t).DefaultGroup(); g != nil {
+		t.Errorf("the default group: got %v, want none", g)
+	}
+	var ids []string
+	d.Users(func(u *User) { ids = append(ids, u.ID) })
+	for _, g := range d.Groups() {
+		ids = append(ids, g.ID)
+	}
+	slices.Sort(ids)
+	expect(t, "all of them", strings.Join(ids, " "), "g1 g2 g3 g4 g5 service_1 service_2 service_3 service_4 service_5")
+}
+
+// TestConditionOfMembership: who meets the condition of a group is in it, from
+// when one of them changes.
+func TestConditionOfMembership(t *testing.T) {
+	const prod, test, rules = `user.labels.env == "prod"`, `user.labels.env == "test"`, "allow GET /g"
+	narrowed := labelled(2, "prod")
+	narrowed.Tokens[0].Groups = []string{"g1"}
+	named := labelled(4, "test", "g1")
+	named.Tokens[0].Groups = []string{"g1"}
+	d := with(t, NewDirectory(Peppers{}, ""), Changes{Revision: 1,
+		Groups: []Group{groupOf(t, "g1", prod, rules), group(t, "g2", "allow GET /other")},
+		Users:  []User{labelled(1, "prod"), narrowed, labelled(3, "test"), named},
+	})
+	check := func(what string, d *Directory, want string) {
+		t.Helper()
+		var in []string
+		for n := range 7 {
+			if may(d, n, "GET /g") == "granted" {
+				in = append(in, fmt.Sprint(n))
+			}
+			if _, ok := d.User(login(n).ID); !ok {
+				continue
+			}
+			for _, id := range []string{login(n).ID, fmt.Sprint("alias_", n), ""} {
+				expect(t, fmt.Sprintf("%s: user %d as %q", what, n, id), who(d, id, n), login(n).ID)
+			}
+		}
+		expect(t, what, strings.Join(in, " "), want)
+	}
+	check("at first", d, "1 2 4")
+	expect(t, "the name of the group", enter(t, d, login(2)).GroupList(), "g1")
+
+	joined := with(t, d, Changes{Revision: 2, Users: []User{labelled(5, "prod"), labelled(6, "test")}})
+	check("a user created later", joined, "1 2 4 5")
+	relabelled := with(t, joined, Changes{Revision: 3, Users: []User{labelled(1, "test"), labelled(3, "prod")}})
+	check("other labels", relabelled, "2 3 4 5")
+	check("other labels, before", joined, "1 2 4 5")
+
+	turned := with(t, joined, Changes{Revision: 3, Groups: []Group{groupOf(t, "g1", test, rules)}})
+	check("another condition", turned, "3 4 6")
+	check("another condition, before", joined, "1 2 4 5")
+	check("and back", with(t, turned, Changes{Revision: 4, Groups: []Group{groupOf(t, "g1", prod, rules)}}), "1 2 4 5")
+	check("with a user that changes in the same step", with(t, joined, Changes{Revision: 3,
+		Groups: []Group{groupOf(t, "g1", test, rules)}, Users: []User{labelled(1, "test"), labelled(6, "prod")}, RemovedUsers: []string{"service_2", "service_3"},
+	}), "1 4")
+	less := with(t, joined, Changes{Revision: 3, Groups: []Group{groupOf(t, "g1", test, rules)}, RemovedUsers: []string{"service_1", "service_3"}})
+	check("with users that go in the same step", less, "4 6")
+	expect(t, "one of them, who was in it", who(less, "service_1", 1), "unknown_id")
+	expect(t, "one of them, who would be in it", who(less, "", 3), "wrong_secret")
+	check("everybody", with(t, joined, Changes{Revision: 3, Groups: []Group{groupOf(t, "g1", "true", rules)}}), "1 2 3 4 5 6")
+	check("nobody", with(t, joined, Changes{Revision: 3, Groups: []Group{groupOf(t, "g1", "false", rules)}}), "4")
+	none := with(t, joined, Changes{Revision: 3, Groups: []Group{group(t, "g1", rules)}})
+	check("no condition", none, "4")
+	check("a condition again", with(t, none, Changes{Revision: 4, Groups: []Group{groupOf(t, "g1", test, rules)}}), "3 4 6")
+	check("other rules only", with(t, joined, Changes{Revision: 3, Groups: []Group{groupOf(t, "g1", prod, "allow GET /x", rules)}}), "1 2 4 5")
+	check("another group's condition", with(t, joined, Changes{Revision: 3, Groups: []Group{groupOf(t, "g2", test, rules)}}), "1 2 3 4 5 6")
+
+	// A group that is gone has no members, and one that comes back has its own.
+	gone := with(t, joined, Changes{Revision: 3, RemovedGroups: []string{"g1"}})
+	check("a group that is gone", gone, "")
+	expect(t, "its members", memberList(gone, "g1"), "")
+	if got := gone.MemberCount("g1"); got != 0 {
+		t.Errorf("its members: got %d, want 0", got)
+	}
+	check("back with its condition", with(t, gone, Changes{Revision: 4, Groups: []Group{groupOf(t, "g1", prod, rules)}}), "1 2 4 5")
+	check("back with another condition", with(t, gone, Changes{Revision: 4, Groups: []Group{groupOf(t, "g1", test, rules)}}), "3 4 6")
+	check("back without a condition", with(t, gone, Changes{Revision: 4, Groups: []Group{group(t, "g1", rules)}}), "4")
+	check("another one", with(t, gone, Changes{Revision: 4, Groups: []Group{group(t, "g3", rules)}}), "")
+	check("gone and back at once", with(t, joined, Changes{Revision: 3, RemovedGroups: []string{"g1"}, Groups: []Group{groupOf(t, "g1", test, rules)}}), "3 4 6")
+}
+
+// TestMembershipInDoubt: where it cannot be said whether a user is in a group, its
+// denies hold and its allows do not.
+func TestMembershipInDoubt(t *testing.T) {
+	const prod = `user.labels.env == "prod"`
+	texts := []string{"allow GET /a", "deny GET /x"}
+	groups := []Group{groupOf(t, "g1", prod, texts...), group(t, "g2", "allow * /{rest...}")}
+	narrowed := user(3, "g2")
+	narrowed.Tokens[0].Groups = []string{"g1"}
+	d := with(t, NewDirectory(Peppers{}, ""), Changes{Revision: 1, Groups: groups, Users: []User{
+		user(1), user(2, "g2"), narrowed, labelled(4, "test", "g2"), labelled(5, "prod", "g2"), user(6, "g1", "g2"),
+	}})
+	for _, row := range []struct {
+		n                int
+		allowed, refused string
+		list             string
+	}{
+		{1, "no_rule", "denied_by_rule", ""},
+		{2, "granted", "denied_by_rule", "g2"},
+		{3, "no_rule", "denied_by_rule", ""},
+		{4, "granted", "granted", "g2"},
+		{5, "granted", "denied_by_rule", "g1,g2"},
+		{6, "granted", "denied_by_rule", "g1,g2"}, // named, so there is no doubt
+	} {
+		expect(t, fmt.Sprint("the allow, user ", row.n), may(d, row.n, "GET /a"), row.allowed)
+		expect(t, fmt.Sprint("the deny, user ", row.n), may(d, row.n, "GET /x"), row.refused)
+		expect(t, fmt.Sprint("the groups, user ", row.n), enter(t, d, login(row.n)).GroupList(), row.list)
+	}
+	// A label, or another condition, removes the doubt; and brings it.
+	expect(t, "labelled", may(with(t, d, Changes{Revision: 2, Users: []User{labelled(2, "test", "g2")}}), 2, "GET /x"), "granted")
+	sure := with(t, d, Changes{Revision: 2, Groups: []Group{groupOf(t, "g1", `has(user.labels.env) && `+prod, texts...)}})
+	expect(t, "another condition", may(sure, 2, "GET /x"), "granted")
+	expect(t, "another condition", may(sure, 5, "GET /x"), "denied_by_rule")
+	expect(t, "and back", may(with(t, sure, Changes{Revision: 3, Groups: groups}), 2, "GET /x"), "denied_by_rule")
+	expect(t, "none", may(with(t, d, Changes{Revision: 2, Groups: []Group{group(t, "g1", texts...)}}), 2, "GET /x"), "granted")
+	gone := with(t, d, Changes{Revision: 2, RemovedGroups: []string{"g1"}})
+	expect(t, "gone", may(gone, 2, "GET /x"), "granted")
+	expect(t, "back without a condition", may(with(t, gone, Changes{Revision: 3, Groups: []Group{group(t, "g1", texts...)}}), 2, "GET /x"), "granted")
+	// Everybody is in the default group, whatever its condition.
+	everyone := with(t, NewDirectory(Peppers{}, "g1"), Changes{Groups: groups, Users: []User{user(1), labelled(4, "test")}})
+	for _, n := range []int{1, 4} {
+		expect(t, fmt.Sprint("the default group, user ", n), may(everyone, n, "GET /a"), "granted")
+		expect(t, fmt.Sprint("the default group, user ", n), may(everyone, n, "GET /x"), "denied_by_rule")
+	}
+	renamed := groups[0]
+	renamed.Name = "another name"
+	named := with(t, everyone, Changes{Revision: 2, Groups: []Group{renamed}})
+	expect(t, "no default group any more, in doubt", may(named, 1, "GET /a"), "no_rule")
+	expect(t, "no default group any more, in doubt", may(named, 1, "GET /x"), "denied_by_rule")
+	expect(t, "no default group any more, not in it", may(named, 4, "GET /x"), "no_rule")
+}
+
+// TestPrincipal: a service user is known without a credential, with what would
+// keep it from authenticating.
+func TestPrincipal(t *testing.T) {
+	const now = 1000
+	there := netip.MustParseAddr("10.0.0.1")
+	only := []netip.Prefix{netip.PrefixFrom(there, 32)}
+	u := user(1, "g1", "g2")
+	change := func(id string, f func(*Token)) {
+		k := token(len(u.Tokens) + 1)
+		k.ID = id
+		f(&k)
+		u.Tokens = append(u.Tokens, k)
+	}
+	change("narrowed", func(k *Token) { k.Groups = []string{"g2"} })
+	change("revoked", func(k *Token) { k.Revoked = true })
+	change("expired", func(k *Token) { k.ExpiresAt = now })
+	change("early", func(k *Token) { k.NotBefore = now + 1 })
+	change("homely", func(k *Token) { k.AllowedIPs = only })
+	change("homely and expired", func(k *Token) { k.AllowedIPs, k.ExpiresAt = only, now })
+	inactive, expired, homely := user(2, "g1"), user(3, "g1"), user(4, "g1")
+	inactive.Active = false
+	expired.ExpiresAt = now
+	homely.AllowedIPs = only
+	homely.Tokens[0].ExpiresAt = now
+	d := with(t, NewDirectory(Peppers{}, ""), Changes{
+		Groups: []Group{group(t, "g1", "allow GET /a"), group(t, "g2", "allow GET /b", "deny GET /x")},
+		Users:  []User{u, inactive, expired, homely, aliased(5, "alias_5")},
+	})
+	for _, row := range []struct {
+		id, token string
+		address   netip.Addr
+		want      Reason
+		list      string
+		may       string // of GET /a, GET /b, GET /x
+	}{
+		{"service_1", "", netip.Addr{}, Granted, "g1,g2", "granted granted denied_by_rule"},
+		{"service_1", "", here, Granted, "g1,g2", "granted granted denied_by_rule"},
+		{"service_1", "token_1", here, Granted, "g1,g2", "granted granted denied_by_rule"},
+		{"service_1", "narrowed", here, Granted, "g2", "no_rule granted denied_by_rule"},
+		{"service_1", "revoked", here, TokenRevoked, "g1,g2", "granted granted denied_by_rule"},
+		{"service_1", "expired", here, TokenExpired, "g1,g2", "granted granted denied_by_rule"},
+		{"service_1", "early", here, TokenNotYet, "g1,g2", "granted granted denied_by_rule"},
+		{"service_1", "homely", there, Granted, "g1,g2", "granted granted denied_by_rule"},
+		{"service_1", "homely", here, TokenAddress, "g1,g2", "granted granted denied_by_rule"},
+		{"service_1", "homely", netip.Addr{}, Granted, "g1,g2", "granted granted denied_by_rule"},
+		{"service_1", "homely and expired", netip.Addr{}, TokenExpired, "g1,g2", "granted granted denied_by_rule"},
+		{"service_2", "", here, UserInactive, "g1", "granted no_rule no_rule"},
+		{"service_2", "token_2", here, UserInactive, "g1", "granted no_rule no_rule"},
+		{"service_3", "", here, UserExpired, "g1", "granted no_rule no_rule"},
+		{"service_4", "", there, Granted, "g1", "granted no_rule no_rule"},
+		{"service_4", "", here, UserAddress, "g1", "granted no_rule no_rule"},
+		{"service_4", "", netip.Addr{}, Granted, "g1", "granted no_rule no_rule"},
+		{"service_4", "token_4", netip.Addr{}, TokenExpired, "g1", "granted no_rule no_rule"},
+		{"service_5", "", here, Granted, "", "no_rule no_rule no_rule"},
+
+		{"service_99", "", here, UnknownID, "", ""},
+		{"alias_5", "", here, UnknownID, "", ""}, // an alias is for logins
+		{"", "", here, UnknownID, "", ""},
+		{"service_1", "token_99", here, TokenRevoked, "", ""},
+		{"service_1", "token_2", here, TokenRevoked, "", ""}, // of another user
+	} {
+		p, why := d.Principal(row.id, row.token, row.address, now)
+		if why != row.want || p.GroupList() != row.list {
+			t.Errorf("%s with %q from %v: got %v in %q, want %v in %q", row.id, row.token, row.address, why, p.GroupList(), row.want, row.list)
+		}
+		if row.may == "" {
+			if p != (Principal{}) {
+				t.Errorf("%s with %q: got %v, want nobody", row.id, row.token, p)
+			}
+			continue
+		}
+		var may []string
+		for _, request := range []string{"GET /a", "GET /b", "GET /x"} {
+			may = append(may, d.Authorize(p, action(request)).Reason.String())
+		}
+		expect(t, row.id+" with "+row.token, strings.Join(may, " "), row.may)
+		if p.String() != row.id || p.Token == nil || p.Token.ID != row.token {
+			t.Errorf("%s with %q: got %v with %v", row.id, row.token, p, p.Token)
+		}
+	}
+}
+
+// TestPrincipalOfAnother: a principal that a directory does not know gets nothing
+// from it, whatever its groups are called there.
+func TestPrincipalOfAnother(t *testing.T) {
+	d := start(t)
+	other := with(t, NewDirectory(Peppers{}, "g1"), Changes{
+		Groups: []Group{group(t, "g1", "allow * /{rest...}"), group(t, "g2", "allow * /{rest...}")},
+		Users:  []User{user(3, "g2"), user(2, "g1"), user(1, "g1", "g2")},
+	})
+	for n := range 3 {
+		p := enter(t, d, login(n+1))
+		if got := other.Authorize(p, action("GET /b")); got != (Decision{Reason: NoRule}) {
+			t.Errorf("user %d in another store: got %+v", n+1, got)
+		}
+		if got := other.Rules(p); got != nil {
+			t.Errorf("user %d in another store: got the rules %v", n+1, got)
+		}
+	}
+	// Two successors of one directory do not know each other's.
+	left := with(t, d, Changes{Revision: 8, Users: []User{user(4, "g2")}})
+	right := with(t, d, Changes{Revision: 8, Groups: []Group{group(t, "g3", "allow * /{rest...}")}, Users: []User{user(4, "g3")}})
+	if got := right.Authorize(enter(t, left, login(4)), action("GET /b")); got != (Decision{Reason: NoRule}) {
+		t.Errorf("in a sibling: got %+v", got)
+	}
+	// Nor is one made by hand anybody.
+	if got := d.Authorize(Principal{User: new(User)}, action("GET /a")); got != (Decision{Reason: NoRule}) {
+		t.Errorf("made by hand: got %+v", got)
+	}
+	// A successor knows it, with the rules that are in force now.
+	next := with(t, d, Changes{Revision: 8, Groups: []Group{group(t, "g1", "allow GET /new")}, Users: []User{user(1), user(5, "g1", "g3")}})
+	p := enter(t, d, login(1))
+	expect(t, "in a successor, an allow from before", next.Authorize(p, action("GET /a")).Reason.String(), "no_rule")
+	expect(t, "in a successor, an allow from now", next.Authorize(p, action("GET /new")).Reason.String(), "granted")
+	again, why := next.Resume(p, here, 1000)
+	if why != Granted {
+		t.Fatal(why)
+	}
+	expect(t, "resumed in a successor", next.Authorize(again, action("GET /new")).Reason.String(), "no_rule")
+}
+
 func TestRolesAndModes(t *testing.T) {
 	for _, r := range []Role{Member, Manager, Admin} {
 		u := user(1)
@@ -390,14 +753,15 @@ func TestRolesAndModes(t *testing.T) {
 }
 
 // TestReadersAndWriter reads old and new directories while the next ones are
-// built. What is read is of one revision: user and group change together.
+// built. What is read is of one revision: user, group and conditions change together.
 func TestReadersAndWriter(t *testing.T) {
 	change := func(revision int64) Changes {
 		path := fmt.Sprintf("/r%d", revision)
-		u := aliased(1, "alias_1", "g1")
+		u := aliased(1, "alias_1")
 		u.Name = path
 		u.AllowedIPs = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
-		return Changes{Revision: revision, Groups: []Group{group(t, "g1", "allow GET "+path)}, Users: []User{u, user(2+int(revision)%50, "g1")}}
+		g := groupOf(t, "g1", fmt.Sprintf("user.name == %q", path), fmt.Sprintf("allow GET /{x} when params.x == %q && user.name == request.path", path[1:]))
+		return Changes{Revision: revision, Groups: []Group{g}, Users: []User{u, user(2+int(revision)%50, "g1")}}
 	}
 	var current atomic.Pointer[Directory]
 	current.Store(with(t, NewDirectory(Peppers{}, ""), change(0)))
@@ -419,7 +783,7 @@ func TestReadersAndWriter(t *testing.T) {
 							t.Errorf("revision %d, id %q: got %v, %v", d.Revision(), id, p.User, why)
 							return
 						}
-						if got := d.Authorize(p, Action{Method: "GET", Path: p.User.Name}); !got.Allowed() || got.Rule.Path != p.User.Name {
+						if got := d.Authorize(p, Action{Method: "GET", Path: p.User.Name}); !got.Allowed() || !strings.Contains(got.Rule.When, strconv.Quote(p.User.Name[1:])) {
 							t.Errorf("revision %d: got %+v for %s", d.Revision(), got, p.User.Name)
 							return
 						}
@@ -484,15 +848,18 @@ func TestRules(t *testing.T) {
 	d := with(t, NewDirectory(Peppers{}, "g4"), Changes{
 		Revision: 1,
 		Groups: []Group{
-			last, group(t, "g2", "allow GET /a"), observing,
+			last, group(t, "g2", "allow GET /a when user.labels.env == \"prod\""), observing,
+			groupOf(t, "g6", `user.labels.env == "prod"`, "allow GET /h", "deny GET /i"),
 			group(t, "g4", "allow GET /d", "deny GET /e"), group(t, "g5", "allow GET /f", "deny GET /g"),
 		},
-		Users: []User{user(1, "g1", "g2", "g3"), narrowed, user(3)},
+		Users: []User{user(1, "g1", "g2", "g3"), narrowed, user(3), labelled(4, "prod"), labelled(5, "test")},
 	})
 	for n, want := range map[int]string{
-		1: "allow GET /a; allow GET /d; deny GET /e; allow GET /b; deny GET /c",
-		2: "allow GET /a; deny GET /e; deny GET /c",
-		3: "allow GET /d; deny GET /e",
+		1: `allow GET /a when user.labels.env == "prod"; allow GET /d; deny GET /e; deny GET /i; allow GET /b; deny GET /c`,
+		2: `allow GET /a when user.labels.env == "prod"; deny GET /e; deny GET /i; deny GET /c`,
+		3: "allow GET /d; deny GET /e; deny GET /i", // in doubt about g6
+		4: "allow GET /d; deny GET /e; allow GET /h; deny GET /i",
+		5: "allow GET /d; deny GET /e",
 	} {
 		var texts []string
 		for _, r := range d.Rules(enter(t, d, login(n))) {

@@ -2,42 +2,201 @@ package access
 
 import (
 	"fmt"
+	"maps"
+	"net/netip"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
 	"pgregory.net/rapid"
 )
 
-// oracle decides as section 3.4 of the design reads, with no tree and no sets:
-// each rule of each group of the user against the request.
-func oracle(groups []Group, memberOf, narrowed []string, defaultGroup string, a Action) Reason {
-	answer := NoRule
-	for _, g := range groups {
-		if !slices.Contains(memberOf, g.ID) && g.Name != defaultGroup || g.Mode == Observe {
+// The oracle decides as sections 2 and 3.4 of the design read, with no tree, no
+// sets and no CEL: each rule of each group of the user against the request. The
+// tests here compare a directory with it, or with itself after changes that must
+// not matter or must matter in one direction only. Each draws a hundred stores;
+//
+//	go test ./access -run Oracle -rapid.checks=100000
+//
+// draws more of them.
+
+// truth is what a condition comes to.
+type truth int
+
+const (
+	no truth = iota
+	yes
+	broken // it cannot be evaluated
+)
+
+func is(b bool) truth {
+	if b {
+		return yes
+	}
+	return no
+}
+
+// asked is what a condition is asked about.
+type asked struct {
+	User
+	Action
+	params map[string]string
+}
+
+func (q asked) label(key, want string) truth {
+	value, ok := q.Labels[key]
+	if !ok {
+		return broken
+	}
+	return is(value == want)
+}
+
+// meaning is a condition with what it means.
+type meaning struct {
+	text  string
+	means func(asked) truth
+}
+
+// memberships are conditions of groups; "" is none.
+var memberships = []meaning{
+	{"", func(q asked) truth { return no }},
+	{`true`, func(q asked) truth { return yes }},
+	{`user.labels.env == "prod"`, func(q asked) truth { return q.label("env", "prod") }},
+	{`!(user.labels.env == "prod")`, func(q asked) truth { return []truth{yes, no, broken}[q.label("env", "prod")] }},
+	{`has(user.labels.env) && user.labels.env == "prod"`, func(q asked) truth { return is(q.Labels["env"] == "prod") }},
+	{`user.labels[?"env"].orValue("test") == "test"`, func(q asked) truth { return is(q.label("env", "test") != no) }},
+	{`"ops" in user.teams`, func(q asked) truth { return is(slices.Contains(q.Teams, "ops")) }},
+	{`user.role == "manager"`, func(q asked) truth { return is(q.Role == Manager) }},
+	{`user.labels.env == "prod" || "ops" in user.teams`, func(q asked) truth {
+		if slices.Contains(q.Teams, "ops") {
+			return yes
+		}
+		return q.label("env", "prod")
+	}},
+	{`int(user.labels.level) > 1`, func(q asked) truth { return number(q.Labels["level"], func(n int) bool { return n > 1 }) }},
+}
+
+// whens are conditions of rules. Those over parameters come last.
+var whens = append([]meaning{
+	{`false`, func(q asked) truth { return no }},
+	{`request.method in ["GET", "DELETE"]`, func(q asked) truth { return is(q.Method == "GET" || q.Method == "DELETE") }},
+	{`request.host == "x.h.example"`, func(q asked) truth { return is(q.Host == "x.h.example") }},
+	{`request.path == "/a"`, func(q asked) truth { return is(q.Path == "/a") }},
+	{`request.path.endsWith("/")`, func(q asked) truth { return is(strings.HasSuffix(q.Path, "/")) }},
+	{`request.header("x-env") == "prod"`, func(q asked) truth { return is(strings.Join(q.Header["X-Env"], ", ") == "prod") }},
+	{`cidr("192.0.2.0/24").containsIP(request.remote_ip)`, func(q asked) truth {
+		if !q.Address.IsValid() {
+			return broken
+		}
+		return is(q.Address == here)
+	}},
+	{`now < timestamp("2030-01-01T00:00:00Z")`, func(q asked) truth { return is(q.Now < 1893456000) }},
+	{`params.p0 == "a"`, func(q asked) truth { return is(q.params["p0"] == "a") }},
+	{`params.p0 == user.labels.home`, func(q asked) truth { return q.label("home", q.params["p0"]) }},
+	{`int(params.p0) < 5`, func(q asked) truth { return number(q.params["p0"], func(n int) bool { return n < 5 }) }},
+	{`params.rest == ""`, func(q asked) truth { return is(q.params["rest"] == "") }},
+	{`params.rest.endsWith("/")`, func(q asked) truth { return is(strings.HasSuffix(q.params["rest"], "/")) }},
+	{`params.rest.startsWith("a")`, func(q asked) truth { return is(strings.HasPrefix(q.params["rest"], "a")) }},
+}, memberships...)
+
+func number(text string, f func(int) bool) truth {
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		return broken
+	}
+	return is(f(n))
+}
+
+func meansOf(text string, q asked) truth {
+	return whens[slices.IndexFunc(whens, func(m meaning) bool { return m.text == text })].means(q)
+}
+
+// answer is a decision without the rules that it names.
+type answer struct {
+	reason Reason
+	would  Effect
+}
+
+// oracle decides for a user whose token is narrowed to some groups, or not.
+func (w world) oracle(u User, narrowed []string, a Action) answer {
+	var enforced, observed struct{ allow, deny bool }
+	for _, g := range w.groups {
+		source := w.source(u, g)
+		if source == "" {
 			continue
+		}
+		speaks := &enforced
+		if g.Mode == Observe {
+			speaks = &observed
 		}
 		for _, r := range g.Rules {
 			switch {
-			case !oracleCovers(r, a):
+			case !oracleCovers(r, u, a):
 			case r.Effect == Deny:
-				return DeniedByRule // an explicit deny wins over any allow, whatever the order
-			case len(narrowed) == 0 || slices.Contains(narrowed, g.ID):
-				answer = Granted
+				speaks.deny = true
+			case source != InDoubt && (len(narrowed) == 0 || slices.Contains(narrowed, g.ID)):
+				speaks.allow = true
 			}
 		}
 	}
-	return answer
+	switch {
+	case enforced.deny: // wins over any allow, whatever the order
+		return answer{DeniedByRule, ""}
+	case enforced.allow && observed.deny:
+		return answer{Granted, Deny}
+	case enforced.allow:
+		return answer{Granted, ""}
+	case observed.allow && !observed.deny:
+		return answer{NoRule, Allow}
+	}
+	return answer{NoRule, ""}
 }
 
-func oracleCovers(r Rule, a Action) bool {
+// source says how a user is in a group; "" is not at all.
+func (w world) source(u User, g Group) Source {
+	switch meets := meansOf(g.Condition, asked{User: u}); {
+	case slices.Contains(u.Groups, g.ID):
+		return ByName
+	case meets == yes:
+		return ByCondition
+	case g.Name == w.defaultGroup:
+		return ByDefault
+	case meets == broken:
+		return InDoubt
+	}
+	return ""
+}
+
+// oracleCovers compares an allow with the request as it is, a deny also with the
+// request without its trailing slash.
+func oracleCovers(r Rule, u User, a Action) bool {
 	star := "GET HEAD POST PUT PATCH DELETE OPTIONS"
-	method := slices.ContainsFunc(r.Methods, func(m string) bool {
+	if !slices.ContainsFunc(r.Methods, func(m string) bool {
 		return m == a.Method || m == "GET" && a.Method == "HEAD" ||
 			m == "*" && (r.Effect == Deny || slices.Contains(strings.Fields(star), a.Method))
+	}) {
+		return false
+	}
+	forms := []string{a.Path}
+	if r.Effect == Deny && a.Path != "/" {
+		forms = append(forms, strings.TrimSuffix(a.Path, "/"))
+	}
+	pattern := oraclePattern(r)
+	return slices.ContainsFunc(forms, func(form string) bool {
+		found := pattern.FindStringSubmatch(a.Host + form)
+		if found == nil || r.When == "" {
+			return found != nil
+		}
+		q := asked{u, a, make(map[string]string)}
+		q.Path = form
+		for i, name := range pattern.SubexpNames() {
+			q.params[name] = found[i]
+		}
+		holds := meansOf(r.When, q)
+		return holds == yes || holds == broken && r.Effect == Deny
 	})
-	return method && oraclePattern(r).MatchString(a.Host+a.Path)
 }
 
 var oraclePatterns = make(map[string]*regexp.Regexp)
@@ -59,13 +218,14 @@ func oraclePattern(r Rule) *regexp.Regexp {
 	}
 	path := ""
 	for _, segment := range strings.Split(r.Path, "/")[1:] {
+		name := strings.Trim(segment, "{.}")
 		switch {
 		case strings.HasSuffix(segment, "...}") && r.Effect == Deny:
-			path += "(/.*)?"
+			path += "(/(?P<" + name + ">.*))?"
 		case strings.HasSuffix(segment, "...}"):
-			path += "/.*"
+			path += "/(?P<" + name + ">.*)"
 		case strings.HasSuffix(segment, "}"):
-			path += "/[^/]+"
+			path += "/(?P<" + name + ">[^/]+)"
 		default:
 			path += "/" + regexp.QuoteMeta(segment)
 		}
@@ -79,148 +239,459 @@ func oraclePattern(r Rule) *regexp.Regexp {
 	return made
 }
 
-// world is a drawn store: groups, users in them, tokens narrowed or not.
+// world is a drawn store: groups, and users with one token that is not narrowed
+// and one that may be.
 type world struct {
 	groups       []Group
 	users        []User
 	defaultGroup string
 }
 
+const worldUsers = 3
+
+var (
+	worldGroups = []string{"g0", "g1", "g2", "g3"}
+	drawIDs     = rapid.SliceOfNDistinct(rapid.SampledFrom(append(slices.Clone(worldGroups), "unknown")), 0, 4, rapid.ID)
+	drawMode    = rapid.SampledFrom([]Mode{Enforce, Enforce, Observe})
+	drawDefault = rapid.SampledFrom([]string{"", "everyone", "everyone", "absent"})
+)
+
 func drawWorld(t *rapid.T) world {
-	w := world{defaultGroup: rapid.SampledFrom([]string{"", "g0", "absent"}).Draw(t, "default group")}
-	ids := []string{"g0", "g1", "g2", "g3"}
-	for _, id := range ids {
-		w.groups = append(w.groups, Group{
-			ID: id, Name: id,
-			Mode:  rapid.SampledFrom([]Mode{Enforce, Enforce, Enforce, Observe}).Draw(t, "mode"),
-			Rules: rapid.SliceOfN(rapid.Custom(drawRule), 2, 8).Draw(t, "rules"),
-		})
-	}
-	some := rapid.SliceOfN(rapid.SampledFrom(append(ids, "unknown")), 1, 4)
-	for n := range 3 {
-		u := user(n, some.Draw(t, "groups")...)
-		if n > 0 && rapid.Bool().Draw(t, "narrowed") {
-			u.Tokens[0].Groups = some.Draw(t, "narrowing")
+	w := world{defaultGroup: drawDefault.Draw(t, "default group")}
+	everyone := rapid.IntRange(-1, len(worldGroups)-1).Draw(t, "everyone")
+	for i, id := range worldGroups {
+		g := drawGroup(t, id)
+		if i == everyone {
+			g.Name = "everyone"
 		}
-		w.users = append(w.users, u)
+		w.groups = append(w.groups, g)
+	}
+	for n := range worldUsers {
+		w.users = append(w.users, drawUser(t, n))
 	}
 	return w
 }
 
+func drawGroup(t *rapid.T, id string) Group {
+	g := Group{ID: id, Name: id, Mode: drawMode.Draw(t, "mode"), Rules: rapid.SliceOfN(rapid.Custom(drawOracleRule), 2, 7).Draw(t, "rules")}
+	if rapid.Bool().Draw(t, "conditional") {
+		g.Condition = rapid.SampledFrom(memberships).Draw(t, "condition").text
+	}
+	return g
+}
+
+func drawUser(t *rapid.T, n int) User {
+	u := user(n, drawIDs.Draw(t, "groups")...)
+	u.Alias = fmt.Sprint("alias_", n)
+	narrow := token(n + 100)
+	if narrow.Groups = drawIDs.Draw(t, "narrowing"); len(narrow.Groups) == 0 {
+		narrow.Groups = nil
+	}
+	u.Tokens = append(u.Tokens, narrow)
+	u.Role = rapid.SampledFrom([]Role{Member, Manager}).Draw(t, "role")
+	u.Teams = rapid.SampledFrom([][]string{nil, {"ops"}, {"dev", "ops"}}).Draw(t, "teams")
+	u.Labels = maps.Clone(rapid.SampledFrom([]map[string]string{
+		nil, {"env": "prod"}, {"env": "prod", "home": "a"}, {"env": "test", "level": "2"}, {"home": "b", "level": "0"}, {"level": "high"},
+	}).Draw(t, "labels"))
+	return u
+}
+
+// drawOracleRule draws from an alphabet so small that rules overlap.
+func drawOracleRule(t *rapid.T) Rule {
+	r := Rule{
+		Effect:  rapid.SampledFrom([]Effect{Allow, Allow, Allow, Deny}).Draw(t, "effect"),
+		Methods: rapid.SampledFrom([][]string{{"*"}, {"*"}, {"*"}, {"GET"}, {"GET"}, {"GET"}, {"HEAD"}, {"POST"}, {"PROPFIND"}, {"GET", "PURGE"}, {"DELETE", "OPTIONS"}}).Draw(t, "methods"),
+		Host:    rapid.SampledFrom([]string{"", "", "", "", "", "h.example", "x.h.example", "*.h.example"}).Draw(t, "host"),
+	}
+	segment := rapid.SampledFrom([]string{"a", "a", "a", "A", "é", "{}", "{}", "{}", "{}", "a b"})
+	for i, s := range rapid.SliceOfN(segment, 0, 2).Draw(t, "segments") {
+		r.Path += "/" + strings.Replace(s, "{}", fmt.Sprintf("{p%d}", i), 1)
+	}
+	r.Path += rapid.SampledFrom([]string{"/", "", "", "/{rest...}", "/{rest...}", "/{rest...}"}).Draw(t, "end")
+	if r.Path == "" {
+		r.Path = "/"
+	}
+	if rapid.IntRange(0, 2).Draw(t, "conditional") > 1 {
+		r.When = drawWhen(t, r.Path)
+	}
+	return r
+}
+
+// drawWhen draws a condition that this path can have.
+func drawWhen(t *rapid.T, path string) string {
+	when := rapid.SampledFrom(whens).Draw(t, "when").text
+	if strings.Contains(when, "params.p0") && !strings.Contains(path, "{p0}") || strings.Contains(when, "params.rest") && !strings.Contains(path, "{rest...}") {
+		return ""
+	}
+	return when
+}
+
 var drawAction = rapid.Custom(func(t *rapid.T) Action {
-	path := strings.Join(rapid.SliceOfN(rapid.SampledFrom([]string{"a", "a", "a", "A", "b", "é", "É", "a b"}), 0, 3).Draw(t, "segments"), "/")
+	path := strings.Join(rapid.SliceOfN(rapid.SampledFrom([]string{"a", "a", "a", "a", "a", "A", "é", "É", "a b", "3", "7"}), 0, 3).Draw(t, "segments"), "/")
 	if path != "" && rapid.Bool().Draw(t, "slash") {
 		path += "/"
 	}
 	return Action{
-		Method: rapid.SampledFrom([]string{"GET", "GET", "HEAD", "POST", "DELETE", "OPTIONS", "PROPFIND", "PURGE", "QUERY"}).Draw(t, "method"),
-		Host:   rapid.SampledFrom([]string{"h", "h", "x.h", "x.h", "y.x.h", "xh"}).Draw(t, "host"),
-		Path:   "/" + path,
+		Method:  rapid.SampledFrom([]string{"GET", "GET", "GET", "GET", "GET", "HEAD", "POST", "DELETE", "OPTIONS", "PROPFIND", "PURGE", "QUERY"}).Draw(t, "method"),
+		Host:    rapid.SampledFrom([]string{"h.example", "h.example", "x.h.example", "x.h.example", "y.x.h.example", "xh.example"}).Draw(t, "host"),
+		Path:    "/" + path,
+		Address: rapid.SampledFrom([]netip.Addr{here, netip.MustParseAddr("10.0.0.1"), {}}).Draw(t, "address"),
+		Header:  rapid.SampledFrom([]map[string][]string{nil, {"X-Env": {"prod"}}, {"X-Env": {"prod", "test"}}}).Draw(t, "header"),
+		Now:     rapid.SampledFrom([]int64{1893455999, 1893456000}).Draw(t, "now"),
 	}
 })
 
-func (w world) directory(t *rapid.T) *Directory {
-	d, err := NewDirectory(Peppers{}, w.defaultGroup).With(Changes{Revision: 1, Groups: w.groups, Users: w.users})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return d
-}
-
-// answers asks d for each user and action.
-func (w world) answers(t *rapid.T, d *Directory, actions []Action) (reasons []Reason) {
-	for n := range w.users {
-		p, why := d.Authenticate(login(n), here, 0)
-		if why != Granted {
-			t.Fatalf("user %d: got %v", n, why)
-		}
-		for _, a := range actions {
-			reasons = append(reasons, d.Authorize(p, a).Reason)
-		}
-	}
-	return reasons
-}
+func drawActions(t *rapid.T) []Action { return rapid.SliceOfN(drawAction, 12, 12).Draw(t, "actions") }
 
 func (w world) String() string {
 	var b strings.Builder
 	for _, g := range w.groups {
-		fmt.Fprintf(&b, "%s (%s): %q\n", g.ID, g.Mode, g.Rules)
+		fmt.Fprintf(&b, "%s %q (%s, if %s): %q\n", g.ID, g.Name, g.Mode, g.Condition, g.Rules)
 	}
 	for _, u := range w.users {
-		fmt.Fprintf(&b, "%s in %q, narrowed to %q\n", u.ID, u.Groups, u.Tokens[0].Groups)
+		fmt.Fprintf(&b, "%s, a %s of %q with %q, in %q, narrowed to %q\n", u.ID, u.Role, u.Teams, u.Labels, u.Groups, u.Tokens[1].Groups)
 	}
 	return b.String() + "default group " + w.defaultGroup
 }
 
-// TestOracle compares the directory with the oracle, and then with itself after
-// changes that must not matter or must matter in one direction only.
+// compiled are directories that know every condition, since compiling one takes
+// longer than anything else here.
+var compiled = make(map[string]*Directory)
+
+// directory builds the store, not quite from nothing.
+func (w world) directory(t *rapid.T) *Directory {
+	if compiled[w.defaultGroup] == nil {
+		var c Changes
+		for _, id := range slices.Backward(worldGroups) { // another order than that of the ids
+			g := Group{ID: id, Name: id, Mode: Enforce}
+			for _, m := range whens {
+				if m.text != "" {
+					g.Rules = append(g.Rules, Rule{Effect: Allow, Methods: []string{"GET"}, Path: "/{p0}/{rest...}", When: m.text})
+				}
+			}
+			c.Groups = append(c.Groups, g)
+		}
+		compiled[w.defaultGroup] = w.with(t, NewDirectory(Peppers{}, w.defaultGroup), c)
+	}
+	return w.with(t, compiled[w.defaultGroup], w.changes())
+}
+
+func (w world) changes() Changes { return Changes{Groups: w.groups, Users: w.users} }
+
+func (w world) with(t *rapid.T, d *Directory, c Changes) *Directory {
+	next, err := d.With(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return next
+}
+
+// answers asks d for each user, each of its tokens and each action, in this order.
+func (w world) answers(t *rapid.T, d *Directory, actions []Action) (all []answer) {
+	for n := range w.users {
+		for _, c := range []Credential{login(n), {login(n).ID, secret(n + 100)}} {
+			p, why := d.Authenticate(c, here, 0)
+			if why != Granted {
+				t.Fatalf("user %d: got %v", n, why)
+			}
+			for _, a := range actions {
+				got := d.Authorize(p, a)
+				all = append(all, answer{got.Reason, got.Would.Effect})
+			}
+		}
+	}
+	return all
+}
+
+// asking says what answer i is about.
+func (w world) asking(i int, actions []Action) (u User, narrowed []string, a Action) {
+	u = w.users[i/len(actions)/2]
+	return u, u.Tokens[i/len(actions)%2].Groups, actions[i%len(actions)]
+}
+
+// TestOracle compares the directory with the oracle.
 func TestOracle(t *testing.T) {
-	count := make(map[Reason]int)
-	property := func(t *rapid.T) {
-		w := drawWorld(t)
-		actions := rapid.SliceOfN(drawAction, 20, 20).Draw(t, "actions")
-		before := w.answers(t, w.directory(t), actions)
-		for i, got := range before {
-			u, a := w.users[i/len(actions)], actions[i%len(actions)]
-			if want := oracle(w.groups, u.Groups, u.Tokens[0].Groups, w.defaultGroup, a); got != want {
-				t.Fatalf("%s, %v: got %v, want %v in\n%v", u.ID, a, got, want, w)
+	count, total := make(map[answer]int), 0
+	rapid.Check(t, func(t *rapid.T) {
+		w, actions := drawWorld(t), drawActions(t)
+		d := w.directory(t)
+		for i, got := range w.answers(t, d, actions) {
+			u, narrowed, a := w.asking(i, actions)
+			if want := w.oracle(u, narrowed, a); got != want {
+				t.Fatalf("%s, narrowed to %q, %v: got %v, want %v in\n%v", u.ID, narrowed, a, got, want, w)
 			}
 			count[got]++
+			total++
 		}
-		compare := func(what string, changed world, wrong func(before, after Reason) bool) {
+		w.checkMemberships(t, d)
+	})
+	for _, often := range []answer{{Granted, ""}, {Granted, Deny}, {NoRule, ""}, {NoRule, Allow}, {DeniedByRule, ""}} {
+		if count[often]*500 < total {
+			t.Errorf("got %v %d times in %d, want the draw to meet it often", often, count[often], total)
+		}
+	}
+}
+
+// checkMemberships compares who is in which group, and how.
+func (w world) checkMemberships(t *rapid.T, d *Directory) {
+	t.Helper()
+	want, members := "", ""
+	for _, id := range worldGroups {
+		count := 0
+		for _, g := range w.groups {
+			if g.ID != id {
+				continue
+			}
+			for _, u := range w.users {
+				switch source := w.source(u, g); source {
+				case "":
+					continue
+				case ByName, ByCondition:
+					members += fmt.Sprintln(g.ID, u.ID, source)
+					count++
+				}
+				want += fmt.Sprintln(u.ID, g.ID, w.source(u, g))
+			}
+		}
+		if got := d.MemberCount(id); got != count {
+			t.Fatalf("%s: got %d members, want %d in\n%v", id, got, count, w)
+		}
+	}
+	got, gotMembers := "", ""
+	for _, u := range w.users {
+		stored, _ := d.User(u.ID)
+		for _, m := range d.Memberships(stored) {
+			got += fmt.Sprintln(u.ID, m.Group.ID, m.Source)
+		}
+	}
+	for _, id := range append(slices.Clone(worldGroups), "unknown", "") {
+		d.Members(id, func(u *User, source Source) { gotMembers += fmt.Sprintln(id, u.ID, source) })
+	}
+	if got, want := lines(got), lines(want); got != want {
+		t.Fatalf("got the memberships\n%s\nwant\n%s\nin\n%v", got, want, w)
+	}
+	if got, want := lines(gotMembers), lines(members); got != want {
+		t.Fatalf("got the members\n%s\nwant\n%s\nin\n%v", got, want, w)
+	}
+}
+
+// lines sorts a text.
+func lines(text string) string {
+	list := strings.Split(text, "\n")
+	slices.Sort(list)
+	return strings.Join(list, "\n")
+}
+
+// TestOracleMonotony changes one thing at a time.
+func TestOracleMonotony(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		w, actions := drawWorld(t), drawActions(t)
+		before := w.answers(t, w.directory(t), actions)
+		compare := func(what string, changed world, wrong func(before, after answer) bool) {
+			t.Helper()
 			for i, after := range changed.answers(t, changed.directory(t), actions) {
 				if wrong(before[i], after) {
-					t.Fatalf("%s: %v became %v for %v in\n%v\n-- and then --\n%v", what, before[i], after, actions[i%len(actions)], w, changed)
+					u, narrowed, a := w.asking(i, actions)
+					t.Fatalf("%s: %v became %v for %s, narrowed to %q, %v in\n%v\n-- and then --\n%v", what, before[i], after, u.ID, narrowed, a, w, changed)
 				}
 			}
 		}
-		widened := func(before, after Reason) bool { return after == Granted && before != Granted }
-		different := func(before, after Reason) bool { return after != before }
-		// edit copies the world and changes the rules of one group.
+		widened := func(before, after answer) bool { return after.reason == Granted && before.reason != Granted }
+		narrowed := func(before, after answer) bool { return after.reason != Granted && before.reason == Granted }
+		different := func(before, after answer) bool { return after != before }
+
 		chosen := rapid.IntRange(0, len(w.groups)-1).Draw(t, "chosen group")
-		edit := func(f func([]Rule) []Rule) world {
+		// edit copies the world and changes one group.
+		edit := func(f func(*Group)) world {
 			changed := w
 			changed.groups = slices.Clone(w.groups)
-			changed.groups[chosen].Rules = f(slices.Clone(w.groups[chosen].Rules))
+			g := &changed.groups[chosen]
+			g.Rules = slices.Clone(g.Rules)
+			f(g)
 			return changed
 		}
-
-		extra := drawRule(t)
-		extra.Effect = Deny
-		compare("adding a deny", edit(func(r []Rule) []Rule { return append(r, extra) }), widened)
-		compare("removing the allows", edit(func(r []Rule) []Rule {
-			return slices.DeleteFunc(r, func(r Rule) bool { return r.Effect == Allow })
-		}), widened)
-		if i := slices.IndexFunc(w.groups[chosen].Rules, func(r Rule) bool { return r.Effect == Allow }); i >= 0 {
-			compare("removing an allow", edit(func(r []Rule) []Rule { return slices.Delete(r, i, i+1) }), widened)
+		rules := func(f func([]Rule) []Rule) world { return edit(func(g *Group) { g.Rules = f(g.Rules) }) }
+		has := func(e Effect) bool {
+			return slices.ContainsFunc(w.groups[chosen].Rules, func(r Rule) bool { return r.Effect == e })
 		}
+
+		extra := drawOracleRule(t)
+		extra.Effect = Deny
+		compare("adding a deny", rules(func(r []Rule) []Rule { return append(r, extra) }), widened)
 		extra.Effect = Allow
-		compare("adding an allow", edit(func(r []Rule) []Rule { return append(r, extra) }), func(before, after Reason) bool {
-			return before == DeniedByRule && after != before || before == Granted && after != before
+		compare("adding an allow", rules(func(r []Rule) []Rule { return append(r, extra) }), func(before, after answer) bool {
+			return narrowed(before, after) || before.reason == DeniedByRule && after != before
+		})
+		i := rapid.IntRange(0, len(w.groups[chosen].Rules)-1).Draw(t, "chosen rule")
+		less := rules(func(r []Rule) []Rule { return slices.Delete(r, i, i+1) })
+		failing := rules(func(r []Rule) []Rule { r[i].When = `user.labels.none == ""`; return r })
+		always := rules(func(r []Rule) []Rule { r[i].When = ""; return r })
+		if w.groups[chosen].Rules[i].Effect == Allow {
+			compare("removing an allow", less, widened)
+			compare("an allow without its condition", always, narrowed)
+			compare("an allow with a condition that fails", failing, widened)
+		} else {
+			compare("removing a deny", less, narrowed)
+			compare("a deny without its condition", always, widened)
+			compare("a deny with a condition that fails", failing, widened)
+		}
+
+		// A group that begins to observe lifts nothing but its own denies and takes
+		// nothing but its own allows.
+		observing := edit(func(g *Group) { g.Mode = Observe })
+		if !has(Deny) {
+			compare("observing, without a deny", observing, widened)
+		}
+		if !has(Allow) {
+			compare("observing, without an allow", observing, narrowed)
+		}
+		// What observing groups would do is what they do when they are enforced.
+		enforced := w
+		enforced.groups = slices.Clone(w.groups)
+		for i := range enforced.groups {
+			enforced.groups[i].Mode = Enforce
+		}
+		compare("enforcing", enforced, func(before, after answer) bool {
+			switch {
+			case after.would != "":
+				return true
+			case before.would == Deny || before.reason == DeniedByRule:
+				return after.reason != DeniedByRule
+			case before.would == Allow || before.reason == Granted:
+				return after.reason != Granted
+			}
+			return after.reason == Granted
 		})
 
-		shuffled := edit(func(r []Rule) []Rule { return rapid.Permutation(r).Draw(t, "rules") })
+		// Not to know who is in a group gives nobody more than to know it.
+		compare("a condition of membership that fails", edit(func(g *Group) { g.Condition = `user.labels.none == ""` }), widened)
+		unnamed := w
+		unnamed.users = slices.Clone(w.users)
+		for n := range unnamed.users {
+			u := &unnamed.users[n]
+			u.Tokens = slices.Clone(u.Tokens)
+			u.Tokens[0].Groups = drawIDs.Filter(func(ids []string) bool { return len(ids) > 0 }).Draw(t, "narrowing")
+		}
+		compare("narrowing a token", unnamed, func(before, after answer) bool {
+			return widened(before, after) || (before.reason == DeniedByRule) != (after.reason == DeniedByRule)
+		})
+
+		shuffled := rules(func(r []Rule) []Rule { return rapid.Permutation(r).Draw(t, "rules") })
 		shuffled.groups = rapid.Permutation(shuffled.groups).Draw(t, "groups")
 		compare("another order", shuffled, different)
+	})
+}
 
-		// The same directory by steps: the groups in two changes, the users first.
+// TestOracleDeltas changes a directory again and again. It is the same as one
+// that is built at once from what it came to.
+func TestOracleDeltas(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		w := world{defaultGroup: drawDefault.Draw(t, "default group")}
+		actions := drawActions(t)
+		groups, users := make(map[string]Group), make(map[string]User)
 		d := NewDirectory(Peppers{}, w.defaultGroup)
-		for _, c := range []Changes{{Users: w.users}, {Groups: w.groups[chosen:]}, {Groups: w.groups[:chosen+1]}} {
-			var err error
-			if d, err = d.With(c); err != nil {
-				t.Fatal(err)
+		revision := int64(0)
+		apply := func(c Changes) {
+			revision++
+			c.Revision = revision
+			for _, id := range c.RemovedGroups {
+				delete(groups, id)
+			}
+			for _, g := range c.Groups {
+				groups[g.ID] = g
+			}
+			for _, id := range c.RemovedUsers {
+				delete(users, id)
+			}
+			for _, u := range c.Users {
+				users[u.ID] = u
+			}
+			d = w.with(t, d, c)
+		}
+		for range rapid.IntRange(1, 12).Draw(t, "steps") {
+			var c Changes
+			for range rapid.IntRange(1, 3).Draw(t, "changes") {
+				drawChange(t, &c, groups, users)
+			}
+			apply(c)
+		}
+
+		w.groups, w.users = slices.Collect(maps.Values(groups)), nil
+		for n := range worldUsers { // in the order that answers asks in
+			u, ok := users[fmt.Sprint("service_", n)]
+			if !ok {
+				u = drawUser(t, n)
+				apply(Changes{Users: []User{u}})
+			}
+			w.users = append(w.users, u)
+		}
+		once := w.with(t, NewDirectory(Peppers{}, w.defaultGroup), w.changes())
+		if got, want := w.answers(t, d, actions), w.answers(t, once, actions); !slices.Equal(got, want) {
+			t.Fatalf("by steps: got %v, want %v in\n%v", got, want, w)
+		}
+		w.checkMemberships(t, d)
+		w.checkMemberships(t, once)
+		for n, u := range w.users {
+			for _, c := range []Credential{{u.Alias, secret(n)}, {"", secret(n)}, {u.Alias, secret(n + 100)}, {"", secret(n + 100)}} {
+				p, why := d.Authenticate(c, here, 0)
+				same, _ := once.Authenticate(c, here, 0)
+				if why != Granted || p.User.ID != u.ID || p.GroupList() != same.GroupList() || !sameRules(d.Rules(p), once.Rules(same)) {
+					t.Fatalf("by steps: %q got %v, %s in %s with %v, want %s in %s with %v", c.ID, why, p, p.GroupList(), d.Rules(p), u.ID, same.GroupList(), once.Rules(same))
+				}
 			}
 		}
-		if after := w.answers(t, d, actions); !slices.Equal(before, after) {
-			t.Fatalf("by steps: got %v, want %v in\n%v", after, before, w)
-		}
+	})
+}
+
+func sameRules(a, b []Rule) bool {
+	return slices.EqualFunc(a, b, func(a, b Rule) bool { return a.String() == b.String() })
+}
+
+// drawChange adds one change that a store can make. At most one group has the
+// name of the default group.
+func drawChange(t *rapid.T, c *Changes, groups map[string]Group, users map[string]User) {
+	id := rapid.SampledFrom(worldGroups).Draw(t, "group")
+	n := rapid.IntRange(0, worldUsers-1).Draw(t, "user")
+	if slices.ContainsFunc(c.Groups, func(g Group) bool { return g.ID == id }) || slices.ContainsFunc(c.Users, func(u User) bool { return u.ID == login(n).ID }) {
+		return // it is in the changes already
 	}
-	for range 25 {
-		rapid.Check(t, property)
-	}
-	for _, reason := range []Reason{Granted, NoRule, DeniedByRule} {
-		if count[reason] < 10_000 {
-			t.Errorf("got %v %d times, want the draw to meet it often", reason, count[reason])
+	g, known := groups[id]
+	u, exists := users[login(n).ID]
+	kind := rapid.SampledFrom([]string{"group", "group", "condition", "condition", "name", "mode", "removed group", "user", "user", "labels", "membership", "removed user"}).Draw(t, "change")
+	switch kind {
+	case "group":
+		g = drawGroup(t, id)
+	case "condition":
+		g.Condition = rapid.SampledFrom(memberships).Draw(t, "condition").text
+	case "name":
+		after := maps.Clone(groups)
+		for _, other := range c.Groups {
+			after[other.ID] = other
 		}
+		taken := slices.ContainsFunc(slices.Collect(maps.Values(after)), func(g Group) bool { return g.Name == "everyone" })
+		if g.Name = id; !taken {
+			g.Name = "everyone"
+		}
+	case "mode":
+		g.Mode = drawMode.Draw(t, "mode")
+	case "removed group":
+		c.RemovedGroups = append(c.RemovedGroups, id)
+	case "user":
+		c.Users = append(c.Users, drawUser(t, n))
+	case "labels":
+		if fresh := drawUser(t, n); exists {
+			u.Labels, u.Teams, u.Role = fresh.Labels, fresh.Teams, fresh.Role
+			c.Users = append(c.Users, u)
+		}
+	case "membership":
+		if exists {
+			u.Groups = drawIDs.Draw(t, "groups")
+			c.Users = append(c.Users, u)
+		}
+	case "removed user":
+		c.RemovedUsers = append(c.RemovedUsers, login(n).ID)
+	}
+	if kind == "group" || known && (kind == "condition" || kind == "name" || kind == "mode") {
+		c.Groups = append(c.Groups, g)
 	}
 }

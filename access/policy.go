@@ -2,6 +2,7 @@ package access
 
 import (
 	"bytes"
+	"fmt"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -10,8 +11,7 @@ import (
 	"golang.org/x/text/unicode/norm"
 )
 
-// policy is every rule of every enforcing group, compiled into two trees of
-// path segments. A look-up walks the request's path once, whatever the number
+// policy is every rule of every group, compiled into two trees of path segments. A look-up walks the request's path once, whatever the number
 // of rules: the cost depends on the length of the path and on how many
 // patterns overlap on it (at most maxPatternSegments deep).
 type policy struct {
@@ -31,9 +31,16 @@ type node struct {
 type entry struct {
 	group   uint32 // Group.index
 	methods methodSet
-	host    string // as in Rule.Host
+	host    string       // as in Rule.Host
+	when    *conditional // nil is always
 	rule    *Rule
 	from    *Group
+}
+
+// conditional is what an entry with a condition needs besides.
+type conditional struct {
+	*Condition
+	segments []segment // of the rule's path, as it was written
 }
 
 // compile builds the trees. Rules come from Group.Rules and have been checked.
@@ -42,25 +49,27 @@ func compile(groups map[string]*Group) *policy {
 	// By index, so that the entries of a node come out sorted.
 	sorted := make([]*Group, 0, len(groups))
 	for _, g := range groups {
-		if g.Mode == Enforce {
-			sorted = append(sorted, g)
-		}
+		sorted = append(sorted, g)
 	}
 	slices.SortFunc(sorted, func(a, b *Group) int { return int(a.index) - int(b.index) })
 	for _, g := range sorted {
 		for i := range g.Rules {
-			p.add(g, &g.Rules[i])
+			p.add(g, i)
 		}
 	}
 	return p
 }
 
-func (p *policy) add(g *Group, r *Rule) {
+func (p *policy) add(g *Group, i int) {
+	r := &g.Rules[i]
 	segments, err := parsePattern(r.Path)
 	if err != nil {
 		panic("access: compiling an unchecked rule: " + err.Error())
 	}
 	e := entry{group: g.index, methods: newMethodSet(r), host: r.Host, rule: r, from: g}
+	if when := g.conditions[i]; when != nil {
+		e.when = &conditional{when, slices.Clone(segments)}
+	}
 	n := &p.allow
 	if r.Effect == Deny {
 		n, segments = &p.deny, denySegments(segments)
@@ -92,11 +101,13 @@ func (p *policy) add(g *Group, r *Rule) {
 
 // question is one request as the trees see it.
 type question struct {
-	groups []uint32 // sorted
-	method string
+	groups indices
 	bit    methodSet
-	host   string
 	deny   bool
+	user   *User
+	action Action
+	path   string // the reading of the action's path that is being asked about
+	spent  uint64 // what the conditions have cost so far
 }
 
 var slash = []byte("/")
@@ -131,7 +142,7 @@ func (n *node) find(path []byte, more bool, q *question) *entry {
 func (q *question) first(entries []entry) *entry {
 	if len(entries) <= len(q.groups) {
 		for i := range entries {
-			if _, ok := slices.BinarySearch(q.groups, entries[i].group); ok && q.covered(&entries[i]) {
+			if _, ok := slices.BinarySearch(q.groups, entries[i].group); ok && q.applies(&entries[i]) {
 				return &entries[i]
 			}
 		}
@@ -140,7 +151,7 @@ func (q *question) first(entries []entry) *entry {
 	for _, g := range q.groups {
 		i, _ := slices.BinarySearchFunc(entries, g, func(e entry, g uint32) int { return int(e.group) - int(g) })
 		for ; i < len(entries) && entries[i].group == g; i++ {
-			if q.covered(&entries[i]) {
+			if q.applies(&entries[i]) {
 				return &entries[i]
 			}
 		}
@@ -148,8 +159,60 @@ func (q *question) first(entries []entry) *entry {
 	return nil
 }
 
-func (q *question) covered(e *entry) bool {
-	return e.methods.covers(q.bit, q.method) && coversHost(e.host, q.host, q.deny)
+// applies reports whether an entry of one of the groups covers the rest of the
+// request. A condition that cannot be evaluated leaves a doubt, and a doubt
+// favours refusal: then an allow does not apply, and a deny does.
+func (q *question) applies(e *entry) bool {
+	if !e.methods.covers(q.bit, q.action.Method) || !coversHost(e.host, q.action.Host, q.deny) {
+		return false
+	}
+	if e.when == nil {
+		return true
+	}
+	path := q.path
+	if q.deny && path != "/" {
+		path = strings.TrimSuffix(path, "/")
+	}
+	holds, err := q.ask(e.when, path)
+	if !holds && err == nil && path != q.path {
+		holds, err = q.ask(e.when, q.path) // a deny holds in either form
+	}
+	return holds || err != nil && q.deny
+}
+
+var errBudget = fmt.Errorf("the conditions that this request has to be checked against cost more than %d", conditionBudget)
+
+// ask evaluates a condition as if this were the action's path. All that one
+// request asks is bounded too.
+func (q *question) ask(c *conditional, path string) (bool, error) {
+	if q.spent += c.cost; q.spent > conditionBudget {
+		return false, errBudget
+	}
+	action := q.action
+	action.Path = path
+	return c.holds(&evaluation{user: q.user, action: action, params: c.values(path)})
+}
+
+// values returns what the parameters of the pattern stand for in a path that
+// matches it.
+func (c *conditional) values(path string) map[string]string {
+	if len(c.params) == 0 {
+		return nil
+	}
+	values := make(map[string]string)
+	parts := strings.Split(strings.TrimPrefix(path, "/"), "/")
+	for i, s := range c.segments {
+		switch {
+		case s.kind == literalSegment:
+		case i >= len(parts):
+			values[s.text] = ""
+		case s.kind == restSegment:
+			values[s.text] = PlainPath(strings.Join(parts[i:], "/"))
+		default:
+			values[s.text] = PlainPath(parts[i])
+		}
+	}
+	return values
 }
 
 // coversHost reports whether a rule's host pattern covers a host name. "*." is
@@ -228,11 +291,13 @@ func denySegments(segments []segment) []segment {
 // pathBuffer holds most paths, so that a look-up allocates nothing.
 type pathBuffer [256]byte
 
-// denied finds a deny that covers a path, which is brought into the same form.
-// Where the operator lets a slash or a semicolon in a segment pass, a deny also
-// covers what an upstream makes of them that takes the one for a separator, or
-// the other for the beginning of parameters.
-func (p *policy) denied(path string, q *question) *entry {
+// denied finds a deny of these groups that covers the action's path, which is
+// brought into the same form. Where the operator lets a slash or a semicolon in a
+// segment pass, a deny also covers what an upstream makes of them that takes the
+// one for a separator, or the other for the beginning of parameters.
+func (p *policy) denied(q *question, groups indices) *entry {
+	q.deny, q.groups = true, groups
+	path := q.action.Path
 	if strings.ContainsAny(path, "\x00;") {
 		for _, reading := range []string{path, withoutParameters(path), PlainPath(path), PlainPath(withoutParameters(path)), withoutParameters(PlainPath(path))} {
 			if e := p.deniedAs(reading, q); e != nil {
@@ -254,14 +319,17 @@ func withoutParameters(path string) string {
 }
 
 func (p *policy) deniedAs(path string, q *question) *entry {
+	q.path = path
 	var buf pathBuffer
 	folded, more := bytes.CutPrefix(appendFolded(buf[:0], strings.TrimSuffix(path, "/")), slash)
 	return p.deny.find(folded, more, q)
 }
 
-// allowed finds an allow that covers a path. None covers what is no path.
-func (p *policy) allowed(path string, q *question) *entry {
-	rest, ok := strings.CutPrefix(path, "/")
+// allowed finds an allow of these groups that covers the action's path. None
+// covers what is no path.
+func (p *policy) allowed(q *question, groups indices) *entry {
+	q.deny, q.groups, q.path = false, groups, q.action.Path
+	rest, ok := strings.CutPrefix(q.path, "/")
 	if !ok {
 		return nil
 	}
@@ -294,12 +362,25 @@ type Ruleset struct {
 	policy *policy
 }
 
-// NewRuleset compiles rules that have been checked.
-func NewRuleset(rules []Rule) *Ruleset {
+// NewRuleset compiles allows. A condition in them can only be over the request.
+func NewRuleset(rules []Rule) (*Ruleset, error) {
 	if len(rules) == 0 {
-		return new(Ruleset)
+		return new(Ruleset), nil
 	}
-	return &Ruleset{compile(map[string]*Group{"": {Mode: Enforce, Rules: rules}})}
+	g := &Group{Mode: Enforce}
+	for _, r := range rules {
+		r, when, err := r.compile(nil)
+		switch {
+		case err != nil:
+			return nil, err
+		case r.Effect != Allow:
+			return nil, fmt.Errorf("rule %q: only an allow can stand here", r)
+		case when != nil && len(when.reads) > 0:
+			return nil, fmt.Errorf("rule %q: there is no service user here, so the condition cannot look at user.%s", r, when.reads[0])
+		}
+		g.Rules, g.conditions = append(g.Rules, r), append(g.conditions, when)
+	}
+	return &Ruleset{compile(map[string]*Group{"": g})}, nil
 }
 
 // Covers reports whether one of the rules covers the action.
@@ -307,8 +388,11 @@ func (s *Ruleset) Covers(a Action) bool {
 	if s.policy == nil {
 		return false
 	}
-	q := question{groups: onlyGroup, method: a.Method, bit: methodBit(a.Method), host: a.Host}
-	return s.policy.allowed(a.Path, &q) != nil
+	q := question{bit: methodBit(a.Method), user: noUser, action: a}
+	return s.policy.allowed(&q, onlyGroup) != nil
 }
 
-var onlyGroup = []uint32{0}
+var (
+	onlyGroup = indices{0}
+	noUser    = new(User)
+)

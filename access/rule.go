@@ -2,6 +2,7 @@ package access
 
 import (
 	"fmt"
+	"net/url"
 	"slices"
 	"strings"
 	"unicode"
@@ -25,9 +26,10 @@ type Rule struct {
 	Methods     []string // "*" alone, or names in upper case; GET covers HEAD
 	Host        string   // "" is any; "api.example.com"; "*.example.com" is one label more in an allow, any number in a deny
 	Path        string   // a pattern, written decoded: "/v1/people/{id}", "/v1/{rest...}"
-	When        string   // a condition; none is known in this version
+	When        string   // a condition in CEL, see [Condition]; "" is always
 	Name        string   // optional, for people
 	Description string   // optional, for people
+	Permission  string   // the key of the catalogued permission that it belongs to; "" is the group's own
 }
 
 // The bounds of a rule. The number of segments bounds the work of a match.
@@ -89,24 +91,47 @@ func (r Rule) String() string {
 // Check returns the rule in its canonical form (host in lower case, methods
 // without repetition), or an error that says what to write instead.
 func (r Rule) Check() (Rule, error) {
+	r, _, err := r.compile(nil)
+	return r, err
+}
+
+// compile is Check, together with the compiled condition, nil for none. known are
+// conditions that need not be compiled again.
+func (r Rule) compile(known map[string]*Condition) (Rule, *Condition, error) {
+	r, segments, err := r.checkTarget()
+	if err != nil || r.When == "" {
+		return r, nil, err
+	}
+	when := known[r.When]
+	if when == nil {
+		if when, err = ParseWhen(r.When); err != nil {
+			return Rule{}, nil, err
+		}
+	}
+	if err := when.checkParams(segments); err != nil {
+		return Rule{}, nil, err
+	}
+	return r, when, nil
+}
+
+// checkTarget checks everything but the condition.
+func (r Rule) checkTarget() (Rule, []segment, error) {
 	if r.Effect != Allow && r.Effect != Deny {
-		return Rule{}, fmt.Errorf("effect %q: a rule begins with \"allow\" or \"deny\"", r.Effect)
+		return Rule{}, nil, fmt.Errorf("effect %q: a rule begins with \"allow\" or \"deny\"", r.Effect)
 	}
 	methods, err := checkMethods(r.Methods)
 	if err != nil {
-		return Rule{}, err
+		return Rule{}, nil, err
 	}
 	r.Methods = methods
 	if r.Host, err = checkHostPattern(r.Host); err != nil {
-		return Rule{}, err
+		return Rule{}, nil, err
 	}
-	if _, err := parsePattern(r.Path); err != nil {
-		return Rule{}, err
+	segments, err := parsePattern(r.Path)
+	if err != nil {
+		return Rule{}, nil, err
 	}
-	if r.When != "" {
-		return Rule{}, fmt.Errorf("condition %q: this version knows no conditions; leave \"when\" out", r.When)
-	}
-	return r, nil
+	return r, segments, nil
 }
 
 func checkMethods(methods []string) ([]string, error) {
@@ -149,6 +174,8 @@ func checkHostPattern(host string) (string, error) {
 		return "", fmt.Errorf("host %q: \"*.\" needs a name behind it, not an address", host)
 	case wildcard:
 		return "*." + clean, nil
+	case !strings.ContainsAny(clean, ".[") && clean != "localhost":
+		return "", fmt.Errorf("host %q has no domain; if it begins the path, write a slash before it, as in \"/%s/…\"", host, host)
 	default:
 		return clean, nil
 	}
@@ -177,7 +204,7 @@ func parsePattern(path string) ([]segment, error) {
 	case len(path) > maxPatternBytes:
 		return nil, fmt.Errorf("the path has %d bytes, at most %d are allowed", len(path), maxPatternBytes)
 	case strings.Contains(path, "%"):
-		return nil, fmt.Errorf("path %q: write it decoded, without \"%%\": requests are decoded before they are matched, and an encoded slash never passes", path)
+		return nil, fmt.Errorf("path %q: %s", path, escapeAdvice(path))
 	case strings.ContainsAny(path, "?#"):
 		return nil, fmt.Errorf("path %q: only the path is matched; leave out \"?\", \"#\" and what follows", path)
 	case strings.ContainsAny(path, `\;`):
@@ -186,6 +213,8 @@ func parsePattern(path string) ([]segment, error) {
 		return nil, fmt.Errorf("path %q: \" when \" begins a condition and cannot stand in a path", path)
 	case strings.ContainsFunc(path, func(r rune) bool { return r != ' ' && unicode.IsSpace(r) }):
 		return nil, fmt.Errorf("path %q holds white space that never passes", path)
+	case strings.ContainsFunc(path, unicode.IsControl):
+		return nil, fmt.Errorf("path %q can never match: the path holds a control character", path)
 	}
 	if p := Relax(0).checkPath(path); !p.OK() {
 		return nil, fmt.Errorf("path %q can never match: %w", path, p)
@@ -213,6 +242,25 @@ func parsePattern(path string) ([]segment, error) {
 		segments[i] = s
 	}
 	return segments, nil
+}
+
+// escapeAdvice says what to write in the place of the first "%".
+func escapeAdvice(path string) string {
+	_, rest, _ := strings.Cut(path, "%")
+	const decoded = "write it decoded, without \"%\": requests are decoded before they are matched"
+	if len(rest) < 2 {
+		return decoded
+	}
+	char, err := url.PathUnescape("%" + rest[:2])
+	switch {
+	case err != nil:
+		return decoded
+	case strings.Contains("/\\;?#", char):
+		return fmt.Sprintf("%s, and an encoded %q never passes", decoded, char)
+	case ' ' <= char[0] && char[0] <= '~' && char != "%":
+		return fmt.Sprintf("%s; %q in the place of %q", decoded, char, "%"+rest[:2])
+	}
+	return decoded
 }
 
 func parseSegment(part string) (segment, error) {

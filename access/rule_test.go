@@ -5,6 +5,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"unicode"
 
 	"pgregory.net/rapid"
 )
@@ -28,6 +29,14 @@ func TestParseRule(t *testing.T) {
 		{"allow GET /.well-known/a.b/x:y@z!$&'()*+,=~_-", Rule{Effect: Allow, Methods: []string{"GET"}, Path: "/.well-known/a.b/x:y@z!$&'()*+,=~_-"}},
 		{"allow GET /{_a1}/{B...}", Rule{Effect: Allow, Methods: []string{"GET"}, Path: "/{_a1}/{B...}"}},
 		{"allow GET /v1/", Rule{Effect: Allow, Methods: []string{"GET"}, Path: "/v1/"}},
+		{"allow GET LocalHost/x", Rule{Effect: Allow, Methods: []string{"GET"}, Host: "localhost", Path: "/x"}},
+		{"allow GET *.Internal/x", Rule{Effect: Allow, Methods: []string{"GET"}, Host: "*.internal", Path: "/x"}},
+		{"allow GET 192.0.2.1/x", Rule{Effect: Allow, Methods: []string{"GET"}, Host: "192.0.2.1", Path: "/x"}},
+		{"allow GET /x when true", Rule{Effect: Allow, Methods: []string{"GET"}, Path: "/x", When: "true"}},
+		{"deny * h.example/  when \t user.role  ==  \"admin\" \t ", Rule{Effect: Deny, Methods: []string{"*"}, Host: "h.example", Path: "/", When: `user.role  ==  "admin"`}},
+		{`allow GET /v1/people/{id} when params.id in user.labels.people.split(",")`, Rule{Effect: Allow, Methods: []string{"GET"}, Path: "/v1/people/{id}", When: `params.id in user.labels.people.split(",")`}},
+		{`allow GET /x when request.path == "/x when y"`, Rule{Effect: Allow, Methods: []string{"GET"}, Path: "/x", When: `request.path == "/x when y"`}},
+		{`allow GET /x when user.name == 'é' // so it is`, Rule{Effect: Allow, Methods: []string{"GET"}, Path: "/x", When: `user.name == 'é' // so it is`}},
 		{"allow GET /" + strings.Repeat("a", 2047), Rule{Effect: Allow, Methods: []string{"GET"}, Path: "/" + strings.Repeat("a", 2047)}},
 		{"allow GET " + strings.Repeat("/a", 32), Rule{Effect: Allow, Methods: []string{"GET"}, Path: strings.Repeat("/a", 32)}},
 	} {
@@ -77,16 +86,19 @@ func TestRuleMistakes(t *testing.T) {
 		{"allow GET api.example.com./x", `is not a host name without a port`},
 		{"allow GET ::1/x", `is not a host name without a port`},
 		{"allow GET bücher.example/x", `is not a host name without a port`},
-		{"allow GET user@h/x", `is not a host name without a port`},
-		{"allow GET https://h/x", `host "https:" is not a host name`},
+		{"allow GET user@h.example/x", `is not a host name without a port`},
+		{"allow GET https://h.example/x", `host "https:" is not a host name`},
 		{"allow GET {host}/x", `is not a host name without a port`},
 		{"allow GET POST /x", `host "POST " is not a host name`},
+		{"allow GET h/x", `host "h" has no domain; if it begins the path, write a slash before it, as in "/h/…"`},
+		{"deny * v1/people/{id}", `host "v1" has no domain; if it begins the path, write a slash before it, as in "/v1/…"`},
+		{"allow GET V1/people", `host "V1" has no domain; if it begins the path, write a slash before it, as in "/V1/…"`},
+		{"allow GET localhost:80/x", `is not a host name without a port`},
 
 		{"allow GET v1", `path "v1": a path starts with "/"`},
 		{"allow GET api.example.com", `a path starts with "/"`},
 		{"allow GET *", `a path starts with "/"`},
 		{"allow GET {rest...}", `a path starts with "/"`},
-		{"allow GET /a%20b", `write it decoded, without "%": requests are decoded before they are matched`},
 		{"allow GET /a?b=c", `only the path is matched; leave out "?", "#" and what follows`},
 		{"allow GET /a#b", `only the path is matched`},
 		{`allow GET /a\b`, `a request whose path holds "\" or ";" never passes`},
@@ -95,6 +107,9 @@ func TestRuleMistakes(t *testing.T) {
 		{"allow GET /a\nallow GET /b", "holds white space that never passes"},
 		{"allow GET /a\u00a0b", "holds white space that never passes"},
 		{"allow GET /a\x00b", "can never match: the path holds a control character"},
+		{"allow GET /é/a\x00b", "can never match: the path holds a control character"},
+		{"deny * /é\x1b[31m", "can never match: the path holds a control character"},
+		{"allow GET /é\x7f/{x}", "can never match: the path holds a control character"},
 		{"allow GET /a\u200bb", "can never match: the path holds U+200B"},
 		{"allow GET /a／b", "can never match: the path holds U+FF0F"},
 		{"allow GET /\u212a", "can never match"},
@@ -130,9 +145,11 @@ func TestRuleMistakes(t *testing.T) {
 		{"allow GET " + strings.Repeat("/a", 33), "the path has 33 segments, at most 32 are allowed"},
 		{"allow GET /" + strings.Repeat("a", 2048), "the path has 2049 bytes, at most 2048 are allowed"},
 
-		{"allow GET /x when true", `condition "true": this version knows no conditions; leave "when" out`},
-		{"allow GET /x  when  a when b ", `condition "a when b"`},
-		{"allow GET /x when /y", `condition "/y"`},
+		{"allow GET /x  when  a when b ", `condition "a when b": at character 3: Syntax error`},
+		{"allow GET /x when /y", `condition "/y": at character 1: Syntax error`},
+		{"allow GET /x when user.name", `condition "user.name" is a string, and must be true or false; compare it with something`},
+		{"allow GET /{x}/y when params.y == \"a\"", `condition "params.y == \"a\"": the path has no {y}`},
+		{"allow GET /x when true\nfalse", "condition \"true\\nfalse\": write it on one line, without control characters"},
 		{"allow GET /x when ", `a condition follows "when"; leave the word out when there is none`},
 		{"allow GET /x when \t ", `a condition follows "when"`},
 		{"allow GET /x when", `" when " begins a condition and cannot stand in a path`},
@@ -150,8 +167,8 @@ func TestRuleMistakes(t *testing.T) {
 
 // TestCheckRule has what only the JSON form of a rule can hold.
 func TestCheckRule(t *testing.T) {
-	fine := Rule{ID: "rule_1", Effect: Allow, Methods: []string{"GET", "GET"}, Host: "API.example", Path: "/x", Name: "n", Description: "d"}
-	want := Rule{ID: "rule_1", Effect: Allow, Methods: []string{"GET"}, Host: "api.example", Path: "/x", Name: "n", Description: "d"}
+	fine := Rule{ID: "rule_1", Effect: Allow, Methods: []string{"GET", "GET"}, Host: "API.example", Path: "/x", When: "true", Name: "n", Description: "d", Permission: "p"}
+	want := Rule{ID: "rule_1", Effect: Allow, Methods: []string{"GET"}, Host: "api.example", Path: "/x", When: "true", Name: "n", Description: "d", Permission: "p"}
 	if got, err := fine.Check(); err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, %v, want %+v", got, err, want)
 	}
@@ -172,12 +189,39 @@ func TestCheckRule(t *testing.T) {
 		{func(r *Rule) { r.Path = "api.example/x" }, `a path starts with "/"`},
 		{func(r *Rule) { r.Path = "/x when true" }, `" when " begins a condition and cannot stand in a path`},
 		{func(r *Rule) { r.Path = "/x when" }, `" when " begins a condition and cannot stand in a path`},
-		{func(r *Rule) { r.When = " " }, "this version knows no conditions"},
+		{func(r *Rule) { r.Host = "a" }, `host "a" has no domain`},
+		{func(r *Rule) { r.When = " " }, `condition " ": write it without white space around it`},
+		{func(r *Rule) { r.When = "true " }, `condition "true ": write it without white space around it`},
+		{func(r *Rule) { r.When = "\u00a0true" }, `write it without white space around it`},
+		{func(r *Rule) { r.When = `params.id == "7"` }, `condition "params.id == \"7\"": the path has no {id}`},
+		{func(r *Rule) { r.Path, r.When = "/x;y", "nonsense" }, `never passes`},
 	} {
 		r := fine
 		row.change(&r)
 		if got, err := r.Check(); err == nil || !strings.Contains(err.Error(), row.want) {
 			t.Errorf("%+v: got %+v, %v, want %q", r, got, err, row.want)
+		}
+	}
+}
+
+// TestEscapeAdvice: what stands in the place of an escape is named where a path can
+// hold it.
+func TestEscapeAdvice(t *testing.T) {
+	const decoded = `write it decoded, without "%": requests are decoded before they are matched`
+	for path, want := range map[string]string{
+		"/a%20b":    `; " " in the place of "%20"`,
+		"/%7e/%41%": `; "~" in the place of "%7e"`,
+		"/a%2Fb":    `, and an encoded "/" never passes`,
+		"/a%2f":     `, and an encoded "/" never passes`,
+		"/a%5Cb":    `, and an encoded "\\" never passes`,
+		"/a%3bb":    `, and an encoded ";" never passes`,
+		"/a%3Fb":    `, and an encoded "?" never passes`,
+		"/a%23":     `, and an encoded "#" never passes`,
+		"/100%25":   "", "/100%": "", "/a%2": "", "/a%zz": "", "/a%00": "", "/a%7F": "", "/%C3%A9": "",
+	} {
+		_, err := ParseRule("allow GET " + path)
+		if want := fmt.Sprintf("rule %q: path %q: %s%s", "allow GET "+path, path, decoded, want); err == nil || err.Error() != want {
+			t.Errorf("%s: got %v, want %s", path, err, want)
 		}
 	}
 }
@@ -194,7 +238,7 @@ func checkRulePromises(text string) error {
 	if again, err := r.Check(); err != nil || !reflect.DeepEqual(again, r) {
 		return fmt.Errorf("%q is %+v, but checked again %+v, %v", text, r, again, err)
 	}
-	if strings.ContainsAny(r.String(), "\n\r\t") {
+	if strings.ContainsFunc(r.String(), unicode.IsControl) {
 		return fmt.Errorf("%q: the text %q is not one line", text, r)
 	}
 	g := Group{ID: "g", Name: "g", Mode: Enforce, Rules: []Rule{r}}
@@ -209,17 +253,69 @@ func drawRule(t *rapid.T) Rule {
 	r := Rule{
 		Effect:  rapid.SampledFrom([]Effect{Allow, Allow, Deny}).Draw(t, "effect"),
 		Methods: rapid.SampledFrom([][]string{{"*"}, {"*"}, {"GET"}, {"GET"}, {"HEAD"}, {"POST"}, {"PROPFIND"}, {"GET", "PURGE"}, {"DELETE", "OPTIONS"}}).Draw(t, "methods"),
-		Host:    rapid.SampledFrom([]string{"", "", "", "h", "x.h", "*.h"}).Draw(t, "host"),
+		Host:    rapid.SampledFrom([]string{"", "", "", "h.example", "x.h.example", "*.h.example"}).Draw(t, "host"),
 	}
+	var texts []string
 	segment := rapid.SampledFrom([]string{"a", "a", "a", "A", "b", "é", "{}", "{}", "{}", "a b"})
 	for i, s := range rapid.SliceOfN(segment, 0, 3).Draw(t, "segments") {
+		if s == "{}" {
+			texts = append(texts, fmt.Sprintf("params.p%d", i))
+		}
 		r.Path += "/" + strings.Replace(s, "{}", fmt.Sprintf("{p%d}", i), 1)
 	}
-	r.Path += rapid.SampledFrom([]string{"/", "/{rest...}", "/{rest...}", "", ""}).Draw(t, "end")
-	if r.Path == "" {
+	end := rapid.SampledFrom([]string{"/", "/{rest...}", "/{rest...}", "", ""}).Draw(t, "end")
+	if r.Path += end; r.Path == "" {
 		r.Path = "/"
 	}
+	if strings.HasPrefix(end, "/{") {
+		texts = append(texts, "params.rest")
+	}
+	if rapid.IntRange(0, 2).Draw(t, "conditional") == 2 {
+		r.When = drawCondition(t, texts)
+	}
 	return r
+}
+
+// drawCondition draws a valid condition of a rule. texts are what it can look at
+// besides fields.
+func drawCondition(t *rapid.T, texts []string) string {
+	texts = append(texts, `"a"`, `"b c"`, `'é'`, `"\"x when y\""`, `r"\n{}%;"`, "user.name", "user.labels.env", `user.labels[?"env"].orValue("test")`,
+		"request.method", "request.host", "request.path", `request.header("X-Env")`)
+	text := func() string { return rapid.SampledFrom(texts).Draw(t, "text") }
+	var condition func(depth int) string
+	condition = func(depth int) string {
+		n := 11
+		if depth == 0 {
+			n = 7
+		}
+		switch rapid.IntRange(0, n).Draw(t, "kind") {
+		case 0:
+			return rapid.SampledFrom([]string{"true", "false"}).Draw(t, "constant")
+		case 1:
+			return text() + " == " + text()
+		case 2:
+			return text() + ".startsWith(" + text() + ")"
+		case 3:
+			return text() + "  in  [" + text() + ", " + text() + "]"
+		case 4:
+			return "has(user.labels.env)"
+		case 5:
+			return `user.teams.exists(t, t != "dev" && t == user.name || t == "ops") && ` + text() + " in user.teams"
+		case 6:
+			return `now < timestamp("2030-01-01T00:00:00Z")`
+		case 7:
+			return text() + `.matches("^[a-z/]+$")`
+		case 8:
+			return "!(" + condition(depth-1) + ")"
+		case 9:
+			return "(" + condition(depth-1) + ") && (" + condition(depth-1) + ")"
+		case 10:
+			return "(" + condition(depth-1) + ") || (" + condition(depth-1) + ")"
+		default:
+			return "(" + condition(depth-1) + ") ? (" + condition(depth-1) + ") : (" + condition(depth-1) + ")"
+		}
+	}
+	return condition(2)
 }
 
 func TestRuleRoundTrip(t *testing.T) {
@@ -230,7 +326,8 @@ func TestRuleRoundTrip(t *testing.T) {
 		}
 	})
 	piece := rapid.SampledFrom([]string{
-		"allow", "deny", " ", " ", "GET", "*", ",", "POST", "/", "/", "a", "{x}", "{y...}", "*.h", "h", ".", ":80", "[::1]", "when", " when ", "\t", "é", "%", ";", "A",
+		"allow", "deny", " ", " ", "GET", "*", ",", "POST", "/", "/", "a", "{x}", "{y...}", "*.h", "h", "h.example", ".", ":80", "[::1]", "when", " when ", "\t", "é", "%", ";", "A",
+		" when true", " when params.x", " == ", `"a"`, "params.y",
 	})
 	rapid.Check(t, func(t *rapid.T) {
 		text := strings.Join(rapid.SliceOfN(piece, 0, 6).Draw(t, "pieces"), "")

@@ -1,0 +1,229 @@
+package access
+
+import (
+	"cmp"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Explanation is why a service user may or may not do something.
+type Explanation struct {
+	Decision
+	Source     Source       // how the user came into the deciding group
+	Considered []Considered // every rule of every group that the user is in; those that apply first, then by how close they came
+	Nearest    *Considered  // the allow that came closest; nil when it is allowed or there is none
+	Grant      string       // the smallest rule that would allow it; "" when it is allowed, or a deny stands in the way
+	Groups     []*Group     // other groups with a rule that would allow it, by name; membership would do as well
+}
+
+// Considered is one rule as it was looked at.
+type Considered struct {
+	Rule    *Rule
+	Group   *Group
+	Source  Source
+	Applies bool
+	Why     string // why it does not apply, or does not decide although it does
+	off     int    // how much keeps it from applying: two for each part of the request that it does not cover
+}
+
+// Explain says why the principal may or may not do this. The verdict comes from
+// [Directory.Authorize]; the rest tells how each rule contributed to it. groups
+// bounds what is shown; nil is everything.
+func (d *Directory) Explain(p Principal, a Action, groups func(*Group) bool) Explanation {
+	out := Explanation{Decision: d.Authorize(p, a)}
+	if p.User == nil {
+		return out
+	}
+	visible := func(g *Group) bool { return groups == nil || groups(g) }
+	member := make(map[*Group]bool)
+	for _, m := range d.Memberships(p.User) {
+		member[m.Group] = true
+		if m.Group == out.Group {
+			out.Source = m.Source
+		}
+		if !visible(m.Group) {
+			continue
+		}
+		for i := range m.Group.Rules {
+			out.Considered = append(out.Considered, d.consider(p, m, i, a, out.Decision))
+		}
+	}
+	slices.SortStableFunc(out.Considered, func(a, b Considered) int {
+		return cmp.Or(cmp.Compare(a.off, b.off), strings.Compare(string(b.Rule.Effect), string(a.Rule.Effect))) // a deny first
+	})
+	if out.Allowed() {
+		return out
+	}
+	for i := range out.Considered {
+		if out.Considered[i].Rule.Effect == Allow {
+			out.Nearest = &out.Considered[i]
+			break
+		}
+	}
+	if out.Reason == DeniedByRule {
+		return out
+	}
+	out.Grant = SmallestRule(a.Method, a.Path)
+	allow, _ := d.groupsOf(p)
+	q := question{bit: methodBit(a.Method), user: p.User, action: a}
+	for _, g := range d.groups {
+		if member[g] || g.Mode != Enforce || !visible(g) || allow.only != nil && !slices.Contains(allow.only, g.ID) {
+			continue
+		}
+		q.spent = 0
+		if e := d.policy.allowed(&q, indices{g.index}); e != nil && d.policy.denied(&q, indices{g.index}) == nil {
+			out.Groups = append(out.Groups, g)
+		}
+	}
+	slices.SortFunc(out.Groups, func(a, b *Group) int { return strings.Compare(a.Name, b.Name) })
+	return out
+}
+
+// consider looks at one rule of a group that the user is in.
+func (d *Directory) consider(p Principal, m Membership, i int, a Action, verdict Decision) Considered {
+	g, r := m.Group, &m.Group.Rules[i]
+	allow, _ := d.groupsOf(p)
+	c := Considered{Rule: r, Group: g, Source: m.Source}
+	why := func(off int, text string) {
+		c.off += off
+		if c.Why != "" {
+			c.Why += "; "
+		}
+		c.Why += text
+	}
+	if verdict.Rule == r {
+		c.Applies = true
+		return c
+	}
+	deny := r.Effect == Deny
+	q := question{bit: methodBit(a.Method), deny: deny, groups: onlyGroup, user: p.User, action: a}
+	if !newMethodSet(r).covers(q.bit, a.Method) {
+		methods := r.Methods
+		if methods[0] == "*" {
+			methods = registered[:]
+		}
+		why(2, "the method "+a.Method+" is not among "+strings.Join(methods, ","))
+	}
+	if !coversHost(r.Host, a.Host, deny) {
+		why(2, "the host "+strconv.Quote(a.Host)+" is not "+r.Host)
+	}
+	pathOnly := *r
+	pathOnly.Host, pathOnly.Methods = "", []string{"*"}
+	if !coversPath(pathOnly, nil, q) {
+		off, text := pathDistance(r.Path, a.Path, deny)
+		why(2*off, text)
+	} else if when := g.conditions[i]; when != nil && !coversPath(pathOnly, when, q) {
+		why(1, "its condition does not hold: "+d.whyNot(pathOnly, when, q))
+	}
+	switch {
+	case c.off > 0:
+		return c
+	case g.Mode == Observe:
+		why(1, "the permission group only observes")
+	case m.Source == InDoubt && !deny:
+		why(1, "the permission group's condition of membership cannot be evaluated, so that its allows do not hold")
+	case !deny && !slices.Contains(allow.allows, g.index):
+		why(1, "the token is restricted to other permission groups")
+	case !deny && verdict.Reason == NoRule:
+		why(1, errBudget.Error())
+	default:
+		c.Applies = true
+		if !deny && verdict.Reason == DeniedByRule {
+			c.Why = "a deny wins"
+		}
+	}
+	return c
+}
+
+// coversPath asks about one rule by itself, as the trees do.
+func coversPath(r Rule, when *Condition, q question) bool {
+	if when == nil {
+		r.When = ""
+	}
+	one := compile(map[string]*Group{"": {Mode: Enforce, Rules: []Rule{r}, conditions: []*Condition{when}}})
+	q.bit = methodSet{bits: anyBits}
+	if q.deny {
+		return one.denied(&q, onlyGroup) != nil
+	}
+	return one.allowed(&q, onlyGroup) != nil
+}
+
+// whyNot says what an allow's condition came to.
+func (d *Directory) whyNot(r Rule, when *Condition, q question) string {
+	segments, _ := parsePattern(r.Path)
+	c := &conditional{when, segments}
+	if _, err := c.holds(&evaluation{user: q.user, action: q.action, params: c.values(q.action.Path)}); err != nil {
+		return err.Error()
+	}
+	return when.text
+}
+
+// pathDistance counts the segments of a pattern that keep it from matching a
+// path, and names the first.
+func pathDistance(pattern, path string, deny bool) (off int, text string) {
+	segments, err := parsePattern(pattern)
+	if err != nil {
+		return 1, err.Error()
+	}
+	parts := strings.Split(strings.TrimPrefix(path, "/"), "/")
+	note := func(s string) {
+		off++
+		if text == "" {
+			text = s
+		}
+	}
+	for i, s := range segments {
+		switch {
+		case s.kind == restSegment:
+			if i >= len(parts) {
+				note("the path is shorter than " + pattern)
+			}
+			return max(off, 1), text
+		case i >= len(parts):
+			note("the path is shorter than " + pattern)
+		case s.kind == literalSegment && s.text != parts[i] && !(deny && foldCase(s.text) == foldCase(parts[i])):
+			note("the path has " + strconv.Quote(parts[i]) + " where " + pattern + " has " + strconv.Quote(s.text))
+		case s.kind == paramSegment && parts[i] == "":
+			note("the path has nothing where " + pattern + " has {" + s.text + "}")
+		}
+	}
+	if len(parts) > len(segments) {
+		note("the path is longer than " + pattern)
+		off += len(parts) - len(segments) - 1
+	}
+	return max(off, 1), text
+}
+
+// SmallestRule writes the allow that covers this method and path and as little
+// else as a rule can say.
+func SmallestRule(method, path string) string {
+	return smallestRule(method, path, func(string) bool { return false })
+}
+
+// smallestRule writes an allow for a path, with a parameter in the place of the
+// segments that vary, and of those that a pattern cannot spell or has no room for.
+func smallestRule(method, path string, varies func(segment string) bool) string {
+	parts := strings.Split(strings.TrimPrefix(path, "/"), "/")
+	n, room := 0, maxPatternBytes-maxPatternSegments*len("/{id32}")
+	for i, part := range parts {
+		if i == maxPatternSegments-1 && len(parts) > maxPatternSegments {
+			parts = append(parts[:i], "{rest...}")
+			break
+		}
+		if part == "" && i == len(parts)-1 {
+			break // the trailing slash
+		}
+		text := "allow GET /" + part
+		if r, err := ParseRule(text); varies(part) || err != nil || r.Path != "/"+part || strings.ContainsAny(part, "{}") || len(part) > room {
+			n++
+			parts[i] = "{id}"
+			if n > 1 {
+				parts[i] = "{id" + strconv.Itoa(n) + "}"
+			}
+			continue
+		}
+		room -= len(part)
+	}
+	return "allow " + method + " /" + strings.Join(parts, "/")
+}
