@@ -160,11 +160,45 @@ func TestChange(t *testing.T) {
 		{"delete this version of the group", "permission_group.delete", access.NoRule, func(w *world) error {
 			return w.DeleteGroup(ctx, alice, w.readers.ID, w.readers.Version)
 		}},
+		{"let nobody in by condition", "permission_group.update", access.Granted, func(w *world) error {
+			return w.changeGroup(func(g *Group) { g.MemberCondition = `user.name == "another"` })
+		}},
+		{"add a rule with a condition that holds", "rule.add", access.DeniedByRule, func(w *world) error {
+			_, err := w.AddRule(ctx, alice, w.readers.ID, rules(`deny GET /v1/{x} when params.x == "x" && user.name == "billing-sync"`)[0])
+			return err
+		}},
+		{"add a rule with a condition that does not hold", "rule.add", access.Granted, func(w *world) error {
+			_, err := w.AddRule(ctx, alice, w.readers.ID, rules(`deny GET /v1/{x} when params.x == "y"`)[0])
+			return err
+		}},
+		{"put conditions on the rules", "permission_group.update", access.NoRule, func(w *world) error {
+			return w.changeGroup(func(g *Group) { g.Rules[0].When = `user.labels.env == "prod"` })
+		}},
+		{"load permissions", "permission.create permission.create", access.Granted, func(w *world) error {
+			_, err := w.LoadPermissions(ctx, alice, permissionList("p q"), false)
+			return err
+		}},
+		{"give permissions", "permission.create, permission_group.update", access.DeniedByRule, func(w *world) error {
+			_, err := w.LoadPermissions(ctx, alice, []Permission{permission("p", "deny * /v1/{rest...}")}, false)
+			return cmp.Or(err, w.GrantPermission(ctx, alice, w.readers.ID, "p"))
+		}},
+		{"delete a group with permissions", "permission.create, permission_group.update, permission_group.delete, permission.delete", access.NoRule, func(w *world) error {
+			_, err := w.LoadPermissions(ctx, alice, permissionList("p"), false)
+			return cmp.Or(err, w.GrantPermission(ctx, alice, w.readers.ID, "p"), w.DeleteGroup(ctx, alice, w.readers.ID, 0), w.DeletePermission(ctx, alice, "p"))
+		}},
 		{"add a rule", "rule.add", access.DeniedByRule, func(w *world) error {
 			_, err := w.AddRule(ctx, alice, w.readers.ID, rules("deny GET /v1/x")[0])
 			return err
 		}},
 		{"remove a rule", "rule.remove", access.NoRule, func(w *world) error { return w.RemoveRule(ctx, alice, w.readers.ID, w.readers.Rules[0].ID) }},
+		{"let everybody into a group that denies", "permission_group.update", access.DeniedByRule, func(w *world) error {
+			_, err := w.UpdateGroup(ctx, alice, w.closers.ID, 0, func(g *Group) error { g.MemberCondition = "true"; return nil })
+			return err
+		}},
+		{"let in whoever has a label, which this one has not", "permission_group.update", access.DeniedByRule, func(w *world) error {
+			_, err := w.UpdateGroup(ctx, alice, w.closers.ID, 0, func(g *Group) error { g.MemberCondition = `user.labels.env == "prod"`; return nil })
+			return err
+		}},
 		{"add a member", "member.add", access.DeniedByRule, func(w *world) error { return w.AddMember(ctx, alice, w.closers.ID, w.user.ID) }},
 		{"remove a member", "member.remove", access.NoRule, func(w *world) error { return w.RemoveMember(ctx, alice, w.readers.ID, w.user.ID) }},
 	} {
@@ -215,6 +249,7 @@ func checkEvent(t *testing.T, w *world, e AuditEvent) {
 	}
 	type record struct {
 		ID      string
+		Key     string // of a permission, which has no id and no version
 		Version int64
 	}
 	var before, after record
@@ -228,7 +263,7 @@ func checkEvent(t *testing.T, w *world, e AuditEvent) {
 			t.Errorf("%s of %s: got %q, want it empty: %t", side.what, e.Action, side.text, side.empty)
 		}
 		if len(side.text) > 0 {
-			if err := json.Unmarshal(side.text, side.place); err != nil || side.place.ID != e.Resource {
+			if err := json.Unmarshal(side.text, side.place); err != nil || cmp.Or(side.place.ID, side.place.Key) != e.Resource {
 				t.Errorf("%s of %s: got %s (%v), want the record of %s", side.what, e.Action, side.text, err, e.Resource)
 			}
 		}
@@ -243,7 +278,7 @@ func checkEvent(t *testing.T, w *world, e AuditEvent) {
 	if string(e.Before) == string(e.After) {
 		t.Errorf("the record of %s shows no difference: %s", e.Action, e.After)
 	}
-	if len(e.After) > 0 && after.Version != before.Version+1 {
+	if len(e.After) > 0 && after.Key == "" && after.Version != before.Version+1 {
 		t.Errorf("version of %s: got %d after %d, want one more", e.Action, after.Version, before.Version)
 	}
 }
@@ -279,6 +314,8 @@ func TestNothingToChange(t *testing.T) {
 	mustDo(w.changeToken(func(k *Token) { k.AllowedIPs, k.ExpiresAt = []string{"192.0.2.1/32"}, w.clock.Now().Add(time.Hour) }))
 	spare := must(w.CreateToken(ctx, alice, w.user.ID, NewToken{}))
 	mustDo(w.RevokeToken(ctx, alice, w.user.ID, spare.ID))
+	load(w.Store, permissionList("p q")...)
+	mustDo(w.changeGroup(func(g *Group) { g.Permissions, g.MemberCondition = []string{"p", "q"}, "true" }))
 	w.clock.add(time.Minute)
 	berlin := time.FixedZone("", 7200)
 	for _, row := range []struct {
@@ -314,6 +351,12 @@ func TestNothingToChange(t *testing.T) {
 		{"group, equal rules", func() error {
 			return w.changeGroup(func(g *Group) { g.Rules = rules("allow GET,GET /v1/{x}", "allow  GET\t/v2") })
 		}},
+		{"group, permissions in another order", func() error {
+			return w.changeGroup(func(g *Group) { g.Permissions = []string{"q", "p", "q"} })
+		}},
+		{"give a permission that it has", func() error { return w.GrantPermission(ctx, alice, w.readers.ID, "p") }},
+		{"withdraw a permission that it has not", func() error { return w.WithdrawPermission(ctx, alice, w.closers.ID, "p") }},
+		{"load what is there", func() error { return second(w.LoadPermissions(ctx, alice, permissionList("p q"), true)) }},
 		{"group, what is not for the caller", func() error {
 			return w.changeGroup(func(g *Group) { g.ID, g.MemberCount, g.CreatedBy, g.Version = w.closers.ID, 9, "x", 9 })
 		}},
@@ -577,13 +620,21 @@ func TestReturnedRecords(t *testing.T) {
 		same("successor", must(w.Token(ctx, Local, u.ID, next.ID)), next.Token)
 		issued = next
 	}
-	g := must(w.CreateGroup(ctx, alice, Group{ID: "x", Name: "g", Description: "d", MemberCount: 9, Rules: []access.Rule{{ID: "x", Effect: "allow", Methods: []string{"GET"}, Path: "/", Host: "A.Example", Name: "n", Description: "d"}}}))
+	load(w.Store, permissionList("p q")...)
+	g := must(w.CreateGroup(ctx, alice, Group{ID: "x", Name: "g", Description: "d", MemberCondition: `user.name == "all"`, Permissions: []string{"q", "p", "q"}, MemberCount: 9, Rules: []access.Rule{{ID: "x", Effect: "allow", Methods: []string{"GET"}, Path: "/", Host: "A.Example", Name: "n", Description: "d"}}}))
 	same("group", must(w.Group(ctx, Local, g.ID)), g)
+	if !slices.Equal(g.Permissions, []string{"p", "q"}) || g.MemberCount != 1 {
+		t.Errorf("group: got %+v, want two permissions and one member", g)
+	}
 	g = must(w.UpdateGroup(ctx, alice, g.ID, g.Version, func(g *Group) error {
 		g.Rules, g.CreatedBy, g.MemberCount = append(rules("deny * /"), g.Rules...), "x", 9
+		g.Permissions, g.MemberCondition = g.Permissions[1:], ""
 		return nil
 	}))
 	same("updated group", must(w.Group(ctx, Local, g.ID)), g)
+	if g.MemberCount != 0 {
+		t.Errorf("updated group: got %d members, want none", g.MemberCount)
+	}
 	r := must(w.AddRule(ctx, alice, g.ID, access.Rule{ID: "x", Effect: "deny", Methods: []string{"GET"}, Path: "/x", Description: "d"}))
 	same("rule", must(w.Group(ctx, Local, g.ID)).Rules[2], r)
 }

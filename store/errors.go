@@ -59,3 +59,17 @@ func notFound(what, id string) error {
 func notAllowed(format string, args ...any) error {
 	return &Error{Kind: ErrNotAllowed, Msg: fmt.Sprintf(format, args...)}
 }
+
+// within says in which part of the request a fault lies.
+func within(err error, part string) error {
+	var e *Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	inner := *e
+	if inner.Field != "" {
+		part += "." + inner.Field
+	}
+	inner.Field = part
+	return &inner
+}

@@ -33,12 +33,16 @@ func (s *Store) CreateGroup(ctx context.Context, by Actor, g Group) (Group, erro
 			g.ID, g.Name, g.Description, g.Mode, g.MemberCondition, unix(g.CreatedAt), g.CreatedBy, unix(g.UpdatedAt), g.Version, t.revision); err != nil {
 			return fmt.Errorf("writing the permission group: %w", err)
 		}
+		if err := t.setPermissions(g.ID, nil, g.Permissions); err != nil {
+			return err
+		}
 		var err error
 		if g.Rules, err = t.setRules(g.ID, nil, g.Rules); err != nil {
 			return err
 		}
 		return t.audit("permission_group.create", g.ID, nil, auditGroup(g))
 	})
+	g.MemberCount = s.memberCount(by, g.ID)
 	return g, err
 }
 
@@ -67,7 +71,7 @@ func (s *Store) Groups(ctx context.Context, by Actor, name, before string, limit
 		list, err := collect(rows, scanGroup)
 		for i := range list {
 			if err == nil {
-				list[i].Rules, err = t.rulesOf(list[i].ID)
+				err = t.fill(&list[i])
 			}
 		}
 		return list, err
@@ -107,6 +111,9 @@ func (s *Store) UpdateGroup(ctx context.Context, by Actor, id string, version in
 		if g.Rules, err = t.setRules(id, before.Rules, g.Rules); err != nil {
 			return err
 		}
+		if err := t.setPermissions(id, before.Permissions, g.Permissions); err != nil {
+			return err
+		}
 		if toJSON(auditGroup(g)) == toJSON(auditGroup(before)) {
 			return nil
 		}
@@ -115,6 +122,7 @@ func (s *Store) UpdateGroup(ctx context.Context, by Actor, id string, version in
 		}
 		return t.audit("permission_group.update", id, auditGroup(before), auditGroup(g))
 	})
+	g.MemberCount = s.memberCount(by, id)
 	return g, err
 }
 
@@ -149,6 +157,9 @@ func (s *Store) DeleteGroup(ctx context.Context, by Actor, id string, version in
 		if _, err := t.exec(`DELETE FROM members WHERE group_id = $1`, id); err != nil {
 			return fmt.Errorf("removing members: %w", err)
 		}
+		if err := t.setPermissions(id, before.Permissions, nil); err != nil {
+			return err
+		}
 		if _, err := t.exec(`
 			UPDATE permission_groups SET deleted_at = $2, updated_at = $2, version = version + 1, revision = $3
 			WHERE id = $1`, id, t.now.Unix(), t.revision); err != nil {
@@ -174,10 +185,11 @@ func (s *Store) AddRule(ctx context.Context, by Actor, groupID string, r access.
 		if len(g.Rules) >= maxRules {
 			return conflict("rules", "the permission group has %d rules, the most there can be", len(g.Rules))
 		}
-		if made, err = t.addRule(groupID, r); err == nil {
-			g.Rules = append(slices.Clone(g.Rules), made)
+		if made, err = t.addRule(groupID, r); err != nil {
+			return err
 		}
-		return err
+		g.Rules = append(slices.Clone(g.Rules), made)
+		return checkRuleCount(g.Rules)
 	})
 	return made, err
 }
@@ -216,45 +228,40 @@ func (s *Store) editRules(ctx context.Context, by Actor, groupID, action string,
 
 // Member is a service user in a permission group.
 type Member struct {
-	ID   string
-	Name string
+	ID     string
+	Name   string
+	Source access.Source // by name or by condition
 }
 
-// Members lists the service users that a group names, newest first.
+// Members lists the service users that a group names or that meet its condition,
+// newest first.
 func (s *Store) Members(ctx context.Context, by Actor, groupID, before string, limit int) (list []Member, more bool, err error) {
-	list, err = inRead(ctx, s, by, func(t *tx) ([]Member, error) {
-		if _, err := t.visibleGroup(groupID); err != nil {
-			return nil, err
+	if _, err := s.Group(ctx, by, groupID); err != nil {
+		return nil, false, err
+	}
+	s.Directory().Members(groupID, func(u *access.User, source access.Source) {
+		if (before == "" || u.ID < before) && (by.Scope == nil || by.Scope.Shares(u.Teams)) {
+			list = append(list, Member{u.ID, u.Name, source})
 		}
-		rows, err := t.query(`
-			SELECT u.id, u.name, u.teams FROM members m JOIN service_users u ON u.id = m.service_user_id
-			WHERE m.group_id = $1 AND u.deleted_at = 0 AND ($2 = '' OR u.id < $2)
-			ORDER BY u.id DESC`, groupID, before)
-		if err != nil {
-			return nil, err
-		}
-		defer rows.Close()
-		list := []Member{}
-		for rows.Next() && len(list) <= limit {
-			var m Member
-			var text string
-			var teams []string
-			if err := rows.Scan(&m.ID, &m.Name, &text); err != nil {
-				return nil, err
-			}
-			if err := fromJSON(text, &teams); err != nil {
-				return nil, err
-			}
-			if by.Scope == nil || by.Scope.shares(teams) {
-				list = append(list, m)
-			}
-		}
-		return list, rows.Err()
 	})
+	slices.SortFunc(list, func(a, b Member) int { return strings.Compare(b.ID, a.ID) })
 	if len(list) > limit {
 		list, more = list[:limit], true
 	}
-	return list, more, err
+	return list, more, nil
+}
+
+// memberCount counts the members that the actor may see.
+func (s *Store) memberCount(by Actor, groupID string) (n int) {
+	if by.Scope == nil {
+		return s.Directory().MemberCount(groupID)
+	}
+	s.Directory().Members(groupID, func(u *access.User, _ access.Source) {
+		if by.Scope.Shares(u.Teams) {
+			n++
+		}
+	})
+	return n
 }
 
 // AddMember makes a service user a member of a group. To add one that is a
@@ -306,8 +313,8 @@ func (s *Store) setMember(ctx context.Context, by Actor, groupID, userID string,
 
 // addMember writes one membership. field names what the caller set.
 func (t *tx) addMember(field, groupID, userID string) error {
-	if _, err := t.group(groupID); err != nil {
-		return asField(err, field)
+	if err := t.checkGiven(field, groupID); err != nil {
+		return err
 	}
 	if _, err := t.exec(`
 		INSERT INTO members (group_id, service_user_id, created_at) VALUES ($1, $2, $3)
@@ -315,6 +322,16 @@ func (t *tx) addMember(field, groupID, userID string) error {
 		return fmt.Errorf("adding a member: %w", err)
 	}
 	return nil
+}
+
+// checkGiven refuses a group that does not exist, or that the actor cannot give;
+// a manager does not learn which.
+func (t *tx) checkGiven(field, groupID string) error {
+	if scope := t.by.Scope; scope != nil && !slices.Contains(scope.Groups, groupID) {
+		return &Error{ErrNotAllowed, field, "a manager can give only permission groups that it holds itself, and it does not hold " + groupID}
+	}
+	_, err := t.group(groupID)
+	return asField(err, field)
 }
 
 // addRule checks a rule and writes it behind the others.
@@ -382,14 +399,12 @@ func (t *tx) setRules(group string, before, list []access.Rule) ([]access.Rule, 
 }
 
 const selectGroup = `
-	SELECT id, name, description, mode, member_condition, created_at, created_by, updated_at, version,
-		(SELECT COUNT(*) FROM members m JOIN service_users u ON u.id = m.service_user_id
-		 WHERE m.group_id = permission_groups.id AND u.deleted_at = 0)
+	SELECT id, name, description, mode, member_condition, created_at, created_by, updated_at, version
 	FROM permission_groups`
 
 func scanGroup(rows *sql.Rows) (g Group, err error) {
 	var created, updated int64
-	err = rows.Scan(&g.ID, &g.Name, &g.Description, &g.Mode, &g.MemberCondition, &created, &g.CreatedBy, &updated, &g.Version, &g.MemberCount)
+	err = rows.Scan(&g.ID, &g.Name, &g.Description, &g.Mode, &g.MemberCondition, &created, &g.CreatedBy, &updated, &g.Version)
 	g.CreatedAt, g.UpdatedAt = fromUnix(created), fromUnix(updated)
 	return g, err
 }
@@ -419,8 +434,17 @@ func (t *tx) visibleGroup(id string) (Group, error) {
 	if t.by.Scope != nil && !slices.Contains(t.by.Scope.Groups, id) {
 		return Group{}, notFound("permission group", id)
 	}
-	g.Rules, err = t.rulesOf(id)
-	return g, err
+	return g, t.fill(&g)
+}
+
+// fill reads what is not in the row of a group.
+func (t *tx) fill(g *Group) (err error) {
+	if g.Rules, err = t.rulesOf(g.ID); err != nil {
+		return err
+	}
+	g.MemberCount = t.store.memberCount(t.by, g.ID)
+	g.Permissions, err = t.permissionsOf(g.ID)
+	return err
 }
 
 func (t *tx) rulesOf(group string) ([]access.Rule, error) {

@@ -93,7 +93,7 @@ func (p position) leadsTo(ctx context.Context, q *sql.Tx, next position) error {
 // loadGroups reads the groups that changed, each with all of its rules.
 func loadGroups(ctx context.Context, q *sql.Tx, since int64, c *access.Changes) error {
 	rows, err := q.QueryContext(ctx, `
-		SELECT id, name, mode, deleted_at
+		SELECT id, name, mode, member_condition, deleted_at
 		FROM permission_groups
 		WHERE revision > $1 AND (deleted_at = 0 OR $1 > 0)`, since)
 	if err != nil {
@@ -104,7 +104,7 @@ func loadGroups(ctx context.Context, q *sql.Tx, since int64, c *access.Changes) 
 	for rows.Next() {
 		var g access.Group
 		var deleted int64
-		if err := rows.Scan(&g.ID, &g.Name, &g.Mode, &deleted); err != nil {
+		if err := rows.Scan(&g.ID, &g.Name, &g.Mode, &g.Condition, &deleted); err != nil {
 			return err
 		}
 		if deleted != 0 {
@@ -134,7 +134,38 @@ func loadGroups(ctx context.Context, q *sql.Tx, since int64, c *access.Changes) 
 		g := &c.Groups[place[group]]
 		g.Rules = append(g.Rules, r)
 	}
-	return rules.Err()
+	if err := rules.Err(); err != nil {
+		return err
+	}
+	return loadPermissions(ctx, q, since, c, place)
+}
+
+// loadPermissions adds the rules of the permissions that groups were given.
+func loadPermissions(ctx context.Context, q *sql.Tx, since int64, c *access.Changes, place map[string]int) error {
+	rows, err := q.QueryContext(ctx, `
+		SELECT gp.group_id, p.key, p.rules
+		FROM group_permissions gp JOIN permissions p ON p.key = gp.permission_key JOIN permission_groups g ON g.id = gp.group_id
+		WHERE g.revision > $1 AND g.deleted_at = 0
+		ORDER BY gp.group_id, p.key`, since)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	known := make(map[string][]access.Rule)
+	for rows.Next() {
+		var group, key, text string
+		if err := rows.Scan(&group, &key, &text); err != nil {
+			return err
+		}
+		if known[key] == nil {
+			if known[key], err = permissionRules(key, text); err != nil {
+				return fmt.Errorf("permission %q: %w", key, err)
+			}
+		}
+		g := &c.Groups[place[group]]
+		g.Rules = append(g.Rules, known[key]...)
+	}
+	return rows.Err()
 }
 
 func scanRule(rows *sql.Rows) (group string, r access.Rule, err error) {
@@ -147,7 +178,7 @@ func scanRule(rows *sql.Rows) (group string, r access.Rule, err error) {
 // loadUsers reads the service users that changed, each with its groups.
 func loadUsers(ctx context.Context, q *sql.Tx, since int64, c *access.Changes) error {
 	rows, err := q.QueryContext(ctx, `
-		SELECT id, name, display_name, alias, active, role, teams, allowed_ips, expires_at, deleted_at
+		SELECT id, name, display_name, alias, owner, active, role, teams, labels, allowed_ips, expires_at, created_at, deleted_at
 		FROM service_users
 		WHERE revision > $1 AND (deleted_at = 0 OR $1 > 0)
 		ORDER BY id`, since)
@@ -157,9 +188,9 @@ func loadUsers(ctx context.Context, q *sql.Tx, since int64, c *access.Changes) e
 	defer rows.Close()
 	for rows.Next() {
 		var u access.User
-		var teams, allowed string
+		var teams, labels, allowed string
 		var deleted int64
-		if err := rows.Scan(&u.ID, &u.Name, &u.DisplayName, &u.Alias, &u.Active, &u.Role, &teams, &allowed, &u.ExpiresAt, &deleted); err != nil {
+		if err := rows.Scan(&u.ID, &u.Name, &u.DisplayName, &u.Alias, &u.Owner, &u.Active, &u.Role, &teams, &labels, &allowed, &u.ExpiresAt, &u.CreatedAt, &deleted); err != nil {
 			return err
 		}
 		if deleted != 0 {
@@ -168,6 +199,11 @@ func loadUsers(ctx context.Context, q *sql.Tx, since int64, c *access.Changes) e
 		}
 		if err := fromJSON(teams, &u.Teams); err != nil {
 			return fmt.Errorf("%s: %w", u.ID, err)
+		}
+		if labels != "{}" {
+			if err := fromJSON(labels, &u.Labels); err != nil {
+				return fmt.Errorf("%s: %w", u.ID, err)
+			}
 		}
 		if u.AllowedIPs, err = prefixes(allowed); err != nil {
 			return fmt.Errorf("%s: %w", u.ID, err)
@@ -269,7 +305,7 @@ func prefixes(text string) ([]netip.Prefix, error) {
 
 func fromJSON(text string, v any) error {
 	if err := json.Unmarshal([]byte(text), v); err != nil {
-		return fmt.Errorf("the list %q is damaged: %w", text, err)
+		return fmt.Errorf("the value %q is damaged: %w", text, err)
 	}
 	return nil
 }

@@ -18,13 +18,15 @@ import (
 
 // model is what a store should be, in the simplest words.
 type model struct {
-	now    int64
-	users  map[string]*modelUser
-	groups map[string]*modelGroup
+	now         int64
+	users       map[string]*modelUser
+	groups      map[string]*modelGroup
+	permissions map[string][]string // rules by key
 }
 
 type modelUser struct {
 	name    string
+	env     string // the label; "" is none
 	active  bool
 	expires int64 // 0 is never
 	groups  map[string]bool
@@ -39,9 +41,11 @@ type modelToken struct {
 }
 
 type modelGroup struct {
-	name    string
-	observe bool
-	rules   []string
+	name        string
+	observe     bool
+	condition   string
+	rules       []string
+	permissions []string
 }
 
 // decide answers a request for the model. Rules and requests come from a small
@@ -64,15 +68,25 @@ func (m *model) decide(user, token, action string) access.Reason {
 	}
 	answer := access.NoRule
 	for id, g := range m.groups {
-		if g.observe || !u.groups[id] && g.name != modelDefault {
+		member, doubt := m.member(u, id)
+		if g.name == modelDefault {
+			member = true
+		}
+		if g.observe || !member && !doubt {
 			continue
 		}
-		for _, r := range g.rules {
+		list := slices.Clone(g.rules)
+		for _, key := range g.permissions {
+			list = append(list, m.permissions[key]...)
+		}
+		for _, r := range list {
+			target, condition, _ := strings.Cut(r, " when ")
+			holds, doubtful := evaluate(condition, u)
 			switch deny := strings.HasPrefix(r, "deny"); {
-			case !slices.Contains(covers[r], action):
-			case deny:
+			case !slices.Contains(covers[target], action):
+			case deny && (holds || doubtful):
 				return access.DeniedByRule
-			case len(k.narrow) == 0 || slices.Contains(k.narrow, id):
+			case !deny && holds && member && (len(k.narrow) == 0 || slices.Contains(k.narrow, id)):
 				answer = access.Granted
 			}
 		}
@@ -80,11 +94,44 @@ func (m *model) decide(user, token, action string) access.Reason {
 	return answer
 }
 
+// member reports whether a service user is in a group, by name or by condition,
+// or whether that cannot be said.
+func (m *model) member(u *modelUser, group string) (member, doubt bool) {
+	if u.groups[group] {
+		return true, false
+	}
+	if condition := m.groups[group].condition; condition != "" {
+		return evaluate(condition, u)
+	}
+	return false, false
+}
+
+// conditions are all that the model knows.
+var conditions = []string{"", `user.labels.env == "a"`, `user.labels.env != "a"`, `has(user.labels.env)`, `user.name == "a"`, `!(user.name in ["a", "b"])`}
+
+func evaluate(condition string, u *modelUser) (holds, doubt bool) {
+	switch condition {
+	case "":
+		return true, false
+	case conditions[1]:
+		return u.env == "a", u.env == ""
+	case conditions[2]:
+		return u.env != "a" && u.env != "", u.env == ""
+	case conditions[3]:
+		return u.env != "", false
+	case conditions[4]:
+		return u.name == "a", false
+	case conditions[5]:
+		return u.name != "a" && u.name != "b", false
+	}
+	panic("the model does not know " + condition)
+}
+
 const modelDefault = "everyone"
 
 var actions = []string{"GET /a", "GET /b", "POST /a", "DELETE /a/b"}
 
-// covers says which of the actions each rule is about.
+// covers says which of the actions each rule is about, apart from its condition.
 var covers = map[string][]string{
 	"allow GET /a":           {"GET /a"},
 	"allow POST,DELETE /{x}": {"POST /a"},
@@ -114,7 +161,7 @@ func TestModel(t *testing.T) {
 		opts := Options{Now: now, DefaultGroup: modelDefault, TokenTTL: time.Hour, Poll: time.Millisecond}
 		s, other := must(Open(ctx, path, opts)), must(Open(ctx, path, opts))
 		defer func() { mustDo(s.Close()); mustDo(other.Close()); mustDo(os.Remove(path)) }()
-		m := &model{clock.Now().Unix(), make(map[string]*modelUser), make(map[string]*modelGroup)}
+		m := &model{clock.Now().Unix(), make(map[string]*modelUser), make(map[string]*modelGroup), make(map[string][]string)}
 
 		pick := func(t *rapid.T, from []string, what string) string {
 			if len(from) == 0 {
@@ -130,8 +177,32 @@ func TestModel(t *testing.T) {
 			return user, pick(t, slices.Collect(maps.Keys(m.users[user].tokens)), "token")
 		}
 		drawName := rapid.SampledFrom([]string{"a", "b", "c", modelDefault})
-		drawRules := func(t *rapid.T) []string {
-			return rapid.SliceOfN(rapid.SampledFrom(slices.Sorted(maps.Keys(covers))), 0, 3).Draw(t, "rules")
+		drawEnv := rapid.SampledFrom([]string{"", "a", "b"})
+		labels := func(env string) map[string]string {
+			if env == "" {
+				return nil
+			}
+			return map[string]string{"env": env}
+		}
+		drawCondition := rapid.SampledFrom(conditions)
+		drawRule := rapid.Custom(func(t *rapid.T) string {
+			rule := rapid.SampledFrom(slices.Sorted(maps.Keys(covers))).Draw(t, "rule")
+			if when := drawCondition.Draw(t, "when"); when != "" {
+				rule += " when " + when
+			}
+			return rule
+		})
+		drawRules := func(t *rapid.T) []string { return rapid.SliceOfN(drawRule, 0, 3).Draw(t, "rules") }
+		drawPermissions := func(t *rapid.T) []string {
+			return slices.DeleteFunc(slices.Sorted(maps.Keys(m.permissions)), func(key string) bool { return !rapid.Bool().Draw(t, "with "+key) })
+		}
+		given := func(key string) bool {
+			for _, g := range m.groups {
+				if slices.Contains(g.permissions, key) {
+					return true
+				}
+			}
+			return false
 		}
 		drawGroups := func(t *rapid.T) []string {
 			return slices.DeleteFunc(slices.Sorted(maps.Keys(m.groups)), func(id string) bool { return !rapid.Bool().Draw(t, "with "+m.groups[id].name) })
@@ -168,10 +239,10 @@ func TestModel(t *testing.T) {
 
 		t.Repeat(map[string]func(*rapid.T){
 			"create service user": func(t *rapid.T) {
-				name, groups, active := drawName.Draw(t, "name"), drawGroups(t), rapid.Bool().Draw(t, "active")
-				u, token, err := writer(t).CreateServiceUser(ctx, Local, ServiceUser{Name: name, Active: active, Groups: groups}, &NewToken{})
+				name, env, groups, active := drawName.Draw(t, "name"), drawEnv.Draw(t, "env"), drawGroups(t), rapid.Bool().Draw(t, "active")
+				u, token, err := writer(t).CreateServiceUser(ctx, Local, ServiceUser{Name: name, Labels: labels(env), Active: active, Groups: groups}, &NewToken{})
 				if ok(err, taken(name, "")) {
-					made := &modelUser{name, active, 0, make(map[string]bool), map[string]*modelToken{token.ID: {secret: token.Secret, ends: ttl()}}}
+					made := &modelUser{name, env, active, 0, make(map[string]bool), map[string]*modelToken{token.ID: {secret: token.Secret, ends: ttl()}}}
 					for _, g := range groups {
 						made.groups[g] = true
 					}
@@ -179,15 +250,15 @@ func TestModel(t *testing.T) {
 				}
 			},
 			"update service user": func(t *rapid.T) {
-				id, name, active, groups := pickUser(t), drawName.Draw(t, "name"), rapid.Bool().Draw(t, "active"), drawGroups(t)
+				id, name, env, active, groups := pickUser(t), drawName.Draw(t, "name"), drawEnv.Draw(t, "env"), rapid.Bool().Draw(t, "active"), drawGroups(t)
 				life := int64(rapid.IntRange(1, 100).Draw(t, "life"))
 				_, err := writer(t).UpdateServiceUser(ctx, Local, id, 0, func(u *ServiceUser) error {
-					u.Name, u.Active, u.Groups, u.ExpiresAt = name, active, groups, time.Unix(m.now+life, 0)
+					u.Name, u.Labels, u.Active, u.Groups, u.ExpiresAt = name, labels(env), active, groups, time.Unix(m.now+life, 0)
 					return nil
 				})
 				if ok(err, taken(name, id)) {
 					u := m.users[id]
-					u.name, u.active, u.expires, u.groups = name, active, m.now+life, make(map[string]bool)
+					u.name, u.env, u.active, u.expires, u.groups = name, env, active, m.now+life, make(map[string]bool)
 					for _, g := range groups {
 						u.groups[g] = true
 					}
@@ -225,23 +296,24 @@ func TestModel(t *testing.T) {
 				}
 			},
 			"create group": func(t *rapid.T) {
-				name, texts := drawName.Draw(t, "name"), drawRules(t)
-				g, err := writer(t).CreateGroup(ctx, Local, Group{Name: name, Rules: rules(texts...)})
+				name, condition, texts, keys := drawName.Draw(t, "name"), drawCondition.Draw(t, "condition"), drawRules(t), drawPermissions(t)
+				g, err := writer(t).CreateGroup(ctx, Local, Group{Name: name, MemberCondition: condition, Rules: rules(texts...), Permissions: keys})
 				if ok(err, groupTaken(name, "")) {
-					m.groups[g.ID] = &modelGroup{name, false, texts}
+					m.groups[g.ID] = &modelGroup{name, false, condition, texts, keys}
 				}
 			},
 			"update group": func(t *rapid.T) {
 				id, name, texts, observe := pickGroup(t), drawName.Draw(t, "name"), drawRules(t), rapid.Bool().Draw(t, "observe")
+				condition, keys := drawCondition.Draw(t, "condition"), drawPermissions(t)
 				_, err := writer(t).UpdateGroup(ctx, Local, id, 0, func(g *Group) error {
-					g.Name, g.Rules, g.Mode = name, rules(texts...), access.Enforce
+					g.Name, g.Rules, g.Mode, g.MemberCondition, g.Permissions = name, rules(texts...), access.Enforce, condition, keys
 					if observe {
 						g.Mode = access.Observe
 					}
 					return nil
 				})
 				if ok(err, groupTaken(name, id)) {
-					m.groups[id] = &modelGroup{name, observe, texts}
+					m.groups[id] = &modelGroup{name, observe, condition, texts, keys}
 				}
 			},
 			"delete group": func(t *rapid.T) {
@@ -253,7 +325,7 @@ func TestModel(t *testing.T) {
 				}
 			},
 			"add rule": func(t *rapid.T) {
-				id, text := pickGroup(t), rapid.SampledFrom(slices.Sorted(maps.Keys(covers))).Draw(t, "rule")
+				id, text := pickGroup(t), drawRule.Draw(t, "rule")
 				_, err := writer(t).AddRule(ctx, Local, id, rules(text)[0])
 				ok(err, false)
 				m.groups[id].rules = append(m.groups[id].rules, text)
@@ -278,6 +350,46 @@ func TestModel(t *testing.T) {
 				ok(writer(t).RemoveMember(ctx, Local, group, user), false)
 				delete(m.users[user].groups, group)
 			},
+			"load permissions": func(t *rapid.T) {
+				next, replace, stuck := make(map[string][]string), rapid.Bool().Draw(t, "replace"), false
+				var list []Permission
+				for _, key := range []string{"p", "q", "r"} {
+					if rapid.Bool().Draw(t, "with "+key) {
+						next[key] = append(drawRules(t), drawRule.Draw(t, "last rule"))
+						list = append(list, permission(key, next[key]...))
+					} else if old, known := m.permissions[key]; known && !replace {
+						next[key] = old
+					} else {
+						stuck = stuck || known && given(key)
+					}
+				}
+				_, err := writer(t).LoadPermissions(ctx, Local, list, replace)
+				if got := kind(err); stuck != (got == "conflict permissions") || !stuck && err != nil {
+					t.Fatalf("got %v, want a conflict: %t", err, stuck)
+				}
+				if !stuck {
+					m.permissions = next
+				}
+			},
+			"give or withdraw a permission": func(t *rapid.T) {
+				id, key := pickGroup(t), pick(t, slices.Collect(maps.Keys(m.permissions)), "permission")
+				if g := m.groups[id]; slices.Contains(g.permissions, key) {
+					ok(writer(t).WithdrawPermission(ctx, Local, id, key), false)
+					g.permissions = slices.DeleteFunc(slices.Clone(g.permissions), func(k string) bool { return k == key })
+				} else {
+					ok(writer(t).GrantPermission(ctx, Local, id, key), false)
+					g.permissions = append(slices.Clone(g.permissions), key)
+				}
+			},
+			"delete a permission": func(t *rapid.T) {
+				key := pick(t, slices.Collect(maps.Keys(m.permissions)), "permission")
+				if got, want := kind(writer(t).DeletePermission(ctx, Local, key)), given(key); want != (got == "conflict permissions") || !want && got != "ok" {
+					t.Fatalf("got %s, want a conflict: %t", got, want)
+				}
+				if !given(key) {
+					delete(m.permissions, key)
+				}
+			},
 			"time passes": func(t *rapid.T) {
 				seconds := rapid.IntRange(1, 60).Draw(t, "seconds")
 				clock.add(time.Duration(seconds) * time.Second)
@@ -292,6 +404,17 @@ func TestModel(t *testing.T) {
 								t.Fatalf("%s by %s of %s: got %v, want %v", action, token, user, got, want)
 							}
 						}
+					}
+				}
+				for id := range m.groups {
+					members := 0
+					for _, u := range m.users {
+						if in, _ := m.member(u, id); in {
+							members++
+						}
+					}
+					if got := s.Directory().MemberCount(id); got != members {
+						t.Fatalf("members of %s: got %d, want %d", m.groups[id].name, got, members)
 					}
 				}
 				if got := s.Directory().Len(); got != len(m.users) {

@@ -86,7 +86,9 @@ func TestOpenRefuses(t *testing.T) {
 		{"a foreign database with a log", func(p string) { sqliteFile(t, p, `PRAGMA journal_mode = WAL; CREATE TABLE t (a)`) }, ErrNotOurs, "another program"},
 		{"no schema version", func(p string) { sqliteFile(t, p, ours+`CREATE TABLE t (a)`) }, ErrNotOurs, "restore it from a backup"},
 		{"a negative schema version", func(p string) { sqliteFile(t, p, ours+`PRAGMA user_version = -1; CREATE TABLE t (a)`) }, ErrNotOurs, "restore it from a backup"},
-		{"a newer schema", func(p string) { sqliteFile(t, p, ours+`PRAGMA user_version = 2; CREATE TABLE t (a)`) }, ErrNewer, "update the program"},
+		{"a newer schema", func(p string) {
+			sqliteFile(t, p, fmt.Sprintf(`%s PRAGMA user_version = %d; CREATE TABLE t (a)`, ours, schemaVersion+1))
+		}, ErrNewer, "update the program"},
 		{"a directory", func(p string) { mustDo(os.Mkdir(p, 0o755)) }, nil, "name a file in it"},
 		{"a missing directory", func(p string) { mustDo(os.Remove(filepath.Dir(p))) }, nil, "create it first"},
 		{"a file for a directory", func(p string) { mustDo(os.Remove(filepath.Dir(p))); mustDo(os.WriteFile(filepath.Dir(p), nil, 0o644)) }, nil, "not a directory"},
@@ -165,7 +167,12 @@ func TestOpenTakesAllOrNothing(t *testing.T) {
 		{"an unknown role", exec(`UPDATE service_users SET role = 'root'`)},
 		{"an unknown mode", exec(`UPDATE permission_groups SET mode = 'off'`)},
 		{"an unknown effect", exec(`UPDATE rules SET effect = 'permit'`)},
-		{"a condition", exec(`UPDATE rules SET condition = 'true'`)},
+		{"a condition that cannot be compiled", exec(`UPDATE rules SET condition = 'user.name =='`)},
+		{"a condition over a parameter that the path does not have", exec(`UPDATE rules SET condition = 'params.id == ""'`)},
+		{"a membership that cannot be compiled", exec(`UPDATE permission_groups SET member_condition = 'user.nme == ""'`)},
+		{"a membership over the request", exec(`UPDATE permission_groups SET member_condition = 'request.host == ""'`)},
+		{"a permission's rules are no list", exec(`UPDATE permissions SET rules = '{}'`)},
+		{"a permission's rule is none", exec(`UPDATE permissions SET rules = '["allow"]'`)},
 		{"a path that never matches", exec(`UPDATE rules SET path = '/a%2fb'`)},
 		{"no methods", exec(`UPDATE rules SET methods = ''`)},
 		{"a short hash", exec(`UPDATE tokens SET hash = 'abcd'`)},
@@ -177,7 +184,10 @@ func TestOpenTakesAllOrNothing(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			path := place(t)
 			s := open(t, path, Options{})
-			addUser(s, "a", addGroup(s, "g", "allow GET /a").ID)
+			g := addGroup(s, "g", "allow GET /a")
+			addUser(s, "a", g.ID)
+			load(s, permission("p", "allow GET /p"))
+			mustDo(s.GrantPermission(ctx, Local, g.ID, "p"))
 			mustDo(s.Close())
 			row.damage(path)
 			if s, err := Open(ctx, path, Options{}); err == nil {

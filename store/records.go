@@ -37,6 +37,14 @@ type ServiceUser struct {
 	Version      int64             `json:"version"`           // counts changes of these fields, for If-Match
 }
 
+// directoryUser returns what conditions and groups see of a service user.
+func (u *ServiceUser) directoryUser() *access.User {
+	return &access.User{
+		ID: u.ID, Name: u.Name, DisplayName: u.DisplayName, Alias: u.Alias, Owner: u.Owner, Role: u.Role, Teams: u.Teams,
+		Labels: u.Labels, CreatedAt: unix(u.CreatedAt), Active: u.Active, Groups: u.Groups,
+	}
+}
+
 // clone returns a copy that shares nothing with u.
 func (u ServiceUser) clone() ServiceUser {
 	u.Teams, u.Labels = slices.Clone(u.Teams), maps.Clone(u.Labels)
@@ -119,9 +127,10 @@ type Group struct {
 	Name            string        `json:"name"` // unique
 	Description     string        `json:"description,omitempty"`
 	Mode            access.Mode   `json:"mode"`
-	MemberCondition string        `json:"member_condition,omitempty"`
-	Rules           []access.Rule `json:"-"`
-	MemberCount     int64         `json:"-"` // named members
+	MemberCondition string        `json:"member_condition,omitempty"` // CEL over user; "" is nobody
+	Permissions     []string      `json:"permissions,omitempty"`      // keys of the catalogue, sorted
+	Rules           []access.Rule `json:"-"`                          // its own, without those of the permissions
+	MemberCount     int           `json:"-"`                          // by name and by condition
 	CreatedAt       time.Time     `json:"created_at"`
 	CreatedBy       string        `json:"created_by"`
 	UpdatedAt       time.Time     `json:"updated_at"`
@@ -129,7 +138,7 @@ type Group struct {
 }
 
 func (g Group) clone() Group {
-	g.Rules = slices.Clone(g.Rules)
+	g.Rules, g.Permissions = slices.Clone(g.Rules), slices.Clone(g.Permissions)
 	for i := range g.Rules {
 		g.Rules[i].Methods = slices.Clone(g.Rules[i].Methods)
 	}
@@ -139,6 +148,19 @@ func (g Group) clone() Group {
 func (g *Group) keep(before Group) {
 	g.ID, g.Version, g.MemberCount, g.CreatedBy = before.ID, before.Version, before.MemberCount, before.CreatedBy
 	g.CreatedAt, g.UpdatedAt = before.CreatedAt, before.UpdatedAt
+}
+
+// Permission is a named right of the catalogue. It stands for rules, and can be
+// given to permission groups.
+type Permission struct {
+	Key         string        `json:"key"` // people.address.view
+	Name        string        `json:"name"`
+	Description string        `json:"description,omitempty"`
+	Category    string        `json:"category,omitempty"`
+	Rules       []access.Rule `json:"-"`
+	CreatedAt   time.Time     `json:"created_at"`
+	CreatedBy   string        `json:"created_by"`
+	UpdatedAt   time.Time     `json:"updated_at"`
 }
 
 // Actor is who makes a change, and how far it may reach.
@@ -152,8 +174,8 @@ type Actor struct {
 var Local = Actor{Name: "local"}
 
 // Scope bounds what a manager sees and changes: service users with the role
-// member that share a team with it, and whose permission groups, before and
-// after a change, are all among its own.
+// member that share a team with it, and that may do nothing, before and after a
+// change, that the manager may not.
 type Scope struct {
 	UserID string   // the manager itself, when it is a service user
 	Teams  []string // of the manager

@@ -1,4 +1,4 @@
--- The store of service users, version 1. Times are Unix seconds in UTC; 0 means
+-- The store of service users, version 2. Times are Unix seconds in UTC; 0 means
 -- "never" or "not yet". Lists and maps are JSON text. One text serves SQLite and
 -- PostgreSQL.
 --
@@ -96,6 +96,27 @@ CREATE TABLE rules (
 	created_at  BIGINT NOT NULL
 );
 CREATE INDEX rules_group ON rules (group_id, position);
+
+-- The catalogue: named rights that stand for rules and can be given to a group.
+CREATE TABLE permissions (
+	key         TEXT   PRIMARY KEY, -- people.address.view
+	name        TEXT   NOT NULL,
+	description TEXT   NOT NULL,
+	category    TEXT   NOT NULL,
+	position    BIGINT NOT NULL,    -- the order that people see
+	rules       TEXT   NOT NULL,    -- ["allow GET /v1/people/{id}/address"]
+	created_at  BIGINT NOT NULL,
+	created_by  TEXT   NOT NULL,
+	updated_at  BIGINT NOT NULL
+);
+
+CREATE TABLE group_permissions (
+	group_id       TEXT   NOT NULL REFERENCES permission_groups (id),
+	permission_key TEXT   NOT NULL REFERENCES permissions (key),
+	created_at     BIGINT NOT NULL,
+	PRIMARY KEY (group_id, permission_key)
+);
+CREATE INDEX group_permissions_permission ON group_permissions (permission_key);
 
 CREATE TABLE members (
 	group_id        TEXT   NOT NULL REFERENCES permission_groups (id),

@@ -233,7 +233,7 @@ func (t *tx) user(id string) (ServiceUser, error) {
 // does not exist for it.
 func (t *tx) visibleUser(id string) (ServiceUser, error) {
 	u, err := t.user(id)
-	if err == nil && t.by.Scope != nil && !t.by.Scope.shares(u.Teams) {
+	if err == nil && t.by.Scope != nil && !t.by.Scope.Shares(u.Teams) {
 		return ServiceUser{}, notFound("service user", id)
 	}
 	return u, err
@@ -314,5 +314,5 @@ func inRead[T any](ctx context.Context, s *Store, by Actor, f func(*tx) (T, erro
 		return v, fmt.Errorf("reading the store: %w", err)
 	}
 	defer sqlTx.Rollback()
-	return f(&tx{Tx: sqlTx, store: s, ctx: ctx, by: by, now: s.now().UTC()})
+	return f(&tx{Tx: sqlTx, store: s, ctx: ctx, by: by, now: s.now().UTC(), directory: s.Directory()})
 }

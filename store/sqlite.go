@@ -22,7 +22,27 @@ var schema string
 // upgrades bring an older database up to date: upgrades[i] leads from version
 // i+1 to i+2. The list is only ever appended to; schema.sql always makes the
 // newest version.
-var upgrades = []string{}
+var upgrades = []string{
+	// 2: the catalogue of permissions.
+	`CREATE TABLE permissions (
+		key         TEXT   PRIMARY KEY,
+		name        TEXT   NOT NULL,
+		description TEXT   NOT NULL,
+		category    TEXT   NOT NULL,
+		position    BIGINT NOT NULL,
+		rules       TEXT   NOT NULL,
+		created_at  BIGINT NOT NULL,
+		created_by  TEXT   NOT NULL,
+		updated_at  BIGINT NOT NULL
+	);
+	CREATE TABLE group_permissions (
+		group_id       TEXT   NOT NULL REFERENCES permission_groups (id),
+		permission_key TEXT   NOT NULL REFERENCES permissions (key),
+		created_at     BIGINT NOT NULL,
+		PRIMARY KEY (group_id, permission_key)
+	);
+	CREATE INDEX group_permissions_permission ON group_permissions (permission_key);`,
+}
 
 // schemaVersion is the version that this program reads and writes.
 var schemaVersion = 1 + len(upgrades)

@@ -143,12 +143,13 @@ func (s *Store) Fault() string {
 // tx is a change in the making.
 type tx struct {
 	*sql.Tx
-	store    *Store
-	ctx      context.Context
-	by       Actor
-	now      time.Time // whole seconds, UTC
-	revision int64     // the number of this change
-	events   int       // audit records written
+	store     *Store
+	ctx       context.Context
+	by        Actor
+	now       time.Time         // whole seconds, UTC
+	directory *access.Directory // as it is before the change
+	revision  int64             // the number of this change
+	events    int               // audit records written
 }
 
 func (t *tx) exec(query string, args ...any) (sql.Result, error) {
@@ -209,8 +210,7 @@ func (s *Store) install(next loaded) {
 // change runs one transaction: what f does, its audit records, revision + 1.
 // The new directory is built inside of it, so a change that could not be
 // enforced is rolled back, and one that is committed holds at once. When f
-// writes no audit record nothing is changed, but what another process changed
-// is taken in: that may be why there was nothing left to do.
+// writes no audit record nothing is changed.
 func (s *Store) change(ctx context.Context, by Actor, f func(*tx) error) error {
 	if err := s.lock(ctx); err != nil {
 		return fmt.Errorf("waiting for another change: %w", err)
@@ -229,16 +229,20 @@ func (s *Store) change(ctx context.Context, by Actor, f func(*tx) error) error {
 		return fmt.Errorf("beginning a change: %w", err)
 	}
 	defer sqlTx.Rollback()
-	t := &tx{Tx: sqlTx, store: s, ctx: ctx, by: by, now: s.now().UTC().Truncate(time.Second)}
-	if err := t.row(`SELECT revision + 1 FROM meta`).Scan(&t.revision); err != nil {
-		return fmt.Errorf("reading the revision: %w", err)
+	before, err := s.load(ctx, sqlTx) // another process may have changed it
+	if err != nil {
+		return fmt.Errorf("building the directory: %w", err)
 	}
-	if err := f(t); err != nil {
+	s.install(before)
+	t := &tx{
+		Tx: sqlTx, store: s, ctx: ctx, by: by, now: s.now().UTC().Truncate(time.Second),
+		directory: before.directory, revision: before.revision + 1,
+	}
+	if err := t.renewScope(); err != nil {
 		return err
 	}
-	if t.events == 0 {
-		sqlTx.Rollback()
-		return s.reload(ctx)
+	if err := f(t); err != nil || t.events == 0 {
+		return err
 	}
 	if _, err := t.exec(`UPDATE meta SET revision = $1`, t.revision); err != nil {
 		return fmt.Errorf("counting the revision: %w", err)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"database/sql"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -125,9 +126,13 @@ func same(t tb, what, got, want string) {
 // dump is every row of every table, as text.
 func dump(t tb, s *Store) string {
 	t.Helper()
+	return dumpTables(s.read, "meta", "service_users", "tokens", "permission_groups", "rules", "permissions", "group_permissions", "members", "audit_events")
+}
+
+func dumpTables(db *sql.DB, tables ...string) string {
 	var out strings.Builder
-	for _, table := range []string{"meta", "service_users", "tokens", "permission_groups", "rules", "members", "audit_events"} {
-		rows := must(s.read.QueryContext(ctx, `SELECT * FROM `+table+` ORDER BY 1, 2`))
+	for _, table := range tables {
+		rows := must(db.QueryContext(ctx, `SELECT * FROM `+table+` ORDER BY 1, 2`))
 		values := make([]any, len(must(rows.Columns())))
 		for i := range values {
 			values[i] = new(any)
@@ -256,3 +261,5 @@ func absent(t tb, where string, text []byte, secret string) {
 		}
 	}
 }
+
+func addrOf(text string) netip.Addr { return netip.MustParseAddr(text) }

@@ -358,8 +358,8 @@ func (t *tx) checkToken(token, before *Token, known []string) error {
 		if slices.Contains(known, id) {
 			continue
 		}
-		if _, err := t.group(id); err != nil {
-			return asField(err, "permission_groups")
+		if err := t.checkGiven("permission_groups", id); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -23,8 +23,11 @@ const (
 	maxLabels     = 64
 	maxAllowedIPs = 64
 	maxRules      = 10_000
-	maxLiveTokens = 100 // per service user
-	maxRotations  = 100 // within an hour, of a service user by itself
+	maxConditions = 1000 // rules with a condition, of a group
+	maxCatalogue  = 2000 // permissions
+	maxGranted    = 500  // rules of a permission
+	maxLiveTokens = 100  // per service user
+	maxRotations  = 100  // within an hour, of a service user by itself
 )
 
 var (
@@ -165,15 +168,70 @@ func (g *Group) check() error {
 		return invalid("mode", "%q is neither enforce nor observe", g.Mode)
 	}
 	if g.MemberCondition != "" {
-		return invalid("member_condition", "this version knows no conditions; leave it empty and name the members")
+		// First, since what is wrong with a condition is told with its text, which
+		// must not hold a secret.
+		if err := checkText("member_condition", g.MemberCondition, maxText); err != nil {
+			return err
+		}
+		if _, err := access.ParseMembership(g.MemberCondition); err != nil {
+			return invalid("member_condition", "%s", err)
+		}
 	}
-	if len(g.Rules) > maxRules {
-		return invalid("rules", "has %d entries, at most %d are allowed", len(g.Rules), maxRules)
+	g.Permissions = sorted(g.Permissions)
+	return checkRuleCount(g.Rules)
+}
+
+func checkRuleCount(rules []access.Rule) error {
+	if len(rules) > maxRules {
+		return invalid("rules", "has %d entries, at most %d are allowed", len(rules), maxRules)
+	}
+	conditions := 0
+	for _, r := range rules {
+		if r.When != "" {
+			conditions++
+		}
+	}
+	if conditions > maxConditions {
+		return invalid("rules", "has %d rules with a condition, at most %d are allowed in one permission group", conditions, maxConditions)
+	}
+	return nil
+}
+
+var permissionKey = regexp.MustCompile(`^[a-z0-9_]+(\.[a-z0-9_]+){0,7}$`)
+
+func (p *Permission) check() error {
+	if len(p.Key) > 64 || !permissionKey.MatchString(p.Key) {
+		return invalid("key", "%q must be lower-case words of letters, digits and \"_\", joined by dots, at most 64 characters, such as people.address.view", p.Key)
+	}
+	if err := checkName("name", p.Name); err != nil {
+		return err
+	}
+	if err := checkText("category", p.Category, maxName); err != nil {
+		return err
+	}
+	if err := checkText("description", p.Description, maxText); err != nil {
+		return err
+	}
+	if len(p.Rules) == 0 || len(p.Rules) > maxGranted {
+		return invalid("rules", "a permission stands for 1 to %d rules", maxGranted)
+	}
+	for i, r := range p.Rules {
+		r, err := checkRule(r)
+		if err != nil {
+			return err
+		}
+		if r.Name != "" || r.Description != "" {
+			return invalid("rules", "the rules of a permission have no name and description of their own")
+		}
+		p.Rules[i] = r
 	}
 	return nil
 }
 
 func checkRule(r access.Rule) (access.Rule, error) {
+	if err := checkText("rules.when", r.When, maxText); err != nil {
+		return r, err // first, as for the condition of a membership
+	}
 	r, err := r.Check()
 	if err != nil {
 		return r, invalid("rules", "%s", err)

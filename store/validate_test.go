@@ -135,6 +135,8 @@ func wantInvalid(t *testing.T, what string, err error, field, advice string) {
 		t.Errorf("%s: field: got %q, want %q (%v)", what, e.Field, field, err)
 	case !strings.Contains(e.Msg, advice):
 		t.Errorf("%s: got %q, want %q in it", what, e.Msg, advice)
+	case secretInText.MatchString(e.Msg):
+		t.Errorf("%s: a secret stands in %q", what, e.Msg)
 	}
 }
 
@@ -265,6 +267,37 @@ func TestGoodTokens(t *testing.T) {
 	}
 }
 
+type badCondition struct{ name, text, field, advice string }
+
+// badConditions are refused as the condition of a membership and of a rule.
+// field is where a mistake in the expression is told.
+func badConditions(field string) []badCondition {
+	const nested = `user.labels.all(a, user.labels.all(b, user.labels.all(c, a != b || b != c)))`
+	text := field
+	if field == "rules" {
+		text = "rules.when"
+	}
+	return []badCondition{
+		{"syntax", `user.name ==`, field, "at character 13: Syntax error"},
+		{"not a condition", `user.name`, field, "must be true or false"},
+		{"unknown variable", `usr.name == "x"`, field, "undeclared reference to 'usr'"},
+		{"unknown field", `user.nme == "x"`, field, "undefined field 'nme'"},
+		{"of another type", `user.teams == "finance"`, field, "no matching overload"},
+		{"the whole service user", `user == user`, field, "name a field of user"},
+		{"too costly", nested, field, "can cost too much"},
+		{"two lines", "user.name == \"x\" ||\nuser.name == \"y\"", field, "on one line"},
+		{"no UTF-8", "user.name == \"\xff\"", text, "valid UTF-8"},
+		{"a control character", "user.name == \"\x00\"", text, "U+0000"},
+		{"a bad pattern", `user.name.matches("(")`, field, "invalid matches argument"},
+		{"white space around it", ` true `, field, "without white space"},
+		{"nothing but white space", ` `, field, "without white space"},
+		{"2001 bytes", `user.name == "` + strings.Repeat("x", 2001-15) + `"`, text, "at most 2000 are allowed"},
+		{"2001 bytes of fewer characters", `user.name == "` + strings.Repeat(emoji, 497) + `"`, field, "at most 2000 are allowed"},
+		{"a secret", `user.name == "` + access.NewSecret() + `"`, text, "secrets are never stored"},
+		{"a secret without quotes", `user.name == ` + access.NewSecret(), text, "secrets are never stored"},
+	}
+}
+
 func TestBadGroups(t *testing.T) {
 	type bad struct {
 		name, field, advice string
@@ -280,12 +313,22 @@ func TestBadGroups(t *testing.T) {
 		{"name of two lines", "name", "1 to 64 letters", func(g *Group) { g.Name = "a\n" }},
 		{"name is an id", "name", "must not look like an id", func(g *Group) { g.Name = newID("group", seconds(0)) }},
 		{"unknown mode", "mode", "neither enforce nor observe", func(g *Group) { g.Mode = "off" }},
-		{"a condition", "member_condition", "leave it empty", func(g *Group) { g.MemberCondition = "true" }},
+		{"unknown permission", "permissions", `no permission "p.q" in the catalogue`, func(g *Group) { g.Permissions = []string{"p.q"} }},
 		{"too many rules", "rules", "at most 10000", func(g *Group) { g.Rules = make([]access.Rule, 10_001) }},
 		{"an empty rule", "rules", `a rule begins with "allow" or "deny"`, func(g *Group) { g.Rules = make([]access.Rule, 1) }},
 	}
 	for text, advice := range texts(2000) {
 		rows = append(rows, bad{fmt.Sprintf("description %.10q", text), "description", advice, func(g *Group) { g.Description = text }})
+	}
+	for _, c := range badConditions("member_condition") {
+		rows = append(rows, bad{"condition, " + c.name, c.field, c.advice, func(g *Group) { g.MemberCondition = c.text }})
+	}
+	for _, c := range []struct{ name, text, advice string }{
+		{"the request", `request.method == "GET"`, "'request'"},
+		{"a parameter", `params.id == "7"`, "undeclared reference to 'params'"},
+		{"the instant", `now > user.created_at`, "undeclared reference to 'now'"},
+	} {
+		rows = append(rows, bad{"condition on " + c.name, "member_condition", c.advice, func(g *Group) { g.MemberCondition = c.text }})
 	}
 	w := newWorld(t, Options{})
 	before := dump(t, w.Store)
@@ -325,10 +368,19 @@ func TestBadRules(t *testing.T) {
 		{"path without a slash", "rules", `a path starts with "/"`, access.Rule{Effect: "allow", Methods: get, Path: "v1"}},
 		{"encoded path", "rules", "decoded", access.Rule{Effect: "allow", Methods: get, Path: "/%41"}},
 		{"star in the path", "rules", "{rest...}", access.Rule{Effect: "allow", Methods: get, Path: "/v1/*"}},
-		{"a condition", "rules", `leave "when" out`, access.Rule{Effect: "allow", Methods: get, Path: "/", When: "true"}},
 		{"name of two lines", "rules.name", "U+000A", access.Rule{Effect: "allow", Methods: get, Path: "/", Name: "a\nb"}},
 		{"long name", "rules.name", "at most 255", access.Rule{Effect: "allow", Methods: get, Path: "/", Name: strings.Repeat("x", 256)}},
 		{"long description", "rules.description", "at most 2000", access.Rule{Effect: "allow", Methods: get, Path: "/", Description: strings.Repeat("x", 2001)}},
+	}
+	for _, c := range badConditions("rules") {
+		rows = append(rows, bad{"condition, " + c.name, c.field, c.advice, access.Rule{Effect: "deny", Methods: get, Path: "/{id}", When: c.text}})
+	}
+	for _, c := range []struct{ name, text, advice string }{
+		{"a parameter that the path does not have", `params.name == "x"`, "the path has no {name}"},
+		{"an unknown field of the request", `request.body == "x"`, "undefined field 'body'"},
+		{"a header that is none", `request.header("a b") == ""`, "not the name of a header"},
+	} {
+		rows = append(rows, bad{"condition on " + c.name, "rules", c.advice, access.Rule{Effect: "allow", Methods: get, Path: "/{id}", When: c.text}})
 	}
 	w := newWorld(t, Options{})
 	before := dump(t, w.Store)

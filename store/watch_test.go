@@ -296,6 +296,8 @@ func TestBadRowIsRefused(t *testing.T) {
 		{"teams", `UPDATE service_users SET teams = '{', revision = 100`, `UPDATE service_users SET teams = '[]', revision = 101`, "service_"},
 		{"hash", `UPDATE service_users SET revision = 100; UPDATE tokens SET hash = hash || '00'`, `UPDATE service_users SET revision = 101; UPDATE tokens SET hash = substr(hash, 1, 64)`, "token_"},
 		{"rule", `UPDATE permission_groups SET revision = 100; UPDATE rules SET path = path || '%'`, `UPDATE permission_groups SET revision = 101; UPDATE rules SET path = replace(path, '%', '')`, "rule_"},
+		{"condition", `UPDATE permission_groups SET revision = 100, member_condition = 'user'`, `UPDATE permission_groups SET revision = 101, member_condition = ''`, "group_"},
+		{"permission", `UPDATE permission_groups SET revision = 100; INSERT INTO permissions VALUES ('p.q', '', '', '', 0, '["allow"]', 0, '', 0); INSERT INTO group_permissions SELECT id, 'p.q', 0 FROM permission_groups`, `UPDATE permission_groups SET revision = 101; DELETE FROM group_permissions`, "p.q"},
 		{"meta", `ALTER TABLE meta RENAME TO meta2; CREATE TABLE meta AS SELECT * FROM meta2 WHERE id = 7`, `DROP TABLE meta; ALTER TABLE meta2 RENAME TO meta`, "revision"},
 		{"schema", `ALTER TABLE members RENAME TO members2; UPDATE service_users SET revision = 100`, `ALTER TABLE members2 RENAME TO members; UPDATE service_users SET revision = 101`, "members"},
 	} {
@@ -341,7 +343,7 @@ func TestLowerRevision(t *testing.T) {
 // A newer program that upgrades the file under a running one is noticed.
 func TestUpgradeUnderfoot(t *testing.T) {
 	w := newWorld(t, Options{})
-	sqliteFile(t, w.path, `PRAGMA busy_timeout = 5000; PRAGMA user_version = 2; UPDATE service_users SET active = FALSE, revision = 100; UPDATE meta SET revision = 100`)
+	sqliteFile(t, w.path, fmt.Sprintf(`PRAGMA busy_timeout = 5000; PRAGMA user_version = %d; UPDATE service_users SET active = FALSE, revision = 100; UPDATE meta SET revision = 100`, schemaVersion+1))
 	eventually(t, "a fault", func() bool { return strings.Contains(w.Fault(), "newer version") })
 	if got := probe(w.Store, w.user.ID, w.token.Secret, "GET /v1/x"); got != access.Granted {
 		t.Errorf("a request: got %v, want granted, as before", got)

@@ -1,0 +1,319 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/serviceusers/caddy-service-users/access"
+)
+
+// CatalogueChange counts what loading a catalogue did.
+type CatalogueChange struct {
+	Created, Updated, Unchanged, Deleted int
+}
+
+// LoadPermissions writes permissions into the catalogue, all or none: new keys
+// are added, known ones take what is given, groups that have them follow at once.
+// With replace, every other permission is deleted, and the order is that of the
+// list; without, known keys keep their places and new ones go behind the last.
+func (s *Store) LoadPermissions(ctx context.Context, by Actor, list []Permission, replace bool) (n CatalogueChange, err error) {
+	err = s.change(ctx, by, func(t *tx) error {
+		if err := t.admit("change the permission catalogue"); err != nil {
+			return err
+		}
+		known, err := t.permissions()
+		if err != nil {
+			return err
+		}
+		place := make(map[string]int)
+		for i, p := range list {
+			field := fmt.Sprintf("permissions.%d", i)
+			if err := p.check(); err != nil {
+				return within(err, field)
+			}
+			if first, twice := place[p.Key]; twice {
+				return invalid(field, "the key %q stands in the list twice, as permissions.%d and permissions.%d", p.Key, first, i)
+			}
+			place[p.Key] = i
+		}
+		left := make(map[string]Permission)
+		for _, p := range known {
+			left[p.Key] = p
+		}
+		for _, p := range list {
+			before, exists := left[p.Key]
+			delete(left, p.Key)
+			if !exists {
+				p.CreatedAt, p.CreatedBy, p.UpdatedAt = t.now, t.by.Name, t.now
+				n.Created++
+				if err := t.writePermission(p); err != nil {
+					return err
+				}
+				if err := t.audit("permission.create", p.Key, nil, auditPermission(p)); err != nil {
+					return err
+				}
+				continue
+			}
+			p.CreatedAt, p.CreatedBy, p.UpdatedAt = before.CreatedAt, before.CreatedBy, before.UpdatedAt
+			if toJSON(auditPermission(p)) == toJSON(auditPermission(before)) {
+				n.Unchanged++
+				continue
+			}
+			p.UpdatedAt = t.now
+			n.Updated++
+			if err := t.writePermission(p); err != nil {
+				return err
+			}
+			if err := t.audit("permission.update", p.Key, auditPermission(before), auditPermission(p)); err != nil {
+				return err
+			}
+		}
+		if !replace {
+			if total := n.Created + len(known); total > maxCatalogue {
+				return conflict("permissions", "the catalogue would have %d permissions, at most %d are allowed", total, maxCatalogue)
+			}
+			return t.orderPermissions(known, append(slices.Clone(known), list...))
+		}
+		for _, p := range known {
+			if _, gone := left[p.Key]; gone {
+				n.Deleted++
+				if err := t.deletePermission(p); err != nil {
+					return err
+				}
+			}
+		}
+		if len(list) > maxCatalogue {
+			return conflict("permissions", "the catalogue would have %d permissions, at most %d are allowed", len(list), maxCatalogue)
+		}
+		return t.orderPermissions(known, list)
+	})
+	if err != nil {
+		n = CatalogueChange{}
+	}
+	return n, err
+}
+
+// Permissions returns the catalogue in its order: all of it, or, for a manager,
+// what its groups have.
+func (s *Store) Permissions(ctx context.Context, by Actor) ([]Permission, error) {
+	return inRead(ctx, s, by, func(t *tx) ([]Permission, error) {
+		list, err := t.permissions()
+		if err != nil || by.Scope == nil {
+			return list, err
+		}
+		visible := make(map[string]bool)
+		for _, id := range by.Scope.Groups {
+			keys, err := t.permissionsOf(id)
+			if err != nil {
+				return nil, err
+			}
+			for _, key := range keys {
+				visible[key] = true
+			}
+		}
+		return slices.DeleteFunc(list, func(p Permission) bool { return !visible[p.Key] }), nil
+	})
+}
+
+// DeletePermission takes a permission out of the catalogue. One that a group has
+// is an [ErrConflict].
+func (s *Store) DeletePermission(ctx context.Context, by Actor, key string) error {
+	return s.change(ctx, by, func(t *tx) error {
+		if err := t.admit("change the permission catalogue"); err != nil {
+			return err
+		}
+		list, err := t.permissions()
+		if err != nil {
+			return err
+		}
+		i := slices.IndexFunc(list, func(p Permission) bool { return p.Key == key })
+		if i < 0 {
+			return notFound("permission", key)
+		}
+		return t.deletePermission(list[i])
+	})
+}
+
+// GrantPermission gives a permission to a group. To give it again changes nothing
+// and is no error.
+func (s *Store) GrantPermission(ctx context.Context, by Actor, groupID, key string) error {
+	return s.setPermission(ctx, by, groupID, key, true)
+}
+
+// WithdrawPermission takes a permission away from a group. To take away what it
+// does not have changes nothing and is no error.
+func (s *Store) WithdrawPermission(ctx context.Context, by Actor, groupID, key string) error {
+	return s.setPermission(ctx, by, groupID, key, false)
+}
+
+func (s *Store) setPermission(ctx context.Context, by Actor, groupID, key string, given bool) error {
+	_, err := s.UpdateGroup(ctx, by, groupID, 0, func(g *Group) error {
+		g.Permissions = slices.DeleteFunc(g.Permissions, func(k string) bool { return k == key })
+		if given {
+			g.Permissions = append(g.Permissions, key)
+		}
+		return nil
+	})
+	return err
+}
+
+// setPermissions gives a group exactly these permissions.
+func (t *tx) setPermissions(group string, before, after []string) error {
+	for _, key := range before {
+		if !slices.Contains(after, key) {
+			if _, err := t.exec(`DELETE FROM group_permissions WHERE group_id = $1 AND permission_key = $2`, group, key); err != nil {
+				return fmt.Errorf("withdrawing a permission: %w", err)
+			}
+		}
+	}
+	for _, key := range after {
+		if slices.Contains(before, key) {
+			continue
+		}
+		var known int
+		if err := t.row(`SELECT COUNT(*) FROM permissions WHERE key = $1`, key).Scan(&known); err != nil {
+			return fmt.Errorf("looking for the permission: %w", err)
+		}
+		if known == 0 {
+			return invalid("permissions", "there is no permission %q in the catalogue; load it first", key)
+		}
+		if _, err := t.exec(`INSERT INTO group_permissions (group_id, permission_key, created_at) VALUES ($1, $2, $3)`, group, key, t.now.Unix()); err != nil {
+			return fmt.Errorf("granting a permission: %w", err)
+		}
+	}
+	return nil
+}
+
+// orderPermissions puts the catalogue, which was in the order of before, into the
+// order of after; the first of two with the same key counts. Only to move what
+// was there and stays is a change of its own.
+func (t *tx) orderPermissions(before, after []Permission) error {
+	var keys []string
+	place := make(map[string]int)
+	for _, p := range after {
+		if _, twice := place[p.Key]; !twice {
+			place[p.Key] = len(keys)
+			keys = append(keys, p.Key)
+		}
+	}
+	var was []string // those that stay
+	for _, p := range before {
+		if _, stays := place[p.Key]; stays {
+			was = append(was, p.Key)
+		}
+	}
+	is := slices.Clone(was)
+	slices.SortFunc(is, func(a, b string) int { return place[a] - place[b] })
+	for i, key := range keys {
+		if _, err := t.exec(`UPDATE permissions SET position = $2 WHERE key = $1 AND position <> $2`, key, i); err != nil {
+			return fmt.Errorf("ordering the permissions: %w", err)
+		}
+	}
+	if slices.Equal(is, was) {
+		return nil
+	}
+	return t.audit("permission.reorder", "permissions", was, is)
+}
+
+func (t *tx) writePermission(p Permission) error {
+	texts := make([]string, len(p.Rules))
+	for i, r := range p.Rules {
+		texts[i] = r.String()
+	}
+	if _, err := t.exec(`
+		INSERT INTO permissions (key, name, description, category, position, rules, created_at, created_by, updated_at)
+		VALUES ($1, $2, $3, $4, 0, $5, $6, $7, $8)
+		ON CONFLICT (key) DO UPDATE SET name = $2, description = $3, category = $4, rules = $5, updated_at = $8`,
+		p.Key, p.Name, p.Description, p.Category, toJSON(texts), unix(p.CreatedAt), p.CreatedBy, unix(p.UpdatedAt)); err != nil {
+		return fmt.Errorf("writing the permission: %w", err)
+	}
+	if _, err := t.exec(`
+		UPDATE permission_groups SET revision = $2
+		WHERE id IN (SELECT group_id FROM group_permissions WHERE permission_key = $1)`, p.Key, t.revision); err != nil {
+		return fmt.Errorf("counting the revision: %w", err)
+	}
+	return nil
+}
+
+func (t *tx) deletePermission(p Permission) error {
+	rows, err := t.query(`
+		SELECT g.name FROM group_permissions gp JOIN permission_groups g ON g.id = gp.group_id
+		WHERE gp.permission_key = $1 ORDER BY g.name`, p.Key)
+	if err != nil {
+		return fmt.Errorf("looking for groups with the permission: %w", err)
+	}
+	groups, err := collect(rows, scanString)
+	if err != nil {
+		return fmt.Errorf("looking for groups with the permission: %w", err)
+	}
+	if len(groups) > 0 {
+		return conflict("permissions", "the permission %q is given to %s; withdraw it there first", p.Key, strings.Join(groups, ", "))
+	}
+	if _, err := t.exec(`DELETE FROM permissions WHERE key = $1`, p.Key); err != nil {
+		return fmt.Errorf("deleting the permission: %w", err)
+	}
+	return t.audit("permission.delete", p.Key, auditPermission(p), nil)
+}
+
+// permissions reads the catalogue in its order.
+func (t *tx) permissions() ([]Permission, error) {
+	rows, err := t.query(`
+		SELECT key, name, description, category, rules, created_at, created_by, updated_at
+		FROM permissions ORDER BY position, key`)
+	if err != nil {
+		return nil, fmt.Errorf("reading the permission catalogue: %w", err)
+	}
+	return collect(rows, func(rows *sql.Rows) (p Permission, err error) {
+		var text string
+		var created, updated int64
+		if err := rows.Scan(&p.Key, &p.Name, &p.Description, &p.Category, &text, &created, &p.CreatedBy, &updated); err != nil {
+			return p, err
+		}
+		p.CreatedAt, p.UpdatedAt = fromUnix(created), fromUnix(updated)
+		p.Rules, err = permissionRules(p.Key, text)
+		return p, err
+	})
+}
+
+// permissionsOf lists the permissions of a group, sorted.
+func (t *tx) permissionsOf(group string) ([]string, error) {
+	rows, err := t.query(`SELECT permission_key FROM group_permissions WHERE group_id = $1 ORDER BY permission_key`, group)
+	if err != nil {
+		return nil, fmt.Errorf("reading the permissions of the group: %w", err)
+	}
+	return collect(rows, scanString)
+}
+
+// permissionRules reads the rules of a permission. In decisions they go by its
+// key.
+func permissionRules(key, text string) ([]access.Rule, error) {
+	var texts []string
+	if err := fromJSON(text, &texts); err != nil {
+		return nil, err
+	}
+	rules := make([]access.Rule, len(texts))
+	for i, text := range texts {
+		r, err := access.ParseRule(text)
+		if err != nil {
+			return nil, err
+		}
+		r.ID, r.Permission = key, key
+		rules[i] = r
+	}
+	return rules, nil
+}
+
+// auditPermission is what the audit trail shows of a permission.
+func auditPermission(p Permission) any {
+	texts := make([]string, len(p.Rules))
+	for i, r := range p.Rules {
+		texts[i] = r.String()
+	}
+	return struct {
+		Permission
+		Rules []string `json:"rules"`
+	}{p, texts}
+}

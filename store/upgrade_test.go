@@ -1,0 +1,233 @@
+package store
+
+import (
+	"database/sql"
+	"fmt"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/serviceusers/caddy-service-users/access"
+)
+
+// testdata/schema-1.db is a store as the last program with schema version 1 left
+// it. Its own test helpers made the rows by its own methods, with a clock that
+// was moved on by hand: first without a pepper, then with the one of newWorld and
+// the default group "everyone". Afterwards VACUUM made its pages smaller, so that
+// it takes little space. The file is never made again: it is what is out there.
+const schema1 = "testdata/schema-1.db"
+
+var tables1 = []string{"meta", "service_users", "tokens", "permission_groups", "rules", "members", "audit_events"}
+
+// atSchema1 is an instant a little behind the last change in it.
+var atSchema1 = time.Date(2026, 1, 2, 3, 20, 0, 0, time.UTC)
+
+// copyOfSchema1 is a copy that may be upgraded, with the options to open it.
+func copyOfSchema1(t *testing.T) (path string, opts Options) {
+	path = place(t)
+	mustDo(os.WriteFile(path, must(os.ReadFile(schema1)), 0o600))
+	c := new(clock)
+	c.nanos.Store(atSchema1.UnixNano())
+	return path, Options{Now: c.Now, Peppers: must(access.ParsePeppers("0123456789abcdef")), DefaultGroup: "everyone"}
+}
+
+// unopened reads a database without writing a byte.
+func unopened(t *testing.T, path string) *sql.DB {
+	db := must(sql.Open("sqlite", "file:"+path+"?mode=ro&immutable=1"))
+	t.Cleanup(func() { _ = db.Close() })
+	return db
+}
+
+func number(db *sql.DB, query string) (n int) {
+	mustDo(db.QueryRowContext(ctx, query).Scan(&n))
+	return n
+}
+
+// schemaOf is what makes the tables and indexes, without comments and spacing.
+func schemaOf(db *sql.DB) string {
+	list := must(collect(must(db.QueryContext(ctx, `SELECT type || ' ' || name || ': ' || COALESCE(sql, '') FROM sqlite_master ORDER BY type, name`)), scanString))
+	text := regexp.MustCompile(`--[^\n]*`).ReplaceAllString(strings.Join(list, "\n\n"), "")
+	text = regexp.MustCompile(`[ \t]+`).ReplaceAllString(text, " ")
+	return regexp.MustCompile(`\s*\n\s*`).ReplaceAllString(text, "\n")
+}
+
+func TestUpgrade(t *testing.T) {
+	path, opts := copyOfSchema1(t)
+	old := unopened(t, path)
+	if got := number(old, `PRAGMA user_version`); got != 1 {
+		t.Fatalf("schema version of the file: got %d, want 1", got)
+	}
+	before := dumpTables(old, tables1...)
+	for _, part := range []string{"| admin |", "| manager |", "| member |", "| observe |", `["finance","ops"]`, "token.rotate", "token.first_use", "permission_group.delete"} {
+		if !strings.Contains(before, part) {
+			t.Errorf("%s is not in the file; the test shows little", part)
+		}
+	}
+	mustDo(old.Close())
+
+	s := open(t, path, opts)
+	if got := number(s.read, `PRAGMA user_version`); got != schemaVersion {
+		t.Errorf("schema version: got %d, want %d", got, schemaVersion)
+	}
+	fresh := open(t, place(t), Options{})
+	same(t, "schema", schemaOf(s.read), schemaOf(fresh.read))
+	for _, pragma := range []string{"application_id", "encoding", "auto_vacuum"} {
+		got, want := "", ""
+		mustDo(s.read.QueryRowContext(ctx, `PRAGMA `+pragma).Scan(&got))
+		mustDo(fresh.read.QueryRowContext(ctx, `PRAGMA `+pragma).Scan(&want))
+		if got != want {
+			t.Errorf("%s: got %s, want %s", pragma, got, want)
+		}
+	}
+	same(t, "rows", dumpTables(s.read, tables1...), before)
+	if events := trail(t, s); len(events) < 20 {
+		t.Errorf("audit records: got %d; the test shows little", len(events))
+	}
+	checkSchema1(t, s)
+
+	// Opened again, nothing more happens.
+	rows, directory := dump(t, s), dirText(t, s)
+	mustDo(s.Close())
+	content := readFile(path)
+	again := open(t, path, opts)
+	same(t, "rows, opened again", dump(t, again), rows)
+	same(t, "directory, opened again", dirText(t, again), directory)
+	mustDo(again.Close())
+	if string(readFile(path)) != string(content) {
+		t.Error("the file was changed when it was opened again")
+	}
+
+	// What is new works on it.
+	s = open(t, path, opts)
+	readers := must(s.groupNamed("readers"))
+	load(s, permission("people.export", "allow POST /v1/export"))
+	must(s.UpdateGroup(ctx, alice, readers.ID, 0, func(g *Group) error {
+		g.MemberCondition, g.Permissions = `user.labels.env == "prod"`, []string{"people.export"}
+		g.Rules = append(g.Rules, rules(`allow GET /v1/own/{id} when params.id in user.labels.people.split(",")`)...)
+		return nil
+	}))
+	u, token, err := s.CreateServiceUser(ctx, alice, ServiceUser{Name: "new", Active: true, Labels: map[string]string{"env": "prod", "people": "9"}}, &NewToken{})
+	mustDo(err)
+	for action, want := range map[string]access.Reason{
+		"POST /v1/export": access.Granted, "GET /v1/own/9": access.Granted, "GET /v1/own/7": access.NoRule, "GET /v1/people": access.Granted, "GET /v1/status": access.Granted,
+	} {
+		if got := probe(s, u.ID, token.Secret, action); got != want {
+			t.Errorf("a new service user, %s: got %v, want %v", action, got, want)
+		}
+	}
+	for action, want := range map[string]access.Reason{"POST /v1/export": access.Granted, "GET /v1/own/7": access.Granted, "GET /v1/own/9": access.NoRule} {
+		if got := probe(s, "billing@example", secrets1["active"], action); got != want {
+			t.Errorf("an old service user, %s: got %v, want %v", action, got, want)
+		}
+	}
+	trail(t, s)
+}
+
+// secrets1 are the secrets of the tokens in the file.
+var secrets1 = map[string]string{
+	"root":      "csu_yNG7GDFxOHQ3Q46Rkojd3hUEC4fQtOOBOeCLLIWcJzn4GNfGq",
+	"lead":      "csu_RLjPhS4uMKhVryl7ufUUTHlEFD9YY0ZIBRAOiyxRqcX2iiQFP",
+	"active":    "csu_dJDfUzAaxvxD5JbjKamyjH7wthosp30YOeHsXJyaikp04cqtO",
+	"narrowed":  "csu_4GiFql26CKb0fdGyVW070oETJ28xAGEcbQxT6NK0kA12JcGwd",
+	"retiring":  "csu_fqfZpa5xHzYvCMh3xdPBEWovfQOUULNdIysNC6tQ9ba3dewgO",
+	"successor": "csu_Mw03dCRp20Gntzhw4djpcAfwzXe0UjrGSmIee6Ht7Ez1HRdca",
+	"revoked":   "csu_O6j9yjkdsb1zfFul9vSMe9HaofbwehCZxZU94kREQUu3FpCv1",
+	"later":     "csu_PP9F7oeaZAzIQeTdX4OCqNRmX2mZ4UTruNHhxiBJqcZ0wzTjR",
+	"expired":   "csu_qxeKNzv9OztNdiLvPIp5IbCW7KEe2oQuUSvHHpIGnT43cJ2PE",
+	"rotated":   "csu_kRNfY5UwGFayo2xSYXdUYP5QcaPPyrl7iCkkXlNHgum0gn07Y",
+	"used":      "csu_Gopq6aNzOdTCJw11dcnvMvbsIJCpE6N4flPYvu8VEdu3g2K0F",
+	"paused":    "csu_hPYBcpAOBJWz4ykcULmNO6JlPpsj3q87q4UTgpMyZxA2yP2Xa",
+	"former":    "csu_gu5zPBN9zE50UZ25HaNuciBHToOlaMkrMgQ5aQf5bRy0QDQQD",
+}
+
+// checkSchema1 checks what the service users of the file may do.
+func checkSchema1(t *testing.T, s *Store) {
+	t.Helper()
+	logins := make(map[string]string)
+	for _, u := range must(first(s.ServiceUsers(ctx, Local, UserFilter{Limit: 100}))) {
+		logins[u.Name] = u.ID
+	}
+	for _, row := range []struct {
+		login, secret, action string
+		want                  access.Reason
+	}{
+		{logins["root"], "root", "GET /v1/people", access.NoRule},
+		{logins["root"], "root", "GET /v1/status", access.Granted},
+		{logins["root"], "root", "GET /v1/me", access.Granted},
+		{logins["root"], "lead", "GET /v1/status", access.WrongSecret},
+		{logins["lead"], "lead", "GET /v1/people", access.Granted},
+		{logins["lead"], "lead", "POST /v1/people/7", access.Granted},
+		{logins["lead"], "lead", "PATCH /v1/people/7", access.DeniedByRule},
+		{logins["billing-sync"], "active", "GET /v1/people", access.Granted},
+		{"billing@example", "active", "PUT /v2/anything", access.Granted},
+		{"billing@example", "active", "GET /v1/people/secret", access.DeniedByRule},
+		{"billing@example", "active", "GET /gone", access.NoRule},
+		{"billing@example", "narrowed", "GET /v1/people", access.NoRule},
+		{"billing@example", "narrowed", "DELETE /v1/people", access.DeniedByRule},
+		{"billing@example", "retiring", "GET /v1/people", access.Granted},
+		{"billing@example", "successor", "GET /v1/people", access.Granted},
+		{"billing@example", "revoked", "GET /v1/people", access.TokenRevoked},
+		{"billing@example", "later", "GET /v1/people", access.TokenNotYet},
+		{"billing@example", "expired", "GET /v1/people", access.TokenExpired},
+		{"billing@example", "rotated", "GET /v1/people", access.Granted},
+		{"billing@example", "used", "GET /v1/people", access.Granted},
+		{logins["paused"], "paused", "GET /v1/people", access.UserInactive},
+		{"former@example", "former", "GET /v1/people", access.UnknownID},
+		{"", "active", "GET /v1/people", access.Granted},
+	} {
+		if got := probe(s, row.login, secrets1[row.secret], row.action); got != row.want {
+			t.Errorf("%s by %s (%s): got %v, want %v", row.action, row.login, row.secret, got, row.want)
+		}
+	}
+}
+
+// Several programs that start at once upgrade it once.
+func TestUpgradeAtOnce(t *testing.T) {
+	path, opts := copyOfSchema1(t)
+	stores := make([]*Store, 6)
+	errs := make([]error, len(stores))
+	var wg sync.WaitGroup
+	for i := range stores {
+		wg.Go(func() { stores[i], errs[i] = Open(ctx, path, opts) })
+	}
+	wg.Wait()
+	for i, s := range stores {
+		if errs[i] != nil {
+			t.Errorf("store %d: %v", i, errs[i])
+			continue
+		}
+		defer s.Close()
+		checkSchema1(t, s)
+	}
+}
+
+// An upgrade that fails leaves the database to the older program.
+func TestUpgradeFails(t *testing.T) {
+	path, opts := copyOfSchema1(t)
+	// Only the second table of the upgrade is in its way.
+	sqliteFile(t, path, `CREATE TABLE group_permissions (a)`)
+	before := dumpTables(unopened(t, path), tables1...)
+	s, err := Open(ctx, path, opts)
+	if err == nil {
+		s.Close()
+		t.Fatal("opened; want an error")
+	}
+	if want := "upgrading the schema from version 1"; !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), path) {
+		t.Errorf("got %v, want %s and the path", err, want)
+	}
+	after := unopened(t, path)
+	if got := number(after, `PRAGMA user_version`); got != 1 {
+		t.Errorf("schema version: got %d, want 1", got)
+	}
+	if got := number(after, `SELECT COUNT(*) FROM sqlite_master WHERE name = 'permissions'`); got != 0 {
+		t.Error("the first table of the upgrade was made")
+	}
+	same(t, "rows", dumpTables(after, tables1...), before)
+	if files := list(path[:strings.LastIndexByte(path, '/')]); !slices.Equal(files, []string{"store.db"}) {
+		t.Errorf("files: got %v, want the database alone", fmt.Sprint(files))
+	}
+}
