@@ -2,6 +2,7 @@ package admin
 
 import (
 	"net/http"
+	"slices"
 
 	"github.com/serviceusers/caddy-service-users/access"
 	"github.com/serviceusers/caddy-service-users/store"
@@ -15,7 +16,11 @@ func (a *API) ServiceUserActor(p access.Principal) (store.Actor, error) {
 	case access.Admin:
 		return by, nil
 	case access.Manager:
-		by.Scope = &store.Scope{UserID: p.User.ID, Teams: p.User.Teams, Groups: a.store.Directory().EffectiveGroups(p.User)}
+		groups := a.store.Directory().EffectiveGroups(p.User)
+		if only := p.Token.Groups; len(only) > 0 {
+			groups = slices.DeleteFunc(groups, func(id string) bool { return !slices.Contains(only, id) })
+		}
+		by.Scope = &store.Scope{UserID: p.User.ID, Teams: p.User.Teams, Groups: groups}
 		return by, nil
 	default:
 		return by, ErrNotEntitled

@@ -40,6 +40,7 @@ type server struct {
 	t      testing.TB
 	api    *API
 	store  *store.Store
+	recall *access.Recall
 	by     store.Actor // who acts
 	clock  atomic.Int64
 	log    *observer.ObservedLogs
@@ -55,7 +56,7 @@ var start = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 func serve(t testing.TB, opts store.Options) *server {
 	t.Helper()
 	core, log := observer.New(zap.DebugLevel)
-	s := &server{t: t, by: store.Local, log: log, name: map[string]string{}, real: map[string]string{}, count: map[string]int{}, issued: map[string]int{}}
+	s := &server{t: t, recall: access.NewRecall(100), by: store.Local, log: log, name: map[string]string{}, real: map[string]string{}, count: map[string]int{}, issued: map[string]int{}}
 	for _, prefix := range []string{"service", "token", "group", "rule"} {
 		s.real[prefix+"_0"] = prefix + "_" + strings.Repeat("0", 27)
 	}
@@ -64,7 +65,7 @@ func serve(t testing.TB, opts store.Options) *server {
 	if s.store, err = store.Open(t.Context(), filepath.Join(t.TempDir(), "store.db"), opts); err != nil {
 		t.Fatal(err)
 	}
-	s.api = New(s.store, zap.New(core))
+	s.api = New(s.store, s.recall, zap.New(core))
 	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.api.Serve(w, r, s.by) }))
 	t.Cleanup(func() {
 		s.Close()

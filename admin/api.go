@@ -13,11 +13,13 @@ import (
 	"errors"
 	"net/http"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 
 	"go.uber.org/zap"
 
+	"github.com/serviceusers/caddy-service-users/access"
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
@@ -26,17 +28,22 @@ const OperationHeader = "Ngrok-Operation-Id"
 
 // API is the REST API over a store.
 type API struct {
-	store *store.Store
-	log   *zap.Logger
-	mux   *http.ServeMux
+	store  *store.Store
+	recall *access.Recall
+	log    *zap.Logger
+	mux    *http.ServeMux
 }
 
-// New returns the API over a store. log may be nil.
-func New(s *store.Store, log *zap.Logger) *API {
+// New returns the API over a store. recall is what the data path remembers of its
+// decisions; it and log may be nil.
+func New(s *store.Store, recall *access.Recall, log *zap.Logger) *API {
+	if recall == nil {
+		recall = new(access.Recall)
+	}
 	if log == nil {
 		log = zap.NewNop()
 	}
-	a := &API{store: s, log: log, mux: http.NewServeMux()}
+	a := &API{store: s, recall: recall, log: log, mux: http.NewServeMux()}
 	for _, r := range a.routes() {
 		a.mux.HandleFunc(r.method+" "+r.path, r.serve)
 	}
@@ -51,6 +58,16 @@ func (a *API) routes() []route {
 		handle(a, "GET", "/service_users/{id}", 200, a.getServiceUser),
 		handle(a, "PATCH", "/service_users/{id}", 200, a.updateServiceUser),
 		handle(a, "DELETE", "/service_users/{id}", 204, a.deleteServiceUser),
+
+		handle(a, "POST", "/service_users/explain", 200, a.explain),
+		handle(a, "GET", "/service_users/who_can", 200, a.whoCan),
+		handle(a, "GET", "/service_users/would_deny", 200, a.wouldDeny),
+		handle(a, "DELETE", "/service_users/would_deny", 204, a.forgetWouldDeny),
+		handle(a, "GET", "/service_users/{id}/access", 200, a.access),
+
+		handle(a, "PUT", "/service_users/permissions", 200, a.loadPermissions),
+		handle(a, "GET", "/service_users/permissions", 200, a.listPermissions),
+		handle(a, "DELETE", "/service_users/permissions", 204, a.deletePermission),
 
 		handle(a, "POST", "/service_users/{id}/tokens", 201, a.createToken),
 		handle(a, "GET", "/service_users/{id}/tokens", 200, a.listTokens),
@@ -68,6 +85,9 @@ func (a *API) routes() []route {
 		handle(a, "POST", "/permission_groups/{id}/rules", 201, a.addRule),
 		handle(a, "GET", "/permission_groups/{id}/rules", 200, a.listRules),
 		handle(a, "DELETE", "/permission_groups/{id}/rules/{rule_id}", 204, a.removeRule),
+
+		handle(a, "PUT", "/permission_groups/{id}/permissions/{key}", 204, a.grantPermission),
+		handle(a, "DELETE", "/permission_groups/{id}/permissions/{key}", 204, a.withdrawPermission),
 
 		handle(a, "GET", "/permission_groups/{id}/members", 200, a.listMembers),
 		handle(a, "PUT", "/permission_groups/{id}/members/{service_user_id}", 204, a.addMember),
@@ -170,7 +190,7 @@ func (a *API) locate(r *http.Request) (*http.Request, *Error) {
 	r.URL = &u
 	_, pattern := a.mux.Handler(r)
 	switch {
-	case slash && r.Method != http.MethodPost && !strings.HasSuffix(pattern, "}"):
+	case slash && r.Method != http.MethodPost && a.isCollection(r):
 		return r, missing
 	case pattern == "" && len(a.allowed(r)) > 0:
 		return r, NewError(http.StatusMethodNotAllowed, "ERR_METHOD_NOT_ALLOWED", "the method "+strconv.Quote(r.Method)+" is not allowed here")
@@ -178,6 +198,16 @@ func (a *API) locate(r *http.Request) (*http.Request, *Error) {
 		return r, missing
 	}
 	return r, nil
+}
+
+// isCollection reports whether a request, whatever its method, goes to a list
+// whose members have paths of their own.
+func (a *API) isCollection(r *http.Request) bool {
+	probe := *r
+	probe.Method = http.MethodGet
+	_, pattern := a.mux.Handler(&probe)
+	_, path, found := strings.Cut(pattern, " ")
+	return found && slices.ContainsFunc(a.routes(), func(r route) bool { return strings.HasPrefix(r.path, path+"/{") })
 }
 
 // allowed lists the methods of the routes at the request's path.

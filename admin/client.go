@@ -23,7 +23,7 @@ type Client struct {
 // Offline returns a client that serves its own requests from an open store, on
 // behalf of an actor. Nothing goes over the network.
 func Offline(s *store.Store, by store.Actor) *Client {
-	api := New(s, nil)
+	api := New(s, nil, nil)
 	return &Client{Base: "http://offline", HTTP: &http.Client{Transport: roundTrip(func(r *http.Request) *http.Response {
 		w := &answer{Response: http.Response{StatusCode: http.StatusOK, Header: make(http.Header)}}
 		api.Serve(w, r, by)

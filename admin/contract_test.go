@@ -107,7 +107,7 @@ func TestPaths(t *testing.T) {
 	real := s.real["service_1"]
 	for _, path := range []string{
 		"/", "/service_user", "/service_usersx", "/Service_Users", "/SERVICE_USERS", "/api_keys", "/bot_users", "/favicon.ico", "/config/", "/service_users;x", "/service_users.json",
-		"/service_users/service_1/x", "/service_users/service_1/tokens/token_1/x", "/service_users/service_1/tokens/token_1/refresh/x", "/service_users/service_1/access",
+		"/service_users/service_1/x", "/service_users/service_1/tokens/token_1/x", "/service_users/service_1/tokens/token_1/refresh/x", "/service_users/service_1/access/x", "/service_users/service_0/access", "/service_users/x/access", "/service_users/access", "/service_users/explain/x", "/service_users/who_can/x",
 		"/service_users/service_1%2F", "/service_users/service_1%2f", "/service_users%2Fservice_1", "/service_users%2F", "/service_users/%2F", "/service_users/%2F/", "/service_users/service_1%2Ftokens", "/service_users/service_1/tokens%2Ftoken_1",
 		"/service_users/x%2F..%2Fservice_1", "/service_users/..%2Fservice_users", "/service_users/..%2f..%2fetc%2fpasswd", `/service_users/..\..\x`,
 		"/..", "/../service_users", "/./service_users", "/service_users/.", "/service_users/..", "/service_users/../service_users", "/service_users/./service_1", "/service_users/x/../service_1", "/service_users/service_1/.", "/service_users/service_1/..",
@@ -155,6 +155,8 @@ func TestPaths(t *testing.T) {
 		"/permission_groups/group_1/rules/rule_1":         "DELETE",
 		"/permission_groups/group_1/members":              "GET, HEAD",
 		"/permission_groups/group_1/members/service_1":    "PUT, DELETE",
+		"/permission_groups/group_1/permissions/a.b":      "PUT, DELETE",
+		"/service_users/service_1/access":                 "GET, HEAD",
 	} {
 		for _, method := range []string{"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "PROPFIND", "get", "Post"} {
 			if !slices.Contains(strings.Split(allow, ", "), method) {

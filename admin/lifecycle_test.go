@@ -160,7 +160,7 @@ func TestGroups(t *testing.T) {
 	}
 	first := rule("rule_1", "allow", `"GET"`, "", "/v1/people/{id}", "allow GET /v1/people/{id}")
 	group := func(rules, rest string) string {
-		return `{"id":"group_1","uri":"/permission_groups/group_1","name":"people-readers","description":"","mode":"enforce","member_condition":"","rules":[` + rules + `],` + rest + `}`
+		return `{"id":"group_1","uri":"/permission_groups/group_1","name":"people-readers","description":"","mode":"enforce","member_condition":"","permissions":[],"rules":[` + rules + `],` + rest + `}`
 	}
 	made := group(first, `"member_count":0,"created_at":"t+1s","created_by":"local","updated_at":"t+1s","etag":"\"1\""`)
 	s.run(
@@ -269,12 +269,22 @@ func TestSecrets(t *testing.T) {
 		r(`PATCH /service_users/service_1 csu_1`, `400 ERR_NGROK_213`),
 		r(`PATCH /service_users/service_1 {}`, `412`, `If-Match: csu_1`),
 		r(`PATCH /service_users/service_1 {}`, `415`, `Content-Type: csu_1`),
+		r(`POST /service_users/explain {"service_user_id":"csu_1","method":"GET","url":"/"}`, `400 ERR_INVALID_VALUE [service_user_id]`),
+		r(`POST /service_users/explain {"service_user_id":"service_1","method":"GET","url":"/","token_id":"csu_1"}`, `400 ERR_INVALID_VALUE [token_id]`),
+		r(`POST /service_users/explain {"service_user_id":"service_1","method":"GET","url":"/","headers":{"Authorization":"Bearer csu_1"}}`, `200 {"decision":"deny"}`),
+		r(`POST /service_users/explain {"decision_id":"csu_1"}`, `404`),
+		r(`GET /service_users/would_deny?service_user_id=csu_1`, `400 ERR_INVALID_VALUE [service_user_id]`),
+		r(`GET /service_users/permissions?key=csu_1`, `200 {"permissions":[]}`),
+		r(`POST /permission_groups {"name":"h","member_condition":"user.name == 'csu_1'"}`, `400 ERR_INVALID_VALUE [member_condition] holds a secret`),
+		r(`PUT /service_users/permissions {"permissions":[{"key":"a","name":"A","description":"csu_1","rules":["allow GET /"]}]}`, `400 ERR_INVALID_VALUE [permissions.0.description] holds a secret`),
 	)
 	// Whoever sends a secret as a value is told of the value; the log is not.
 	for _, echo := range []row{
 		r(`POST /service_users/service_1/tokens {"ttl":"csu_2"}`, `400 ERR_INVALID_VALUE [ttl] "csu_2" is not a duration`),
 		r(`POST /permission_groups/group_1/rules "csu_2"`, `400 ERR_INVALID_VALUE rule "csu_2"`),
 		r(`GET /service_users?csu_2=1`, `400 ERR_NGROK_231 [csu_2]`),
+		r(`POST /service_users/explain {"service_user_id":"service_1","method":"GET","url":"/csu_2"}`, `200 {"path":"/csu_2"}`),
+		r(`POST /permission_groups {"name":"h","rules":["allow GET /x when user.name == 'csu_2' || user.nam == 'x'"]}`, `400 ERR_INVALID_VALUE [rules.0]`),
 	} {
 		shown := s.issued[s.real["csu_2"]]
 		s.run(echo)
@@ -282,7 +292,7 @@ func TestSecrets(t *testing.T) {
 	}
 
 	refused := s.log.FilterMessage("request refused").Len()
-	if want := 13; refused != want {
+	if want := 20; refused != want {
 		t.Errorf("log: got %d refusals, want %d", refused, want)
 	}
 	events, err := s.store.AuditEvents(t.Context(), "", 0, 100)

@@ -3,6 +3,7 @@ package admin
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/serviceusers/caddy-service-users/access"
 	"github.com/serviceusers/caddy-service-users/store"
@@ -17,7 +18,33 @@ func (a *API) createGroup(c *call, in GroupInput) (Group, error) {
 	if err != nil {
 		return Group{}, err
 	}
-	return c.showGroup(g), nil
+	return a.showWritten(c, g), nil
+}
+
+// showWritten shows a group that was written, with what is odd about its rules.
+func (a *API) showWritten(c *call, g store.Group) Group {
+	out := c.showGroup(g)
+	out.Warnings = a.warnings(g.ID, func(access.Rule, string) bool { return true })
+	return out
+}
+
+// warnings tells of rules of a group that never apply or add nothing.
+func (a *API) warnings(group string, about func(r access.Rule, text string) bool) (texts []string) {
+	d := a.store.Directory()
+	g, ok := d.Group(group)
+	if !ok {
+		return nil
+	}
+	var others []access.Rule
+	if everybody := d.DefaultGroup(); everybody != nil && everybody != g && everybody.Mode == access.Enforce {
+		others = everybody.Rules
+	}
+	for _, w := range access.Warnings(g.Rules, others) {
+		if r := g.Rules[w.Rule]; about(r, w.Text) {
+			texts = append(texts, fmt.Sprintf("%s %q %s", r.ID, r, w.Text))
+		}
+	}
+	return texts
 }
 
 // apply writes the fields that are present into a record.
@@ -26,6 +53,7 @@ func (in *GroupInput) apply(g *store.Group) error {
 	in.Description.to(&g.Description)
 	in.Mode.to(&g.Mode)
 	in.MemberCondition.to(&g.MemberCondition)
+	in.Permissions.to(&g.Permissions)
 	if !in.Rules.Set {
 		return nil
 	}
@@ -97,7 +125,7 @@ func (a *API) updateGroup(c *call, in GroupInput) (Group, error) {
 	if err != nil {
 		return Group{}, err
 	}
-	return c.showGroup(g), nil
+	return a.showWritten(c, g), nil
 }
 
 func (a *API) deleteGroup(c *call, _ None) (None, error) {
@@ -123,7 +151,9 @@ func (a *API) addRule(c *call, in RuleInput) (Rule, error) {
 	if err != nil {
 		return Rule{}, err
 	}
-	return showRule(id, r), nil
+	out := showRule(id, r)
+	out.Warnings = a.warnings(id, func(about access.Rule, text string) bool { return about.ID == r.ID || strings.Contains(text, r.ID) })
+	return out, nil
 }
 
 func (a *API) listRules(c *call, _ None) (RuleList, error) {
@@ -170,7 +200,7 @@ func (a *API) listMembers(c *call, q ListQuery) (MemberList, error) {
 	list := MemberList{Members: make([]Member, len(members))}
 	last := ""
 	for i, m := range members {
-		list.Members[i] = Member{ID: m.ID, Name: m.Name, Source: "name"}
+		list.Members[i] = Member{ID: m.ID, Name: m.Name, Source: string(m.Source)}
 		last = m.ID
 	}
 	list.Page = page(c, more, last, limit)
@@ -203,8 +233,8 @@ func (c *call) showGroup(g store.Group) Group {
 
 func showGroup(g store.Group) Group {
 	return Group{
-		ID: g.ID, URI: "/permission_groups/" + g.ID, Name: g.Name, Description: g.Description, Mode: g.Mode,
-		MemberCondition: g.MemberCondition, Rules: showRules(g), MemberCount: g.MemberCount,
+		ID: g.ID, URI: groupURI(g.ID), Name: g.Name, Description: g.Description, Mode: g.Mode,
+		MemberCondition: g.MemberCondition, Permissions: append([]string{}, g.Permissions...), Rules: showRules(g), MemberCount: g.MemberCount,
 		CreatedAt: g.CreatedAt, CreatedBy: g.CreatedBy, UpdatedAt: g.UpdatedAt, ETag: etag(g.Version),
 	}
 }
@@ -218,8 +248,12 @@ func showRules(g store.Group) []Rule {
 }
 
 func showRule(group string, r access.Rule) Rule {
+	uri := groupURI(group) + "/rules/" + r.ID
+	if r.Permission != "" {
+		uri = permissionURI(r.Permission)
+	}
 	return Rule{
-		ID: r.ID, URI: "/permission_groups/" + group + "/rules/" + r.ID,
+		ID: r.ID, URI: uri, Permission: r.Permission,
 		Effect: r.Effect, Methods: r.Methods, Host: r.Host, Path: r.Path, When: r.When,
 		Name: r.Name, Description: r.Description, Text: r.String(),
 	}

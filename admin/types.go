@@ -165,6 +165,8 @@ type Rule struct {
 	Name        string        `json:"name"`
 	Description string        `json:"description"`
 	Text        string        `json:"text"`
+	Permission  string        `json:"permission,omitempty"` // the key of the permission that it belongs to; "" is the group's own
+	Warnings    []string      `json:"warnings,omitempty"`   // only in the answer to a write: rules that never apply, or add nothing
 }
 
 // RuleInput is a rule in a request: its text, or an object without id and text.
@@ -209,7 +211,8 @@ type GroupInput struct {
 	Name            Opt[string]      `json:"name,omitzero"`
 	Description     Opt[string]      `json:"description,omitzero"`
 	Mode            Opt[access.Mode] `json:"mode,omitzero"`
-	MemberCondition Opt[string]      `json:"member_condition,omitzero"`
+	MemberCondition Opt[string]      `json:"member_condition,omitzero"` // CEL over user; "" is nobody
+	Permissions     Opt[[]string]    `json:"permissions,omitzero"`      // keys of the catalogue
 	Rules           Opt[[]RuleInput] `json:"rules,omitzero"`
 }
 
@@ -221,12 +224,14 @@ type Group struct {
 	Description     string      `json:"description"`
 	Mode            access.Mode `json:"mode"`
 	MemberCondition string      `json:"member_condition"`
-	Rules           []Rule      `json:"rules"`
-	MemberCount     int64       `json:"member_count"`
+	Permissions     []string    `json:"permissions"`  // keys of the catalogue
+	Rules           []Rule      `json:"rules"`        // its own, without those of the permissions
+	MemberCount     int         `json:"member_count"` // by name and by condition
 	CreatedAt       time.Time   `json:"created_at"`
 	CreatedBy       string      `json:"created_by"`
 	UpdatedAt       time.Time   `json:"updated_at"`
 	ETag            string      `json:"etag"`
+	Warnings        []string    `json:"warnings,omitempty"` // only in the answer to a write: rules that never apply, or add nothing
 }
 
 // GroupList is one page of permission groups.
@@ -239,7 +244,7 @@ type GroupList struct {
 type Member struct {
 	ID     string `json:"id"`
 	Name   string `json:"name"`
-	Source string `json:"source"` // "name": it was named
+	Source string `json:"source"` // "name": it was named; "condition": it meets the condition
 }
 
 // MemberList is one page of members.
