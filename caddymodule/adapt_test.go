@@ -75,30 +75,49 @@ func checkFormat(t *testing.T, file string, text []byte) {
 	}
 }
 
-// TestHeaderWords: a word of the headers option is known when the handler is
-// made, whatever form the configuration has.
-func TestHeaderWords(t *testing.T) {
+// TestSettings: a setting is checked when its module is made, whatever form the
+// configuration has.
+func TestSettings(t *testing.T) {
 	caddy.DefaultStorage.Path = t.TempDir()
-	for _, test := range []struct{ words, refusal string }{
-		{`[]`, ""},
-		{`["token_id", "teams"]`, ""},
-		{`["id", "email"]`, `headers: "email" is none of id, name, display_name, groups, role, teams, token_id`},
-		{`["Id"]`, `headers: "Id" is none of`},
-		{`["display-name"]`, `headers: "display-name" is none of`},
-		{`["id", "id"]`, `headers: "id" stands in the list twice`},
+	for _, test := range []struct{ handler, app, refusal string }{
+		{handler: `"headers": []`},
+		{handler: `"headers": ["token_id", "teams"]`},
+		{handler: `"headers": ["id", "email"]`, refusal: `headers: "email" is none of id, name, display_name, groups, role, teams, token_id`},
+		{handler: `"headers": ["Id"]`, refusal: `headers: "Id" is none of`},
+		{handler: `"headers": ["display-name"]`, refusal: `headers: "display-name" is none of`},
+		{handler: `"headers": ["id", "id"]`, refusal: `headers: "id" stands in the list twice`},
+		{handler: `"mode": ""`},
+		{handler: `"mode": "enforce"`},
+		{handler: `"mode": "observe"`},
+		{handler: `"mode": "Observe"`, refusal: `mode "Observe": choose "enforce" or "observe"`},
+		{handler: `"mode": "observe "`, refusal: `mode "observe ": choose`},
+		{handler: `"mode": true`, refusal: `cannot unmarshal bool`},
+		{handler: `"public": ["GET /x when request.header(\"X-A\") == \"b\""]`},
+		{handler: `"public": ["GET /x when user.role == \"admin\""]`, refusal: `the condition cannot look at user.role`},
+		{handler: `"public": ["GET /x when true || user.labels[\"a\"] == \"b\""]`, refusal: `the condition cannot look at user.labels`},
+		{handler: `"public": ["GET /x when params.y == \"b\""]`, refusal: `the path has no {y}`},
+		{app: `"decisions": 0`},
+		{app: `"decisions": 1`},
+		{app: `"decisions": -7`},
+		{app: `"decisions": 1000000`},
+		{app: `"decisions": 1000001`, refusal: `decisions: 1000001 is more than can be remembered, 1000000`},
 	} {
+		handler, app := test.handler, test.app
+		if handler == "" {
+			handler = `"realm": "x"`
+		}
 		var config caddy.Config
 		if err := json.Unmarshal([]byte(`{
 			"admin": {"disabled": true},
 			"logging": {"logs": {"default": {"writer": {"output": "discard"}}}},
-			"apps": {"http": {"servers": {"s": {"listen": ["localhost:0"], "routes": [{"handle": [
-				{"handler": "service_users", "headers": `+test.words+`}]}]}}}}
+			"apps": {"service_users": {`+app+`}, "http": {"servers": {"s": {"listen": ["localhost:0"], "routes": [{"handle": [
+				{"handler": "service_users", `+handler+`}]}]}}}}
 		}`), &config); err != nil {
 			t.Fatal(err)
 		}
 		err := caddy.Validate(&config)
 		if test.refusal == "" && err != nil || test.refusal != "" && (err == nil || !strings.Contains(err.Error(), test.refusal)) {
-			t.Errorf("headers %s: got %v, want %q", test.words, err, test.refusal)
+			t.Errorf("%s%s: got %v, want %q", test.handler, test.app, err, test.refusal)
 		}
 	}
 }

@@ -63,6 +63,10 @@ type App struct {
 	// secret always passes. Default: 30 within a minute.
 	Throttle *Throttle `json:"throttle,omitempty"`
 
+	// How many refusals are remembered, so that an admin can have one explained by
+	// its decision id. They are kept in memory. Default: 10000; negative is none.
+	Decisions int `json:"decisions,omitempty"`
+
 	ctx       caddy.Context
 	shared    *shared
 	key       string
@@ -87,6 +91,9 @@ func (App) CaddyModule() caddy.ModuleInfo {
 	}
 }
 
+// maxDecisions bounds the memory of refusals: some hundreds of bytes each.
+const maxDecisions = 1_000_000
+
 // drain is how long the store outlives the configuration that used it last:
 // requests go on after Caddy has cleaned their modules up.
 const drain = 10 * time.Second
@@ -109,19 +116,26 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if throttle.Within == 0 {
 		throttle.Within = caddy.Duration(time.Minute)
 	}
+	decisions := a.Decisions
+	if decisions == 0 {
+		decisions = 10_000
+	}
+	if decisions > maxDecisions {
+		return fmt.Errorf("decisions: %d is more than can be remembered, %d", decisions, maxDecisions)
+	}
 	if throttle.Attempts < 0 || throttle.Within < 0 {
 		return errors.New("throttle: attempts and within must not be negative")
 	}
 	if err := metrics.register(ctx.GetMetricsRegistry()); err != nil {
 		return err
 	}
-	key, err := json.Marshal([]any{path, opts.Peppers.IDs(), opts.DefaultGroup, opts.TokenTTL, opts.MaxTokenTTL, throttle})
+	key, err := json.Marshal([]any{path, opts.Peppers.IDs(), opts.DefaultGroup, opts.TokenTTL, opts.MaxTokenTTL, throttle, decisions})
 	if err != nil {
 		return err
 	}
 	a.key = string(key)
 	pooled, _, err := stores.LoadOrNew(a.key, func() (caddy.Destructor, error) {
-		return &shared{path: path, opts: opts, throttle: throttle, ready: make(chan struct{})}, nil
+		return &shared{path: path, opts: opts, throttle: throttle, decisions: decisions, ready: make(chan struct{})}, nil
 	})
 	if err != nil {
 		return err
@@ -234,9 +248,10 @@ func running() (*App, error) {
 
 // shared is a store that configurations share. It opens once.
 type shared struct {
-	path     string
-	opts     store.Options
-	throttle Throttle
+	path      string
+	opts      store.Options
+	throttle  Throttle
+	decisions int // how many are remembered
 
 	once  sync.Once
 	ready chan struct{} // closed when the attempt to open is over
@@ -248,6 +263,7 @@ type shared struct {
 type opened struct {
 	*store.Store
 	api      *admin.API
+	recall   *access.Recall
 	streams  *streams
 	throttle *access.Throttle // nil is off
 }
@@ -279,7 +295,8 @@ func (s *shared) start() error {
 			if name := s.opts.DefaultGroup; name != "" && len(open.Directory().GroupIDs([]string{name})) == 0 {
 				s.opts.Log.Warn("there is no permission group with the name of default_group; it counts from when it is created", zap.String("default_group", name))
 			}
-			live := &opened{Store: open, api: admin.New(open, s.opts.Log.Named("admin")), streams: newStreams(open)}
+			recall := access.NewRecall(s.decisions)
+			live := &opened{Store: open, api: admin.New(open, recall, s.opts.Log.Named("admin")), recall: recall, streams: newStreams(open)}
 			if s.throttle.Attempts > 0 {
 				live.throttle = access.NewThrottle(s.throttle.Attempts, time.Duration(s.throttle.Within))
 			}

@@ -43,6 +43,7 @@ func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
 //		token_ttl     <duration>
 //		max_token_ttl <duration>
 //		throttle      <attempts> <duration> | off
+//		decisions     <number> | off
 //	}
 func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the option's name
@@ -56,6 +57,7 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		"token_ttl":     func() error { return duration(d, &a.TokenTTL) },
 		"max_token_ttl": func() error { return duration(d, &a.MaxTokenTTL) },
 		"throttle":      func() error { return throttle(d, &a.Throttle) },
+		"decisions":     func() error { return countOrOff(d, &a.Decisions) },
 	})
 }
 
@@ -70,6 +72,7 @@ func parseHandler(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error) {
 // UnmarshalCaddyfile reads the directive:
 //
 //	service_users {
+//		mode                  enforce|observe
 //		realm                 <text>
 //		headers               <id|name|display_name|groups|role|teams|token_id...>
 //		header_prefix         <prefix>
@@ -113,6 +116,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	}
 	if !h.SanitizeOnly {
 		maps.Copy(options, map[string]func() error{
+			"mode":                  func() error { return oneArg(d, &h.Mode) },
 			"realm":                 func() error { return oneArg(d, &h.Realm) },
 			"headers":               func() error { h.Headers = []string{}; return args(d, &h.Headers) },
 			"public*":               func() error { return oneRule(d, &h.Public) },
@@ -280,7 +284,11 @@ func args(d *caddyfile.Dispenser, into *[]string) error {
 
 // oneRule joins what stands on the line to the text of a rule.
 func oneRule(d *caddyfile.Dispenser, into *[]string) error {
-	words := d.RemainingArgs()
+	var words []string
+	quoted := false
+	for d.NextArg() {
+		words, quoted = append(words, d.Val()), quoted || d.Token().Quoted()
+	}
 	text := strings.Join(words, " ")
 	switch {
 	case len(words) < 2:
@@ -291,6 +299,9 @@ func oneRule(d *caddyfile.Dispenser, into *[]string) error {
 		return d.Errf("public %s: Caddy took a parameter for its placeholder of the same name; give it another one, as in \"/v1/people/{id}\"", text)
 	}
 	if _, err := publicRules([]string{text}); err != nil {
+		if quoted && strings.Contains(text, " when ") {
+			return d.Errf("%w; Caddy has taken quotes away: write them as ' in a condition", err)
+		}
 		return d.Err(err.Error())
 	}
 	*into = append(*into, text)
@@ -346,6 +357,24 @@ func throttle(d *caddyfile.Dispenser, into **Throttle) error {
 		return d.Errf("throttle %s %s: write how many failed attempts within how long, as in \"throttle 30 1m\"", words[0], words[1])
 	}
 	*into = &Throttle{attempts, caddy.Duration(within)}
+	return nil
+}
+
+// countOrOff reads a number, or "off", which is negative.
+func countOrOff(d *caddyfile.Dispenser, into *int) error {
+	var text string
+	if err := oneArg(d, &text); err != nil {
+		return err
+	}
+	if text == "off" {
+		*into = -1
+		return nil
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 || n > maxDecisions {
+		return d.Errf("%q is neither a number from 1 to %d nor \"off\"", text, maxDecisions)
+	}
+	*into = n
 	return nil
 }
 

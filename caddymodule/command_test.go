@@ -41,7 +41,9 @@ import (
 //	fill FIRST LAST GROUP         create the service users of these numbers
 //	database FILE APPLICATION [VERSION]
 //	                              make a SQLite database of another program
-//	listen NAME CODE [FILE]       another HTTP server: $NAME is its address
+//	listen [-api] NAME CODE [FILE]
+//	                              another HTTP server: $NAME is its address; with
+//	                              -api it claims to be the service-user API
 func TestCommand(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                "testdata/cli",
@@ -69,7 +71,7 @@ func setupSession(env *testscript.Env) error {
 	if err := os.WriteFile(filepath.Join(env.WorkDir, "Caddyfile.example"), example, 0o600); err != nil {
 		return err
 	}
-	for _, name := range []string{"API_PORT", "ADMIN_PORT", "UPSTREAM_PORT", "CADDY_PORT", "FREE_PORT"} {
+	for _, name := range []string{"API_PORT", "STRICT_PORT", "ADMIN_PORT", "UPSTREAM_PORT", "CADDY_PORT", "FREE_PORT"} {
 		env.Setenv(name, sessionPort())
 	}
 	env.Vars = append(env.Vars, quickExit)
@@ -251,8 +253,12 @@ func sessionDatabase(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func sessionListen(ts *testscript.TestScript, neg bool, args []string) {
+	api := len(args) > 0 && args[0] == "-api"
+	if api {
+		args = args[1:]
+	}
 	if neg || len(args) != 2 && len(args) != 3 {
-		ts.Fatalf("usage: listen NAME CODE [FILE]")
+		ts.Fatalf("usage: listen [-api] NAME CODE [FILE]")
 	}
 	code, err := strconv.Atoi(args[1])
 	ts.Check(err)
@@ -264,6 +270,9 @@ func sessionListen(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Location", "/elsewhere")
+		if api {
+			w.Header().Set(admin.OperationHeader, "op_0")
+		}
 		w.WriteHeader(code)
 		_, _ = io.WriteString(w, text)
 	})}
@@ -383,6 +392,9 @@ func TestExamples(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(s.dir, "access.log"), []byte("GET /v1/people;x\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.CopyFS(filepath.Join(s.dir, "examples"), os.DirFS("../examples")); err != nil {
+		t.Fatal(err)
+	}
 	ids := make(map[string]string) // the newest of a kind
 	examples := make(map[string]string)
 	for _, cmd := range commandTree() {
@@ -394,7 +406,9 @@ func TestExamples(t *testing.T) {
 		"group create", "create", "list", "show", "update", "deactivate", "reactivate",
 		"token create", "token list", "token refresh", "token revoke",
 		"group list", "group show", "group update", "group remove", "group add",
-		"rule add", "rule list", "rule remove", "delete", "group delete", "lint", "check-log",
+		"rule add", "rule list", "explain", "access", "who-can", "would-deny",
+		"permission load", "permission list", "permission show", "permission grant", "permission withdraw", "permission delete",
+		"rule remove", "delete", "group delete", "lint", "check-log",
 	} {
 		words := shellWords(examples[name])
 		delete(examples, name)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/base64"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -39,12 +40,17 @@ func init() {
 // `{http.auth.user.teams}` | Its teams, separated by commas
 // `{http.auth.user.groups}` | The permission groups in effect, separated by commas
 // `{http.auth.user.token_id}` | The id of the token
-// `{http.service_users.decision}` | `allow`
-// `{http.service_users.rule}` | The id of the rule that decided
+// `{http.service_users.decision}` | `allow`, or `observe` when no rule allows it
+// `{http.service_users.rule}` | The id of the rule that decided, or the key of its permission
 //
 // and on a refusal `{http.auth.candidate.id}`, `{http.service_users.decision}`
 // (`deny`) and, with 403, `{http.service_users.decision_id}`.
 type Handler struct {
+	// "observe" lets a valid identity pass although no rule allows the request, and
+	// counts it; a deny still refuses. For finding out which rules are missing.
+	// Default: "enforce".
+	Mode string `json:"mode,omitempty"`
+
 	// The realm of the challenge. Default: "service users".
 	Realm string `json:"realm,omitempty"`
 
@@ -117,6 +123,7 @@ type Handler struct {
 	SanitizeOnly bool `json:"sanitize_only,omitempty"`
 
 	storeHandle
+	over       <-chan struct{} // closed when the configuration is not in force any more
 	log        *zap.Logger
 	sanitizer  *sanitizer
 	identity   []identityHeader
@@ -152,16 +159,42 @@ func (h *Handler) Provision(ctx caddy.Context) (err error) {
 	if h.storeHandle, err = newStoreHandle(ctx); err != nil {
 		return err
 	}
+	h.over = ctx.Done()
 	// A flood of refusals must not become a flood of lines.
 	h.log = ctx.Logger().WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core {
 		return zapcore.NewSamplerWithOptions(core, time.Second, 100, 1000)
 	}))
-	return h.prepare()
+	if err := h.prepare(); err != nil {
+		return err
+	}
+	if h.observes() {
+		h.log.Warn("this site only observes: valid credentials pass although no rule allows the request; \"caddy service-user would-deny\" lists what enforcing would refuse")
+	}
+	return nil
 }
+
+// Cleanup ends what only observe mode has let stay open: the next configuration
+// may enforce.
+func (h *Handler) Cleanup() error {
+	if h.observes() && h.shared != nil {
+		if open := h.shared.live.Load(); open != nil {
+			open.streams.lookAgain()
+		}
+	}
+	return nil
+}
+
+func (h *Handler) observes() bool { return h.Mode == string(access.Observe) }
+
+// observesStill is observes for what outlives the configuration.
+func (h *Handler) observesStill() bool { return h.observes() && !isClosed(h.over) }
 
 // prepare sets the defaults, checks the settings and makes tables of them. The
 // Caddyfile calls it too, so that a mistake is told with its line.
 func (h *Handler) prepare() (err error) {
+	if h.Mode != "" && !access.Mode(h.Mode).Valid() {
+		return fmt.Errorf("mode %q: choose \"enforce\" or \"observe\"", h.Mode)
+	}
 	if h.Realm == "" {
 		h.Realm = "service users"
 	}
@@ -232,7 +265,11 @@ func publicRules(texts []string) (*access.Ruleset, error) {
 		}
 		rules = append(rules, rule)
 	}
-	return access.NewRuleset(rules), nil
+	set, err := access.NewRuleset(rules)
+	if err != nil {
+		return nil, fmt.Errorf("public: %w", err)
+	}
+	return set, nil
 }
 
 // ServeHTTP is the life of a request, in order: sanitise, refuse what is
@@ -259,34 +296,88 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		return h.refuse(w, r, refusal{status: http.StatusServiceUnavailable, detail: "service users cannot be checked right now"})
 	}
 
-	principal, why := h.authenticate(open, r, authorization)
+	directory := open.Directory()
+	principal, why := h.authenticate(open, directory, r, action, authorization)
 	if why.status != 0 {
 		return h.refuse(w, r, why)
 	}
-	h.noticeExpiry(w, open, principal)
+	h.noticeExpiry(w, principal, action)
 	if h.self.owns(action.Path) {
 		return h.serveSelf(w, r, open, principal)
 	}
 
-	decision := open.Directory().Authorize(principal, action)
-	if !decision.Allowed() {
-		return h.refuse(w, r, refusal{status: http.StatusForbidden, candidate: principal.User.ID, reason: decision.Reason, decision: decision})
+	decision := directory.Authorize(principal, action)
+	passes := decision.Reason == access.NoRule && h.observes()
+	h.observe(open, principal, action, decision, passes)
+	if !decision.Allowed() && !passes {
+		return h.refuse(w, r, h.forbid(open, directory, principal, action, decision))
 	}
-	metrics.reasons[access.Granted].Inc()
 
 	remember(r, &identity{principal, decision})
+	if isStream(r) {
+		watched, done := open.streams.add(r, principal, action, h.observesStill)
+		defer done()
+		r = watched
+	}
 	for i := range h.identity {
 		h.identity[i].set(r.Header, principal)
 	}
 	if h.ForwardAuthorization {
 		r.Header["Authorization"] = authorization
 	}
-	if isStream(r) {
-		watched, done := open.streams.add(r, principal, action)
-		defer done()
-		r = watched
-	}
 	return next.ServeHTTP(w, r)
+}
+
+// observe counts what is decided, and what would be if everything were enforced.
+func (h *Handler) observe(open *opened, p access.Principal, action access.Action, decision access.Decision, passes bool) {
+	switch {
+	case passes:
+		metrics.observed.Inc()
+	case decision.Allowed():
+		metrics.reasons[access.Granted].Inc()
+	}
+	if passes {
+		h.count(open, p, action, access.Decision{}, true)
+	}
+	if decision.Would.Effect != "" {
+		h.count(open, p, action, decision, false)
+	}
+}
+
+// count takes down what the handler, or else a group, would have decided.
+func (h *Handler) count(open *opened, p access.Principal, action access.Action, decision access.Decision, passes bool) {
+	action.Path = withoutSecretPath(action.Path)
+	first, counted := open.recall.Observe(p, action, decision, passes, time.Unix(action.Now, 0))
+	if !counted {
+		return
+	}
+	level := zap.DebugLevel
+	if first {
+		level = zap.InfoLevel // the others are in the list
+	}
+	would, rule := access.Deny, ""
+	if decision.Would.Effect != "" {
+		would, rule = decision.Would.Effect, decision.Would.Rule.ID
+	}
+	if c := h.log.Check(level, "enforcing would decide otherwise"); c != nil {
+		c.Write(zap.String("would", string(would)), zap.String("service_user", p.User.ID), zap.String("rule", rule),
+			zap.String("method", action.Method), zap.String("path", access.PlainPath(action.Path)))
+	}
+}
+
+// forbid is the refusal of a request that no rule allows or that one denies. It
+// can be explained by its id for a while.
+func (h *Handler) forbid(open *opened, directory *access.Directory, p access.Principal, action access.Action, decision access.Decision) refusal {
+	kept := access.Recalled{
+		ID: newDecisionID(), At: time.Unix(action.Now, 0), UserID: p.User.ID, TokenID: p.Token.ID,
+		Action: action, Revision: directory.Revision(), Reason: decision.Reason,
+	}
+	kept.Action.Path = withoutSecretPath(action.Path)
+	if decision.Rule != nil {
+		kept.Rule, kept.Group = *decision.Rule, decision.Group.ID
+	}
+	open.recall.Keep(kept)
+	return refusal{status: http.StatusForbidden, candidate: p.User.ID, reason: decision.Reason, decision: decision, decisionID: kept.ID}
 }
 
 // needsNoIdentity returns the counter of requests that pass without one: public
@@ -344,7 +435,7 @@ func isPreflight(r *http.Request) bool {
 }
 
 // authenticate finds out who a request comes from, or why it is refused.
-func (h *Handler) authenticate(open *opened, r *http.Request, authorization []string) (access.Principal, refusal) {
+func (h *Handler) authenticate(open *opened, directory *access.Directory, r *http.Request, action access.Action, authorization []string) (access.Principal, refusal) {
 	if len(authorization) > 1 {
 		return access.Principal{}, refusal{status: http.StatusBadRequest, detail: "the request has more than one Authorization field"}
 	}
@@ -354,17 +445,15 @@ func (h *Handler) authenticate(open *opened, r *http.Request, authorization []st
 			return access.Principal{}, refusal{status: http.StatusBadRequest, detail: "credentials must not be sent unencrypted; use https, and refresh the token, which has been exposed"}
 		}
 	}
-	now := open.Now()
-	address := clientAddress(r)
 	credential, why := h.credential(authorization)
 	var principal access.Principal
 	switch {
 	case why == access.Granted:
-		principal, why = open.Directory().Authenticate(credential, address, now.Unix())
+		principal, why = directory.Authenticate(credential, action.Address, action.Now)
 	case why == access.NoCredential && outerIdentity(r) != nil:
 		// A handler around this one has taken the credential; its answer is asked
 		// for again rather than believed.
-		principal, why = open.Directory().Resume(outerIdentity(r).Principal, address, now.Unix())
+		principal, why = directory.Resume(outerIdentity(r).Principal, action.Address, action.Now)
 	}
 	if why == access.Granted {
 		open.noteUse(principal)
@@ -372,7 +461,7 @@ func (h *Handler) authenticate(open *opened, r *http.Request, authorization []st
 	}
 	no := refusal{status: http.StatusUnauthorized, candidate: credential.ID, reason: why}
 	if why != access.NoCredential {
-		if wait := open.fail(credential.ID, r, now); wait > 0 {
+		if wait := open.fail(credential.ID, r, open.Now()); wait > 0 {
 			no.status, no.retryAfter = http.StatusTooManyRequests, wait
 		}
 	}
@@ -396,9 +485,10 @@ func (h *Handler) credential(authorization []string) (access.Credential, access.
 }
 
 // noticeExpiry tells a caller whose token is about to end.
-func (h *Handler) noticeExpiry(w http.ResponseWriter, open *opened, p access.Principal) {
+func (h *Handler) noticeExpiry(w http.ResponseWriter, p access.Principal, action access.Action) {
 	if until := p.Until(); until != 0 && h.ExpiryNotice > 0 {
-		if end := time.Unix(until, 0).UTC(); p.Token.Retiring || end.Sub(open.Now()) < time.Duration(h.ExpiryNotice) {
+		end := time.Unix(until, 0).UTC()
+		if p.Token.Retiring || end.Sub(time.Unix(action.Now, 0)) < time.Duration(h.ExpiryNotice) {
 			w.Header().Set("Service-User-Token-Expires", end.Format(time.RFC3339))
 		}
 	}
@@ -438,7 +528,27 @@ func (h *Handler) judge(r *http.Request) (access.Action, access.Problem) {
 	if isEarlyData(r) && !isSafe(r.Method) {
 		return access.Action{}, access.Problem{Status: http.StatusTooEarly, Detail: "an unsafe request must wait for the TLS handshake to end"}
 	}
-	return access.Action{Method: r.Method, Host: host, Path: path}, access.Problem{}
+	return access.Action{
+		Method: r.Method, Host: host, Path: path,
+		Address: clientAddress(r), Header: conditionHeader(r), Now: time.Now().Unix(),
+	}, access.Problem{}
+}
+
+// conditionHeader returns what conditions may look at: what arrives at the
+// upstream as the client has sent it. Of a peer that is not trusted Caddy writes
+// these headers anew.
+func conditionHeader(r *http.Request) http.Header {
+	header := r.Header
+	for _, name := range [...]string{"X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host"} {
+		if r.Header[name] == nil || isTrustedProxy(r) {
+			continue
+		}
+		if len(header) == len(r.Header) {
+			header = maps.Clone(r.Header)
+		}
+		delete(header, name)
+	}
+	return header
 }
 
 // merged is a target with its slashes merged, where the operator wants that.
@@ -504,5 +614,6 @@ func newDecisionID() string { return "decision_" + ksuid.New().String() }
 // Interface guards
 var (
 	_ caddy.Provisioner           = (*Handler)(nil)
+	_ caddy.CleanerUpper          = (*Handler)(nil)
 	_ caddyhttp.MiddlewareHandler = (*Handler)(nil)
 )

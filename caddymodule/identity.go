@@ -129,8 +129,14 @@ func (id *identity) placeholder(key string) (any, bool) {
 	case "http.auth.user.token_id":
 		return id.Token.ID, true
 	case "http.service_users.decision":
+		if !id.decision.Allowed() {
+			return "observe", true
+		}
 		return "allow", true
 	case "http.service_users.rule":
+		if id.decision.Rule == nil {
+			return "", true
+		}
 		return id.decision.Rule.ID, true
 	}
 	return nil, false

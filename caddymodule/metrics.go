@@ -17,6 +17,7 @@ var metrics = newCollectors()
 type collectors struct {
 	requests    *prometheus.CounterVec
 	reasons     []prometheus.Counter // requests, by access.Reason
+	observed    prometheus.Counter
 	public      prometheus.Counter
 	passed      prometheus.Counter
 	ambiguous   prometheus.Counter
@@ -32,7 +33,7 @@ func newCollectors() *collectors {
 	c := &collectors{
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "caddy_service_users_requests_total",
-			Help: "Requests by outcome: granted, public, passed, ambiguous, throttled, unavailable, or why authentication or authorisation failed.",
+			Help: "Requests by outcome: granted, observed, public, passed, ambiguous, throttled, unavailable, or why authentication or authorisation failed.",
 		}, []string{"outcome"}),
 		plaintext: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "caddy_service_users_plaintext_credentials_total",
@@ -51,7 +52,7 @@ func newCollectors() *collectors {
 		c.reasons = append(c.reasons, c.requests.WithLabelValues(reason.String()))
 	}
 	for outcome, counter := range map[string]*prometheus.Counter{
-		"public": &c.public, "passed": &c.passed, "ambiguous": &c.ambiguous, "throttled": &c.throttled, "unavailable": &c.unavailable,
+		"observed": &c.observed, "public": &c.public, "passed": &c.passed, "ambiguous": &c.ambiguous, "throttled": &c.throttled, "unavailable": &c.unavailable,
 	} {
 		*counter = c.requests.WithLabelValues(outcome)
 	}

@@ -1072,6 +1072,7 @@ func TestStreams(t *testing.T) {
 		}
 		echo := func(text string) {
 			t.Helper()
+			_ = conn.SetDeadline(time.Now().Add(patience))
 			if _, err := conn.Write(append([]byte{0x81, 0x80 | byte(len(text)), 0, 0, 0, 0}, text...)); err != nil {
 				t.Fatalf("%s: %v", text, err)
 			}
@@ -1086,6 +1087,7 @@ func TestStreams(t *testing.T) {
 		s.mustCLI("group", "remove", "readers", "socket") // allowed by the other group
 		echo("still here")
 		s.mustCLI("token", "revoke", "socket", s.tokenID("socket"))
+		_ = conn.SetDeadline(time.Now().Add(patience))
 		if got, err := readFrame(in); err == nil {
 			t.Errorf("after the revocation: got %q, want the end", got)
 		} else if errors.Is(err, os.ErrDeadlineExceeded) {
@@ -1121,11 +1123,13 @@ func TestStreams(t *testing.T) {
 			if lose != nil {
 				lose(user)
 			}
+			_ = stream.SetDeadline(time.Now().Add(patience))
 			if text, err := io.ReadAll(stream); errors.Is(err, os.ErrDeadlineExceeded) || strings.Contains(string(text), "data:") {
 				t.Errorf("%s: the stream goes on: %q (%v)", name, text, err)
 			}
 			stream.Close()
 		}
+		_ = stays.SetDeadline(time.Now().Add(patience))
 		up.broadcast("news")
 		buf := make([]byte, 64)
 		if n, err := stays.Read(buf); err != nil || !strings.Contains(string(buf[:n]), "data: news") {
@@ -1190,7 +1194,8 @@ func TestStreams(t *testing.T) {
 	})
 }
 
-func openWebSocket(t *testing.T, s *server, user credentials) (net.Conn, *bufio.Reader) {
+// openWebSocket opens a WebSocket; header holds "Name: value" lines.
+func openWebSocket(t *testing.T, s *server, user credentials, header ...string) (net.Conn, *bufio.Reader) {
 	t.Helper()
 	conn, err := net.Dial("tcp", s.addr("API_PORT"))
 	if err != nil {
@@ -1199,7 +1204,8 @@ func openWebSocket(t *testing.T, s *server, user credentials) (net.Conn, *bufio.
 	t.Cleanup(func() { conn.Close() })
 	_ = conn.SetDeadline(time.Now().Add(patience))
 	if _, err := io.WriteString(conn, "GET /v1/ws HTTP/1.1\r\nHost: app.example\r\nAuthorization: "+basic(user.id, user.secret)+"\r\nConnection: Upgrade, X-Service-User-Id\r\nUpgrade: websocket\r\n"+
-		"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: chat\r\nX-Service-User-Id: evil\r\n\r\n"); err != nil {
+		"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: chat\r\nX-Service-User-Id: evil\r\n"+
+		strings.Join(append(header, ""), "\r\n")+"\r\n"); err != nil {
 		t.Fatal(err)
 	}
 	in := bufio.NewReader(conn)
@@ -1210,15 +1216,16 @@ func openWebSocket(t *testing.T, s *server, user credentials) (net.Conn, *bufio.
 	return conn, in
 }
 
-// openEvents opens an event stream and reads the first event.
-func openEvents(t *testing.T, s *server, user credentials) net.Conn {
+// openEvents opens an event stream and reads the first event; header holds
+// "Name: value" lines.
+func openEvents(t *testing.T, s *server, user credentials, header ...string) net.Conn {
 	t.Helper()
 	conn, err := net.Dial("tcp", s.addr("API_PORT"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	_ = conn.SetDeadline(time.Now().Add(2 * patience))
-	if _, err := io.WriteString(conn, "GET /v1/events HTTP/1.1\r\nHost: app.example\r\nAuthorization: "+basic(user.id, user.secret)+"\r\nAccept: text/event-stream\r\n\r\n"); err != nil {
+	if _, err := io.WriteString(conn, "GET /v1/events HTTP/1.1\r\nHost: app.example\r\nAuthorization: "+basic(user.id, user.secret)+"\r\nAccept: text/event-stream\r\n"+strings.Join(append(header, ""), "\r\n")+"\r\n"); err != nil {
 		t.Fatal(err)
 	}
 	var got []byte

@@ -4,10 +4,12 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/base64"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"os"
 	"os/exec"
@@ -15,22 +17,34 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/serviceusers/caddy-service-users/access"
 )
 
-// TestReadme runs every command of the README's transcript against a real
-// server and compares what is printed with what the README says. Ids, secrets
-// and times differ from run to run; an id that the README repeats must repeat.
+// TestReadme runs every command of the transcripts against a real server and
+// compares what is printed with what the text says. Ids, secrets and times differ
+// from run to run; an id that a text repeats must repeat. What Caddy itself logs
+// is not in the texts.
 func TestReadme(t *testing.T) {
-	text, err := os.ReadFile("../README.md")
-	if err != nil {
-		t.Fatal(err)
+	for file, atLeast := range map[string]int{"README.md": 9, "docs/permissions.md": 35} {
+		t.Run(filepath.Base(file), func(t *testing.T) {
+			text, err := os.ReadFile("../" + file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			steps := transcript(string(text))
+			if len(steps) < atLeast {
+				t.Fatalf("the text has %d commands in its transcripts, at least %d were there", len(steps), atLeast)
+			}
+			runTranscript(t, steps)
+		})
 	}
+}
+
+// runTranscript runs the commands where the repository's Caddyfile.example and
+// examples lie beside a built caddy.
+func runTranscript(t *testing.T, steps []step) {
 	s := newServer(t)
-	example, err := filepath.Abs("../Caddyfile.example")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.start(example)
 	binary, err := exec.LookPath(caddyBinary())
 	if err != nil {
 		t.Fatal(err)
@@ -38,20 +52,24 @@ func TestReadme(t *testing.T) {
 	if err := os.Symlink(binary, filepath.Join(s.dir, "caddy")); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.CopyFS(filepath.Join(s.dir, "examples"), os.DirFS("../examples")); err != nil {
+		t.Fatal(err)
+	}
+	example := filepath.Join(s.dir, "Caddyfile.example")
+	if err := os.WriteFile(example, []byte(exampleCaddyfile(t)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.start(example)
 
-	actual := map[string]string{} // what the README calls something, and what it is here
+	actual := map[string]string{} // what the text calls something, and what it is here
 	real := func(line string) string {
 		line = strings.ReplaceAll(line, "localhost:8080", s.addr("API_PORT"))
-		for readme, here := range actual {
-			line = strings.ReplaceAll(line, readme, here)
+		for there, here := range actual {
+			line = strings.ReplaceAll(line, there, here)
 		}
 		return line
 	}
 	var exports []string
-	steps := transcript(string(text))
-	if len(steps) < 8 {
-		t.Fatalf("the README has %d commands in its transcript, at least 8 were there", len(steps))
-	}
 	for _, step := range steps {
 		if strings.HasPrefix(step.command, "export ") {
 			exports = append(exports, real(step.command)+"; ")
@@ -60,7 +78,7 @@ func TestReadme(t *testing.T) {
 		cmd := exec.Command("sh", "-c", strings.Join(exports, "")+real(step.command))
 		cmd.Dir, cmd.Env = s.dir, s.env
 		out, err := cmd.CombinedOutput()
-		if err != nil {
+		if mistake := strings.HasPrefix(step.output, "caddy service-user: "); (err != nil) != mistake {
 			t.Fatalf("$ %s\n%v: %s", step.command, err, out)
 		}
 		learn(actual, step.output, string(out))
@@ -68,6 +86,74 @@ func TestReadme(t *testing.T) {
 			t.Errorf("$ %s\ngot:\n%s\nwant:\n%s", step.command, got, want)
 		}
 	}
+}
+
+// TestPermissionsPage holds the rules, conditions and JSON of docs/permissions.md
+// to what it says about them.
+func TestPermissionsPage(t *testing.T) {
+	text, err := os.ReadFile("../docs/permissions.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	code := regexp.MustCompile("`([^`]+)`")
+	var rules, conditions, documents int
+	under := "" // the first heading of the table
+	for line := range strings.Lines(string(text)) {
+		cells := strings.Split(line, " | ")
+		first := code.FindStringSubmatch(cells[0])
+		switch {
+		case !strings.HasPrefix(line, "|"):
+			under = ""
+		case under == "":
+			under = strings.Trim(cells[0], "| \n")
+		case first == nil:
+		case under == "condition":
+			conditions++
+			if _, err := access.ParseRule("allow GET /{id} when " + first[1]); err != nil {
+				t.Error(err)
+			}
+		case under == "rule":
+			rules++
+			for i, covers := range []bool{true, false} {
+				for _, request := range code.FindAllStringSubmatch(cells[i+1], -1) {
+					if got := covered(t, first[1], request[1]); got != covers {
+						t.Errorf("%s covers %s: got %v, want %v", first[1], request[1], got, covers)
+					}
+				}
+			}
+		}
+	}
+	for _, block := range strings.Split(string(text), "```json\n")[1:] {
+		documents++
+		block, _, _ = strings.Cut(block, "```")
+		if !json.Valid([]byte(block)) {
+			t.Errorf("not JSON: %s", block)
+		}
+	}
+	if rules < 7 || conditions < 16 || documents < 2 {
+		t.Errorf("found %d rules, %d conditions and %d documents, fewer than were there", rules, conditions, documents)
+	}
+}
+
+// covered reports whether a rule decides about a request, such as
+// "GET api.example.com/v1/x".
+func covered(t *testing.T, rule, request string) bool {
+	t.Helper()
+	r, err := access.ParseRule(rule)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.ID = "rule"
+	group := access.Group{ID: "group", Mode: access.Enforce, Rules: []access.Rule{r}}
+	user := access.User{ID: "user", Role: access.Member, Active: true, Groups: []string{"group"}}
+	d, err := access.NewDirectory(access.Peppers{}, "").With(access.Changes{Groups: []access.Group{group}, Users: []access.User{user}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	method, target, _ := strings.Cut(request, " ")
+	host, path, _ := strings.Cut(target, "/")
+	p, _ := d.Principal("user", "", netip.Addr{}, 0)
+	return d.Authorize(p, access.Action{Method: method, Host: host, Path: "/" + path}).Rule != nil
 }
 
 type step struct{ command, output string }
@@ -92,11 +178,12 @@ func transcript(text string) (steps []step) {
 var (
 	identifier = regexp.MustCompile(`(service|token|group|rule|decision)_[0-9A-Za-z]{27}|csu_[0-9A-Za-z]{49}|…[0-9A-Za-z]{4}`)
 	instant    = regexp.MustCompile(`\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ|(?m)^Date: .*$`)
+	ownLog     = regexp.MustCompile(`(?m)^\{"level":.*\n`)
 )
 
-// learn pairs the ids that the README shows with those that were printed.
-func learn(actual map[string]string, readme, printed string) {
-	known, here := identifier.FindAllString(readme, -1), identifier.FindAllString(printed, -1)
+// learn pairs the ids that a text shows with those that were printed.
+func learn(actual map[string]string, text, printed string) {
+	known, here := identifier.FindAllString(text, -1), identifier.FindAllString(printed, -1)
 	for i := range min(len(known), len(here)) {
 		if _, ok := actual[known[i]]; !ok {
 			actual[known[i]] = here[i]
@@ -106,19 +193,27 @@ func learn(actual map[string]string, readme, printed string) {
 
 // stable replaces what differs from run to run.
 func stable(text string) string {
-	return strings.TrimSpace(instant.ReplaceAllString(strings.ReplaceAll(text, "\r", ""), "<time>"))
+	text = ownLog.ReplaceAllString(strings.ReplaceAll(text, "\r", ""), "")
+	return strings.TrimSpace(instant.ReplaceAllString(text, "<time>"))
 }
 
-// curl stands in for the program of that name: GET requests with -i and -u.
+// curl stands in for the program of that name: requests without a body, with -s,
+// -i, -u, -H and -X.
 func curl() {
 	var include bool
-	var user, target string
+	var user, target, fields string
+	method := http.MethodGet
 	for args := os.Args[1:]; len(args) > 0; args = args[1:] {
 		switch args[0] {
+		case "-s":
 		case "-i":
 			include = true
 		case "-u":
 			user, args = args[1], args[1:]
+		case "-H":
+			fields, args = fields+args[1]+"\r\n", args[1:]
+		case "-X":
+			method, args = args[1], args[1:]
 		default:
 			target = args[0]
 		}
@@ -133,7 +228,7 @@ func curl() {
 			return err
 		}
 		defer conn.Close()
-		request := "GET " + u.RequestURI() + " HTTP/1.1\r\nHost: " + u.Host + "\r\nAccept: */*\r\nUser-Agent: curl/7.88.1\r\n"
+		request := method + " " + u.RequestURI() + " HTTP/1.1\r\nHost: " + u.Host + "\r\nAccept: */*\r\nUser-Agent: curl/7.88.1\r\n" + fields
 		if user != "" {
 			request += "Authorization: Basic " + base64.StdEncoding.EncodeToString([]byte(user)) + "\r\n"
 		}
@@ -141,7 +236,7 @@ func curl() {
 			return err
 		}
 		var raw bytes.Buffer
-		resp, err := http.ReadResponse(bufio.NewReader(io.TeeReader(conn, &raw)), nil)
+		resp, err := http.ReadResponse(bufio.NewReader(io.TeeReader(conn, &raw)), &http.Request{Method: method})
 		if err != nil {
 			return err
 		}

@@ -23,10 +23,12 @@ import (
 // refusal is why a request goes no further.
 type refusal struct {
 	status    int
-	detail    string          // for the caller
-	candidate string          // who the caller says it is, when it says so properly
-	reason    access.Reason   // 401, 403 and 429
-	decision  access.Decision // 403
+	detail    string        // for the caller
+	candidate string        // who the caller says it is, when it says so properly
+	reason    access.Reason // 401, 403 and 429
+
+	decision   access.Decision // 403
+	decisionID string          // 403
 
 	retryAfter time.Duration // 429
 }
@@ -52,9 +54,9 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, why refusal) er
 		header["Www-Authenticate"] = h.challenges
 		body.Detail = "this needs the id and token of a service user, as HTTP Basic credentials"
 	case http.StatusForbidden:
-		body.DecisionID = newDecisionID()
+		body.DecisionID = why.decisionID
 		header.Set(DecisionHeader, body.DecisionID)
-		body.Detail = "this service user is not allowed to do this; the log of the server has the reason under the decision id"
+		body.Detail = "this service user is not allowed to do this; an admin can have the decision explained by its id"
 	case http.StatusMethodNotAllowed:
 		header.Set("Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
 	case http.StatusTooManyRequests:
@@ -63,7 +65,7 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, why refusal) er
 	case http.StatusServiceUnavailable:
 		header.Set("Retry-After", "5")
 	}
-	h.note(r, why, body.DecisionID)
+	h.note(r, why)
 
 	header.Set("Cache-Control", "no-store")
 	closeUnread(w, r)
@@ -109,15 +111,15 @@ func writeReady(w http.ResponseWriter, ready bool) error {
 }
 
 // note tells the log and the placeholders about a refusal.
-func (h *Handler) note(r *http.Request, why refusal, decisionID string) {
+func (h *Handler) note(r *http.Request, why refusal) {
 	why.candidate = withoutSecret(why.candidate)
 	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
 		repl.Set("http.service_users.decision", "deny")
 		if why.candidate != "" {
 			repl.Set("http.auth.candidate.id", why.candidate)
 		}
-		if decisionID != "" {
-			repl.Set("http.service_users.decision_id", decisionID)
+		if why.decisionID != "" {
+			repl.Set("http.service_users.decision_id", why.decisionID)
 		}
 	}
 	client := zap.Stringer("client_ip", clientAddress(r))
@@ -139,8 +141,8 @@ func (h *Handler) note(r *http.Request, why refusal, decisionID string) {
 			rule = why.decision.Rule.ID
 		}
 		if c := h.log.Check(zap.InfoLevel, "not allowed"); c != nil {
-			c.Write(client, zap.Stringer("reason", why.reason), zap.String("service_user", why.candidate), zap.String("decision_id", decisionID),
-				zap.String("rule", rule), zap.String("method", r.Method), zap.String("path", secretInText.ReplaceAllString(r.URL.Path, access.SecretPrefix+"…")))
+			c.Write(client, zap.Stringer("reason", why.reason), zap.String("service_user", why.candidate), zap.String("decision_id", why.decisionID),
+				zap.String("rule", rule), zap.String("method", r.Method), zap.String("path", withoutSecretPath(r.URL.Path)))
 		}
 	case http.StatusServiceUnavailable:
 		metrics.unavailable.Inc()
@@ -163,8 +165,17 @@ func logFailure(log *zap.Logger, level zapcore.Level, reason access.Reason, logi
 	}
 }
 
-// secretInText finds secrets of ours that a client has put into its URL.
-var secretInText = regexp.MustCompile(access.SecretPattern)
+// secretInText finds secrets of ours that a client has put into its URL, and most
+// of one, of which the rest could be found out.
+var secretInText = regexp.MustCompile(access.SecretPrefix + "[0-9A-Za-z]{20,}")
+
+// withoutSecretPath hides secrets that stand in a path.
+func withoutSecretPath(path string) string {
+	if !strings.Contains(path, access.SecretPrefix) {
+		return path
+	}
+	return secretInText.ReplaceAllString(path, access.SecretPrefix+"…")
+}
 
 // withoutSecret hides a login id that is a secret: clients swap the two, or give
 // the token as the user name.

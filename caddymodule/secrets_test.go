@@ -212,7 +212,8 @@ func TestSecretStays(t *testing.T) {
 	// The admin API, with the canary as the credential and as somebody's data.
 	admin := authorization("Bearer " + held.secret)
 	for _, path := range []string{"/service_users", "/service_users?q=held", "/service_users/" + held.id, "/service_users/" + held.id + "/tokens", "/service_users/" + off.id + "/tokens",
-		"/permission_groups", "/audit_events", "/service_users/none", "/openapi.json", "/healthz", "/readyz", "/service_users/" + held.id + "/access"} {
+		"/permission_groups", "/audit_events", "/service_users/none", "/openapi.json", "/healthz", "/readyz", "/service_users/" + held.id + "/access",
+		"/service_users/would_deny", "/service_users/who_can?method=GET&url=/v1/x", "/service_users/permissions"} {
 		ask("ADMIN_PORT", get(path, admin))
 		ask("CADDY_PORT", strings.Replace(get(path, admin), "Host: app.example", "Host: "+s.addr("CADDY_PORT"), 1))
 	}

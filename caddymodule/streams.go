@@ -3,8 +3,8 @@ package caddymodule
 import (
 	"context"
 	"errors"
+	"math"
 	"net/http"
-	"net/netip"
 	"strings"
 	"sync"
 	"time"
@@ -30,20 +30,24 @@ type streams struct {
 type stream struct {
 	principal access.Principal
 	action    access.Action
-	address   netip.Addr
+	observes  func() bool // whether no rule is needed that allows it
 	cut       context.CancelCauseFunc
+	expiry    *time.Timer // judges it again
 }
 
 func newStreams(s *store.Store) *streams {
 	all := &streams{store: s, open: make(map[*stream]struct{}), look: make(chan struct{}, 1), stop: make(chan struct{})}
-	s.OnChange(func() {
-		select {
-		case all.look <- struct{}{}:
-		default: // somebody is about to look anyway
-		}
-	})
+	s.OnChange(all.lookAgain)
 	go all.watch()
 	return all
+}
+
+// lookAgain has every stream judged soon.
+func (all *streams) lookAgain() {
+	select {
+	case all.look <- struct{}{}:
+	default: // somebody is about to look anyway
+	}
 }
 
 // isStream reports whether a request may stay open: a WebSocket, an event
@@ -62,39 +66,42 @@ func isStream(r *http.Request) bool {
 
 // add keeps an eye on a stream. The request that is returned has to be served
 // in the place of r, and done called when it is over.
-func (all *streams) add(r *http.Request, p access.Principal, a access.Action) (watched *http.Request, done func()) {
+func (all *streams) add(r *http.Request, p access.Principal, a access.Action, observes func() bool) (watched *http.Request, done func()) {
 	ctx, cut := context.WithCancelCause(r.Context())
-	st := &stream{p, a, clientAddress(r), cut}
+	a.Header = http.Header(a.Header).Clone() // conditions look at it again, and what serves the request may change it
+	st := &stream{principal: p, action: a, observes: observes, cut: cut}
+	st.expiry = time.AfterFunc(math.MaxInt64, func() { all.judge(st) })
 	all.mu.Lock()
 	all.open[st] = struct{}{}
 	all.mu.Unlock()
 	metrics.openStreams.Inc()
 
-	var expiry *time.Timer
-	if until := p.Until(); until != 0 {
-		expiry = time.AfterFunc(time.Until(time.Unix(until, 0)), func() { all.judge(st) })
-	}
 	// The directory may have changed since the principal was looked up, before
 	// the stream was in the list.
 	all.judge(st)
 	return r.WithContext(ctx), func() {
-		if expiry != nil {
-			expiry.Stop()
-		}
 		cut(nil)
 		all.mu.Lock()
 		delete(all.open, st)
 		all.mu.Unlock()
+		st.expiry.Stop()
 		metrics.openStreams.Dec()
 	}
 }
 
-// judge cuts a stream that would not be let through now.
+// judge cuts a stream that would not be let through now, or that nobody would
+// look at again.
 func (all *streams) judge(st *stream) {
-	directory := all.store.Directory()
-	principal, why := directory.Resume(st.principal, st.address, all.store.Now().Unix())
-	if why == access.Granted && directory.Authorize(principal, st.action).Allowed() {
-		return
+	directory, now := all.store.Directory(), all.store.Now()
+	action := st.action
+	action.Now = now.Unix()
+	principal, why := directory.Resume(st.principal, action.Address, action.Now)
+	if why == access.Granted && !isClosed(all.stop) {
+		decision := directory.Authorize(principal, action)
+		if decision.Allowed() || decision.Reason == access.NoRule && st.observes() {
+			all.judgeAt(st, principal.Until(), now) // its end may be another one than before
+			return
+		}
 	}
 	all.mu.Lock()
 	_, open := all.open[st]
@@ -106,23 +113,50 @@ func (all *streams) judge(st *stream) {
 	}
 }
 
+// judgeAt has a stream judged at an instant in Unix seconds; 0 is never.
+func (all *streams) judgeAt(st *stream, until int64, now time.Time) {
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	if _, open := all.open[st]; open && until != 0 {
+		st.expiry.Reset(time.Unix(until, 0).Sub(now))
+	}
+}
+
 func (all *streams) watch() {
 	for {
 		select {
 		case <-all.stop:
 			return
 		case <-all.look:
-		}
-		all.mu.Lock()
-		list := make([]*stream, 0, len(all.open))
-		for st := range all.open {
-			list = append(list, st)
-		}
-		all.mu.Unlock()
-		for _, st := range list {
-			all.judge(st)
+			all.judgeAll()
 		}
 	}
 }
 
-func (all *streams) close() { close(all.stop) }
+func (all *streams) judgeAll() {
+	all.mu.Lock()
+	list := make([]*stream, 0, len(all.open))
+	for st := range all.open {
+		list = append(list, st)
+	}
+	all.mu.Unlock()
+	for _, st := range list {
+		all.judge(st)
+	}
+}
+
+// close cuts what is still open: from now on nobody would see that it has lost
+// its right.
+func (all *streams) close() {
+	close(all.stop)
+	all.judgeAll()
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false // so is nil
+	}
+}

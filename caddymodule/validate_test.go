@@ -71,6 +71,14 @@ func TestValidate(t *testing.T) {
 		refuses("token_ttl beyond max_token_ttl", app("token_ttl 31d", "max_token_ttl 30d"), "token_ttl 744h0m0s is longer than max_token_ttl 720h0m0s"),
 		refuses("no duration", app("token_ttl 90"), `\"90\" is not a duration such as 90d or 36h, at Caddyfile:3`),
 
+		accepts("decisions", app("decisions 100")),
+		accepts("no decisions", app("decisions off")),
+		refuses("too many decisions", app("decisions 2000000"), `\"2000000\" is neither a number from 1 to 1000000 nor \"off\", at Caddyfile:3`),
+
+		accepts("mode observe", site("mode observe")),
+		accepts("mode enforce", site("mode enforce")),
+		refuses("another mode", site("mode off"), `mode \"off\": choose \"enforce\" or \"observe\"`),
+
 		accepts("realm", site(`realm "Example API (v1)"`)),
 		refuses("realm with a quote", site("realm `a\"b`"), "only visible ASCII without quotes and backslashes can stand in a challenge"),
 		refuses("realm with a backslash", site("realm `a\\b`"), "only visible ASCII"),
@@ -100,6 +108,8 @@ func TestValidate(t *testing.T) {
 		refuses("keep what rules the connection", site("keep X-User TE"), "keep TE: this header cannot be kept"),
 
 		accepts("public", site("public GET /healthz", "public * docs.example.com/{rest...}")),
+		accepts("public under a condition", site("public GET /v1/{id} when params.id == '7'")),
+		refuses("public under a condition over nobody", site("public GET /v1/x when user.name == 'a'"), "there is no service user here, so the condition cannot look at user.name, at Caddyfile:3"),
 		refuses("public without a path", site("public GET"), `public: name methods and a path, as in \"public GET,HEAD /healthz\", at Caddyfile:3`),
 		refuses("public with a wildcard", site("public GET /docs/*"), "or {rest...} at the end for all that follow, at Caddyfile:3"),
 		refuses("a matcher", strings.Replace(site(), "service_users", "service_users /api/*", 1), `service_users takes no matcher and no argument (got \"/api/*\")`),
