@@ -106,7 +106,7 @@ func (a *API) explain(c *call, in ExplainInput) (Explanation, error) {
 		out.Decision, out.Reason, out.Detail = "deny", "ambiguous", "the request is refused with status "+fmt.Sprint(problem.Status)+" before any rule is read: "+problem.Advice()
 		return out, nil
 	}
-	a.fill(c, &out, p, d.Explain(p, action, c.sees))
+	a.fill(c, &out, d.Explain(p, action, c.sees))
 	if why != access.Granted {
 		out.Decision, out.Reason, out.Detail = "deny", why.String(), "it cannot authenticate: "+reasonText[why]
 		out.Rule, out.PermissionGroup, out.Source, out.Grant = nil, nil, "", nil // no rule decides, and none would help
@@ -136,7 +136,7 @@ func (a *API) explainDecision(c *call, in ExplainInput) (Explanation, error) {
 	now := "deny"
 	if p, why := d.Principal(r.UserID, r.TokenID, r.Action.Address, a.store.Now().Unix()); p.User != nil {
 		e := d.Explain(p, r.Action, c.sees)
-		a.fill(c, &out, p, e)
+		a.fill(c, &out, e)
 		// Headers are not kept; that a condition misses one must not look as if
 		// something had changed.
 		changed := d.Revision() != r.Revision
@@ -170,7 +170,7 @@ func (c *call) sees(g *access.Group) bool {
 }
 
 // fill writes an explanation of the engine in the form of the API.
-func (a *API) fill(c *call, out *Explanation, p access.Principal, e access.Explanation) {
+func (a *API) fill(c *call, out *Explanation, e access.Explanation) {
 	out.Decision, out.Reason, out.Detail = verdict(e.Reason), e.Reason.String(), reasonText[e.Reason]
 	for _, r := range e.Considered {
 		out.Considered = append(out.Considered, showConsidered(r))
@@ -190,9 +190,7 @@ func (a *API) fill(c *call, out *Explanation, p access.Principal, e access.Expla
 	if e.Grant != "" {
 		out.Grant = &Grant{Rule: e.Grant, PermissionGroups: []GroupRef{}}
 		for _, g := range e.Groups {
-			if only := p.Token.Groups; len(only) == 0 || slices.Contains(only, g.ID) {
-				out.Grant.PermissionGroups = append(out.Grant.PermissionGroups, refTo(g))
-			}
+			out.Grant.PermissionGroups = append(out.Grant.PermissionGroups, refTo(g))
 		}
 	}
 }

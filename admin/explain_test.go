@@ -143,7 +143,7 @@ func TestExplain(t *testing.T) {
 		{`service_2 GET /hello/private`, `deny denied_by_rule rule_2 of group_1 by default; nearest rule_1: the path is longer than /hello`},
 		{`service_1 GET /team`, `allow granted rule_15 of group_5 by condition`},
 		{`service_1 GET /team/secret`, `deny denied_by_rule rule_16 of group_5 by condition; nearest …`},
-		{`service_2 GET /team`, `deny no_rule; grant allow GET /team; nearest …`},
+		{`service_2 GET /team`, `deny no_rule; grant allow GET /team; nearest rule_15: the permission group's condition of membership cannot be evaluated, so that its allows do not hold`},
 		{`service_2 GET /team/secret`, `deny denied_by_rule rule_16 of group_5 by doubt; nearest rule_15: the path is longer than /team`},
 
 		// A deny wins, in any spelling.
@@ -153,8 +153,8 @@ func TestExplain(t *testing.T) {
 		// No rule; what would help.
 		{`service_1 POST /v1/people`, `deny no_rule; grant allow POST /v1/people; nearest …`},
 		{`service_2 POST /`, `deny no_rule; grant allow POST /; nearest …`},
-		{`service_1 DELETE /v1/people/7`, `deny no_rule; grant allow DELETE /v1/people/7, join group_7; nearest …`},
-		{`service_1 DELETE /v1/people/9`, `deny no_rule; grant allow DELETE /v1/people/9, join group_8, join group_7; nearest …`},
+		{`service_1 DELETE /v1/people/7`, `deny no_rule; grant allow DELETE /v1/people/7, join group_7; nearest rule_17: the permission group only observes`},
+		{`service_1 DELETE /v1/people/9`, `deny no_rule; grant allow DELETE /v1/people/9, join group_8, join group_7; nearest rule_17: the permission group only observes`},
 		{`service_2 DELETE /v1/people/9`, `deny no_rule; grant allow DELETE /v1/people/9, join group_8, join group_7; nearest …`},
 		{`service_1 GET /v1/people/8`, `allow granted rule_3 of group_2 by name`},
 		{`service_1 FROB /v1/people/9`, `deny no_rule; grant allow FROB /v1/people/9; nearest rule_3: the method FROB is not among GET`},
@@ -177,17 +177,17 @@ func TestExplain(t *testing.T) {
 		{`service_1 GET /doubt/1`, `deny denied_by_rule rule_11 of group_4 by name; nearest rule_12: a deny wins`},
 		{`service_1 GET /from {"remote_ip":"10.1.2.3"}`, `allow granted rule_13 of group_4 by name`},
 		{`service_1 GET /from {"remote_ip":"::ffff:10.1.2.3"}`, `allow granted rule_13 of group_4 by name`},
-		{`service_1 GET /from`, `deny no_rule; grant allow GET /from; nearest …`},
-		{`service_1 GET /late`, `deny no_rule; grant allow GET /late; nearest …`},
+		{`service_1 GET /from`, `deny no_rule; grant allow GET /from; nearest rule_13: its condition does not hold: request.remote_ip == '10.1.2.3'`},
+		{`service_1 GET /late`, `deny no_rule; grant allow GET /late; nearest rule_14: its condition does not hold: now > timestamp('2026-01-02T03:10:00Z')`},
 
 		// Tokens: narrowed, tied to addresses, and what is wrong with them.
 		{`service_1 GET /v1/people/7 {"token_id":"token_1"}`, `allow granted rule_3 of group_2 by name`},
 		{`service_1 GET /v1/people/7 {"token_id":"token_2"}`, `deny no_rule; grant allow GET /v1/people/7; nearest rule_3: the token is restricted to other permission groups`},
-		{`service_1 GET /v1/people/7/address {"token_id":"token_2"}`, `deny denied_by_rule rule_5 of group_2 by name; nearest …`},
+		{`service_1 GET /v1/people/7/address {"token_id":"token_2"}`, `deny denied_by_rule rule_5 of group_2 by name; nearest rule_4: the token is restricted to other permission groups`},
 		{`service_1 GET https://api.example.com/h/1 {"token_id":"token_2"}`, `allow granted rule_6 of group_3 by name`},
 		{`service_1 GET /v1/people/7 {"token_id":"token_3"}`, `allow granted rule_3 of group_2 by name`},
-		{`service_1 DELETE /v1/people/9 {"token_id":"token_3"}`, `deny no_rule; grant allow DELETE /v1/people/9, join group_7; nearest …`},
-		{`service_1 DELETE /v1/people/9 {"token_id":"token_2"}`, `deny no_rule; grant allow DELETE /v1/people/9; nearest …`},
+		{`service_1 DELETE /v1/people/9 {"token_id":"token_3"}`, `deny no_rule; grant allow DELETE /v1/people/9, join group_7; nearest rule_17: the permission group only observes`},
+		{`service_1 DELETE /v1/people/9 {"token_id":"token_2"}`, `deny no_rule; grant allow DELETE /v1/people/9; nearest rule_17: the permission group only observes`},
 		{`service_1 GET /v1/people/7 {"token_id":"token_3","remote_ip":"192.0.2.9"}`, `allow granted rule_3 of group_2 by name`},
 		{`service_1 GET /v1/people/7 {"token_id":"token_3","remote_ip":"198.51.100.9"}`, `deny token_address`},
 		{`service_1 GET /v1/people/7 {"token_id":"token_4"}`, `deny token_expired`},
@@ -528,6 +528,16 @@ func TestExplainDecision(t *testing.T) {
 		t.Errorf("decision_env: got %s, want %s", got, want)
 	}
 
+	s.run(
+		r(`POST /permission_groups {"name":"headers","rules":["deny GET /header when request.header('X-Env') == 'prod'"]}`, `201 {"id":"group_4"}`),
+		r(`POST /service_users {"name":"c","permission_groups":["group_4"]}`, `201 {"id":"service_3","token_id":"token_4"}`),
+	)
+	s.refuse("decision_header", "service_3", "token_4", "GET /header", map[string][]string{"X-Env": {"prod"}})
+	if got, want := told("decision_header"), `deny denied_by_rule rule_7 of group_4`; got != want {
+		t.Errorf("decision_header: got %s, want %s, and no grant, which a deny would beat", got, want)
+	}
+	s.run(r(`DELETE /permission_groups/group_4`, `204`), r(`DELETE /service_users/service_3`, `204`))
+
 	// The rules change: what decided then is still told.
 	s.run(
 		r(`PUT /permission_groups/group_3/members/service_1`, `204`),
@@ -543,7 +553,7 @@ func TestExplainDecision(t *testing.T) {
 	s.run(r(decision("decision_me"), `200 {"now":"allow","considered":[{"rule":{"id":"rule_1"},"applies":true},{"rule":{"id":"rule_6"}},{"rule":{"id":"rule_4"}},{"rule":{"id":"rule_5"}},{"rule":{"id":"rule_3"}}],"revision":6}`))
 	s.run(r(`PATCH /permission_groups/group_1 {"name":"people","mode":"observe","rules":["allow DELETE /v1/{id}"]}`, `200`))
 	expect(map[string]string{
-		"decision_b_me": `deny denied_by_rule rule_2 of group_1; grant allow GET /v1/me; nearest rule_7: the method GET is not among DELETE`,
+		"decision_b_me": `deny denied_by_rule rule_2 of group_1; grant allow GET /v1/me; nearest rule_8: the method GET is not among DELETE`,
 	})
 	s.run(
 		r(decision("decision_b_me"), `200 {"permission_group":{"id":"group_1","name":"people","mode":"observe"}}`),

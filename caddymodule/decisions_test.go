@@ -95,11 +95,14 @@ func TestDecisions(t *testing.T) {
 	noRule := s.refusedRequest("GET", "API_PORT", "/v1/people/7?token=x", none)
 	denied := s.refusedRequest("HEAD", "API_PORT", "/v1/secret", user)
 	encoded := s.refusedRequest("DELETE", "OBSERVE_PORT", "/v1/%73ecret", s.createDenied("everything-denied"))
+	narrowed := s.narrowed("narrowed")
+	byToken := s.refusedRequest("GET", "API_PORT", "/v1/people/7", narrowed)
 	byErrorPage := s.do("GET", "ERRORS_PORT", "/v2/x", none, "")
 	if id := byErrorPage.Header.Get(DecisionHeader); id == "" || byErrorPage.body != id {
 		t.Errorf("the error page: got %q, the header %q", byErrorPage.body, id)
 	}
 
+	var revisions []int64
 	for _, row := range []struct {
 		id                   string
 		user                 credentials
@@ -109,9 +112,11 @@ func TestDecisions(t *testing.T) {
 		{noRule, none, "GET", "/v1/people/7", "no_rule", ""},
 		{denied, user, "HEAD", "/v1/secret", "denied_by_rule", "deny GET /v1/secret"},
 		{encoded, credentials{}, "DELETE", "/v1/secret", "denied_by_rule", "deny * /{rest...}"},
+		{byToken, narrowed, "GET", "/v1/people/7", "no_rule", ""}, // now too, by this token
 		{byErrorPage.body, none, "GET", "/v2/x", "no_rule", ""},
 	} {
 		e, status := s.recalled(row.id)
+		revisions = append(revisions, e.Revision)
 		if status != 200 || e.DecisionID != row.id || e.Decision != "deny" || e.Reason != row.reason || e.Method != row.method || e.Path != row.path || e.Host != "localhost" || e.Now != "" {
 			t.Errorf("%s %s: got %d %+v", row.method, row.path, status, e)
 			continue
@@ -129,6 +134,10 @@ func TestDecisions(t *testing.T) {
 		if rule != row.rule || (rule != "") != (e.PermissionGroup != nil) {
 			t.Errorf("%s %s: got the rule %q of %v, want %q", row.method, row.path, rule, e.PermissionGroup, row.rule)
 		}
+	}
+
+	if r := revisions; r[0] != r[1] || r[1] >= r[2] || r[2] >= r[3] || r[3] != r[4] { // what was changed in between
+		t.Errorf("decided by the revisions %v", r)
 	}
 
 	// What changes afterwards.
@@ -164,6 +173,21 @@ func TestDecisions(t *testing.T) {
 	if got := s.wouldDeny(access.Deny); len(got) != 1 || !strings.HasPrefix(got[0], "1 deny GET /v4 ") {
 		t.Errorf("after a reload: counted %q", got)
 	}
+}
+
+// narrowed makes a service user that may read, and a token of it that may not.
+func (s *server) narrowed(name string) credentials {
+	s.t.Helper()
+	c := s.create(name, "--group", "readers")
+	var g admin.Group
+	s.local("POST", "/permission_groups", `{"name":"`+name+`"}`, &g)
+	s.mustCLI("group", "add", name, name)
+	var token admin.Token
+	if got := s.local("POST", "/service_users/"+c.id+"/tokens", `{"permission_groups":["`+g.ID+`"]}`, &token); got.StatusCode != 201 {
+		s.t.Fatalf("a narrowed token: %d %s", got.StatusCode, got.body)
+	}
+	c.secret = token.Secret
+	return c
 }
 
 // createDenied makes a service user to which everything is denied.

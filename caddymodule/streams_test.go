@@ -258,7 +258,7 @@ func TestStreamsNow(t *testing.T) {
 			time.Sleep(1500 * time.Millisecond)
 			must(all.store.UpdateServiceUser(t.Context(), store.Local, user.ID, 0, func(u *store.ServiceUser) error { u.Owner += "x"; return nil }))
 			if synctest.Wait(); context.Cause(ctx) != want {
-				t.Errorf("%v before the end: got %v, want %v", end.Sub(time.Now()), context.Cause(ctx), want)
+				t.Errorf("%v before the end: got %v, want %v", time.Until(end), context.Cause(ctx), want)
 			}
 		}
 	})

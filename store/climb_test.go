@@ -545,6 +545,8 @@ func rungs() []rung {
 			u.Groups, u.Labels = l.groups("own readers base"), map[string]string{"people": "1,2"}
 		})}},
 		rung{name: "any label of one who is in no such group", by: "manager", want: "ok", before: addRule("own", `allow GET /any when user.labels.exists(k, k.startsWith("x"))`), steps: steps{edit("reader", label("note", "x"))}},
+		rung{name: "any label of one who has none, as the manager", by: "manager", want: "ok",
+			before: both(addRule("readers", `allow GET /any when user.labels.exists(k, k.startsWith("x"))`), admin(edit("manager", func(u *ServiceUser) { u.Labels = nil }))), steps: steps{mint("reader", "")}},
 		rung{name: "a condition over the request", by: "manager person", want: "ok", before: addRule("readers", `allow GET /v2/{x} when params.x == "1" && request.remote_ip != "" && now > timestamp("2020-01-01T00:00:00Z")`), steps: steps{
 			mint("reader", ""), edit("reader", func(u *ServiceUser) { u.Name = "other" }), join("base", "reader"),
 		}},

@@ -352,6 +352,11 @@ func TestPermissionsOfGroups(t *testing.T) {
 	if got := probe(w.Store, another.ID, anothersToken.Secret, "PUT /p/edit"); got != access.NoRule {
 		t.Errorf("a member of the deleted group: got %v, want no_rule", got)
 	}
+	// The order of the catalogue changes nothing for requests.
+	mustDo(w.changeGroup(func(g *Group) { g.Permissions = []string{"edit", "see"} }))
+	must(w.LoadPermissions(ctx, alice, []Permission{permission("new"), permission("edit"), permission("see")}, true))
+	must(w.LoadPermissions(ctx, alice, []Permission{permission("see"), permission("new"), permission("edit")}, true))
+	eventually(t, "the last change, in another process", func() bool { return other.Directory().Revision() == w.Directory().Revision() })
 	again := open(t, w.path, w.opts)
 	same(t, "opened again", dirText(t, again), dirText(t, w.Store))
 	same(t, "the other store", dirText(t, other), dirText(t, w.Store))
