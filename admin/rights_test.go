@@ -114,6 +114,9 @@ func TestWhoCan(t *testing.T) {
 		r(who(`method=GET&url=/hello`), `200 {"service_users":[{"id":"service_5"},{"id":"service_3"},{"id":"service_1"}]}`),
 	)
 
+	if t.Failed() {
+		return // the pages may have no end
+	}
 	var names []string
 	err := All(t.Context(), &Client{Base: s.URL}, "/service_users/who_can?method=GET&url=/hello&limit=1", func(l WhoCan) Page {
 		for _, u := range l.ServiceUsers {

@@ -359,7 +359,12 @@ func TestManagerLearns(t *testing.T) {
 		r(`PATCH /service_users/service_3 {"permission_groups":["group_7"]}`, refused+`[permission_groups] a manager can give only permission groups that it holds itself`),
 	)
 
-	// And nothing of all that changed anything.
+	s.by = store.Local
+	s.run(r(`PATCH /service_users/service_1/tokens/token_2 {"permission_groups":["group_7"]}`, `200`))
+	as("csu_2")
+	s.run(r(`GET /permission_groups`, `200 {"permission_groups":[{"name":"spare"}]}`))
+
+	// And nothing of all that changed anything else.
 	s.by = store.Local
 	s.run(
 		r(`GET /permission_groups/group_2`, `200 {"etag":"\"1\"","member_count":3}`),

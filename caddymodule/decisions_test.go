@@ -112,7 +112,7 @@ func TestDecisions(t *testing.T) {
 		{noRule, none, "GET", "/v1/people/7", "no_rule", ""},
 		{denied, user, "HEAD", "/v1/secret", "denied_by_rule", "deny GET /v1/secret"},
 		{encoded, credentials{}, "DELETE", "/v1/secret", "denied_by_rule", "deny * /{rest...}"},
-		{byToken, narrowed, "GET", "/v1/people/7", "no_rule", ""}, // now too, by this token
+		{byToken, narrowed, "GET", "/v1/people/7", "no_rule", ""},
 		{byErrorPage.body, none, "GET", "/v2/x", "no_rule", ""},
 	} {
 		e, status := s.recalled(row.id)
@@ -145,6 +145,9 @@ func TestDecisions(t *testing.T) {
 	s.mustCLI("group", "add", "readers", "none")
 	if e, _ := s.recalled(noRule); e.Decision != "deny" || e.Reason != "no_rule" || e.Now != "allow" || e.Revision != first.Revision || len(e.Considered) != 2 {
 		t.Errorf("after the grant: got %+v, want the old verdict and now: allow", e)
+	}
+	if e, _ := s.recalled(byToken); e.Decision != "deny" || e.Now != "" {
+		t.Errorf("a token that may do less than its service user: got %s, now %q", e.Decision, e.Now)
 	}
 	s.mustCLI("deactivate", "none")
 	if e, _ := s.recalled(noRule); e.Decision != "deny" || e.Now != "" {

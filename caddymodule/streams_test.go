@@ -98,11 +98,11 @@ func TestConditionalStreams(t *testing.T) {
 	up := startBackend(t, s.ports["UPSTREAM_PORT"])
 	withCaddyfile(s, changingCaddyfile)
 	s.mustCLI("group", "create", "by-label", "--rule", `allow GET /v1/{rest...} when user.labels.env == "prod"`)
-	s.mustCLI("group", "create", "by-header", "--rule", `allow GET /v1/{rest...} when request.header("X-Env") == "prod" && request.header("X-Plan") == "gold" && request.header("Authorization") == ""`)
+	s.mustCLI("group", "create", "by-header", "--rule", `allow GET /v1/{rest...} when request.header("X-Env") == "prod" && request.header("X-Plan") == "gold" && request.header("Authorization") + request.header("X-Forwarded-Proto") == ""`)
 	s.mustCLI("group", "create", "by-address", "--rule", `allow GET /v1/{rest...} when cidr("127.0.0.0/8").containsIP(request.remote_ip)`)
 	s.mustCLI("group", "create", "by-membership", "--condition", `user.labels.?env.orValue("") == "member"`, "--rule", "allow GET /v1/{rest...}")
 	s.mustCLI("group", "create", "denied-by-label", "--rule", "allow GET /v1/{rest...}", "--rule", `deny GET /v1/{rest...} when user.labels.env == "dev"`)
-	headers := []string{"X-Env: prod", "X-Plan: gold"}
+	headers := []string{"X-Env: prod", "X-Plan: gold", "X-Forwarded-Proto: https"}
 	byHeader := openBoth(t, s, s.create("by-header", "--group", "by-header", "--label", "env=prod"), headers...)
 	byAddress := openBoth(t, s, s.create("by-address", "--group", "by-address", "--label", "env=prod"))
 	for _, row := range []struct {
