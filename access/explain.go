@@ -92,12 +92,12 @@ func (d *Directory) consider(p Principal, m Membership, i int, a Action, verdict
 		}
 		c.Why += text
 	}
-	if verdict.Rule == r {
-		c.Applies = true
-		return c
-	}
 	deny := r.Effect == Deny
 	q := question{bit: methodBit(a.Method), deny: deny, groups: onlyGroup, user: p.User, action: a}
+	if verdict.Rule == r {
+		c.Applies, c.Why = true, doubt(r, g.conditions[i], &q)
+		return c
+	}
 	if !newMethodSet(r).covers(q.bit, a.Method) {
 		methods := r.Methods
 		if methods[0] == "*" {
@@ -114,7 +114,7 @@ func (d *Directory) consider(p Principal, m Membership, i int, a Action, verdict
 		off, text := pathDistance(r.Path, a.Path, deny)
 		why(2*off, text)
 	} else if when := g.conditions[i]; when != nil && !coversPath(pathOnly, when, q) {
-		why(1, "its condition does not hold: "+d.whyNot(pathOnly, when, q))
+		why(1, "its condition does not hold: "+whyNot(&pathOnly, when, &q))
 	}
 	switch {
 	case c.off > 0:
@@ -128,12 +128,23 @@ func (d *Directory) consider(p Principal, m Membership, i int, a Action, verdict
 	case !deny && verdict.Reason == NoRule:
 		why(1, errBudget.Error())
 	default:
-		c.Applies = true
+		c.Applies, c.Why = true, doubt(r, g.conditions[i], &q)
 		if !deny && verdict.Reason == DeniedByRule {
 			c.Why = "a deny wins"
 		}
 	}
 	return c
+}
+
+// doubt says why a deny applies although its condition does not hold.
+func doubt(r *Rule, when *Condition, q *question) string {
+	if when == nil || r.Effect == Allow {
+		return ""
+	}
+	if _, err := outcome(r, when, q); err != nil {
+		return "its condition cannot be evaluated, so that the deny applies: " + err.Error()
+	}
+	return ""
 }
 
 // coversPath asks about one rule by itself, as the trees do.
@@ -149,11 +160,19 @@ func coversPath(r Rule, when *Condition, q question) bool {
 	return one.allowed(&q, onlyGroup) != nil
 }
 
-// whyNot says what an allow's condition came to.
-func (d *Directory) whyNot(r Rule, when *Condition, q question) string {
-	segments, _ := parsePattern(r.Path)
+// outcome evaluates the condition of one rule by itself.
+func outcome(r *Rule, when *Condition, q *question) (bool, error) {
+	segments, err := parsePattern(r.Path)
+	if err != nil {
+		return false, err
+	}
 	c := &conditional{when, segments}
-	if _, err := c.holds(&evaluation{user: q.user, action: q.action, params: c.values(q.action.Path)}); err != nil {
+	return c.holds(&evaluation{user: q.user, action: q.action, params: c.values(q.action.Path)})
+}
+
+// whyNot says what the condition of a rule that does not apply came to.
+func whyNot(r *Rule, when *Condition, q *question) string {
+	if _, err := outcome(r, when, q); err != nil {
 		return err.Error()
 	}
 	return when.text

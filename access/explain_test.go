@@ -552,3 +552,20 @@ func TestSmallestRuleOfAnyPath(t *testing.T) {
 		t.Errorf("got %d paths that can be spelled and %d others, want the draw to meet both", exact, others)
 	}
 }
+
+// A deny whose condition cannot be evaluated applies, and says so.
+func TestExplainDoubtfulDeny(t *testing.T) {
+	d := with(t, NewDirectory(Peppers{}, ""), Changes{Revision: 1, Users: []User{user(1, "g")}, Groups: []Group{group(t, "g",
+		"allow GET /{x}", `deny GET /a when user.labels.env == "prod"`, `deny GET /{x} when user.labels.env == "test"`,
+	)}})
+	e := d.Explain(enter(t, d, login(1)), Action{Method: "GET", Path: "/a"}, nil)
+	const want = "its condition cannot be evaluated, so that the deny applies: no such key: env"
+	for _, c := range e.Considered {
+		if c.Rule.Effect == Deny && (!c.Applies || c.Why != want) {
+			t.Errorf("%s: applies %t, because %q, want %q", c.Rule, c.Applies, c.Why, want)
+		}
+	}
+	if e.Reason != DeniedByRule || len(e.Considered) != 3 {
+		t.Errorf("got %s of %d rules", e.Reason, len(e.Considered))
+	}
+}
