@@ -477,6 +477,18 @@ func rungs() []rung {
 		}
 		list = append(list, rung{name: now.name + ", create", by: "manager", want: "not allowed", meanwhile: now.do, steps: steps{create(func(*ladder, *ServiceUser) {})}})
 	}
+	// A foreign group that takes in one who is as nobody can change it.
+	for name, condition := range map[string]string{
+		"its role": `user.role == "member"`, "its making": `user.created_at > timestamp("2026-01-01T00:00:00Z")`, "its id": `user.id.startsWith("service_")`,
+	} {
+		foreign := func(l *ladder) {
+			must(l.CreateGroup(ctx, Local, Group{Name: "foreign", MemberCondition: condition + ` && user.name != "manager"`}))
+		}
+		list = append(list,
+			rung{name: "taken in by " + name, by: "manager person", want: byGroups, before: foreign, steps: steps{mint("reader", "")}},
+			rung{name: "made to be taken in by " + name, by: "manager person", want: byGroups, before: foreign, steps: steps{create(func(*ladder, *ServiceUser) {})}},
+		)
+	}
 	// Every field that a condition can look at.
 	for _, f := range []struct {
 		field, expression string
