@@ -71,7 +71,7 @@ func (d *Directory) Authenticate(c Credential, address netip.Addr, now int64) (P
 // an older directory: for a stream that stays open. It returns the principal as
 // d knows it, or why it would be refused now.
 func (d *Directory) Resume(p Principal, address netip.Addr, now int64) (Principal, Reason) {
-	user, ok := d.users.get(p.User.ID)
+	user, ok := d.users.get(p.User.ID, d.sets)
 	if !ok {
 		return Principal{}, UnknownID
 	}
@@ -107,8 +107,8 @@ var nobody = []Token{{}}
 func (d *Directory) candidates(c Credential, digest *digests) (*User, []Token) {
 	if c.ID == "" {
 		for _, hash := range digest[:len(d.peppers.keys)+1] {
-			if owner, ok := d.hashes.get(hash); ok {
-				return owner.user, owner.user.Tokens[owner.token:][:1]
+			if owner, token, ok := d.users.owner(hash, d.sets); ok {
+				return owner, owner.Tokens[token:][:1]
 			}
 		}
 		return nil, nobody
@@ -194,6 +194,14 @@ type Would struct {
 // Allowed reports whether the request may pass.
 func (d Decision) Allowed() bool { return d.Reason == Granted }
 
+// RuleID returns the id of the rule that decided, or "".
+func (d Decision) RuleID() string {
+	if d.Rule == nil {
+		return ""
+	}
+	return d.Rule.ID
+}
+
 // Authorize decides whether the principal may do this. Deny by default; a deny
 // wins over any allow, whatever the order. Nothing is granted to the zero
 // Principal.
@@ -250,7 +258,7 @@ func (d *Directory) would(q *question, allows, denies indices, reason Reason) Wo
 // reason says whether it could authenticate at that instant from that address;
 // the zero address is any.
 func (d *Directory) Principal(userID, tokenID string, address netip.Addr, now int64) (Principal, Reason) {
-	u, ok := d.users.get(userID)
+	u, ok := d.users.get(userID, d.sets)
 	if !ok {
 		return Principal{}, UnknownID
 	}

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 )
 
 // Role is what a service user may do on the admin API. It gives no right on
@@ -55,8 +56,9 @@ type Token struct {
 	Retiring   bool     // has a successor; valid until the grace ends
 	Unused     bool     // made by its own user and not seen yet: its first use has to be noted
 
-	pepper int // index into digests; -1 when the pepper is unknown
-	class  int // the group set of its allows
+	pepper int                  // index into digests; -1 when the pepper is unknown
+	class  int                  // the group set of its allows
+	use    *atomic.Pointer[Use] // what it is used for at the moment
 }
 
 // Mode is what a permission group does.
@@ -102,9 +104,8 @@ type Directory struct {
 	peppers      Peppers
 	defaultGroup string // the name of the group that everybody is in; "" is none
 
-	users  shards[string, *User]     // by id
-	logins shards[string, *User]     // by alias
-	hashes shards[Hash, secretOwner] // for Bearer credentials, which name nobody
+	users  table                  // by id, and by the hashes of their tokens
+	logins shards[string, string] // ids by alias
 
 	groups      map[string]*Group // by id
 	everybody   *Group            // the default group, when there is one of that name
@@ -114,11 +115,6 @@ type Directory struct {
 	sizes       []int             // the number of users of each class
 	classes     shards[string, int]
 	policy      *policy
-}
-
-type secretOwner struct {
-	user  *User
-	token int
 }
 
 // groupSet is a distinct combination of groups. Users and tokens share it, so
@@ -155,14 +151,17 @@ func NewDirectory(peppers Peppers, defaultGroup string) *Directory {
 func (d *Directory) Revision() int64 { return d.revision }
 
 // Len returns the number of service users.
-func (d *Directory) Len() int { return d.users.len() }
+func (d *Directory) Len() int { return d.users.count }
 
 // User returns the service user with this id or alias.
 func (d *Directory) User(login string) (*User, bool) {
-	if u, ok := d.users.get(login); ok {
+	if u, ok := d.users.get(login, d.sets); ok {
 		return u, true
 	}
-	return d.logins.get(login)
+	if id, ok := d.logins.get(login); ok {
+		return d.users.get(id, d.sets)
+	}
+	return nil, false
 }
 
 // Group returns the permission group with this id.
@@ -263,7 +262,7 @@ func (d *Directory) Members(group string, f func(*User, Source)) {
 	for i, s := range d.sets {
 		in[i] = slices.Contains(s.ids, group)
 	}
-	d.users.each(func(_ string, u *User) {
+	d.users.each(d.sets, func(u *User) {
 		switch {
 		case !in[u.class]:
 		case slices.Contains(u.Groups, group):
@@ -290,7 +289,7 @@ func (d *Directory) MemberCount(group string) (n int) {
 
 // Users calls f for every service user, in no order.
 func (d *Directory) Users(f func(*User)) {
-	d.users.each(func(_ string, u *User) { f(u) })
+	d.users.each(d.sets, f)
 }
 
 // Groups returns every permission group, in no order.
@@ -303,50 +302,84 @@ func (d *Directory) DefaultGroup() *Group { return d.everybody }
 // when they are older than d or hold something that cannot be enforced: a
 // directory is taken whole or not at all.
 func (d *Directory) With(c Changes) (*Directory, error) {
-	if c.Revision < d.revision {
-		return nil, fmt.Errorf("revision %d is older than %d, which is in force", c.Revision, d.revision)
+	e, err := d.Edit(c.Revision)
+	if err == nil {
+		err = e.Groups(c.Groups, c.RemovedGroups)
 	}
-	next := *d
-	next.revision = c.Revision
-	moved, err := next.changeGroups(c)
+	if err == nil {
+		err = e.Users(c.Users, c.RemovedUsers)
+	}
 	if err != nil {
 		return nil, err
 	}
-	if err := next.changeUsers(c, moved); err != nil {
-		return nil, err
-	}
-	return &next, nil
+	return e.Done()
 }
 
-// changeGroups returns the ids of the groups whose condition of membership is
-// another one than before.
-func (d *Directory) changeGroups(c Changes) (moved []string, err error) {
-	if len(c.Groups) == 0 && len(c.RemovedGroups) == 0 {
-		return nil, nil
+// Edit is a directory in the making, for changes that come in parts: first the
+// groups, then the users. It belongs to one goroutine. After an error there is
+// nothing to do with it.
+type Edit struct {
+	base    *Directory
+	next    Directory
+	users   *tableEdit
+	logins  *shardEdit[string, string]
+	classes *shardEdit[string, int]
+	moved   []string // groups whose condition of membership is another one than before
+}
+
+// Edit begins the directory of a revision.
+func (d *Directory) Edit(revision int64) (*Edit, error) {
+	if revision < d.revision {
+		return nil, fmt.Errorf("revision %d is older than %d, which is in force", revision, d.revision)
 	}
-	old := d.groups
-	d.groups = make(map[string]*Group, len(old)+len(c.Groups))
-	maps.Copy(d.groups, old)
-	for _, id := range c.RemovedGroups {
-		if g := old[id]; g != nil && g.membership != nil {
-			moved = append(moved, id) // nobody meets the condition of a group that is gone
+	e := &Edit{base: d, next: *d}
+	e.next.revision = revision
+	return e, nil
+}
+
+// Groups takes groups over, and others out.
+func (e *Edit) Groups(changed []Group, removed []string) error {
+	if len(changed) == 0 && len(removed) == 0 {
+		return nil
+	}
+	d, old := &e.next, e.base.groups
+	d.groups = maps.Clone(old)
+	if d.groups == nil {
+		d.groups = make(map[string]*Group, len(changed))
+	}
+	policy := d.policy.edit()
+	touched := make(map[string]bool)
+	for _, id := range removed {
+		if g := d.groups[id]; g != nil {
+			policy.remove(g)
+			delete(d.groups, id)
+			touched[id] = true
+			if g.Condition != "" {
+				e.moved = append(e.moved, id)
+			}
 		}
-		delete(d.groups, id)
 	}
-	for _, g := range c.Groups {
+	for _, g := range changed {
 		known := old[g.ID]
 		if known == nil {
 			known = &Group{index: d.nextGroup}
 			d.nextGroup++
 		}
-		if err := g.compile(known); err != nil {
-			return nil, err
+		patterns, err := g.compile(known)
+		if err != nil {
+			return err
 		}
 		if g.Condition != known.Condition {
-			moved = append(moved, g.ID)
+			e.moved = append(e.moved, g.ID)
 		}
+		policy.remove(known)
+		policy.add(&g, patterns)
 		d.groups[g.ID] = &g
+		touched[g.ID] = true
 	}
+	d.policy = policy.done()
+
+	everybody := d.everybody
 	d.everybody, d.conditional = nil, nil
 	for _, g := range d.groups {
 		if d.defaultGroup != "" && g.Name == d.defaultGroup {
@@ -357,23 +390,25 @@ func (d *Directory) changeGroups(c Changes) (moved []string, err error) {
 		}
 	}
 	slices.SortFunc(d.conditional, func(a, b *Group) int { return strings.Compare(a.ID, b.ID) })
-	d.policy = compile(d.groups)
-	sets := make([]*groupSet, len(d.sets))
-	for i, s := range d.sets {
-		sets[i] = d.resolve(s.combination)
+	in := func(id string) bool { return touched[id] }
+	sets := slices.Clone(d.sets)
+	for i, s := range sets {
+		if everybody != d.everybody || slices.ContainsFunc(s.ids, in) || slices.ContainsFunc(s.doubts, in) {
+			sets[i] = d.resolve(s.combination)
+		}
 	}
 	d.sets = sets
-	return moved, nil
+	return nil
 }
 
 // compile checks a group and prepares it for requests. known is the same group
-// as it was before.
-func (g *Group) compile(known *Group) error {
+// as it was before. The patterns are those of the rules.
+func (g *Group) compile(known *Group) (patterns [][]segment, err error) {
 	if g.ID == "" {
-		return fmt.Errorf("permission group %q has no id", g.Name)
+		return nil, fmt.Errorf("permission group %q has no id", g.Name)
 	}
 	if !g.Mode.Valid() {
-		return fmt.Errorf("permission group %s: mode %q is neither \"enforce\" nor \"observe\"", g.ID, g.Mode)
+		return nil, fmt.Errorf("permission group %s: mode %q is neither \"enforce\" nor \"observe\"", g.ID, g.Mode)
 	}
 	compiled := make(map[string]*Condition)
 	for _, c := range known.conditions {
@@ -382,13 +417,13 @@ func (g *Group) compile(known *Group) error {
 		}
 	}
 	g.Rules = slices.Clone(g.Rules)
-	g.conditions = make([]*Condition, len(g.Rules))
+	g.conditions, patterns = make([]*Condition, len(g.Rules)), make([][]segment, len(g.Rules))
 	for i, r := range g.Rules {
-		checked, when, err := r.compile(compiled)
+		checked, pattern, when, err := r.compile(compiled)
 		if err != nil {
-			return fmt.Errorf("permission group %s, rule %s: %w", g.ID, r.ID, err)
+			return nil, fmt.Errorf("permission group %s, rule %s: %w", g.ID, r.ID, err)
 		}
-		g.Rules[i], g.conditions[i] = checked, when
+		g.Rules[i], g.conditions[i], patterns[i] = checked, when, pattern
 		if when != nil {
 			compiled[when.text] = when
 		}
@@ -401,11 +436,11 @@ func (g *Group) compile(known *Group) error {
 	default:
 		m, err := ParseMembership(g.Condition)
 		if err != nil {
-			return fmt.Errorf("permission group %s: %w", g.ID, err)
+			return nil, fmt.Errorf("permission group %s: %w", g.ID, err)
 		}
 		g.membership = m
 	}
-	return nil
+	return patterns, nil
 }
 
 // resolve finds the groups behind a combination of ids.
@@ -465,11 +500,12 @@ func (d *Directory) members(u *User) (ids, doubts []string) {
 func (d *Directory) moves(u *User, groups []string) bool {
 	was := d.sets[u.class]
 	for _, id := range groups {
+		g := d.groups[id]
 		if slices.Contains(u.Groups, id) {
 			continue
 		}
 		holds, err := false, error(nil)
-		if g := d.groups[id]; g != nil && g.membership != nil {
+		if g != nil && g.membership != nil {
 			holds, err = g.membership.Member(u)
 		}
 		if slices.Contains(was.ids, id) != (holds && err == nil) || slices.Contains(was.doubts, id) != (err != nil) {
@@ -479,96 +515,142 @@ func (d *Directory) moves(u *User, groups []string) bool {
 	return false
 }
 
-func (d *Directory) changeUsers(c Changes, moved []string) error {
-	changed := c.Users
-	if len(moved) > 0 {
-		named := make(map[string]bool)
-		for _, u := range c.Users {
-			named[u.ID] = true
-		}
-		for _, id := range c.RemovedUsers {
-			named[id] = true
-		}
-		changed = slices.Clone(changed)
-		d.users.each(func(id string, u *User) {
-			if !named[id] && d.moves(u, moved) {
-				changed = append(changed, *u)
-			}
-		})
+// begin makes what users are written to.
+func (e *Edit) begin() {
+	if e.users == nil {
+		d := &e.next
+		e.users, e.logins, e.classes = d.users.edit(), d.logins.edit(), d.classes.edit()
+		d.sets, d.sizes = slices.Clone(d.sets), slices.Clone(d.sizes)
 	}
-	if len(changed) == 0 && len(c.RemovedUsers) == 0 {
+}
+
+// class returns the number of a combination of groups.
+func (e *Edit) class(ids, doubts, only []string) int {
+	key := strings.Join(ids, ",")
+	if len(doubts) > 0 || only != nil {
+		key += "?" + strings.Join(doubts, ",")
+	}
+	if only != nil {
+		key += "|" + strings.Join(only, ",")
+	}
+	n, ok := e.classes.get(key)
+	if !ok {
+		d := &e.next
+		n = len(d.sets)
+		d.sets, d.sizes = append(d.sets, d.resolve(&combination{ids, doubts, only})), append(d.sizes, 0)
+		e.classes.set(key, n)
+	}
+	return n
+}
+
+// forget takes out what leads to a user, but not its row.
+func (e *Edit) forget(w written) {
+	if !w.known {
+		return
+	}
+	old := e.users.get(w, e.next.sets)
+	e.users.removeHashes(w, old)
+	e.next.sizes[old.class]--
+	e.logins.remove(old.Alias)
+}
+
+// Users takes users over, and others out. It may be called again for others.
+func (e *Edit) Users(changed []User, removed []string) error {
+	if len(changed) == 0 && len(removed) == 0 {
 		return nil
 	}
-	users, logins, hashes, classes := d.users.edit(), d.logins.edit(), d.hashes.edit(), d.classes.edit()
-	d.sets, d.sizes = slices.Clone(d.sets), slices.Clone(d.sizes)
-
-	forget := func(id string) {
-		old, ok := users.get(id)
-		if !ok {
-			return
+	e.begin()
+	for _, id := range removed {
+		if w := e.users.find(id); w.known {
+			e.forget(w)
+			e.users.remove(w)
 		}
-		users.remove(id)
-		d.sizes[old.class]--
-		logins.remove(old.Alias)
-		for _, t := range old.Tokens {
-			if owner, _ := hashes.get(t.Hash); owner.user == old {
-				hashes.remove(t.Hash)
+	}
+	if e.next.users.count > 0 { // all of them first: an alias may move from one to another
+		for i := range changed {
+			w := e.users.find(changed[i].ID)
+			if w.twice {
+				return fmt.Errorf("service user %s stands twice in the changes", changed[i].ID)
 			}
+			e.forget(w)
 		}
 	}
-	class := func(ids, doubts, only []string) int {
-		key := strings.Join(ids, ",") + "?" + strings.Join(doubts, ",")
-		if only != nil {
-			key += "|" + strings.Join(only, ",")
+	for i := range changed {
+		w := e.users.find(changed[i].ID)
+		if w.twice {
+			return fmt.Errorf("service user %s stands twice in the changes", changed[i].ID)
 		}
-		n, ok := classes.get(key)
-		if !ok {
-			n = len(d.sets)
-			d.sets, d.sizes = append(d.sets, d.resolve(&combination{ids, doubts, only})), append(d.sizes, 0)
-			classes.set(key, n)
-		}
-		return n
-	}
-
-	for _, id := range c.RemovedUsers {
-		forget(id)
-	}
-	for _, u := range changed {
-		forget(u.ID) // all of them first: an alias may move from one to another
-	}
-	for _, u := range changed {
-		if u.ID == "" || !u.Role.Valid() {
-			return fmt.Errorf("service user %q: role %q is none of admin, manager, member", u.ID, u.Role)
-		}
-		if _, twice := users.get(u.ID); twice {
-			return fmt.Errorf("service user %s stands twice in the changes", u.ID)
-		}
+		u := changed[i]
 		u.Tokens = slices.Clone(u.Tokens)
-		ids, doubts := d.members(&u)
-		u.class = class(ids, doubts, nil)
-		d.sizes[u.class]++
-		for i := range u.Tokens {
-			t := &u.Tokens[i]
-			if t.Hash == (Hash{}) {
-				return fmt.Errorf("service user %s, token %s: the hash is empty", u.ID, t.ID)
-			}
-			t.pepper = d.peppers.index(t.Pepper)
-			t.class = u.class
-			if len(t.Groups) > 0 {
-				t.class = class(ids, doubts, sortedCopy(t.Groups))
-			}
-			hashes.set(t.Hash, secretOwner{&u, i})
+		for j := range u.Tokens {
+			u.Tokens[j].pepper = e.next.peppers.index(u.Tokens[j].Pepper)
 		}
-		users.set(u.ID, &u)
-		if u.Alias != "" {
-			if other, taken := logins.get(u.Alias); taken {
-				return fmt.Errorf("service users %s and %s have the same alias", other.ID, u.ID)
-			}
-			logins.set(u.Alias, &u)
+		if err := e.write(w, u); err != nil {
+			return err
 		}
 	}
-	d.users, d.logins, d.hashes, d.classes = users.done(), logins.done(), hashes.done(), classes.done()
 	return nil
+}
+
+// write enters a user. Its tokens belong to the caller no more.
+func (e *Edit) write(w written, u User) error {
+	d := &e.next
+	if u.ID == "" || !u.Role.Valid() {
+		return fmt.Errorf("service user %q: role %q is none of admin, manager, member", u.ID, u.Role)
+	}
+	ids, doubts := d.members(&u)
+	u.class = e.class(ids, doubts, nil)
+	d.sizes[u.class]++
+	for i := range u.Tokens {
+		t := &u.Tokens[i]
+		if t.Hash == (Hash{}) {
+			return fmt.Errorf("service user %s, token %s: the hash is empty", u.ID, t.ID)
+		}
+		t.class = u.class
+		if len(t.Groups) > 0 {
+			t.class = e.class(ids, doubts, sortedCopy(t.Groups))
+		}
+	}
+	named := u.class
+	if groups := sortedCopy(u.Groups); !slices.Equal(groups, ids) {
+		named = e.class(groups, nil, nil)
+	}
+	if err := e.users.set(w, &u, named); err != nil {
+		return err
+	}
+	if u.Alias != "" {
+		if other, taken := e.logins.get(u.Alias); taken {
+			return fmt.Errorf("service users %s and %s have the same alias", other, u.ID)
+		}
+		e.logins.set(u.Alias, u.ID)
+	}
+	return nil
+}
+
+// Done returns the directory. Users whom a changed condition of membership moves
+// into other groups are written as well.
+func (e *Edit) Done() (*Directory, error) {
+	d := &e.next
+	if len(e.moved) > 0 && e.base.users.count > 0 {
+		e.begin()
+		var err error
+		e.base.users.each(e.base.sets, func(u *User) {
+			if err != nil || !d.moves(u, e.moved) {
+				return
+			}
+			if w := e.users.find(u.ID); w.known && !w.twice {
+				e.forget(w)
+				err = e.write(w, *u)
+			}
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	if e.users != nil {
+		d.users, d.logins, d.classes = e.users.done(), e.logins.done(), e.classes.done()
+	}
+	return d, nil
 }
 
 func sortedCopy(s []string) []string {

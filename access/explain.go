@@ -152,7 +152,7 @@ func coversPath(r Rule, when *Condition, q question) bool {
 	if when == nil {
 		r.When = ""
 	}
-	one := compile(map[string]*Group{"": {Mode: Enforce, Rules: []Rule{r}, conditions: []*Condition{when}}})
+	one := compileGroup(&Group{Mode: Enforce, Rules: []Rule{r}, conditions: []*Condition{when}})
 	q.bit = methodSet{bits: anyBits}
 	if q.deny {
 		return one.denied(&q, onlyGroup) != nil

@@ -2,7 +2,9 @@ package access
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -43,60 +45,145 @@ type conditional struct {
 	segments []segment // of the rule's path, as it was written
 }
 
-// compile builds the trees. Rules come from Group.Rules and have been checked.
-func compile(groups map[string]*Group) *policy {
-	p := new(policy)
-	// By index, so that the entries of a node come out sorted.
-	sorted := make([]*Group, 0, len(groups))
-	for _, g := range groups {
-		sorted = append(sorted, g)
-	}
-	slices.SortFunc(sorted, func(a, b *Group) int { return int(a.index) - int(b.index) })
-	for _, g := range sorted {
-		for i := range g.Rules {
-			p.add(g, i)
-		}
-	}
-	return p
+// edit begins a new policy. The old one stays as it is; the new one shares every
+// node that no change leads through.
+func (p *policy) edit() *policyEdit {
+	e := &policyEdit{next: *p, own: make(map[*node]bool)}
+	e.next.allow.literal, e.next.deny.literal = maps.Clone(p.allow.literal), maps.Clone(p.deny.literal)
+	return e
 }
 
-func (p *policy) add(g *Group, i int) {
-	r := &g.Rules[i]
-	segments, err := parsePattern(r.Path)
-	if err != nil {
-		panic("access: compiling an unchecked rule: " + err.Error())
+type policyEdit struct {
+	next policy
+	own  map[*node]bool // nodes that this edit has made
+}
+
+func (e *policyEdit) done() *policy { return &e.next }
+
+// tree returns the tree of an effect, and the pattern as it is compared there.
+func (e *policyEdit) tree(effect Effect, pattern []segment) (*node, []segment) {
+	if effect == Deny {
+		return &e.next.deny, denySegments(slices.Clone(pattern))
 	}
-	e := entry{group: g.index, methods: newMethodSet(r), host: r.Host, rule: r, from: g}
-	if when := g.conditions[i]; when != nil {
-		e.when = &conditional{when, slices.Clone(segments)}
+	return &e.next.allow, pattern
+}
+
+// mine returns a node that may be written in the place of another one.
+func (e *policyEdit) mine(n *node) *node {
+	switch {
+	case n == nil:
+		n = new(node)
+	case e.own[n]:
+		return n
+	default:
+		n = &node{literal: maps.Clone(n.literal), param: n.param, end: n.end, rest: n.rest}
 	}
-	n := &p.allow
-	if r.Effect == Deny {
-		n, segments = &p.deny, denySegments(segments)
-	}
-	for _, s := range segments {
-		switch s.kind {
-		case restSegment:
-			n.rest = append(n.rest, e)
-			return
-		case paramSegment:
-			if n.param == nil {
-				n.param = new(node)
-			}
-			n = n.param
-		default:
-			child := n.literal[s.text]
-			if child == nil {
-				child = new(node)
+	e.own[n] = true
+	return n
+}
+
+// add enters the rules of a group, which have been checked.
+func (e *policyEdit) add(g *Group, patterns [][]segment) {
+	for i := range g.Rules {
+		r := &g.Rules[i]
+		entry := entry{group: g.index, methods: newMethodSet(r), host: r.Host, rule: r, from: g}
+		if when := g.conditions[i]; when != nil {
+			entry.when = &conditional{when, patterns[i]}
+		}
+		n, pattern := e.tree(r.Effect, patterns[i])
+		rest := false
+		for _, s := range pattern {
+			switch s.kind {
+			case restSegment:
+				rest = true // always last
+			case paramSegment:
+				n.param = e.mine(n.param)
+				n = n.param
+			default:
 				if n.literal == nil {
 					n.literal = make(map[string]*node)
 				}
+				child := e.mine(n.literal[s.text])
 				n.literal[s.text] = child
+				n = child
 			}
-			n = child
+		}
+		if rest {
+			n.rest = withEntry(n.rest, entry)
+		} else {
+			n.end = withEntry(n.end, entry)
 		}
 	}
-	n.end = append(n.end, e)
+}
+
+// withEntry adds an entry behind those of its group, in a new list.
+func withEntry(list []entry, e entry) []entry {
+	i, _ := slices.BinarySearchFunc(list, e.group+1, func(e entry, group uint32) int { return cmp.Compare(e.group, group) })
+	out := make([]entry, 0, len(list)+1)
+	return append(append(append(out, list[:i]...), e), list[i:]...)
+}
+
+// remove takes the rules of a group out.
+func (e *policyEdit) remove(g *Group) {
+	for i := range g.Rules {
+		r := &g.Rules[i]
+		pattern, err := parsePattern(r.Path)
+		if err != nil {
+			panic("access: removing an unchecked rule: " + err.Error())
+		}
+		n, pattern := e.tree(r.Effect, pattern)
+		e.take(n, pattern, g.index)
+	}
+}
+
+// take removes a group's entries at the end of a pattern, and the nodes that lead
+// to nothing then.
+func (e *policyEdit) take(n *node, pattern []segment, group uint32) {
+	of := func(e entry) bool { return e.group == group }
+	if len(pattern) == 0 {
+		n.end = slices.DeleteFunc(slices.Clone(n.end), of)
+		return
+	}
+	s := pattern[0]
+	switch s.kind {
+	case restSegment:
+		n.rest = slices.DeleteFunc(slices.Clone(n.rest), of)
+	case paramSegment:
+		if n.param != nil {
+			n.param = e.mine(n.param)
+			e.take(n.param, pattern[1:], group)
+			if n.param.empty() {
+				n.param = nil
+			}
+		}
+	default:
+		if n.literal[s.text] != nil {
+			child := e.mine(n.literal[s.text])
+			n.literal[s.text] = child
+			e.take(child, pattern[1:], group)
+			if child.empty() {
+				delete(n.literal, s.text)
+			}
+		}
+	}
+}
+
+func (n *node) empty() bool {
+	return len(n.literal) == 0 && n.param == nil && len(n.end) == 0 && len(n.rest) == 0
+}
+
+// compileGroup builds the trees of one group, whose rules have been checked.
+func compileGroup(g *Group) *policy {
+	patterns := make([][]segment, len(g.Rules))
+	for i, r := range g.Rules {
+		var err error
+		if patterns[i], err = parsePattern(r.Path); err != nil {
+			panic("access: compiling an unchecked rule: " + err.Error())
+		}
+	}
+	e := new(policy).edit()
+	e.add(g, patterns)
+	return e.done()
 }
 
 // question is one request as the trees see it.
@@ -369,7 +456,7 @@ func NewRuleset(rules []Rule) (*Ruleset, error) {
 	}
 	g := &Group{Mode: Enforce}
 	for _, r := range rules {
-		r, when, err := r.compile(nil)
+		r, _, when, err := r.compile(nil)
 		switch {
 		case err != nil:
 			return nil, err
@@ -380,7 +467,7 @@ func NewRuleset(rules []Rule) (*Ruleset, error) {
 		}
 		g.Rules, g.conditions = append(g.Rules, r), append(g.conditions, when)
 	}
-	return &Ruleset{compile(map[string]*Group{"": g})}, nil
+	return &Ruleset{compileGroup(g)}, nil
 }
 
 // Covers reports whether one of the rules covers the action.

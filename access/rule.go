@@ -91,27 +91,26 @@ func (r Rule) String() string {
 // Check returns the rule in its canonical form (host in lower case, methods
 // without repetition), or an error that says what to write instead.
 func (r Rule) Check() (Rule, error) {
-	r, _, err := r.compile(nil)
+	r, _, _, err := r.compile(nil)
 	return r, err
 }
 
-// compile is Check, together with the compiled condition, nil for none. known are
-// conditions that need not be compiled again.
-func (r Rule) compile(known map[string]*Condition) (Rule, *Condition, error) {
-	r, segments, err := r.checkTarget()
+// compile is Check, together with the pattern and the compiled condition, nil for
+// none. known are conditions that need not be compiled again.
+func (r Rule) compile(known map[string]*Condition) (checked Rule, pattern []segment, when *Condition, err error) {
+	checked, pattern, err = r.checkTarget()
 	if err != nil || r.When == "" {
-		return r, nil, err
+		return checked, pattern, nil, err
 	}
-	when := known[r.When]
-	if when == nil {
+	if when = known[r.When]; when == nil {
 		if when, err = ParseWhen(r.When); err != nil {
-			return Rule{}, nil, err
+			return Rule{}, nil, nil, err
 		}
 	}
-	if err := when.checkParams(segments); err != nil {
-		return Rule{}, nil, err
+	if err := when.checkParams(pattern); err != nil {
+		return Rule{}, nil, nil, err
 	}
-	return r, when, nil
+	return checked, pattern, when, nil
 }
 
 // checkTarget checks everything but the condition.

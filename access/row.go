@@ -1,0 +1,325 @@
+package access
+
+import (
+	"bytes"
+	"encoding/binary"
+	"net/netip"
+	"slices"
+	"sync/atomic"
+
+	"github.com/segmentio/ksuid"
+)
+
+// userRow is a service user as bytes: how many follow, the id, and then each field,
+// numbers as varints, texts with their length before them. Bits say which of the
+// fields that are mostly empty are there.
+type userRow []byte
+
+// The bits of a user.
+const (
+	shortID = 1 << iota
+	isActive
+	isManager
+	isAdmin
+	hasDisplayName
+	hasAlias
+	hasOwner
+	hasTeams
+	hasLabels
+	hasUserIPs
+	userExpires
+	wasNamed // the groups that name it are others than those that it is in
+)
+
+// The bits of a token.
+const (
+	shortTokenID = 1 << iota
+	isRevoked
+	isRetiring
+	isUnused
+	hasNotBefore
+	tokenExpires
+	hasTokenIPs
+	isNarrowed
+)
+
+// appendRow writes a user. named is the class of the groups that name it.
+func appendRow(b []byte, u *User, id *rowID, named int) []byte {
+	fields := appendFields(make([]byte, 0, 256), u, id, named)
+	b = binary.AppendUvarint(b, uint64(len(fields)))
+	return append(b, fields...)
+}
+
+func appendFields(b []byte, u *User, id *rowID, named int) []byte {
+	bits := uint64(0)
+	mark := func(set bool, bit uint64) {
+		if set {
+			bits |= bit
+		}
+	}
+	mark(id.short, shortID)
+	mark(u.Active, isActive)
+	mark(u.Role == Manager, isManager)
+	mark(u.Role == Admin, isAdmin)
+	mark(u.DisplayName != "", hasDisplayName)
+	mark(u.Alias != "", hasAlias)
+	mark(u.Owner != "", hasOwner)
+	mark(len(u.Teams) > 0, hasTeams)
+	mark(len(u.Labels) > 0, hasLabels)
+	mark(len(u.AllowedIPs) > 0, hasUserIPs)
+	mark(u.ExpiresAt != 0, userExpires)
+	mark(named != u.class, wasNamed)
+	b = binary.AppendUvarint(b, bits)
+	b = appendID(b, id)
+	b = appendText(b, u.Name)
+	b = binary.AppendVarint(b, u.CreatedAt)
+	b = binary.AppendUvarint(b, uint64(u.class))
+	for _, f := range []struct {
+		bit  uint64
+		text string
+	}{{hasDisplayName, u.DisplayName}, {hasAlias, u.Alias}, {hasOwner, u.Owner}} {
+		if bits&f.bit != 0 {
+			b = appendText(b, f.text)
+		}
+	}
+	if bits&hasTeams != 0 {
+		b = binary.AppendUvarint(b, uint64(len(u.Teams)))
+		for _, team := range u.Teams {
+			b = appendText(b, team)
+		}
+	}
+	if bits&hasLabels != 0 {
+		b = binary.AppendUvarint(b, uint64(len(u.Labels)))
+		for key, value := range u.Labels {
+			b = appendText(appendText(b, key), value)
+		}
+	}
+	if bits&hasUserIPs != 0 {
+		b = appendPrefixes(b, u.AllowedIPs)
+	}
+	if bits&userExpires != 0 {
+		b = binary.AppendVarint(b, u.ExpiresAt)
+	}
+	if bits&wasNamed != 0 {
+		b = binary.AppendUvarint(b, uint64(named))
+	}
+	b = binary.AppendUvarint(b, uint64(len(u.Tokens)))
+	for i := range u.Tokens {
+		b = appendToken(b, &u.Tokens[i], u.class)
+	}
+	return b
+}
+
+func appendToken(b []byte, t *Token, class int) []byte {
+	id := newRowID(tokenPrefix, t.ID)
+	bits := uint64(0)
+	mark := func(set bool, bit uint64) {
+		if set {
+			bits |= bit
+		}
+	}
+	mark(id.short, shortTokenID)
+	mark(t.Revoked, isRevoked)
+	mark(t.Retiring, isRetiring)
+	mark(t.Unused, isUnused)
+	mark(t.NotBefore != 0, hasNotBefore)
+	mark(t.ExpiresAt != 0, tokenExpires)
+	mark(len(t.AllowedIPs) > 0, hasTokenIPs)
+	mark(t.class != class, isNarrowed)
+	b = binary.AppendUvarint(b, bits)
+	b = appendID(b, &id)
+	b = append(b, t.Hash[:]...)
+	b = binary.AppendVarint(b, int64(t.pepper))
+	if bits&hasNotBefore != 0 {
+		b = binary.AppendVarint(b, t.NotBefore)
+	}
+	if bits&tokenExpires != 0 {
+		b = binary.AppendVarint(b, t.ExpiresAt)
+	}
+	if bits&hasTokenIPs != 0 {
+		b = appendPrefixes(b, t.AllowedIPs)
+	}
+	if bits&isNarrowed != 0 {
+		b = binary.AppendUvarint(b, uint64(t.class))
+	}
+	return b
+}
+
+func appendText(b []byte, s string) []byte {
+	return append(binary.AppendUvarint(b, uint64(len(s))), s...)
+}
+
+func appendID(b []byte, id *rowID) []byte {
+	if id.short {
+		return append(b, id.bytes[:]...)
+	}
+	return appendText(b, id.text)
+}
+
+func appendPrefixes(b []byte, list []netip.Prefix) []byte {
+	b = binary.AppendUvarint(b, uint64(len(list)))
+	for _, p := range list {
+		text, err := p.MarshalBinary()
+		if err != nil {
+			panic("access: encoding a prefix: " + err.Error()) // it never fails
+		}
+		b = appendText(b, string(text))
+	}
+	return b
+}
+
+// size returns how many bytes of r belong to the row.
+func (r userRow) size() int {
+	n, head := binary.Uvarint(r)
+	return head + int(n)
+}
+
+// fields returns the row without its size, ready to be read.
+func (r userRow) fields() *reader {
+	n, head := binary.Uvarint(r)
+	return &reader{r[head : head+int(n)]}
+}
+
+// idIs reports whether this is the row of a user.
+func (r userRow) idIs(id *rowID) bool {
+	_, head := binary.Uvarint(r)
+	bits, n := binary.Uvarint(r[head:])
+	b := r[head+n:]
+	if bits&shortID != 0 {
+		return id.short && bytes.Equal(b[:len(id.bytes)], id.bytes[:])
+	}
+	size, n := binary.Uvarint(b)
+	return !id.short && string(b[n:n+int(size)]) == id.text
+}
+
+func (r userRow) id() rowID {
+	f := r.fields()
+	return f.id(f.number()&shortID != 0)
+}
+
+// reader reads one field after the other.
+type reader struct{ b []byte }
+
+func (r *reader) number() uint64 {
+	v, n := binary.Uvarint(r.b)
+	r.b = r.b[n:]
+	return v
+}
+
+func (r *reader) signed() int64 {
+	v, n := binary.Varint(r.b)
+	r.b = r.b[n:]
+	return v
+}
+
+func (r *reader) bytes(n int) []byte {
+	out := r.b[:n]
+	r.b = r.b[n:]
+	return out
+}
+
+func (r *reader) text() string { return string(r.bytes(int(r.number()))) }
+
+func (r *reader) id(short bool) rowID {
+	if short {
+		return rowID{bytes: ksuid.KSUID(r.bytes(len(ksuid.KSUID{}))), short: true}
+	}
+	return rowID{text: r.text()}
+}
+
+func (id *rowID) string(prefix string) string {
+	if id.short {
+		return prefix + id.bytes.String()
+	}
+	return id.text
+}
+
+func (r *reader) prefixes() []netip.Prefix {
+	list := make([]netip.Prefix, r.number())
+	for i := range list {
+		if err := list[i].UnmarshalBinary(r.bytes(int(r.number()))); err != nil {
+			panic("access: a damaged prefix in memory: " + err.Error())
+		}
+	}
+	return list
+}
+
+// decode reads a user out of its row. sets are the directory's.
+func (r userRow) decode(sets []*groupSet) *User {
+	f := r.fields()
+	bits := f.number()
+	id := f.id(bits&shortID != 0)
+	u := &User{ID: id.string(userPrefix), Active: bits&isActive != 0, Role: Member}
+	switch {
+	case bits&isAdmin != 0:
+		u.Role = Admin
+	case bits&isManager != 0:
+		u.Role = Manager
+	}
+	u.Name, u.CreatedAt, u.class = f.text(), f.signed(), int(f.number())
+	if bits&hasDisplayName != 0 {
+		u.DisplayName = f.text()
+	}
+	if bits&hasAlias != 0 {
+		u.Alias = f.text()
+	}
+	if bits&hasOwner != 0 {
+		u.Owner = f.text()
+	}
+	if bits&hasTeams != 0 {
+		u.Teams = make([]string, f.number())
+		for i := range u.Teams {
+			u.Teams[i] = f.text()
+		}
+	}
+	if bits&hasLabels != 0 {
+		n := f.number()
+		u.Labels = make(map[string]string, n)
+		for range n {
+			key := f.text()
+			u.Labels[key] = f.text()
+		}
+	}
+	if bits&hasUserIPs != 0 {
+		u.AllowedIPs = f.prefixes()
+	}
+	if bits&userExpires != 0 {
+		u.ExpiresAt = f.signed()
+	}
+	named := u.class
+	if bits&wasNamed != 0 {
+		named = int(f.number())
+	}
+	u.Groups = sets[named].ids
+	u.Tokens = make([]Token, f.number())
+	cells := make([]atomic.Pointer[Use], len(u.Tokens))
+	for i := range u.Tokens {
+		u.Tokens[i] = f.token(u.class, sets)
+		u.Tokens[i].use = &cells[i]
+	}
+	return u
+}
+
+func (r *reader) token(class int, sets []*groupSet) (t Token) {
+	bits := r.number()
+	id := r.id(bits&shortTokenID != 0)
+	t.ID = id.string(tokenPrefix)
+	t.Hash = Hash(r.bytes(len(t.Hash)))
+	t.pepper = int(r.signed())
+	t.Revoked, t.Retiring, t.Unused = bits&isRevoked != 0, bits&isRetiring != 0, bits&isUnused != 0
+	if bits&hasNotBefore != 0 {
+		t.NotBefore = r.signed()
+	}
+	if bits&tokenExpires != 0 {
+		t.ExpiresAt = r.signed()
+	}
+	if bits&hasTokenIPs != 0 {
+		t.AllowedIPs = r.prefixes()
+	}
+	t.class = class
+	if bits&isNarrowed != 0 {
+		t.class = int(r.number())
+		t.Groups = slices.Clone(sets[t.class].only)
+	}
+	return t
+}

@@ -1,0 +1,443 @@
+package access
+
+import (
+	"encoding/binary"
+	"errors"
+	"hash/maphash"
+	"math"
+	"slices"
+	"strings"
+	"sync/atomic"
+
+	"github.com/segmentio/ksuid"
+)
+
+// table holds service users in little memory: an immutable map by id, and by the
+// hashes of their tokens, of rows of bytes without a pointer in them, which the
+// garbage collector passes over. A new version shares every shard that a change
+// does not touch; readers need no lock. The zero value is empty.
+//
+// A row is decoded when it is asked for. What was decoded is kept in a cache of
+// bounded size, so that the users who are active cost that once.
+type table struct {
+	shards *[shardCount]*userShard
+	hashes *[shardCount]hashShard
+	cache  *userCache
+	count  int
+}
+
+// userShard is one part of the users.
+type userShard struct {
+	version uint64   // of all shards that ever were; no two have the same
+	index   []uint32 // open addressing by the hash of the id: place + 1; 0 is free
+	rows    []uint32 // by place: where the row begins, + 1; 0 is nobody
+	arena   []byte   // the rows, and what is left of old ones
+	count   int      // users
+	live    int      // bytes of arena that belong to rows
+}
+
+// hashShard is one part of the index of token hashes: open addressing, 32 bits of
+// the hash above a ref + 1; 0 is free.
+type hashShard []uint64
+
+// A ref says where a user is: the shard above the place.
+const (
+	placeBits = 22
+	placeMask = 1<<placeBits - 1
+)
+
+var shardVersions atomic.Uint64
+
+// rowID is an id in the form that it has in rows: 20 bytes when it is a prefix and a
+// KSUID.
+type rowID struct {
+	bytes ksuid.KSUID
+	short bool
+	text  string // when it is not short
+}
+
+const (
+	userPrefix  = "service_"
+	tokenPrefix = "token_"
+)
+
+func newRowID(prefix, text string) rowID {
+	if rest, ok := strings.CutPrefix(text, prefix); ok {
+		if k, err := ksuid.Parse(rest); err == nil {
+			return rowID{bytes: k, short: true}
+		}
+	}
+	return rowID{text: text}
+}
+
+func (id *rowID) hash() uint64 {
+	if id.short {
+		return maphash.Bytes(shardSeed, id.bytes[:])
+	}
+	return maphash.String(shardSeed, id.text)
+}
+
+// get returns a user. sets are the directory's.
+func (t *table) get(id string, sets []*groupSet) (*User, bool) {
+	if t.shards == nil {
+		return nil, false
+	}
+	row := newRowID(userPrefix, id)
+	h := row.hash()
+	s := t.shards[h%shardCount]
+	if s == nil {
+		return nil, false
+	}
+	place, ok := s.find(h, &row)
+	if !ok {
+		return nil, false
+	}
+	return t.cache.user(s, uint32(h%shardCount)<<placeBits|place, sets), true
+}
+
+// find returns the place of a user.
+func (s *userShard) find(h uint64, id *rowID) (place uint32, ok bool) {
+	mask := uint64(len(s.index) - 1)
+	for i := h >> 32; ; i++ {
+		switch entry := s.index[i&mask]; {
+		case entry == 0:
+			return 0, false
+		case s.rowAt(entry - 1).idIs(id):
+			return entry - 1, true
+		}
+	}
+}
+
+func (s *userShard) rowAt(place uint32) userRow { return userRow(s.arena[s.rows[place]-1:]) }
+
+// owner returns the user that a token with this hash belongs to, and which of its
+// tokens it is.
+func (t *table) owner(hash Hash, sets []*groupSet) (u *User, token int, ok bool) {
+	if t.hashes == nil {
+		return nil, 0, false
+	}
+	h := binary.LittleEndian.Uint64(hash[:])
+	shard := t.hashes[h%shardCount]
+	if len(shard) == 0 {
+		return nil, 0, false
+	}
+	for i := h >> 32; ; i++ {
+		entry := shard[i%uint64(len(shard))]
+		switch {
+		case entry == 0:
+			return nil, 0, false
+		case entry>>32 != h>>32:
+			continue
+		}
+		ref := uint32(entry) - 1
+		u := t.cache.user(t.shards[ref>>placeBits], ref, sets)
+		if i := slices.IndexFunc(u.Tokens, func(k Token) bool { return k.Hash == hash }); i >= 0 {
+			return u, i, true
+		}
+	}
+}
+
+// each calls f for every user, in no order. f may keep it.
+func (t *table) each(sets []*groupSet, f func(*User)) {
+	if t.shards == nil {
+		return
+	}
+	for _, s := range t.shards {
+		if s == nil {
+			continue
+		}
+		for place := range s.rows {
+			if s.rows[place] != 0 {
+				f(s.rowAt(uint32(place)).decode(sets))
+			}
+		}
+	}
+}
+
+// edit begins a new version. The old one stays as it is.
+func (t *table) edit() *tableEdit {
+	e := &tableEdit{next: *t}
+	e.next.shards, e.next.hashes = new([shardCount]*userShard), new([shardCount]hashShard)
+	if t.shards != nil {
+		*e.next.shards, *e.next.hashes = *t.shards, *t.hashes
+	}
+	return e
+}
+
+// tableEdit is a version in the making; it belongs to one goroutine.
+type tableEdit struct {
+	next      table
+	ownUsers  [shardCount]bool   // shards that this edit has already copied
+	begin     [shardCount]uint32 // where their arenas go on with what it has written
+	ownHashes [shardCount]bool
+	hashCount [shardCount]int // entries of those
+}
+
+// shard returns a shard that may be written.
+func (e *tableEdit) shard(n uint64) *userShard {
+	s := e.next.shards[n]
+	if e.ownUsers[n] {
+		return s
+	}
+	e.ownUsers[n] = true
+	if s == nil {
+		s = &userShard{index: make([]uint32, 8)}
+	} else {
+		s = s.clone()
+	}
+	s.version = shardVersions.Add(1)
+	e.next.shards[n], e.begin[n] = s, uint32(len(s.arena))
+	return s
+}
+
+// clone copies a shard, without what is left of old rows when that is more than
+// half.
+func (s *userShard) clone() *userShard {
+	c := &userShard{index: slices.Clone(s.index), rows: slices.Clone(s.rows), count: s.count, live: s.live}
+	if s.live >= len(s.arena)/2 {
+		c.arena = append(make([]byte, 0, len(s.arena)+len(s.arena)/64+256), s.arena...)
+		return c
+	}
+	c.arena = make([]byte, 0, s.live+256)
+	for place := range s.rows {
+		if s.rows[place] != 0 {
+			r := s.rowAt(uint32(place))
+			c.rows[place] = uint32(len(c.arena)) + 1
+			c.arena = append(c.arena, r[:r.size()]...)
+		}
+	}
+	return c
+}
+
+// written is a user on its way into the table.
+type written struct {
+	id    rowID
+	shard uint64
+	hash  uint64
+	place uint32
+	known bool // there is a row at the place
+	twice bool // … which this edit has written
+}
+
+// find looks for a user.
+func (e *tableEdit) find(id string) written {
+	w := written{id: newRowID(userPrefix, id)}
+	w.hash = w.id.hash()
+	w.shard = w.hash % shardCount
+	if s := e.next.shards[w.shard]; s != nil {
+		w.place, w.known = s.find(w.hash, &w.id)
+		w.twice = w.known && e.ownUsers[w.shard] && s.rows[w.place]-1 >= e.begin[w.shard]
+	}
+	return w
+}
+
+// get returns a user as the edit has it so far.
+func (e *tableEdit) get(w written, sets []*groupSet) *User {
+	return e.next.shards[w.shard].rowAt(w.place).decode(sets)
+}
+
+func (w *written) ref() uint32 { return uint32(w.shard)<<placeBits | w.place }
+
+// maxPlaces bounds the users of a shard, and with them the table.
+const maxPlaces = placeMask
+
+// set writes a user. One that is there already is replaced; its old hashes have to
+// be removed before. named is the class of the groups that name it.
+func (e *tableEdit) set(w written, u *User, named int) error {
+	s := e.shard(w.shard)
+	if len(s.rows) >= maxPlaces || len(s.arena) > math.MaxUint32-1<<20 {
+		return errors.New("there are more service users than the directory can hold")
+	}
+	if w.known {
+		s.live -= s.rowAt(w.place).size()
+	} else {
+		w.place = s.add(w.hash)
+		e.next.count++
+	}
+	start := len(s.arena)
+	s.rows[w.place] = uint32(start) + 1
+	s.arena = appendRow(s.arena, u, &w.id, named)
+	s.live += len(s.arena) - start
+	for i := range u.Tokens {
+		e.setHash(u.Tokens[i].Hash, w.ref())
+	}
+	return nil
+}
+
+// add makes a place for one more user.
+func (s *userShard) add(h uint64) (place uint32) {
+	s.count++
+	if s.count*4 > len(s.index)*3 {
+		s.rehash(len(s.index) * 2)
+	}
+	if s.count <= len(s.rows) { // there is a free one
+		place = uint32(slices.Index(s.rows, 0))
+	} else {
+		place = uint32(len(s.rows))
+		s.rows = append(s.rows, 0)
+	}
+	s.put(h, place)
+	return place
+}
+
+func (s *userShard) put(h uint64, place uint32) {
+	mask := uint64(len(s.index) - 1)
+	i := h >> 32
+	for s.index[i&mask] != 0 {
+		i++
+	}
+	s.index[i&mask] = place + 1
+}
+
+func (s *userShard) rehash(size int) {
+	s.index = make([]uint32, size)
+	for place := range s.rows {
+		if s.rows[place] != 0 {
+			id := s.rowAt(uint32(place)).id()
+			s.put(id.hash(), uint32(place))
+		}
+	}
+}
+
+// remove takes a user out, whose hashes have been removed.
+func (e *tableEdit) remove(w written) {
+	s := e.shard(w.shard)
+	s.live -= s.rowAt(w.place).size()
+	s.rows[w.place] = 0
+	s.count--
+	e.next.count--
+	s.rehash(len(s.index))
+}
+
+// removeHashes takes the hashes of a user's tokens out.
+func (e *tableEdit) removeHashes(w written, u *User) {
+	for i := range u.Tokens {
+		e.removeHash(u.Tokens[i].Hash, w.ref())
+	}
+}
+
+// hashShard returns a shard that may be written.
+func (e *tableEdit) hashShard(n uint64) hashShard {
+	if !e.ownHashes[n] {
+		e.ownHashes[n] = true
+		e.next.hashes[n] = slices.Clone(e.next.hashes[n])
+		e.hashCount[n] = 0
+		for _, entry := range e.next.hashes[n] {
+			if entry != 0 {
+				e.hashCount[n]++
+			}
+		}
+	}
+	return e.next.hashes[n]
+}
+
+func (e *tableEdit) setHash(hash Hash, ref uint32) {
+	h := binary.LittleEndian.Uint64(hash[:])
+	n := h % shardCount
+	shard := e.hashShard(n)
+	e.hashCount[n]++
+	if e.hashCount[n]*4 > len(shard)*3 {
+		bigger := make(hashShard, max(8, len(shard)*3/2))
+		for _, entry := range shard {
+			if entry != 0 {
+				bigger.put(entry)
+			}
+		}
+		shard = bigger
+		e.next.hashes[n] = shard
+	}
+	shard.put(h>>32<<32 | uint64(ref) + 1)
+}
+
+func (s hashShard) put(entry uint64) {
+	i := entry >> 32
+	for s[i%uint64(len(s))] != 0 {
+		i++
+	}
+	s[i%uint64(len(s))] = entry
+}
+
+// removeHash takes an entry out and moves those behind it up, so that no search
+// stops too early.
+func (e *tableEdit) removeHash(hash Hash, ref uint32) {
+	h := binary.LittleEndian.Uint64(hash[:])
+	n := h % shardCount
+	shard := e.hashShard(n)
+	size := uint64(len(shard))
+	if size == 0 {
+		return
+	}
+	wanted := h>>32<<32 | uint64(ref) + 1
+	at := (h >> 32) % size
+	for shard[at] != wanted {
+		if shard[at] == 0 {
+			return
+		}
+		at = (at + 1) % size
+	}
+	shard[at] = 0
+	e.hashCount[n]--
+	for next := (at + 1) % size; shard[next] != 0; next = (next + 1) % size {
+		entry := shard[next]
+		shard[next] = 0
+		shard.put(entry)
+	}
+}
+
+func (e *tableEdit) done() table {
+	for n, own := range e.ownUsers {
+		if own {
+			s := e.next.shards[n]
+			s.arena, s.rows = tight(s.arena), tight(s.rows)
+		}
+	}
+	if c := e.next.cache; c == nil || len(c.slots) < min(e.next.count, maxCached) {
+		e.next.cache = newUserCache(e.next.count)
+	}
+	return e.next
+}
+
+// tight returns a slice that has not much more memory than it needs.
+func tight[T any](s []T) []T {
+	if cap(s)-len(s) > len(s)/16+64 {
+		return append(make([]T, 0, len(s)), s...)
+	}
+	return s
+}
+
+// userCache keeps decoded users: of those with the same slot, the one that was
+// asked for last.
+type userCache struct {
+	slots []atomic.Pointer[cachedUser]
+}
+
+type cachedUser struct {
+	version uint64 // of the shard
+	ref     uint32
+	user    *User
+}
+
+const (
+	minCached = 1 << 10
+	maxCached = 1 << 16
+)
+
+func newUserCache(users int) *userCache {
+	n := minCached
+	for n < users && n < maxCached {
+		n *= 2
+	}
+	return &userCache{make([]atomic.Pointer[cachedUser], n)}
+}
+
+func (c *userCache) user(s *userShard, ref uint32, sets []*groupSet) *User {
+	// Neighbouring shards, and neighbouring places, have slots of their own.
+	place := ref & placeMask
+	slot := &c.slots[(uint64(place)*shardCount+uint64(ref>>placeBits))%uint64(len(c.slots))]
+	if known := slot.Load(); known != nil && known.version == s.version && known.ref == ref {
+		return known.user
+	}
+	u := s.rowAt(place).decode(sets)
+	slot.Store(&cachedUser{s.version, ref, u})
+	return u
+}
