@@ -14,6 +14,7 @@ require (
 	github.com/spf13/cobra v1.10.2 // Caddy's CLI is made of it
 	go.uber.org/zap v1.28.0 // Caddy's log
 	golang.org/x/net v0.61.0 // what a header field may hold
+	golang.org/x/term v0.47.0 // whether there is a terminal to ask on
 	golang.org/x/text v0.43.0 // Unicode normalisation and case folding
 	modernc.org/sqlite v1.61.1 // the store, without cgo
 	pgregory.net/rapid v1.3.0 // tests: properties
@@ -167,7 +168,6 @@ require (
 	golang.org/x/oauth2 v0.37.0 // indirect
 	golang.org/x/sync v0.24.0 // indirect
 	golang.org/x/sys v0.49.0 // indirect
-	golang.org/x/term v0.47.0 // indirect
 	golang.org/x/time v0.16.0 // indirect
 	golang.org/x/tools v0.52.0 // indirect
 	google.golang.org/api v0.298.0 // indirect

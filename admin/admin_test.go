@@ -155,6 +155,9 @@ func (s *server) do(request string, headers ...string) reply {
 	if strings.Contains(fmt.Sprint(resp.Header)+string(text), "host.invalid") {
 		s.t.Errorf("%.200s: the answer repeats the Host header: %v %s", request, resp.Header, text)
 	}
+	for _, problem := range s.undocumented(out.Bytes(), resp.StatusCode, resp.Header, text) {
+		s.t.Errorf("%.200s: %s\n\t%.2000s", strings.ToValidUTF8(request, "?"), problem, text)
+	}
 	for _, secret := range secretForm.FindAllString(string(text), -1) {
 		s.issued[secret]++
 	}
@@ -226,7 +229,7 @@ func checkAnswer(method string, status int, h http.Header, body []byte) (problem
 		wrong("got operation_id %q in the body and %q in the header", got, operation)
 	}
 	for field, msg := range e.Details {
-		if field != "operation_id" && e.Msg != field+": "+msg {
+		if field != "operation_id" && e.Code != "ERR_IN_USE" && e.Msg != field+": "+msg {
 			wrong("got msg %q, want the field %q and its message %q", e.Msg, field, msg)
 		}
 	}
@@ -237,7 +240,7 @@ func checkAnswer(method string, status int, h http.Header, body []byte) (problem
 }
 
 var (
-	codeForm   = regexp.MustCompile(`^ERR_(NGROK_[0-9]+|[A-Z][A-Z_]+)$`)
+	codeForm   = regexp.MustCompile(`^(ERR_(NGROK_[0-9]+|[A-Z][A-Z_]+)|invalid_cel_expression)$`)
 	secretForm = regexp.MustCompile(`\bcsu_[0-9A-Za-z]{49}\b`)
 	random     = regexp.MustCompile(`\b((service|token|group|rule)_[0-9A-Za-z]{27}|(csu)_[0-9A-Za-z]{49})\b`)
 	hint       = regexp.MustCompile(`"hint":"[0-9A-Za-z]{4}"`)

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"net/http"
 	"path"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -26,7 +27,9 @@ import (
 // OperationHeader carries the operation id of every answer.
 const OperationHeader = "Ngrok-Operation-Id"
 
-// API is the REST API over a store.
+// API is the REST API over a store. A field that is absent stays as it is, "" and
+// null empty it; unknown fields and parameters are refused. Lists are in pages.
+// Times are RFC 3339 in UTC, durations such as 90d or 36h.
 type API struct {
 	store  *store.Store
 	recall *access.Recall
@@ -58,12 +61,14 @@ func (a *API) routes() []route {
 		handle(a, "GET", "/service_users/{id}", 200, a.getServiceUser),
 		handle(a, "PATCH", "/service_users/{id}", 200, a.updateServiceUser),
 		handle(a, "DELETE", "/service_users/{id}", 204, a.deleteServiceUser),
+		handle(a, "POST", "/service_users/{id}/undelete", 200, a.undeleteServiceUser),
 
 		handle(a, "POST", "/service_users/explain", 200, a.explain),
 		handle(a, "GET", "/service_users/who_can", 200, a.whoCan),
 		handle(a, "GET", "/service_users/would_deny", 200, a.wouldDeny),
 		handle(a, "DELETE", "/service_users/would_deny", 204, a.forgetWouldDeny),
 		handle(a, "GET", "/service_users/{id}/access", 200, a.access),
+		handle(a, "POST", "/service_users/find_tokens", 200, a.findTokens),
 
 		handle(a, "PUT", "/service_users/permissions", 200, a.loadPermissions),
 		handle(a, "GET", "/service_users/permissions", 200, a.listPermissions),
@@ -75,6 +80,24 @@ func (a *API) routes() []route {
 		handle(a, "PATCH", "/service_users/{id}/tokens/{token_id}", 200, a.updateToken),
 		handle(a, "DELETE", "/service_users/{id}/tokens/{token_id}", 204, a.revokeToken),
 		handle(a, "POST", "/service_users/{id}/tokens/{token_id}/refresh", 201, a.refreshToken),
+
+		// The same under the names of the ngrok API.
+		handle(a, "POST", "/bot_users", 201, a.createServiceUser),
+		handle(a, "GET", "/bot_users", 200, a.listBotUsers),
+		handle(a, "GET", "/bot_users/{id}", 200, a.getServiceUser),
+		handle(a, "PATCH", "/bot_users/{id}", 200, a.updateServiceUser),
+		handle(a, "DELETE", "/bot_users/{id}", 204, a.deleteServiceUser),
+		handle(a, "POST", "/api_keys", 201, a.createAPIKey),
+		handle(a, "GET", "/api_keys", 200, a.listAPIKeys),
+		handle(a, "GET", "/api_keys/{id}", 200, a.getAPIKey),
+		handle(a, "PATCH", "/api_keys/{id}", 200, a.updateAPIKey),
+		handle(a, "DELETE", "/api_keys/{id}", 204, a.deleteAPIKey),
+
+		handle(a, "GET", "/service_users/healthz", 200, a.healthz),
+		handle(a, "GET", "/service_users/readyz", 200, a.readyz),
+
+		handle(a, "GET", "/audit_events", 200, a.listAuditEvents),
+		handle(a, "GET", "/audit_events/verify", 200, a.verifyAudit),
 
 		handle(a, "POST", "/permission_groups", 201, a.createGroup),
 		handle(a, "GET", "/permission_groups", 200, a.listGroups),
@@ -92,13 +115,20 @@ func (a *API) routes() []route {
 		handle(a, "GET", "/permission_groups/{id}/members", 200, a.listMembers),
 		handle(a, "PUT", "/permission_groups/{id}/members/{service_user_id}", 204, a.addMember),
 		handle(a, "DELETE", "/permission_groups/{id}/members/{service_user_id}", 204, a.removeMember),
+
+		document(a, "/service_users/openapi.json", "application/json", a.openAPI),
+		document(a, "/service_users/reference", "text/html; charset=utf-8", a.reference),
 	}
 }
 
-// route is one operation.
+// route is one operation, with what its description is made of.
 type route struct {
 	method, path string
+	status       int
 	serve        http.HandlerFunc
+	op           any // the method that answers
+	in, out      reflect.Type
+	kind         string // the Content-Type of the answer
 }
 
 // call is one request on its way through an operation.
@@ -120,7 +150,7 @@ func handle[In, Out any](a *API, method, path string, status int, op func(*call,
 			out, err = op(c, in)
 		}
 		if err != nil {
-			WriteError(w, a.log, c.by.Operation, err)
+			a.refuse(c, w, method+" "+path, err)
 			return
 		}
 		if status == http.StatusNoContent {
@@ -131,7 +161,43 @@ func handle[In, Out any](a *API, method, path string, status int, op func(*call,
 		w.WriteHeader(status)
 		_ = json.NewEncoder(w).Encode(out) // the client may be gone
 	}
-	return route{method, path, serve}
+	return route{method, path, status, serve, op, reflect.TypeFor[In](), reflect.TypeFor[Out](), "application/json"}
+}
+
+// refuse answers with an error, and writes down what the actor may not do.
+func (a *API) refuse(c *call, w http.ResponseWriter, route string, err error) {
+	WriteError(w, a.log, c.by.Operation, err)
+	if e := toError(err); e.Status == http.StatusForbidden {
+		a.noteAttempt(c.Request, c.by, route, e, "")
+	}
+}
+
+// Refuse answers a request that does not get as far as the API: the actor is not
+// entitled, or, with the name store.Anonymous, not even known. login is who it said
+// to be.
+func (a *API) Refuse(w http.ResponseWriter, r *http.Request, by store.Actor, login string, err error) {
+	by.Operation = store.NewOperationID()
+	WriteError(w, a.log, by.Operation, err)
+	_, pattern := a.mux.Handler(r)
+	if pattern == "" {
+		pattern = r.Method + " " + "/…"
+	}
+	a.noteAttempt(r, by, pattern, toError(err), login)
+}
+
+func (a *API) noteAttempt(r *http.Request, by store.Actor, route string, e *Error, login string) {
+	resource := ""
+	for _, part := range strings.Split(r.URL.Path, "/") {
+		for _, kind := range []string{"service", "group", "token"} {
+			if store.ValidID(kind, part) {
+				resource = part
+			}
+		}
+	}
+	err := a.store.NoteAttempt(r.Context(), by, resource, store.Attempt{Operation: route, Status: e.Status, Code: e.Code, Login: login})
+	if err != nil {
+		a.log.Error("a refused attempt cannot be written into the audit trail", zap.String("operation_id", by.Operation), zap.Error(err))
+	}
 }
 
 func decodeInput(w http.ResponseWriter, r *http.Request, in any) error {
@@ -164,9 +230,14 @@ func (a *API) Serve(w http.ResponseWriter, r *http.Request, by store.Actor) {
 	r, problem := a.locate(r.WithContext(context.WithValue(r.Context(), actorKey{}, by)))
 	if problem != nil {
 		if problem.Status == http.StatusMethodNotAllowed {
-			h.Set("Allow", strings.Join(a.allowed(r), ", "))
+			h.Set("Allow", strings.Join(append(a.allowed(r), "OPTIONS"), ", "))
 		}
 		WriteError(w, a.log, by.Operation, problem)
+		return
+	}
+	if r.Method == http.MethodOptions { // no CORS: other origins get nothing out of this
+		h.Set("Allow", strings.Join(append(a.allowed(r), "OPTIONS"), ", "))
+		w.WriteHeader(http.StatusNoContent)
 		return
 	}
 	a.mux.ServeHTTP(w, r)
@@ -192,6 +263,8 @@ func (a *API) locate(r *http.Request) (*http.Request, *Error) {
 	switch {
 	case slash && r.Method != http.MethodPost && a.isCollection(r):
 		return r, missing
+	case r.Method == http.MethodOptions && len(a.allowed(r)) > 0:
+		return r, nil
 	case pattern == "" && len(a.allowed(r)) > 0:
 		return r, NewError(http.StatusMethodNotAllowed, "ERR_METHOD_NOT_ALLOWED", "the method "+strconv.Quote(r.Method)+" is not allowed here")
 	case pattern == "":
@@ -249,18 +322,26 @@ func guarded[T any](c *call, update func(version int64) (T, error)) (T, error) {
 
 func etag(version int64) string { return strconv.Quote(strconv.FormatInt(version, 10)) }
 
-// page builds the frame of a list. The link to the next page is rooted, never
-// built from the Host that a client sent.
+// page builds the frame of a list in the default order.
 func page(c *call, more bool, last string, limit int) Page {
-	p := Page{URI: c.URL.Path}
-	if more {
-		query := c.URL.Query()
-		query.Set("before_id", last)
-		query.Set("limit", strconv.Itoa(limit))
-		next := c.URL.Path + "?" + query.Encode()
-		p.NextPageURI = &next
+	if !more {
+		return lastPage(c)
 	}
-	return p
+	return nextPage(c, "before_id", last, limit)
+}
+
+func lastPage(c *call) Page { return Page{URI: c.URL.Path} }
+
+// nextPage leads to the next page by a parameter. The link is rooted, never built
+// from the Host that a client sent.
+func nextPage(c *call, param, value string, limit int) Page {
+	query := c.URL.Query()
+	query.Del("before_id")
+	query.Del("cursor")
+	query.Set(param, value)
+	query.Set("limit", strconv.Itoa(limit))
+	next := c.URL.Path + "?" + query.Encode()
+	return Page{URI: c.URL.Path, NextPageURI: &next}
 }
 
 var errNotFound = &store.Error{Kind: store.ErrNotFound, Msg: "there is no such resource"}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"strings"
 
 	"github.com/serviceusers/caddy-service-users/store"
 )
@@ -65,6 +66,9 @@ func (e *UnreachableError) Unwrap() error { return e.Err }
 // Do sends one request and reads the answer into out, unless that is nil. An
 // answer of 400 and above is an [*Error].
 func (c *Client) Do(ctx context.Context, method, uri string, in, out any) error {
+	if !strings.HasPrefix(uri, "/") { // from an answer: it must not lead the credentials to another host
+		return &UnreachableError{c.Base, fmt.Errorf("answered with the link %q, not as the service-user API does", uri)}
+	}
 	var body io.Reader
 	if in != nil {
 		text, err := json.Marshal(in)

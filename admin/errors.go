@@ -5,6 +5,8 @@ import (
 	"errors"
 	"maps"
 	"net/http"
+	"strings"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -46,6 +48,14 @@ var errNullBoolean = errors.New("must be true or false, not null")
 func toError(err error) *Error {
 	var e *Error
 	if errors.As(err, &e) {
+		return e
+	}
+	var used *store.InUse
+	if errors.As(err, &used) {
+		e = NewError(http.StatusConflict, "ERR_IN_USE", used.Error())
+		e.Details = map[string]string{
+			"last_used_at": used.LastUsedAt.Format(time.RFC3339), "addresses": strings.Join(used.Addresses, ","), "rules": strings.Join(used.Rules, ","),
+		}
 		return e
 	}
 	var fault *store.Error

@@ -17,60 +17,62 @@ import (
 // ExplainInput is a question: about a request that a service user might make, or
 // about a decision that this node has made and still remembers.
 type ExplainInput struct {
-	DecisionID    string            `json:"decision_id,omitzero"`
-	ServiceUserID string            `json:"service_user_id,omitzero"`
-	TokenID       string            `json:"token_id,omitzero"` // "" is a token that is not restricted to some groups
-	Method        string            `json:"method,omitzero"`
-	URL           string            `json:"url,omitzero"`       // a path, or an absolute URL when rules name hosts
-	RemoteIP      string            `json:"remote_ip,omitzero"` // for conditions and allowed_ips; "" is any
-	Headers       map[string]string `json:"headers,omitzero"`   // for conditions
+	DecisionID    string            `json:"decision_id,omitzero"`     // of the Service-User-Decision-Id header of a refusal; stands alone
+	ServiceUserID string            `json:"service_user_id,omitzero"` // who would ask
+	TokenID       string            `json:"token_id,omitzero"`        // "" is a token that is not restricted to some groups
+	Method        string            `json:"method,omitzero"`          // such as GET
+	URL           string            `json:"url,omitzero"`             // a path, or an absolute URL when rules name hosts
+	RemoteIP      string            `json:"remote_ip,omitzero"`       // for conditions and allowed_ips; "" is any
+	Headers       map[string]string `json:"headers,omitzero"`         // for conditions
 }
 
 // Explanation is the answer: the verdict, and how it came about.
 type Explanation struct {
-	Decision        string           `json:"decision"` // "allow" or "deny"
-	Reason          string           `json:"reason"`   // a word, as in logs and metrics
-	Detail          string           `json:"detail"`   // the same in a sentence
-	ServiceUserID   string           `json:"service_user_id"`
-	Method          string           `json:"method"`
-	Host            string           `json:"host"`
-	Path            string           `json:"path"`
-	Rule            *Rule            `json:"rule"`             // that decided
-	PermissionGroup *GroupRef        `json:"permission_group"` // that the rule belongs to
-	Source          string           `json:"source"`           // how the service user came into it: name, condition, default
-	Considered      []ConsideredRule `json:"considered"`       // every rule, those that apply first, then by how close they come
-	Nearest         *ConsideredRule  `json:"nearest"`          // the allow that comes closest, when it is refused
-	Grant           *Grant           `json:"grant"`            // the smallest change that would allow it
-	Revision        int64            `json:"revision"`         // of the store that the answer rests on
-	DecisionID      string           `json:"decision_id,omitempty"`
-	DecidedAt       *time.Time       `json:"decided_at,omitempty"`
-	Now             string           `json:"now,omitempty"` // what would be decided today, when it is not the same
+	Decision        string           `json:"decision"`              // "allow" or "deny"
+	Reason          string           `json:"reason"`                // a word, as in logs and metrics
+	Detail          string           `json:"detail"`                // the same in a sentence
+	ServiceUserID   string           `json:"service_user_id"`       // who asks
+	Method          string           `json:"method"`                // of the request
+	Host            string           `json:"host"`                  // of the request; "" when none was given
+	Path            string           `json:"path"`                  // of the request, decoded
+	Rule            *Rule            `json:"rule"`                  // that decided
+	PermissionGroup *GroupRef        `json:"permission_group"`      // that the rule belongs to
+	Source          string           `json:"source"`                // how the service user came into it: name, condition, default
+	Considered      []ConsideredRule `json:"considered"`            // every rule, those that apply first, then by how close they come
+	Nearest         *ConsideredRule  `json:"nearest"`               // the allow that comes closest, when it is refused
+	Grant           *Grant           `json:"grant"`                 // the smallest change that would allow it
+	Revision        int64            `json:"revision"`              // of the store that the answer rests on
+	DecisionID      string           `json:"decision_id,omitempty"` // of the decision that was asked for
+	DecidedAt       *time.Time       `json:"decided_at,omitempty"`  // when it was made
+	Now             string           `json:"now,omitempty"`         // what would be decided today, when it is not the same
 }
 
 // GroupRef names a permission group.
 type GroupRef struct {
-	ID   string      `json:"id"`
-	URI  string      `json:"uri"`
-	Name string      `json:"name"`
-	Mode access.Mode `json:"mode"`
+	ID   string      `json:"id"`                // group_…
+	URI  string      `json:"uri"`               // its path in this API
+	Name string      `json:"name"`              // unique
+	Mode access.Mode `json:"mode" empty:"true"` // observe neither grants nor refuses; "": it was deleted since
 }
 
 // ConsideredRule is a rule with what keeps it from applying.
 type ConsideredRule struct {
-	Rule            Rule     `json:"rule"`
-	PermissionGroup GroupRef `json:"permission_group"`
-	Source          string   `json:"source"`
-	Applies         bool     `json:"applies"`
-	Why             string   `json:"why"` // why it does not apply, or does not decide
+	Rule            Rule     `json:"rule"`             // the rule
+	PermissionGroup GroupRef `json:"permission_group"` // that the rule belongs to
+	Source          string   `json:"source"`           // how the service user came into it: name, condition, default
+	Applies         bool     `json:"applies"`          // whether it covers the request
+	Why             string   `json:"why"`              // why it does not apply, or does not decide
 }
 
 // Grant is what would allow a request: a rule to add to a group of the service
 // user, or membership in one of the groups, which allow it already.
 type Grant struct {
-	Rule             string     `json:"rule"`
-	PermissionGroups []GroupRef `json:"permission_groups"`
+	Rule             string     `json:"rule"`              // in its one-line form
+	PermissionGroups []GroupRef `json:"permission_groups"` // that allow it already
 }
 
+// explain answers why a request is allowed or refused: one that a service user
+// might make, or one that was decided.
 func (a *API) explain(c *call, in ExplainInput) (Explanation, error) {
 	if in.DecisionID != "" {
 		return a.explainDecision(c, in)
@@ -81,7 +83,7 @@ func (a *API) explain(c *call, in ExplainInput) (Explanation, error) {
 	if !store.ValidID("service", in.ServiceUserID) {
 		return Explanation{}, invalidField("service_user_id", "is not an id that begins with service_")
 	}
-	if _, err := a.store.ServiceUser(c.Context(), c.by, in.ServiceUserID); err != nil {
+	if _, err := a.store.ServiceUser(c.Context(), c.by, in.ServiceUserID, false); err != nil {
 		return Explanation{}, err
 	}
 	action, problem, err := a.action(in.Method, in.URL, in.RemoteIP)
@@ -267,9 +269,9 @@ func (a *API) action(method, target, remoteIP string) (action access.Action, pro
 
 // Access is what a service user may do, with where it comes from.
 type Access struct {
-	ServiceUserID    string        `json:"service_user_id"`
-	PermissionGroups []AccessGroup `json:"permission_groups"`
-	URI              string        `json:"uri"`
+	ServiceUserID    string        `json:"service_user_id"`   // whose access it is
+	PermissionGroups []AccessGroup `json:"permission_groups"` // that it is in, whatever it came in by
+	URI              string        `json:"uri"`               // the path of this answer
 }
 
 // AccessGroup is a permission group that a service user is in, with all rules
@@ -277,15 +279,16 @@ type Access struct {
 type AccessGroup struct {
 	GroupRef
 	Source string `json:"source"` // name, condition, default; doubt: its condition cannot be evaluated, so only its denies hold
-	Rules  []Rule `json:"rules"`
+	Rules  []Rule `json:"rules"`  // that hold for the service user
 }
 
+// access shows the permission groups that a service user is in, with their rules.
 func (a *API) access(c *call, _ None) (Access, error) {
 	id, err := c.id("id", "service")
 	if err != nil {
 		return Access{}, err
 	}
-	if _, err := a.store.ServiceUser(c.Context(), c.by, id); err != nil {
+	if _, err := a.store.ServiceUser(c.Context(), c.by, id, false); err != nil {
 		return Access{}, err
 	}
 	out := Access{ServiceUserID: id, PermissionGroups: []AccessGroup{}, URI: c.URL.Path}
@@ -312,26 +315,27 @@ func (a *API) access(c *call, _ None) (Access, error) {
 // WhoCanQuery is a request that somebody might make.
 type WhoCanQuery struct {
 	ListQuery
-	Method   string `query:"method"`
-	URL      string `query:"url"`
-	RemoteIP string `query:"remote_ip"`
+	Method   string `query:"method" required:"true"` // such as GET
+	URL      string `query:"url" required:"true"`    // a path, or an absolute URL when rules name hosts
+	RemoteIP string `query:"remote_ip"`              // for conditions and allowed_ips; absent is any
 }
 
 // WhoCan lists the service users that may make a request.
 type WhoCan struct {
-	ServiceUsers []WhoCanUser `json:"service_users"`
+	ServiceUsers []WhoCanUser `json:"service_users"` // the newest first
 	Page
 }
 
 // WhoCanUser is one of them, with the rule that lets it.
 type WhoCanUser struct {
-	ID              string    `json:"id"`
-	URI             string    `json:"uri"`
-	Name            string    `json:"name"`
-	Rule            *Rule     `json:"rule"`
-	PermissionGroup *GroupRef `json:"permission_group"`
+	ID              string    `json:"id"`               // service_…
+	URI             string    `json:"uri"`              // its path in this API
+	Name            string    `json:"name"`             // unique
+	Rule            *Rule     `json:"rule"`             // that lets it; null: out of your reach
+	PermissionGroup *GroupRef `json:"permission_group"` // that the rule belongs to; null: out of your reach
 }
 
+// whoCan lists the service users that may make a request, the newest first.
 func (a *API) whoCan(c *call, q WhoCanQuery) (WhoCan, error) {
 	limit, err := q.limit()
 	if err != nil {
@@ -386,14 +390,14 @@ func (a *API) whoCan(c *call, q WhoCanQuery) (WhoCan, error) {
 
 // WouldDenyQuery chooses what observe mode has counted.
 type WouldDenyQuery struct {
-	Would         string `query:"would"` // "deny", the default, or "allow"
-	ServiceUserID string `query:"service_user_id"`
+	Would         access.Effect `query:"would" default:"deny"` // what enforcing would have done
+	ServiceUserID string        `query:"service_user_id"`      // only of this one
 }
 
 // WouldDenyList is what observe mode has counted on this node since it began, the
 // most frequent first.
 type WouldDenyList struct {
-	WouldDeny  []WouldDeny `json:"would_deny"`
+	WouldDeny  []WouldDeny `json:"would_deny"`  // the most frequent first
 	NotCounted int64       `json:"not_counted"` // requests of further kinds, when there were too many
 	Page
 }
@@ -401,22 +405,24 @@ type WouldDenyList struct {
 // WouldDeny counts requests of one kind that enforcing would have decided
 // otherwise.
 type WouldDeny struct {
-	ServiceUserID   string        `json:"service_user_id"`
-	Name            string        `json:"name"`
-	Method          string        `json:"method"`
+	ServiceUserID   string        `json:"service_user_id"`  // who asked
+	Name            string        `json:"name"`             // of the service user
+	Method          string        `json:"method"`           // of the requests
 	Path            string        `json:"path"`             // a pattern; parts that look like ids are parameters
 	Example         string        `json:"example"`          // the path of the last one
 	Would           access.Effect `json:"would"`            // "deny" or "allow"
 	PermissionGroup *GroupRef     `json:"permission_group"` // that observes; null: the handler does
 	RuleID          string        `json:"rule_id"`          // that would have decided; "": no rule allows it
-	Count           int64         `json:"count"`
-	FirstAt         time.Time     `json:"first_at"`
-	LastAt          time.Time     `json:"last_at"`
-	Grant           string        `json:"grant"` // the smallest rule that would allow it; "" when a deny stands in the way
+	Count           int64         `json:"count"`            // how many there were
+	FirstAt         time.Time     `json:"first_at"`         // when the first one came
+	LastAt          time.Time     `json:"last_at"`          // when the last one came
+	Grant           string        `json:"grant"`            // the smallest rule that would allow it; "" when a deny stands in the way
 }
 
+// wouldDeny lists what observe mode has counted: requests that enforcing would
+// have decided otherwise.
 func (a *API) wouldDeny(c *call, q WouldDenyQuery) (WouldDenyList, error) {
-	effect := access.Effect(cmp.Or(q.Would, "deny"))
+	effect := cmp.Or(q.Would, access.Deny)
 	if effect != access.Deny && effect != access.Allow {
 		return WouldDenyList{}, invalidField("would", "must be deny or allow")
 	}
@@ -451,6 +457,7 @@ func (a *API) wouldDeny(c *call, q WouldDenyQuery) (WouldDenyList, error) {
 	return list, nil
 }
 
+// forgetWouldDeny begins to count again.
 func (a *API) forgetWouldDeny(c *call, _ None) (None, error) {
 	if c.by.Scope != nil {
 		return None{}, &store.Error{Kind: store.ErrNotAllowed, Msg: "only an admin may begin to count again"}

@@ -98,6 +98,7 @@ func FuzzBody(f *testing.F) {
 		delete(made, "token")
 		delete(made, "token_id")
 		delete(made, "replaces")
+		delete(made, "replaced")
 		delete(made, "warnings")
 		delete(made, "state") // the token may expire between the two
 		if !has(read, made) {
@@ -191,7 +192,7 @@ func FuzzPath(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, method, target string) {
 		r, err := http.ReadRequest(bufio.NewReader(strings.NewReader(method + " " + target + " HTTP/1.1\r\nHost: h\r\n\r\n")))
-		if err != nil {
+		if err != nil || method == http.MethodOptions { // of a path that may exist
 			return
 		}
 		r.Header.Set("If-Match", `"999"`) // lest what the other inputs look for goes

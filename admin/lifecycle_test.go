@@ -18,9 +18,9 @@ func TestTokens(t *testing.T) {
 	show := func(id, rest string) string {
 		return `{"id":"` + id + `","uri":"` + tokens + `/` + id + `","service_user_id":"service_1",` + rest + `}`
 	}
-	const unused = `"last_used_at":null,"last_used_ip":"","use_count":0,`
+	const unused = `"last_used_at":null,"last_used_ip":"","use_count":0,"used_from":[],`
 	const ci = `"description":"ci","metadata":"","hint":"hint","state":"active","allowed_ips":[],"permission_groups":[],"expires_at":"t+7776003s","not_before":null,"retires_at":null,"revoked_at":null,` +
-		`"created_at":"t+3s","created_by":"local","updated_at":"t+3s",` + unused + `"replaced_by":"","etag":"\"1\""`
+		`"created_at":"t+3s","created_by":"local","updated_at":"t+3s",` + unused + `"replaced_by":"","drain":null,"etag":"\"1\""`
 	s.run(
 		r(`POST /permission_groups {"name":"g","rules":["allow GET /v1/{x}"]}`, `201`),
 		r(`POST /service_users {"name":"a","permission_groups":["group_1"]}`, `201 {"token_id":"token_1","token":"csu_1"}`),
@@ -68,7 +68,7 @@ func TestTokens(t *testing.T) {
 		r(`POST `+tokens+`/token_8/refresh {"grace":""}`, `201 {"id":"token_9","token":"csu_9"}`),
 		r(`POST `+tokens+`/token_3/refresh`, `409 ERR_CONFLICT the token is revoked`),
 		r(`POST `+tokens+`/token_0/refresh`, `404 ERR_NOT_FOUND there is no token`),
-		r(`GET `+tokens+`/token_9/refresh`, `405 ERR_METHOD_NOT_ALLOWED Allow: POST`),
+		r(`GET `+tokens+`/token_9/refresh`, `405 ERR_METHOD_NOT_ALLOWED Allow: POST, OPTIONS`),
 	)
 	for _, secret := range []string{"csu_3", "csu_4", "csu_5", "csu_6", "csu_7", "csu_8"} {
 		s.expect("service_1", "GET /v1/x", map[string]access.Reason{secret: access.TokenRevoked})
@@ -181,7 +181,7 @@ func TestGroups(t *testing.T) {
 		r(`GET /permission_groups/group_1`, `200 {"etag":"\"3\"","updated_at":"t+11s","rules":[{"id":"rule_1"},{"id":"rule_2"},{"id":"rule_3"}]}`),
 		r(`GET /permission_groups/group_1/rules`, `200 {"rules":[{"id":"rule_1"},{"id":"rule_2"},{"id":"rule_3"}],"next_page_uri":null}`),
 		r(`POST /permission_groups/group_0/rules "allow GET /"`, `404 ERR_NOT_FOUND there is no permission group`),
-		r(`GET /permission_groups/group_1/rules/rule_1`, `405 ERR_METHOD_NOT_ALLOWED Allow: DELETE`),
+		r(`GET /permission_groups/group_1/rules/rule_1`, `405 ERR_METHOD_NOT_ALLOWED Allow: DELETE, OPTIONS`),
 		r(`DELETE /permission_groups/group_2/rules/rule_2`, `404 ERR_NOT_FOUND there is no rule`),
 		r(`DELETE /permission_groups/group_1/rules/rule_0`, `404 ERR_NOT_FOUND there is no rule`),
 		r(`DELETE /permission_groups/group_1/rules/x`, `404 ERR_NOT_FOUND`),
@@ -212,7 +212,7 @@ func TestGroups(t *testing.T) {
 		r(`GET /permission_groups/group_1/members`, `200 = {"members":[{"id":"service_2","name":"b","source":"name"},{"id":"service_1","name":"a","source":"name"}],"uri":"/permission_groups/group_1/members","next_page_uri":null}`),
 		r(`GET /permission_groups/group_1/members?limit=1`, `200 {"members":[{"id":"service_2"}],"next_page_uri":"/permission_groups/group_1/members?before_id=service_2&limit=1"}`),
 		r(`GET /permission_groups/group_1`, `200 {"member_count":2}`),
-		r(`POST /permission_groups/group_1/members {}`, `405 ERR_METHOD_NOT_ALLOWED Allow: GET, HEAD`),
+		r(`POST /permission_groups/group_1/members {}`, `405 ERR_METHOD_NOT_ALLOWED Allow: GET, HEAD, OPTIONS`),
 		r(`PUT /permission_groups/group_1/members/service_0`, `404 ERR_NOT_FOUND there is no service user`),
 		r(`PUT /permission_groups/group_0/members/service_1`, `404 ERR_NOT_FOUND there is no permission group`),
 		r(`PUT /permission_groups/group_1/members/a`, `404 ERR_NOT_FOUND`),
@@ -295,7 +295,7 @@ func TestSecrets(t *testing.T) {
 	if want := 20; refused != want {
 		t.Errorf("log: got %d refusals, want %d", refused, want)
 	}
-	events, err := s.store.AuditEvents(t.Context(), "", 0, 100)
+	events, _, err := s.store.AuditEvents(t.Context(), store.Local, store.AuditQuery{Limit: 100})
 	if err != nil || len(events) != 8 {
 		t.Fatalf("audit trail: got %d records, %v, want 8", len(events), err)
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
+// createGroup makes a permission group.
 func (a *API) createGroup(c *call, in GroupInput) (Group, error) {
 	var g store.Group
 	if err := in.apply(&g); err != nil {
@@ -79,6 +80,8 @@ func (r RuleInput) rule() (access.Rule, error) {
 	}.Check()
 }
 
+// listGroups lists permission groups, the newest first, or finds the one of a
+// name.
 func (a *API) listGroups(c *call, q NamedListQuery) (GroupList, error) {
 	limit, err := q.limit()
 	if err != nil {
@@ -102,6 +105,7 @@ func (a *API) listGroups(c *call, q NamedListQuery) (GroupList, error) {
 	return list, nil
 }
 
+// getGroup shows a permission group with its rules.
 func (a *API) getGroup(c *call, _ None) (Group, error) {
 	id, err := c.id("id", "group")
 	if err != nil {
@@ -114,6 +118,8 @@ func (a *API) getGroup(c *call, _ None) (Group, error) {
 	return c.showGroup(g), nil
 }
 
+// updateGroup sets the fields that are present; the others stay. Rules replace
+// all that there were.
 func (a *API) updateGroup(c *call, in GroupInput) (Group, error) {
 	id, err := c.id("id", "group")
 	if err != nil {
@@ -128,6 +134,8 @@ func (a *API) updateGroup(c *call, in GroupInput) (Group, error) {
 	return a.showWritten(c, g), nil
 }
 
+// deleteGroup deletes a permission group; its members lose what it granted and
+// what it refused.
 func (a *API) deleteGroup(c *call, _ None) (None, error) {
 	id, err := c.id("id", "group")
 	if err != nil {
@@ -138,6 +146,7 @@ func (a *API) deleteGroup(c *call, _ None) (None, error) {
 	})
 }
 
+// addRule adds a rule at the end of a permission group.
 func (a *API) addRule(c *call, in RuleInput) (Rule, error) {
 	id, err := c.id("id", "group")
 	if err != nil {
@@ -156,6 +165,7 @@ func (a *API) addRule(c *call, in RuleInput) (Rule, error) {
 	return out, nil
 }
 
+// listRules lists the rules of a permission group, in their order.
 func (a *API) listRules(c *call, _ None) (RuleList, error) {
 	id, err := c.id("id", "group")
 	if err != nil {
@@ -168,6 +178,7 @@ func (a *API) listRules(c *call, _ None) (RuleList, error) {
 	return RuleList{Rules: showRules(g), Page: page(c, false, "", 0)}, nil
 }
 
+// removeRule takes a rule out of a permission group.
 func (a *API) removeRule(c *call, _ None) (None, error) {
 	id, err := c.id("id", "group")
 	if err != nil {
@@ -180,6 +191,8 @@ func (a *API) removeRule(c *call, _ None) (None, error) {
 	return None{}, a.store.RemoveRule(c.Context(), c.by, id, rule)
 }
 
+// listMembers lists the service users that a permission group names or that meet
+// its condition, the newest first.
 func (a *API) listMembers(c *call, q ListQuery) (MemberList, error) {
 	id, err := c.id("id", "group")
 	if err != nil {
@@ -207,8 +220,12 @@ func (a *API) listMembers(c *call, q ListQuery) (MemberList, error) {
 	return list, nil
 }
 
+// addMember names a service user as a member of a permission group. To name it
+// again changes nothing and is no error.
 func (a *API) addMember(c *call, _ None) (None, error) { return a.setMember(c, a.store.AddMember) }
 
+// removeMember ends a membership by name. To end one that is none changes nothing
+// and is no error.
 func (a *API) removeMember(c *call, _ None) (None, error) {
 	return a.setMember(c, a.store.RemoveMember)
 }

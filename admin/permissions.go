@@ -12,60 +12,62 @@ import (
 
 // PermissionInput is a permission of the catalogue in a request.
 type PermissionInput struct {
-	Key         string   `json:"key"`
-	Name        string   `json:"name"`
-	Description string   `json:"description,omitempty"`
-	Category    string   `json:"category,omitempty"`
-	Rules       []string `json:"rules"` // in their one-line form
+	Key         string   `json:"key"`                   // what identifies it in the catalogue
+	Name        string   `json:"name"`                  // for people
+	Description string   `json:"description,omitempty"` // for people
+	Category    string   `json:"category,omitempty"`    // a heading to list it under
+	Rules       []string `json:"rules"`                 // in their one-line form
 }
 
-// Catalogue is the body that loads permissions. With Replace, those that are not
+// Catalogue is the body that loads permissions. With replace, those that are not
 // in it are deleted.
 type Catalogue struct {
-	Permissions []PermissionInput `json:"permissions"`
-	Replace     bool              `json:"replace,omitempty"`
+	Permissions []PermissionInput `json:"permissions"`       // in the order to list them in
+	Replace     bool              `json:"replace,omitempty"` // delete those that are not in it
 }
 
 // CatalogueChange counts what loading did.
 type CatalogueChange struct {
-	Created   int    `json:"created"`
-	Updated   int    `json:"updated"`
-	Unchanged int    `json:"unchanged"`
-	Deleted   int    `json:"deleted"`
-	URI       string `json:"uri"`
+	Created   int    `json:"created"`   // how many are new
+	Updated   int    `json:"updated"`   // how many have changed
+	Unchanged int    `json:"unchanged"` // how many were there already
+	Deleted   int    `json:"deleted"`   // how many are gone
+	URI       string `json:"uri"`       // the path of the catalogue
 }
 
 // Permission is a named right of the catalogue: it stands for rules, and can be
 // given to permission groups.
 type Permission struct {
-	Key         string    `json:"key"`
-	URI         string    `json:"uri"`
-	Name        string    `json:"name"`
-	Description string    `json:"description"`
-	Category    string    `json:"category"`
-	Rules       []string  `json:"rules"`
-	CreatedAt   time.Time `json:"created_at"`
-	CreatedBy   string    `json:"created_by"`
-	UpdatedAt   time.Time `json:"updated_at"`
+	Key         string    `json:"key"`         // what identifies it in the catalogue
+	URI         string    `json:"uri"`         // its path in this API
+	Name        string    `json:"name"`        // for people
+	Description string    `json:"description"` // for people
+	Category    string    `json:"category"`    // a heading to list it under
+	Rules       []string  `json:"rules"`       // in their one-line form
+	CreatedAt   time.Time `json:"created_at"`  // when it was first loaded
+	CreatedBy   string    `json:"created_by"`  // "local", "human:NAME" or the id of a service user
+	UpdatedAt   time.Time `json:"updated_at"`  // when it was last changed
 }
 
 // PermissionList is the catalogue, in its order.
 type PermissionList struct {
-	Permissions []Permission `json:"permissions"`
+	Permissions []Permission `json:"permissions"` // those that were asked for
 	Page
 }
 
 // PermissionQuery chooses permissions of the catalogue.
 type PermissionQuery struct {
-	Key      string `query:"key"`
-	Category string `query:"category"`
+	Key      string `query:"key"`      // only this one
+	Category string `query:"category"` // only those of this category
 }
 
 // PermissionKey names one.
 type PermissionKey struct {
-	Key string `query:"key"`
+	Key string `query:"key" required:"true"` // of the permission
 }
 
+// loadPermissions writes permissions into the catalogue, all or none. New keys are
+// added, known ones take what is given, and groups that have them follow at once.
 func (a *API) loadPermissions(c *call, in Catalogue) (CatalogueChange, error) {
 	list := make([]store.Permission, len(in.Permissions))
 	for i, p := range in.Permissions {
@@ -82,6 +84,7 @@ func (a *API) loadPermissions(c *call, in Catalogue) (CatalogueChange, error) {
 	return CatalogueChange{n.Created, n.Updated, n.Unchanged, n.Deleted, c.URL.Path}, err
 }
 
+// listPermissions lists the catalogue, or those of a key or category.
 func (a *API) listPermissions(c *call, q PermissionQuery) (PermissionList, error) {
 	list, err := a.store.Permissions(c.Context(), c.by)
 	if err != nil {
@@ -108,6 +111,8 @@ func permissionURI(key string) string {
 	return "/service_users/permissions?key=" + url.QueryEscape(key)
 }
 
+// deletePermission takes a permission out of the catalogue. One that a group has
+// stays, which is a conflict.
 func (a *API) deletePermission(c *call, q PermissionKey) (None, error) {
 	if q.Key == "" {
 		return None{}, invalidField("key", "name the permission to delete")
@@ -115,10 +120,14 @@ func (a *API) deletePermission(c *call, q PermissionKey) (None, error) {
 	return None{}, a.store.DeletePermission(c.Context(), c.by, q.Key)
 }
 
+// grantPermission gives a permission to a permission group. To give it again
+// changes nothing and is no error.
 func (a *API) grantPermission(c *call, _ None) (None, error) {
 	return a.setPermission(c, a.store.GrantPermission)
 }
 
+// withdrawPermission takes a permission from a permission group. To take one that
+// it does not have changes nothing and is no error.
 func (a *API) withdrawPermission(c *call, _ None) (None, error) {
 	return a.setPermission(c, a.store.WithdrawPermission)
 }

@@ -119,7 +119,7 @@ func TestPermissions(t *testing.T) {
 		r(`PUT /permission_groups/h/permissions/people.address.view`, `404 ERR_NOT_FOUND there is no such resource`),
 		r(`PUT /permission_groups/group_2/permissions/`, `404 ERR_NOT_FOUND`),
 		r(`GET /permission_groups/group_2/permissions`, `404 ERR_NOT_FOUND`),
-		r(`GET /permission_groups/group_2/permissions/people.address.view`, `405 ERR_METHOD_NOT_ALLOWED Allow: PUT, DELETE`),
+		r(`GET /permission_groups/group_2/permissions/people.address.view`, `405 ERR_METHOD_NOT_ALLOWED Allow: PUT, DELETE, OPTIONS`),
 		r(`PATCH /permission_groups/group_2 {"description":"d"}`, `200 {"permissions":["people.address.view"]}`),
 		r(`PATCH /permission_groups/group_2 {"permissions":["people.address.edit"]}`, `200 {"permissions":["people.address.edit"]}`),
 		r(`PATCH /permission_groups/group_2 {"permissions":["nothing"]}`, `400 ERR_INVALID_VALUE [permissions] there is no permission "nothing"`),

@@ -187,7 +187,7 @@ func TestActors(t *testing.T) {
 		r(`GET /service_users/service_6/tokens/token_6`, `200 {"created_by":"human:alice"}`),
 		r(`POST /permission_groups {"name":"h"}`, `201 {"created_by":"human:alice"}`),
 	)
-	events, err := s.store.AuditEvents(t.Context(), "", 0, 1)
+	events, _, err := s.store.AuditEvents(t.Context(), store.Local, store.AuditQuery{Limit: 1})
 	if err != nil || len(events) != 1 || events[0].Actor != "human:alice" {
 		t.Errorf("audit trail: got %+v, %v, want human:alice", events, err)
 	}

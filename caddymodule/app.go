@@ -67,6 +67,14 @@ type App struct {
 	// its decision id. They are kept in memory. Default: 10000; negative is none.
 	Decisions int `json:"decisions,omitempty"`
 
+	// How long a deleted service user can be brought back. After that, what is
+	// personal about it is removed. Default: 30 days.
+	Retention caddy.Duration `json:"retention,omitempty"`
+
+	// How often the use of tokens is written to the store. A crash loses the figures
+	// of that time, nothing else. Default: 10 seconds.
+	UseInterval caddy.Duration `json:"use_interval,omitempty"`
+
 	ctx       caddy.Context
 	shared    *shared
 	key       string
@@ -129,7 +137,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if err := metrics.register(ctx.GetMetricsRegistry()); err != nil {
 		return err
 	}
-	key, err := json.Marshal([]any{path, opts.Peppers.IDs(), opts.DefaultGroup, opts.TokenTTL, opts.MaxTokenTTL, throttle, decisions})
+	key, err := json.Marshal([]any{path, opts.Peppers.IDs(), opts.DefaultGroup, opts.TokenTTL, opts.MaxTokenTTL, throttle, decisions, opts.Retention, opts.UseInterval})
 	if err != nil {
 		return err
 	}
@@ -164,8 +172,9 @@ func (a *App) options() (path string, opts store.Options, err error) {
 	}
 	opts.DefaultGroup = a.DefaultGroup
 	opts.TokenTTL, opts.MaxTokenTTL = time.Duration(a.TokenTTL), time.Duration(a.MaxTokenTTL)
-	if opts.TokenTTL < 0 || opts.MaxTokenTTL < 0 {
-		return "", opts, errors.New("token_ttl and max_token_ttl must not be negative")
+	opts.Retention, opts.UseInterval = time.Duration(a.Retention), time.Duration(a.UseInterval)
+	if opts.TokenTTL < 0 || opts.MaxTokenTTL < 0 || opts.Retention < 0 || opts.UseInterval < 0 {
+		return "", opts, errors.New("token_ttl, max_token_ttl, retention and use_interval must not be negative")
 	}
 	if opts.MaxTokenTTL > 0 && opts.TokenTTL == 0 {
 		opts.TokenTTL = opts.MaxTokenTTL

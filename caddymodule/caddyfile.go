@@ -44,6 +44,8 @@ func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
 //		max_token_ttl <duration>
 //		throttle      <attempts> <duration> | off
 //		decisions     <number> | off
+//		retention     <duration>
+//		use_interval  <duration>
 //	}
 func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the option's name
@@ -58,6 +60,8 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		"max_token_ttl": func() error { return duration(d, &a.MaxTokenTTL) },
 		"throttle":      func() error { return throttle(d, &a.Throttle) },
 		"decisions":     func() error { return countOrOff(d, &a.Decisions) },
+		"retention":     func() error { return duration(d, &a.Retention) },
+		"use_interval":  func() error { return duration(d, &a.UseInterval) },
 	})
 }
 

@@ -93,8 +93,7 @@ func (c *cli) usageErrors(cmd *cobra.Command) {
 
 // run connects and does what the command is for.
 func (c *cli) run(cmd *cobra.Command, args []string, do action) error {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
+	ctx := context.Background() // a question may wait for its answer; requestTimeout bounds the rest
 	client, done, err := c.connect(ctx)
 	if err == nil {
 		err = do(ctx, client, args)
@@ -108,7 +107,7 @@ func (c *cli) exit(cmd *cobra.Command, code int, err error) error {
 	if err == nil {
 		return nil
 	}
-	fmt.Fprintf(c.stderr, "caddy service-user: %s\n", cell(explain(err)))
+	fmt.Fprintf(c.stderr, "caddy service-user: %s\n", cell(c.explain(err)))
 	if code == exitFailed {
 		return err
 	}
@@ -116,9 +115,12 @@ func (c *cli) exit(cmd *cobra.Command, code int, err error) error {
 }
 
 // explain adds what to do about an error that does not say it itself.
-func explain(err error) string {
+func (c *cli) explain(err error) string {
 	var unreachable *admin.UnreachableError
-	if errors.As(err, &unreachable) {
+	switch {
+	case errors.As(err, &unreachable) && c.url != "":
+		return fmt.Sprintf("no service-user API at %v; is --url right, and does the site have service_users_admin? Where people log in before it, leave out the id: a token alone goes as Bearer", err)
+	case errors.As(err, &unreachable):
 		return fmt.Sprintf("no service-user API at %v; is Caddy running, and is --address right? Without a running Caddy use --store FILE", err)
 	}
 	return err.Error()
@@ -152,15 +154,15 @@ func exitCode(err error) int {
 	}
 }
 
-// connect returns a client of the running Caddy, or of the store file.
+// connect returns a client of the running Caddy, of a site door, or of the store
+// file.
 func (c *cli) connect(ctx context.Context) (*admin.Client, func() error, error) {
 	switch {
-	case c.store != "" && (c.address != "" || c.config != ""):
-		return nil, nil, usageError{errors.New("--store works without a running Caddy; leave out --address and --config, or --store")}
 	case c.store != "":
 		return c.offline(ctx)
-	case c.pepperFile != "":
-		return nil, nil, usageError{errors.New("--pepper-file goes with --store; a running Caddy has its own")}
+	case c.url != "":
+		client, err := c.remote()
+		return client, func() error { return nil }, err
 	}
 	address := c.address
 	if address == "" && c.config != "" {
@@ -195,6 +197,9 @@ func configuredAddress(file, adapter string) (string, error) {
 	return caddy.NewReplacer().ReplaceOrErr(config.Admin.Listen, true, true)
 }
 
+// requestTimeout bounds one request.
+const requestTimeout = time.Minute
+
 // dial returns a client of the admin endpoint at an address in Caddy's notation.
 func dial(address string) (*admin.Client, error) {
 	parsed, err := caddy.ParseNetworkAddress(address)
@@ -203,7 +208,7 @@ func dial(address string) (*admin.Client, error) {
 		return nil, usageError{fmt.Errorf("%q is not the address of an admin endpoint, such as localhost:2019 or unix//run/caddy.sock", address)}
 	}
 	transport := new(http.Transport) // without a proxy: the answer may hold a secret
-	client := &admin.Client{Base: "http://" + parsed.JoinHostPort(0), HTTP: &http.Client{Transport: transport}}
+	client := &admin.Client{Base: "http://" + parsed.JoinHostPort(0), HTTP: &http.Client{Transport: transport, Timeout: requestTimeout}}
 	if parsed.IsUnixNetwork() {
 		path, _, _ := strings.Cut(parsed.Host, "|") // behind it stand the permissions
 		client.Base = "http://127.0.0.1"            // what Caddy expects on a socket
@@ -220,13 +225,9 @@ func (c *cli) offline(ctx context.Context) (*admin.Client, func() error, error) 
 	if _, err := os.Stat(c.store); err != nil {
 		return nil, nil, fmt.Errorf("--store: %w; \"caddy run\" makes a new store", err)
 	}
-	opts := store.Options{Log: caddy.Log().Named("service_users")} // tells of tokens that need another pepper
-	if c.pepperFile != "" {
-		peppers, err := readPeppers(c.pepperFile)
-		if err != nil {
-			return nil, nil, err
-		}
-		opts.Peppers = peppers
+	opts, err := c.offlineOptions()
+	if err != nil {
+		return nil, nil, err
 	}
 	s, err := store.Open(ctx, c.store, opts)
 	if err != nil {
@@ -235,17 +236,23 @@ func (c *cli) offline(ctx context.Context) (*admin.Client, func() error, error) 
 	return admin.Offline(s, store.Local), s.Close, nil
 }
 
-// print shows a result: as JSON when that was asked for, else as a table. Notes
-// go to the standard error.
+// print shows a result: as JSON or CSV when that was asked for, else as a table.
+// Notes go to the standard error; JSON holds what they tell.
 func (c *cli) print(v any, table func(io.Writer), notes ...string) error {
-	if c.json {
+	var err error
+	switch c.output {
+	case outputJSON:
 		enc := json.NewEncoder(c.stdout)
 		enc.SetIndent("", "  ")
 		return enc.Encode(v)
+	case outputCSV:
+		err = c.printCSV(v)
+	default:
+		w := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
+		table(w)
+		err = w.Flush()
 	}
-	w := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
-	table(w)
-	if err := w.Flush(); err != nil {
+	if err != nil {
 		return err
 	}
 	for _, note := range notes {
@@ -258,18 +265,11 @@ func (c *cli) print(v any, table func(io.Writer), notes ...string) error {
 
 // done reports what was done where there is nothing to show.
 func (c *cli) done(format string, args ...any) error {
-	if c.json {
+	if !c.forPeople() {
 		return nil
 	}
 	_, err := fmt.Fprintln(c.stdout, cell(fmt.Sprintf(format, args...)))
 	return err
-}
-
-func secretNote(secret string) string {
-	if secret == "" {
-		return ""
-	}
-	return "Keep the token safe: it is not shown again."
 }
 
 // cell makes text from the store or a server safe to show in a terminal: what

@@ -30,21 +30,28 @@ const (
 )
 
 const cliHelp = `Manages the service users of a running Caddy, through its admin endpoint, or
-those in a store file when no Caddy runs (--store). A service user or a group is
-named by its id or by its name.
+those in a store file when no Caddy runs (--store), or from another machine
+through a site (--url) with the credentials of a service user that is an admin or
+a manager, from SERVICE_USER_ID and SERVICE_USER_TOKEN or --credentials-file. A
+service user or a group is named by its id or by its name.
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 conflict, 5 not allowed,
-6 unreachable.`
+6 unreachable. A check that finds something (lint, check-log, scan) ends with 1.`
 
 // cli is one run of the command: its flags, and where it prints.
 type cli struct {
 	address, config, adapter string
 	store, pepperFile        string
-	json                     bool
+	url, credentialsFile     string
+	insecureHTTP             bool
+	output                   outputFlag
+	json                     bool   // output is JSON
+	yes                      bool   // ask nothing
+	secretFile               string // where an issued secret goes; "" is the standard output
 	stdout, stderr           io.Writer
 }
 
-func newCLI() *cli { return &cli{stdout: os.Stdout, stderr: os.Stderr} }
+func newCLI() *cli { return &cli{output: outputTable, stdout: os.Stdout, stderr: os.Stderr} }
 
 // action is what one command does with its arguments.
 type action func(ctx context.Context, client *admin.Client, args []string) error
@@ -57,11 +64,16 @@ func (c *cli) commands(root *cobra.Command) {
 	root.SetHelpTemplate(helpTemplate)
 	flags := root.PersistentFlags()
 	flags.StringVar(&c.address, "address", "", "the address of the admin endpoint of the running Caddy, host:port or unix//path")
-	flags.StringVarP(&c.config, "config", "c", "", "take the address of the admin endpoint from this configuration")
+	flags.StringVarP(&c.config, "config", "c", "", "take the address of the admin endpoint, or with --store the settings of service users, from this configuration")
 	flags.StringVarP(&c.adapter, "adapter", "a", "", "the adapter of the configuration")
 	flags.StringVar(&c.store, "store", "", "work on this store file, without a running Caddy")
 	flags.StringVar(&c.pepperFile, "pepper-file", "", "with --store: the pepper_file of the configuration")
-	flags.BoolVar(&c.json, "json", false, "print what the REST API answers")
+	flags.StringVar(&c.url, "url", "", "work through the service_users_admin of this site, such as https://admin.example.com")
+	flags.StringVar(&c.credentialsFile, "credentials-file", "", "with --url: a file with \"id:token\" or a token, which only you can read")
+	flags.BoolVar(&c.insecureHTTP, "insecure-http", false, "with --url: send credentials over http:// to another machine, in the clear")
+	flags.Var(&c.output, "output", "the form of results: table, json (what the REST API answers) or csv")
+	flags.BoolVar(&c.json, "json", false, "short for --output json")
+	root.PersistentPreRunE = c.prepare
 	c.usageErrors(root)
 
 	c.userCommands(root)
@@ -78,6 +90,12 @@ func (c *cli) commands(root *cobra.Command) {
 		"caddy service-user permission grant people-readers people.address.view")
 	c.permissionCommands(permission)
 	c.rightsCommands(root)
+	audit := c.group(root, "audit", "Reads and verifies the audit trail",
+		"caddy service-user audit verify")
+	c.auditCommands(audit)
+	c.healthCommand(root)
+	c.scanCommand(root)
 	c.lintCommand(root)
 	c.checkLogCommand(root)
+	c.complete(root)
 }

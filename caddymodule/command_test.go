@@ -33,6 +33,8 @@ import (
 //	exits CODE COMMAND…           run a command that ends with this exit code
 //	says MESSAGE                  it printed nothing but this error
 //	looks FILE                    it printed this; <time> is any, $NAME a variable
+//	csv FILE                      the same, with CRLF at the end of each line
+//	basic ID SECRET_FILE FILE     write a request with these credentials; $SECRET is the secret
 //	capture NAME REGEXP           set $NAME to what the group in REGEXP matched in it
 //	waitfor [-within D] CODE URL [ID SECRET]
 //	                              ask again until the answer has this status; a URL
@@ -44,6 +46,7 @@ import (
 //	listen [-api] NAME CODE [FILE]
 //	                              another HTTP server: $NAME is its address; with
 //	                              -api it claims to be the service-user API
+//	hang NAME                     one that takes connections and never answers
 func TestCommand(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                "testdata/cli",
@@ -51,8 +54,8 @@ func TestCommand(t *testing.T) {
 		RequireUniqueNames: true,
 		UpdateScripts:      *update,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": sessionExits, "says": sessionSays, "looks": sessionLooks, "capture": sessionCapture,
-			"waitfor": sessionWaitFor, "rest": sessionREST, "fill": sessionFill, "database": sessionDatabase, "listen": sessionListen,
+			"exits": sessionExits, "says": sessionSays, "looks": sessionLooks, "csv": sessionCSV, "basic": sessionBasic, "capture": sessionCapture,
+			"waitfor": sessionWaitFor, "rest": sessionREST, "fill": sessionFill, "database": sessionDatabase, "listen": sessionListen, "hang": sessionHang,
 		},
 	})
 }
@@ -139,8 +142,12 @@ func sessionLooks(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: looks FILE")
 	}
+	sessionPrinted(ts, os.Expand(ts.ReadFile(args[0]), ts.Getenv))
+}
+
+func sessionPrinted(ts *testscript.TestScript, want string) {
 	const anyTime = `\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\dZ`
-	got, want := ts.ReadFile("stdout"), os.Expand(ts.ReadFile(args[0]), ts.Getenv)
+	got := ts.ReadFile("stdout")
 	if !regexp.MustCompile(`^` + strings.ReplaceAll(regexp.QuoteMeta(want), "<time>", anyTime) + `$`).MatchString(got) {
 		ts.Fatalf("got:\n%swant:\n%s", got, want)
 	}
@@ -392,6 +399,9 @@ func TestExamples(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(s.dir, "access.log"), []byte("GET /v1/people;x\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.WriteFile(filepath.Join(s.dir, "config.yml"), []byte("token: none\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.CopyFS(filepath.Join(s.dir, "examples"), os.DirFS("../examples")); err != nil {
 		t.Fatal(err)
 	}
@@ -401,14 +411,14 @@ func TestExamples(t *testing.T) {
 		name := strings.TrimPrefix(cmd.CommandPath(), "caddy service-user ")
 		examples[name] = cmd.Example
 	}
-	id := regexp.MustCompile(`\b(token|rule)_[0-9A-Za-z]{27}\b`)
+	id := regexp.MustCompile(`\b(token|rule|service)_[0-9A-Za-z]{27}\b`)
 	for _, name := range []string{
 		"group create", "create", "list", "show", "update", "deactivate", "reactivate",
 		"token create", "token list", "token refresh", "token revoke",
 		"group list", "group show", "group update", "group remove", "group add",
 		"rule add", "rule list", "explain", "access", "who-can", "would-deny",
 		"permission load", "permission list", "permission show", "permission grant", "permission withdraw", "permission delete",
-		"rule remove", "delete", "group delete", "lint", "check-log",
+		"rule remove", "delete", "group delete", "audit list", "audit verify", "health", "undelete", "lint", "check-log", "scan",
 	} {
 		words := shellWords(examples[name])
 		delete(examples, name)

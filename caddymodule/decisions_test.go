@@ -153,11 +153,11 @@ func TestDecisions(t *testing.T) {
 	if e, _ := s.recalled(noRule); e.Decision != "deny" || e.Now != "" {
 		t.Errorf("deactivated: got %s, now %q", e.Decision, e.Now)
 	}
-	s.mustCLI("group", "delete", "readers")
+	s.mustCLI("group", "delete", "readers", "--yes")
 	if e, _ := s.recalled(denied); e.Rule == nil || e.Rule.Text != "deny GET /v1/secret" || e.PermissionGroup == nil || e.Now != "" {
 		t.Errorf("without the group: got %+v, want the rule that decided", e)
 	}
-	s.mustCLI("delete", "reader")
+	s.mustCLI("delete", "reader", "--yes")
 	if e, status := s.recalled(denied); status != 200 || e.ServiceUserID != user.id || e.Reason != "denied_by_rule" {
 		t.Errorf("without the service user: got %d %+v", status, e)
 	}

@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/http"
@@ -48,8 +49,10 @@ func (d *localDoor) Provision(ctx caddy.Context) error {
 // plugins, so there are few.
 func (d *localDoor) Routes() []caddy.AdminRoute {
 	var routes []caddy.AdminRoute
-	for _, pattern := range []string{"/service_users", "/service_users/", "/permission_groups", "/permission_groups/"} {
-		routes = append(routes, caddy.AdminRoute{Pattern: pattern, Handler: caddy.AdminHandlerFunc(d.serve)})
+	for _, resource := range []string{"/service_users", "/permission_groups", "/bot_users", "/api_keys", "/audit_events"} {
+		for _, pattern := range []string{resource, resource + "/"} {
+			routes = append(routes, caddy.AdminRoute{Pattern: pattern, Handler: caddy.AdminHandlerFunc(d.serve)})
+		}
 	}
 	return routes
 }
@@ -158,62 +161,82 @@ func (d *SiteDoor) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp
 		r.Header.Del(d.ActorHeader)
 	}
 	open := d.open(r.Context())
-	if answered := d.health(w, r, open); answered {
-		return nil
-	}
-	by, err := store.Actor{}, error(errNotOpen)
+	by, login, err := store.Actor{}, "", error(errNotOpen)
 	if open != nil {
-		by, err = d.actor(open, r, actorHeader)
+		by, login, err = d.actor(open, r, actorHeader)
+	}
+	if ready, probe := admin.IsProbe(r); probe && err != nil {
+		return writeReady(w, !ready || open != nil) // strangers learn no more
 	}
 	if err == nil && d.origin.Check(r) != nil {
 		err = errCrossOrigin
 	}
 	r.Header.Del("Authorization")
 	if err != nil {
-		d.refuse(w, r, err)
+		d.refuse(w, r, open, by, login, err)
 		return nil
 	}
-	open.api.Serve(w, r, by)
+	open.api.Serve(w, atShortPath(r), by)
 	return nil
 }
 
-// actor finds out who acts. An id that our own handler has set is a service
-// user, never a person.
-func (d *SiteDoor) actor(open *opened, r *http.Request, header string) (store.Actor, error) {
+// atShortPath leads paths that a site has for itself to where the API keeps them.
+func atShortPath(r *http.Request) *http.Request {
+	short := strings.TrimSuffix(r.URL.Path, "/")
+	if !slices.Contains([]string{"/openapi.json", "/reference", "/healthz", "/readyz"}, short) {
+		return r
+	}
+	u := *r.URL
+	u.Path, u.RawPath = "/service_users"+short, ""
+	long := *r
+	long.URL = &u
+	return &long
+}
+
+// actor finds out who acts, or who it was that said to be somebody. An id that our
+// own handler has set is a service user, never a person.
+func (d *SiteDoor) actor(open *opened, r *http.Request, header string) (by store.Actor, login string, err error) {
+	anonymous := store.Actor{Name: store.Anonymous}
 	if id, ok := caddyhttp.GetVar(r.Context(), identityVar).(*identity); ok {
-		return open.api.ServiceUserActor(id.Principal)
+		by, err = open.api.ServiceUserActor(id.Principal)
+		return by, "", err
 	}
 	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	if human, _ := repl.GetString("http.auth.user.id"); human != "" {
-		return d.human(open, human)
+		by, err = d.human(open, human)
+		return by, "", err
 	}
 	if header != "" {
-		return d.human(open, header)
+		by, err = d.human(open, header)
+		return by, "", err
 	}
 	authorization := r.Header["Authorization"]
 	switch len(authorization) {
 	case 0:
-		return store.Actor{}, admin.ErrUnauthenticated
+		return anonymous, "", admin.ErrUnauthenticated
 	case 1:
 	default:
-		return store.Actor{}, errTwoFields
+		return anonymous, "", errTwoFields
 	}
 	credential, ok := access.ParseBasic(authorization[0])
 	if !ok {
 		credential, ok = access.ParseBearer(authorization[0])
 	}
 	if !ok {
-		return store.Actor{}, admin.ErrUnauthenticated
+		return anonymous, "", admin.ErrUnauthenticated
 	}
-	principal, why := open.Directory().Authenticate(credential, clientAddress(r), open.Now().Unix())
+	now, address := open.Now(), clientAddress(r)
+	principal, why := open.Directory().Authenticate(credential, address, now.Unix())
 	if why != access.Granted {
-		logFailure(d.log, zap.InfoLevel, why, credential.ID, clientAddress(r))
-		if open.fail(credential.ID, r, open.Now()) > 0 {
-			return store.Actor{}, errThrottled
+		logFailure(d.log, zap.InfoLevel, why, credential.ID, address)
+		if open.fail(credential.ID, r, now) > 0 {
+			return anonymous, credential.ID, errThrottled
 		}
-		return store.Actor{}, admin.ErrUnauthenticated
+		return anonymous, cmp.Or(credential.ID, "bearer"), admin.ErrUnauthenticated
 	}
-	return open.api.ServiceUserActor(principal)
+	open.Use(principal, now.Unix(), address, "")
+	by, err = open.api.ServiceUserActor(principal)
+	return by, "", err
 }
 
 // human looks a person up in the lists.
@@ -226,35 +249,23 @@ func (d *SiteDoor) human(open *opened, id string) (store.Actor, error) {
 			return open.api.HumanManager(id, m.Teams, m.Groups), nil
 		}
 	}
-	return store.Actor{}, admin.ErrNotEntitled
+	return store.Actor{Name: "human:" + id}, admin.ErrNotEntitled
 }
 
-func (d *SiteDoor) refuse(w http.ResponseWriter, r *http.Request, err error) {
+// refuse answers who does not get in. An attempt, that is anything with an identity
+// or a credential, is written down.
+func (d *SiteDoor) refuse(w http.ResponseWriter, r *http.Request, open *opened, by store.Actor, login string, err error) {
 	h := w.Header()
 	h.Set("Cache-Control", "no-store")
 	if errors.Is(err, admin.ErrUnauthenticated) {
 		h.Set("WWW-Authenticate", `Basic realm="service users admin", charset="UTF-8"`)
 	}
 	closeUnread(w, r)
-	admin.WriteError(w, d.log, store.NewOperationID(), err)
-}
-
-// health answers the probes: the process lives; the directory is loaded. They
-// need no credential and tell nothing else.
-func (d *SiteDoor) health(w http.ResponseWriter, r *http.Request, open *opened) bool {
-	ready := true
-	switch strings.TrimSuffix(r.URL.Path, "/") {
-	case "/healthz":
-	case "/readyz":
-		ready = open != nil
-	default:
-		return false
+	if open == nil || by.Name == store.Anonymous && login == "" {
+		admin.WriteError(w, d.log, store.NewOperationID(), err)
+		return
 	}
-	if r.Method != http.MethodGet && r.Method != http.MethodHead {
-		return false
-	}
-	_ = writeReady(w, ready)
-	return true
+	open.api.Refuse(w, r, by, login, err)
 }
 
 // Interface guards

@@ -94,11 +94,11 @@ func TestExample(t *testing.T) {
 	if err := json.Unmarshal([]byte(s.mustCLI("token", "list", "billing-sync", "--json")), &tokens); err != nil || len(tokens.Tokens) != 1 {
 		t.Fatalf("token list: %v, %d tokens, want 1", err, len(tokens.Tokens))
 	}
-	s.mustCLI("token", "revoke", "billing-sync", tokens.Tokens[0].ID)
+	s.mustCLI("token", "revoke", "billing-sync", tokens.Tokens[0].ID, "--yes")
 	expect("revoked", 401)
 	user.secret = strings.Fields(s.mustCLI("token", "create", "billing-sync"))[3]
 	expect("a new token", 200)
-	s.mustCLI("delete", "billing-sync")
+	s.mustCLI("delete", "billing-sync", "--yes")
 	expect("deleted", 401)
 }
 

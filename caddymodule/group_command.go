@@ -111,18 +111,22 @@ func (c *cli) groupCommands(root *cobra.Command) {
 	update.Flags().StringSliceVar(&change.permissions, "permission", nil, "the permissions that it has (may be repeated); \"\" is none")
 	update.Flags().StringVar(&change.condition, "condition", "", "a CEL expression over user; whoever meets it is a member; \"\" is nobody")
 
-	c.command(root, "delete GROUP", "Deletes a permission group; its members lose what it grants and refuses",
-		"caddy service-user group delete people-readers", 1,
+	c.destructive(c.command(root, "delete GROUP", "Deletes a permission group; its members lose what it grants and refuses",
+		"caddy service-user group delete people-readers --yes", 1,
 		func(ctx context.Context, client *admin.Client, args []string) error {
 			g, err := client.FindGroup(ctx, args[0])
 			if err != nil {
+				return err
+			}
+			if err := c.sure("Delete the permission group %s (%s) with %s? What it grants and refuses to its %s ends.",
+				g.Name, g.ID, plural(len(g.Rules), "rule"), plural(g.MemberCount, "member")); err != nil {
 				return err
 			}
 			if err := client.Do(ctx, http.MethodDelete, g.URI, nil, nil); err != nil {
 				return err
 			}
 			return c.done("deleted %s (%s)", g.Name, g.ID)
-		})
+		}), nil)
 
 	member := func(use, short, example, method, past string) {
 		c.command(root, use, short, example, 2,
@@ -149,7 +153,7 @@ func (c *cli) groupCommands(root *cobra.Command) {
 
 func (c *cli) printGroup(ctx context.Context, client *admin.Client, g admin.Group) error {
 	var members []string
-	if !c.json {
+	if c.forPeople() {
 		err := admin.All(ctx, client, g.URI+"/members", func(l admin.MemberList) admin.Page {
 			for _, m := range l.Members {
 				name := cell(m.Name)
@@ -226,8 +230,8 @@ func (c *cli) ruleCommands(root *cobra.Command) {
 				}
 			})
 		})
-	c.command(root, "remove GROUP RULE_ID", "Removes a rule from a permission group",
-		"caddy service-user rule remove people-readers rule_2x…", 2,
+	c.destructive(c.command(root, "remove GROUP RULE_ID", "Removes a rule from a permission group",
+		"caddy service-user rule remove people-readers rule_2x… --yes", 2,
 		func(ctx context.Context, client *admin.Client, args []string) error {
 			g, err := client.FindGroup(ctx, args[0])
 			if err != nil {
@@ -236,11 +240,24 @@ func (c *cli) ruleCommands(root *cobra.Command) {
 			if err := checkID("rule", args[1]); err != nil {
 				return err
 			}
+			if err := c.sure("Remove %s from %s?", ruleText(g, args[1]), g.Name); err != nil {
+				return err
+			}
 			if err := client.Do(ctx, http.MethodDelete, g.URI+"/rules/"+args[1], nil, nil); err != nil {
 				return err
 			}
 			return c.done("removed %s", args[1])
-		})
+		}), nil)
+}
+
+// ruleText names a rule of a group for a question.
+func ruleText(g admin.Group, id string) string {
+	for _, r := range g.Rules {
+		if r.ID == id {
+			return fmt.Sprintf("%q (%s)", r.Text, id)
+		}
+	}
+	return id
 }
 
 func groupIDs(ctx context.Context, client *admin.Client, idsOrNames []string) ([]string, error) {

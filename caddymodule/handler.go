@@ -303,10 +303,11 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	}
 	h.noticeExpiry(w, principal, action)
 	if h.self.owns(action.Path) {
-		return h.serveSelf(w, r, open, principal)
+		return h.serveSelf(w, r, open, principal, action)
 	}
 
 	decision := directory.Authorize(principal, action)
+	open.Use(principal, action.Now, action.Address, decision.RuleID())
 	passes := decision.Reason == access.NoRule && h.observes()
 	h.observe(open, principal, action, decision, passes)
 	if !decision.Allowed() && !passes {
@@ -456,7 +457,6 @@ func (h *Handler) authenticate(open *opened, directory *access.Directory, r *htt
 		principal, why = directory.Resume(outerIdentity(r).Principal, action.Address, action.Now)
 	}
 	if why == access.Granted {
-		open.noteUse(principal)
 		return principal, refusal{}
 	}
 	no := refusal{status: http.StatusUnauthorized, candidate: credential.ID, reason: why}

@@ -134,10 +134,7 @@ func (id *identity) placeholder(key string) (any, bool) {
 		}
 		return "allow", true
 	case "http.service_users.rule":
-		if id.decision.Rule == nil {
-			return "", true
-		}
-		return id.decision.Rule.ID, true
+		return id.decision.RuleID(), true
 	}
 	return nil, false
 }

@@ -57,8 +57,8 @@ func (c *cli) localCommand(parent *cobra.Command, use, short, example string, le
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		var err error
-		if c.address != "" || c.store != "" || c.pepperFile != "" {
-			err = usageError{fmt.Errorf("%s only reads files; leave out --address, --store and --pepper-file", cmd.Name())}
+		if c.address != "" || c.store != "" || c.url != "" {
+			err = usageError{fmt.Errorf("%s only reads files; leave out --address, --store and --url", cmd.Name())}
 		} else {
 			err = do(args)
 		}

@@ -3,10 +3,12 @@ package caddymodule
 import (
 	"errors"
 	"fmt"
+	"strconv"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/serviceusers/caddy-service-users/access"
+	"github.com/serviceusers/caddy-service-users/store"
 )
 
 // Every configuration has a registry of its own, so the collectors live as long
@@ -27,6 +29,8 @@ type collectors struct {
 	plaintext   prometheus.Counter
 	openStreams prometheus.Gauge
 	cutStreams  prometheus.Counter
+	auditSeq    prometheus.Gauge
+	auditHash   prometheus.Gauge
 }
 
 func newCollectors() *collectors {
@@ -47,6 +51,14 @@ func newCollectors() *collectors {
 			Name: "caddy_service_users_cut_streams_total",
 			Help: "Open streams that were cut because their service user lost the right to them.",
 		}),
+		auditSeq: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "caddy_service_users_audit_seq",
+			Help: "The number of the last record of the audit trail.",
+		}),
+		auditHash: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "caddy_service_users_audit_hash",
+			Help: "The first 48 bits of the hash of the last record of the audit trail.",
+		}),
 	}
 	for _, reason := range access.Reasons() {
 		c.reasons = append(c.reasons, c.requests.WithLabelValues(reason.String()))
@@ -59,12 +71,20 @@ func newCollectors() *collectors {
 	return c
 }
 
+// showAudit shows the head of the audit trail.
+func (c *collectors) showAudit(head store.AuditHead) {
+	c.auditSeq.Set(float64(head.Seq))
+	if bits, err := strconv.ParseUint(head.Hash[:min(12, len(head.Hash))], 16, 64); err == nil {
+		c.auditHash.Set(float64(bits)) // exact: a float has 53
+	}
+}
+
 // register makes the collectors part of a configuration's registry.
 func (c *collectors) register(registry *prometheus.Registry) error {
 	if registry == nil {
 		return nil
 	}
-	for _, collector := range []prometheus.Collector{c.requests, c.plaintext, c.openStreams, c.cutStreams} {
+	for _, collector := range []prometheus.Collector{c.requests, c.plaintext, c.openStreams, c.cutStreams, c.auditSeq, c.auditHash} {
 		var already prometheus.AlreadyRegisteredError
 		if err := registry.Register(collector); errors.As(err, &already) && already.ExistingCollector == collector {
 			continue

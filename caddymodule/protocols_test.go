@@ -1086,7 +1086,7 @@ func TestStreams(t *testing.T) {
 		s.mustCLI("group", "add", "few", "socket")
 		s.mustCLI("group", "remove", "readers", "socket") // allowed by the other group
 		echo("still here")
-		s.mustCLI("token", "revoke", "socket", s.tokenID("socket"))
+		s.mustCLI("token", "revoke", "socket", s.tokenID("socket"), "--yes")
 		_ = conn.SetDeadline(time.Now().Add(patience))
 		if got, err := readFrame(in); err == nil {
 			t.Errorf("after the revocation: got %q, want the end", got)
@@ -1101,10 +1101,10 @@ func TestStreams(t *testing.T) {
 		stays := openEvents(t, s, bystander)
 		defer stays.Close()
 		for name, lose := range map[string]func(user string){
-			"revoked":     func(user string) { s.mustCLI("token", "revoke", user, s.tokenID(user)) },
-			"refreshed":   func(user string) { s.mustCLI("token", "refresh", user, s.tokenID(user)) },
+			"revoked":     func(user string) { s.mustCLI("token", "revoke", user, s.tokenID(user), "--yes") },
+			"refreshed":   func(user string) { s.mustCLI("token", "refresh", user, s.tokenID(user), "--yes") },
 			"deactivated": func(user string) { s.mustCLI("deactivate", user) },
-			"deleted":     func(user string) { s.mustCLI("delete", user) },
+			"deleted":     func(user string) { s.mustCLI("delete", user, "--yes") },
 			"no member":   func(user string) { s.mustCLI("group", "remove", "readers", user) },
 			"denied":      func(user string) { s.mustCLI("group", "add", "deniers", user) },
 			"elsewhere":   func(user string) { s.mustCLI("update", user, "--allowed-ip", "192.0.2.0/24") },

@@ -136,13 +136,9 @@ func (h *Handler) note(r *http.Request, why refusal) {
 		logFailure(h.log, level, why.reason, why.candidate, clientAddress(r))
 	case http.StatusForbidden:
 		metrics.reasons[why.reason].Inc()
-		rule := ""
-		if why.decision.Rule != nil {
-			rule = why.decision.Rule.ID
-		}
 		if c := h.log.Check(zap.InfoLevel, "not allowed"); c != nil {
 			c.Write(client, zap.Stringer("reason", why.reason), zap.String("service_user", why.candidate), zap.String("decision_id", why.decisionID),
-				zap.String("rule", rule), zap.String("method", r.Method), zap.String("path", withoutSecretPath(r.URL.Path)))
+				zap.String("rule", why.decision.RuleID()), zap.String("method", r.Method), zap.String("path", withoutSecretPath(r.URL.Path)))
 		}
 	case http.StatusServiceUnavailable:
 		metrics.unavailable.Inc()

@@ -187,7 +187,7 @@ func TestSecondProcess(t *testing.T) {
 		{[]string{"show", "billing-sync"}, 200},
 		{[]string{"deactivate", "billing-sync"}, 401},
 		{[]string{"reactivate", "billing-sync"}, 200},
-		{[]string{"group", "delete", "readers"}, 403},
+		{[]string{"group", "delete", "readers", "--yes"}, 403},
 	} {
 		s.mustCLI(append(tt.args, "--store", file)...)
 		deadline := time.Now().Add(time.Second)

@@ -215,10 +215,10 @@ func countNote(list admin.WouldDenyList) string {
 }
 
 func (c *cli) offlineNote() string {
-	if c.store == "" {
+	if c.store == "" || c.config != "" {
 		return ""
 	}
-	return "A default_group of the configuration does not count here: the store does not know it."
+	return "A default_group does not count here: the store does not know it; name the configuration with --config."
 }
 
 func doubtNote(a admin.Access) string {
@@ -310,6 +310,11 @@ func (c *cli) permissionCommands(root *cobra.Command) {
 			if replace {
 				in["replace"] = jsontext.Value("true")
 			}
+			if string(in["replace"]) == "true" {
+				if err := c.sure("Delete every permission that is not in %s?", args[0]); err != nil {
+					return err
+				}
+			}
 			var n admin.CatalogueChange
 			if err := client.Do(ctx, http.MethodPut, "/service_users/permissions", in, &n); err != nil {
 				return err
@@ -319,6 +324,7 @@ func (c *cli) permissionCommands(root *cobra.Command) {
 			})
 		})
 	load.Flags().BoolVar(&replace, "replace", false, "delete the permissions that are not in the file")
+	c.destructive(load, func() bool { return replace })
 
 	var category string
 	list := c.command(root, "list", "Lists the catalogue",
@@ -362,14 +368,17 @@ func (c *cli) permissionCommands(root *cobra.Command) {
 			})
 		})
 
-	c.command(root, "delete KEY", "Deletes a permission that no group has",
-		"caddy service-user permission delete people.address.view", 1,
+	c.destructive(c.command(root, "delete KEY", "Deletes a permission that no group has",
+		"caddy service-user permission delete people.address.view --yes", 1,
 		func(ctx context.Context, client *admin.Client, args []string) error {
+			if err := c.sure("Delete the permission %s?", args[0]); err != nil {
+				return err
+			}
 			if err := client.Do(ctx, http.MethodDelete, "/service_users/permissions?key="+url.QueryEscape(args[0]), nil, nil); err != nil {
 				return err
 			}
 			return c.done("deleted %s", args[0])
-		})
+		}), nil)
 
 	set := func(use, short, example, method, past string) {
 		c.command(root, use, short, example, 2,

@@ -43,16 +43,9 @@ func (c *selfCorner) owns(path string) bool {
 	return c != nil && (path == c.path || path == c.path+"/can" || path == c.path+"/rotate")
 }
 
-// noteUse takes down the first use of a token that a service user has made for
-// itself. For any other it costs one look at a flag.
-func (o *opened) noteUse(p access.Principal) {
-	if p.Token.Unused {
-		o.NoteUse(p.User.ID, p.Token.ID)
-	}
-}
-
 // serveSelf answers a request to a path that the corner owns.
-func (h *Handler) serveSelf(w http.ResponseWriter, r *http.Request, open *opened, p access.Principal) error {
+func (h *Handler) serveSelf(w http.ResponseWriter, r *http.Request, open *opened, p access.Principal, action access.Action) error {
+	open.Use(p, action.Now, action.Address, "")
 	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
 		repl.Set("http.auth.user.id", p.User.ID) // for the access log
 	}

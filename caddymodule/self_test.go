@@ -86,13 +86,22 @@ func must[T any](v T, err error) T {
 	return v
 }
 
+// events returns the newest records of the audit trail.
+func (c *corner) events(n int) []store.AuditEvent {
+	list, _, err := c.open.AuditEvents(c.t.Context(), store.Local, store.AuditQuery{Limit: n})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return list
+}
+
 // principal authenticates as the handler does.
 func (c *corner) principal(secret string) (access.Principal, bool) {
 	p, why := c.open.Directory().Authenticate(access.Credential{ID: c.user.ID, Secret: secret}, netip.Addr{}, c.now.Load())
 	if why != access.Granted {
 		return p, false
 	}
-	c.open.noteUse(p)
+	c.open.Use(p, c.now.Load(), netip.Addr{}, "")
 	return p, true
 }
 
@@ -118,7 +127,7 @@ func (c *corner) ask(secret, method, path, body string, header ...string) *http.
 		c.t.Fatalf("%s does not belong to the corner", r.URL.Path)
 	}
 	w := httptest.NewRecorder()
-	if err := c.h.serveSelf(w, r, c.open, p); err != nil {
+	if err := c.h.serveSelf(w, r, c.open, p, access.Action{Now: c.now.Load()}); err != nil {
 		c.t.Errorf("%s %s: got the error %v", method, path, err)
 	}
 	resp := w.Result()
@@ -240,7 +249,7 @@ func TestSelfMethods(t *testing.T) {
 			}
 		}
 	}
-	if got := must(c.open.AuditEvents(context.Background(), "", 0, 1))[0].Action; strings.HasPrefix(got, "token.") && got != "token.create" {
+	if got := c.events(1)[0].Action; strings.HasPrefix(got, "token.") && got != "token.create" {
 		t.Errorf("got the change %s", got)
 	}
 }
@@ -339,7 +348,7 @@ func TestSelfRotate(t *testing.T) {
 	if out.Replaces != c.own.ID || out.ExpiresAt == nil || out.ExpiresAt.Unix() != end || out.RetiresAt == nil || out.RetiresAt.Unix() != c.now.Load()+60 {
 		t.Errorf("got %+v", out)
 	}
-	events := must(c.open.AuditEvents(ctx, "", 0, 2))
+	events := c.events(2)
 	for i, action := range []string{"token.rotate", "token.create"} {
 		if e := events[i]; e.Action != action || e.Actor != c.user.ID || e.Operation == "" {
 			t.Errorf("audit record: got %s by %s, want %s by the service user", e.Action, e.Actor, action)
@@ -410,7 +419,9 @@ func TestSelfRotateRefused(t *testing.T) {
 		{name: "a page elsewhere", want: "403 a page of another origin", header: "Sec-Fetch-Site: cross-site"},
 		{name: "another origin", want: "403 a page of another origin", header: "Origin: https://evil.example"},
 		{name: "refreshed by an admin", want: "409 the token has been replaced by somebody else", before: func(c *corner) {
-			must(c.open.RefreshToken(ctx, store.Local, c.user.ID, c.own.ID, time.Hour))
+			if _, _, err := c.open.RefreshToken(ctx, store.Local, c.user.ID, c.own.ID, 0, time.Hour, 0); err != nil {
+				panic(err)
+			}
 		}},
 		{name: "too often", want: "429 ", before: func(c *corner) {
 			for range 100 {
@@ -456,13 +467,13 @@ func (c *corner) askOwn(method, path, body string) *http.Response {
 func TestSelfRotateTooLate(t *testing.T) {
 	c := newCorner(t, Handler{})
 	p, _ := c.principal(c.own.Secret)
-	if err := c.open.RevokeToken(context.Background(), store.Local, c.user.ID, c.own.ID); err != nil {
+	if err := c.open.RevokeToken(context.Background(), store.Local, c.user.ID, c.own.ID, 0); err != nil {
 		t.Fatal(err)
 	}
 	w := httptest.NewRecorder()
 	r := httptest.NewRequest("POST", "/_self/rotate", nil)
 	r = r.WithContext(context.WithValue(r.Context(), caddyhttp.VarsCtxKey, map[string]any{}))
-	if err := c.h.serveSelf(w, r, c.open, p); err != nil || w.Code != 409 {
+	if err := c.h.serveSelf(w, r, c.open, p, access.Action{Now: c.now.Load()}); err != nil || w.Code != 409 {
 		t.Errorf("got status %d, %v", w.Code, err)
 	}
 	if n := len(must2(c.open.Tokens(context.Background(), store.Local, c.user.ID, "", 10))); n != 1 {
@@ -509,7 +520,7 @@ func TestSelfRotateRace(t *testing.T) {
 func TestSelfNoteUse(t *testing.T) {
 	c := newCorner(t, Handler{})
 	p, _ := c.principal(c.own.Secret)
-	if n := testing.AllocsPerRun(100, func() { c.open.noteUse(p) }); n != 0 || p.Token.Unused {
+	if n := testing.AllocsPerRun(100, func() { c.open.Use(p, c.now.Load(), netip.Addr{}, "") }); n != 0 || p.Token.Unused {
 		t.Errorf("got %v allocations, unused %t", n, p.Token.Unused)
 	}
 }

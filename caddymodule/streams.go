@@ -37,7 +37,11 @@ type stream struct {
 
 func newStreams(s *store.Store) *streams {
 	all := &streams{store: s, open: make(map[*stream]struct{}), look: make(chan struct{}, 1), stop: make(chan struct{})}
-	s.OnChange(all.lookAgain)
+	s.OnChange(func() {
+		metrics.showAudit(s.AuditHead())
+		all.lookAgain()
+	})
+	metrics.showAudit(s.AuditHead())
 	go all.watch()
 	return all
 }

@@ -157,7 +157,7 @@ func TestObservedStreams(t *testing.T) {
 	events := openEvents(t, s, denied)
 	s.mustCLI("group", "add", "deniers", "denied")
 	isCut(t, "denied", []openStream{{events, bufio.NewReader(events), false}})
-	s.mustCLI("token", "revoke", "loses", s.tokenID("loses"))
+	s.mustCLI("token", "revoke", "loses", s.tokenID("loses"), "--yes")
 	isCut(t, "revoked", lost)
 
 	stays := openEvents(t, s, s.create("reader", "--group", "readers"))
@@ -234,7 +234,7 @@ func TestStreamsExpire(t *testing.T) {
 		if time.Sleep(4 * time.Second); ctx.Err() != nil {
 			t.Error("cut although it has no end any more")
 		}
-		if _, err := all.store.RefreshToken(t.Context(), store.Local, user.ID, token.ID, 2*time.Second); err != nil {
+		if _, _, err := all.store.RefreshToken(t.Context(), store.Local, user.ID, token.ID, 0, 2*time.Second, 0); err != nil {
 			t.Fatal(err)
 		}
 		if time.Sleep(time.Second); ctx.Err() != nil {

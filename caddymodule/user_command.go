@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 
@@ -32,7 +33,10 @@ func (c *cli) userCommands(root *cobra.Command) {
 				body.PermissionGroups = admin.Some(groups)
 			}
 			var u admin.ServiceUser
-			if err := client.Do(ctx, http.MethodPost, "/service_users", body, &u); err != nil {
+			if noToken && c.secretFile != "" {
+				return usageError{errors.New("--no-token issues no token for --secret-file; leave one of them out")}
+			}
+			if err := c.issue(func() error { return client.Do(ctx, http.MethodPost, "/service_users", body, &u) }, &u.Token); err != nil {
 				return err
 			}
 			return c.print(u, func(w io.Writer) {
@@ -40,17 +44,19 @@ func (c *cli) userCommands(root *cobra.Command) {
 				if u.Token != "" {
 					fmt.Fprintf(w, "token\t%s\n", u.Token)
 				}
-			}, secretNote(u.Token))
+			}, c.secretNote(u.Token))
 		})
 	in.register(create)
 	create.Flags().StringSliceVar(&in.groups, "group", nil, "a permission group that it is a member of (id or name; may be repeated)")
 	create.Flags().BoolVar(&noToken, "no-token", false, "issue no token yet")
+	c.issuing(create)
 
-	c.command(root, "list", "Lists service users, newest first",
-		"caddy service-user list --json", 0,
+	var filter listFlags
+	list := c.command(root, "list", "Lists service users, newest first",
+		"caddy service-user list --team finance --sort -last_active_at", 0,
 		func(ctx context.Context, client *admin.Client, args []string) error {
 			users := []admin.ServiceUser{}
-			err := admin.All(ctx, client, "/service_users", func(l admin.ServiceUserList) admin.Page {
+			err := admin.All(ctx, client, "/service_users"+filter.query(), func(l admin.ServiceUserList) admin.Page {
 				users = append(users, l.ServiceUsers...)
 				return l.Page
 			})
@@ -58,12 +64,14 @@ func (c *cli) userCommands(root *cobra.Command) {
 				return err
 			}
 			return c.print(admin.ServiceUserList{ServiceUsers: users, Page: admin.Page{URI: "/service_users"}}, func(w io.Writer) {
-				fmt.Fprintln(w, "ID\tNAME\tACTIVE\tROLE\tTEAMS\tEXPIRES\tCREATED")
+				fmt.Fprintln(w, "ID\tNAME\tACTIVE\tROLE\tTEAMS\tLAST ACTIVE\tEXPIRES\tCREATED")
 				for _, u := range users {
-					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", u.ID, cell(u.Name), yesNo(u.Active), u.Role, dash(strings.Join(u.Teams, ", ")), when(u.ExpiresAt), when(&u.CreatedAt))
+					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", u.ID, cell(u.Name), yesNo(u.Active), u.Role, dash(strings.Join(u.Teams, ", ")),
+						when(u.LastActiveAt), when(u.ExpiresAt), when(&u.CreatedAt))
 				}
 			})
 		})
+	filter.register(list)
 
 	c.command(root, "show USER", "Shows a service user",
 		"caddy service-user show billing-sync", 1,
@@ -99,18 +107,75 @@ func (c *cli) userCommands(root *cobra.Command) {
 		func(ctx context.Context, client *admin.Client, args []string) error {
 			return c.patchUser(ctx, client, args[0], admin.ServiceUserInput{Active: admin.Some(true)})
 		})
-	c.command(root, "delete USER", "Deletes a service user at once",
-		"caddy service-user delete billing-sync", 1,
+	var unused string
+	remove := c.command(root, "delete USER", "Deletes a service user at once; for some time it can be brought back",
+		"caddy service-user delete billing-sync --unless-used-within 24h --yes", 1,
 		func(ctx context.Context, client *admin.Client, args []string) error {
 			u, err := client.FindServiceUser(ctx, args[0])
 			if err != nil {
 				return err
 			}
-			if err := client.Do(ctx, http.MethodDelete, u.URI, nil, nil); err != nil {
+			if err := c.sure("Delete the service user %s (%s), and end all of its tokens?%s", u.Name, u.ID, lastActive(u)); err != nil {
+				return err
+			}
+			uri := u.URI
+			if unused != "" {
+				uri += "?unless_used_within=" + url.QueryEscape(unused)
+			}
+			if err := client.Do(ctx, http.MethodDelete, uri, nil, nil); err != nil {
 				return err
 			}
 			return c.done("deleted %s (%s)", u.Name, u.ID)
 		})
+	c.destructive(remove, nil)
+	remove.Flags().StringVar(&unused, "unless-used-within", "", "only when it was not used for so long, such as 24h")
+
+	c.command(root, "undelete USER_ID", "Brings a deleted service user back, inactive, with its tokens as they were",
+		"caddy service-user undelete service_2x…", 1,
+		func(ctx context.Context, client *admin.Client, args []string) error {
+			if err := checkID("service", args[0]); err != nil {
+				return err
+			}
+			var u admin.ServiceUser
+			if err := client.Do(ctx, http.MethodPost, "/service_users/"+args[0]+"/undelete", nil, &u); err != nil {
+				return err
+			}
+			return c.printUser(ctx, client, u)
+		})
+}
+
+// listFlags choose and sort service users.
+type listFlags struct {
+	search, role, team, status, sort, filter string
+	deleted                                  bool
+}
+
+func (f *listFlags) register(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.StringVar(&f.search, "search", "", "only those with this in their name, display name, alias, owner, description or id")
+	flags.StringVar(&f.role, "role", "", "only this role: admin, manager or member")
+	flags.StringVar(&f.team, "team", "", "only this team")
+	flags.StringVar(&f.status, "status", "", "only active, inactive or expired ones")
+	flags.StringVar(&f.sort, "sort", "", "by name, role, created_at or last_active_at; \"-\" before it is descending")
+	flags.StringVar(&f.filter, "filter", "", "a CEL expression over obj, such as 'obj.created_at > timestamp(\"2030-01-01T00:00:00Z\")'")
+	flags.BoolVar(&f.deleted, "deleted", false, "those that are deleted and can be brought back")
+}
+
+// query is the query of the list, with its "?"; "" when nothing was chosen.
+func (f *listFlags) query() string {
+	query := url.Values{}
+	for name, value := range map[string]string{"q": f.search, "role": f.role, "team": f.team, "status": f.status, "sort": f.sort, "filter": f.filter} {
+		if value != "" {
+			query.Set(name, value)
+		}
+	}
+	if f.deleted {
+		query.Set("deleted", "true")
+	}
+	if len(query) == 0 {
+		return ""
+	}
+	return "?" + query.Encode()
 }
 
 // userFlags are the fields of a service user as flags.
@@ -210,7 +275,7 @@ func (c *cli) patchUser(ctx context.Context, client *admin.Client, idOrName stri
 func (c *cli) printUser(ctx context.Context, client *admin.Client, u admin.ServiceUser) error {
 	var names []string
 	for _, id := range u.PermissionGroups {
-		if c.json {
+		if !c.forPeople() {
 			break
 		}
 		g, err := client.FindGroup(ctx, id)

@@ -7,7 +7,11 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"strings"
+	"sync"
 	"time"
+
+	"go.uber.org/zap"
 )
 
 // AuditEvent is one record of the audit trail: who changed what, and how it
@@ -57,30 +61,219 @@ func (t *tx) audit(action, resource string, before, after any) error {
 	if _, err := t.exec(`UPDATE meta SET audit_seq = $1, audit_hash = $2`, e.Seq, e.Hash); err != nil {
 		return fmt.Errorf("writing the head of the audit trail: %w", err)
 	}
-	t.events++
+	t.events = append(t.events, e)
 	return nil
 }
 
-// AuditEvents returns up to limit records before the one numbered before (0 is
-// the newest), newest first, of one resource or, with "", of all.
-func (s *Store) AuditEvents(ctx context.Context, resource string, before int64, limit int) ([]AuditEvent, error) {
-	return inRead(ctx, s, Local, func(t *tx) ([]AuditEvent, error) {
-		rows, err := t.query(`
-			SELECT seq, id, at, actor, action, resource_id, before, after, operation_id, prev_hash, hash
-			FROM audit_events
-			WHERE ($1 = '' OR resource_id = $1) AND ($2 = 0 OR seq < $2)
-			ORDER BY seq DESC LIMIT $3`, resource, before, limit)
+// tell writes what was committed to the log, so that a trail that is cut or
+// written anew later can be told from the log.
+func (s *Store) tell(events []AuditEvent) {
+	for _, e := range events {
+		if c := s.log.Check(zap.InfoLevel, "audit"); c != nil {
+			c.Write(zap.Int64("seq", e.Seq), zap.String("hash", e.Hash), zap.String("actor", e.Actor), zap.String("action", e.Action),
+				zap.String("resource", e.Resource), zap.String("operation_id", e.Operation))
+		}
+	}
+}
+
+// AuditQuery chooses records of the audit trail. The zero value is all of them.
+type AuditQuery struct {
+	Actor    string // "" is any
+	Action   string // such as "token.revoke", or "token." for all that begin so
+	Resource string // an id
+	Since    time.Time
+	Until    time.Time
+	Before   int64 // only records with a smaller number; 0 is all
+	Limit    int
+}
+
+// AuditEvents lists records of the audit trail, newest first. It is for admins.
+func (s *Store) AuditEvents(ctx context.Context, by Actor, q AuditQuery) (list []AuditEvent, more bool, err error) {
+	list, err = inRead(ctx, s, by, func(t *tx) ([]AuditEvent, error) {
+		if err := t.admit("read the audit trail"); err != nil {
+			return nil, err
+		}
+		rows, err := t.query(selectAudit+`
+			WHERE ($1 = '' OR actor = $1) AND ($2 = '' OR action = $2 OR $3 <> '' AND SUBSTR(action, 1, LENGTH($3)) = $3) AND ($4 = '' OR resource_id = $4)
+				AND at >= $5 AND ($6 = 0 OR at < $6) AND ($7 = 0 OR seq < $7)
+			ORDER BY seq DESC LIMIT $8`, q.Actor, q.Action, actionPrefix(q.Action), q.Resource, unix(q.Since), unix(q.Until), q.Before, q.Limit+1)
 		if err != nil {
 			return nil, fmt.Errorf("reading the audit trail: %w", err)
 		}
-		return collect(rows, func(rows *sql.Rows) (e AuditEvent, err error) {
-			var at int64
-			var was, is string
-			err = rows.Scan(&e.Seq, &e.ID, &at, &e.Actor, &e.Action, &e.Resource, &was, &is, &e.Operation, &e.PrevHash, &e.Hash)
-			e.At, e.Before, e.After = fromUnix(at), json.RawMessage(was), json.RawMessage(is)
-			return e, err
-		})
+		return collect(rows, scanAudit)
 	})
+	if len(list) > q.Limit {
+		list, more = list[:q.Limit], true
+	}
+	return list, more, err
+}
+
+// actionPrefix makes "token." match every action that begins so.
+func actionPrefix(action string) string {
+	if !strings.HasSuffix(action, ".") {
+		return ""
+	}
+	return action
+}
+
+const selectAudit = `
+	SELECT seq, id, at, actor, action, resource_id, before, after, operation_id, prev_hash, hash
+	FROM audit_events`
+
+func scanAudit(rows *sql.Rows) (e AuditEvent, err error) {
+	var at int64
+	var was, is string
+	err = rows.Scan(&e.Seq, &e.ID, &at, &e.Actor, &e.Action, &e.Resource, &was, &is, &e.Operation, &e.PrevHash, &e.Hash)
+	e.At, e.Before, e.After = fromUnix(at), json.RawMessage(was), json.RawMessage(is)
+	return e, err
+}
+
+// AuditHead is the last record of the audit trail: whoever noted it down can tell
+// later whether the trail was cut or written anew before it.
+type AuditHead struct {
+	Seq  int64
+	Hash string
+}
+
+// AuditHead returns the head of the audit trail as it was read last.
+func (s *Store) AuditHead() AuditHead {
+	if p := s.head.Load(); p != nil {
+		return AuditHead{p.seq, p.hash}
+	}
+	return AuditHead{}
+}
+
+// AuditReport is what verifying the audit trail came to.
+type AuditReport struct {
+	Head    AuditHead
+	Records int64  // that were found to be good, from the first on
+	BadSeq  int64  // the number of the first bad record; 0 is none
+	Problem string // what is wrong with it; "" is nothing
+}
+
+// VerifyAudit reads the whole audit trail and follows its chain. known is a head
+// from an earlier time, or the zero value.
+func (s *Store) VerifyAudit(ctx context.Context, by Actor, known AuditHead) (AuditReport, error) {
+	return inRead(ctx, s, by, func(t *tx) (r AuditReport, err error) {
+		if err := t.admit("verify the audit trail"); err != nil {
+			return r, err
+		}
+		if err := t.row(`SELECT audit_seq, audit_hash FROM meta`).Scan(&r.Head.Seq, &r.Head.Hash); err != nil {
+			return r, fmt.Errorf("reading the head of the audit trail: %w", err)
+		}
+		rows, err := t.query(selectAudit + ` ORDER BY seq`)
+		if err != nil {
+			return r, fmt.Errorf("reading the audit trail: %w", err)
+		}
+		defer rows.Close()
+		bad := func(seq int64, format string, args ...any) (AuditReport, error) {
+			r.BadSeq, r.Problem = seq, fmt.Sprintf(format, args...)
+			return r, nil
+		}
+		prev := ""
+		for rows.Next() {
+			e, err := scanAudit(rows)
+			if err != nil {
+				return r, fmt.Errorf("reading the audit trail: %w", err)
+			}
+			switch next := r.Records + 1; {
+			case e.Seq != next:
+				return bad(next, "the record is missing; the next one has the number %d", e.Seq)
+			case e.PrevHash != prev:
+				return bad(next, "it does not follow the record before it: its prev_hash is another one")
+			case e.Hash != e.digest():
+				return bad(next, "its content was changed: its hash is another one")
+			case e.Seq == known.Seq && e.Hash != known.Hash:
+				return bad(next, "it is not the record that was known as number %d: its hash is %s", known.Seq, e.Hash)
+			}
+			r.Records, prev = e.Seq, e.Hash
+		}
+		if err := rows.Err(); err != nil {
+			return r, fmt.Errorf("reading the audit trail: %w", err)
+		}
+		switch {
+		case r.Records < known.Seq:
+			return bad(r.Records+1, "the trail was cut: it ends with record %d, and record %d was known", r.Records, known.Seq)
+		case r.Head.Seq != r.Records || r.Head.Hash != prev:
+			return bad(r.Records+1, "the trail was cut: it ends with record %d, and its head is record %d", r.Records, r.Head.Seq)
+		}
+		return r, nil
+	})
+}
+
+// Attempt is something that an actor tried on the admin API and was refused.
+type Attempt struct {
+	Operation string `json:"operation"` // "DELETE /service_users/{id}"
+	Status    int    `json:"status"`
+	Code      string `json:"code"`
+	Login     string `json:"login,omitempty"`    // who somebody without an identity said to be
+	LeftOut   int64  `json:"left_out,omitempty"` // so many before it were not written down: there were too many
+}
+
+// Anonymous is the name of an actor that nobody knows.
+const Anonymous = "anonymous"
+
+// attempts bounds how many refused attempts are written down.
+type attempts struct {
+	mu      sync.Mutex
+	buckets map[string]*bucket // by "anonymous" and "known"
+}
+
+type bucket struct {
+	left    int
+	refill  time.Time
+	leftOut int64
+}
+
+// Of attempts by somebody known, and by anybody, so many are written within so
+// long; the others are counted.
+const (
+	knownAttempts     = 60
+	anonymousAttempts = 10
+	attemptsPerKnown  = time.Minute
+	attemptsPerAnyone = time.Hour
+)
+
+func (a *attempts) admit(name string, now time.Time) (leftOut int64, ok bool) {
+	kind, most, per := "known", knownAttempts, attemptsPerKnown
+	if name == Anonymous {
+		kind, most, per = Anonymous, anonymousAttempts, attemptsPerAnyone
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.buckets == nil {
+		a.buckets = make(map[string]*bucket)
+	}
+	b := a.buckets[kind]
+	if b == nil {
+		b = new(bucket)
+		a.buckets[kind] = b
+	}
+	if !now.Before(b.refill) {
+		b.left, b.refill = most, now.Add(per)
+	}
+	if b.left == 0 {
+		b.leftOut++
+		return 0, false
+	}
+	b.left--
+	leftOut, b.leftOut = b.leftOut, 0
+	return leftOut, true
+}
+
+// NoteAttempt writes a refused attempt on a resource ("" is none) into the audit
+// trail. Under a flood some are left out, and their number stands in the next one.
+func (s *Store) NoteAttempt(ctx context.Context, by Actor, resource string, what Attempt) error {
+	leftOut, ok := s.attempts.admit(by.Name, s.now())
+	if !ok {
+		return nil
+	}
+	what.LeftOut = leftOut
+	if secretInText.MatchString(what.Login) {
+		what.Login = "(a token in the place of the id)"
+	}
+	by.Scope = nil // the record is ours; who has just lost its rights is written down as well
+	return s.change(ctx, by, func(t *tx) error { return t.audit("refused", resource, nil, what) })
 }
 
 // collect reads all rows and reports the error that ended a scan early.

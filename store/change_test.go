@@ -108,8 +108,8 @@ func TestChange(t *testing.T) {
 			return err
 		}},
 		{"raise the role", "service_user.update", access.Granted, func(w *world) error { return w.changeUser(func(u *ServiceUser) { u.Role = access.Admin }) }},
-		{"delete", "service_user.delete", access.UnknownID, func(w *world) error { return w.DeleteServiceUser(ctx, alice, w.user.ID, 0) }},
-		{"delete this version", "service_user.delete", access.UnknownID, func(w *world) error { return w.DeleteServiceUser(ctx, alice, w.user.ID, w.user.Version) }},
+		{"delete", "service_user.delete", access.UnknownID, func(w *world) error { return w.deleteUser(ctx, alice, w.user.ID, 0) }},
+		{"delete this version", "service_user.delete", access.UnknownID, func(w *world) error { return w.deleteUser(ctx, alice, w.user.ID, w.user.Version) }},
 		{"create a token", "token.create", access.Granted, func(w *world) error {
 			return w.issue(w.CreateToken(ctx, alice, w.user.ID, NewToken{Description: "ci", Metadata: "{}"}))
 		}},
@@ -128,21 +128,21 @@ func TestChange(t *testing.T) {
 			return err
 		}},
 		{"refresh the token at once", "token.create token.refresh", access.TokenRevoked, func(w *world) error {
-			issued, err := w.RefreshToken(ctx, alice, w.user.ID, w.token.ID, 0)
+			issued, err := w.refreshOf(ctx, alice, w.user.ID, w.token.ID, 0)
 			if got := probe(w.Store, w.user.ID, issued.Secret, "GET /v1/x"); got != access.Granted {
 				return fmt.Errorf("the successor: got %v, want granted", got)
 			}
 			return w.issue(issued, err)
 		}},
 		{"refresh the token with a grace", "token.create token.refresh", access.Granted, func(w *world) error {
-			return w.issue(w.RefreshToken(ctx, alice, w.user.ID, w.token.ID, time.Hour))
+			return w.issue(w.refreshOf(ctx, alice, w.user.ID, w.token.ID, time.Hour))
 		}},
 		{"refresh the token and let the grace end", "token.create token.refresh", access.TokenExpired, func(w *world) error {
-			err := w.issue(w.RefreshToken(ctx, alice, w.user.ID, w.token.ID, time.Hour))
+			err := w.issue(w.refreshOf(ctx, alice, w.user.ID, w.token.ID, time.Hour))
 			w.clock.add(time.Hour)
 			return err
 		}},
-		{"revoke the token", "token.revoke", access.TokenRevoked, func(w *world) error { return w.RevokeToken(ctx, alice, w.user.ID, w.token.ID) }},
+		{"revoke the token", "token.revoke", access.TokenRevoked, func(w *world) error { return w.revoke(ctx, alice, w.user.ID, w.token.ID) }},
 		{"create a group", "permission_group.create", access.Granted, func(w *world) error {
 			_, err := w.CreateGroup(ctx, alice, Group{Name: "g", Rules: rules("deny * /{rest...}")})
 			return err
@@ -313,7 +313,7 @@ func TestNothingToChange(t *testing.T) {
 	}))
 	mustDo(w.changeToken(func(k *Token) { k.AllowedIPs, k.ExpiresAt = []string{"192.0.2.1/32"}, w.clock.Now().Add(time.Hour) }))
 	spare := must(w.CreateToken(ctx, alice, w.user.ID, NewToken{}))
-	mustDo(w.RevokeToken(ctx, alice, w.user.ID, spare.ID))
+	mustDo(w.revoke(ctx, alice, w.user.ID, spare.ID))
 	load(w.Store, permissionList("p q")...)
 	mustDo(w.changeGroup(func(g *Group) { g.Permissions, g.MemberCondition = []string{"p", "q"}, "true" }))
 	w.clock.add(time.Minute)
@@ -362,7 +362,7 @@ func TestNothingToChange(t *testing.T) {
 		}},
 		{"add a member that is one", func() error { return w.AddMember(ctx, alice, w.readers.ID, w.user.ID) }},
 		{"remove a member that is none", func() error { return w.RemoveMember(ctx, alice, w.closers.ID, w.user.ID) }},
-		{"revoke what is revoked", func() error { return w.RevokeToken(ctx, alice, w.user.ID, spare.ID) }},
+		{"revoke what is revoked", func() error { return w.revoke(ctx, alice, w.user.ID, spare.ID) }},
 	} {
 		before := dump(t, w.Store)
 		if err := row.do(); err != nil {
@@ -379,18 +379,18 @@ func TestRefusedChange(t *testing.T) {
 	other, _ := addUser(w.Store, "other")
 	mustDo(w.changeUser(func(u *ServiceUser) { u.Alias = "sync@example" }))
 	gone, goneToken := addUser(w.Store, "gone", w.closers.ID)
-	mustDo(w.DeleteServiceUser(ctx, Local, gone.ID, 0))
+	mustDo(w.deleteUser(ctx, Local, gone.ID, 0))
 	goneGroup := addGroup(w.Store, "gone", "allow GET /")
 	mustDo(w.DeleteGroup(ctx, Local, goneGroup.ID, 0))
 	revoked := must(w.CreateToken(ctx, Local, w.user.ID, NewToken{}))
-	mustDo(w.RevokeToken(ctx, Local, w.user.ID, revoked.ID))
+	mustDo(w.revoke(ctx, Local, w.user.ID, revoked.ID))
 	retiring := must(w.CreateToken(ctx, Local, w.user.ID, NewToken{}))
-	must(w.RefreshToken(ctx, Local, w.user.ID, retiring.ID, time.Hour))
+	must(w.refreshOf(ctx, Local, w.user.ID, retiring.ID, time.Hour))
 	full, _ := addUser(w.Store, "full")
 	for range maxLiveTokens - 1 {
 		must(w.CreateToken(ctx, Local, full.ID, NewToken{}))
 	}
-	w.user, w.readers = must(w.ServiceUser(ctx, Local, w.user.ID)), must(w.Group(ctx, Local, w.readers.ID))
+	w.user, w.readers = must(w.readUser(ctx, Local, w.user.ID)), must(w.Group(ctx, Local, w.readers.ID))
 	mine := errors.New("no, thanks")
 	noUser, noGroup, noToken := newID("service", w.clock.Now()), newID("group", w.clock.Now()), newID("token", w.clock.Now())
 
@@ -415,7 +415,7 @@ func TestRefusedChange(t *testing.T) {
 		return err
 	}
 	refresh := func(user, id string, grace time.Duration) error {
-		_, err := w.RefreshToken(ctx, alice, user, id, grace)
+		_, err := w.refreshOf(ctx, alice, user, id, grace)
 		return err
 	}
 	addRule := func(group, text string) error {
@@ -449,9 +449,9 @@ func TestRefusedChange(t *testing.T) {
 		{"update, the id of a group", "not found", func() error { return updateUser(w.readers.ID, 0) }},
 		{"update, older version", "changed", func() error { return updateUser(w.user.ID, w.user.Version-1) }},
 		{"update, version to come", "changed", func() error { return updateUser(w.user.ID, w.user.Version+1) }},
-		{"delete, unknown", "not found", func() error { return w.DeleteServiceUser(ctx, alice, noUser, 0) }},
-		{"delete, deleted", "not found", func() error { return w.DeleteServiceUser(ctx, alice, gone.ID, 0) }},
-		{"delete, older version", "changed", func() error { return w.DeleteServiceUser(ctx, alice, w.user.ID, w.user.Version-1) }},
+		{"delete, unknown", "not found", func() error { return w.deleteUser(ctx, alice, noUser, 0) }},
+		{"delete, deleted", "not found", func() error { return w.deleteUser(ctx, alice, gone.ID, 0) }},
+		{"delete, older version", "changed", func() error { return w.deleteUser(ctx, alice, w.user.ID, w.user.Version-1) }},
 		{"token for nobody", "not found", func() error { return createToken(noUser, NewToken{}) }},
 		{"token for a deleted one", "not found", func() error { return createToken(gone.ID, NewToken{}) }},
 		{"token for too long", "invalid value expires_at", func() error {
@@ -474,8 +474,8 @@ func TestRefusedChange(t *testing.T) {
 		{"refresh with a grace, one too many", "conflict", func() error {
 			return refresh(full.ID, must(w.tokensOf(full.ID))[0].ID, time.Hour)
 		}},
-		{"revoke, unknown", "not found", func() error { return w.RevokeToken(ctx, alice, w.user.ID, noToken) }},
-		{"revoke, of another one", "not found", func() error { return w.RevokeToken(ctx, alice, other.ID, w.token.ID) }},
+		{"revoke, unknown", "not found", func() error { return w.revoke(ctx, alice, w.user.ID, noToken) }},
+		{"revoke, of another one", "not found", func() error { return w.revoke(ctx, alice, other.ID, w.token.ID) }},
 		{"group, name taken", "conflict name", func() error { _, err := w.CreateGroup(ctx, alice, Group{Name: "readers"}); return err }},
 		{"group, second rule bad", "invalid value rules", func() error {
 			_, err := w.CreateGroup(ctx, alice, Group{Name: "g", Rules: append(rules("allow GET /"), access.Rule{})})
@@ -514,7 +514,7 @@ func TestRefusedChange(t *testing.T) {
 		}
 	}
 	for what, err := range map[string]error{
-		"a deleted service user": second(w.ServiceUser(ctx, Local, gone.ID)),
+		"a deleted service user": second(w.readUser(ctx, Local, gone.ID)),
 		"a token of it":          second(w.Token(ctx, Local, gone.ID, goneToken.ID)),
 		"the tokens of it":       third(w.Tokens(ctx, Local, gone.ID, "", 10)),
 		"a deleted group":        second(w.Group(ctx, Local, goneGroup.ID)),
@@ -552,7 +552,7 @@ func TestEditInPlace(t *testing.T) {
 		u.Labels["env"], u.Teams[0], u.AllowedIPs[0] = "prod", "c", "198.51.100.0/24"
 		u.Groups = slices.DeleteFunc(u.Groups, func(id string) bool { return id == w.closers.ID })
 	}))
-	u := must(w.ServiceUser(ctx, Local, w.user.ID))
+	u := must(w.readUser(ctx, Local, w.user.ID))
 	if got, want := fmt.Sprint(u.Labels, u.Teams, u.AllowedIPs, u.Groups), fmt.Sprint(map[string]string{"env": "prod"}, []string{"b", "c"}, []string{"192.0.2.0/24", "198.51.100.0/24"}, []string{w.readers.ID}); got != want {
 		t.Errorf("service user: got %s, want %s", got, want)
 	}
@@ -596,7 +596,7 @@ func TestReturnedRecords(t *testing.T) {
 		CreatedAt: later, CreatedBy: "x", UpdatedAt: later, LastUsedAt: later, LastUsedIP: "x", UseCount: 9, RetiresAt: later, RevokedAt: later, ReplacedBy: "x", Version: 9,
 	})
 	mustDo(err)
-	same("service user", must(w.ServiceUser(ctx, Local, u.ID)), u)
+	same("service user", must(w.readUser(ctx, Local, u.ID)), u)
 	same("token", must(w.Token(ctx, Local, u.ID, issued.ID)), issued.Token)
 	if u.CreatedBy != alice.Name || u.Version != 1 || issued.UserID != u.ID || issued.Version != 1 || issued.Hint != access.Hint(issued.Secret) {
 		t.Errorf("what the store sets itself: got %+v and %+v", u, issued.Token)
@@ -609,14 +609,14 @@ func TestReturnedRecords(t *testing.T) {
 		u.Labels, u.Teams, u.AllowedIPs, u.ExpiresAt, u.Groups, u.CreatedBy = nil, nil, nil, later.Add(time.Hour), []string{w.closers.ID}, "x"
 		return nil
 	}))
-	same("updated service user", must(w.ServiceUser(ctx, Local, u.ID)), u)
+	same("updated service user", must(w.readUser(ctx, Local, u.ID)), u)
 	k := must(w.UpdateToken(ctx, alice, u.ID, issued.ID, 1, func(k *Token) error {
 		k.Groups, k.AllowedIPs, k.NotBefore, k.RevokedAt, k.Description = nil, nil, time.Time{}, later, "e"
 		return nil
 	}))
 	same("updated token", must(w.Token(ctx, Local, u.ID, k.ID)), k)
 	for _, grace := range []time.Duration{0, time.Hour} {
-		next := must(w.RefreshToken(ctx, alice, u.ID, issued.ID, grace))
+		next := must(w.refreshOf(ctx, alice, u.ID, issued.ID, grace))
 		same("successor", must(w.Token(ctx, Local, u.ID, next.ID)), next.Token)
 		issued = next
 	}
@@ -688,7 +688,7 @@ func TestNamesAreFreeAgain(t *testing.T) {
 		if got := probe(w.Store, "a@example", issued.Secret, "GET /v1/x"); got != access.Granted {
 			t.Errorf("by its alias: got %v, want granted", got)
 		}
-		mustDo(w.DeleteServiceUser(ctx, alice, u.ID, 0))
+		mustDo(w.deleteUser(ctx, alice, u.ID, 0))
 		mustDo(w.DeleteGroup(ctx, alice, g.ID, 0))
 		for _, login := range []string{u.ID, "a@example"} {
 			if got := probe(w.Store, login, issued.Secret, "GET /v1/x"); got != access.UnknownID {
@@ -728,7 +728,7 @@ func TestLiveTokens(t *testing.T) {
 		return err
 	}
 	refresh := func(grace time.Duration) error {
-		issued, err := w.RefreshToken(ctx, alice, w.user.ID, last, grace)
+		issued, err := w.refreshOf(ctx, alice, w.user.ID, last, grace)
 		if err == nil {
 			last = issued.ID
 		}
@@ -751,7 +751,7 @@ func TestLiveTokens(t *testing.T) {
 		{"one has expired", "ok", func() error { w.clock.add(time.Minute); return create(0) }},
 		{"one too many", "conflict", func() error { return create(0) }},
 		{"one is revoked", "ok", func() error {
-			mustDo(w.RevokeToken(ctx, alice, w.user.ID, w.token.ID))
+			mustDo(w.revoke(ctx, alice, w.user.ID, w.token.ID))
 			return create(0)
 		}},
 		{"one too many", "conflict", func() error { return create(0) }},
@@ -840,7 +840,7 @@ func TestRefreshToken(t *testing.T) {
 			row.opts.Now, row.opts.Peppers = w.clock.Now, w.opts.Peppers
 			s := open(t, w.path, row.opts)
 			w.clock.add(row.after)
-			next := must(s.RefreshToken(ctx, alice, w.user.ID, old.ID, row.grace))
+			next := must(s.refreshOf(ctx, alice, w.user.ID, old.ID, row.grace))
 			got := next.ExpiresAt.Sub(next.CreatedAt)
 			if next.ExpiresAt.IsZero() {
 				got = 0
@@ -884,7 +884,7 @@ func TestNarrowedToADeletedGroup(t *testing.T) {
 	mustDo(w.changeToken(func(k *Token) { k.Groups = []string{extra.ID} }))
 	mustDo(w.DeleteGroup(ctx, alice, extra.ID, 0))
 	mustDo(w.changeToken(func(k *Token) { k.Description = "x" }))
-	next, err := w.RefreshToken(ctx, alice, w.user.ID, w.token.ID, time.Hour)
+	next, err := w.refreshOf(ctx, alice, w.user.ID, w.token.ID, time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -1073,7 +1073,7 @@ func TestDiskFull(t *testing.T) {
 		t.Errorf("requests meanwhile: got %v, want granted", got)
 	}
 	limit(1 << 30)
-	if err := w.RevokeToken(ctx, alice, w.user.ID, w.token.ID); err != nil {
+	if err := w.revoke(ctx, alice, w.user.ID, w.token.ID); err != nil {
 		t.Errorf("with space again: got %v, want no error", err)
 	}
 	trail(t, w.Store)

@@ -145,7 +145,7 @@ func everyWay(user string) map[string]func(*ladder, Actor) error {
 		"move " + user: func(l *ladder, by Actor) error {
 			return l.edit(by, user, func(u *ServiceUser) { u.Teams = []string{"finance", "ops"}; u.Description = "x" })
 		},
-		"delete " + user:                    func(l *ladder, by Actor) error { return l.DeleteServiceUser(ctx, by, l.ids[user], 0) },
+		"delete " + user:                    func(l *ladder, by Actor) error { return l.deleteUser(ctx, by, l.ids[user], 0) },
 		"mint a token for " + user:          func(l *ladder, by Actor) error { return l.mint(by, user, "") },
 		"mint a narrowed token for " + user: func(l *ladder, by Actor) error { return l.mint(by, user, "readers") },
 		"describe the token of " + user:     func(l *ladder, by Actor) error { return l.editToken(by, user, func(k *Token) { k.Description = "x" }) },
@@ -153,19 +153,19 @@ func everyWay(user string) map[string]func(*ladder, Actor) error {
 			return l.editToken(by, user, func(k *Token) { k.Groups = l.groups("readers") })
 		},
 		"refresh the token of " + user: func(l *ladder, by Actor) error {
-			return second(l.RefreshToken(ctx, by, l.ids[user], l.tokens[user].ID, 0))
+			return second(l.refreshOf(ctx, by, l.ids[user], l.tokens[user].ID, 0))
 		},
 		"rotate the token of " + user: func(l *ladder, by Actor) error {
 			return third(l.RotateToken(ctx, by, l.ids[user], l.tokens[user].ID, time.Second))
 		},
-		"revoke the token of " + user:    func(l *ladder, by Actor) error { return l.RevokeToken(ctx, by, l.ids[user], l.tokens[user].ID) },
+		"revoke the token of " + user:    func(l *ladder, by Actor) error { return l.revoke(ctx, by, l.ids[user], l.tokens[user].ID) },
 		"take " + user + " into readers": func(l *ladder, by Actor) error { return l.joinOrLeave(by, "readers", user) },
 	}
 }
 
 // joinOrLeave changes the membership, whatever it is.
 func (l *ladder) joinOrLeave(by Actor, group, user string) error {
-	u := must(l.ServiceUser(ctx, Local, l.ids[user]))
+	u := must(l.readUser(ctx, Local, l.ids[user]))
 	if slices.Contains(u.Groups, l.ids[group]) {
 		return l.leave(by, group, user)
 	}
@@ -348,7 +348,7 @@ func rungs() []rung {
 		})}},
 		{name: "any label", by: "person", want: "not allowed labels", before: addRule("own", `allow GET /any when user.labels.exists(k, k.startsWith("x"))`), steps: steps{edit("plain", label("note", "x"))}},
 		{name: "delete, and make again by the name", by: "person", want: "not allowed name", before: addRule("own", `allow GET /named when user.name == "twin"`), steps: steps{
-			func(l *ladder, by Actor) error { return l.DeleteServiceUser(ctx, by, l.ids["twin"], 0) },
+			func(l *ladder, by Actor) error { return l.deleteUser(ctx, by, l.ids["twin"], 0) },
 			create(func(l *ladder, u *ServiceUser) { u.Name, u.Groups = "twin", l.groups("own") }),
 		}},
 		{name: "a condition by the catalogue", by: "person", want: "not allowed labels",
@@ -466,7 +466,7 @@ func rungs() []rung {
 		name string
 		do   func(l *ladder)
 	}{
-		{"deleted meanwhile", func(l *ladder) { mustDo(l.DeleteServiceUser(ctx, Local, l.ids["manager"], 0)) }},
+		{"deleted meanwhile", func(l *ladder) { mustDo(l.deleteUser(ctx, Local, l.ids["manager"], 0)) }},
 		{"deactivated meanwhile", admin(edit("manager", func(u *ServiceUser) { u.Active = false }))},
 		{"no manager meanwhile", admin(edit("manager", func(u *ServiceUser) { u.Role = access.Member }))},
 	} {
@@ -592,7 +592,7 @@ func rungs() []rung {
 				return l.editToken(by, "reader", func(k *Token) { k.Description = "x" })
 			},
 			func(l *ladder, by Actor) error {
-				return second(l.RefreshToken(ctx, by, l.ids["reader"], l.tokens["reader"].ID, 0))
+				return second(l.refreshOf(ctx, by, l.ids["reader"], l.tokens["reader"].ID, 0))
 			},
 		}},
 		rung{name: "an admin meanwhile", by: "manager", want: "ok", meanwhile: admin(edit("manager", func(u *ServiceUser) { u.Role = access.Admin })), steps: steps{mint("reader", "")}},
@@ -632,7 +632,7 @@ func TestClimbs(t *testing.T) {
 						if got := l.Directory().Revision(); got != revision {
 							t.Errorf("revision: got %d, want %d", got, revision)
 						}
-					} else if e := must(l.AuditEvents(ctx, "", 0, 1))[0]; l.Directory().Revision() != revision+1 || e.Actor != actor.Name {
+					} else if e := must(l.trail(ctx, "", 0, 1))[0]; l.Directory().Revision() != revision+1 || e.Actor != actor.Name {
 						t.Errorf("step %d: got revision %d by %s, want %d by %s", i+1, l.Directory().Revision(), e.Actor, revision+1, actor.Name)
 					}
 				}

@@ -106,12 +106,12 @@ func TestMemberCondition(t *testing.T) {
 		{"no condition", out, "both:name", condition("")},
 		{"a condition again, and the label was changed meanwhile", out, "both:name late:condition made:condition", both(label("env", "test"), condition(`user.labels.env == "prod"`))},
 		{"the label and a token", in, "billing-sync:condition both:name late:condition made:condition", both(label("env", "prod"), func() error {
-			return w.RevokeToken(ctx, alice, w.user.ID, w.token.ID)
+			return w.revoke(ctx, alice, w.user.ID, w.token.ID)
 		})},
 		{"deactivated", "inactive", "billing-sync:condition both:name late:condition made:condition", user(func(u *ServiceUser) { u.Active = false })},
 		{"reactivated", in, "billing-sync:condition both:name late:condition made:condition", user(func(u *ServiceUser) { u.Active = true })},
 		{"another one deleted", in, "billing-sync:condition both:name late:condition", func() error {
-			return w.DeleteServiceUser(ctx, alice, must(w.userNamed("made")).ID, 0)
+			return w.deleteUser(ctx, alice, must(w.userNamed("made")).ID, 0)
 		}},
 		{"the group deleted", out, "", func() error { return w.DeleteGroup(ctx, alice, g.ID, 0) }},
 	} {
@@ -159,7 +159,7 @@ func TestMemberCondition(t *testing.T) {
 }
 
 func (s *Store) userNamed(name string) (ServiceUser, error) {
-	list, _, err := s.ServiceUsers(ctx, Local, UserFilter{Name: name, Limit: 1})
+	list, _, err := s.page(ctx, Local, userPage{Name: name, Limit: 1})
 	if err == nil && len(list) == 0 {
 		err = notFound("service user", name)
 	}
@@ -179,7 +179,7 @@ func TestCreatedByCondition(t *testing.T) {
 		if got := probe(w.Store, u.ID, token.Secret, "GET /v1/x"); got != row.want {
 			t.Errorf("in the teams %q: got %v, want %v", row.teams, got, row.want)
 		}
-		if len(u.Groups) != 0 || len(must(w.ServiceUser(ctx, Local, u.ID)).Groups) != 0 {
+		if len(u.Groups) != 0 || len(must(w.readUser(ctx, Local, u.ID)).Groups) != 0 {
 			t.Errorf("in the teams %q: got the groups %v, want none that names it", row.teams, u.Groups)
 		}
 	}
@@ -349,7 +349,7 @@ func TestRuleConditions(t *testing.T) {
 	if got := must(w.AddRule(ctx, alice, w.closers.ID, r)); got.When != r.When || got.String() != text {
 		t.Errorf("a rule with a condition: got %s, want %s", got, text)
 	}
-	if e := must(w.AuditEvents(ctx, w.closers.ID, 0, 1))[0]; !strings.Contains(string(e.After), `params.id in user.labels.people.split(`) {
+	if e := must(w.trail(ctx, w.closers.ID, 0, 1))[0]; !strings.Contains(string(e.After), `params.id in user.labels.people.split(`) {
 		t.Errorf("audit record: got %s, want the condition in it", e.After)
 	}
 }

@@ -33,7 +33,7 @@ func walks(t *testing.T) []walk {
 		// Others between them, which the lists must skip.
 		u = must(first(s.CreateServiceUser(ctx, Local, ServiceUser{Name: fmt.Sprint("h", i), Teams: []string{"b"}, Groups: []string{g.ID}}, nil)))
 		if i%5 == 0 {
-			mustDo(s.DeleteServiceUser(ctx, Local, u.ID, 0))
+			mustDo(s.deleteUser(ctx, Local, u.ID, 0))
 		}
 	}
 	manager := Actor{Name: "human:carol", Scope: &Scope{Teams: []string{"a"}, Groups: []string{g.ID}}}
@@ -44,9 +44,9 @@ func walks(t *testing.T) []walk {
 			return ids(list, func(m Member) string { return m.ID }), more, err
 		}, func(id string) error { return s.RemoveMember(ctx, Local, g.ID, id) }},
 		{"service users", users, func(before string, limit int) ([]string, bool, error) {
-			list, more, err := s.ServiceUsers(ctx, manager, UserFilter{Before: before, Limit: limit})
+			list, more, err := s.page(ctx, manager, userPage{Before: before, Limit: limit})
 			return ids(list, func(u ServiceUser) string { return u.ID }), more, err
-		}, func(id string) error { return s.DeleteServiceUser(ctx, Local, id, 0) }},
+		}, func(id string) error { return s.deleteUser(ctx, Local, id, 0) }},
 		{"groups", groups, func(before string, limit int) ([]string, bool, error) {
 			list, more, err := s.Groups(ctx, holdsAll, "", before, limit)
 			return ids(list, func(g Group) string { return g.ID }), more, err
@@ -132,7 +132,7 @@ func TestAuditPaging(t *testing.T) {
 	for _, limit := range []int{1, 2, 100} {
 		var got []AuditEvent
 		for before := int64(0); before != 1; {
-			page := must(w.AuditEvents(ctx, "", before, limit))
+			page := must(w.trail(ctx, "", before, limit))
 			if len(page) == 0 || len(page) > limit {
 				t.Fatalf("by %d: got a page of %d", limit, len(page))
 			}
@@ -144,7 +144,7 @@ func TestAuditPaging(t *testing.T) {
 		}
 	}
 	var actions []string
-	for _, e := range must(w.AuditEvents(ctx, w.user.ID, 0, 100)) {
+	for _, e := range must(w.trail(ctx, w.user.ID, 0, 100)) {
 		actions = append(actions, e.Action)
 	}
 	if want := []string{"member.add", "service_user.update", "service_user.create"}; !slices.Equal(actions, want) {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -43,19 +44,17 @@ func (s *Store) load(ctx context.Context, q *sql.Tx) (loaded, error) {
 	if err := current.leadsTo(ctx, q, next.position); err != nil {
 		return next, err
 	}
-	c := access.Changes{Revision: next.revision}
-	if err := loadGroups(ctx, q, since, &c); err != nil {
+	edit, err := current.directory.Edit(next.revision)
+	if err != nil {
+		return next, err
+	}
+	if err := loadGroups(ctx, q, since, edit); err != nil {
 		return next, fmt.Errorf("reading permission groups: %w", err)
 	}
-	if err := loadUsers(ctx, q, since, &c); err != nil {
+	if err := s.loadUsers(ctx, q, since, edit); err != nil {
 		return next, fmt.Errorf("reading service users: %w", err)
 	}
-	if err := loadTokens(ctx, q, since, s.now(), &c); err != nil {
-		return next, fmt.Errorf("reading tokens: %w", err)
-	}
-	s.warnOfLostPeppers(c.Users)
-	var err error
-	next.directory, err = current.directory.With(c)
+	next.directory, err = edit.Done()
 	return next, err
 }
 
@@ -91,7 +90,8 @@ func (p position) leadsTo(ctx context.Context, q *sql.Tx, next position) error {
 }
 
 // loadGroups reads the groups that changed, each with all of its rules.
-func loadGroups(ctx context.Context, q *sql.Tx, since int64, c *access.Changes) error {
+func loadGroups(ctx context.Context, q *sql.Tx, since int64, edit *access.Edit) error {
+	var c access.Changes
 	rows, err := q.QueryContext(ctx, `
 		SELECT id, name, mode, member_condition, deleted_at
 		FROM permission_groups
@@ -137,7 +137,10 @@ func loadGroups(ctx context.Context, q *sql.Tx, since int64, c *access.Changes) 
 	if err := rules.Err(); err != nil {
 		return err
 	}
-	return loadPermissions(ctx, q, since, c, place)
+	if err := loadPermissions(ctx, q, since, &c, place); err != nil {
+		return err
+	}
+	return edit.Groups(c.Groups, c.RemovedGroups)
 }
 
 // loadPermissions adds the rules of the permissions that groups were given.
@@ -175,15 +178,54 @@ func scanRule(rows *sql.Rows) (group string, r access.Rule, err error) {
 	return group, r, err
 }
 
-// loadUsers reads the service users that changed, each with its groups.
-func loadUsers(ctx context.Context, q *sql.Tx, since int64, c *access.Changes) error {
-	rows, err := q.QueryContext(ctx, `
-		SELECT id, name, display_name, alias, owner, active, role, teams, labels, allowed_ips, expires_at, created_at, deleted_at
-		FROM service_users
-		WHERE revision > $1 AND (deleted_at = 0 OR $1 > 0)
-		ORDER BY id`, since)
-	if err != nil {
+// usersAtOnce is how many service users are read before they are handed on, when
+// all are read.
+const usersAtOnce = 5000
+
+// loadUsers reads the service users that changed, each with its groups and its
+// tokens. All of them are read in parts, so that they need not be in memory twice.
+func (s *Store) loadUsers(ctx context.Context, q *sql.Tx, since int64, edit *access.Edit) error {
+	lost := make(map[string]int)
+	defer s.warnOfLostPeppers(lost)
+	if since > 0 {
+		users, removed, err := s.loadPart(ctx, q, since, selectLoad+` WHERE revision > $1`, since)
+		if err != nil {
+			return err
+		}
+		s.countLostPeppers(users, lost)
+		return edit.Users(users, removed)
+	}
+	var none int // what no service user leads to is looked at as well
+	if err := q.QueryRowContext(ctx, `SELECT (SELECT COUNT(*) FROM tokens WHERE id = '') + (SELECT COUNT(*) FROM members WHERE group_id = '')`).Scan(&none); err != nil {
 		return err
+	}
+	begun, told, after, read := time.Now(), time.Now(), "", 0
+	for {
+		users, _, err := s.loadPart(ctx, q, 0, selectLoad+` WHERE id > $1 AND deleted_at = 0 ORDER BY id LIMIT $2`, after, usersAtOnce)
+		if err != nil || len(users) == 0 {
+			return err
+		}
+		s.countLostPeppers(users, lost)
+		if err := edit.Users(users, nil); err != nil {
+			return err
+		}
+		read, after = read+len(users), users[len(users)-1].ID
+		if time.Since(told) > time.Second {
+			told = time.Now()
+			s.log.Info("loading the store", zap.Int("service_users", read), zap.Duration("since", time.Since(begun)))
+		}
+	}
+}
+
+const selectLoad = `
+	SELECT id, name, display_name, alias, owner, active, role, teams, labels, allowed_ips, expires_at, created_at, deleted_at
+	FROM service_users`
+
+// loadPart reads the service users of a query, and what belongs to them.
+func (s *Store) loadPart(ctx context.Context, q *sql.Tx, since int64, query string, args ...any) (users []access.User, removed []string, err error) {
+	rows, err := q.QueryContext(ctx, query, args...)
+	if err != nil {
+		return nil, nil, err
 	}
 	defer rows.Close()
 	for rows.Next() {
@@ -191,33 +233,61 @@ func loadUsers(ctx context.Context, q *sql.Tx, since int64, c *access.Changes) e
 		var teams, labels, allowed string
 		var deleted int64
 		if err := rows.Scan(&u.ID, &u.Name, &u.DisplayName, &u.Alias, &u.Owner, &u.Active, &u.Role, &teams, &labels, &allowed, &u.ExpiresAt, &u.CreatedAt, &deleted); err != nil {
-			return err
+			return nil, nil, err
 		}
 		if deleted != 0 {
-			c.RemovedUsers = append(c.RemovedUsers, u.ID)
+			removed = append(removed, u.ID)
 			continue
 		}
-		if err := fromJSON(teams, &u.Teams); err != nil {
-			return fmt.Errorf("%s: %w", u.ID, err)
+		if teams != "[]" {
+			if err := fromJSON(teams, &u.Teams); err != nil {
+				return nil, nil, fmt.Errorf("%s: %w", u.ID, err)
+			}
 		}
 		if labels != "{}" {
 			if err := fromJSON(labels, &u.Labels); err != nil {
-				return fmt.Errorf("%s: %w", u.ID, err)
+				return nil, nil, fmt.Errorf("%s: %w", u.ID, err)
 			}
 		}
 		if u.AllowedIPs, err = prefixes(allowed); err != nil {
-			return fmt.Errorf("%s: %w", u.ID, err)
+			return nil, nil, fmt.Errorf("%s: %w", u.ID, err)
 		}
-		c.Users = append(c.Users, u)
+		users = append(users, u)
 	}
 	if err := rows.Err(); err != nil {
-		return err
+		return nil, nil, err
 	}
+	rows.Close()
+	if len(users) == 0 {
+		return nil, removed, nil
+	}
+	slices.SortFunc(users, func(a, b access.User) int { return strings.Compare(a.ID, b.ID) })
+	if err := loadMembers(ctx, q, since, users); err != nil {
+		return nil, nil, fmt.Errorf("reading members: %w", err)
+	}
+	if err := loadTokens(ctx, q, since, s.now(), users); err != nil {
+		return nil, nil, fmt.Errorf("reading tokens: %w", err)
+	}
+	return users, removed, nil
+}
+
+// span names the users of a part in a query on what belongs to them: by their
+// revision when few have changed, else from the first to the last of them.
+func span(users []access.User, since int64) (clause string, args []any) {
+	if since > 0 {
+		return `u.revision > $1 AND u.id >= $2 AND u.id <= $3`, []any{since, users[0].ID, users[len(users)-1].ID}
+	}
+	return `u.id >= $2 AND u.id <= $3 AND $1 = 0`, []any{since, users[0].ID, users[len(users)-1].ID}
+}
+
+// loadMembers reads which groups name the users, which are sorted by id.
+func loadMembers(ctx context.Context, q *sql.Tx, since int64, users []access.User) error {
+	clause, args := span(users, since)
 	members, err := q.QueryContext(ctx, `
 		SELECT m.service_user_id, m.group_id
 		FROM members m JOIN service_users u ON u.id = m.service_user_id
-		WHERE u.revision > $1 AND u.deleted_at = 0
-		ORDER BY m.service_user_id, m.group_id`, since)
+		WHERE `+clause+` AND u.deleted_at = 0
+		ORDER BY m.service_user_id, m.group_id`, args...)
 	if err != nil {
 		return err
 	}
@@ -228,7 +298,7 @@ func loadUsers(ctx context.Context, q *sql.Tx, since int64, c *access.Changes) e
 		if err := members.Scan(&user, &group); err != nil {
 			return err
 		}
-		u := seek(c.Users, &next, user)
+		u := seek(users, &next, user)
 		if u == nil {
 			return fmt.Errorf("a member %s that is no service user", user)
 		}
@@ -237,15 +307,16 @@ func loadUsers(ctx context.Context, q *sql.Tx, since int64, c *access.Changes) e
 	return members.Err()
 }
 
-// loadTokens reads every token of the service users that changed. Tokens that
+// loadTokens reads every token of the users, which are sorted by id. Tokens that
 // were revoked long ago stay out.
-func loadTokens(ctx context.Context, q *sql.Tx, since int64, now time.Time, c *access.Changes) error {
+func loadTokens(ctx context.Context, q *sql.Tx, since int64, now time.Time, users []access.User) error {
+	clause, args := span(users, since)
 	rows, err := q.QueryContext(ctx, `
 		SELECT t.service_user_id, t.id, t.hash, t.pepper_id, t.expires_at, t.not_before, t.retires_at, t.allowed_ips, t.permission_groups, t.revoked_at,
 			t.created_by = t.service_user_id AND t.last_used_at = 0
 		FROM tokens t JOIN service_users u ON u.id = t.service_user_id
-		WHERE u.revision > $1 AND u.deleted_at = 0 AND (t.revoked_at = 0 OR t.revoked_at > $2)
-		ORDER BY t.service_user_id, t.id`, since, now.Add(-revokedShown).Unix())
+		WHERE `+clause+` AND u.deleted_at = 0 AND (t.revoked_at = 0 OR t.revoked_at > $4)
+		ORDER BY t.service_user_id, t.id`, append(args, now.Add(-revokedShown).Unix())...)
 	if err != nil {
 		return err
 	}
@@ -258,11 +329,12 @@ func loadTokens(ctx context.Context, q *sql.Tx, since int64, now time.Time, c *a
 		if err := rows.Scan(&user, &t.ID, &hash, &t.Pepper, &t.ExpiresAt, &t.NotBefore, &retires, &allowed, &groups, &revoked, &t.Unused); err != nil {
 			return err
 		}
-		sum, err := hex.DecodeString(hash)
-		if err != nil || len(sum) != len(t.Hash) {
+		if len(hash) != 2*len(t.Hash) {
 			return fmt.Errorf("%s: the hash is damaged", t.ID)
 		}
-		t.Hash = access.Hash(sum)
+		if _, err := hex.Decode(t.Hash[:], []byte(hash)); err != nil {
+			return fmt.Errorf("%s: the hash is damaged", t.ID)
+		}
 		if retires != 0 && (t.ExpiresAt == 0 || retires < t.ExpiresAt) {
 			t.ExpiresAt = retires
 		}
@@ -270,10 +342,12 @@ func loadTokens(ctx context.Context, q *sql.Tx, since int64, now time.Time, c *a
 		if t.AllowedIPs, err = prefixes(allowed); err != nil {
 			return fmt.Errorf("%s: %w", t.ID, err)
 		}
-		if err := fromJSON(groups, &t.Groups); err != nil {
-			return fmt.Errorf("%s: %w", t.ID, err)
+		if groups != "[]" {
+			if err := fromJSON(groups, &t.Groups); err != nil {
+				return fmt.Errorf("%s: %w", t.ID, err)
+			}
 		}
-		u := seek(c.Users, &next, user)
+		u := seek(users, &next, user)
 		if u == nil {
 			return fmt.Errorf("%s belongs to %s, which is no service user", t.ID, user)
 		}
@@ -318,10 +392,8 @@ func toJSON(v any) string {
 	return string(text)
 }
 
-// warnOfLostPeppers tells of tokens whose pepper is no longer configured: they
-// are refused until it is.
-func (s *Store) warnOfLostPeppers(users []access.User) {
-	lost := make(map[string]int)
+// countLostPeppers counts tokens whose pepper is no longer configured.
+func (s *Store) countLostPeppers(users []access.User, lost map[string]int) {
 	for _, u := range users {
 		for _, t := range u.Tokens {
 			if !t.Revoked && !s.opts.Peppers.Knows(t.Pepper) {
@@ -329,6 +401,10 @@ func (s *Store) warnOfLostPeppers(users []access.User) {
 			}
 		}
 	}
+}
+
+// warnOfLostPeppers tells of such tokens: they are refused until it is.
+func (s *Store) warnOfLostPeppers(lost map[string]int) {
 	for id, n := range lost {
 		s.log.Error("tokens cannot be verified: their pepper is not in the pepper file; add the key back, or refresh the tokens",
 			zap.String("pepper_id", id), zap.Int("tokens", n))

@@ -266,7 +266,7 @@ func TestModel(t *testing.T) {
 			},
 			"delete service user": func(t *rapid.T) {
 				id := pickUser(t)
-				ok(writer(t).DeleteServiceUser(ctx, Local, id, 0), false)
+				ok(writer(t).deleteUser(ctx, Local, id, 0), false)
 				delete(m.users, id)
 			},
 			"create token": func(t *rapid.T) {
@@ -277,13 +277,13 @@ func TestModel(t *testing.T) {
 			},
 			"revoke token": func(t *rapid.T) {
 				user, id := pickToken(t)
-				ok(writer(t).RevokeToken(ctx, Local, user, id), false)
+				ok(writer(t).revoke(ctx, Local, user, id), false)
 				m.users[user].tokens[id].revoked = true
 			},
 			"refresh token": func(t *rapid.T) {
 				user, id := pickToken(t)
 				old, grace := m.users[user].tokens[id], int64(rapid.IntRange(0, 100).Draw(t, "grace"))
-				token, err := writer(t).RefreshToken(ctx, Local, user, id, time.Duration(grace)*time.Second)
+				token, err := writer(t).refreshOf(ctx, Local, user, id, time.Duration(grace)*time.Second)
 				if kind(err) == "conflict" {
 					t.Skip("it has ended")
 				}

@@ -272,7 +272,7 @@ func TestOpenAfterAnUncleanEnd(t *testing.T) {
 		addUser(s, fmt.Sprint("u", i), g.ID)
 	}
 	u, token := addUser(s, "revoked", g.ID)
-	mustDo(s.RevokeToken(ctx, Local, u.ID, token.ID))
+	mustDo(s.revoke(ctx, Local, u.ID, token.ID))
 	copied := copyOf(t, path)
 	if files := filesAt(t, copied); len(files["copy.db-wal"]) == 0 {
 		t.Fatal("the log is empty; the test shows nothing")
@@ -366,10 +366,10 @@ func TestClose(t *testing.T) {
 	if got := probe(s, u.ID, token.Secret, "GET /a").String(); got != "granted" {
 		t.Errorf("a request after Close: got %s, want granted", got)
 	}
-	if err := s.RevokeToken(ctx, Local, u.ID, token.ID); err == nil {
+	if err := s.revoke(ctx, Local, u.ID, token.ID); err == nil {
 		t.Error("a change after Close: got no error")
 	}
-	if _, err := s.ServiceUser(ctx, Local, u.ID); err == nil {
+	if _, err := s.readUser(ctx, Local, u.ID); err == nil {
 		t.Error("a look-up after Close: got no error")
 	}
 	if files := filesAt(t, path); len(files) != 1 {

@@ -322,7 +322,7 @@ func TestPermissionsOfGroups(t *testing.T) {
 		want := revision
 		if step.action != "" {
 			want++
-			if got := must(w.AuditEvents(ctx, "", 0, 1))[0].Action; got != step.action {
+			if got := must(w.trail(ctx, "", 0, 1))[0].Action; got != step.action {
 				t.Errorf("%s: audit record: got %s, want %s", step.name, got, step.action)
 			}
 		}
@@ -378,7 +378,7 @@ func TestDecisionNamesThePermission(t *testing.T) {
 	if got := ruleTexts(must(w.Group(ctx, Local, w.readers.ID)).Rules); got != ruleTexts(w.readers.Rules) {
 		t.Errorf("own rules of the group: got %s, want %s", got, ruleTexts(w.readers.Rules))
 	}
-	e := must(w.AuditEvents(ctx, w.readers.ID, 0, 1))[0]
+	e := must(w.trail(ctx, w.readers.ID, 0, 1))[0]
 	if !strings.Contains(string(e.After), `"permissions":["a","b.c"]`) || strings.Contains(string(e.Before), "b.c") {
 		t.Errorf("audit record: got %s, then %s", e.Before, e.After)
 	}
@@ -420,7 +420,7 @@ func TestRefusedPermissions(t *testing.T) {
 		}
 	}
 	mustDo(w.DeletePermission(ctx, alice, "b"))
-	if got, e := catalogue(w.Store, Local), must(w.AuditEvents(ctx, "b", 0, 1))[0]; got != "a" || e.Action != "permission.delete" || len(e.After) != 0 {
+	if got, e := catalogue(w.Store, Local), must(w.trail(ctx, "b", 0, 1))[0]; got != "a" || e.Action != "permission.delete" || len(e.After) != 0 {
 		t.Errorf("deleted: got %q and %+v", got, e)
 	}
 }

@@ -61,25 +61,30 @@ func (u *ServiceUser) keep(before ServiceUser) {
 // Token is one token of a service user, without its secret: that is shown once,
 // by the call that makes it, and kept nowhere.
 type Token struct {
-	ID          string    `json:"id"`              // token_…
-	UserID      string    `json:"service_user_id"` // service_…
-	Description string    `json:"description,omitempty"`
-	Hint        string    `json:"hint"`               // the last four characters of the secret
-	Metadata    string    `json:"metadata,omitempty"` // free, at most 4096 bytes
-	AllowedIPs  []string  `json:"allowed_ips,omitempty"`
-	Groups      []string  `json:"permission_groups,omitempty"` // narrows the allows to these groups; empty is all
-	ExpiresAt   time.Time `json:"expires_at,omitzero"`
-	NotBefore   time.Time `json:"not_before,omitzero"`
-	CreatedAt   time.Time `json:"created_at"`
-	CreatedBy   string    `json:"created_by"`
-	UpdatedAt   time.Time `json:"updated_at"`
-	LastUsedAt  time.Time `json:"-"`
-	LastUsedIP  string    `json:"-"`
-	UseCount    int64     `json:"-"`
-	RetiresAt   time.Time `json:"retires_at,omitzero"` // the end of the grace that a refresh gave
-	RevokedAt   time.Time `json:"revoked_at,omitzero"`
-	ReplacedBy  string    `json:"replaced_by,omitempty"` // the token that a refresh made
-	Version     int64     `json:"version"`
+	ID             string           `json:"id"`              // token_…
+	UserID         string           `json:"service_user_id"` // service_…
+	Description    string           `json:"description,omitempty"`
+	Hint           string           `json:"hint"`               // the last four characters of the secret
+	Metadata       string           `json:"metadata,omitempty"` // free, at most 4096 bytes
+	AllowedIPs     []string         `json:"allowed_ips,omitempty"`
+	Groups         []string         `json:"permission_groups,omitempty"` // narrows the allows to these groups; empty is all
+	ExpiresAt      time.Time        `json:"expires_at,omitzero"`
+	NotBefore      time.Time        `json:"not_before,omitzero"`
+	CreatedAt      time.Time        `json:"created_at"`
+	CreatedBy      string           `json:"created_by"`
+	UpdatedAt      time.Time        `json:"updated_at"`
+	LastUsedAt     time.Time        `json:"-"`
+	LastUsedIP     string           `json:"-"`
+	UseCount       int64            `json:"-"`
+	UsedFrom       map[string]int64 `json:"-"`                     // the last addresses, with the instant in Unix seconds
+	UsedRules      map[string]int64 `json:"-"`                     // the last rules that let it through
+	RefreshedAt    time.Time        `json:"refreshed_at,omitzero"` // when a refresh made it retire
+	CountAtRefresh int64            `json:"-"`                     // UseCount at that time
+	QuietAfter     time.Duration    `json:"quiet_after,omitzero"`  // it ends early when nobody used it for so long; 0 is never
+	RetiresAt      time.Time        `json:"retires_at,omitzero"`   // the end of the grace that a refresh gave
+	RevokedAt      time.Time        `json:"revoked_at,omitzero"`
+	ReplacedBy     string           `json:"replaced_by,omitempty"` // the token that a refresh made
+	Version        int64            `json:"version"`
 }
 
 func (t Token) clone() Token {
@@ -91,6 +96,21 @@ func (t *Token) keep(before Token) {
 	t.ID, t.UserID, t.Hint, t.Version, t.CreatedBy = before.ID, before.UserID, before.Hint, before.Version, before.CreatedBy
 	t.CreatedAt, t.UpdatedAt, t.RetiresAt, t.RevokedAt, t.ReplacedBy = before.CreatedAt, before.UpdatedAt, before.RetiresAt, before.RevokedAt, before.ReplacedBy
 	t.LastUsedAt, t.LastUsedIP, t.UseCount = before.LastUsedAt, before.LastUsedIP, before.UseCount
+	t.UsedFrom, t.UsedRules = before.UsedFrom, before.UsedRules
+	t.RefreshedAt, t.CountAtRefresh, t.QuietAfter = before.RefreshedAt, before.CountAtRefresh, before.QuietAfter
+}
+
+// QuietAt returns when a retiring token ends unless it is used before; the zero
+// time is never.
+func (t Token) QuietAt() time.Time {
+	if t.QuietAfter == 0 {
+		return time.Time{}
+	}
+	last := t.RefreshedAt
+	if t.LastUsedAt.After(last) {
+		last = t.LastUsedAt
+	}
+	return last.Add(t.QuietAfter)
 }
 
 // TokenState is what a token is good for at an instant.

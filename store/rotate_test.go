@@ -212,29 +212,29 @@ func TestRotateReplaced(t *testing.T) {
 		{"used, and not yet on disk", true, func(w *world, next *Issued) {
 			w.usedUnwritten(next.ID)
 		}},
-		{"used just now", true, func(w *world, next *Issued) { w.NoteUse(w.user.ID, next.ID) }},
-		{"used, on disk", true, func(w *world, next *Issued) { w.NoteUse(w.user.ID, next.ID); w.written(t, next.ID) }},
+		{"used just now", true, func(w *world, next *Issued) { w.noteFirst(w.user.ID, next.ID) }},
+		{"used, on disk", true, func(w *world, next *Issued) { w.noteFirst(w.user.ID, next.ID); w.written(t, next.ID) }},
 		{"used, then the store was opened again", true, func(w *world, next *Issued) {
-			w.NoteUse(w.user.ID, next.ID)
+			w.noteFirst(w.user.ID, next.ID)
 			mustDo(w.Close())
 			w.Store = open(t, w.path, w.opts)
 		}},
 		{"used in another process", true, func(w *world, next *Issued) {
 			other := open(t, w.path, w.opts)
-			other.NoteUse(w.user.ID, next.ID)
+			other.noteFirst(w.user.ID, next.ID)
 			mustDo(other.Close())
 		}},
 		{"another token was used", false, func(w *world, _ *Issued) {
-			w.NoteUse(w.user.ID, w.token.ID)
+			w.noteFirst(w.user.ID, w.token.ID)
 			w.written(t, w.token.ID)
 		}},
 		{"changed by an admin", true, func(w *world, next *Issued) {
 			_, err := w.UpdateToken(ctx, bob, w.user.ID, next.ID, 0, func(k *Token) error { k.ExpiresAt = w.now().Add(time.Minute); return nil })
 			mustDo(err)
 		}},
-		{"revoked by an admin", true, func(w *world, next *Issued) { mustDo(w.RevokeToken(ctx, bob, w.user.ID, next.ID)) }},
+		{"revoked by an admin", true, func(w *world, next *Issued) { mustDo(w.revoke(ctx, bob, w.user.ID, next.ID)) }},
 		{"refreshed by an admin", true, func(w *world, next *Issued) {
-			mustDo(w.issue(w.RefreshToken(ctx, bob, w.user.ID, next.ID, time.Minute)))
+			mustDo(w.issue(w.refreshOf(ctx, bob, w.user.ID, next.ID, time.Minute)))
 		}},
 		{"rotated itself", true, func(w *world, next *Issued) { mustDo(third(w.rotate(next.ID, time.Minute))) }},
 	} {
@@ -260,7 +260,7 @@ func TestRotateReplaced(t *testing.T) {
 func TestRotateRefreshed(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, Options{})
-	next := must(w.RefreshToken(ctx, alice, w.user.ID, w.token.ID, time.Hour))
+	next := must(w.refreshOf(ctx, alice, w.user.ID, w.token.ID, time.Hour))
 	if _, _, err := w.rotate(w.token.ID, time.Hour); !errors.Is(err, ErrReplaced) {
 		t.Errorf("got %v, want that it is replaced", err)
 	}
@@ -297,7 +297,7 @@ func TestRotateChain(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		w.NoteUse(w.user.ID, next.ID)
+		w.noteFirst(w.user.ID, next.ID)
 		if _, _, err := w.rotate(token.ID, time.Hour); !errors.Is(err, ErrReplaced) {
 			t.Errorf("the old one again: got %v, want that it is replaced", err)
 		}
@@ -329,11 +329,11 @@ func TestRotateRefused(t *testing.T) {
 			return third(w.RotateToken(ctx, w.itself(), "service_x", w.token.ID, time.Hour))
 		}},
 		{"deleted", "not found", func(w *world) error {
-			mustDo(w.DeleteServiceUser(ctx, alice, w.user.ID, 0))
+			mustDo(w.deleteUser(ctx, alice, w.user.ID, 0))
 			return third(w.rotate(w.token.ID, time.Hour))
 		}},
 		{"revoked", "conflict", func(w *world) error {
-			mustDo(w.RevokeToken(ctx, alice, w.user.ID, w.token.ID))
+			mustDo(w.revoke(ctx, alice, w.user.ID, w.token.ID))
 			return third(w.rotate(w.token.ID, time.Hour))
 		}},
 		{"expired", "conflict", func(w *world) error {
@@ -452,7 +452,7 @@ func TestRotateWhileUsed(t *testing.T) {
 		mustDo(err)
 		used := make(chan struct{})
 		var wg sync.WaitGroup
-		wg.Go(func() { w.NoteUse(w.user.ID, next.ID); close(used) })
+		wg.Go(func() { w.noteFirst(w.user.ID, next.ID); close(used) })
 		for range 4 {
 			wg.Go(func() {
 				<-used
@@ -483,16 +483,16 @@ func TestFirstUse(t *testing.T) {
 	at := w.now()
 	var wg sync.WaitGroup
 	for range 50 {
-		wg.Go(func() { w.NoteUse(w.user.ID, next.ID) })
+		wg.Go(func() { w.noteFirst(w.user.ID, next.ID) })
 	}
 	wg.Wait()
 	w.written(t, next.ID)
 	w.clock.add(time.Minute)
-	w.NoteUse(w.user.ID, next.ID) // by a request that still has the old directory
+	w.noteFirst(w.user.ID, next.ID) // by a request that still has the old directory
 	w.written(t, next.ID)
 
-	if got := w.row(next.ID); !got.LastUsedAt.Equal(at) || got.UseCount != 1 || got.Version != 1 {
-		t.Errorf("got %+v, want it used once, at %v, and otherwise unchanged", got, at)
+	if got := w.row(next.ID); !got.LastUsedAt.Equal(at) || got.UseCount != 0 || got.Version != 1 {
+		t.Errorf("got %+v, want its first use at %v, and otherwise unchanged", got, at)
 	}
 	for _, s := range []*Store{w.Store, other} {
 		eventually(t, "the use in the directory", func() bool {
@@ -531,7 +531,7 @@ func TestFirstUseCannotBeWritten(t *testing.T) {
 	}
 	_, err = w.write.ExecContext(ctx, `DROP TRIGGER full`)
 	mustDo(err)
-	w.NoteUse(w.user.ID, next.ID) // nothing new: nobody is woken
+	w.noteFirst(w.user.ID, next.ID) // nothing new: nobody is woken
 	if !w.uses.has(next.ID) {
 		t.Error("forgotten before it was written")
 	}
@@ -542,7 +542,7 @@ func TestFirstUseCannotBeWritten(t *testing.T) {
 	before := dump(t, w.Store)
 	for i, user := range []string{w.user.ID, "service_x"} {
 		token := fmt.Sprint("token_gone", i)
-		w.NoteUse(user, token)
+		w.noteFirst(user, token)
 		w.written(t, token)
 	}
 	same(t, "tokens that are gone", dump(t, w.Store), before)
@@ -557,7 +557,7 @@ func TestFirstUseIsTriedAgain(t *testing.T) {
 	mustDo(err)
 	_, err = w.write.ExecContext(ctx, `CREATE TEMP TRIGGER full BEFORE UPDATE ON main.tokens BEGIN SELECT RAISE(ABORT, 'no space'); END`)
 	mustDo(err)
-	w.NoteUse(w.user.ID, next.ID)
+	w.noteFirst(w.user.ID, next.ID)
 	eventually(t, "the attempt to write it", func() bool { return log.FilterMessageSnippet("first use").Len() == 1 })
 	_, err = w.write.ExecContext(ctx, `DROP TRIGGER full`)
 	mustDo(err)

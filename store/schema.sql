@@ -1,4 +1,4 @@
--- The store of service users, version 2. Times are Unix seconds in UTC; 0 means
+-- The store of service users, version 3. Times are Unix seconds in UTC; 0 means
 -- "never" or "not yet". Lists and maps are JSON text. One text serves SQLite and
 -- PostgreSQL.
 --
@@ -39,6 +39,7 @@ CREATE TABLE service_users (
 CREATE UNIQUE INDEX service_users_name ON service_users (name) WHERE deleted_at = 0;
 CREATE UNIQUE INDEX service_users_alias ON service_users (alias) WHERE deleted_at = 0 AND alias <> '';
 CREATE INDEX service_users_revision ON service_users (revision);
+CREATE INDEX service_users_deleted ON service_users (deleted_at) WHERE deleted_at > 0;
 
 CREATE TABLE tokens (
 	id                TEXT   PRIMARY KEY, -- token_…
@@ -61,10 +62,16 @@ CREATE TABLE tokens (
 	retires_at        BIGINT NOT NULL,    -- the end of the grace after a refresh; 0 is none
 	revoked_at        BIGINT NOT NULL,
 	replaced_by       TEXT   NOT NULL,    -- the token that a refresh made
-	version           BIGINT NOT NULL
+	version           BIGINT NOT NULL,
+	used_from         TEXT   NOT NULL DEFAULT '{}', -- {"192.0.2.7":1767323045}: the last addresses, and when
+	used_rules        TEXT   NOT NULL DEFAULT '{}', -- {"rule_…":1767323045}: the last rules, and when
+	refreshed_at      BIGINT NOT NULL DEFAULT 0,    -- when the refresh was that made it retire
+	count_at_refresh  BIGINT NOT NULL DEFAULT 0,    -- use_count at that time
+	quiet_after       BIGINT NOT NULL DEFAULT 0     -- ends when it was not used for so many seconds; 0 is only with the grace
 );
 CREATE UNIQUE INDEX tokens_hash ON tokens (hash);
 CREATE INDEX tokens_service_user ON tokens (service_user_id, id);
+CREATE INDEX tokens_quiet ON tokens (quiet_after) WHERE quiet_after > 0 AND revoked_at = 0;
 
 CREATE TABLE permission_groups (
 	id               TEXT   PRIMARY KEY, -- group_…

@@ -75,7 +75,7 @@ func testScope(t *testing.T, withDefault bool) {
 		by            Actor
 		users, groups string
 	}{{by, visible, "base readers"}, {blind, "", ""}, {Local, "admin both capital manager mixed nowhere outsider peer plain reader similar writer", "base readers writers"}} {
-		users, more, err := s.ServiceUsers(ctx, row.by, UserFilter{Limit: 100})
+		users, more, err := s.page(ctx, row.by, userPage{Limit: 100})
 		if got := names(users); got != row.users || more || err != nil {
 			t.Errorf("list of %s: got %q, %t, %v, want %q", row.by.Name, got, more, err, row.users)
 		}
@@ -88,7 +88,7 @@ func testScope(t *testing.T, withDefault bool) {
 			if slices.Contains(strings.Fields(row.users), name) {
 				want = "ok"
 			}
-			if got := kind(second(s.ServiceUser(ctx, row.by, id))); got != want {
+			if got := kind(second(s.readUser(ctx, row.by, id))); got != want {
 				t.Errorf("%s reads %s: got %s, want %s", row.by.Name, name, got, want)
 			}
 			if got := kind(third(s.Tokens(ctx, row.by, id, "", 10))); got != want {
@@ -111,7 +111,7 @@ func testScope(t *testing.T, withDefault bool) {
 			}
 		}
 	}
-	if list, _, err := s.ServiceUsers(ctx, by, UserFilter{Name: "outsider", Limit: 10}); len(list) != 0 || err != nil {
+	if list, _, err := s.page(ctx, by, userPage{Name: "outsider", Limit: 10}); len(list) != 0 || err != nil {
 		t.Errorf("looking for an outsider by name: got %v, %v", list, err)
 	}
 	if list, _, err := s.Groups(ctx, by, "writers", "", 10); len(list) != 0 || err != nil {
@@ -153,11 +153,11 @@ func testScope(t *testing.T, withDefault bool) {
 			row{"adopt " + name, want, func() error {
 				return update(name, func(u *ServiceUser) { u.Teams = []string{"ops", "finance"}; u.Owner = "x" })
 			}},
-			row{"delete " + name, want, func() error { return s.DeleteServiceUser(ctx, by, ids[name], 0) }},
+			row{"delete " + name, want, func() error { return s.deleteUser(ctx, by, ids[name], 0) }},
 			row{"mint a token for " + name, want, func() error { return second(s.CreateToken(ctx, by, ids[name], NewToken{})) }},
 			row{"narrowed for " + name, want, func() error { return second(s.CreateToken(ctx, by, ids[name], NewToken{Groups: []string{readers.ID}})) }},
-			row{"refresh the token of " + name, want, func() error { return second(s.RefreshToken(ctx, by, ids[name], tokenID, 0)) }},
-			row{"revoke the token of " + name, want, func() error { return s.RevokeToken(ctx, by, ids[name], tokenID) }},
+			row{"refresh the token of " + name, want, func() error { return second(s.refreshOf(ctx, by, ids[name], tokenID, 0)) }},
+			row{"revoke the token of " + name, want, func() error { return s.revoke(ctx, by, ids[name], tokenID) }},
 			row{"update the token of " + name, want, func() error {
 				return second(s.UpdateToken(ctx, by, ids[name], tokenID, 0, func(k *Token) error { k.Description = "x"; return nil }))
 			}},
@@ -250,20 +250,20 @@ func testScope(t *testing.T, withDefault bool) {
 		{"update a token", "", func() error {
 			return second(s.UpdateToken(ctx, by, ids["reader"], tokens["reader"].ID, 0, func(k *Token) error { k.Description = "x"; return nil }))
 		}},
-		{"refresh", "", func() error { return second(s.RefreshToken(ctx, by, ids["reader"], tokens["reader"].ID, 0)) }},
-		{"revoke", "", func() error { return s.RevokeToken(ctx, by, ids["plain"], tokens["plain"].ID) }},
-		{"delete", "", func() error { return s.DeleteServiceUser(ctx, by, ids["reader"], 0) }},
+		{"refresh", "", func() error { return second(s.refreshOf(ctx, by, ids["reader"], tokens["reader"].ID, 0)) }},
+		{"revoke", "", func() error { return s.revoke(ctx, by, ids["plain"], tokens["plain"].ID) }},
+		{"delete", "", func() error { return s.deleteUser(ctx, by, ids["reader"], 0) }},
 	} {
 		revision := s.Directory().Revision()
 		if got := kind(r.do()); got != "ok" || s.Directory().Revision() != revision+1 {
 			t.Errorf("%s: got %s and revision %d, want ok and %d", r.name, got, s.Directory().Revision(), revision+1)
 		}
-		if e := must(s.AuditEvents(ctx, "", 0, 1))[0]; e.Actor != manager.ID {
+		if e := must(s.trail(ctx, "", 0, 1))[0]; e.Actor != manager.ID {
 			t.Errorf("%s: actor: got %s, want %s", r.name, e.Actor, manager.ID)
 		}
 	}
 	// Its own way up: every decision about itself stays as it was.
-	if u := must(s.ServiceUser(ctx, by, manager.ID)); u.Role != access.Manager || u.Version != 1 {
+	if u := must(s.readUser(ctx, by, manager.ID)); u.Role != access.Manager || u.Version != 1 {
 		t.Errorf("the manager itself: got %+v", u)
 	}
 }

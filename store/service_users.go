@@ -1,11 +1,15 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
+	"time"
 
 	"github.com/serviceusers/caddy-service-users/access"
 )
@@ -66,49 +70,16 @@ func (s *Store) CreateServiceUser(ctx context.Context, by Actor, u ServiceUser, 
 }
 
 // ServiceUser returns the service user with this id. A deleted one is
-// [ErrNotFound].
-func (s *Store) ServiceUser(ctx context.Context, by Actor, id string) (ServiceUser, error) {
-	return inRead(ctx, s, by, func(t *tx) (ServiceUser, error) { return t.visibleUser(id) })
-}
-
-// UserFilter chooses service users in a list.
-type UserFilter struct {
-	Name   string // exactly this name; "" is any
-	Before string // an id: only those made before it, whether or not it still exists
-	Limit  int    // at most so many; at least 1
-}
-
-// ServiceUsers lists service users, newest first. more reports whether others
-// follow behind the last one.
-func (s *Store) ServiceUsers(ctx context.Context, by Actor, f UserFilter) (list []ServiceUser, more bool, err error) {
-	list, err = inRead(ctx, s, by, func(t *tx) ([]ServiceUser, error) {
-		where, args := `deleted_at = 0 AND ($1 = '' OR id < $1) AND ($2 = '' OR name = $2)`, []any{f.Before, f.Name, f.Limit + 1}
-		if by.Scope != nil {
-			// Team names hold no quotes, so a quoted one is found whole. LIKE
-			// would do, but for SQLite it takes "Finance" for "finance".
-			clause := "FALSE"
-			for _, team := range by.Scope.Teams {
-				args = append(args, toJSON(team))
-				clause += fmt.Sprintf(` OR REPLACE(teams, $%d, '') <> teams`, len(args))
-			}
-			where += " AND (" + clause + ")"
+// [ErrNotFound], unless deleted asks for those.
+func (s *Store) ServiceUser(ctx context.Context, by Actor, id string, deleted bool) (ServiceUser, error) {
+	u, err := inRead(ctx, s, by, func(t *tx) (ServiceUser, error) {
+		if deleted {
+			return t.visibleTombstone(id)
 		}
-		rows, err := t.query(selectUser+` WHERE `+where+` ORDER BY id DESC LIMIT $3`, args...)
-		if err != nil {
-			return nil, err
-		}
-		list, err := collect(rows, scanUser)
-		for i := range list {
-			if err == nil {
-				list[i].Groups, err = t.groupsOf(list[i].ID)
-			}
-		}
-		return list, err
+		return t.visibleUser(id)
 	})
-	if len(list) > f.Limit {
-		list, more = list[:f.Limit], true
-	}
-	return list, more, err
+	s.withActivity(&u)
+	return u, err
 }
 
 // UpdateServiceUser changes the fields of a service user that a caller may
@@ -172,8 +143,10 @@ func updateAction(before, after bool) string {
 }
 
 // DeleteServiceUser deletes a service user at once. A tombstone keeps its id
-// from being used again and the audit trail readable.
-func (s *Store) DeleteServiceUser(ctx context.Context, by Actor, id string, version int64) error {
+// from being used again and the audit trail readable; for some time it can be
+// brought back. With unused, a service user that was active within that time is
+// left alone: the error is an [InUse].
+func (s *Store) DeleteServiceUser(ctx context.Context, by Actor, id string, version int64, unused time.Duration) error {
 	return s.change(ctx, by, func(t *tx) error {
 		before, err := t.visibleUser(id)
 		if err != nil {
@@ -185,6 +158,11 @@ func (s *Store) DeleteServiceUser(ctx context.Context, by Actor, id string, vers
 		if err := t.withinScope(&before, nil); err != nil {
 			return err
 		}
+		if unused > 0 {
+			if err := t.checkUnused(id, unused); err != nil {
+				return err
+			}
+		}
 		if _, err := t.exec(`
 			UPDATE service_users SET deleted_at = $2, updated_at = $2, active = FALSE, version = version + 1, revision = $3
 			WHERE id = $1`, id, t.now.Unix(), t.revision); err != nil {
@@ -192,6 +170,123 @@ func (s *Store) DeleteServiceUser(ctx context.Context, by Actor, id string, vers
 		}
 		return t.audit("service_user.delete", id, before, nil)
 	})
+}
+
+// InUse is what keeps a service user from being deleted: who would break.
+type InUse struct {
+	LastUsedAt time.Time
+	Addresses  []string // it was used from, the latest first
+	Rules      []string // it was let through by, the latest first
+}
+
+func (e *InUse) Error() string {
+	return fmt.Sprintf("the service user was used at %s from %s; deactivate it first, or delete it without the condition",
+		e.LastUsedAt.Format(time.RFC3339), strings.Join(e.Addresses, ", "))
+}
+
+// Unwrap makes it an [ErrConflict].
+func (e *InUse) Unwrap() error { return &Error{ErrConflict, "unless_used_within", e.Error()} }
+
+func (t *tx) checkUnused(id string, within time.Duration) error {
+	rows, err := t.query(selectToken+` WHERE service_user_id = $1`, id)
+	if err != nil {
+		return fmt.Errorf("reading tokens: %w", err)
+	}
+	tokens, err := collect(rows, scanToken)
+	if err != nil {
+		return fmt.Errorf("reading tokens: %w", err)
+	}
+	var all usage
+	for i := range tokens {
+		k := &tokens[i]
+		t.store.withUse(id, k)
+		all.merge(usage{last: unix(k.LastUsedAt), from: k.UsedFrom, rules: k.UsedRules})
+	}
+	if last := fromUnix(all.last); !last.IsZero() && last.After(t.now.Add(-within)) {
+		return &InUse{last, byNewest(all.from), byNewest(all.rules)}
+	}
+	return nil
+}
+
+// byNewest lists the keys of a map of instants, the latest first.
+func byNewest(m map[string]int64) []string {
+	return slices.SortedFunc(maps.Keys(m), func(a, b string) int { return cmp.Or(cmp.Compare(m[b], m[a]), strings.Compare(a, b)) })
+}
+
+// UndeleteServiceUser brings a deleted service user back, inactive, with its
+// tokens and groups as they were.
+func (s *Store) UndeleteServiceUser(ctx context.Context, by Actor, id string) (u ServiceUser, err error) {
+	err = s.change(ctx, by, func(t *tx) error {
+		if err := t.admit("bring a service user back"); err != nil {
+			return err
+		}
+		before, err := t.visibleTombstone(id)
+		if err != nil {
+			return err
+		}
+		if before.DeletedAt.IsZero() {
+			return conflict("", "the service user is not deleted")
+		}
+		if before.Name == "" || !t.now.Before(before.DeletedAt.Add(s.opts.Retention)) {
+			return conflict("", "the service user was deleted too long ago, at %s, and cannot be brought back", before.DeletedAt.Format(time.RFC3339))
+		}
+		if err := t.checkTaken(id, before); err != nil {
+			return err
+		}
+		u = before
+		u.DeletedAt, u.Active, u.UpdatedAt, u.Version = time.Time{}, false, t.now, before.Version+1
+		if _, err := t.exec(`
+			UPDATE service_users SET deleted_at = 0, active = FALSE, updated_at = $2, version = $3, revision = $4 WHERE id = $1`,
+			id, unix(u.UpdatedAt), u.Version, t.revision); err != nil {
+			return fmt.Errorf("bringing the service user back: %w", err)
+		}
+		return t.audit("service_user.undelete", id, before, u)
+	})
+	return u, err
+}
+
+// purge removes what is personal from tombstones whose time is over. Their ids
+// stay, so that none is used again, and the audit trail does.
+func (s *Store) purge(ctx context.Context) error {
+	if err := s.inPlace(); err != nil {
+		return err
+	}
+	for {
+		cutoff := s.now().Add(-s.opts.Retention).Unix()
+		rows, err := s.read.QueryContext(ctx, `SELECT id FROM service_users WHERE deleted_at > 0 AND deleted_at <= $1 AND name <> '' ORDER BY id LIMIT 100`, cutoff)
+		if err != nil {
+			return fmt.Errorf("looking for tombstones: %w", err)
+		}
+		ids, err := collect(rows, scanString)
+		if err != nil || len(ids) == 0 {
+			return err
+		}
+		err = s.change(ctx, Actor{Name: "system", Operation: NewOperationID()}, func(t *tx) error {
+			for _, id := range ids {
+				if err := t.purgeUser(id); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return fmt.Errorf("purging tombstones: %w", err)
+		}
+	}
+}
+
+func (t *tx) purgeUser(id string) error {
+	for _, statement := range []string{
+		`UPDATE service_users SET name = '', display_name = '', description = '', owner = '', alias = '', teams = '[]', labels = '{}',
+			allowed_ips = '[]', version = version + 1 WHERE id = $1 AND deleted_at > 0`,
+		`DELETE FROM members WHERE service_user_id = $1`,
+		`DELETE FROM tokens WHERE service_user_id = $1`,
+	} {
+		if _, err := t.exec(statement, id); err != nil {
+			return err
+		}
+	}
+	return t.audit("service_user.purge", id, nil, nil)
 }
 
 const selectUser = `
@@ -211,9 +306,9 @@ func scanUser(rows *sql.Rows) (u ServiceUser, err error) {
 	return u, errors.Join(fromJSON(teams, &u.Teams), fromJSON(labels, &u.Labels), fromJSON(allowed, &u.AllowedIPs))
 }
 
-// user reads a service user that is not deleted.
-func (t *tx) user(id string) (ServiceUser, error) {
-	rows, err := t.query(selectUser+` WHERE id = $1 AND deleted_at = 0`, id)
+// user reads a service user.
+func (t *tx) user(id string, deleted bool) (ServiceUser, error) {
+	rows, err := t.query(selectUser+` WHERE id = $1`, id)
 	if err != nil {
 		return ServiceUser{}, fmt.Errorf("reading the service user: %w", err)
 	}
@@ -221,7 +316,7 @@ func (t *tx) user(id string) (ServiceUser, error) {
 	switch {
 	case err != nil:
 		return ServiceUser{}, fmt.Errorf("reading the service user: %w", err)
-	case len(list) == 0:
+	case len(list) == 0 || !deleted && !list[0].DeletedAt.IsZero():
 		return ServiceUser{}, notFound("service user", id)
 	}
 	u := list[0]
@@ -231,8 +326,13 @@ func (t *tx) user(id string) (ServiceUser, error) {
 
 // visibleUser reads a service user that the actor may see. What it may not see
 // does not exist for it.
-func (t *tx) visibleUser(id string) (ServiceUser, error) {
-	u, err := t.user(id)
+func (t *tx) visibleUser(id string) (ServiceUser, error) { return t.visible(id, false) }
+
+// visibleTombstone is visibleUser for one that may be deleted.
+func (t *tx) visibleTombstone(id string) (ServiceUser, error) { return t.visible(id, true) }
+
+func (t *tx) visible(id string, deleted bool) (ServiceUser, error) {
+	u, err := t.user(id, deleted)
 	if err == nil && t.by.Scope != nil && !t.by.Scope.Shares(u.Teams) {
 		return ServiceUser{}, notFound("service user", id)
 	}

@@ -42,6 +42,14 @@ var upgrades = []string{
 		PRIMARY KEY (group_id, permission_key)
 	);
 	CREATE INDEX group_permissions_permission ON group_permissions (permission_key);`,
+	// 3: the use of tokens, and tombstones.
+	`ALTER TABLE tokens ADD COLUMN used_from        TEXT   NOT NULL DEFAULT '{}';
+	ALTER TABLE tokens ADD COLUMN used_rules       TEXT   NOT NULL DEFAULT '{}';
+	ALTER TABLE tokens ADD COLUMN refreshed_at     BIGINT NOT NULL DEFAULT 0;
+	ALTER TABLE tokens ADD COLUMN count_at_refresh BIGINT NOT NULL DEFAULT 0;
+	ALTER TABLE tokens ADD COLUMN quiet_after      BIGINT NOT NULL DEFAULT 0;
+	CREATE INDEX tokens_quiet ON tokens (quiet_after) WHERE quiet_after > 0 AND revoked_at = 0;
+	CREATE INDEX service_users_deleted ON service_users (deleted_at) WHERE deleted_at > 0;`,
 }
 
 // schemaVersion is the version that this program reads and writes.

@@ -33,6 +33,8 @@ type Options struct {
 	DefaultGroup string           // the name of a group that every service user is in; "" is none
 	TokenTTL     time.Duration    // lifetime of a token that names none; 0 is the longest
 	MaxTokenTTL  time.Duration    // the longest lifetime of a token; 0 is unlimited
+	UseInterval  time.Duration    // how often the use of tokens is written; 0 is 10 s
+	Retention    time.Duration    // how long a deleted service user can be brought back; 0 is 30 days
 	Poll         time.Duration    // how often to look for changes of other processes; 0 is 5 ms
 	Now          func() time.Time // nil is time.Now
 	Log          *zap.Logger      // nil is silence
@@ -47,7 +49,10 @@ func (o *Options) defaultTTL() time.Duration {
 }
 
 const (
-	defaultPoll   = 5 * time.Millisecond
+	defaultPoll        = 5 * time.Millisecond
+	defaultUseInterval = 10 * time.Second
+	defaultRetention   = 30 * 24 * time.Hour
+
 	changeTimeout = 30 * time.Second // of one transaction, whatever the caller's context says
 )
 
@@ -65,7 +70,11 @@ type Store struct {
 	directory atomic.Pointer[access.Directory]
 	changed   atomic.Pointer[func()] // told when the directory is another one
 	fault     atomic.Pointer[string] // what the last poll said; nil is well
+	checked   atomic.Int64           // when the last poll was that went well, in Unix nanoseconds
 	uses      firstUses
+	figures   figures
+	attempts  attempts
+	head      atomic.Pointer[position] // of what directory holds
 	stop      context.CancelFunc
 	stopped   sync.WaitGroup
 }
@@ -92,17 +101,23 @@ func Open(ctx context.Context, path string, opts Options) (*Store, error) {
 	if s.read, s.write, s.file, err = openSQLite(ctx, place, s.now()); err != nil {
 		return nil, fmt.Errorf("opening the store %q: %w", path, err)
 	}
+	if s.opts.Retention <= 0 {
+		s.opts.Retention = defaultRetention
+	}
 	s.uses.begin()
+	s.figures.begin()
 	s.install(loaded{directory: access.NewDirectory(opts.Peppers, opts.DefaultGroup)})
 	s.writing <- struct{}{}
 	if err := s.refresh(ctx); err != nil {
 		s.closeDBs()
 		return nil, fmt.Errorf("loading the store %q: %w", path, err)
 	}
+	s.checked.Store(s.now().UnixNano())
 	background, stop := context.WithCancel(context.Background())
 	s.stop = stop
 	s.stopped.Go(func() { s.watch(background) })
 	s.stopped.Go(func() { s.recordUses(background) })
+	s.stopped.Go(func() { s.keepFigures(background) })
 	return s, nil
 }
 
@@ -140,6 +155,10 @@ func (s *Store) Fault() string {
 	return ""
 }
 
+// Checked returns when the store was last found to hold nothing newer than the
+// directory.
+func (s *Store) Checked() time.Time { return time.Unix(0, s.checked.Load()) }
+
 // tx is a change in the making.
 type tx struct {
 	*sql.Tx
@@ -149,7 +168,7 @@ type tx struct {
 	now       time.Time         // whole seconds, UTC
 	directory *access.Directory // as it is before the change
 	revision  int64             // the number of this change
-	events    int               // audit records written
+	events    []AuditEvent      // audit records written
 }
 
 func (t *tx) exec(query string, args ...any) (sql.Result, error) {
@@ -201,6 +220,7 @@ func (s *Store) install(next loaded) {
 		return
 	}
 	s.loaded = next
+	s.head.Store(&next.position)
 	s.directory.Store(next.directory)
 	if f := s.changed.Load(); f != nil && *f != nil {
 		(*f)()
@@ -241,7 +261,7 @@ func (s *Store) change(ctx context.Context, by Actor, f func(*tx) error) error {
 	if err := t.renewScope(); err != nil {
 		return err
 	}
-	if err := f(t); err != nil || t.events == 0 {
+	if err := f(t); err != nil || len(t.events) == 0 {
 		return err
 	}
 	if _, err := t.exec(`UPDATE meta SET revision = $1`, t.revision); err != nil {
@@ -255,6 +275,7 @@ func (s *Store) change(ctx context.Context, by Actor, f func(*tx) error) error {
 		return fmt.Errorf("committing: %w", errors.Join(err, ctx.Err()))
 	}
 	s.install(next)
+	s.tell(t.events)
 	return nil
 }
 
@@ -340,6 +361,9 @@ func (s *Store) watch(ctx context.Context) {
 // report remembers the state of the store and logs when it changes.
 func (s *Store) report(err error) {
 	before := s.Fault()
+	if err == nil {
+		s.checked.Store(s.now().UnixNano())
+	}
 	switch {
 	case err == nil && before != "":
 		s.fault.Store(nil)

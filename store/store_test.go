@@ -176,7 +176,7 @@ func describe(d *access.Directory, ids []string) string {
 // trail returns the audit trail, oldest first, after recomputing its chain.
 func trail(t tb, s *Store) []AuditEvent {
 	t.Helper()
-	events := must(s.AuditEvents(ctx, "", 0, 1<<30))
+	events := must(s.trail(ctx, "", 0, 1<<30))
 	slices.Reverse(events)
 	prev := ""
 	for i, e := range events {

@@ -33,7 +33,9 @@ func (s *Store) Token(ctx context.Context, by Actor, userID, id string) (Token, 
 		if _, err := t.visibleUser(userID); err != nil {
 			return Token{}, err
 		}
-		return t.token(userID, id)
+		k, err := t.token(userID, id)
+		s.withUse(userID, &k)
+		return k, err
 	})
 }
 
@@ -53,7 +55,61 @@ func (s *Store) Tokens(ctx context.Context, by Actor, userID, before string, lim
 	if len(list) > limit {
 		list, more = list[:limit], true
 	}
+	for i := range list {
+		s.withUse(userID, &list[i])
+	}
 	return list, more, err
+}
+
+// AllTokens lists the tokens of all service users that still can be used or will
+// be, newest first: of those that were made before the one named before ("" is
+// all).
+func (s *Store) AllTokens(ctx context.Context, by Actor, before string, limit int) (list []Token, more bool, err error) {
+	list, err = inRead(ctx, s, by, func(t *tx) ([]Token, error) {
+		where := `revoked_at = 0 AND (retires_at = 0 OR retires_at > $1) AND ($2 = '' OR id < $2)`
+		args := []any{t.now.Unix(), before, limit + 1}
+		teams := "TRUE"
+		if by.Scope != nil {
+			teams = "FALSE"
+			for _, team := range by.Scope.Teams {
+				args = append(args, toJSON(team))
+				teams += " OR " + hasTeam(fmt.Sprintf("$%d", len(args)))
+			}
+		}
+		where += ` AND service_user_id IN (SELECT id FROM service_users WHERE deleted_at = 0 AND (` + teams + `))`
+		rows, err := t.query(selectToken+` WHERE `+where+` ORDER BY id DESC LIMIT $3`, args...)
+		if err != nil {
+			return nil, err
+		}
+		return collect(rows, scanToken)
+	})
+	if len(list) > limit {
+		list, more = list[:limit], true
+	}
+	for i := range list {
+		s.withUse(list[i].UserID, &list[i])
+	}
+	return list, more, err
+}
+
+// TokenOwner returns the service user that a token belongs to.
+func (s *Store) TokenOwner(ctx context.Context, by Actor, id string) (userID string, err error) {
+	return inRead(ctx, s, by, func(t *tx) (string, error) {
+		var owner string
+		switch err := t.row(`SELECT service_user_id FROM tokens WHERE id = $1`, id).Scan(&owner); {
+		case errors.Is(err, sql.ErrNoRows):
+			return "", notFound("token", id)
+		case err != nil:
+			return "", fmt.Errorf("looking for the token: %w", err)
+		}
+		switch _, err := t.visibleUser(owner); {
+		case errors.Is(err, ErrNotFound):
+			return "", notFound("token", id)
+		case err != nil:
+			return "", err
+		}
+		return owner, nil
+	})
 }
 
 // UpdateToken changes the fields of a token that a caller may choose.
@@ -95,13 +151,16 @@ func (s *Store) UpdateToken(ctx context.Context, by Actor, userID, id string, ve
 		}
 		return t.audit("token.update", id, before, token)
 	})
+	s.withUse(userID, &token)
 	return token, err
 }
 
 // RefreshToken issues a successor of a token: a new secret with the same
 // description, addresses, groups and lifetime, as far as that is still allowed.
-// The old one ends when the grace does; a grace of 0 revokes it at once.
-func (s *Store) RefreshToken(ctx context.Context, by Actor, userID, id string, grace time.Duration) (issued *Issued, err error) {
+// The old one, which is returned as it is then, ends when the grace does; a grace
+// of 0 revokes it at once. With quiet it ends earlier, when nobody has used it for
+// so long.
+func (s *Store) RefreshToken(ctx context.Context, by Actor, userID, id string, version int64, grace, quiet time.Duration) (issued *Issued, old Token, err error) {
 	err = s.change(ctx, by, func(t *tx) error {
 		if err := t.reachUser(userID); err != nil {
 			return err
@@ -110,8 +169,11 @@ func (s *Store) RefreshToken(ctx context.Context, by Actor, userID, id string, g
 		if err != nil {
 			return err
 		}
-		if grace < 0 {
-			return invalid("grace", "must not be negative")
+		if err := checkVersion(before.Version, version); err != nil {
+			return err
+		}
+		if err := checkGrace(grace, quiet); err != nil {
+			return err
 		}
 		switch state := before.State(t.now); {
 		case state == TokenRevoked || state == TokenRetiring:
@@ -133,10 +195,12 @@ func (s *Store) RefreshToken(ctx context.Context, by Actor, userID, id string, g
 		if issued, err = t.createToken(next, before.Groups); err != nil {
 			return err
 		}
-		old := before
+		s.withUse(userID, &before)
+		old = before
 		old.ReplacedBy, old.UpdatedAt, old.Version = issued.ID, t.now, before.Version+1
+		old.RefreshedAt, old.CountAtRefresh = t.now, before.UseCount
 		if grace > 0 {
-			old.RetiresAt = t.now.Add(grace)
+			old.RetiresAt, old.QuietAfter = t.now.Add(grace), quiet
 		} else {
 			old.RevokedAt = t.now
 		}
@@ -148,7 +212,22 @@ func (s *Store) RefreshToken(ctx context.Context, by Actor, userID, id string, g
 		}
 		return t.audit("token.refresh", id, before, old)
 	})
-	return issued, err
+	return issued, old, err
+}
+
+// checkGrace checks how long a replaced token goes on.
+func checkGrace(grace, quiet time.Duration) error {
+	switch {
+	case grace < 0:
+		return invalid("grace", "must not be negative")
+	case grace > 0 && grace < time.Second:
+		return invalid("grace", "must be at least a second, or 0")
+	case quiet != 0 && grace == 0:
+		return invalid("quiet", "goes with a grace: without one the old token ends at once")
+	case quiet != 0 && quiet < time.Minute:
+		return invalid("quiet", "must be at least a minute")
+	}
+	return nil
 }
 
 // RotateToken lets a service user replace a token of its own: a new secret with
@@ -179,11 +258,13 @@ func (s *Store) RotateToken(ctx context.Context, by Actor, userID, id string, gr
 		if err != nil {
 			return err
 		}
+		s.withUse(userID, &before)
 		old = before
 		unused := Token{}
 		switch state := before.State(t.now); state {
 		case TokenActive:
 			old.RetiresAt = t.now.Add(grace)
+			old.RefreshedAt, old.CountAtRefresh = t.now, before.UseCount
 			if !old.ExpiresAt.IsZero() && old.ExpiresAt.Before(old.RetiresAt) {
 				old.RetiresAt = old.ExpiresAt
 			}
@@ -268,13 +349,16 @@ func (t *tx) checkRotations(userID string) error {
 
 // RevokeToken ends a token for good; its record stays. To revoke one that is
 // revoked already changes nothing and is no error.
-func (s *Store) RevokeToken(ctx context.Context, by Actor, userID, id string) error {
+func (s *Store) RevokeToken(ctx context.Context, by Actor, userID, id string, version int64) error {
 	return s.change(ctx, by, func(t *tx) error {
 		if err := t.reachUser(userID); err != nil {
 			return err
 		}
 		before, err := t.token(userID, id)
 		if err != nil || !before.RevokedAt.IsZero() {
+			return err
+		}
+		if err := checkVersion(before.Version, version); err != nil {
 			return err
 		}
 		after := before
@@ -288,8 +372,10 @@ func (s *Store) RevokeToken(ctx context.Context, by Actor, userID, id string) er
 
 func (t *tx) endToken(token Token) error {
 	if _, err := t.exec(`
-		UPDATE tokens SET retires_at = $2, revoked_at = $3, replaced_by = $4, updated_at = $5, version = $6
-		WHERE id = $1`, token.ID, unix(token.RetiresAt), unix(token.RevokedAt), token.ReplacedBy, unix(token.UpdatedAt), token.Version); err != nil {
+		UPDATE tokens SET retires_at = $2, revoked_at = $3, replaced_by = $4, updated_at = $5, version = $6,
+			refreshed_at = $7, count_at_refresh = $8, quiet_after = $9
+		WHERE id = $1`, token.ID, unix(token.RetiresAt), unix(token.RevokedAt), token.ReplacedBy, unix(token.UpdatedAt), token.Version,
+		unix(token.RefreshedAt), token.CountAtRefresh, int64(token.QuietAfter/time.Second)); err != nil {
 		return fmt.Errorf("ending the token: %w", err)
 	}
 	return t.touchUser(token.UserID)
@@ -376,19 +462,30 @@ func (t *tx) reachUser(id string) error {
 
 const selectToken = `
 	SELECT id, service_user_id, description, hint, metadata, allowed_ips, permission_groups, expires_at, not_before, created_at, created_by,
-		updated_at, last_used_at, last_used_ip, use_count, retires_at, revoked_at, replaced_by, version
+		updated_at, last_used_at, last_used_ip, use_count, retires_at, revoked_at, replaced_by, version,
+		used_from, used_rules, refreshed_at, count_at_refresh, quiet_after
 	FROM tokens`
 
 func scanToken(rows *sql.Rows) (k Token, err error) {
-	var allowed, groups string
-	var expires, notBefore, created, updated, lastUsed, retires, revoked int64
+	var allowed, groups, from, rules string
+	var expires, notBefore, created, updated, lastUsed, retires, revoked, refreshed, quiet int64
 	if err := rows.Scan(&k.ID, &k.UserID, &k.Description, &k.Hint, &k.Metadata, &allowed, &groups, &expires, &notBefore, &created, &k.CreatedBy,
-		&updated, &lastUsed, &k.LastUsedIP, &k.UseCount, &retires, &revoked, &k.ReplacedBy, &k.Version); err != nil {
+		&updated, &lastUsed, &k.LastUsedIP, &k.UseCount, &retires, &revoked, &k.ReplacedBy, &k.Version,
+		&from, &rules, &refreshed, &k.CountAtRefresh, &quiet); err != nil {
 		return k, err
 	}
+	k.RefreshedAt, k.QuietAfter = fromUnix(refreshed), time.Duration(quiet)*time.Second
 	k.ExpiresAt, k.NotBefore, k.CreatedAt, k.UpdatedAt = fromUnix(expires), fromUnix(notBefore), fromUnix(created), fromUnix(updated)
 	k.LastUsedAt, k.RetiresAt, k.RevokedAt = fromUnix(lastUsed), fromUnix(retires), fromUnix(revoked)
-	return k, errors.Join(fromJSON(allowed, &k.AllowedIPs), fromJSON(groups, &k.Groups))
+	return k, errors.Join(fromJSON(allowed, &k.AllowedIPs), fromJSON(groups, &k.Groups), seenFromJSON(from, &k.UsedFrom), seenFromJSON(rules, &k.UsedRules))
+}
+
+// seenFromJSON reads what was seen when; nothing is nil.
+func seenFromJSON(text string, into *map[string]int64) error {
+	if text == "{}" {
+		return nil
+	}
+	return fromJSON(text, into)
 }
 
 func (t *tx) token(userID, id string) (Token, error) {

@@ -51,8 +51,8 @@ func number(db *sql.DB, query string) (n int) {
 func schemaOf(db *sql.DB) string {
 	list := must(collect(must(db.QueryContext(ctx, `SELECT type || ' ' || name || ': ' || COALESCE(sql, '') FROM sqlite_master ORDER BY type, name`)), scanString))
 	text := regexp.MustCompile(`--[^\n]*`).ReplaceAllString(strings.Join(list, "\n\n"), "")
-	text = regexp.MustCompile(`[ \t]+`).ReplaceAllString(text, " ")
-	return regexp.MustCompile(`\s*\n\s*`).ReplaceAllString(text, "\n")
+	text = regexp.MustCompile(`\s+`).ReplaceAllString(text, " ")
+	return regexp.MustCompile(` ?([(),]) ?`).ReplaceAllString(text, "$1") // ALTER TABLE has a style of its own
 }
 
 func TestUpgrade(t *testing.T) {
@@ -83,7 +83,7 @@ func TestUpgrade(t *testing.T) {
 			t.Errorf("%s: got %s, want %s", pragma, got, want)
 		}
 	}
-	same(t, "rows", dumpTables(s.read, tables1...), before)
+	same(t, "rows", strings.ReplaceAll(dumpTables(s.read, tables1...), " | {} | {} | 0 | 0 | 0\n", "\n"), before) // but for new columns
 	if events := trail(t, s); len(events) < 20 {
 		t.Errorf("audit records: got %d; the test shows little", len(events))
 	}
@@ -148,7 +148,7 @@ var secrets1 = map[string]string{
 func checkSchema1(t *testing.T, s *Store) {
 	t.Helper()
 	logins := make(map[string]string)
-	for _, u := range must(first(s.ServiceUsers(ctx, Local, UserFilter{Limit: 100}))) {
+	for _, u := range must(first(s.page(ctx, Local, userPage{Limit: 100}))) {
 		logins[u.Name] = u.ID
 	}
 	for _, row := range []struct {

@@ -35,10 +35,10 @@ func (f *firstUses) has(token string) bool {
 	return ok
 }
 
-// NoteUse takes down that a token was used for the first time. It is meant for
+// noteFirst takes down that a token was used for the first time. It is meant for
 // tokens that the directory shows as unused, and waits for nothing: the use
 // counts when it returns, and is on disk a little later.
-func (s *Store) NoteUse(userID, tokenID string) {
+func (s *Store) noteFirst(userID, tokenID string) {
 	s.uses.mu.Lock()
 	_, known := s.uses.pending[tokenID]
 	if !known {
@@ -105,7 +105,7 @@ func (s *Store) recordUse(ctx context.Context, token string, use firstUse) error
 		if err != nil || !before.LastUsedAt.IsZero() {
 			return err
 		}
-		if _, err := t.exec(`UPDATE tokens SET last_used_at = $2, use_count = use_count + 1 WHERE id = $1`, token, use.at.Unix()); err != nil {
+		if _, err := t.exec(`UPDATE tokens SET last_used_at = $2 WHERE id = $1`, token, use.at.Unix()); err != nil {
 			return fmt.Errorf("writing the first use of the token: %w", err)
 		}
 		if err := t.touchUser(use.user); err != nil {

@@ -187,7 +187,7 @@ func TestGoodServiceUsers(t *testing.T) {
 		if row.want != nil {
 			row.want(&want)
 		}
-		read := must(w.ServiceUser(ctx, Local, made.ID))
+		read := must(w.readUser(ctx, Local, made.ID))
 		show := func(u ServiceUser) string {
 			return fmt.Sprintf("%q %q %q %q %q %v %v %v %v", u.Name, u.DisplayName, u.Description, u.Owner, u.Alias, u.Teams, u.Labels, u.AllowedIPs, u.ExpiresAt)
 		}

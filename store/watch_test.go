@@ -64,7 +64,7 @@ func TestWatch(t *testing.T) {
 	sees("a group that another store deleted", access.Granted)
 	must(other.UpdateGroup(ctx, Local, w.readers.ID, 0, func(g *Group) error { g.Mode = access.Observe; return nil }))
 	sees("a group that another store changed", access.NoRule)
-	mustDo(other.RevokeToken(ctx, Local, w.user.ID, w.token.ID))
+	mustDo(other.revoke(ctx, Local, w.user.ID, w.token.ID))
 	sees("a token that another store revoked", access.TokenRevoked)
 	u, token := addUser(other, "new")
 	eventually(t, "a service user that another store made", func() bool { return probe(w.Store, u.ID, token.Secret, "GET /") == access.NoRule })
@@ -123,7 +123,7 @@ func TestLockedByAnother(t *testing.T) {
 	done := make(chan error)
 	go func() { done <- w.AddMember(ctx, alice, w.closers.ID, w.user.ID) }()
 	eventually(t, "a change under way", func() bool { return len(w.writing) == 0 && w.write.Stats().InUse == 1 })
-	if _, err := w.ServiceUser(ctx, Local, w.user.ID); err != nil {
+	if _, err := w.readUser(ctx, Local, w.user.ID); err != nil {
 		t.Errorf("a look-up meanwhile: got %v, want no error", err)
 	}
 	if got := probe(w.Store, w.user.ID, w.token.Secret, "GET /v1/x"); got != access.Granted {
@@ -142,8 +142,8 @@ func TestLockedByAnother(t *testing.T) {
 func TestNothingToChangeCatchesUp(t *testing.T) {
 	w := newWorld(t, Options{Poll: time.Hour})
 	other := open(t, w.path, w.opts)
-	mustDo(other.RevokeToken(ctx, Local, w.user.ID, w.token.ID))
-	mustDo(w.RevokeToken(ctx, Local, w.user.ID, w.token.ID))
+	mustDo(other.revoke(ctx, Local, w.user.ID, w.token.ID))
+	mustDo(w.revoke(ctx, Local, w.user.ID, w.token.ID))
 	if got := probe(w.Store, w.user.ID, w.token.Secret, "GET /v1/x"); got != access.TokenRevoked {
 		t.Errorf("revoked here as well: got %v, want token_revoked", got)
 	}
@@ -207,7 +207,7 @@ func TestRollbackIsRefused(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			w := newWorld(t, Options{})
 			old := backup(t, w.Store)
-			mustDo(w.RevokeToken(ctx, alice, w.user.ID, w.token.ID))
+			mustDo(w.revoke(ctx, alice, w.user.ID, w.token.ID))
 			for i := range row.changes - 1 {
 				addUser(w.Store, fmt.Sprint("later", i))
 			}
@@ -266,7 +266,7 @@ func TestFileIsReplaced(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			w := newWorld(t, Options{})
 			old := backup(t, w.Store)
-			mustDo(w.RevokeToken(ctx, alice, w.user.ID, w.token.ID))
+			mustDo(w.revoke(ctx, alice, w.user.ID, w.token.ID))
 			// The watcher must not open its second connection just then: it would
 			// see the wrong file.
 			eventually(t, "both connections of the watcher", func() bool { return w.read.Stats().OpenConnections >= 2 })
@@ -276,7 +276,7 @@ func TestFileIsReplaced(t *testing.T) {
 			if err := w.AddMember(ctx, alice, w.closers.ID, w.user.ID); err == nil {
 				t.Error("a change: got no error")
 			}
-			if _, err := w.ServiceUser(ctx, Local, w.user.ID); err == nil {
+			if _, err := w.readUser(ctx, Local, w.user.ID); err == nil {
 				t.Error("a look-up: got no error")
 			}
 			if got := probe(w.Store, w.user.ID, w.token.Secret, "GET /v1/x"); got != access.TokenRevoked {
@@ -348,7 +348,7 @@ func TestUpgradeUnderfoot(t *testing.T) {
 	if got := probe(w.Store, w.user.ID, w.token.Secret, "GET /v1/x"); got != access.Granted {
 		t.Errorf("a request: got %v, want granted, as before", got)
 	}
-	if err := w.RevokeToken(context.Background(), alice, w.user.ID, w.token.ID); err == nil {
+	if err := w.revoke(context.Background(), alice, w.user.ID, w.token.ID); err == nil {
 		t.Error("a change: got no error")
 	}
 }

@@ -1,0 +1,152 @@
+package admin
+
+import (
+	"time"
+
+	"github.com/serviceusers/caddy-service-users/store"
+)
+
+// API keys are tokens under the name and in the shape of the ngrok API, so that an
+// unmodified client of that one can issue, label, list and revoke them.
+
+// APIKeyInput is the body that issues an API key.
+type APIKeyInput struct {
+	OwnerID     Opt[string] `json:"owner_id,omitzero"`    // the service user
+	Description Opt[string] `json:"description,omitzero"` // what it is for
+	Metadata    Opt[string] `json:"metadata,omitzero"`    // free text, at most 4096 bytes
+}
+
+// APIKeyUpdate is the body that changes an API key.
+type APIKeyUpdate struct {
+	Description Opt[string] `json:"description,omitzero"` // what it is for
+	Metadata    Opt[string] `json:"metadata,omitzero"`    // free text, at most 4096 bytes
+}
+
+// APIKey is a token as an API key. Token, the secret, is only in the answer that
+// issues it.
+type APIKey struct {
+	ID          string    `json:"id"`          // token_…: the same as among the tokens
+	URI         string    `json:"uri"`         // its path in this API
+	Description string    `json:"description"` // what it is for
+	Metadata    string    `json:"metadata"`    // free text
+	CreatedAt   time.Time `json:"created_at"`  // when it was issued
+	UpdatedAt   time.Time `json:"updated_at"`  // when it was last changed
+	Token       *string   `json:"token"`       // the secret, in the answer that issues it; then null
+	OwnerID     string    `json:"owner_id"`    // the service user
+	ETag        string    `json:"etag"`        // its version, for If-Match
+}
+
+// APIKeyList is one page of API keys.
+type APIKeyList struct {
+	Keys []APIKey `json:"keys"` // the newest first
+	Page
+}
+
+// createAPIKey issues a token for a service user as an API key. The secret is only in
+// this answer.
+func (a *API) createAPIKey(c *call, in APIKeyInput) (APIKey, error) {
+	if !store.ValidID("service", in.OwnerID.Value) {
+		return APIKey{}, invalidField("owner_id", "must be the id of the service user that the key is for, service_…")
+	}
+	issued, err := a.store.CreateToken(c.Context(), c.by, in.OwnerID.Value, store.NewToken{Description: in.Description.Value, Metadata: in.Metadata.Value})
+	if err != nil {
+		return APIKey{}, err
+	}
+	out := c.showAPIKey(issued.Token)
+	out.Token = &issued.Secret
+	return out, nil
+}
+
+// listAPIKeys lists the API keys of all service users that have not ended, the newest
+// first.
+func (a *API) listAPIKeys(c *call, q ListQuery) (APIKeyList, error) {
+	limit, err := q.limit()
+	if err != nil {
+		return APIKeyList{}, err
+	}
+	before, err := q.before(store.ValidID, "token")
+	if err != nil {
+		return APIKeyList{}, err
+	}
+	tokens, more, err := a.store.AllTokens(c.Context(), c.by, before, limit)
+	if err != nil {
+		return APIKeyList{}, err
+	}
+	list := APIKeyList{Keys: make([]APIKey, len(tokens))}
+	last := ""
+	for i, t := range tokens {
+		list.Keys[i] = showAPIKey(t)
+		last = t.ID
+	}
+	list.Page = page(c, more, last, limit)
+	return list, nil
+}
+
+// getAPIKey shows an API key, without its secret.
+func (a *API) getAPIKey(c *call, _ None) (APIKey, error) {
+	t, err := a.liveKey(c)
+	if err != nil {
+		return APIKey{}, err
+	}
+	return c.showAPIKey(t), nil
+}
+
+// liveKey finds a token by its id alone. One that is revoked is gone, as clients of
+// API keys expect.
+func (a *API) liveKey(c *call) (store.Token, error) {
+	id, err := c.id("id", "token")
+	if err != nil {
+		return store.Token{}, err
+	}
+	owner, err := a.store.TokenOwner(c.Context(), c.by, id)
+	if err != nil {
+		return store.Token{}, err
+	}
+	t, err := a.store.Token(c.Context(), c.by, owner, id)
+	if err == nil && t.State(a.store.Now()) == store.TokenRevoked {
+		err = errNotFound
+	}
+	return t, err
+}
+
+// updateAPIKey sets the fields that are present; the others stay.
+func (a *API) updateAPIKey(c *call, in APIKeyUpdate) (APIKey, error) {
+	t, err := guarded(c, func(version int64) (store.Token, error) {
+		t, err := a.liveKey(c)
+		if err != nil {
+			return t, err
+		}
+		return a.store.UpdateToken(c.Context(), c.by, t.UserID, t.ID, version, func(t *store.Token) error {
+			in.Description.to(&t.Description)
+			in.Metadata.to(&t.Metadata)
+			return nil
+		})
+	})
+	if err != nil {
+		return APIKey{}, err
+	}
+	return c.showAPIKey(t), nil
+}
+
+// deleteAPIKey ends an API key for good.
+func (a *API) deleteAPIKey(c *call, _ None) (None, error) {
+	return guarded(c, func(version int64) (None, error) {
+		t, err := a.liveKey(c)
+		if err != nil {
+			return None{}, err
+		}
+		return None{}, a.store.RevokeToken(c.Context(), c.by, t.UserID, t.ID, version)
+	})
+}
+
+func (c *call) showAPIKey(t store.Token) APIKey {
+	c.header.Set("ETag", etag(t.Version))
+	return showAPIKey(t)
+}
+
+func showAPIKey(t store.Token) APIKey {
+	return APIKey{
+		ID: t.ID, URI: "/api_keys/" + t.ID, Description: t.Description, Metadata: t.Metadata,
+		CreatedAt: t.CreatedAt, UpdatedAt: t.UpdatedAt, OwnerID: t.UserID, ETag: etag(t.Version),
+	}
+}

@@ -1,0 +1,113 @@
+package admin
+
+import (
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/serviceusers/caddy-service-users/access"
+	"github.com/serviceusers/caddy-service-users/store"
+)
+
+// query brings what was asked for into the form of the store.
+func (q *UserListQuery) query(now time.Time) (out store.UserQuery, err error) {
+	out = store.UserQuery{Name: q.Name, Search: q.Q, Role: q.Role, Team: q.Team, Status: q.Status, Sort: q.Sort}
+	if out.Limit, err = q.limit(); err != nil {
+		return out, err
+	}
+	if out.Deleted, err = boolean("deleted", q.Deleted); err != nil {
+		return out, err
+	}
+	if q.Role != "" && !access.Role(q.Role).Valid() {
+		return out, invalidField("role", fmt.Sprintf("%q is none of admin, manager, member", q.Role))
+	}
+	switch q.Status {
+	case "", "active", "inactive", "expired":
+	default:
+		return out, invalidField("status", fmt.Sprintf("%q is none of active, inactive, expired", q.Status))
+	}
+	if _, known := store.UserSorts[strings.TrimPrefix(q.Sort, "-")]; q.Sort != "" && !known {
+		return out, invalidField("sort", fmt.Sprintf("%q is none of name, role, created_at, last_active_at, with \"-\" before it for descending", q.Sort))
+	}
+	if q.Sort == "-created_at" {
+		out.Sort = "" // the default has the cursor that clients know
+	}
+	if q.Filter != "" {
+		if out.Filter, err = compileFilter(q.Filter, now); err != nil {
+			return out, err
+		}
+	}
+	before, err := q.before(store.ValidID, "service")
+	switch {
+	case err != nil:
+		return out, err
+	case before != "" && (out.Sort != "" || q.Cursor != ""):
+		return out, invalidField("before_id", "goes with the default order alone; follow next_page_uri")
+	case before != "":
+		out.After = &store.Place{Key: before, ID: before}
+	case q.Cursor != "":
+		out.After, err = q.place()
+	}
+	return out, err
+}
+
+// cursor is the place of a row in a list, with what the list was.
+type cursor struct {
+	List string          `json:"l"` // a digest of sort and filters
+	Key  json.RawMessage `json:"k"`
+	ID   string          `json:"i"`
+}
+
+// digest tells one list from another.
+func (q *UserListQuery) digest() string {
+	text, _ := json.Marshal([]string{q.Sort, q.Name, q.Q, q.Role, q.Team, q.Status, q.Filter, q.Deleted}) // strings always can be
+	sum := sha256.Sum256(text)
+	return hex.EncodeToString(sum[:8])
+}
+
+func (q *UserListQuery) cursor(at store.Place) string {
+	key, _ := json.Marshal(at.Key) // a string or a number
+	text, _ := json.Marshal(cursor{q.digest(), key, at.ID})
+	return base64.RawURLEncoding.EncodeToString(text)
+}
+
+func (q *UserListQuery) place() (*store.Place, error) {
+	bad := invalidField("cursor", "is not from a next_page_uri of this list; a cursor goes with the sort and the filters that it came from")
+	text, err := base64.RawURLEncoding.DecodeString(q.Cursor)
+	if err != nil {
+		return nil, bad
+	}
+	var c cursor
+	if json.Unmarshal(text, &c) != nil || c.List != q.digest() || !store.ValidID("service", c.ID) {
+		return nil, bad
+	}
+	at := &store.Place{ID: c.ID}
+	if strings.TrimPrefix(q.Sort, "-") == "last_active_at" {
+		var seconds int64
+		err = json.Unmarshal(c.Key, &seconds)
+		at.Key = seconds
+	} else {
+		var word string
+		err = json.Unmarshal(c.Key, &word)
+		at.Key = word
+	}
+	if err != nil {
+		return nil, bad
+	}
+	return at, nil
+}
+
+// boolean reads a flag of the query.
+func boolean(name, text string) (bool, error) {
+	switch text {
+	case "", "false":
+		return false, nil
+	case "true":
+		return true, nil
+	}
+	return false, invalidField(name, "must be true or false")
+}

@@ -1,0 +1,235 @@
+package admin
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/serviceusers/caddy-service-users/store"
+)
+
+// createToken issues a token for a service user. The secret is only in this
+// answer.
+func (a *API) createToken(c *call, in TokenInput) (Token, error) {
+	id, err := c.id("id", "service")
+	if err != nil {
+		return Token{}, err
+	}
+	var t store.Token
+	if err := in.apply(&t, a.store.Now()); err != nil {
+		return Token{}, err
+	}
+	issued, err := a.store.CreateToken(c.Context(), c.by, id, t)
+	if err != nil {
+		return Token{}, err
+	}
+	return c.showIssued(issued, a.store.Now()), nil
+}
+
+// apply writes the fields that are present into a record.
+func (in *TokenInput) apply(t *store.Token, now time.Time) error {
+	in.Description.to(&t.Description)
+	in.Metadata.to(&t.Metadata)
+	in.AllowedIPs.to(&t.AllowedIPs)
+	in.PermissionGroups.to(&t.Groups)
+	if in.ExpiresAt.Set && in.TTL.Set {
+		return NewError(400, "ERR_INVALID_VALUE", "give ttl or expires_at, not both").field("ttl")
+	}
+	if in.TTL.Set {
+		d, err := ParseDuration(in.TTL.Value)
+		if err != nil || d < time.Second {
+			return NewError(400, "ERR_INVALID_VALUE", fmt.Sprintf("%q is not a duration such as 90d or 36h", in.TTL.Value)).field("ttl")
+		}
+		t.ExpiresAt = now.UTC().Add(d)
+	}
+	for _, f := range []struct {
+		name  string
+		in    Opt[string]
+		place *time.Time
+	}{{"expires_at", in.ExpiresAt, &t.ExpiresAt}, {"not_before", in.NotBefore, &t.NotBefore}} {
+		if f.in.Set {
+			at, err := parseTime(f.name, f.in.Value)
+			if err != nil {
+				return err
+			}
+			*f.place = at
+		}
+	}
+	return nil
+}
+
+// listTokens lists the tokens of a service user, the newest first, those that
+// have ended too.
+func (a *API) listTokens(c *call, q ListQuery) (TokenList, error) {
+	id, err := c.id("id", "service")
+	if err != nil {
+		return TokenList{}, err
+	}
+	limit, err := q.limit()
+	if err != nil {
+		return TokenList{}, err
+	}
+	before, err := q.before(store.ValidID, "token")
+	if err != nil {
+		return TokenList{}, err
+	}
+	tokens, more, err := a.store.Tokens(c.Context(), c.by, id, before, limit)
+	if err != nil {
+		return TokenList{}, err
+	}
+	list := TokenList{Tokens: make([]Token, len(tokens))}
+	last := ""
+	for i, t := range tokens {
+		list.Tokens[i] = showToken(t, a.store.Now())
+		last = t.ID
+	}
+	list.Page = page(c, more, last, limit)
+	return list, nil
+}
+
+// tokenIDs reads the two ids in the path of a token.
+func (c *call) tokenIDs() (user, token string, err error) {
+	if user, err = c.id("id", "service"); err == nil {
+		token, err = c.id("token_id", "token")
+	}
+	return user, token, err
+}
+
+// getToken shows a token, without its secret.
+func (a *API) getToken(c *call, _ None) (Token, error) {
+	user, id, err := c.tokenIDs()
+	if err != nil {
+		return Token{}, err
+	}
+	t, err := a.store.Token(c.Context(), c.by, user, id)
+	if err != nil {
+		return Token{}, err
+	}
+	return c.showToken(t, a.store.Now()), nil
+}
+
+// updateToken sets the fields that are present; the others stay.
+func (a *API) updateToken(c *call, in TokenInput) (Token, error) {
+	user, id, err := c.tokenIDs()
+	if err != nil {
+		return Token{}, err
+	}
+	t, err := guarded(c, func(version int64) (store.Token, error) {
+		return a.store.UpdateToken(c.Context(), c.by, user, id, version, func(t *store.Token) error { return in.apply(t, a.store.Now()) })
+	})
+	if err != nil {
+		return Token{}, err
+	}
+	return c.showToken(t, a.store.Now()), nil
+}
+
+// revokeToken ends a token for good; its record stays. To revoke it again changes
+// nothing and is no error.
+func (a *API) revokeToken(c *call, _ None) (None, error) {
+	user, id, err := c.tokenIDs()
+	if err != nil {
+		return None{}, err
+	}
+	return guarded(c, func(version int64) (None, error) {
+		return None{}, a.store.RevokeToken(c.Context(), c.by, user, id, version)
+	})
+}
+
+// refreshToken issues the successor of a token: a new secret with the same
+// description, addresses, groups and lifetime. The old one ends when the grace
+// does, or at once.
+func (a *API) refreshToken(c *call, in RefreshInput) (Token, error) {
+	user, id, err := c.tokenIDs()
+	if err != nil {
+		return Token{}, err
+	}
+	grace, err := durationField("grace", in.Grace)
+	if err != nil {
+		return Token{}, err
+	}
+	quiet, err := durationField("quiet", in.Quiet)
+	if err != nil {
+		return Token{}, err
+	}
+	var old store.Token
+	issued, err := guarded(c, func(version int64) (issued *store.Issued, err error) {
+		issued, old, err = a.store.RefreshToken(c.Context(), c.by, user, id, version, grace, quiet)
+		return issued, err
+	})
+	if err != nil {
+		return Token{}, err
+	}
+	out := c.showIssued(issued, a.store.Now())
+	replaced := showToken(old, a.store.Now())
+	out.Replaces, out.Replaced = id, &replaced
+	return out, nil
+}
+
+func durationField(name string, in Opt[string]) (time.Duration, error) {
+	if in.Value == "" {
+		return 0, nil
+	}
+	d, err := ParseDuration(in.Value)
+	if err != nil {
+		return 0, invalidField(name, err.Error())
+	}
+	return d, nil
+}
+
+func (c *call) showIssued(issued *store.Issued, now time.Time) Token {
+	out := c.showToken(issued.Token, now)
+	out.Secret = issued.Secret
+	return out
+}
+
+// showToken shows a token with its state at an instant.
+func (c *call) showToken(t store.Token, now time.Time) Token {
+	c.header.Set("ETag", etag(t.Version))
+	return showToken(t, now)
+}
+
+// showToken shows a token with its state at an instant.
+func showToken(t store.Token, now time.Time) Token {
+	out := Token{
+		ID: t.ID, URI: "/service_users/" + t.UserID + "/tokens/" + t.ID, ServiceUserID: t.UserID,
+		Description: t.Description, Metadata: t.Metadata, Hint: t.Hint, State: t.State(now),
+		AllowedIPs: some(t.AllowedIPs), PermissionGroups: some(t.Groups),
+		ExpiresAt: showTime(t.ExpiresAt), NotBefore: showTime(t.NotBefore), RetiresAt: showTime(t.RetiresAt), RevokedAt: showTime(t.RevokedAt),
+		CreatedAt: t.CreatedAt, CreatedBy: t.CreatedBy, UpdatedAt: t.UpdatedAt,
+		LastUsedAt: showTime(t.LastUsedAt), LastUsedIP: t.LastUsedIP, UseCount: t.UseCount, UsedFrom: showSeen(t.UsedFrom, 0),
+		ReplacedBy: t.ReplacedBy, ETag: etag(t.Version),
+	}
+	if !t.RefreshedAt.IsZero() {
+		out.Drain = &Drain{
+			Since: t.RefreshedAt, UseCount: t.UseCount - t.CountAtRefresh, UsedFrom: showSeen(t.UsedFrom, t.RefreshedAt.Unix()), EndsAt: t.RetiresAt,
+		}
+		if !t.LastUsedAt.Before(t.RefreshedAt) {
+			out.Drain.LastUsedAt = showTime(t.LastUsedAt)
+		}
+		if quiet := t.QuietAt(); !quiet.IsZero() {
+			out.Drain.QuietAt = &quiet
+		}
+		if !t.RevokedAt.IsZero() {
+			out.Drain.EndsAt, out.Drain.QuietAt = t.RevokedAt, nil
+		}
+	}
+	return out
+}
+
+// showSeen lists addresses that were seen since an instant, the latest first.
+func showSeen(m map[string]int64, since int64) []SeenAddress {
+	list := []SeenAddress{}
+	for _, address := range slices.SortedFunc(maps.Keys(m), func(a, b string) int {
+		if m[a] != m[b] {
+			return int(m[b] - m[a])
+		}
+		return strings.Compare(a, b)
+	}) {
+		if m[address] >= since {
+			list = append(list, SeenAddress{address, time.Unix(m[address], 0).UTC()})
+		}
+	}
+	return list
+}

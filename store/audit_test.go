@@ -1,0 +1,192 @@
+package store
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestAuditQuery(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, still) // 1 readers, 2 closers, 3 billing-sync, 4 its token
+	from := w.now()
+	w.clock.add(time.Minute)
+	mustDo(w.changeUser(func(u *ServiceUser) { u.Owner = "x" }))       // 5
+	mustDo(w.AddMember(ctx, alice, w.closers.ID, w.user.ID))           // 6
+	must(w.refreshOf(ctx, w.itself(), w.user.ID, w.token.ID, 0))       // 7 8
+	w.clock.add(time.Minute)                                           //
+	mustDo(w.NoteAttempt(ctx, alice, w.user.ID, Attempt{Status: 403})) // 9
+	manager := Actor{Name: "human:carol", Scope: &Scope{Teams: []string{"ops"}}}
+	all := len(trail(t, w.Store))
+	for _, row := range []struct {
+		q    AuditQuery
+		want []int64
+	}{
+		{AuditQuery{}, []int64{9, 8, 7, 6, 5, 4, 3, 2, 1}},
+		{AuditQuery{Actor: "local"}, []int64{4, 3, 2, 1}},
+		{AuditQuery{Actor: alice.Name}, []int64{9, 6, 5}},
+		{AuditQuery{Actor: "loc"}, nil},
+		{AuditQuery{Actor: w.user.ID}, []int64{8, 7}},
+		{AuditQuery{Action: "token.create"}, []int64{7, 4}},
+		{AuditQuery{Action: "token."}, []int64{8, 7, 4}},
+		{AuditQuery{Action: "token"}, nil},
+		{AuditQuery{Action: "TOKEN."}, nil},
+		{AuditQuery{Action: "%."}, nil},
+		{AuditQuery{Action: "_oken."}, nil},
+		{AuditQuery{Action: "."}, nil},
+		{AuditQuery{Action: "refused"}, []int64{9}},
+		{AuditQuery{Resource: w.user.ID}, []int64{9, 6, 5, 3}},
+		{AuditQuery{Resource: w.token.ID}, []int64{8, 4}},
+		{AuditQuery{Since: from.Add(time.Minute)}, []int64{9, 8, 7, 6, 5}},
+		{AuditQuery{Until: from.Add(time.Minute)}, []int64{4, 3, 2, 1}},
+		{AuditQuery{Since: from.Add(time.Second), Until: from.Add(2 * time.Minute)}, []int64{8, 7, 6, 5}},
+		{AuditQuery{Before: 3}, []int64{2, 1}},
+		{AuditQuery{Before: 1}, nil},
+		{AuditQuery{Action: "token.", Actor: w.user.ID, Resource: w.token.ID, Since: from, Before: 9}, []int64{8}},
+	} {
+		for _, limit := range []int{1, 2, 100} {
+			q := row.q
+			q.Limit = limit
+			var got []int64
+			for more := true; more; {
+				page, next, err := w.AuditEvents(ctx, Local, q)
+				if err != nil || next && len(page) != limit {
+					t.Fatalf("%+v: got %v, %t, %v", q, page, next, err)
+				}
+				for _, e := range page {
+					got, q.Before = append(got, e.Seq), e.Seq
+				}
+				more = next
+			}
+			if !slices.Equal(got, row.want) {
+				t.Errorf("%+v by %d: got %v, want %v", row.q, limit, got, row.want)
+			}
+		}
+	}
+	_, _, err := w.AuditEvents(ctx, manager, AuditQuery{Limit: 1})
+	_, other := w.VerifyAudit(ctx, manager, AuditHead{})
+	if kind(err) != "not allowed" || kind(other) != "not allowed" || len(trail(t, w.Store)) != all {
+		t.Errorf("by a manager: got %s and %s, want not allowed", kind(err), kind(other))
+	}
+}
+
+// Whatever is done to the trail behind the store's back shows, with the first
+// record that is bad.
+func TestVerifyAudit(t *testing.T) {
+	t.Parallel()
+	const cut = `DELETE FROM audit_events WHERE seq > 4; UPDATE meta SET audit_seq = 4, audit_hash = (SELECT hash FROM audit_events WHERE seq = 4)`
+	type row struct {
+		name, sql string
+		known     int64 // the record that was noted down; 0 is none
+		bad       int64
+		problem   string
+	}
+	rows := []row{
+		{"untouched", `SELECT 1`, 0, 0, ""},
+		{"untouched, with a known head", `SELECT 1`, 6, 0, ""},
+		{"untouched, with an earlier head", `SELECT 1`, 2, 0, ""},
+		{"the first is deleted", `DELETE FROM audit_events WHERE seq = 1`, 0, 1, "missing"},
+		{"one in the middle is deleted", `DELETE FROM audit_events WHERE seq = 3`, 0, 3, "missing"},
+		{"two in the middle are deleted", `DELETE FROM audit_events WHERE seq IN (3, 4)`, 0, 3, "missing"},
+		{"deleted, and the others renumbered", `DELETE FROM audit_events WHERE seq = 3; UPDATE audit_events SET seq = seq - 1 WHERE seq = 4`, 0, 3, "does not follow"},
+		{"the tail is cut", `DELETE FROM audit_events WHERE seq > 4`, 0, 5, "cut"},
+		{"the tail is cut, and the head forged", cut, 0, 0, ""}, // only who knows a head can tell
+		{"the same, with a known head", cut, 6, 5, "cut"},
+		{"the same, with a head before the cut", cut, 3, 0, ""},
+		{"all is deleted", `DELETE FROM audit_events; UPDATE meta SET audit_seq = 0, audit_hash = ''`, 6, 1, "cut"},
+		{"two change places", `UPDATE audit_events SET seq = 99 WHERE seq = 3; UPDATE audit_events SET seq = 3 WHERE seq = 4; UPDATE audit_events SET seq = 4 WHERE seq = 99`, 0, 3, "does not follow"},
+		{"the head is forged", `UPDATE meta SET audit_hash = 'x'`, 0, 7, "head"},
+		{"the number of the head is forged", `UPDATE meta SET audit_seq = 5`, 0, 7, "head"},
+		{"the first two are edited", `UPDATE audit_events SET actor = 'x' WHERE seq < 3`, 0, 1, "changed"},
+	}
+	for _, column := range []string{"id", "actor", "action", "resource_id", "before", "after", "operation_id", "hash"} {
+		rows = append(rows, row{"edited " + column, `UPDATE audit_events SET ` + column + ` = ` + column + ` || 'x' WHERE seq = 3`, 0, 3, "changed"})
+	}
+	rows = append(rows,
+		row{"edited at", `UPDATE audit_events SET at = at + 1 WHERE seq = 3`, 0, 3, "changed"},
+		row{"edited seq", `UPDATE audit_events SET seq = 42 WHERE seq = 6`, 0, 6, "missing"},
+		row{"edited prev_hash", `UPDATE audit_events SET prev_hash = 'x' WHERE seq = 3`, 0, 3, "does not follow"},
+	)
+	for _, row := range rows {
+		w := newWorld(t, still)
+		mustDo(w.changeUser(func(u *ServiceUser) { u.Owner = "x" }))
+		mustDo(w.AddMember(ctx, alice, w.closers.ID, w.user.ID))
+		var known AuditHead
+		if row.known > 0 {
+			e := trail(t, w.Store)[row.known-1]
+			known = AuditHead{e.Seq, e.Hash}
+		}
+		must(w.write.ExecContext(ctx, row.sql))
+		r, err := w.VerifyAudit(ctx, Local, known)
+		if err != nil || r.BadSeq != row.bad || !strings.Contains(r.Problem, row.problem) || (r.Problem == "") != (row.bad == 0) || row.bad > 0 && r.Records != row.bad-1 {
+			t.Errorf("%s: got %+v, %v, want %d %q", row.name, r, err, row.bad, row.problem)
+		}
+	}
+
+	// A trail that is written anew from some record on is whole, but not the one
+	// that was known.
+	w := newWorld(t, still)
+	head := w.AuditHead()
+	other := AuditHead{2, head.Hash}
+	if r, err := w.VerifyAudit(ctx, Local, other); err != nil || r.BadSeq != 2 || !strings.Contains(r.Problem, "known") {
+		t.Errorf("another known record: got %+v, %v, want 2", r, err)
+	}
+	if r, err := w.VerifyAudit(ctx, Local, head); err != nil || r.BadSeq != 0 || r.Records != 4 || r.Head != head || head.Seq != 4 {
+		t.Errorf("the head: got %+v, %v, want %+v", r, err, head)
+	}
+}
+
+// Refused attempts are written, as many as one can read.
+func TestNoteAttempt(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, still)
+	carol := Actor{Name: "human:carol", Operation: "op_x", Scope: &Scope{}}
+	anybody := Actor{Name: Anonymous}
+	last := func() (e AuditEvent, a Attempt) {
+		e = must(w.trail(ctx, "", 0, 1))[0]
+		mustDo(json.Unmarshal(e.After, &a))
+		return e, a
+	}
+	note := func(by Actor, n int) (written int) {
+		before := len(trail(t, w.Store))
+		for range n {
+			mustDo(w.NoteAttempt(ctx, by, w.user.ID, Attempt{Operation: "DELETE /service_users/{id}", Status: 403, Code: "ERR_X", Login: "someone"}))
+		}
+		return len(trail(t, w.Store)) - before
+	}
+	check := func(what string, by Actor, n, want int, leftOut int64) {
+		t.Helper()
+		got := note(by, n)
+		e, a := last()
+		if got != want || want > 0 && (e.Actor != by.Name || e.Action != "refused" || e.Resource != w.user.ID || e.Operation != by.Operation || len(e.Before) != 0) {
+			t.Errorf("%s: got %d records, the last %+v, want %d", what, got, e, want)
+		}
+		if wanted := (Attempt{"DELETE /service_users/{id}", 403, "ERR_X", "someone", leftOut}); want == 1 && a != wanted {
+			t.Errorf("%s: got %+v, want %+v", what, a, wanted)
+		}
+	}
+	check("the first", carol, 1, 1, 0)
+	check("many", carol, 70, 59, 0)
+	check("another one known", alice, 1, 0, 0)
+	check("nobody", anybody, 15, 10, 0)
+	w.clock.add(time.Minute - time.Nanosecond)
+	check("too early", carol, 1, 0, 0)
+	w.clock.add(time.Nanosecond)
+	check("a minute later", carol, 1, 1, 13)
+	check("and again", carol, 1, 1, 0)
+	check("nobody, a minute later", anybody, 1, 0, 0)
+	w.clock.add(time.Hour)
+	check("nobody, later", anybody, 1, 1, 6)
+	check("a manager that is none any more", Actor{Name: w.user.ID, Scope: &Scope{UserID: w.user.ID}}, 1, 1, 0)
+
+	mustDo(w.NoteAttempt(ctx, anybody, "", Attempt{Login: "x" + w.token.Secret}))
+	if e, a := last(); a.Login != "(a token in the place of the id)" || strings.Contains(fmt.Sprintf("%+v", e), w.token.Secret) {
+		t.Errorf("a secret: got %+v", e)
+	}
+	if r := must(w.VerifyAudit(ctx, Local, AuditHead{})); r.BadSeq != 0 {
+		t.Errorf("the trail: got %+v", r)
+	}
+}

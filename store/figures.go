@@ -1,0 +1,358 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/serviceusers/caddy-service-users/access"
+)
+
+// figures keeps what tokens are used for until it is written. A use is counted in
+// memory ([access.Use]); every interval, counts are closed, given an interval to
+// settle, and written. Nothing that a request does waits for that, and what is
+// lost with the process is figures, never a change.
+type figures struct {
+	mu       sync.Mutex
+	open     map[string][]tokenUse       // by service user: being counted
+	settling map[string][]tokenUse       // closed at the last tick
+	pending  map[string]map[string]usage // by service user and token: to be written
+	wake     chan chan error             // asks to write now, and is told how that went
+	ended    chan struct{}               // closed when nobody writes any more
+}
+
+type tokenUse struct {
+	token string
+	use   *access.Use
+}
+
+// usage is what is known of the use of a token.
+type usage struct {
+	count  int64
+	last   int64 // Unix seconds
+	lastIP string
+	from   map[string]int64 // by address
+	rules  map[string]int64 // by rule
+}
+
+// maxSeen is how many addresses, and how many rules, are kept of a token.
+const maxSeen = 8
+
+func (f *figures) begin() {
+	f.open, f.settling = make(map[string][]tokenUse), make(map[string][]tokenUse)
+	f.pending = make(map[string]map[string]usage)
+	f.wake, f.ended = make(chan chan error), make(chan struct{})
+}
+
+// Use takes down that a principal was let in at an instant, from an address, by a
+// rule or, with "", by none. It waits for nothing.
+func (s *Store) Use(p access.Principal, now int64, from netip.Addr, rule string) {
+	if begun := p.Note(now, from, rule); begun != nil {
+		s.figures.mu.Lock()
+		s.figures.open[p.User.ID] = append(s.figures.open[p.User.ID], tokenUse{p.Token.ID, begun})
+		s.figures.mu.Unlock()
+	}
+	if p.Token.Unused {
+		s.noteFirst(p.User.ID, p.Token.ID)
+	}
+}
+
+// usageOf brings what was counted into the form in which it is kept.
+func usageOf(f access.Figures) usage {
+	u := usage{count: f.Count, last: f.Last, from: make(map[string]int64), rules: make(map[string]int64)}
+	for i, seen := range f.From {
+		if !seen.Value.IsValid() { // a Unix socket
+			continue
+		}
+		if i == 0 {
+			u.lastIP = seen.Value.String()
+		}
+		u.from[seen.Value.String()] = seen.At
+	}
+	for _, seen := range f.Rules {
+		u.rules[seen.Value] = seen.At
+	}
+	return u
+}
+
+func (u *usage) merge(o usage) {
+	u.count += o.count
+	if o.last >= u.last {
+		u.last = o.last
+		if o.lastIP != "" {
+			u.lastIP = o.lastIP
+		}
+	}
+	if u.from == nil {
+		u.from, u.rules = make(map[string]int64), make(map[string]int64)
+	}
+	for k, at := range o.from {
+		u.from[k] = max(u.from[k], at)
+	}
+	for k, at := range o.rules {
+		u.rules[k] = max(u.rules[k], at)
+	}
+	keepNewest(u.from)
+	keepNewest(u.rules)
+}
+
+func keepNewest(m map[string]int64) {
+	for len(m) > maxSeen {
+		oldest := ""
+		for k, at := range m {
+			if oldest == "" || at < m[oldest] || at == m[oldest] && k < oldest {
+				oldest = k
+			}
+		}
+		delete(m, oldest)
+	}
+}
+
+// of returns what is not on disk yet of the use of a service user's tokens.
+func (f *figures) of(userID string) map[string]usage {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	out := make(map[string]usage)
+	for token, u := range f.pending[userID] {
+		var copied usage
+		copied.merge(u)
+		out[token] = copied
+	}
+	for _, list := range [][]tokenUse{f.settling[userID], f.open[userID]} {
+		for _, t := range list {
+			u := out[t.token]
+			u.merge(usageOf(t.use.Figures()))
+			out[t.token] = u
+		}
+	}
+	return out
+}
+
+// tick closes what is open and makes what has settled ready to be written.
+func (f *figures) tick() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for user, list := range f.settling {
+		if f.pending[user] == nil {
+			f.pending[user] = make(map[string]usage)
+		}
+		for _, t := range list {
+			u := f.pending[user][t.token]
+			u.merge(usageOf(t.use.Figures()))
+			f.pending[user][t.token] = u
+		}
+	}
+	f.settling, f.open = f.open, make(map[string][]tokenUse)
+	for _, list := range f.settling {
+		for _, t := range list {
+			t.use.Take()
+		}
+	}
+}
+
+// keepFigures writes figures, ends tokens that have gone quiet, and purges
+// tombstones, until the store closes.
+func (s *Store) keepFigures(ctx context.Context) {
+	interval := s.opts.UseInterval / 2 // a count waits for two ticks
+	if interval <= 0 {
+		interval = defaultUseInterval / 2
+	}
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	defer close(s.figures.ended)
+	failing, purged := false, time.Time{}
+	for {
+		var done chan error
+		select {
+		case <-ctx.Done():
+		case <-tick.C:
+		case done = <-s.figures.wake:
+			s.figures.tick() // twice: what is open is wanted too
+		}
+		s.figures.tick()
+		closing := ctx.Err() != nil
+		if closing {
+			s.figures.tick()
+		}
+		work := context.WithoutCancel(ctx)
+		err := s.writeFigures(work)
+		if err == nil && !closing {
+			err = s.endQuiet(work)
+		}
+		if now := s.now(); err == nil && !closing && now.Sub(purged) >= time.Hour {
+			purged = now
+			err = s.purge(work)
+		}
+		if err != nil && !failing {
+			s.log.Error("the use of tokens cannot be written; it is tried again", zap.Error(err))
+		}
+		failing = err != nil
+		if done != nil {
+			done <- err
+		}
+		if closing {
+			return
+		}
+	}
+}
+
+// FlushUse writes what is known of the use of tokens now. What cannot be written
+// is tried again later.
+func (s *Store) FlushUse(ctx context.Context) error {
+	done := make(chan error, 1)
+	select {
+	case s.figures.wake <- done:
+		return <-done
+	case <-s.figures.ended:
+		return errors.New("the store is closed")
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// figuresPerChange bounds how long a batch of figures holds the database.
+const figuresPerChange = 200
+
+func (s *Store) writeFigures(ctx context.Context) error {
+	type row struct {
+		user, token string
+		usage
+	}
+	var rows []row
+	s.figures.mu.Lock()
+	for user, tokens := range s.figures.pending {
+		for token, u := range tokens {
+			if !s.uses.has(token) { // its first use comes first
+				rows = append(rows, row{user, token, u})
+			}
+		}
+	}
+	s.figures.mu.Unlock()
+	for batch := range slices.Chunk(rows, figuresPerChange) {
+		if err := s.inPlace(); err != nil {
+			return err
+		}
+		err := func() error {
+			ctx, cancel := context.WithTimeout(ctx, changeTimeout)
+			defer cancel()
+			sqlTx, err := s.write.BeginTx(ctx, nil)
+			if err != nil {
+				return err
+			}
+			defer sqlTx.Rollback()
+			t := &tx{Tx: sqlTx, store: s, ctx: ctx}
+			for _, r := range batch {
+				if err := t.writeUsage(r.user, r.token, r.usage); err != nil {
+					return err
+				}
+			}
+			return sqlTx.Commit()
+		}()
+		if err != nil {
+			return fmt.Errorf("writing the use of tokens: %w", err)
+		}
+		s.figures.mu.Lock()
+		for _, r := range batch {
+			delete(s.figures.pending[r.user], r.token)
+			if len(s.figures.pending[r.user]) == 0 {
+				delete(s.figures.pending, r.user)
+			}
+		}
+		s.figures.mu.Unlock()
+	}
+	return nil
+}
+
+func (t *tx) writeUsage(user, token string, u usage) error {
+	k, err := t.token(user, token)
+	var fault *Error
+	if errors.As(err, &fault) {
+		return nil // purged meanwhile
+	}
+	if err != nil {
+		return err
+	}
+	now := usage{last: unix(k.LastUsedAt), lastIP: k.LastUsedIP, count: k.UseCount, from: k.UsedFrom, rules: k.UsedRules}
+	now.merge(u)
+	if _, err := t.exec(`
+		UPDATE tokens SET last_used_at = $2, last_used_ip = $3, use_count = $4, used_from = $5, used_rules = $6 WHERE id = $1`,
+		token, now.last, now.lastIP, now.count, toJSON(now.from), toJSON(now.rules)); err != nil {
+		return err
+	}
+	_, err = t.exec(`UPDATE service_users SET last_active_at = $2 WHERE id = $1 AND last_active_at < $2`, user, now.last)
+	return err
+}
+
+// withUse adds to tokens of a service user what is not on disk yet.
+func (s *Store) withUse(userID string, tokens ...*Token) {
+	pending := s.figures.of(userID)
+	for _, k := range tokens {
+		u, ok := pending[k.ID]
+		if !ok {
+			continue
+		}
+		now := usage{last: unix(k.LastUsedAt), lastIP: k.LastUsedIP, count: k.UseCount, from: k.UsedFrom, rules: k.UsedRules}
+		now.merge(u)
+		k.LastUsedAt, k.LastUsedIP, k.UseCount = fromUnix(now.last), now.lastIP, now.count
+		k.UsedFrom, k.UsedRules = now.from, now.rules
+	}
+}
+
+// withActivity does the same for the service user itself.
+func (s *Store) withActivity(u *ServiceUser) {
+	for _, use := range s.figures.of(u.ID) {
+		if at := fromUnix(use.last); at.After(u.LastActiveAt) {
+			u.LastActiveAt = at
+		}
+	}
+}
+
+// endQuiet revokes retiring tokens that nobody has used for as long as their
+// refresh has said.
+func (s *Store) endQuiet(ctx context.Context) error {
+	if err := s.inPlace(); err != nil {
+		return err
+	}
+	rows, err := s.read.QueryContext(ctx, `SELECT service_user_id, id FROM tokens WHERE quiet_after > 0 AND revoked_at = 0 AND retires_at > $1`, s.now().Unix())
+	if err != nil {
+		return fmt.Errorf("looking for tokens that have gone quiet: %w", err)
+	}
+	type named struct{ user, token string }
+	list, err := collect(rows, func(rows *sql.Rows) (n named, err error) {
+		err = rows.Scan(&n.user, &n.token)
+		return n, err
+	})
+	if err != nil {
+		return fmt.Errorf("looking for tokens that have gone quiet: %w", err)
+	}
+	for _, n := range list {
+		err := s.change(ctx, Actor{Name: "system", Operation: NewOperationID()}, func(t *tx) error {
+			before, err := t.token(n.user, n.token)
+			if err != nil {
+				return err
+			}
+			s.withUse(n.user, &before)
+			if before.State(t.now) != TokenRetiring || before.QuietAfter == 0 || t.now.Before(before.QuietAt()) {
+				return nil
+			}
+			after := before
+			after.RevokedAt, after.UpdatedAt, after.Version = t.now, t.now, before.Version+1
+			if err := t.endToken(after); err != nil {
+				return err
+			}
+			return t.audit("token.quiet", n.token, before, after)
+		})
+		var fault *Error
+		if err != nil && !errors.As(err, &fault) {
+			return err
+		}
+	}
+	return nil
+}

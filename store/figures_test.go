@@ -1,0 +1,418 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/serviceusers/caddy-service-users/access"
+)
+
+// still keeps the worker from writing before it is asked to.
+var still = Options{UseInterval: time.Hour}
+
+func (w *world) principal(secret string) access.Principal {
+	p, why := w.Directory().Authenticate(access.Credential{ID: w.user.ID, Secret: secret}, addrOf("192.0.2.1"), w.now().Unix())
+	if why != access.Granted {
+		panic(why.String())
+	}
+	return p
+}
+
+// use is a request of the world's service user.
+func (w *world) use(secret, from, rule string) {
+	w.Use(w.principal(secret), w.now().Unix(), addrOf(from), rule)
+}
+
+// used is what is known of the use of a token.
+func used(k Token) string {
+	return fmt.Sprintf("%d %d %s from %v by %v", k.UseCount, unix(k.LastUsedAt), k.LastUsedIP, k.UsedFrom, k.UsedRules)
+}
+
+// onDisk is the same as it was written, with when the service user was active.
+func (w *world) onDisk(token string) string {
+	rows := must(w.read.QueryContext(ctx, selectToken+` WHERE id = $1`, token))
+	k := must(collect(rows, scanToken))[0]
+	var active int64
+	mustDo(w.read.QueryRowContext(ctx, `SELECT last_active_at FROM service_users WHERE id = $1`, k.UserID).Scan(&active))
+	return fmt.Sprint(used(k), " active ", active)
+}
+
+func (w *world) reopen(t *testing.T) {
+	t.Helper()
+	mustDo(w.Close())
+	opts := still
+	opts.Now, opts.Peppers = w.opts.Now, w.opts.Peppers
+	w.Store = open(t, w.path, opts)
+}
+
+// Figures show at once, are on disk when they are flushed or the store closes, and
+// are no change of anything.
+func TestUseIsCounted(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, still)
+	w.clock.add(time.Second)
+	second := must(w.CreateToken(ctx, Local, w.user.ID, NewToken{}))
+	before, at := trail(t, w.Store), w.now().Unix()
+	revision := w.Directory().Revision()
+	check := func(when, want, disk string) {
+		t.Helper()
+		for how, got := range map[string]string{
+			"one": used(w.row(w.token.ID)), "listed": used(must(w.tokensOf(w.user.ID))[1]),
+			"of all": used(must(first(w.AllTokens(ctx, Local, second.ID, 1)))[0]),
+			"edited": used(must(w.UpdateToken(ctx, Local, w.user.ID, w.token.ID, 0, func(*Token) error { return nil }))),
+		} {
+			if got != want {
+				t.Errorf("%s, %s: got %s, want %s", when, how, got, want)
+			}
+		}
+		if got := w.onDisk(w.token.ID); got != disk {
+			t.Errorf("%s, on disk: got %s, want %s", when, got, disk)
+		}
+	}
+	const none = "0 0  from map[] by map[] active 0"
+	check("never", "0 0  from map[] by map[]", none)
+	for range 3 {
+		w.use(w.token.Secret, "192.0.2.1", "rule_a")
+	}
+	w.clock.add(time.Minute)
+	w.use(w.token.Secret, "2001:db8::2", "")
+	want := fmt.Sprintf("4 %d 2001:db8::2 from map[192.0.2.1:%d 2001:db8::2:%d] by map[rule_a:%d]", at+60, at, at+60, at)
+	check("unwritten", want, none)
+	if u := must(w.readUser(ctx, Local, w.user.ID)); unix(u.LastActiveAt) != at+60 {
+		t.Errorf("last active: got %v, want %d", u.LastActiveAt, at+60)
+	}
+	if list, _, err := w.page(ctx, Local, userPage{Limit: 1}); err != nil || unix(list[0].LastActiveAt) != at+60 {
+		t.Errorf("last active in the list: got %v, %v", list, err)
+	}
+	w.figures.tick()
+	check("settling", want, none)
+	w.figures.tick()
+	check("settled", want, none)
+	mustDo(w.FlushUse(ctx))
+	check("flushed", want, fmt.Sprint(want, " active ", at+60))
+	mustDo(w.FlushUse(ctx))
+	check("flushed again", want, fmt.Sprint(want, " active ", at+60))
+
+	// More is added, whatever the order in which it comes.
+	w.Use(w.principal(w.token.Secret), at+30, addrOf("192.0.2.1"), "rule_b")
+	want = fmt.Sprintf("5 %d 2001:db8::2 from map[192.0.2.1:%d 2001:db8::2:%d] by map[rule_a:%d rule_b:%d]", at+60, at+30, at+60, at, at+30)
+	if got := used(w.row(w.token.ID)); got != want {
+		t.Errorf("a late one: got %s, want %s", got, want)
+	}
+	if got := used(w.row(second.ID)); got != "0 0  from map[] by map[]" {
+		t.Errorf("another token: got %s, want nothing", got)
+	}
+	w.reopen(t)
+	check("reopened", want, fmt.Sprint(want, " active ", at+60))
+	if after := trail(t, w.Store); len(after) != len(before) || w.Directory().Revision() != revision || w.row(w.token.ID).Version != 1 {
+		t.Errorf("got %d audit records, revision %d, version %d; want %d, %d, 1", len(after), w.Directory().Revision(), w.row(w.token.ID).Version, len(before), revision)
+	}
+	// Over a Unix socket there is no address.
+	w.Use(w.principal(second.Secret), at, netip.Addr{}, "")
+	if got, want := used(w.row(second.ID)), fmt.Sprintf("1 %d  from map[] by map[]", at); got != want {
+		t.Errorf("without an address: got %s, want %s", got, want)
+	}
+}
+
+// The last addresses and rules are kept, wherever the writing falls.
+func TestUseIsBounded(t *testing.T) {
+	t.Parallel()
+	for _, flush := range []int{-1, 3, 10, 15} {
+		w := newWorld(t, still)
+		from, by := map[string]int64{}, map[string]int64{}
+		for i := range 20 {
+			address, rule := fmt.Sprint("192.0.2.", i), fmt.Sprint("rule_", i)
+			w.use(w.token.Secret, address, rule)
+			if i >= 20-maxSeen {
+				from[address], by[rule] = w.now().Unix(), w.now().Unix()
+			}
+			if i == flush {
+				mustDo(w.FlushUse(ctx))
+			}
+			w.clock.add(time.Second)
+		}
+		want := fmt.Sprintf("20 %d 192.0.2.19 from %v by %v", w.now().Unix()-1, from, by)
+		if got := used(w.row(w.token.ID)); got != want {
+			t.Errorf("flushed after %d: got %s, want %s", flush, got, want)
+		}
+		mustDo(w.FlushUse(ctx))
+		if got := used(w.row(w.token.ID)); got != want {
+			t.Errorf("flushed after %d and at the end: got %s, want %s", flush, got, want)
+		}
+	}
+}
+
+// Requests that still hold an older directory count as well.
+func TestUseWhileTheTokenChanges(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, still)
+	old := w.principal(w.token.Secret)
+	var wg sync.WaitGroup
+	for i := range 4 {
+		wg.Go(func() {
+			for range 500 {
+				w.Use(old, w.now().Unix(), addrOf("192.0.2.1"), "rule_a")
+				w.use(w.token.Secret, "192.0.2.2", "rule_b")
+			}
+		})
+		mustDo(w.changeToken(func(k *Token) { k.Description = fmt.Sprint(i) }))
+		w.row(w.token.ID)
+	}
+	wg.Wait()
+	check := func(when string, want int64) {
+		t.Helper()
+		if got := w.row(w.token.ID); got.UseCount != want || len(got.UsedFrom) != 2 || len(got.UsedRules) != 2 {
+			t.Errorf("%s: got %s, want %d from two addresses by two rules", when, used(got), want)
+		}
+	}
+	check("unwritten", 4000)
+	mustDo(w.FlushUse(ctx))
+	check("flushed", 4000)
+	mustDo(w.revoke(ctx, alice, w.user.ID, w.token.ID))
+	w.Use(old, w.now().Unix(), addrOf("192.0.2.1"), "")
+	check("revoked meanwhile", 4001)
+	w.reopen(t)
+	check("reopened", 4001)
+
+	// A service user that is deleted, and one that is purged, meanwhile.
+	mustDo(w.deleteUser(ctx, alice, w.user.ID, 0))
+	w.Use(old, w.now().Unix(), addrOf("192.0.2.1"), "")
+	mustDo(w.FlushUse(ctx))
+	w.clock.add(defaultRetention)
+	mustDo(w.purge(ctx))
+	w.Use(old, w.now().Unix(), addrOf("192.0.2.1"), "")
+	mustDo(w.FlushUse(ctx))
+	if left := w.figures.of(w.user.ID); len(left) != 0 {
+		t.Errorf("of a token that is gone: got %v kept, want nothing", left)
+	}
+}
+
+// What cannot be written shows all the same, and is written once it can be.
+func TestUseCannotBeWritten(t *testing.T) {
+	t.Parallel()
+	core, log := observer.New(zap.ErrorLevel)
+	w := newWorld(t, Options{UseInterval: time.Hour, Log: zap.New(core)})
+	must(w.write.ExecContext(ctx, `CREATE TEMP TRIGGER full BEFORE UPDATE ON main.service_users BEGIN SELECT RAISE(ABORT, 'no space'); END`))
+	disk := w.onDisk(w.token.ID)
+	for i := range int64(3) {
+		w.use(w.token.Secret, "192.0.2.1", "rule_a")
+		if err := w.FlushUse(ctx); err == nil || !strings.Contains(err.Error(), "no space") {
+			t.Errorf("got %v, want that there is no space", err)
+		}
+		if got := w.row(w.token.ID); got.UseCount != i+1 || w.onDisk(w.token.ID) != disk {
+			t.Errorf("use %d: got %s, on disk %s", i+1, used(got), w.onDisk(w.token.ID))
+		}
+	}
+	if n := log.FilterMessageSnippet("tried again").Len(); n != 1 {
+		t.Errorf("got %d log entries, want one", n)
+	}
+	must(w.write.ExecContext(ctx, `DROP TRIGGER full`))
+	w.reopen(t)
+	if got := w.row(w.token.ID); got.UseCount != 3 || !strings.HasPrefix(w.onDisk(w.token.ID), used(got)) {
+		t.Errorf("with space again: got %s, on disk %s", used(got), w.onDisk(w.token.ID))
+	}
+	mustDo(w.Close())
+	if err := w.FlushUse(ctx); err == nil {
+		t.Error("flush of a closed store: got no error")
+	}
+}
+
+// The first use of a token that a service user made itself is a change as well,
+// which comes before the figures.
+func TestFirstUseIsCounted(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, still)
+	next, _, err := w.rotate(w.token.ID, time.Hour)
+	mustDo(err)
+	at := w.now().Unix()
+	w.use(next.Secret, "192.0.2.1", "rule_a")
+	w.written(t, next.ID)
+	w.clock.add(time.Second)
+	w.use(next.Secret, "192.0.2.1", "rule_a")
+	mustDo(w.FlushUse(ctx))
+	if got, want := w.onDisk(next.ID), fmt.Sprintf("2 %d 192.0.2.1 from map[192.0.2.1:%[1]d] by map[rule_a:%[1]d] active %[1]d", at+1); got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	var actions []string
+	for _, e := range must(w.trail(ctx, next.ID, 0, 10)) {
+		actions = append(actions, e.Action)
+	}
+	if want := []string{"token.first_use", "token.create"}; !slices.Equal(actions, want) {
+		t.Errorf("audit records: got %v, want %v", actions, want)
+	}
+
+	// While it cannot be written the figures wait for it.
+	again, _, err := w.rotate(next.ID, time.Hour)
+	mustDo(err)
+	w.usedUnwritten(again.ID)
+	w.Use(w.principal(again.Secret), at+1, addrOf("192.0.2.1"), "")
+	mustDo(w.FlushUse(ctx))
+	if got := w.onDisk(again.ID); !strings.HasPrefix(got, "0 0 ") || w.row(again.ID).UseCount != 1 {
+		t.Errorf("got %s on disk and %s shown, want nothing and one use", got, used(w.row(again.ID)))
+	}
+	mustDo(w.writeUses(ctx))
+	mustDo(w.FlushUse(ctx))
+	if got := w.onDisk(again.ID); !strings.HasPrefix(got, "1 ") {
+		t.Errorf("behind its first use: got %s, want one use", got)
+	}
+}
+
+// A retiring token with quiet ends when nobody has used it for so long, and with
+// its grace at the latest.
+func TestQuiet(t *testing.T) {
+	t.Parallel()
+	const minute, hour = time.Minute, time.Hour
+	for _, row := range []struct {
+		name  string
+		quiet time.Duration
+		uses  []time.Duration // since the refresh
+		flush bool
+		ends  time.Duration // by quiet; 0 is with the grace, 5 h after the refresh
+	}{
+		{"unused", hour, nil, false, hour},
+		{"unused for long", 5 * hour, nil, false, 0},
+		{"quiet longer than the grace", 9 * hour, nil, false, 0},
+		{"without quiet", 0, nil, false, 0},
+		{"used, unwritten", hour, []time.Duration{30 * minute}, false, 90 * minute},
+		{"used, written", hour, []time.Duration{30 * minute}, true, 90 * minute},
+		{"used twice", hour, []time.Duration{0, 59 * minute}, true, 119 * minute},
+		{"always used", hour, []time.Duration{50 * minute, 100 * minute, 150 * minute, 200 * minute, 250 * minute, 299 * minute}, true, 0},
+	} {
+		w := newWorld(t, still)
+		w.use(w.token.Secret, "192.0.2.1", "") // before the refresh: does not count
+		next, old, err := w.RefreshToken(ctx, alice, w.user.ID, w.token.ID, 0, 5*hour, row.quiet)
+		mustDo(err)
+		from := w.now()
+		if old.QuietAfter != row.quiet || old.CountAtRefresh != 1 || !old.RefreshedAt.Equal(from) {
+			t.Errorf("%s: got %+v", row.name, old)
+		}
+		var ended time.Duration
+		for at := time.Duration(0); at < 6*hour; at += minute {
+			for _, use := range row.uses {
+				if use == at {
+					w.use(w.token.Secret, "192.0.2.1", "")
+					if row.flush {
+						mustDo(w.FlushUse(ctx))
+					}
+				}
+			}
+			mustDo(w.endQuiet(ctx))
+			if k := w.row(w.token.ID); ended == 0 && !k.RevokedAt.IsZero() {
+				ended = k.RevokedAt.Sub(from)
+			} else if want := map[bool]TokenState{true: TokenRetiring, false: TokenRevoked}[at < 5*hour]; ended == 0 && k.State(w.now()) != want {
+				t.Errorf("%s after %s: got %s, want %s", row.name, at, k.State(w.now()), want)
+			}
+			w.clock.add(minute)
+		}
+		k := w.row(w.token.ID)
+		if ended != row.ends || !k.RetiresAt.Equal(from.Add(5*hour)) || k.UseCount-k.CountAtRefresh != int64(len(row.uses)) {
+			t.Errorf("%s: got that it ended after %s, %+v; want %s, the grace as it was, %d uses since", row.name, ended, k, row.ends, len(row.uses))
+		}
+		events := slices.DeleteFunc(trail(t, w.Store), func(e AuditEvent) bool { return e.Action != "token.quiet" })
+		switch {
+		case row.ends == 0 && len(events) != 0:
+			t.Errorf("%s: got %+v in the trail, want nothing", row.name, events)
+		case row.ends != 0 && (len(events) != 1 || events[0].Actor != "system" || events[0].Resource != w.token.ID || events[0].At.Sub(from) != row.ends):
+			t.Errorf("%s: got %+v in the trail, want one record of the end", row.name, events)
+		}
+		for secret, want := range map[string]access.Reason{next.Secret: access.Granted} {
+			if got := probe(w.Store, w.user.ID, secret, "GET /v1/x"); got != want {
+				t.Errorf("%s: the new one: got %s, want %s", row.name, got, want)
+			}
+		}
+		if got := probe(w.Store, w.user.ID, w.token.Secret, "GET /v1/x"); got != access.TokenRevoked && got != access.TokenExpired {
+			t.Errorf("%s: the old one: got %s, want that it is refused", row.name, got)
+		}
+	}
+
+	w := newWorld(t, still)
+	for _, row := range []struct {
+		grace, quiet time.Duration
+		want         string
+	}{
+		{hour, 59 * time.Second, "invalid value quiet"}, {hour, -hour, "invalid value quiet"}, {0, hour, "invalid value quiet"}, {-hour, hour, "invalid value grace"}, {hour, minute, "ok"},
+	} {
+		if _, _, err := w.RefreshToken(ctx, alice, w.user.ID, w.token.ID, 0, row.grace, row.quiet); kind(err) != row.want {
+			t.Errorf("grace %s, quiet %s: got %s, want %s", row.grace, row.quiet, kind(err), row.want)
+		}
+	}
+	// Revoked already, it is left alone.
+	mustDo(w.revoke(ctx, alice, w.user.ID, w.token.ID))
+	w.clock.add(2 * minute)
+	before := dump(t, w.Store)
+	mustDo(w.endQuiet(ctx))
+	same(t, "a revoked one", dump(t, w.Store), before)
+}
+
+// Tokens are found by their id alone, and all of them listed, as far as one sees.
+func TestAllTokens(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, still)
+	made := func(name string, teams ...string) (ServiceUser, *Issued) {
+		w.clock.add(time.Second)
+		u, k, err := w.CreateServiceUser(ctx, Local, ServiceUser{Name: name, Teams: teams}, &NewToken{})
+		mustDo(err)
+		return u, k
+	}
+	a, ka := made("a", "ops")
+	b, kb := made("b", "hr", "ops")
+	gone, kgone := made("gone", "ops")
+	_, kc := made("c", "hr")
+	w.clock.add(time.Second)
+	must(w.refreshOf(ctx, Local, a.ID, ka.ID, time.Hour))
+	next := must(w.trail(ctx, "", 0, 2))[1].Resource // of a's refresh
+	mustDo(w.deleteUser(ctx, Local, gone.ID, 0))
+	kd := must(w.CreateToken(ctx, Local, b.ID, NewToken{}))
+	mustDo(w.revoke(ctx, Local, b.ID, kd.ID))
+	manager := Actor{Name: "human:carol", Scope: &Scope{Teams: []string{"ops"}}}
+	nobody := Actor{Name: "human:dave", Scope: &Scope{}}
+	check := func(who string, by Actor, want ...string) {
+		t.Helper()
+		for limit := 1; limit <= 6; limit++ {
+			var got []string
+			for before, more := "", true; more; {
+				list, next, err := w.AllTokens(ctx, by, before, limit)
+				if err != nil || next && len(list) != limit {
+					t.Fatalf("%s by %d: got %v, %t, %v", who, limit, list, next, err)
+				}
+				for _, k := range list {
+					got, before = append(got, k.ID), k.ID
+				}
+				more = next
+			}
+			if !slices.Equal(got, want) {
+				t.Errorf("%s by %d: got %v, want %v", who, limit, got, want)
+			}
+		}
+	}
+	check("admin", Local, next, kc.ID, kb.ID, ka.ID, w.token.ID)
+	check("manager", manager, next, kb.ID, ka.ID)
+	check("nobody", nobody)
+	w.clock.add(time.Hour) // the end of the grace
+	check("manager later", manager, next, kb.ID)
+	for _, row := range []struct {
+		by              Actor
+		id, owner, want string
+	}{
+		{Local, ka.ID, a.ID, "ok"}, {Local, kd.ID, b.ID, "ok"}, {manager, kb.ID, b.ID, "ok"}, {manager, kc.ID, "", "not found"},
+		{Local, kgone.ID, "", "not found"}, {Local, "token_x", "", "not found"}, {nobody, ka.ID, "", "not found"},
+	} {
+		if owner, err := w.TokenOwner(ctx, row.by, row.id); owner != row.owner || kind(err) != row.want || err != nil && !errors.Is(err, ErrNotFound) {
+			t.Errorf("owner of %s for %s: got %q, %s, want %q, %s", row.id, row.by.Name, owner, kind(err), row.owner, row.want)
+		}
+	}
+	// What cannot be read is not the same as what there is not.
+	must(w.write.ExecContext(ctx, `ALTER TABLE service_users RENAME COLUMN owner TO taken_away`))
+	if _, err := w.TokenOwner(ctx, Local, ka.ID); !strings.HasPrefix(kind(err), "broken: ") {
+		t.Errorf("owner in a broken store: got %s, want that it is broken", kind(err))
+	}
+}

@@ -1,0 +1,181 @@
+package store
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/serviceusers/caddy-service-users/access"
+)
+
+// Every order is walked by its places, whatever ties there are, and whatever comes
+// and goes meanwhile.
+func TestSorts(t *testing.T) {
+	t.Parallel()
+	roles := []access.Role{access.Admin, access.Manager, access.Member}
+	for field := range UserSorts {
+		for limit := 1; limit <= 4; limit++ {
+			s := open(t, place(t), still)
+			var users []ServiceUser
+			add := func(i int) {
+				// Names of either case, in an order that is not that of their making.
+				name := fmt.Sprint(string("bBaA"[i%4]), i*7%5, "-", i)
+				u, _, err := s.CreateServiceUser(ctx, Local, ServiceUser{Name: name, Role: roles[i%3], Active: true}, nil)
+				mustDo(err)
+				u.LastActiveAt = fromUnix(int64(i % 3 * 100))
+				must(s.write.ExecContext(ctx, `UPDATE service_users SET last_active_at = $1 WHERE id = $2`, unix(u.LastActiveAt), u.ID))
+				users = append(users, u)
+			}
+			for i := range 10 {
+				add(i)
+			}
+			for i, sort := range []string{field, "-" + field, field, "-" + field} {
+				q := UserQuery{Sort: sort, Limit: limit}
+				change := i >= 2
+				want := slices.SortedFunc(slices.Values(users), func(a, b ServiceUser) int {
+					c := cmp.Or(map[string]int{
+						"name": strings.Compare(a.Name, b.Name), "role": strings.Compare(string(a.Role), string(b.Role)), "last_active_at": a.LastActiveAt.Compare(b.LastActiveAt),
+					}[field], strings.Compare(a.ID, b.ID))
+					if sort[0] == '-' {
+						return -c
+					}
+					return c
+				})
+				there := ids(want, func(u ServiceUser) string { return u.Name })
+				gone := map[string]bool{}
+				var got []string
+				for more := true; more; {
+					page, next, err := s.ServiceUsers(ctx, Local, q)
+					if err != nil || len(page) > limit || next && len(page) < limit || !change && len(page) == 0 {
+						t.Fatalf("%s by %d: got a page of %d, %t, %v", sort, limit, len(page), next, err)
+					}
+					for _, u := range page {
+						at := q.KeyOf(u)
+						q.After, got = &at, append(got, u.Name)
+					}
+					if more = next; !change || !more {
+						continue
+					}
+					last := page[len(page)-1]
+					if behind := slices.Index(there, last.Name) + 2; len(gone) < 3 && behind > 1 && behind < len(there) {
+						gone[there[behind]] = true // one that was to come
+						mustDo(s.deleteUser(ctx, Local, want[behind].ID, 0))
+						mustDo(s.deleteUser(ctx, Local, last.ID, 0)) // and the one that the place names
+						users = slices.DeleteFunc(users, func(u ServiceUser) bool { return u.ID == last.ID || u.ID == want[behind].ID })
+						add(20 + 10*i + len(gone))
+					}
+				}
+				seen := map[string]bool{}
+				for _, name := range got {
+					if seen[name] {
+						t.Errorf("%s by %d: got %s twice", sort, limit, name)
+					}
+					seen[name] = true
+				}
+				got = slices.DeleteFunc(got, func(name string) bool { return !slices.Contains(there, name) }) // without who came
+				there = slices.DeleteFunc(there, func(name string) bool { return gone[name] })
+				if !slices.Equal(got, there) {
+					t.Errorf("%s by %d, with changes %t: got %v, want %v", sort, limit, change, got, there)
+				}
+			}
+		}
+	}
+}
+
+func TestSearch(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, still)
+	expires := w.now().Add(time.Hour)
+	for _, u := range []ServiceUser{
+		{Name: "100%", DisplayName: "Half_Way", Owner: "o'Neill", Role: access.Admin, Teams: []string{"ops"}, Active: true},
+		{Name: "100x", DisplayName: "HalfXWay", Alias: "alias@example", Teams: []string{"Ops", "hr"}, ExpiresAt: expires, Active: true},
+		{Name: "bang!", Description: `back\slash`, Role: access.Manager, Teams: []string{"hr"}},
+		{Name: "ÄPFEL", Description: "!%", Teams: []string{"ops", "hr"}, ExpiresAt: expires},
+		{Name: "gone", Teams: []string{"ops"}},
+	} {
+		w.clock.add(time.Second)
+		u, _, err := w.CreateServiceUser(ctx, Local, u, nil)
+		mustDo(err)
+		if u.Name == "gone" {
+			mustDo(w.deleteUser(ctx, Local, u.ID, 0))
+		}
+	}
+	manager := Actor{Name: "human:carol", Scope: &Scope{Teams: []string{"hr"}}}
+	later := expires.Add(time.Second)
+	for _, row := range []struct {
+		by   Actor
+		q    UserQuery
+		at   time.Time // later, or now
+		want string
+	}{
+		{Local, UserQuery{}, expires, "ÄPFEL bang! 100x 100% billing-sync"},
+		{Local, UserQuery{Search: "half"}, expires, "100x 100%"},
+		{Local, UserQuery{Search: "0%"}, expires, "100%"},
+		{Local, UserQuery{Search: "%"}, expires, "ÄPFEL 100%"},
+		{Local, UserQuery{Search: "f_w"}, expires, "100%"},
+		{Local, UserQuery{Search: "!"}, expires, "ÄPFEL bang!"},
+		{Local, UserQuery{Search: "!%"}, expires, "ÄPFEL"},
+		{Local, UserQuery{Search: "!!"}, expires, ""},
+		{Local, UserQuery{Search: `\`}, expires, "bang!"},
+		{Local, UserQuery{Search: "BANG"}, expires, "bang!"},
+		{Local, UserQuery{Search: "halfx"}, expires, "100x"},
+		{Local, UserQuery{Search: "ÄPF"}, expires, "ÄPFEL"},
+		{Local, UserQuery{Search: "Äpfel"}, expires, "ÄPFEL"},
+		{Local, UserQuery{Search: "O'NEILL"}, expires, "100%"},
+		{Local, UserQuery{Search: "ALIAS@"}, expires, "100x"},
+		{Local, UserQuery{Search: w.user.ID}, expires, "billing-sync"},
+		{Local, UserQuery{Search: strings.ToUpper(w.user.ID[10:])}, expires, "billing-sync"},
+		{Local, UserQuery{Search: "gone"}, expires, ""},
+		{Local, UserQuery{Name: "100%"}, expires, "100%"},
+		{Local, UserQuery{Name: "BANG!"}, expires, ""},
+		{Local, UserQuery{Deleted: true}, expires, "gone"},
+		{Local, UserQuery{Deleted: true, Team: "hr"}, expires, ""},
+		{Local, UserQuery{Role: "admin"}, expires, "100%"},
+		{Local, UserQuery{Role: "member"}, expires, "ÄPFEL 100x billing-sync"},
+		{Local, UserQuery{Team: "ops"}, expires, "ÄPFEL 100%"},
+		{Local, UserQuery{Team: "Ops"}, expires, "100x"},
+		{Local, UserQuery{Team: "op"}, expires, ""},
+		{Local, UserQuery{Status: "active"}, expires.Add(-time.Second), "100x 100% billing-sync"},
+		{Local, UserQuery{Status: "active"}, expires, "100% billing-sync"},
+		{Local, UserQuery{Status: "inactive"}, expires, "ÄPFEL bang!"},
+		{Local, UserQuery{Status: "expired"}, expires.Add(-time.Second), ""},
+		{Local, UserQuery{Status: "expired"}, expires, "ÄPFEL 100x"},
+		{Local, UserQuery{Status: "expired", Team: "hr", Role: "member", Search: "example"}, later, "100x"},
+		{Local, UserQuery{Status: "inactive", Team: "hr", Sort: "name"}, later, "bang! ÄPFEL"},
+		{Local, UserQuery{Team: "hr", Filter: func(u *ServiceUser) (bool, error) { return u.Role == access.Member, nil }}, later, "ÄPFEL 100x"},
+		{manager, UserQuery{}, later, "ÄPFEL bang! 100x"},
+		{manager, UserQuery{Sort: "name"}, later, "100x bang! ÄPFEL"},
+		{manager, UserQuery{Search: "half"}, later, "100x"},
+		{manager, UserQuery{Team: "ops"}, later, "ÄPFEL"},
+		{manager, UserQuery{Deleted: true}, later, ""},
+		{Actor{Name: "human:dave", Scope: &Scope{}}, UserQuery{}, later, ""},
+	} {
+		w.clock.nanos.Store(row.at.UnixNano())
+		for limit := 1; limit <= 7; limit += 3 {
+			q := row.q
+			q.Limit = limit
+			var got []string
+			for more := true; more; {
+				page, next, err := w.ServiceUsers(ctx, row.by, q)
+				if err != nil || next && len(page) != limit {
+					t.Fatalf("%s %+v by %d: got %v, %t, %v", row.by.Name, row.q, limit, page, next, err)
+				}
+				for _, u := range page {
+					at := q.KeyOf(u)
+					q.After, got = &at, append(got, u.Name)
+				}
+				more = next
+			}
+			if strings.Join(got, " ") != row.want {
+				t.Errorf("%s %+v by %d: got %q, want %q", row.by.Name, row.q, limit, got, row.want)
+			}
+		}
+	}
+	fault := invalid("filter", "x")
+	if _, _, err := w.ServiceUsers(ctx, Local, UserQuery{Limit: 1, Filter: func(*ServiceUser) (bool, error) { return false, fault }}); err != fault {
+		t.Errorf("a filter that fails: got %v, want its error", err)
+	}
+}
