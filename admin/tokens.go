@@ -208,7 +208,7 @@ func showToken(t store.Token, now time.Time) Token {
 		if !t.LastUsedAt.Before(t.RefreshedAt) {
 			out.Drain.LastUsedAt = showTime(t.LastUsedAt)
 		}
-		if quiet := t.QuietAt(); !quiet.IsZero() {
+		if quiet := t.QuietAt(); !quiet.IsZero() && quiet.Before(t.RetiresAt) {
 			out.Drain.QuietAt = &quiet
 		}
 		if !t.RevokedAt.IsZero() {

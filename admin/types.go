@@ -172,7 +172,7 @@ type Drain struct {
 	LastUsedAt *time.Time    `json:"last_used_at"` // since then
 	UsedFrom   []SeenAddress `json:"used_from"`    // since then
 	EndsAt     time.Time     `json:"ends_at"`      // of the grace; never later
-	QuietAt    *time.Time    `json:"quiet_at"`     // ends then already, unless it is used before
+	QuietAt    *time.Time    `json:"quiet_at"`     // ends then already, unless it is used before; null is not before ends_at
 }
 
 // TokenList is one page of tokens.

@@ -26,6 +26,10 @@ type figures struct {
 	pending  map[string]map[string]usage // by service user and token: to be written
 	wake     chan chan error             // asks to write now, and is told how that went
 	ended    chan struct{}               // closed when nobody writes any more
+
+	// Who reads what is on disk and adds what is not, holds it meanwhile: else
+	// figures that are just being written would count twice, or not at all.
+	writing sync.RWMutex
 }
 
 type tokenUse struct {
@@ -236,10 +240,14 @@ func (s *Store) writeFigures(ctx context.Context) error {
 	}
 	s.figures.mu.Unlock()
 	for batch := range slices.Chunk(rows, figuresPerChange) {
-		if err := s.inPlace(); err != nil {
-			return err
-		}
 		err := func() error {
+			if err := s.lock(ctx); err != nil {
+				return err
+			}
+			defer s.unlock()
+			if err := s.inPlace(); err != nil {
+				return err
+			}
 			ctx, cancel := context.WithTimeout(ctx, changeTimeout)
 			defer cancel()
 			sqlTx, err := s.write.BeginTx(ctx, nil)
@@ -253,19 +261,24 @@ func (s *Store) writeFigures(ctx context.Context) error {
 					return err
 				}
 			}
-			return sqlTx.Commit()
+			s.figures.writing.Lock()
+			defer s.figures.writing.Unlock()
+			if err := sqlTx.Commit(); err != nil {
+				return err
+			}
+			s.figures.mu.Lock()
+			defer s.figures.mu.Unlock()
+			for _, r := range batch {
+				delete(s.figures.pending[r.user], r.token)
+				if len(s.figures.pending[r.user]) == 0 {
+					delete(s.figures.pending, r.user)
+				}
+			}
+			return nil
 		}()
 		if err != nil {
 			return fmt.Errorf("writing the use of tokens: %w", err)
 		}
-		s.figures.mu.Lock()
-		for _, r := range batch {
-			delete(s.figures.pending[r.user], r.token)
-			if len(s.figures.pending[r.user]) == 0 {
-				delete(s.figures.pending, r.user)
-			}
-		}
-		s.figures.mu.Unlock()
 	}
 	return nil
 }
@@ -290,7 +303,8 @@ func (t *tx) writeUsage(user, token string, u usage) error {
 	return err
 }
 
-// withUse adds to tokens of a service user what is not on disk yet.
+// withUse adds to tokens of a service user, read by a change or within [inRead],
+// what is not on disk yet.
 func (s *Store) withUse(userID string, tokens ...*Token) {
 	pending := s.figures.of(userID)
 	for _, k := range tokens {

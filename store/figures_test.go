@@ -196,6 +196,45 @@ func TestUseWhileTheTokenChanges(t *testing.T) {
 	}
 }
 
+// A count is exact at any instant of its way to the disk, for readers and for
+// changes.
+func TestUseWhileItIsWritten(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, still)
+	w.use(w.token.Secret, "192.0.2.1", "")
+	stop := make(chan struct{})
+	var writer sync.WaitGroup
+	writer.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				mustDo(w.FlushUse(ctx))
+			}
+		}
+	})
+	for n := range int64(100) {
+		w.use(w.token.Secret, "192.0.2.1", "")
+		if got, want := must(w.Token(ctx, Local, w.user.ID, w.token.ID)).UseCount, n+2; got != want {
+			t.Fatalf("read: got %d, want %d", got, want)
+		}
+		list, _, err := w.Tokens(ctx, Local, w.user.ID, "", 10)
+		if err != nil || list[0].UseCount != n+2 {
+			t.Fatalf("listed: got %d and %v, want %d", list[0].UseCount, err, n+2)
+		}
+		changed := must(w.UpdateToken(ctx, Local, w.user.ID, w.token.ID, 0, func(k *Token) error {
+			k.Description = fmt.Sprint(n)
+			return nil
+		}))
+		if changed.UseCount != n+2 {
+			t.Fatalf("changed: got %d, want %d", changed.UseCount, n+2)
+		}
+	}
+	close(stop)
+	writer.Wait()
+}
+
 // What cannot be written shows all the same, and is written once it can be.
 func TestUseCannotBeWritten(t *testing.T) {
 	t.Parallel()

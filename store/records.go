@@ -129,7 +129,7 @@ const (
 func (t Token) State(now time.Time) TokenState {
 	past := func(at time.Time) bool { return !at.IsZero() && !now.Before(at) }
 	switch {
-	case past(t.RevokedAt), past(t.RetiresAt):
+	case past(t.RevokedAt), past(t.RetiresAt) && !t.ExpiresAt.Equal(t.RetiresAt):
 		return TokenRevoked
 	case past(t.ExpiresAt):
 		return TokenExpired

@@ -72,14 +72,15 @@ func (s *Store) CreateServiceUser(ctx context.Context, by Actor, u ServiceUser, 
 // ServiceUser returns the service user with this id. A deleted one is
 // [ErrNotFound], unless deleted asks for those.
 func (s *Store) ServiceUser(ctx context.Context, by Actor, id string, deleted bool) (ServiceUser, error) {
-	u, err := inRead(ctx, s, by, func(t *tx) (ServiceUser, error) {
+	return inRead(ctx, s, by, func(t *tx) (u ServiceUser, err error) {
 		if deleted {
-			return t.visibleTombstone(id)
+			u, err = t.visibleTombstone(id)
+		} else {
+			u, err = t.visibleUser(id)
 		}
-		return t.visibleUser(id)
+		s.withActivity(&u)
+		return u, err
 	})
-	s.withActivity(&u)
-	return u, err
 }
 
 // UpdateServiceUser changes the fields of a service user that a caller may
@@ -409,6 +410,8 @@ func inRead[T any](ctx context.Context, s *Store, by Actor, f func(*tx) (T, erro
 	if err := s.inPlace(); err != nil {
 		return v, err
 	}
+	s.figures.writing.RLock()
+	defer s.figures.writing.RUnlock()
 	sqlTx, err := s.read.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
 	if err != nil {
 		return v, fmt.Errorf("reading the store: %w", err)

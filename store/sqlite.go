@@ -155,6 +155,9 @@ func createSQLite(ctx context.Context, path string, now time.Time) error {
 	}
 	for _, suffix := range []string{"-wal", "-shm", "-journal"} {
 		if _, err := os.Lstat(path + suffix); err == nil {
+			if _, err := os.Lstat(path); err == nil {
+				return nil // another process was faster
+			}
 			return fmt.Errorf("%w: the database is gone, but %q, which belongs to it, is still there; restore the database from a backup, or remove both to begin a new store", ErrNotOurs, path+suffix)
 		}
 	}

@@ -50,13 +50,14 @@ func (s *Store) Tokens(ctx context.Context, by Actor, userID, before string, lim
 		if err != nil {
 			return nil, err
 		}
-		return collect(rows, scanToken)
+		list, err := collect(rows, scanToken)
+		for i := range list {
+			s.withUse(list[i].UserID, &list[i])
+		}
+		return list, err
 	})
 	if len(list) > limit {
 		list, more = list[:limit], true
-	}
-	for i := range list {
-		s.withUse(userID, &list[i])
 	}
 	return list, more, err
 }
@@ -81,13 +82,14 @@ func (s *Store) AllTokens(ctx context.Context, by Actor, before string, limit in
 		if err != nil {
 			return nil, err
 		}
-		return collect(rows, scanToken)
+		list, err := collect(rows, scanToken)
+		for i := range list {
+			s.withUse(list[i].UserID, &list[i])
+		}
+		return list, err
 	})
 	if len(list) > limit {
 		list, more = list[:limit], true
-	}
-	for i := range list {
-		s.withUse(list[i].UserID, &list[i])
 	}
 	return list, more, err
 }
@@ -126,6 +128,7 @@ func (s *Store) UpdateToken(ctx context.Context, by Actor, userID, id string, ve
 		if err := checkVersion(before.Version, version); err != nil {
 			return err
 		}
+		s.withUse(userID, &before)
 		token = before.clone()
 		if err := edit(&token); err != nil {
 			return err
@@ -151,7 +154,6 @@ func (s *Store) UpdateToken(ctx context.Context, by Actor, userID, id string, ve
 		}
 		return t.audit("token.update", id, before, token)
 	})
-	s.withUse(userID, &token)
 	return token, err
 }
 
@@ -200,7 +202,7 @@ func (s *Store) RefreshToken(ctx context.Context, by Actor, userID, id string, v
 		old.ReplacedBy, old.UpdatedAt, old.Version = issued.ID, t.now, before.Version+1
 		old.RefreshedAt, old.CountAtRefresh = t.now, before.UseCount
 		if grace > 0 {
-			old.RetiresAt, old.QuietAfter = t.now.Add(grace), quiet
+			old.RetiresAt, old.QuietAfter = earlier(t.now.Add(grace), before.ExpiresAt), quiet
 		} else {
 			old.RevokedAt = t.now
 		}
@@ -213,6 +215,15 @@ func (s *Store) RefreshToken(ctx context.Context, by Actor, userID, id string, v
 		return t.audit("token.refresh", id, before, old)
 	})
 	return issued, old, err
+}
+
+// earlier returns at, or the end of something when that is earlier; the zero time
+// is no end.
+func earlier(at, end time.Time) time.Time {
+	if !end.IsZero() && end.Before(at) {
+		return end
+	}
+	return at
 }
 
 // checkGrace checks how long a replaced token goes on.
@@ -263,11 +274,8 @@ func (s *Store) RotateToken(ctx context.Context, by Actor, userID, id string, gr
 		unused := Token{}
 		switch state := before.State(t.now); state {
 		case TokenActive:
-			old.RetiresAt = t.now.Add(grace)
+			old.RetiresAt = earlier(t.now.Add(grace), before.ExpiresAt)
 			old.RefreshedAt, old.CountAtRefresh = t.now, before.UseCount
-			if !old.ExpiresAt.IsZero() && old.ExpiresAt.Before(old.RetiresAt) {
-				old.RetiresAt = old.ExpiresAt
-			}
 		case TokenRetiring:
 			if unused, err = t.unusedSuccessor(before); err != nil {
 				return err
