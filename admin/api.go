@@ -48,6 +48,9 @@ func New(s *store.Store, recall *access.Recall, log *zap.Logger) *API {
 	}
 	a := &API{store: s, recall: recall, log: log, mux: http.NewServeMux()}
 	for _, r := range a.routes() {
+		if r.method != http.MethodGet && !r.versioned {
+			r.serve = a.unversioned(r.serve)
+		}
 		a.mux.HandleFunc(r.method+" "+r.path, r.serve)
 	}
 	return a
@@ -59,8 +62,8 @@ func (a *API) routes() []route {
 		handle(a, "POST", "/service_users", 201, a.createServiceUser),
 		handle(a, "GET", "/service_users", 200, a.listServiceUsers),
 		handle(a, "GET", "/service_users/{id}", 200, a.getServiceUser),
-		handle(a, "PATCH", "/service_users/{id}", 200, a.updateServiceUser),
-		handle(a, "DELETE", "/service_users/{id}", 204, a.deleteServiceUser),
+		versioned(handle(a, "PATCH", "/service_users/{id}", 200, a.updateServiceUser)),
+		versioned(handle(a, "DELETE", "/service_users/{id}", 204, a.deleteServiceUser)),
 		handle(a, "POST", "/service_users/{id}/undelete", 200, a.undeleteServiceUser),
 
 		handle(a, "POST", "/service_users/explain", 200, a.explain),
@@ -77,21 +80,21 @@ func (a *API) routes() []route {
 		handle(a, "POST", "/service_users/{id}/tokens", 201, a.createToken),
 		handle(a, "GET", "/service_users/{id}/tokens", 200, a.listTokens),
 		handle(a, "GET", "/service_users/{id}/tokens/{token_id}", 200, a.getToken),
-		handle(a, "PATCH", "/service_users/{id}/tokens/{token_id}", 200, a.updateToken),
-		handle(a, "DELETE", "/service_users/{id}/tokens/{token_id}", 204, a.revokeToken),
-		handle(a, "POST", "/service_users/{id}/tokens/{token_id}/refresh", 201, a.refreshToken),
+		versioned(handle(a, "PATCH", "/service_users/{id}/tokens/{token_id}", 200, a.updateToken)),
+		versioned(handle(a, "DELETE", "/service_users/{id}/tokens/{token_id}", 204, a.revokeToken)),
+		versioned(handle(a, "POST", "/service_users/{id}/tokens/{token_id}/refresh", 201, a.refreshToken)),
 
 		// The same under the names of the ngrok API.
 		handle(a, "POST", "/bot_users", 201, a.createServiceUser),
 		handle(a, "GET", "/bot_users", 200, a.listBotUsers),
 		handle(a, "GET", "/bot_users/{id}", 200, a.getServiceUser),
-		handle(a, "PATCH", "/bot_users/{id}", 200, a.updateServiceUser),
-		handle(a, "DELETE", "/bot_users/{id}", 204, a.deleteServiceUser),
+		versioned(handle(a, "PATCH", "/bot_users/{id}", 200, a.updateServiceUser)),
+		versioned(handle(a, "DELETE", "/bot_users/{id}", 204, a.deleteServiceUser)),
 		handle(a, "POST", "/api_keys", 201, a.createAPIKey),
 		handle(a, "GET", "/api_keys", 200, a.listAPIKeys),
 		handle(a, "GET", "/api_keys/{id}", 200, a.getAPIKey),
-		handle(a, "PATCH", "/api_keys/{id}", 200, a.updateAPIKey),
-		handle(a, "DELETE", "/api_keys/{id}", 204, a.deleteAPIKey),
+		versioned(handle(a, "PATCH", "/api_keys/{id}", 200, a.updateAPIKey)),
+		versioned(handle(a, "DELETE", "/api_keys/{id}", 204, a.deleteAPIKey)),
 
 		handle(a, "GET", "/service_users/healthz", 200, a.healthz),
 		handle(a, "GET", "/service_users/readyz", 200, a.readyz),
@@ -102,8 +105,8 @@ func (a *API) routes() []route {
 		handle(a, "POST", "/permission_groups", 201, a.createGroup),
 		handle(a, "GET", "/permission_groups", 200, a.listGroups),
 		handle(a, "GET", "/permission_groups/{id}", 200, a.getGroup),
-		handle(a, "PATCH", "/permission_groups/{id}", 200, a.updateGroup),
-		handle(a, "DELETE", "/permission_groups/{id}", 204, a.deleteGroup),
+		versioned(handle(a, "PATCH", "/permission_groups/{id}", 200, a.updateGroup)),
+		versioned(handle(a, "DELETE", "/permission_groups/{id}", 204, a.deleteGroup)),
 
 		handle(a, "POST", "/permission_groups/{id}/rules", 201, a.addRule),
 		handle(a, "GET", "/permission_groups/{id}/rules", 200, a.listRules),
@@ -129,6 +132,25 @@ type route struct {
 	op           any // the method that answers
 	in, out      reflect.Type
 	kind         string // the Content-Type of the answer
+	versioned    bool   // it looks at If-Match
+}
+
+// versioned marks an operation on what has a version: it changes it by [guarded].
+func versioned(r route) route {
+	r.versioned = true
+	return r
+}
+
+// unversioned refuses what relies on a comparison that nobody makes.
+func (a *API) unversioned(serve http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if value := r.Header.Values("If-Match"); len(value) == 0 || slices.Equal(value, []string{"*"}) {
+			serve(w, r)
+			return
+		}
+		c := &call{Request: r, by: actorOf(r.Context()), header: w.Header()}
+		a.refuse(c, w, r.Pattern, NewError(http.StatusPreconditionFailed, "ERR_CHANGED", "this operation compares no versions; leave If-Match out"))
+	}
 }
 
 // call is one request on its way through an operation.
@@ -161,7 +183,7 @@ func handle[In, Out any](a *API, method, path string, status int, op func(*call,
 		w.WriteHeader(status)
 		_ = json.NewEncoder(w).Encode(out) // the client may be gone
 	}
-	return route{method, path, status, serve, op, reflect.TypeFor[In](), reflect.TypeFor[Out](), "application/json"}
+	return route{method, path, status, serve, op, reflect.TypeFor[In](), reflect.TypeFor[Out](), "application/json", false}
 }
 
 // refuse answers with an error, and writes down what the actor may not do.

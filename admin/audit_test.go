@@ -85,7 +85,7 @@ func TestAuditTrail(t *testing.T) {
 		}
 	}
 	tamper(`DELETE FROM audit_events WHERE seq > 7`)
-	s.run(r(`GET /audit_events/verify`, `200 {"ok":false,"records":7,"head":"`+head+`","first_bad":8,"problem":"the trail was cut: it ends with record 7, and its head is record 9"}`))
+	s.run(r(`GET /audit_events/verify`, `200 {"ok":false,"records":7,"head":"`+head+`","first_bad":8,"problem":"the trail was cut, or its head was changed: it ends with record 7, and its head is record 9"}`))
 	tamper(`UPDATE meta SET audit_seq = 7, audit_hash = (SELECT hash FROM audit_events WHERE seq = 7)`)
 	s.run(
 		r(`GET /audit_events/verify`, `200 {"ok":true,"records":7}`),

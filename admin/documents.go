@@ -44,7 +44,7 @@ func document(a *API, path, kind string, op func() []byte) route {
 	if kind == "application/json" {
 		out = reflect.TypeFor[map[string]any]()
 	}
-	return route{"GET", path, http.StatusOK, serve, op, reflect.TypeFor[None](), out, kind}
+	return route{"GET", path, http.StatusOK, serve, op, reflect.TypeFor[None](), out, kind, false}
 }
 
 var (

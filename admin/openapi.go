@@ -56,7 +56,7 @@ type schema struct {
 
 // describeAPI makes the OpenAPI document of routes.
 func describeAPI(routes []route) object {
-	d := describer{text: map[string]string{}, guarded: map[string]bool{}, collections: map[string]bool{}, schemas: map[string]*schema{}}
+	d := describer{text: map[string]string{}, collections: map[string]bool{}, schemas: map[string]*schema{}}
 	d.readSources()
 	paths, tags, tagged, named := map[string]object{}, []object{}, map[string]bool{}, map[any]bool{}
 	d.closed = true // requests come first, so that they are strict also in what answers share with them
@@ -112,7 +112,6 @@ func describeAPI(routes []route) object {
 // describer collects the schemas of the types that it meets.
 type describer struct {
 	text        map[string]string // comments: of "Token", "Token.Hint", "refreshToken"
-	guarded     map[string]bool   // operations that look at If-Match
 	collections map[string]bool   // path segments that are followed by the id of a member
 	schemas     map[string]*schema
 	closed      bool // objects hold nothing but their properties
@@ -139,7 +138,7 @@ func (d *describer) operation(r route) object {
 	}
 	query, body := d.input(r)
 	parameters = append(parameters, query...)
-	if d.guarded[name] {
+	if r.versioned {
 		text := "the ETag of an earlier answer; 412 when there was a change since"
 		parameters = append(parameters, object{"name": "If-Match", "in": "header", "description": text, "schema": schema{Type: "string"}})
 	}
@@ -297,8 +296,7 @@ func orNull(s *schema) *schema {
 	return s
 }
 
-// readSources reads the comments of types, fields and operations, and which of
-// these look at If-Match.
+// readSources reads the comments of types, fields and operations.
 func (d *describer) readSources() {
 	files, _ := sources.ReadDir(".")
 	for _, f := range files {
@@ -322,8 +320,6 @@ func (d *describer) readSources() {
 				if n.Recv != nil && len(n.Recv.List[0].Names) == 1 && n.Recv.List[0].Names[0].Name == "a" { // of API
 					d.text[owner] = words(n.Doc)
 				}
-			case *ast.Ident:
-				d.guarded[owner] = d.guarded[owner] || n.Name == "guarded" || n.Name == "ifMatch"
 			}
 			return true
 		})

@@ -514,8 +514,8 @@ func TestOpenAPIEnums(t *testing.T) {
 	}
 }
 
-// If-Match is documented where it is looked at: there one of a wrong form is 412,
-// whatever else is wrong.
+// If-Match is documented where it is compared. What changes anything else refuses
+// it, but for "*", rather than let the caller believe it was.
 func TestOpenAPIIfMatch(t *testing.T) {
 	s := serve(t, store.Options{})
 	for path, item := range readOpenAPI().Paths {
@@ -528,14 +528,22 @@ func TestOpenAPIIfMatch(t *testing.T) {
 			if method == "get" || method == "delete" {
 				body = ""
 			}
-			refused := false
-			for _, id := range []string{"service_0", "group_0", "token_0"} { // one is of the right form
-				if got := s.ask(strings.ToUpper(method)+" "+fill(path, id)+body, "If-Match: nonsense"); got.status == 412 {
-					refused = true
+			looked := func(value, text string) bool {
+				for _, id := range []string{"service_0", "group_0", "token_0"} { // one is of the right form
+					if got := s.ask(strings.ToUpper(method)+" "+fill(path, id)+body, "If-Match: "+value); got.status == 412 && strings.Contains(got.text, text) {
+						return true
+					}
 				}
+				return false
 			}
-			if documented != refused {
-				t.Errorf("%s %s: If-Match is documented: %t, looked at: %t", method, path, documented, refused)
+			if compared := looked("nonsense", "must be the ETag"); documented != compared {
+				t.Errorf("%s %s: If-Match is documented: %t, compared: %t", method, path, documented, compared)
+			}
+			if refused := looked(`"1"`, "compares no versions"); refused != (method != "get" && !documented) {
+				t.Errorf("%s %s: If-Match is documented: %t, refused: %t", method, path, documented, refused)
+			}
+			if looked("*", "compares no versions") {
+				t.Errorf("%s %s: If-Match: * is refused", method, path)
 			}
 		}
 	}

@@ -2,10 +2,16 @@ package caddymodule
 
 import (
 	"bufio"
+	"cmp"
+	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"net/http"
 	"os"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -59,10 +65,54 @@ func (c *cli) sure(format string, args ...any) error {
 	return errNotSure
 }
 
-// lastActive says when a service user was in use, as far as that is known.
-func lastActive(u admin.ServiceUser) string {
-	if u.LastActiveAt == nil {
-		return ""
+// useOf says, for the question whether tokens shall end, when one of them was used
+// last and from where: uri is of one, or of the list of a service user.
+func (c *cli) useOf(ctx context.Context, client *admin.Client, uri string) (string, error) {
+	if c.yes {
+		return "", nil
 	}
-	return " It was last in use " + when(u.LastActiveAt) + "."
+	var list admin.TokenList
+	if strings.HasSuffix(uri, "/tokens") {
+		err := admin.All(ctx, client, uri, func(l admin.TokenList) admin.Page {
+			list.Tokens = append(list.Tokens, l.Tokens...)
+			return l.Page
+		})
+		if err != nil {
+			return "", err
+		}
+	} else {
+		list.Tokens = make([]admin.Token, 1)
+		if err := client.Do(ctx, http.MethodGet, uri, nil, &list.Tokens[0]); err != nil {
+			return "", err
+		}
+	}
+	return lastUse(list.Tokens), nil
+}
+
+// lastUse is a sentence about the last use of tokens.
+func lastUse(tokens []admin.Token) string {
+	var last time.Time
+	seen := make(map[string]time.Time) // by address
+	for _, t := range tokens {
+		if t.LastUsedAt != nil && t.LastUsedAt.After(last) {
+			last = *t.LastUsedAt
+		}
+		for _, from := range t.UsedFrom {
+			if at, ok := seen[from.Address]; !ok || at.Before(from.LastUsedAt) {
+				seen[from.Address] = from.LastUsedAt
+			}
+		}
+	}
+	if last.IsZero() {
+		return "It was never used."
+	}
+	text := "It was last used " + when(&last)
+	addresses := slices.SortedFunc(maps.Keys(seen), func(a, b string) int { return cmp.Or(seen[b].Compare(seen[a]), cmp.Compare(a, b)) })
+	if more := len(addresses) - 3; more > 0 {
+		addresses = append(addresses[:3], fmt.Sprintf("%d more", more))
+	}
+	if len(addresses) > 0 {
+		text += ", lately from " + strings.Join(addresses, ", ")
+	}
+	return text + "."
 }

@@ -465,3 +465,26 @@ func TestScanRevokes(t *testing.T) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }
+
+func TestLastUse(t *testing.T) {
+	at := func(second int) time.Time { return time.Date(2026, 11, 21, 19, 41, second, 0, time.UTC) }
+	used := func(last int, from ...string) (k admin.Token) {
+		when := at(last)
+		k.LastUsedAt = &when
+		for i, address := range from {
+			k.UsedFrom = append(k.UsedFrom, admin.SeenAddress{Address: address, LastUsedAt: at(last - i)})
+		}
+		return k
+	}
+	for want, tokens := range map[string][]admin.Token{
+		"It was never used.":                                                        {{}, {}},
+		"It was last used 2026-11-21 19:41:05Z.":                                    {used(5)}, // over a Unix socket
+		"It was last used 2026-11-21 19:41:09Z, lately from ::1.":                   {used(9, "::1"), {}, used(4)},
+		"It was last used 2026-11-21 19:41:09Z, lately from ::2, ::1, ::3.":         {used(8, "::1", "::3"), used(9, "::2", "::1")},
+		"It was last used 2026-11-21 19:41:09Z, lately from ::1, ::2, ::3, 2 more.": {used(9, "::1", "::2", "::3", "::4", "::5")},
+	} {
+		if got := lastUse(tokens); got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+}

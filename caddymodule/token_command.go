@@ -92,7 +92,11 @@ func (c *cli) tokenCommands(root *cobra.Command) {
 				return err
 			}
 			if graceless(grace) {
-				if err := c.sure("Replace %s of %s? The old token ends at once; --grace lets it go on for a while.", args[1], args[0]); err != nil {
+				use, err := c.useOf(ctx, client, uri)
+				if err != nil {
+					return err
+				}
+				if err := c.sure("Replace %s of %s? The old token ends at once; --grace lets it go on for a while. %s", args[1], args[0], use); err != nil {
 					return err
 				}
 			}
@@ -118,7 +122,11 @@ func (c *cli) tokenCommands(root *cobra.Command) {
 			if err != nil {
 				return err
 			}
-			if err := c.sure("Revoke %s of %s? Whoever uses it is refused from then on.", args[1], args[0]); err != nil {
+			use, err := c.useOf(ctx, client, uri)
+			if err != nil {
+				return err
+			}
+			if err := c.sure("Revoke %s of %s? Whoever uses it is refused from then on. %s", args[1], args[0], use); err != nil {
 				return err
 			}
 			if err := client.Do(ctx, http.MethodDelete, uri, nil, nil); err != nil {

@@ -115,7 +115,11 @@ func (c *cli) userCommands(root *cobra.Command) {
 			if err != nil {
 				return err
 			}
-			if err := c.sure("Delete the service user %s (%s), and end all of its tokens?%s", u.Name, u.ID, lastActive(u)); err != nil {
+			use, err := c.useOf(ctx, client, u.URI+"/tokens")
+			if err != nil {
+				return err
+			}
+			if err := c.sure("Delete the service user %s (%s), and end all of its tokens? %s", u.Name, u.ID, use); err != nil {
 				return err
 			}
 			uri := u.URI

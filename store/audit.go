@@ -195,7 +195,7 @@ func (s *Store) VerifyAudit(ctx context.Context, by Actor, known AuditHead) (Aud
 		case r.Records < known.Seq:
 			return bad(r.Records+1, "the trail was cut: it ends with record %d, and record %d was known", r.Records, known.Seq)
 		case r.Head.Seq != r.Records || r.Head.Hash != prev:
-			return bad(r.Records+1, "the trail was cut: it ends with record %d, and its head is record %d", r.Records, r.Head.Seq)
+			return bad(r.Records+1, "the trail was cut, or its head was changed: it ends with record %d, and its head is record %d", r.Records, r.Head.Seq)
 		}
 		return r, nil
 	})

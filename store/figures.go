@@ -27,9 +27,15 @@ type figures struct {
 	wake     chan chan error             // asks to write now, and is told how that went
 	ended    chan struct{}               // closed when nobody writes any more
 
-	// Who reads what is on disk and adds what is not, holds it meanwhile: else
-	// figures that are just being written would count twice, or not at all.
-	writing sync.RWMutex
+	writing sync.Mutex // while figures go from pending to the disk
+	written int64      // how often they did
+}
+
+// writes returns how often figures were written. It waits for those that just are.
+func (f *figures) writes() int64 {
+	f.writing.Lock()
+	defer f.writing.Unlock()
+	return f.written
 }
 
 type tokenUse struct {
@@ -266,6 +272,7 @@ func (s *Store) writeFigures(ctx context.Context) error {
 			if err := sqlTx.Commit(); err != nil {
 				return err
 			}
+			s.figures.written++
 			s.figures.mu.Lock()
 			defer s.figures.mu.Unlock()
 			for _, r := range batch {
@@ -303,7 +310,21 @@ func (t *tx) writeUsage(user, token string, u usage) error {
 	return err
 }
 
-// withUse adds to tokens of a service user, read by a change or within [inRead],
+// inReadWithUse is inRead for what adds figures that are not on disk yet to those
+// that are. It reads again when some were written meanwhile, which would count
+// twice or not at all; who reads longer than from one writing to the next takes
+// what it has got.
+func inReadWithUse[T any](ctx context.Context, s *Store, by Actor, f func(*tx) (T, error)) (v T, err error) {
+	for range 3 {
+		writes := s.figures.writes()
+		if v, err = inRead(ctx, s, by, f); err != nil || s.figures.writes() == writes {
+			break
+		}
+	}
+	return v, err
+}
+
+// withUse adds to tokens of a service user, read by a change or [inReadWithUse],
 // what is not on disk yet.
 func (s *Store) withUse(userID string, tokens ...*Token) {
 	pending := s.figures.of(userID)

@@ -214,6 +214,8 @@ func TestUseWhileItIsWritten(t *testing.T) {
 			}
 		}
 	})
+	defer writer.Wait()
+	defer close(stop)
 	for n := range int64(100) {
 		w.use(w.token.Secret, "192.0.2.1", "")
 		if got, want := must(w.Token(ctx, Local, w.user.ID, w.token.ID)).UseCount, n+2; got != want {
@@ -231,8 +233,6 @@ func TestUseWhileItIsWritten(t *testing.T) {
 			t.Fatalf("changed: got %d, want %d", changed.UseCount, n+2)
 		}
 	}
-	close(stop)
-	writer.Wait()
 }
 
 // What cannot be written shows all the same, and is written once it can be.
@@ -438,6 +438,13 @@ func TestAllTokens(t *testing.T) {
 	check("nobody", nobody)
 	w.clock.add(time.Hour) // the end of the grace
 	check("manager later", manager, next, kb.ID)
+	must(w.UpdateToken(ctx, Local, b.ID, kb.ID, 0, func(k *Token) error {
+		k.ExpiresAt = w.now().Add(time.Hour)
+		return nil
+	}))
+	check("before it expires", manager, next, kb.ID)
+	w.clock.add(time.Hour)
+	check("expired", manager, next)
 	for _, row := range []struct {
 		by              Actor
 		id, owner, want string

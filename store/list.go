@@ -37,7 +37,7 @@ const maxFiltered = 100_000
 // ServiceUsers lists service users. more reports whether others follow behind the
 // last one.
 func (s *Store) ServiceUsers(ctx context.Context, by Actor, q UserQuery) (list []ServiceUser, more bool, err error) {
-	list, err = inRead(ctx, s, by, func(t *tx) (list []ServiceUser, err error) {
+	list, err = inReadWithUse(ctx, s, by, func(t *tx) (list []ServiceUser, err error) {
 		list, more, err = t.listUsers(q)
 		return list, err
 	})

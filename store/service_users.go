@@ -72,7 +72,7 @@ func (s *Store) CreateServiceUser(ctx context.Context, by Actor, u ServiceUser, 
 // ServiceUser returns the service user with this id. A deleted one is
 // [ErrNotFound], unless deleted asks for those.
 func (s *Store) ServiceUser(ctx context.Context, by Actor, id string, deleted bool) (ServiceUser, error) {
-	return inRead(ctx, s, by, func(t *tx) (u ServiceUser, err error) {
+	return inReadWithUse(ctx, s, by, func(t *tx) (u ServiceUser, err error) {
 		if deleted {
 			u, err = t.visibleTombstone(id)
 		} else {
@@ -410,8 +410,6 @@ func inRead[T any](ctx context.Context, s *Store, by Actor, f func(*tx) (T, erro
 	if err := s.inPlace(); err != nil {
 		return v, err
 	}
-	s.figures.writing.RLock()
-	defer s.figures.writing.RUnlock()
 	sqlTx, err := s.read.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
 	if err != nil {
 		return v, fmt.Errorf("reading the store: %w", err)

@@ -29,7 +29,7 @@ func (s *Store) CreateToken(ctx context.Context, by Actor, userID string, token 
 
 // Token returns one token of a service user.
 func (s *Store) Token(ctx context.Context, by Actor, userID, id string) (Token, error) {
-	return inRead(ctx, s, by, func(t *tx) (Token, error) {
+	return inReadWithUse(ctx, s, by, func(t *tx) (Token, error) {
 		if _, err := t.visibleUser(userID); err != nil {
 			return Token{}, err
 		}
@@ -42,7 +42,7 @@ func (s *Store) Token(ctx context.Context, by Actor, userID, id string) (Token, 
 // Tokens lists the tokens of a service user that were made before the one
 // named before ("" is all), newest first.
 func (s *Store) Tokens(ctx context.Context, by Actor, userID, before string, limit int) (list []Token, more bool, err error) {
-	list, err = inRead(ctx, s, by, func(t *tx) ([]Token, error) {
+	list, err = inReadWithUse(ctx, s, by, func(t *tx) ([]Token, error) {
 		if _, err := t.visibleUser(userID); err != nil {
 			return nil, err
 		}
@@ -66,8 +66,8 @@ func (s *Store) Tokens(ctx context.Context, by Actor, userID, before string, lim
 // be, newest first: of those that were made before the one named before ("" is
 // all).
 func (s *Store) AllTokens(ctx context.Context, by Actor, before string, limit int) (list []Token, more bool, err error) {
-	list, err = inRead(ctx, s, by, func(t *tx) ([]Token, error) {
-		where := `revoked_at = 0 AND (retires_at = 0 OR retires_at > $1) AND ($2 = '' OR id < $2)`
+	list, err = inReadWithUse(ctx, s, by, func(t *tx) ([]Token, error) {
+		where := `revoked_at = 0 AND (retires_at = 0 OR retires_at > $1) AND (expires_at = 0 OR expires_at > $1) AND ($2 = '' OR id < $2)`
 		args := []any{t.now.Unix(), before, limit + 1}
 		teams := "TRUE"
 		if by.Scope != nil {
