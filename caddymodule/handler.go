@@ -320,9 +320,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		defer done()
 		r = watched
 	}
-	for i := range h.identity {
-		h.identity[i].set(r.Header, principal)
-	}
+	inject(r.Header, h.identity, principal)
 	if h.ForwardAuthorization {
 		r.Header["Authorization"] = authorization
 	}

@@ -18,9 +18,14 @@ type identityHeader struct {
 	value func(access.Principal) string
 }
 
-// set writes the header; whatever stood there was removed before.
-func (h *identityHeader) set(header http.Header, p access.Principal) {
-	header[h.name] = []string{h.value(p)}
+// inject writes the headers; whatever stood there was removed before. The values
+// belong to this request alone, since handlers behind may edit them in place.
+func inject(header http.Header, headers []identityHeader, p access.Principal) {
+	values := make([]string, len(headers))
+	for i := range headers {
+		values[i] = headers[i].value(p)
+		header[headers[i].name] = values[i : i+1 : i+1]
+	}
 }
 
 // identityValues are the words of the headers option.
@@ -61,7 +66,8 @@ func identityHeaders(prefix string, words []string) ([]identityHeader, error) {
 // which may have inner spaces, else as an RFC 8187 ext-value, UTF-8”…, which a
 // plain value never begins with.
 func extValue(s string) string {
-	plain := !strings.HasPrefix(strings.ToUpper(s), "UTF-8''") && strings.TrimSpace(s) == s
+	const mark = "UTF-8''"
+	plain := !(len(s) >= len(mark) && strings.EqualFold(s[:len(mark)], mark)) && strings.TrimSpace(s) == s
 	for i := 0; plain && i < len(s); i++ {
 		plain = ' ' <= s[i] && s[i] <= '~'
 	}
@@ -69,7 +75,7 @@ func extValue(s string) string {
 		return s
 	}
 	const attrChar = "!#$&+-.^_`|~"
-	out := []byte("UTF-8''")
+	out := []byte(mark)
 	for i := range len(s) {
 		c := s[i]
 		if '0' <= c && c <= '9' || 'A' <= c && c <= 'Z' || 'a' <= c && c <= 'z' || strings.IndexByte(attrChar, c) >= 0 {
