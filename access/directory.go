@@ -650,7 +650,8 @@ func (e *Edit) Done() (*Directory, error) {
 	if e.users != nil {
 		d.users, d.logins, d.classes = e.users.done(), e.logins.done(), e.classes.done()
 	}
-	return d, nil
+	done := *d // what is in force must not hold on to the edit, and so to every version before
+	return &done, nil
 }
 
 func sortedCopy(s []string) []string {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"reflect"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -870,4 +871,40 @@ func TestRules(t *testing.T) {
 	if got := d.Rules(Principal{}); got != nil {
 		t.Errorf("the rules of nobody: got %v", got)
 	}
+}
+
+// A version holds on to none before it, whatever has changed and whoever has
+// been decided for.
+func TestOldVersionsAreForgotten(t *testing.T) {
+	d := with(t, NewDirectory(Peppers{}, "g"), Changes{
+		Groups: []Group{group(t, "g", "allow GET /v1/{id}"), groupOf(t, "h", `user.role == "member"`, "allow GET /v2/{id}")},
+		Users:  []User{user(1, "g"), user(2)},
+	})
+	const versions = 20
+	var gone atomic.Int32
+	for n := range versions {
+		runtime.AddCleanup(d, func(int) { gone.Add(1) }, 0)
+		d.Authorize(enter(t, d, login(1)), action("GET /v1/7"))
+		changed := user(1, "g")
+		changed.DisplayName = fmt.Sprint(n)
+		c := Changes{Users: []User{changed, user(n+3, "g")}}
+		if n%2 == 0 {
+			c.Groups = []Group{group(t, "g", "allow GET /v1/{id}", fmt.Sprintf("deny GET /v%d", n))}
+		}
+		if n%3 == 0 {
+			c.Groups = append(c.Groups, groupOf(t, "h", fmt.Sprintf(`user.name != "%d"`, n), "allow GET /v2/{id}"))
+		}
+		d = with(t, d, c)
+	}
+	for range 10 { // cleanups run a little later
+		runtime.GC()
+		if gone.Load() == versions {
+			break
+		}
+		runtime.Gosched()
+	}
+	if got := gone.Load(); got < versions-1 {
+		t.Errorf("of %d old versions %d are gone", versions, got)
+	}
+	runtime.KeepAlive(d)
 }

@@ -1,10 +1,14 @@
 package access
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // busy is a directory with ten thousand service users and a thousand rules,
@@ -259,6 +263,7 @@ func BenchmarkSize(b *testing.B) {
 		{"users=10", 10, 10, 10},
 		{"users=1000", 1000, 10, 10},
 		{"users=100000", 100_000, 10, 10},
+		{"users=1000000", 1_000_000, 10, 10},
 		{"groups=10", 10, 10, 10},
 		{"groups=1000", 10, 1000, 10},
 		{"groups=10000", 10, 10_000, 10},
@@ -347,6 +352,91 @@ func BenchmarkObserve(b *testing.B) {
 			}
 		})
 	}
+}
+
+// BenchmarkScale is what a directory costs by the number of its service users, each
+// with two tokens and in one of 10 000 groups: to build it, to keep it, to change it,
+// and to decide for a service user that was not heard of lately.
+func BenchmarkScale(b *testing.B) {
+	for _, users := range []int{10_000, 100_000, 1_000_000} {
+		b.Run(fmt.Sprintf("users=%d", users), func(b *testing.B) {
+			groups := make([]Group, 10_000)
+			for g := range groups {
+				groups[g] = Group{ID: fmt.Sprintf("group_%d", g), Name: fmt.Sprintf("group_%d", g), Mode: Enforce}
+				for i := range 10 {
+					groups[g].Rules = append(groups[g].Rules, Rule{Effect: Allow, Methods: []string{"GET"}, Path: fmt.Sprintf("/v1/team%d/things%d/{id}", g, i)})
+				}
+			}
+			member := func(n int) User {
+				u := user(n, fmt.Sprintf("group_%d", n%len(groups)))
+				second := u.Tokens[0]
+				second.ID = fmt.Sprint("token_b", n)
+				second.Hash = sha256.Sum256([]byte(second.ID))
+				u.Tokens = append(u.Tokens, second)
+				return u
+			}
+			d := with(b, NewDirectory(Peppers{}, ""), Changes{Groups: groups})
+			before := heap()
+			var building time.Duration
+			for first := 0; first < users; first += 10_000 {
+				c := Changes{Users: make([]User, 0, 10_000)}
+				for n := first; n < first+10_000; n++ {
+					c.Users = append(c.Users, member(n))
+				}
+				begun := time.Now()
+				d = with(b, d, c)
+				building += time.Since(begun)
+			}
+			size := heap() - before
+			begun := time.Now()
+			runtime.GC()
+			collecting := time.Since(begun)
+			b.Run("build", func(b *testing.B) {
+				for b.Loop() {
+				}
+				b.ReportMetric(0, "ns/op")
+				b.ReportMetric(float64(building.Nanoseconds())/float64(users), "ns/user")
+				b.ReportMetric(float64(size)/float64(users), "B/user")
+				b.ReportMetric(float64(collecting.Microseconds())/1000, "ms/GC")
+			})
+			b.Run("change a user", func(b *testing.B) {
+				b.ReportAllocs()
+				for n := 0; b.Loop(); n++ {
+					u := member(n * 7919 % users)
+					u.DisplayName = "changed"
+					with(b, d, Changes{Users: []User{u}})
+				}
+			})
+			b.Run("change a group", func(b *testing.B) {
+				b.ReportAllocs()
+				for n := 0; b.Loop(); n++ {
+					g := groups[n*7919%len(groups)]
+					g.Rules = append(slices.Clone(g.Rules), Rule{Effect: Deny, Methods: []string{"GET"}, Path: "/v1/other"})
+					with(b, d, Changes{Groups: []Group{g}})
+				}
+			})
+			b.Run("decide", func(b *testing.B) {
+				b.ReportAllocs()
+				for n := 0; b.Loop(); n++ {
+					who := n * 7919 % users
+					p, why := d.Authenticate(login(who), here, 0)
+					if why != Granted || !d.Authorize(p, Action{Method: "GET", Path: fmt.Sprintf("/v1/team%d/things3/7", who%len(groups))}).Allowed() {
+						b.Fatal(why)
+					}
+				}
+			})
+			runtime.KeepAlive(d)
+		})
+	}
+}
+
+// heap is how many bytes are alive.
+func heap() uint64 {
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
 }
 
 // BenchmarkWith applies one change of a user to a large directory.
