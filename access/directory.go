@@ -112,7 +112,7 @@ type Directory struct {
 	conditional []*Group          // those with a condition of membership
 	nextGroup   uint32            // the index of the next group
 	sets        []*groupSet       // by User.class and Token.class
-	sizes       []int             // the number of users of each class
+	sizes       tally             // the number of users of each class
 	classes     shards[string, int]
 	policy      *policy
 }
@@ -280,8 +280,8 @@ func (d *Directory) MemberCount(group string) (n int) {
 		return 0
 	}
 	for i, s := range d.sets {
-		if d.sizes[i] > 0 && slices.Contains(s.ids, group) {
-			n += d.sizes[i]
+		if size := d.sizes.of(i); size > 0 && slices.Contains(s.ids, group) {
+			n += size
 		}
 	}
 	return n
@@ -324,6 +324,7 @@ type Edit struct {
 	users   *tableEdit
 	logins  *shardEdit[string, string]
 	classes *shardEdit[string, int]
+	sizes   *tallyEdit
 	moved   []string // groups whose condition of membership is another one than before
 }
 
@@ -520,7 +521,7 @@ func (e *Edit) begin() {
 	if e.users == nil {
 		d := &e.next
 		e.users, e.logins, e.classes = d.users.edit(), d.logins.edit(), d.classes.edit()
-		d.sets, d.sizes = slices.Clone(d.sets), slices.Clone(d.sizes)
+		d.sets, e.sizes = slices.Clip(d.sets), d.sizes.edit()
 	}
 }
 
@@ -537,7 +538,7 @@ func (e *Edit) class(ids, doubts, only []string) int {
 	if !ok {
 		d := &e.next
 		n = len(d.sets)
-		d.sets, d.sizes = append(d.sets, d.resolve(&combination{ids, doubts, only})), append(d.sizes, 0)
+		d.sets = append(d.sets, d.resolve(&combination{ids, doubts, only}))
 		e.classes.set(key, n)
 	}
 	return n
@@ -550,7 +551,7 @@ func (e *Edit) forget(w written) {
 	}
 	old := e.users.get(w, e.next.sets)
 	e.users.removeHashes(w, old)
-	e.next.sizes[old.class]--
+	e.sizes.add(old.class, -1)
 	e.logins.remove(old.Alias)
 }
 
@@ -600,7 +601,7 @@ func (e *Edit) write(w written, u User) error {
 	}
 	ids, doubts := d.members(&u)
 	u.class = e.class(ids, doubts, nil)
-	d.sizes[u.class]++
+	e.sizes.add(u.class, 1)
 	for i := range u.Tokens {
 		t := &u.Tokens[i]
 		if t.Hash == (Hash{}) {
@@ -648,7 +649,7 @@ func (e *Edit) Done() (*Directory, error) {
 		}
 	}
 	if e.users != nil {
-		d.users, d.logins, d.classes = e.users.done(), e.logins.done(), e.classes.done()
+		d.users, d.logins, d.classes, d.sizes = e.users.done(), e.logins.done(), e.classes.done(), e.sizes.done()
 	}
 	done := *d // what is in force must not hold on to the edit, and so to every version before
 	return &done, nil

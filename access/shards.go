@@ -90,3 +90,43 @@ func (e *shardEdit[K, V]) remove(key K) {
 }
 
 func (e *shardEdit[K, V]) done() shards[K, V] { return shards[K, V]{e.table} }
+
+// tally is an immutable list of counts, which are 0 until they are added to. A new
+// version shares every page that a change does not touch.
+type tally struct {
+	pages []*tallyPage
+}
+
+type tallyPage [128]int
+
+func (t tally) of(i int) int {
+	if i/len(tallyPage{}) >= len(t.pages) {
+		return 0
+	}
+	return t.pages[i/len(tallyPage{})][i%len(tallyPage{})]
+}
+
+// edit begins a new version. The old one stays as it is.
+func (t tally) edit() *tallyEdit {
+	return &tallyEdit{pages: append([]*tallyPage(nil), t.pages...), owned: make([]bool, len(t.pages))}
+}
+
+// tallyEdit is a version in the making; it belongs to one goroutine.
+type tallyEdit struct {
+	pages []*tallyPage
+	owned []bool // pages that this edit has already copied
+}
+
+func (e *tallyEdit) add(i, n int) {
+	page := i / len(tallyPage{})
+	for page >= len(e.pages) {
+		e.pages, e.owned = append(e.pages, new(tallyPage)), append(e.owned, true)
+	}
+	if !e.owned[page] {
+		copied := *e.pages[page]
+		e.pages[page], e.owned[page] = &copied, true
+	}
+	e.pages[page][i%len(tallyPage{})] += n
+}
+
+func (e *tallyEdit) done() tally { return tally{e.pages} }

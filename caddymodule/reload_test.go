@@ -115,9 +115,10 @@ func startLoad(s *server, user credentials) func() (answered, wrong, dropped int
 				}
 				req.SetBasicAuth(user.id, user.secret)
 				resp, err := client.Do(req)
-				if err != nil {
-					// Caddy closes idle connections on a reload, with or without this
-					// plugin; a request that meets the closing has to be sent again.
+				for again := 0; err != nil && again < 3; again++ {
+					// Caddy closes idle connections on a reload, and the kernel those that
+					// wait at a listener that closes, with or without this plugin; a request
+					// that meets the closing has to be sent again.
 					resp, err = client.Do(req)
 				}
 				if err != nil {
