@@ -20,33 +20,102 @@ import (
 // A row is decoded when it is asked for. What was decoded is kept in a cache of
 // bounded size, so that the users who are active cost that once.
 type table struct {
-	shards *[shardCount]*userShard
-	hashes *[shardCount]hashShard
+	shards spread[userShard]
+	hashes spread[hashShard]
 	cache  *userCache
 	count  int
 }
 
 // userShard is one part of the users.
 type userShard struct {
-	version uint64   // of all shards that ever were; no two have the same
-	index   []uint32 // open addressing by the hash of the id: place + 1; 0 is free
-	rows    []uint32 // by place: where the row begins, + 1; 0 is nobody
-	arena   []byte   // the rows, and what is left of old ones
-	count   int      // users
-	live    int      // bytes of arena that belong to rows
+	edit  uint64   // the number of the edit that wrote it
+	begin uint32   // where the arena goes on with what that edit has written
+	index []uint32 // open addressing by the hash of the id: place + 1; 0 is free
+	rows  []uint32 // by place: where the row begins, + 1; 0 is nobody
+	arena []byte   // the rows, and what is left of old ones
+	count int      // users
+	live  int      // bytes of arena that belong to rows
 }
 
 // hashShard is one part of the index of token hashes: open addressing, 32 bits of
 // the hash above a ref + 1; 0 is free.
-type hashShard []uint64
+type hashShard struct {
+	edit  uint64 // the number of the edit that wrote it
+	slots []uint64
+	count int // entries
+}
 
 // A ref says where a user is: the shard above the place.
 const (
-	placeBits = 22
+	placeBits = 19
 	placeMask = 1<<placeBits - 1
 )
 
-var shardVersions atomic.Uint64
+// spread is an immutable array of spreadSize parts, on two levels, so that a new
+// version copies little. A part may be nil. The zero value has none.
+type spread[T any] struct {
+	leaves *[leafCount]*leaf[T]
+}
+
+type leaf[T any] [leafSize]*T
+
+const (
+	leafCount  = 64
+	leafSize   = 128
+	spreadSize = leafCount * leafSize
+)
+
+func (s spread[T]) at(n uint64) *T {
+	if s.leaves == nil || s.leaves[n/leafSize] == nil {
+		return nil
+	}
+	return s.leaves[n/leafSize][n%leafSize]
+}
+
+// each calls f for every part that there is.
+func (s spread[T]) each(f func(*T)) {
+	if s.leaves == nil {
+		return
+	}
+	for _, l := range s.leaves {
+		if l == nil {
+			continue
+		}
+		for _, part := range l {
+			if part != nil {
+				f(part)
+			}
+		}
+	}
+}
+
+// spreadEdit is a version of a spread in the making.
+type spreadEdit[T any] struct {
+	spread[T]
+	owned [leafCount]bool // leaves that this edit has already copied
+}
+
+func (s spread[T]) begin() spreadEdit[T] {
+	e := spreadEdit[T]{spread: spread[T]{new([leafCount]*leaf[T])}}
+	if s.leaves != nil {
+		*e.leaves = *s.leaves
+	}
+	return e
+}
+
+func (e *spreadEdit[T]) set(n uint64, part *T) {
+	at := n / leafSize
+	if !e.owned[at] {
+		copied := new(leaf[T])
+		if e.leaves[at] != nil {
+			*copied = *e.leaves[at]
+		}
+		e.leaves[at], e.owned[at] = copied, true
+	}
+	e.leaves[at][n%leafSize] = part
+}
+
+var edits atomic.Uint64 // numbers of edits
 
 // rowID is an id in the form that it has in rows: 20 bytes when it is a prefix and a
 // KSUID.
@@ -79,12 +148,9 @@ func (id *rowID) hash() uint64 {
 
 // get returns a user. sets are the directory's.
 func (t *table) get(id string, sets []*groupSet) (*User, bool) {
-	if t.shards == nil {
-		return nil, false
-	}
 	row := newRowID(userPrefix, id)
 	h := row.hash()
-	s := t.shards[h%shardCount]
+	s := t.shards.at(h % spreadSize)
 	if s == nil {
 		return nil, false
 	}
@@ -92,7 +158,7 @@ func (t *table) get(id string, sets []*groupSet) (*User, bool) {
 	if !ok {
 		return nil, false
 	}
-	return t.cache.user(s, uint32(h%shardCount)<<placeBits|place, sets), true
+	return t.cache.user(s, uint32(h%spreadSize)<<placeBits|place, sets), true
 }
 
 // find returns the place of a user.
@@ -113,16 +179,13 @@ func (s *userShard) rowAt(place uint32) userRow { return userRow(s.arena[s.rows[
 // owner returns the user that a token with this hash belongs to, and which of its
 // tokens it is.
 func (t *table) owner(hash Hash, sets []*groupSet) (u *User, token int, ok bool) {
-	if t.hashes == nil {
-		return nil, 0, false
-	}
 	h := binary.LittleEndian.Uint64(hash[:])
-	shard := t.hashes[h%shardCount]
-	if len(shard) == 0 {
+	shard := t.hashes.at(h % spreadSize)
+	if shard == nil {
 		return nil, 0, false
 	}
 	for i := h >> 32; ; i++ {
-		entry := shard[i%uint64(len(shard))]
+		entry := shard.slots[i%uint64(len(shard.slots))]
 		switch {
 		case entry == 0:
 			return nil, 0, false
@@ -130,7 +193,7 @@ func (t *table) owner(hash Hash, sets []*groupSet) (u *User, token int, ok bool)
 			continue
 		}
 		ref := uint32(entry) - 1
-		u := t.cache.user(t.shards[ref>>placeBits], ref, sets)
+		u := t.cache.user(t.shards.at(uint64(ref>>placeBits)), ref, sets)
 		if i := slices.IndexFunc(u.Tokens, func(k Token) bool { return k.Hash == hash }); i >= 0 {
 			return u, i, true
 		}
@@ -139,54 +202,41 @@ func (t *table) owner(hash Hash, sets []*groupSet) (u *User, token int, ok bool)
 
 // each calls f for every user, in no order. f may keep it.
 func (t *table) each(sets []*groupSet, f func(*User)) {
-	if t.shards == nil {
-		return
-	}
-	for _, s := range t.shards {
-		if s == nil {
-			continue
-		}
+	t.shards.each(func(s *userShard) {
 		for place := range s.rows {
 			if s.rows[place] != 0 {
 				f(s.rowAt(uint32(place)).decode(sets))
 			}
 		}
-	}
+	})
 }
 
 // edit begins a new version. The old one stays as it is.
 func (t *table) edit() *tableEdit {
-	e := &tableEdit{next: *t}
-	e.next.shards, e.next.hashes = new([shardCount]*userShard), new([shardCount]hashShard)
-	if t.shards != nil {
-		*e.next.shards, *e.next.hashes = *t.shards, *t.hashes
-	}
-	return e
+	return &tableEdit{number: edits.Add(1), next: *t, shards: t.shards.begin(), hashes: t.hashes.begin()}
 }
 
 // tableEdit is a version in the making; it belongs to one goroutine.
 type tableEdit struct {
-	next      table
-	ownUsers  [shardCount]bool   // shards that this edit has already copied
-	begin     [shardCount]uint32 // where their arenas go on with what it has written
-	ownHashes [shardCount]bool
-	hashCount [shardCount]int // entries of those
+	number uint64 // shards that bear it belong to this edit
+	next   table  // but for the shards
+	shards spreadEdit[userShard]
+	hashes spreadEdit[hashShard]
 }
 
 // shard returns a shard that may be written.
 func (e *tableEdit) shard(n uint64) *userShard {
-	s := e.next.shards[n]
-	if e.ownUsers[n] {
-		return s
-	}
-	e.ownUsers[n] = true
-	if s == nil {
+	s := e.shards.at(n)
+	switch {
+	case s == nil:
 		s = &userShard{index: make([]uint32, 8)}
-	} else {
+	case s.edit == e.number:
+		return s
+	default:
 		s = s.clone()
 	}
-	s.version = shardVersions.Add(1)
-	e.next.shards[n], e.begin[n] = s, uint32(len(s.arena))
+	s.edit, s.begin = e.number, uint32(len(s.arena))
+	e.shards.set(n, s)
 	return s
 }
 
@@ -223,17 +273,17 @@ type written struct {
 func (e *tableEdit) find(id string) written {
 	w := written{id: newRowID(userPrefix, id)}
 	w.hash = w.id.hash()
-	w.shard = w.hash % shardCount
-	if s := e.next.shards[w.shard]; s != nil {
+	w.shard = w.hash % spreadSize
+	if s := e.shards.at(w.shard); s != nil {
 		w.place, w.known = s.find(w.hash, &w.id)
-		w.twice = w.known && e.ownUsers[w.shard] && s.rows[w.place]-1 >= e.begin[w.shard]
+		w.twice = w.known && s.edit == e.number && s.rows[w.place]-1 >= s.begin
 	}
 	return w
 }
 
 // get returns a user as the edit has it so far.
 func (e *tableEdit) get(w written, sets []*groupSet) *User {
-	return e.next.shards[w.shard].rowAt(w.place).decode(sets)
+	return e.shards.at(w.shard).rowAt(w.place).decode(sets)
 }
 
 func (w *written) ref() uint32 { return uint32(w.shard)<<placeBits | w.place }
@@ -317,80 +367,75 @@ func (e *tableEdit) removeHashes(w written, u *User) {
 }
 
 // hashShard returns a shard that may be written.
-func (e *tableEdit) hashShard(n uint64) hashShard {
-	if !e.ownHashes[n] {
-		e.ownHashes[n] = true
-		e.next.hashes[n] = slices.Clone(e.next.hashes[n])
-		e.hashCount[n] = 0
-		for _, entry := range e.next.hashes[n] {
-			if entry != 0 {
-				e.hashCount[n]++
-			}
-		}
+func (e *tableEdit) hashShard(n uint64) *hashShard {
+	s := e.hashes.at(n)
+	switch {
+	case s == nil:
+		s = &hashShard{edit: e.number, slots: make([]uint64, 8)}
+	case s.edit == e.number:
+		return s
+	default:
+		s = &hashShard{edit: e.number, slots: slices.Clone(s.slots), count: s.count}
 	}
-	return e.next.hashes[n]
+	e.hashes.set(n, s)
+	return s
 }
 
 func (e *tableEdit) setHash(hash Hash, ref uint32) {
 	h := binary.LittleEndian.Uint64(hash[:])
-	n := h % shardCount
-	shard := e.hashShard(n)
-	e.hashCount[n]++
-	if e.hashCount[n]*4 > len(shard)*3 {
-		bigger := make(hashShard, max(8, len(shard)*3/2))
-		for _, entry := range shard {
+	shard := e.hashShard(h % spreadSize)
+	shard.count++
+	if shard.count*4 > len(shard.slots)*3 {
+		old := shard.slots
+		shard.slots = make([]uint64, len(old)*3/2)
+		for _, entry := range old {
 			if entry != 0 {
-				bigger.put(entry)
+				shard.put(entry)
 			}
 		}
-		shard = bigger
-		e.next.hashes[n] = shard
 	}
 	shard.put(h>>32<<32 | uint64(ref) + 1)
 }
 
-func (s hashShard) put(entry uint64) {
-	i := entry >> 32
-	for s[i%uint64(len(s))] != 0 {
-		i++
+func (s *hashShard) put(entry uint64) {
+	size := uint64(len(s.slots))
+	i := (entry >> 32) % size
+	for s.slots[i] != 0 {
+		i = (i + 1) % size
 	}
-	s[i%uint64(len(s))] = entry
+	s.slots[i] = entry
 }
 
 // removeHash takes an entry out and moves those behind it up, so that no search
 // stops too early.
 func (e *tableEdit) removeHash(hash Hash, ref uint32) {
 	h := binary.LittleEndian.Uint64(hash[:])
-	n := h % shardCount
-	shard := e.hashShard(n)
-	size := uint64(len(shard))
-	if size == 0 {
-		return
-	}
+	shard := e.hashShard(h % spreadSize)
+	slots, size := shard.slots, uint64(len(shard.slots))
 	wanted := h>>32<<32 | uint64(ref) + 1
 	at := (h >> 32) % size
-	for shard[at] != wanted {
-		if shard[at] == 0 {
+	for slots[at] != wanted {
+		if slots[at] == 0 {
 			return
 		}
 		at = (at + 1) % size
 	}
-	shard[at] = 0
-	e.hashCount[n]--
-	for next := (at + 1) % size; shard[next] != 0; next = (next + 1) % size {
-		entry := shard[next]
-		shard[next] = 0
+	slots[at] = 0
+	shard.count--
+	for next := (at + 1) % size; slots[next] != 0; next = (next + 1) % size {
+		entry := slots[next]
+		slots[next] = 0
 		shard.put(entry)
 	}
 }
 
 func (e *tableEdit) done() table {
-	for n, own := range e.ownUsers {
-		if own {
-			s := e.next.shards[n]
+	e.shards.each(func(s *userShard) {
+		if s.edit == e.number {
 			s.arena, s.rows = tight(s.arena), tight(s.rows)
 		}
-	}
+	})
+	e.next.shards, e.next.hashes = e.shards.spread, e.hashes.spread
 	if c := e.next.cache; c == nil || len(c.slots) < min(e.next.count, maxCached) {
 		e.next.cache = newUserCache(e.next.count)
 	}
@@ -399,7 +444,7 @@ func (e *tableEdit) done() table {
 
 // tight returns a slice that has not much more memory than it needs.
 func tight[T any](s []T) []T {
-	if cap(s)-len(s) > len(s)/16+64 {
+	if cap(s)-len(s) > len(s)/16+16 {
 		return append(make([]T, 0, len(s)), s...)
 	}
 	return s
@@ -412,9 +457,9 @@ type userCache struct {
 }
 
 type cachedUser struct {
-	version uint64 // of the shard
-	ref     uint32
-	user    *User
+	edit uint64 // of the shard
+	ref  uint32
+	user *User
 }
 
 const (
@@ -433,11 +478,11 @@ func newUserCache(users int) *userCache {
 func (c *userCache) user(s *userShard, ref uint32, sets []*groupSet) *User {
 	// Neighbouring shards, and neighbouring places, have slots of their own.
 	place := ref & placeMask
-	slot := &c.slots[(uint64(place)*shardCount+uint64(ref>>placeBits))%uint64(len(c.slots))]
-	if known := slot.Load(); known != nil && known.version == s.version && known.ref == ref {
+	slot := &c.slots[(uint64(place)*spreadSize+uint64(ref>>placeBits))%uint64(len(c.slots))]
+	if known := slot.Load(); known != nil && known.edit == s.edit && known.ref == ref {
 		return known.user
 	}
 	u := s.rowAt(place).decode(sets)
-	slot.Store(&cachedUser{s.version, ref, u})
+	slot.Store(&cachedUser{s.edit, ref, u})
 	return u
 }
