@@ -242,6 +242,7 @@ func TestDeleteAndUndelete(t *testing.T) {
 	p, _ := s.login("service_1", "csu_1")
 	s.store.Use(p, s.now().Unix(), testAddr, "rule_x")
 	s.run(
+		r(`PATCH /service_users/service_1 {}`, `200 {"last_active_at":"t+7s"}`),
 		r(`DELETE /service_users/service_1?unless_used_within=24h`, `409 {"error_code":"ERR_IN_USE","details":{"last_used_at":"t+7s","addresses":"192.0.2.1","rules":"rule_x"}}`),
 		r(`DELETE /service_users/service_1?unless_used_within=1s`, `204`),
 		r(`DELETE /service_users/service_2?unless_used_within=24h`, `204`),
@@ -251,7 +252,7 @@ func TestDeleteAndUndelete(t *testing.T) {
 		r(`DELETE /service_users/service_3?unless_used_within=`, `400 ERR_NGROK_230 [unless_used_within]`),
 		r(`DELETE /service_users/service_3?unless_used_within=1h`, `412 ERR_CHANGED`, `If-Match: "9"`),
 
-		r(`POST /service_users/service_1/undelete`, `200 {"name":"alpha","active":false,"role":"admin","teams":["ops"]}`),
+		r(`POST /service_users/service_1/undelete`, `200 {"name":"alpha","active":false,"role":"admin","teams":["ops"],"last_active_at":"t+7s"}`),
 		r(`POST /service_users/service_1/undelete`, `409 ERR_CONFLICT the service user is not deleted`),
 		r(`GET /service_users/service_1/tokens`, `200 {"tokens":[{"id":"token_1","state":"active","use_count":1,"last_used_ip":"192.0.2.1"}]}`),
 		r(`POST /service_users/service_0/undelete`, `404 ERR_NOT_FOUND there is no service user "service_0"`),

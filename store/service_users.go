@@ -129,6 +129,7 @@ func (s *Store) UpdateServiceUser(ctx context.Context, by Actor, id string, vers
 		}
 		return t.audit(updateAction(before.Active, u.Active), id, before, u)
 	})
+	s.withActivity(&u)
 	return u, err
 }
 
@@ -243,6 +244,7 @@ func (s *Store) UndeleteServiceUser(ctx context.Context, by Actor, id string) (u
 		}
 		return t.audit("service_user.undelete", id, before, u)
 	})
+	s.withActivity(&u)
 	return u, err
 }
 
