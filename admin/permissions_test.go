@@ -100,6 +100,12 @@ func TestPermissions(t *testing.T) {
 		r(put(`{"permissions":[{"key":"new","name":"New","rules":["allow GET /new"],"description":"`+strings.Repeat("x", maxBody)+`"}]}`), `413 ERR_BODY_TOO_LARGE`),
 		r(`POST `+uri+` {}`, `405 ERR_METHOD_NOT_ALLOWED`),
 		r(`GET `+uri+`?key=new`, list()),
+
+		// To move them is a change as well.
+		r(put(`{"permissions":[`+view+`,`+edit+`],"replace":true}`), change(0, 0, 2, 0)),
+		r(`GET /audit_events?limit=1`, `200 {"audit_events":[{"action":"permission.reorder","resource_id":"permissions",`+
+			`"before":{"permissions":["people.address.edit","people.address.view"]},"after":{"permissions":["people.address.view","people.address.edit"]}}]}`),
+		r(put(`{"permissions":[`+edit+`,`+view+`],"replace":true}`), change(0, 0, 2, 0)),
 	)
 
 	// In groups: given when the group is made or changed, or one by one.

@@ -215,7 +215,10 @@ func (t *tx) orderPermissions(before, after []Permission) error {
 	if slices.Equal(is, was) {
 		return nil
 	}
-	return t.audit("permission.reorder", "permissions", was, is)
+	type order struct { // what the audit trail shows is an object
+		Permissions []string `json:"permissions"`
+	}
+	return t.audit("permission.reorder", "permissions", order{was}, order{is})
 }
 
 func (t *tx) writePermission(p Permission) error {

@@ -158,7 +158,7 @@ func TestPermissionRecords(t *testing.T) {
 		{"permission.update", "a", `"rules":["allow GET /a"]`, `"rules":["allow GET /other"]`},
 		{"permission.create", "b", "", `"rules":["allow GET /b"]`},
 		{"permission.update", "a", `"rules":["allow GET /other"]`, `"rules":["allow GET /a"]`},
-		{"permission.reorder", "permissions", `["a","b"]`, `["b","a"]`},
+		{"permission.reorder", "permissions", `{"permissions":["a","b"]}`, `{"permissions":["b","a"]}`},
 	} {
 		e := events[len(events)-5+i]
 		if e.Action != row.action || e.Resource != row.resource || !strings.Contains(string(e.Before), row.before) || !strings.Contains(string(e.After), row.after) {
