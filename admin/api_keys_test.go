@@ -2,6 +2,7 @@ package admin
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/serviceusers/caddy-service-users/access"
@@ -26,6 +27,7 @@ func TestAPIKeys(t *testing.T) {
 		r(`PATCH /api_keys/token_1 {"description":"d","metadata":"m"}`, `200 {"id":"token_1","description":"d","metadata":"m","token":null,"updated_at":"t+8s"}`),
 		r(`PATCH /api_keys/token_1 {"description":""}`, `200 {"description":"","metadata":"m"}`),
 		r(`PATCH /api_keys/token_1 {}`, `200 {"description":"","metadata":"m"}`),
+		r(`PATCH /api_keys/token_1`, `200 {"description":"","metadata":"m"}`),
 		r(`GET /api_keys`, `200 {"keys":[{"id":"token_2","token":null},{"id":"token_1","token":null,"metadata":"m"}],"uri":"/api_keys","next_page_uri":null}`),
 		// The same token under its own name.
 		r(`GET /service_users/service_1/tokens`, `200 {"tokens":[{"id":"token_1","metadata":"m","state":"active"}]}`),
@@ -50,6 +52,24 @@ func TestAPIKeys(t *testing.T) {
 		r(`HEAD /api_keys`, `200`),
 	)
 	s.expect("service_1", "GET /", map[string]access.Reason{"csu_1": access.NoRule})
+
+	// null is empty, and no owner is none.
+	s.run(
+		r(`PATCH /api_keys/token_2 {"description":null}`, `200 {"description":"","metadata":"{\"a\":1}"}`),
+		r(`PATCH /api_keys/token_2 {"metadata":null}`, `200 {"description":"","metadata":""}`),
+		r(`PATCH /api_keys/token_2 {"description":7}`, `400 ERR_INVALID_VALUE [description] must not be a JSON number`),
+		r(`PATCH /api_keys/token_2 {"metadata":"`+strings.Repeat("x", 4097)+`"}`, `400 ERR_INVALID_VALUE [metadata]`),
+		r(`PATCH /api_keys/token_2 {"token":"x"}`, `400 ERR_NGROK_214 [token]`),
+		r(`PATCH /api_keys/token_2 {"id":"token_2"}`, `400 ERR_NGROK_214 [id]`),
+		r(`PATCH /api_keys/ {"description":"x"}`, `404 ERR_NOT_FOUND`),
+		r(`PATCH /api_keys/token_0 {"description":"x"}`, `404 ERR_NOT_FOUND`),
+		r(`DELETE /api_keys/token_0`, `404 ERR_NOT_FOUND`),
+		r(`POST /api_keys {"owner_id":null}`, `400 ERR_INVALID_VALUE [owner_id] must be the id`),
+		r(`POST /api_keys`, `400 ERR_INVALID_VALUE [owner_id] must be the id`),
+		r(`POST /api_keys {"owner_id":"token_1"}`, `400 ERR_INVALID_VALUE [owner_id]`),
+		r(`HEAD /api_keys/token_2`, `200`),
+		r(`HEAD /api_keys/token_0`, `404`),
+	)
 
 	// Revoked, it is gone; its record is not.
 	s.run(
@@ -119,7 +139,15 @@ func TestBotUsers(t *testing.T) {
 		r(`GET /bot_users/service_2`, `404 ERR_NOT_FOUND`),
 		r(`GET /bot_users/`, `404 ERR_NOT_FOUND`),
 		r(`PATCH /bot_users/ {}`, `404 ERR_NOT_FOUND`),
+		r(`DELETE /bot_users/`, `404 ERR_NOT_FOUND`),
 		r(`PATCH /bot_users/service_1 {"name":""}`, `400 ERR_NGROK_4109 [name]`),
+		r(`PATCH /bot_users/service_1 {}`, `200 {"name":"a","active":true}`),
+		r(`PATCH /bot_users/service_1 {"active":null}`, `400 ERR_INVALID_VALUE [active] must be true or false, not null`),
+		r(`PATCH /bot_users/service_1 {"id":"service_1"}`, `400 ERR_NGROK_214 [id]`),
+		r(`PATCH /bot_users/service_2 {}`, `404 ERR_NOT_FOUND`),
+		r(`DELETE /bot_users/service_2`, `404 ERR_NOT_FOUND`),
+		r(`POST /bot_users/ {"name":"`+strings.Repeat("x", 256)+`"}`, `400 ERR_NGROK_4110 [name]`),
+		r(`HEAD /bot_users/service_1`, `200`),
 		r(`GET /service_users`, `200 {"service_users":[{"id":"service_1"}]}`),
 	)
 }

@@ -13,6 +13,9 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
+
+	"github.com/segmentio/ksuid"
 
 	"github.com/serviceusers/caddy-service-users/store"
 )
@@ -91,6 +94,9 @@ func TestContract(t *testing.T) {
 		r(`OPTIONS /service_users`, `204`, "Origin: https://evil.invalid", "Access-Control-Request-Method: POST"),
 		r(`GET /service_users/service_1`, `200`, `If-None-Match: "4"`),
 	)
+	if id, err := ksuid.Parse(strings.TrimPrefix(s.real["service_1"], "service_")); err != nil || !id.Time().Equal(start.Add(time.Second)) {
+		t.Errorf("id: got %s of %s, %v, want that it tells when it was made", s.real["service_1"], id.Time(), err)
+	}
 	if got := s.do(`GET /service_users/service_1`); !strings.Contains(got.raw, `"created_at":"2026-01-02T03:04:06Z"`) {
 		t.Errorf("created_at: got %s, want RFC 3339 in UTC and whole seconds", got.raw)
 	}
@@ -117,12 +123,13 @@ func TestPaths(t *testing.T) {
 		"/service_users/service_1%00", "/service_users/%00", "/service_users/%0a", "/service_users/%ff", "/service_users/service_1%20", "/service_users/%20service_1", "/service_users/service_1+", "/service_users/*", "/service_users/{id}", "/service_users/%7Bid%7D",
 		"/service_users/token_1", "/service_users/group_1", "/service_users/service_", "/service_users/_" + real[8:], "/service_users/Service_" + real[8:], "/service_users/" + real[:34], "/service_users/" + real + "0", "/service_users/a", "/service_users/" + strings.Repeat("x", 10<<10), "/service_users/service_" + strings.Repeat("0", 10<<10),
 		"/permission_groups/service_1", "/permission_groups/service_1/rules", "/permission_groups/group_1/members/service_1/x", "/permission_groups/group_0/rules", "/permission_groups/group_0/members",
+		"/x%3Fy%23z%252F", "/bot_users/", "/bot_users/token_1", "/bot_users/service_1/tokens", "/bot_users/service_1%2F", "/bot_users//service_1", "/api_keys/", "/api_keys/service_1", "/api_keys/token_1/refresh", "/api_keys/token_1%2F", "/api_keys//token_1",
 		"/service_users/service_1/tokens/", "/service_users/service_0/tokens", "/service_users/service_0/tokens/token_1", "/service_users/service_1/tokens/token_0", "/service_users/service_1/tokens/x", "/permission_groups/", "/permission_groups/group_1/rules/", "/permission_groups/group_1/members/",
 	} {
 		s.run(r("GET "+path, "404 ERR_NOT_FOUND there is no"))
 	}
 	s.run(r("DELETE /service_users/service_"+strings.Repeat("x", 10<<10), "404 ERR_NOT_FOUND there is no such resource")) // and not told it again
-	for _, path := range []string{"/service_users/", "/service_users//", "/service_users//service_1/", "/service_users//service_1", "/service_users/./service_1", "/permission_groups/", "/permission_groups/group_1/rules/", "/permission_groups/group_1/members/", "/service_users/service_1/tokens/"} {
+	for _, path := range []string{"/service_users/", "/service_users//", "/service_users//service_1/", "/service_users//service_1", "/service_users/./service_1", "/permission_groups/", "/permission_groups/group_1/rules/", "/permission_groups/group_1/members/", "/service_users/service_1/tokens/", "/bot_users/", "/api_keys/", "/api_keys//token_1"} {
 		for _, method := range []string{"PUT", "PATCH", "DELETE"} {
 			s.run(r(method+" "+path+" {}", "404 ERR_NOT_FOUND there is no"))
 		}
@@ -157,6 +164,10 @@ func TestPaths(t *testing.T) {
 		"/permission_groups/group_1/members/service_1":    "PUT, DELETE",
 		"/permission_groups/group_1/permissions/a.b":      "PUT, DELETE",
 		"/service_users/service_1/access":                 "GET, HEAD",
+		"/bot_users":                                      "GET, HEAD, POST",
+		"/bot_users/service_1":                            "GET, HEAD, PATCH, DELETE",
+		"/api_keys":                                       "GET, HEAD, POST",
+		"/api_keys/token_1":                               "GET, HEAD, PATCH, DELETE",
 	} {
 		for _, method := range []string{"GET", "POST", "PUT", "PATCH", "DELETE", "TRACE", "CONNECT", "PROPFIND", "get", "Post"} {
 			if !slices.Contains(strings.Split(allow, ", "), method) {
@@ -179,6 +190,19 @@ func TestPaging(t *testing.T) {
 				return s.must(fmt.Sprintf(`POST /service_users {"name":"user %d","create_token":false}`, i))["id"].(string)
 			},
 			func(s *server, id string) { s.run(r("DELETE /service_users/"+id, "204")) }},
+		{"bot_users", "/bot_users",
+			func(s *server, i int) string {
+				return s.must(fmt.Sprintf(`POST /bot_users {"name":"user %d","create_token":false}`, i))["id"].(string)
+			},
+			func(s *server, id string) { s.run(r("DELETE /bot_users/"+id, "204")) }},
+		{"keys", "/api_keys",
+			func(s *server, i int) string {
+				if i == 0 {
+					s.must(`POST /bot_users {"name":"owner","create_token":false}`)
+				}
+				return s.must(`POST /api_keys {"owner_id":"service_1"}`)["id"].(string)
+			},
+			func(s *server, id string) { s.run(r("DELETE /api_keys/"+id, "204")) }},
 		{"tokens", "/service_users/service_1/tokens",
 			func(s *server, i int) string {
 				if i == 0 {
@@ -264,6 +288,18 @@ func TestPaging(t *testing.T) {
 			r("GET /service_users?name=nobody", `200 = {"service_users":[],"uri":"/service_users","next_page_uri":null}`),
 			r("GET /service_users?before_id=service_0", `200 = {"service_users":[],"uri":"/service_users","next_page_uri":null}`),
 			r("GET /service_users?before_id=service_"+strings.Repeat("z", 27)+"&limit=1", `200 {"service_users":[{"name":"100"}]}`),
+
+			// A filter comes before the pages, and the link keeps it.
+			r(`GET /service_users?filter=obj.name%3D%3D"0"&limit=1`, `200 {"service_users":[{"name":"0"}],"uri":"/service_users","next_page_uri":null}`),
+			r("GET /service_users?filter=false&limit=1", `200 = {"service_users":[],"uri":"/service_users","next_page_uri":null}`),
+		)
+		page := s.must(`GET /bot_users?filter=obj.name.endsWith("0")&limit=2`) // 100 and 90
+		last := page["bot_users"].([]any)[1].(map[string]any)
+		if got, want := page["next_page_uri"], fmt.Sprintf("/bot_users?before_id=%s&filter=obj.name.endsWith%%28%%220%%22%%29&limit=2", last["id"]); last["name"] != "90" || got != want {
+			t.Errorf("link behind %v: got %v, want %s", last["name"], got, want)
+		}
+		s.run(
+			r("GET "+page["next_page_uri"].(string), `200 {"bot_users":[{"name":"80"},{"name":"70"}]}`),
 		)
 	})
 }
@@ -529,4 +565,70 @@ func TestForeignClient(t *testing.T) {
 			t.Errorf("list at the end: got %q, %v, want nothing", names, err)
 		}
 	}
+}
+
+// Keys and bot users, as such a client sends and reads them: what is nil or empty
+// is left out, and a pointer to "" is sent.
+func TestForeignKeys(t *testing.T) {
+	s := serve(t, store.Options{})
+	base, err := url.Parse(s.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &foreign{t, base}
+	type create struct {
+		Description string  `json:"description,omitempty"`
+		Metadata    string  `json:"metadata,omitempty"`
+		OwnerID     *string `json:"owner_id,omitempty"`
+	}
+	type update struct {
+		Description *string `json:"description,omitempty"`
+		Metadata    *string `json:"metadata,omitempty"`
+	}
+	type key struct {
+		ID          string  `json:"id"`
+		URI         string  `json:"uri"`
+		Description string  `json:"description"`
+		Metadata    string  `json:"metadata"`
+		CreatedAt   string  `json:"created_at"`
+		Token       *string `json:"token"`
+		OwnerID     string  `json:"owner_id"`
+	}
+	is := func(err error, status int32, code string) {
+		t.Helper()
+		var e *foreignError
+		if !errors.As(err, &e) || e.StatusCode != status || e.ErrorCode != code {
+			t.Errorf("got %v, want HTTP %d [%s]", err, status, code)
+		}
+	}
+	var bot foreignUser
+	if err := c.do("POST", "/bot_users", map[string]string{"name": "a"}, &bot); err != nil || !bot.Active || bot.URI != "/bot_users/"+bot.ID {
+		t.Fatalf("create a bot user: got %+v, %v", bot, err)
+	}
+	var made, got key
+	is(c.do("POST", "/api_keys", create{}, &got), 400, "ERR_INVALID_VALUE")
+	if err := c.do("POST", "/api_keys", create{Description: "ci", OwnerID: &bot.ID}, &made); err != nil || made.Token == nil || made.Description != "ci" || made.OwnerID != bot.ID || made.CreatedAt == "" {
+		t.Fatalf("create a key: got %+v, %v", made, err)
+	}
+	made.Token = nil // from now on
+	if err := c.do("GET", made.URI, nil, &got); err != nil || got != made {
+		t.Errorf("get: got %+v, %v, want %+v", got, err, made)
+	}
+	empty, m := "", "m"
+	if err := c.do("PATCH", made.URI, update{Metadata: &m}, &got); err != nil || got.Description != "ci" || got.Metadata != "m" || got.Token != nil {
+		t.Errorf("set the metadata: got %+v, %v", got, err)
+	}
+	if err := c.do("PATCH", made.URI, update{Description: &empty}, &got); err != nil || got.Description != "" || got.Metadata != "m" {
+		t.Errorf("empty the description: got %+v, %v", got, err)
+	}
+	if err := c.do("PATCH", made.URI, update{}, &got); err != nil || got.Description != "" || got.Metadata != "m" {
+		t.Errorf("change nothing: got %+v, %v", got, err)
+	}
+	is(c.do("PATCH", "/api_keys/", update{Metadata: &m}, &got), 404, "ERR_NOT_FOUND")
+	is(c.do("DELETE", "/api_keys/", nil, nil), 404, "ERR_NOT_FOUND")
+	if err := c.do("DELETE", made.URI, nil, nil); err != nil {
+		t.Errorf("delete: got %v", err)
+	}
+	is(c.do("GET", made.URI, nil, &got), 404, "ERR_NOT_FOUND")
+	is(c.do("DELETE", made.URI, nil, nil), 404, "ERR_NOT_FOUND")
 }

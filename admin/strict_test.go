@@ -29,7 +29,7 @@ func TestStrictJSON(t *testing.T) {
 	for _, target := range []string{
 		"POST /service_users", "PATCH /service_users/service_1", "POST /service_users/service_1/tokens", "PATCH /service_users/service_1/tokens/token_1",
 		"POST /service_users/service_1/tokens/token_1/refresh", "POST /permission_groups", "PATCH /permission_groups/group_1", "POST /permission_groups/group_1/rules",
-		"PUT /permission_groups/group_1/members/service_1",
+		"PUT /permission_groups/group_1/members/service_1", "POST /bot_users", "PATCH /bot_users/service_1", "POST /api_keys", "PATCH /api_keys/token_1",
 	} {
 		s.run(
 			r(target+` {"nmae":"x"}`, `400 ERR_NGROK_214 [nmae] there is no such field`),
@@ -219,6 +219,7 @@ func TestStrictQuery(t *testing.T) {
 	s.must(`POST /permission_groups {"name":"g","rules":["allow GET /"]}`)
 	for uri, prefix := range map[string]string{
 		"/service_users": "service", "/service_users/service_1/tokens": "token", "/permission_groups": "group", "/permission_groups/group_1/members": "service",
+		"/bot_users": "service", "/api_keys": "token",
 	} {
 		other := map[string]string{"service": "group_1", "token": "service_1", "group": "token_1"}[prefix]
 		for query, want := range map[string]string{
@@ -266,8 +267,10 @@ func TestIfMatch(t *testing.T) {
 	s := serve(t, store.Options{})
 	s.must(`POST /service_users {"name":"a"}`)
 	s.must(`POST /permission_groups {"name":"g"}`)
+	s.must(`POST /bot_users {"name":"b"}`)
 	for _, object := range []struct{ uri, field string }{
 		{"/service_users/service_1", "description"}, {"/service_users/service_1/tokens/token_1", "description"}, {"/permission_groups/group_1", "description"},
+		{"/bot_users/service_2", "description"}, {"/api_keys/token_2", "description"},
 	} {
 		update := func(v int) string { return fmt.Sprintf(`PATCH %s {%q:"%d"}`, object.uri, object.field, v) }
 		s.run(
@@ -296,6 +299,10 @@ func TestIfMatch(t *testing.T) {
 		r(`DELETE /service_users/service_1`, `412 ERR_CHANGED`, `If-Match: "1"`),
 		r(`DELETE /service_users/service_1`, `412 ERR_CHANGED`, `If-Match: x`),
 		r(`DELETE /service_users/service_1`, `204`, `If-Match: "5"`),
+		r(`DELETE /api_keys/token_2`, `412 ERR_CHANGED`, `If-Match: "1"`),
+		r(`DELETE /api_keys/token_2`, `204`, `If-Match: "5"`),
+		r(`DELETE /bot_users/service_2`, `412 ERR_CHANGED`, `If-Match: "1"`),
+		r(`DELETE /bot_users/service_2`, `204`, `If-Match: "5"`),
 		r(`DELETE /permission_groups/group_1`, `412 ERR_CHANGED`, `If-Match: "1"`),
 		r(`DELETE /permission_groups/group_1`, `204`, `If-Match: "5"`),
 	)
