@@ -91,7 +91,7 @@ func (a *API) getAPIKey(c *call, _ None) (APIKey, error) {
 	return c.showAPIKey(t), nil
 }
 
-// liveKey finds a token by its id alone. One that is revoked is gone, as clients of
+// liveKey finds a token by its id alone. One that has ended is gone, as clients of
 // API keys expect.
 func (a *API) liveKey(c *call) (store.Token, error) {
 	id, err := c.id("id", "token")
@@ -103,7 +103,7 @@ func (a *API) liveKey(c *call) (store.Token, error) {
 		return store.Token{}, err
 	}
 	t, err := a.store.Token(c.Context(), c.by, owner, id)
-	if err == nil && t.State(a.store.Now()) == store.TokenRevoked {
+	if state := t.State(a.store.Now()); err == nil && (state == store.TokenRevoked || state == store.TokenExpired) {
 		err = errNotFound
 	}
 	return t, err

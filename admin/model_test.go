@@ -163,7 +163,7 @@ func (m *model) groupIDs() []string {
 
 func (k *modelToken) state(now int64) string {
 	switch {
-	case k.revoked != 0, k.retires != 0 && now >= k.retires:
+	case k.revoked != 0, k.retires != 0 && now >= k.retires && k.retires != k.expires:
 		return "revoked"
 	case k.expires != 0 && now >= k.expires:
 		return "expired"
@@ -171,6 +171,11 @@ func (k *modelToken) state(now int64) string {
 		return "retiring"
 	}
 	return "active"
+}
+
+// ended reports whether it is no API key any more.
+func (k *modelToken) ended(now int64) bool {
+	return k.state(now) == "revoked" || k.state(now) == "expired"
 }
 
 func (m *model) showToken(u *modelUser, k *modelToken) map[string]any {
@@ -983,7 +988,9 @@ func (m *model) steps() map[string]func(*rapid.T) {
 				m.addToken(u, next)
 				k.by, k.refreshed, k.usesBefore, k.updated, k.version = next.id, m.now, k.uses, m.now, k.version+1
 				if seconds := map[string]int64{"15s": 15, "2m": 120}[grace]; seconds > 0 && state == "active" {
-					k.retires = m.now + seconds
+					if k.retires = m.now + seconds; k.expires != 0 {
+						k.retires = min(k.retires, k.expires)
+					}
 				} else {
 					k.revoked = m.now
 				}
@@ -1026,7 +1033,7 @@ func (m *model) steps() map[string]func(*rapid.T) {
 		"change or delete an API key": func(t *rapid.T) {
 			b := start(t)
 			u, k := m.anyToken(t)
-			b.wrong(u.deleted != 0 || k.state(m.now) == "revoked", "404 ERR_NOT_FOUND")
+			b.wrong(u.deleted != 0 || k.ended(m.now), "404 ERR_NOT_FOUND")
 			match := b.match(k.version)
 			if rapid.Bool().Draw(t, "delete") {
 				if m.ask(t, "DELETE /api_keys/"+k.id, match, b.faults, 204, nil) {
@@ -1044,7 +1051,7 @@ func (m *model) steps() map[string]func(*rapid.T) {
 				return m.showKey(u, k)
 			}) {
 				m.tick()
-				if k.state(m.now) != "revoked" {
+				if !k.ended(m.now) {
 					m.ask(t, "GET /api_keys/"+k.id, "", nil, 200, func() any { return m.showKey(u, k) })
 				}
 			}
@@ -1185,7 +1192,7 @@ func (m *model) listKeys(t *rapid.T) {
 		keys := make(map[string]any)
 		for _, u := range m.users {
 			for _, k := range u.tokens {
-				if u.deleted == 0 && k.state(m.now) != "revoked" {
+				if u.deleted == 0 && !k.ended(m.now) {
 					keys[k.id] = m.showKey(u, k)
 				}
 			}
