@@ -270,6 +270,7 @@ func BenchmarkSize(b *testing.B) {
 		{"rules=10", 1, 1, 10},
 		{"rules=1000", 1, 1, 1000},
 		{"rules=100000", 1, 1, 100_000},
+		{"rules=1000000", 1, 1, 1_000_000},
 	} {
 		d, paths := crowd(b, bench.users, bench.groups, bench.rules)
 		p := enter(b, d, login(0))
