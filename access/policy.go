@@ -23,11 +23,64 @@ type policy struct {
 
 // node is one segment in a tree.
 type node struct {
-	literal map[string]*node
+	literal children
 	param   *node
 	end     []entry // rules whose pattern ends here, by group
 	rest    []entry // rules whose {rest...} begins here, by group
 }
+
+// children are nodes by the text that leads to them. Most nodes have few, and a
+// short list is smaller and faster than a map.
+type children struct {
+	few  []child
+	many map[string]*node // all of them, once there were more than maxFew
+}
+
+type child struct {
+	text string
+	node *node
+}
+
+const maxFew = 8
+
+func (c *children) get(text []byte) *node {
+	if c.many != nil {
+		return c.many[string(text)]
+	}
+	for i := range c.few {
+		if c.few[i].text == string(text) {
+			return c.few[i].node
+		}
+	}
+	return nil
+}
+
+func (c *children) set(text string, n *node) {
+	at := slices.IndexFunc(c.few, func(other child) bool { return other.text == text })
+	switch {
+	case c.many != nil:
+		c.many[text] = n
+	case at >= 0:
+		c.few[at].node = n
+	case len(c.few) < maxFew:
+		c.few = append(c.few, child{text, n})
+	default:
+		c.many = map[string]*node{text: n}
+		for _, other := range c.few {
+			c.many[other.text] = other.node
+		}
+		c.few = nil
+	}
+}
+
+func (c *children) remove(text string) {
+	delete(c.many, text)
+	c.few = slices.DeleteFunc(c.few, func(other child) bool { return other.text == text })
+}
+
+func (c *children) clone() children { return children{slices.Clone(c.few), maps.Clone(c.many)} }
+
+func (c *children) empty() bool { return len(c.few) == 0 && len(c.many) == 0 }
 
 // entry is one rule at the end of its pattern.
 type entry struct {
@@ -49,7 +102,7 @@ type conditional struct {
 // node that no change leads through.
 func (p *policy) edit() *policyEdit {
 	e := &policyEdit{next: *p, own: make(map[*node]bool)}
-	e.next.allow.literal, e.next.deny.literal = maps.Clone(p.allow.literal), maps.Clone(p.deny.literal)
+	e.next.allow.literal, e.next.deny.literal = p.allow.literal.clone(), p.deny.literal.clone()
 	return e
 }
 
@@ -58,7 +111,10 @@ type policyEdit struct {
 	own  map[*node]bool // nodes that this edit has made
 }
 
-func (e *policyEdit) done() *policy { return &e.next }
+func (e *policyEdit) done() *policy {
+	done := e.next // without the edit, which nobody needs any more
+	return &done
+}
 
 // tree returns the tree of an effect, and the pattern as it is compared there.
 func (e *policyEdit) tree(effect Effect, pattern []segment) (*node, []segment) {
@@ -76,7 +132,7 @@ func (e *policyEdit) mine(n *node) *node {
 	case e.own[n]:
 		return n
 	default:
-		n = &node{literal: maps.Clone(n.literal), param: n.param, end: n.end, rest: n.rest}
+		n = &node{literal: n.literal.clone(), param: n.param, end: n.end, rest: n.rest}
 	}
 	e.own[n] = true
 	return n
@@ -100,11 +156,8 @@ func (e *policyEdit) add(g *Group, patterns [][]segment) {
 				n.param = e.mine(n.param)
 				n = n.param
 			default:
-				if n.literal == nil {
-					n.literal = make(map[string]*node)
-				}
-				child := e.mine(n.literal[s.text])
-				n.literal[s.text] = child
+				child := e.mine(n.literal.get([]byte(s.text)))
+				n.literal.set(s.text, child)
 				n = child
 			}
 		}
@@ -157,19 +210,19 @@ func (e *policyEdit) take(n *node, pattern []segment, group uint32) {
 			}
 		}
 	default:
-		if n.literal[s.text] != nil {
-			child := e.mine(n.literal[s.text])
-			n.literal[s.text] = child
+		if known := n.literal.get([]byte(s.text)); known != nil {
+			child := e.mine(known)
+			n.literal.set(s.text, child)
 			e.take(child, pattern[1:], group)
 			if child.empty() {
-				delete(n.literal, s.text)
+				n.literal.remove(s.text)
 			}
 		}
 	}
 }
 
 func (n *node) empty() bool {
-	return len(n.literal) == 0 && n.param == nil && len(n.end) == 0 && len(n.rest) == 0
+	return n.literal.empty() && n.param == nil && len(n.end) == 0 && len(n.rest) == 0
 }
 
 // compileGroup builds the trees of one group, whose rules have been checked.
@@ -211,7 +264,7 @@ func (n *node) find(path []byte, more bool, q *question) *entry {
 		return q.first(n.rest) // in a deny, {rest...} matches nothing at all too
 	}
 	segment, tail, more := bytes.Cut(path, slash)
-	if child := n.literal[string(segment)]; child != nil {
+	if child := n.literal.get(segment); child != nil {
 		if e := child.find(tail, more, q); e != nil {
 			return e
 		}

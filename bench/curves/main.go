@@ -118,7 +118,7 @@ func (p panel) draw(out io.Writer, all measured, low, high float64) {
 	text := func(x, y float64, anchor, color, s string) {
 		fmt.Fprintf(out, `<text x="%.1f" y="%.1f" text-anchor="%s" fill="%s">%s</text>`+"\n", x, y, anchor, color, s)
 	}
-	text(left, top-16, "start", "#222222", "ns per decision, by "+p.title)
+	text(8, top-16, "start", "#222222", "ns per decision, by "+p.title)
 	for ns := low; ns <= high; ns *= 10 {
 		fmt.Fprintf(out, `<path d="M%.1f %.1fh%g" stroke="#dddddd"/>`+"\n", left, y(ns), plotW)
 		text(left-6, y(ns)+4, "end", "#666666", short(ns))
