@@ -1,0 +1,107 @@
+//go:build linux
+
+package main
+
+import (
+	"bufio"
+	"math"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestSpread(t *testing.T) {
+	for _, test := range []struct {
+		figures []float64
+		want    quartiles
+	}{
+		{[]float64{7}, quartiles{7, 7, 7}},
+		{[]float64{3, 1}, quartiles{1.5, 2, 2.5}},
+		{[]float64{5, 1, 4, 2, 3}, quartiles{2, 3, 4}},
+		{[]float64{4, 1, 3, 2}, quartiles{1.75, 2.5, 3.25}},
+	} {
+		given := slices.Clone(test.figures)
+		if got := spread(test.figures); got != test.want {
+			t.Errorf("spread(%v): got %v, want %v", given, got, test.want)
+		}
+		if !slices.Equal(test.figures, given) {
+			t.Errorf("spread(%v) has changed its argument to %v", given, test.figures)
+		}
+	}
+	if got := spread(nil); !math.IsNaN(got.median) {
+		t.Errorf("spread of nothing: got %v, want NaN", got)
+	}
+}
+
+func TestRatios(t *testing.T) {
+	inf, nan := math.Inf(1), math.NaN()
+	for _, test := range []struct{ figures, of, want []float64 }{
+		{[]float64{1, 9}, []float64{2, 3}, []float64{0.5, 3}},
+		{[]float64{1, 9, 5}, []float64{2, 3}, []float64{0.5, 3}},
+		{[]float64{0, 4, nan, 4, 1}, []float64{2, 0, 2, nan, 4}, []float64{0.25}},
+		{[]float64{inf, 1, 2}, []float64{1, inf, 4}, []float64{0.5}},
+	} {
+		if got := ratios(test.figures, test.of); !slices.Equal(got, test.want) {
+			t.Errorf("ratios(%v, %v): got %v, want %v", test.figures, test.of, got, test.want)
+		}
+	}
+}
+
+func TestParseWrk(t *testing.T) {
+	const text = `Running 1s test @ http://127.0.0.1:9000/
+  1 threads and 32 connections
+  Thread Stats   Avg      Stdev     Max   +/- Stdev
+    Latency     1.90ms    1.24ms  15.05ms   72.35%
+    Req/Sec    17.41k     1.13k   19.02k    54.55%
+  Latency Distribution
+     50%  812.00us
+     75%    2.51ms
+     90%    3.42ms
+     99%    1.02s 
+  19057 requests in 1.10s, 2.49MB read
+`
+	for _, test := range []struct {
+		name, more string
+		want       answers
+	}{
+		{"all well", "", answers{requests: 19057, rate: 17325.01}},
+		{"refused", "  Non-2xx or 3xx responses: 19000\n", answers{requests: 19057, rate: 17325.01, refused: 19000}},
+		{"broken", "  Socket errors: connect 1, read 20, write 300, timeout 4000\n", answers{requests: 19057, rate: 17325.01, broken: 4321}},
+	} {
+		test.want.p50, test.want.p99 = 812*time.Microsecond, 1020*time.Millisecond
+		got, err := parseWrk(text + test.more + "Requests/sec:  17325.01\nTransfer/sec:      2.26MB\n")
+		if err != nil || got != test.want {
+			t.Errorf("%s: got %+v, %v, want %+v", test.name, got, err, test.want)
+		}
+	}
+	if _, err := parseWrk("unable to connect to 127.0.0.1:1 Connection refused\n"); err == nil {
+		t.Error("got no error of a wrk that has not run")
+	}
+}
+
+func TestSkipHead(t *testing.T) {
+	in := bufio.NewReaderSize(strings.NewReader(
+		request("/"+strings.Repeat("a", 100))+
+			// the line is as long as the buffer but for its end
+			"GET /"+strings.Repeat("b", 64-len("GET /"))+"\r\n\r\n"+
+			request("/")), 64)
+	for i := range 3 {
+		if err := skipHead(in); err != nil {
+			t.Errorf("request %d: %v", i+1, err)
+		}
+	}
+	if err := skipHead(in); err == nil {
+		t.Error("got a fourth request out of three")
+	}
+}
+
+func TestDigits(t *testing.T) {
+	for f, want := range map[float64]string{
+		0: "0", 12345.6: "12346", 99.94: "99.9", 1.2345: "1.23", 0.98765: "0.988", 0.00123: "0.00123", math.NaN(): "–",
+	} {
+		if got := digits(f); got != want {
+			t.Errorf("digits(%v): got %s, want %s", f, got, want)
+		}
+	}
+}

@@ -1,0 +1,235 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// section is a list of subjects that are compared with each other, turn by turn.
+type section struct {
+	b           *bench
+	name, title string
+	note        string
+	subjects    []*subject
+	connections int
+	slice       time.Duration
+	rounds      int
+	last        column // of the table
+}
+
+// column is one that not every section has.
+type column struct {
+	title string
+	of    func(*subject) string
+}
+
+// subject is a server under a certain load.
+type subject struct {
+	name    string
+	against string // the subject that it is compared with
+	status  int    // of every answer
+	start   func(*subject) error
+
+	process  *process
+	beside   *process // works for it: counts as a part of it
+	address  string
+	calls    []string
+	warm     bool // every call has to be made once before
+	requests string
+
+	turns map[string][]float64 // the figures of each turn, by name
+	wrong float64              // answers that are not the expected ones
+}
+
+func (b *bench) section(name, title string) *section {
+	return &section{b: b, name: name, title: title, connections: 32, slice: b.slice, rounds: b.rounds}
+}
+
+// add adds a subject. start starts it and calls [subject.serve].
+func (s *section) add(name, against string, status int, start func(*subject) error) {
+	s.subjects = append(s.subjects, &subject{name: name, against: against, status: status, start: start, turns: make(map[string][]float64)})
+}
+
+// serve says which process answers which requests at which address.
+func (t *subject) serve(p *process, address string, calls []string) {
+	t.process, t.address, t.calls = p, address, calls
+}
+
+func (s *section) find(name string) *subject {
+	i := slices.IndexFunc(s.subjects, func(t *subject) bool { return t.name == name })
+	if i < 0 {
+		return nil
+	}
+	return s.subjects[i]
+}
+
+// choose keeps the subjects that are asked for, and what they are compared with.
+func (s *section) choose() {
+	wanted := make(map[string]bool)
+	for _, t := range s.subjects {
+		if s.b.only.MatchString(s.name + "/" + t.name) {
+			for ; t != nil && !wanted[t.name]; t = s.find(t.against) {
+				wanted[t.name] = true
+			}
+		}
+	}
+	s.subjects = slices.DeleteFunc(s.subjects, func(t *subject) bool { return !wanted[t.name] })
+}
+
+// run measures the section and prints its table.
+func (s *section) run(ctx context.Context) error {
+	s.choose()
+	if len(s.subjects) == 0 {
+		return nil
+	}
+	before := slices.Clone(s.b.running)
+	defer func() {
+		s.b.stop(slices.DeleteFunc(slices.Clone(s.b.running), func(p *process) bool { return slices.Contains(before, p) })...)
+	}()
+	for _, t := range s.subjects {
+		if err := s.prepare(ctx, t); err != nil {
+			return err
+		}
+	}
+	var foreign []float64
+	for turn := range s.rounds {
+		order := slices.Clone(s.subjects)
+		shift := turn % len(order)
+		order = append(order[shift:], order[:shift]...)
+		if turn%2 == 1 {
+			slices.Reverse(order)
+		}
+		for _, t := range order {
+			fmt.Fprintf(os.Stderr, "%s, turn %d of %d: %s\n", s.name, turn+1, s.rounds, t.name)
+			share, err := s.measure(ctx, t)
+			if err != nil {
+				return fmt.Errorf("%s: %w", t.name, err)
+			}
+			foreign = append(foreign, share)
+		}
+	}
+	s.print(spread(foreign))
+	return nil
+}
+
+// prepare starts a subject and waits until it answers as it should.
+func (s *section) prepare(ctx context.Context, t *subject) error {
+	if err := t.start(t); err != nil {
+		return err
+	}
+	if err := t.process.await(ctx, t.address, t.calls[0], t.status); err != nil {
+		return err
+	}
+	if t.warm {
+		for _, call := range t.calls {
+			if status, err := ask(t.address, call); status != t.status {
+				return fmt.Errorf("%s: got %d (%v), want %d", t.name, status, err, t.status)
+			}
+		}
+	}
+	s.b.started++
+	t.requests = filepath.Join(s.b.dir, fmt.Sprintf("%d.requests", s.b.started))
+	return os.WriteFile(t.requests, []byte(strings.Join(t.calls, "\x00")), 0o600)
+}
+
+// cpu is the processor time of a subject.
+func (t *subject) cpu() time.Duration {
+	sum := t.process.cpu()
+	if t.beside != nil {
+		sum += t.beside.cpu()
+	}
+	return sum
+}
+
+// measure puts a subject under load for a slice. It returns the share of the
+// machine that others used meanwhile.
+func (s *section) measure(ctx context.Context, t *subject) (foreign float64, err error) {
+	t.process.settle(ctx)
+	begun, busy, ours := time.Now(), machineBusy(), s.b.cpu()
+	cpu, lines := t.cpu(), t.process.lines()
+	a, load, err := s.b.drive(ctx, t.address, t.requests, s.connections, s.slice)
+	if err != nil {
+		return 0, fmt.Errorf("%w\n%s (%v):\n%s", err, t.process.name, t.process.cmd.ProcessState, tail(t.process.log))
+	}
+	cpu, lines = t.cpu()-cpu, t.process.lines()-lines
+	others := machineBusy() - busy - (s.b.cpu() - ours) - load
+	foreign = max(0, others.Seconds()/time.Since(begun).Seconds()/processors)
+
+	t.wrong += a.broken
+	if t.status < 400 {
+		t.wrong += a.refused
+	} else {
+		t.wrong += a.requests - a.refused
+	}
+	per100k := 1e5 / a.requests
+	for name, figure := range map[string]float64{
+		"rate": a.rate, "cpu": cpu.Seconds() * per100k, "lines": lines * per100k,
+		"p50": a.p50.Seconds() * 1e3, "p99": a.p99.Seconds() * 1e3, "rss": t.process.resident(),
+	} {
+		t.turns[name] = append(t.turns[name], figure)
+	}
+	return foreign, nil
+}
+
+func (s *section) print(foreign quartiles) {
+	fmt.Printf("\n## %s\n\n", s.title)
+	if s.note != "" {
+		fmt.Printf("%s ", s.note)
+	}
+	fmt.Printf("%d turns. Foreign: %.0f %% (%.0f–%.0f).\n\n", s.rounds, 100*foreign.median, 100*foreign.low, 100*foreign.high)
+	last := s.last
+	if last.of == nil {
+		last = column{"RSS MiB", func(t *subject) string { return fmt.Sprintf("%.0f", slices.Max(t.turns["rss"])) }}
+	}
+	fmt.Printf("| subject | answer | req/s | ratio | CPU-s/100k | CPU ratio | p50 ms | p99 ms | %s |\n", last.title)
+	fmt.Println("|---|---|---|---|---|---|---|---|---|")
+	for _, t := range s.subjects {
+		rate, cpu := "1", "1"
+		if of := s.find(t.against); of != nil {
+			rate, cpu = t.ratio("rate", of), t.ratio("cpu", of)
+		}
+		answer := fmt.Sprint(t.status)
+		if t.wrong > 0 {
+			answer += fmt.Sprintf(" but %.0f", t.wrong)
+		}
+		fmt.Printf("| %s | %s | %s | %s | %s | %s | %s | %s | %s |\n", t.name, answer, t.median("rate"), rate, t.median("cpu"), cpu,
+			t.median("p50"), t.median("p99"), last.of(t))
+	}
+}
+
+// ratio is the median of what a figure is to the one of another subject in the
+// same turn, with its quartiles.
+func (t *subject) ratio(name string, of *subject) string {
+	q := spread(ratios(t.turns[name], of.turns[name]))
+	return fmt.Sprintf("%s (%s–%s)", digits(q.median), digits(q.low), digits(q.high))
+}
+
+func (t *subject) median(name string) string { return digits(spread(t.turns[name]).median) }
+
+// digits writes a figure with about three digits that count.
+func digits(f float64) string {
+	switch size := math.Abs(f); {
+	case math.IsNaN(f):
+		return "–"
+	case size == 0:
+		return "0"
+	case size >= 100:
+		return fmt.Sprintf("%.0f", f)
+	case size >= 10:
+		return fmt.Sprintf("%.1f", f)
+	case size >= 1:
+		return fmt.Sprintf("%.2f", f)
+	case size >= 0.01:
+		return fmt.Sprintf("%.3f", f)
+	default:
+		return fmt.Sprintf("%.5f", f)
+	}
+}

@@ -1,0 +1,481 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/serviceusers/caddy-service-users/access"
+)
+
+// stock is a store and those who call.
+type stock struct {
+	path   string
+	logins []login
+	calls  []string // their requests
+}
+
+// stock makes a store, once.
+func (b *bench) stock(ctx context.Context, users int) (*stock, error) {
+	key := strconv.Itoa(users)
+	if s := b.made[key]; s != nil {
+		return s, nil
+	}
+	s := &stock{path: filepath.Join(b.dir, "store-"+key+".db")}
+	var err error
+	if s.logins, err = makeStore(ctx, s.path, users); err != nil {
+		return nil, fmt.Errorf("making a store of %d service users: %w", users, err)
+	}
+	for _, l := range s.logins {
+		s.calls = append(s.calls, request(l.path, basic(l.id, l.secret)))
+	}
+	b.made[key] = s
+	return s, nil
+}
+
+// The parts of a Caddyfile. Every site is one port; "{upstream}" and the ports
+// are filled in by [bench.caddyfile].
+
+const proxy = "reverse_proxy {upstream}\n"
+
+func guarded(options string) string { return "service_users {\n" + options + "}\n" + proxy }
+
+// caddyfile writes a Caddyfile with these sites and returns its name and their
+// addresses.
+func (b *bench) caddyfile(global string, sites ...string) (file string, addresses []string, err error) {
+	var text strings.Builder
+	fmt.Fprintf(&text, "{\nadmin off\nauto_https off\npersist_config off\n%s}\n", global)
+	for _, site := range sites {
+		address, err := b.freeAddress()
+		if err != nil {
+			return "", nil, err
+		}
+		_, port, _ := strings.Cut(address, ":")
+		fmt.Fprintf(&text, "http://:%s {\nbind 127.0.0.1\n%s}\n", port, strings.ReplaceAll(site, "{upstream}", b.upstream))
+		addresses = append(addresses, address)
+	}
+	b.started++
+	file = filepath.Join(b.dir, fmt.Sprintf("%d.caddyfile", b.started))
+	return file, addresses, os.WriteFile(file, []byte(text.String()), 0o600)
+}
+
+// caddyServer starts a Caddy with these sites.
+func (b *bench) caddyServer(name string, env []string, global string, sites ...string) (*process, []string, error) {
+	file, addresses, err := b.caddyfile(global, sites...)
+	if err != nil {
+		return nil, nil, err
+	}
+	p, err := b.start(name, b.cpus.proxy, env, b.caddy, "run", "--config", file, "--adapter", "caddyfile")
+	return p, addresses, err
+}
+
+func storeOption(s *stock) string { return "service_users {\nstore " + s.path + "\n}\n" }
+
+// bare and plugin start a Caddy of their own, with its defaults.
+func (b *bench) bare(env []string, users *stock) func(*subject) error {
+	return b.site(env, "", proxy, users)
+}
+
+func (b *bench) plugin(env []string, users *stock) func(*subject) error {
+	return b.site(env, storeOption(users), guarded(""), users)
+}
+
+// site starts a Caddy with one site.
+func (b *bench) site(env []string, global, site string, users *stock) func(*subject) error {
+	return func(t *subject) error {
+		p, addresses, err := b.caddyServer(t.name, env, global, site)
+		if err == nil {
+			t.serve(p, addresses[0], users.calls)
+		}
+		return err
+	}
+}
+
+// sameProcess compares routes of one Caddy: its heap, and so its garbage
+// collection, is the same for all of them.
+func (b *bench) sameProcess(ctx context.Context) error {
+	users, err := b.stock(ctx, 10_000)
+	if err != nil {
+		return err
+	}
+	s := b.section("same", "Routes of one process, 10 000 service users, 1000 rules")
+	if !b.quick {
+		s.rounds *= 2
+	}
+	routes := []struct{ name, site string }{
+		{"bare reverse_proxy", proxy},
+		{"with 3 `header_up`", "reverse_proxy {upstream} {\nheader_up X-Service-User-Id service_3MQkTyLfBmwNcJuBTVeoYRG1ZkP\nheader_up X-Service-User-Name user-1\nheader_up X-Service-User-Groups group-1\n}\n"},
+		{"`service_users sanitize`", "service_users sanitize\n" + proxy},
+		{"plugin, `headers id`", guarded("headers id\n")},
+		{"plugin", guarded("")},
+		{"plugin, `headers` all seven", guarded("headers id name display_name groups role teams token_id\n")},
+	}
+	var sites []string
+	for _, route := range routes {
+		sites = append(sites, route.site)
+	}
+	var p *process
+	var addresses []string
+	for i, route := range routes {
+		against := routes[0].name
+		if i == 0 {
+			against = ""
+		}
+		s.add(route.name, against, 200, func(t *subject) (err error) {
+			if p == nil {
+				if p, addresses, err = b.caddyServer("routes", nil, storeOption(users), sites...); err != nil {
+					return err
+				}
+			}
+			t.serve(p, addresses[i], users.calls)
+			return nil
+		})
+	}
+	return s.run(ctx)
+}
+
+// sizes compares stores of several sizes, with Go's default garbage collection,
+// where a larger heap is collected less often, and with the same room for all.
+func (b *bench) sizes(ctx context.Context) error {
+	s := b.section("sizes", "Numbers of service users, two tokens each (1000 rules; up to 100 000 of them call)")
+	s.last = column{"RSS MiB, start", func(t *subject) string {
+		return fmt.Sprintf("%.0f, %.2f s", slices.Max(t.turns["rss"]), t.process.took.Seconds())
+	}}
+	s.note = "Equal room is `GOGC=off GOMEMLIMIT=512MiB`, and is compared with a bare Caddy that has it too."
+	sizes := []int{1, 10_000, 1_000_000}
+	if b.quick {
+		sizes = sizes[:2]
+	}
+	for _, room := range []struct {
+		name string
+		env  []string
+	}{{"", nil}, {", equal room", []string{"GOGC=off", "GOMEMLIMIT=512MiB"}}} {
+		if b.quick && room.env != nil {
+			break
+		}
+		bare := "bare reverse_proxy" + room.name
+		s.add(bare, "", 200, func(t *subject) error {
+			users, err := b.stock(ctx, 10_000)
+			if err != nil {
+				return err
+			}
+			return b.bare(room.env, users)(t)
+		})
+		for _, size := range sizes {
+			s.add(fmt.Sprintf("plugin, %d%s", size, room.name), bare, 200, func(t *subject) error {
+				users, err := b.stock(ctx, size)
+				if err != nil {
+					return err
+				}
+				return b.plugin(room.env, users)(t)
+			})
+		}
+	}
+	return s.run(ctx)
+}
+
+// peers compares other ways to check who calls, each where it does well.
+func (b *bench) peers(ctx context.Context) error {
+	users, err := b.stock(ctx, 10_000)
+	if err != nil {
+		return err
+	}
+	var accounts []login
+	var passwords strings.Builder
+	for i := range 10_000 {
+		l := login{id: fmt.Sprintf("user-%d", i), secret: fmt.Sprintf("secret-%d", i)}
+		accounts = append(accounts, l)
+		passwords.WriteString(sha1Password(l.id, l.secret))
+	}
+	one := sha1Password(accounts[0].id, accounts[0].secret)
+
+	s := b.section("peers", "Peers")
+	s.note = "The accounts of `basic_auth` have bcrypt hashes: of cost 14, Caddy's default, for the one; of cost 4 for the 1000, or filling the cache would take a quarter of an hour. " +
+		"A warm cache never hashes; it holds 1000 passwords. nginx, with two workers, is bounded by the upstream and by wrk."
+	const bare = "bare reverse_proxy"
+	s.add(bare, "", 200, b.bare(nil, users))
+	s.add("plugin, 10 000 service users", bare, 200, b.plugin(nil, users))
+	s.add("`basic_auth` with hash_cache, 1 account, warm", bare, 200, func(t *subject) error { return b.serveBasicAuth(ctx, t, 1, 14, true) })
+	s.add("`basic_auth` with hash_cache, 1000 accounts, warm", bare, 200, func(t *subject) error { return b.serveBasicAuth(ctx, t, 1000, 4, true) })
+	s.add("`forward_auth` to an authority that always agrees", bare, 200, func(t *subject) error { return b.serveForwardAuth(t, users) })
+	s.add("nginx proxy_pass, no check", bare, 200, func(t *subject) error { return b.serveNginx(t, nil, "") })
+	s.add("nginx auth_basic {SHA}, 1 account", bare, 200, func(t *subject) error { return b.serveNginx(t, accounts[:1], one) })
+	s.add("nginx auth_basic {SHA}, 10 000 accounts", bare, 200, func(t *subject) error { return b.serveNginx(t, accounts, passwords.String()) })
+	return s.run(ctx)
+}
+
+// serveBasicAuth starts a Caddy with basic_auth. Every caller has a password of
+// its own.
+func (b *bench) serveBasicAuth(ctx context.Context, subject *subject, accounts, cost int, cached bool) error {
+	hash, err := b.hashPassword(ctx, bcryptPrefix, cost)
+	if err != nil {
+		return err
+	}
+	var site strings.Builder
+	var calls []string
+	site.WriteString("basic_auth {\n")
+	for i := range accounts {
+		id := fmt.Sprintf("user-%d", i)
+		fmt.Fprintf(&site, "%s %s\n", id, hash)
+		calls = append(calls, request("/v1/things/"+id, basic(id, fmt.Sprintf("%s-%d", bcryptPrefix, i))))
+	}
+	site.WriteString("}\n" + proxy)
+	file, addresses, err := b.caddyfile("", site.String())
+	if err != nil {
+		return err
+	}
+	args := []string{b.caddy, "run", "--config", file, "--adapter", "caddyfile"}
+	if !cached { // only JSON can say so
+		text, err := exec.CommandContext(ctx, b.caddy, "adapt", "--config", file, "--adapter", "caddyfile").Output()
+		if err != nil {
+			return fmt.Errorf("caddy adapt: %w", err)
+		}
+		if err := os.WriteFile(file, []byte(strings.ReplaceAll(string(text), `"hash_cache":{}`, `"hash_cache":null`)), 0o600); err != nil {
+			return err
+		}
+		args = []string{b.caddy, "run", "--config", file}
+	}
+	p, err := b.start(subject.name, b.cpus.proxy, nil, args...)
+	if err != nil {
+		return err
+	}
+	subject.serve(p, addresses[0], calls)
+	subject.warm = cached && accounts <= 1000
+	return nil
+}
+
+func (b *bench) serveForwardAuth(subject *subject, users *stock) error {
+	address, err := b.freeAddress()
+	if err != nil {
+		return err
+	}
+	authority, err := b.start("authority", b.cpus.proxy, nil, b.self, "role", "authority", address)
+	if err != nil {
+		return err
+	}
+	p, addresses, err := b.caddyServer(subject.name, nil, "", "forward_auth "+address+
+		" {\nuri /auth\ncopy_headers X-Service-User-Id X-Service-User-Name X-Service-User-Groups\n}\n"+proxy)
+	if err != nil {
+		return err
+	}
+	subject.serve(p, addresses[0], users.calls)
+	subject.beside = authority
+	return nil
+}
+
+// serveNginx starts an nginx with two workers. Without logins it checks nothing.
+func (b *bench) serveNginx(subject *subject, logins []login, passwords string) error {
+	address, err := b.freeAddress()
+	if err != nil {
+		return err
+	}
+	calls := []string{request("/v1/things/1")}
+	check := ""
+	b.started++
+	place := filepath.Join(b.dir, fmt.Sprintf("nginx-%d", b.started))
+	if err := os.Mkdir(place, 0o700); err != nil {
+		return err
+	}
+	if logins != nil {
+		check = "auth_basic things; auth_basic_user_file " + place + "/passwords;"
+		if err := os.WriteFile(place+"/passwords", []byte(passwords), 0o600); err != nil {
+			return err
+		}
+		calls = nil
+		for _, l := range logins {
+			calls = append(calls, request("/v1/things/"+l.id, basic(l.id, l.secret)))
+		}
+	}
+	user := ""
+	if os.Getuid() == 0 {
+		user = "user root;" // the workers read the passwords
+	}
+	config := fmt.Sprintf(`%s
+worker_processes 2;
+daemon off;
+pid %s/pid;
+error_log stderr;
+events {}
+http {
+	access_log off;
+	client_body_temp_path %s; proxy_temp_path %s; fastcgi_temp_path %s; uwsgi_temp_path %s; scgi_temp_path %s;
+	keepalive_requests 1000000000;
+	upstream api { server %s; keepalive 64; keepalive_requests 1000000000; }
+	server {
+		listen %s;
+		location / {
+			%s
+			proxy_pass http://api;
+			proxy_http_version 1.1;
+			proxy_set_header Connection "";
+		}
+	}
+}
+`, user, place, place, place, place, place, place, b.upstream, address, check)
+	if err := os.WriteFile(place+"/nginx.conf", []byte(config), 0o600); err != nil {
+		return err
+	}
+	p, err := b.start(subject.name, b.cpus.proxy, nil, "nginx", "-c", place+"/nginx.conf", "-e", "stderr")
+	if err == nil {
+		subject.serve(p, address, calls)
+	}
+	return err
+}
+
+// slow compares what hashes passwords at every request.
+func (b *bench) slow(ctx context.Context) error {
+	if b.quick {
+		return nil
+	}
+	users, err := b.stock(ctx, 10_000)
+	if err != nil {
+		return err
+	}
+	s := b.section("slow", "Hashing at every request, 8 connections")
+	s.connections = 8
+	s.slice = max(s.slice, 4*time.Second)
+	s.rounds = min(s.rounds, 3)
+	s.note = fmt.Sprintf("Slices of %s. All 10 000 accounts call, the cache holds a tenth of them.", s.slice)
+	const bare = "bare reverse_proxy"
+	s.add(bare, "", 200, b.bare(nil, users))
+	s.add("plugin, 10 000 service users", bare, 200, b.plugin(nil, users))
+	s.add("`basic_auth` with hash_cache, 10 000 accounts, bcrypt 10", bare, 200, func(t *subject) error { return b.serveBasicAuth(ctx, t, 10_000, 10, true) })
+	s.add("`basic_auth` without hash_cache, 1 account, bcrypt 14", bare, 200, func(t *subject) error { return b.serveBasicAuth(ctx, t, 1, 14, false) })
+	s.add("nginx auth_basic bcrypt 10, 1 account", bare, 200, func(t *subject) error {
+		hash, err := b.hashPassword(ctx, bcryptPrefix, 10)
+		if err != nil {
+			return err
+		}
+		return b.serveNginx(t, []login{{id: "user-1", secret: bcryptPrefix}}, "user-1:"+hash+"\n")
+	})
+	return s.run(ctx)
+}
+
+// refusals compares what a refusal costs with what an allowed request costs.
+func (b *bench) refusals(ctx context.Context) error {
+	users, err := b.stock(ctx, 10_000)
+	if err != nil {
+		return err
+	}
+	guess := access.NewSecret()
+	right := func(path string) func(login) string {
+		return func(l login) string { return request(path, basic(l.id, l.secret)) }
+	}
+	own := func(l login) string { return request(l.path, basic(l.id, l.secret)) }
+	guessed := func(l login) string { return request(l.path, basic(l.id, guess)) }
+	longest := func(length int) func(login) string {
+		return right("/v1/long" + strings.Repeat("/segment", length/len("/segment")))
+	}
+
+	s := b.section("refusals", "Refusals and odd requests, against an allowed one")
+	s.last = column{"log lines per 100k", func(t *subject) string { return t.median("lines") }}
+	s.note = "The log of refusals is sampled: of a kind, 100 lines in a second, then one in 1000."
+	const allowed = "allowed"
+	servers := []struct {
+		global string
+		sites  []string
+	}{
+		{storeOption(users), []string{guarded("")}},
+		{strings.Replace(storeOption(users), "}\n", "throttle off\n}\n", 1), []string{guarded("")}},
+		{"", []string{proxy, "header WWW-Authenticate `Basic realm=\"service users\"`\nrespond `{\"title\":\"Unauthorized\"}` 401\n"}},
+	}
+	type place struct{ server, site int }
+	plugin, open, bare, respond := place{0, 0}, place{1, 0}, place{2, 0}, place{2, 1}
+	running, ports := make([]*process, len(servers)), make([][]string, len(servers))
+	for i, kind := range []struct {
+		name   string
+		status int
+		place  place
+		call   func(login) string
+	}{
+		{allowed, 200, plugin, own},
+		{"bare reverse_proxy", 200, bare, own},
+		{"bare `respond 401`", 401, respond, own},
+		{"no rule", 403, plugin, right("/v1/nothing/7")},
+		{"denied by a rule", 403, plugin, right("/v1/denied/7")},
+		{"no credential", 401, plugin, func(l login) string { return request(l.path) }},
+		{"wrong secret, `throttle off`", 401, open, guessed},
+		{"unknown id, `throttle off`", 401, open, func(l login) string { return request(l.path, basic(newID("service"), l.secret)) }},
+		{"no secret of ours, `throttle off`", 401, open, func(l login) string { return request(l.path, basic(l.id, "password")) }},
+		{"malformed Basic, `throttle off`", 401, open, func(l login) string { return request(l.path, "Authorization: Basic ="+strings.Repeat("x", 60)) }},
+		{"two Authorization fields", 400, plugin, func(l login) string { return request(l.path, basic(l.id, l.secret), basic(l.id, l.secret)) }},
+		{"ambiguous path", 400, plugin, right("/v1/things/%2e%2e/admin")},
+		{"path of 16 KiB, Caddy's limit", 200, plugin, longest(16 << 10)},
+		{"bare, path of 16 KiB", 200, bare, longest(16 << 10)},
+		{"wrong secret, throttled", 429, plugin, guessed}, // starts last: until here the throttle has nothing to count
+	} {
+		if b.quick && i%2 == 1 {
+			continue
+		}
+		against := allowed
+		if i == 0 {
+			against = ""
+		}
+		s.add(kind.name, against, kind.status, func(t *subject) (err error) {
+			at := kind.place
+			if running[at.server] == nil {
+				if running[at.server], ports[at.server], err = b.caddyServer("refusing", nil, servers[at.server].global, servers[at.server].sites...); err != nil {
+					return err
+				}
+			}
+			var calls []string
+			for _, l := range users.logins {
+				calls = append(calls, kind.call(l))
+				if len(calls)*len(calls[0]) > 16<<20 {
+					break // wrk keeps all of them in memory
+				}
+			}
+			t.serve(running[at.server], ports[at.server][at.site], calls)
+			return nil
+		})
+	}
+	return s.run(ctx)
+}
+
+// tuning compares settings of the process and of its log.
+func (b *bench) tuning(ctx context.Context) error {
+	users, err := b.stock(ctx, 10_000)
+	if err != nil {
+		return err
+	}
+	s := b.section("tuning", "Settings of the process and of the log, 10 000 service users")
+	s.note = "All are compared with a bare Caddy without any setting."
+	const bare = "bare reverse_proxy"
+	for i, setting := range []struct {
+		name, global string
+		logs         bool
+		env          []string
+	}{
+		{},
+		{name: ", GOGC=400", env: []string{"GOGC=400"}},
+		{name: ", GOGC=off GOMEMLIMIT=256MiB", env: []string{"GOGC=off", "GOMEMLIMIT=256MiB"}},
+		{name: ", GOMEMLIMIT=64MiB", env: []string{"GOMEMLIMIT=64MiB"}},
+		{name: ", access log to a file", logs: true},
+		{name: ", `log { output discard }`", global: "log {\noutput discard\n}\n"},
+	} {
+		if b.quick && i > 0 {
+			break
+		}
+		log := func(name string) string {
+			if !setting.logs {
+				return ""
+			}
+			return "log {\noutput file " + filepath.Join(b.dir, name) + "\n}\n"
+		}
+		against := bare
+		if i == 0 {
+			against = ""
+		}
+		s.add(bare+setting.name, against, 200, b.site(setting.env, setting.global, log("bare.log")+proxy, users))
+		s.add("plugin"+setting.name, bare, 200, b.site(setting.env, setting.global+storeOption(users), log("plugin.log")+guarded(""), users))
+	}
+	return s.run(ctx)
+}
