@@ -156,6 +156,9 @@ func (s *section) measure(ctx context.Context, t *subject) (foreign float64, err
 	begun, busy, ours := time.Now(), machineBusy(), s.b.cpu()
 	cpu, lines := t.cpu(), t.process.lines()
 	a, load, err := s.b.drive(ctx, t.address, t.requests, s.connections, s.slice)
+	if ctx.Err() != nil {
+		return 0, ctx.Err()
+	}
 	if err != nil {
 		return 0, fmt.Errorf("%w\n%s (%v):\n%s", err, t.process.name, t.process.cmd.ProcessState, tail(t.process.log))
 	}
@@ -189,19 +192,19 @@ func (s *section) print(foreign quartiles) {
 	if last.of == nil {
 		last = column{"RSS MiB", func(t *subject) string { return fmt.Sprintf("%.0f", slices.Max(t.turns["rss"])) }}
 	}
-	fmt.Printf("| subject | answer | req/s | ratio | CPU-s/100k | CPU ratio | p50 ms | p99 ms | %s |\n", last.title)
-	fmt.Println("|---|---|---|---|---|---|---|---|---|")
+	fmt.Printf("| subject | answer | req/s | ratio | CPU-s/100k | CPU ratio | least CPU | its ratio | p50 ms | p99 ms | %s |\n", last.title)
+	fmt.Println("|---|---|---|---|---|---|---|---|---|---|---|")
 	for _, t := range s.subjects {
-		rate, cpu := "1", "1"
+		rate, cpu, least := "1", "1", "1"
 		if of := s.find(t.against); of != nil {
-			rate, cpu = t.ratio("rate", of), t.ratio("cpu", of)
+			rate, cpu, least = t.ratio("rate", of), t.ratio("cpu", of), digits(slices.Min(t.turns["cpu"])/slices.Min(of.turns["cpu"]))
 		}
 		answer := fmt.Sprint(t.status)
 		if t.wrong > 0 {
 			answer += fmt.Sprintf(" but %.0f", t.wrong)
 		}
-		fmt.Printf("| %s | %s | %s | %s | %s | %s | %s | %s | %s |\n", t.name, answer, t.median("rate"), rate, t.median("cpu"), cpu,
-			t.median("p50"), t.median("p99"), last.of(t))
+		fmt.Printf("| %s | %s | %s | %s | %s | %s | %s | %s | %s | %s | %s |\n", t.name, answer, t.median("rate"), rate, t.median("cpu"), cpu,
+			digits(slices.Min(t.turns["cpu"])), least, t.median("p50"), t.median("p99"), last.of(t))
 	}
 }
 
