@@ -33,21 +33,15 @@ func (b *bench) floods(ctx context.Context) error {
 		return err
 	}
 	plugin := func(throttle string) func(*subject) error {
-		return func(t *subject) error {
-			p, addresses, err := b.caddyServer(t.name, nil, strings.Replace(storeOption(users), "}\n", throttle+"}\n", 1), guarded(""))
-			if err == nil {
-				t.serve(p, addresses[0], users.calls)
-			}
-			return err
-		}
+		return b.site(nil, storeOption(users, throttle), guarded(""), users)
 	}
 	cached := func(t *subject) error { return b.serveBasicAuth(ctx, t, 1, 14, true) }
 	const bounded, unbounded = ", 10 000 guesses/s", ", as many as are answered"
 	s.add("plugin"+bounded, "", 200, plugin(""))
 	s.add("plugin"+unbounded, "", 200, plugin(""))
 	if !b.quick {
-		s.add("plugin, `throttle off`"+bounded, "", 200, plugin("throttle off\n"))
-		s.add("plugin, `throttle off`"+unbounded, "", 200, plugin("throttle off\n"))
+		s.add("plugin, `throttle off`"+bounded, "", 200, plugin("throttle off"))
+		s.add("plugin, `throttle off`"+unbounded, "", 200, plugin("throttle off"))
 	}
 	s.add("`basic_auth` with hash_cache, 1 account, bcrypt 14"+bounded, "", 200, cached)
 	s.choose()

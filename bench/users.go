@@ -8,6 +8,7 @@ import (
 	"crypto/sha1"
 	"database/sql"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 	"os/exec"
@@ -160,7 +161,16 @@ func indexes(ctx context.Context, db *sql.DB) (drop, create []string, err error)
 	return drop, create, rows.Err()
 }
 
-func newID(prefix string) string { return prefix + "_" + ksuid.New().String() }
+// newID makes an id as the store does: those that are made one after the other
+// sort so, also within a second.
+func newID(prefix string) string {
+	now := time.Now()
+	var payload [16]byte
+	binary.BigEndian.PutUint32(payload[:4], uint32(now.Nanosecond()))
+	rand.Read(payload[4:])
+	id, _ := ksuid.FromParts(now, payload[:]) // the payload has its length
+	return prefix + "_" + id.String()
+}
 
 // bcryptPrefix is as much of a password as bcrypt looks at. Passwords that begin
 // with it all fit its hash, and yet a cache has to keep each by itself: that
