@@ -242,6 +242,7 @@ func (b *bench) serveBasicAuth(ctx context.Context, subject *subject, accounts, 
 		if err != nil {
 			return fmt.Errorf("caddy adapt: %w", err)
 		}
+		file += ".json"
 		if err := os.WriteFile(file, []byte(strings.ReplaceAll(string(text), `"hash_cache":{}`, `"hash_cache":null`)), 0o600); err != nil {
 			return err
 		}
