@@ -172,7 +172,7 @@ func (s *section) measure(ctx context.Context, t *subject) (foreign float64, err
 	} else {
 		t.wrong += a.requests - a.refused
 	}
-	per100k := 1e5 / a.requests
+	per100k := 1e5 / max(1, a.requests) // a slow one may have answered nothing
 	for name, figure := range map[string]float64{
 		"rate": a.rate, "cpu": cpu.Seconds() * per100k, "lines": lines * per100k,
 		"p50": a.p50.Seconds() * 1e3, "p99": a.p99.Seconds() * 1e3, "rss": t.process.resident(),
@@ -220,7 +220,7 @@ func (t *subject) median(name string) string { return digits(spread(t.turns[name
 // digits writes a figure with about three digits that count.
 func digits(f float64) string {
 	switch size := math.Abs(f); {
-	case math.IsNaN(f):
+	case math.IsNaN(f) || math.IsInf(f, 0):
 		return "–"
 	case size == 0:
 		return "0"
