@@ -188,7 +188,7 @@ func TestLifeCycle(t *testing.T) {
 	if len(list.ServiceUsers) != 1 || list.ServiceUsers[0].Id != user.Id || list.NextPageUri != nil {
 		t.Errorf("listed: got %+v", list)
 	}
-	shown := must(c.GetServiceUserWithResponse(ctx, user.Id))(t, 200)
+	shown := must(c.GetServiceUserWithResponse(ctx, user.Id, nil))(t, 200)
 	tag := shown.HTTPResponse.Header.Get("ETag")
 	if shown.JSON200.Etag != tag || shown.JSON200.Token != nil || shown.JSON200.Labels["env"] != "prod" {
 		t.Errorf("shown: got %+v and ETag %s", shown.JSON200, tag)
@@ -205,14 +205,14 @@ func TestLifeCycle(t *testing.T) {
 		t.Errorf("token: got %+v", token)
 	}
 	must(c.UpdateTokenWithResponse(ctx, user.Id, token.Id, &client.UpdateTokenParams{}, client.TokenInput{AllowedIps: ptr([]string{"192.0.2.0/24"})}))(t, 200)
-	next := must(c.RefreshTokenWithResponse(ctx, user.Id, token.Id, client.RefreshInput{Grace: ptr("24h")}))(t, 201).JSON201
+	next := must(c.RefreshTokenWithResponse(ctx, user.Id, token.Id, nil, client.RefreshInput{Grace: ptr("24h")}))(t, 201).JSON201
 	if next.Replaces == nil || *next.Replaces != token.Id {
 		t.Errorf("refreshed: got %+v", next)
 	}
 	if old := must(c.GetTokenWithResponse(ctx, user.Id, token.Id))(t, 200).JSON200; old.State != client.TokenStateRetiring || old.RetiresAt == nil || old.ReplacedBy != next.Id {
 		t.Errorf("the old token: got %+v", old)
 	}
-	must(c.RevokeTokenWithResponse(ctx, user.Id, token.Id))(t, 204)
+	must(c.RevokeTokenWithResponse(ctx, user.Id, token.Id, nil))(t, 204)
 	tokens := must(c.ListTokensWithResponse(ctx, user.Id, nil))(t, 200).JSON200.Tokens
 	if states := []client.TokenState{tokens[0].State, tokens[1].State, tokens[2].State}; !slices.Equal(states, []client.TokenState{client.TokenStateActive, client.TokenStateRevoked, client.TokenStateActive}) {
 		t.Errorf("tokens: got states %q", states)
@@ -268,7 +268,7 @@ func TestLifeCycle(t *testing.T) {
 	must(c.UpdateGroupWithResponse(ctx, group.Id, &client.UpdateGroupParams{}, client.GroupInput{Description: ptr("")}))(t, 200)
 	must(c.DeleteGroupWithResponse(ctx, group.Id, &client.DeleteGroupParams{}))(t, 204)
 	must(c.DeleteServiceUserWithResponse(ctx, user.Id, &client.DeleteServiceUserParams{}))(t, 204)
-	must(c.GetServiceUserWithResponse(ctx, user.Id))(t, 404)
+	must(c.GetServiceUserWithResponse(ctx, user.Id, nil))(t, 404)
 
 	for _, op := range strings.Fields("createServiceUser listServiceUsers getServiceUser updateServiceUser deleteServiceUser createToken refreshToken revokeToken createGroup addRule addMember explain") {
 		if !transport.used[op] {
