@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -16,13 +17,13 @@ import (
 )
 
 // figures keeps what tokens are used for until it is written. A use is counted in
-// memory ([access.Use]); every interval, counts are closed, given an interval to
+// memory ([access.Use]); every interval, counts are closed, given a moment to
 // settle, and written. Nothing that a request does waits for that, and what is
 // lost with the process is figures, never a change.
 type figures struct {
 	mu       sync.Mutex
 	open     map[string][]tokenUse       // by service user: being counted
-	settling map[string][]tokenUse       // closed at the last tick
+	settling map[string][]tokenUse       // closed, but perhaps still written to
 	pending  map[string]map[string]usage // by service user and token: to be written
 	wake     chan chan error             // asks to write now, and is told how that went
 	ended    chan struct{}               // closed when nobody writes any more
@@ -145,8 +146,8 @@ func (f *figures) of(userID string) map[string]usage {
 	return out
 }
 
-// tick closes what is open and makes what has settled ready to be written.
-func (f *figures) tick() {
+// settle makes what was closed ready to be written.
+func (f *figures) settle() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for user, list := range f.settling {
@@ -159,22 +160,32 @@ func (f *figures) tick() {
 			f.pending[user][t.token] = u
 		}
 	}
-	f.settling, f.open = f.open, make(map[string][]tokenUse)
-	for _, list := range f.settling {
+	clear(f.settling)
+}
+
+// close ends the counts that are open; what has not settled stays so.
+func (f *figures) close() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for user, list := range f.open {
 		for _, t := range list {
 			t.use.Take()
 		}
+		f.settling[user] = append(f.settling[user], list...)
 	}
+	clear(f.open)
 }
 
 // keepFigures writes figures, ends tokens that have gone quiet, and purges
 // tombstones, until the store closes.
 func (s *Store) keepFigures(ctx context.Context) {
-	interval := s.opts.UseInterval / 2 // a count waits for two ticks
+	interval := s.opts.UseInterval
 	if interval <= 0 {
-		interval = defaultUseInterval / 2
+		interval = defaultUseInterval
 	}
-	tick := time.NewTicker(interval)
+	// A count that was closed gets some time, since a request may be adding to it.
+	settling := min(interval/10, maxSettling)
+	tick := time.NewTicker(interval - settling)
 	defer tick.Stop()
 	defer close(s.figures.ended)
 	failing, purged := false, time.Time{}
@@ -183,14 +194,19 @@ func (s *Store) keepFigures(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 		case <-tick.C:
+			s.figures.close()
+			select {
+			case <-ctx.Done():
+			case <-time.After(settling):
+			}
 		case done = <-s.figures.wake:
-			s.figures.tick() // twice: what is open is wanted too
+			s.figures.close()
 		}
-		s.figures.tick()
 		closing := ctx.Err() != nil
 		if closing {
-			s.figures.tick()
+			s.figures.close()
 		}
+		s.figures.settle()
 		work := context.WithoutCancel(ctx)
 		err := s.writeFigures(work)
 		if err == nil && !closing {
@@ -213,6 +229,10 @@ func (s *Store) keepFigures(ctx context.Context) {
 	}
 }
 
+// maxSettling is longer than a request needs between finding a count and adding to
+// it.
+const maxSettling = 100 * time.Millisecond
+
 // FlushUse writes what is known of the use of tokens now. What cannot be written
 // is tried again later.
 func (s *Store) FlushUse(ctx context.Context) error {
@@ -228,7 +248,7 @@ func (s *Store) FlushUse(ctx context.Context) error {
 }
 
 // figuresPerChange bounds how long a batch of figures holds the database.
-const figuresPerChange = 200
+const figuresPerChange = 500
 
 func (s *Store) writeFigures(ctx context.Context) error {
 	type row struct {
@@ -245,6 +265,7 @@ func (s *Store) writeFigures(ctx context.Context) error {
 		}
 	}
 	s.figures.mu.Unlock()
+	slices.SortFunc(rows, func(a, b row) int { return strings.Compare(a.token, b.token) }) // neighbours share pages
 	for batch := range slices.Chunk(rows, figuresPerChange) {
 		err := func() error {
 			if err := s.lock(ctx); err != nil {
@@ -261,9 +282,12 @@ func (s *Store) writeFigures(ctx context.Context) error {
 				return err
 			}
 			defer sqlTx.Rollback()
-			t := &tx{Tx: sqlTx, store: s, ctx: ctx}
+			w, err := newUsageWriter(ctx, sqlTx)
+			if err != nil {
+				return err
+			}
 			for _, r := range batch {
-				if err := t.writeUsage(r.user, r.token, r.usage); err != nil {
+				if err := w.add(ctx, r.user, r.token, r.usage); err != nil {
 					return err
 				}
 			}
@@ -290,23 +314,43 @@ func (s *Store) writeFigures(ctx context.Context) error {
 	return nil
 }
 
-func (t *tx) writeUsage(user, token string, u usage) error {
-	k, err := t.token(user, token)
-	var fault *Error
-	if errors.As(err, &fault) {
+// usageWriter adds to the figures of tokens in one transaction. Its statements are
+// prepared: with many tokens in use, parsing them again was most of the work.
+type usageWriter struct {
+	read, write, active *sql.Stmt
+}
+
+func newUsageWriter(ctx context.Context, q *sql.Tx) (w usageWriter, err error) {
+	for stmt, text := range map[**sql.Stmt]string{
+		&w.read:   `SELECT last_used_at, last_used_ip, use_count, used_from, used_rules FROM tokens WHERE id = $1 AND service_user_id = $2`,
+		&w.write:  `UPDATE tokens SET last_used_at = $2, last_used_ip = $3, use_count = $4, used_from = $5, used_rules = $6 WHERE id = $1`,
+		&w.active: `UPDATE service_users SET last_active_at = $2 WHERE id = $1 AND last_active_at < $2`,
+	} {
+		if *stmt, err = q.PrepareContext(ctx, text); err != nil { // the end of the transaction closes it
+			return w, err
+		}
+	}
+	return w, nil
+}
+
+func (w *usageWriter) add(ctx context.Context, user, token string, u usage) error {
+	var now usage
+	var from, rules string
+	err := w.read.QueryRowContext(ctx, token, user).Scan(&now.last, &now.lastIP, &now.count, &from, &rules)
+	if errors.Is(err, sql.ErrNoRows) {
 		return nil // purged meanwhile
+	}
+	if err == nil {
+		err = errors.Join(fromJSON(from, &now.from), fromJSON(rules, &now.rules))
 	}
 	if err != nil {
 		return err
 	}
-	now := usage{last: unix(k.LastUsedAt), lastIP: k.LastUsedIP, count: k.UseCount, from: k.UsedFrom, rules: k.UsedRules}
 	now.merge(u)
-	if _, err := t.exec(`
-		UPDATE tokens SET last_used_at = $2, last_used_ip = $3, use_count = $4, used_from = $5, used_rules = $6 WHERE id = $1`,
-		token, now.last, now.lastIP, now.count, toJSON(now.from), toJSON(now.rules)); err != nil {
+	if _, err := w.write.ExecContext(ctx, token, now.last, now.lastIP, now.count, toJSON(now.from), toJSON(now.rules)); err != nil {
 		return err
 	}
-	_, err = t.exec(`UPDATE service_users SET last_active_at = $2 WHERE id = $1 AND last_active_at < $2`, user, now.last)
+	_, err = w.active.ExecContext(ctx, user, now.last)
 	return err
 }
 

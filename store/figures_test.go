@@ -93,9 +93,9 @@ func TestUseIsCounted(t *testing.T) {
 	if list, _, err := w.page(ctx, Local, userPage{Limit: 1}); err != nil || unix(list[0].LastActiveAt) != at+60 {
 		t.Errorf("last active in the list: got %v, %v", list, err)
 	}
-	w.figures.tick()
+	w.figures.close()
 	check("settling", want, none)
-	w.figures.tick()
+	w.figures.settle()
 	check("settled", want, none)
 	mustDo(w.FlushUse(ctx))
 	check("flushed", want, fmt.Sprint(want, " active ", at+60))
@@ -461,4 +461,31 @@ func TestAllTokens(t *testing.T) {
 	if _, err := w.TokenOwner(ctx, Local, ka.ID); !strings.HasPrefix(kind(err), "broken: ") {
 		t.Errorf("owner in a broken store: got %s, want that it is broken", kind(err))
 	}
+}
+
+// BenchmarkFlushUse writes the figures of ten thousand tokens that are all in use.
+func BenchmarkFlushUse(b *testing.B) {
+	w := newWorld(b, still)
+	const tokens = 10_000
+	using := make([]access.Principal, tokens)
+	must(w.write.ExecContext(ctx, `
+		WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < $1)
+		INSERT INTO tokens (id, service_user_id, hash, hint, pepper_id, allowed_ips, permission_groups, description, metadata, expires_at, not_before, retires_at,
+			revoked_at, replaced_by, created_at, created_by, updated_at, last_used_at, last_used_ip, use_count, version)
+		SELECT 'token_' || i, service_user_id, printf('%064x', i), '', '', '[]', '[]', '', '', 0, 0, 0, 0, '', 0, '', 0, 1, '', 0, 1
+		FROM n, tokens t WHERE t.id = $2`, tokens, w.token.ID))
+	w.Close()
+	w.Store = open(b, w.path, still)
+	u, _ := w.Directory().User(w.user.ID)
+	for i := range using {
+		using[i] = access.Principal{User: u, Token: &u.Tokens[i]}
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		for i, p := range using {
+			w.Use(p, w.now().Unix(), addrOf(fmt.Sprintf("192.0.2.%d", i%8)), "rule_a")
+		}
+		mustDo(w.FlushUse(ctx))
+	}
+	b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N*tokens), "µs/token")
 }
