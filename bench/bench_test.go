@@ -4,11 +4,15 @@ package main
 
 import (
 	"bufio"
+	"fmt"
 	"math"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/serviceusers/caddy-service-users/store"
 )
 
 func TestSpread(t *testing.T) {
@@ -103,5 +107,29 @@ func TestDigits(t *testing.T) {
 		if got := digits(f); got != want {
 			t.Errorf("digits(%v): got %s, want %s", f, got, want)
 		}
+	}
+}
+
+// BenchmarkOpen opens and loads stores of growing size: what a start costs.
+func BenchmarkOpen(b *testing.B) {
+	for _, users := range []int{10_000, 100_000, 1_000_000} {
+		b.Run(fmt.Sprintf("users=%d", users), func(b *testing.B) {
+			path := filepath.Join(b.TempDir(), "s.db")
+			if _, err := makeStore(b.Context(), path, users); err != nil {
+				b.Fatal(err)
+			}
+			for b.Loop() {
+				s, err := store.Open(b.Context(), path, store.Options{})
+				if err != nil {
+					b.Fatal(err)
+				}
+				if got := s.Directory().Len(); got != users {
+					b.Fatalf("got %d service users, want %d", got, users)
+				}
+				if err := s.Close(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }
