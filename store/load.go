@@ -35,7 +35,10 @@ func (s *Store) load(ctx context.Context, q *sql.Tx) (loaded, error) {
 	if err := checkSchema(version); err != nil {
 		return next, err
 	}
-	if err := q.QueryRowContext(ctx, `SELECT revision, audit_seq, audit_hash FROM meta`).Scan(&next.revision, &next.seq, &next.hash); err != nil {
+	var kept, read rowCounts
+	if err := q.QueryRowContext(ctx, `
+		SELECT revision, audit_seq, audit_hash, service_users, tokens, permission_groups, rules, group_permissions, members
+		FROM meta`).Scan(&next.revision, &next.seq, &next.hash, &kept.users, &kept.tokens, &kept.groups, &kept.rules, &kept.grants, &kept.members); err != nil {
 		return next, fmt.Errorf("reading the revision: %w", err)
 	}
 	if next.position == current.position && since != 0 {
@@ -48,14 +51,68 @@ func (s *Store) load(ctx context.Context, q *sql.Tx) (loaded, error) {
 	if err != nil {
 		return next, err
 	}
-	if err := loadGroups(ctx, q, since, edit); err != nil {
+	if err := loadGroups(ctx, q, since, edit, &read); err != nil {
 		return next, fmt.Errorf("reading permission groups: %w", err)
 	}
-	if err := s.loadUsers(ctx, q, since, edit); err != nil {
+	if err := s.loadUsers(ctx, q, since, edit, &read); err != nil {
 		return next, fmt.Errorf("reading service users: %w", err)
+	}
+	if since == 0 {
+		if err := read.check(kept); err != nil {
+			return next, err
+		}
+		if err := checkHead(ctx, q, next.position); err != nil {
+			return next, err
+		}
 	}
 	next.directory, err = edit.Done()
 	return next, err
+}
+
+// rowCounts are the numbers of rows that a directory is made of. Those in meta are
+// kept by triggers (counts.sql).
+type rowCounts struct {
+	users   int64 // not deleted
+	tokens  int64 // not revoked
+	groups  int64 // not deleted
+	rules   int64
+	grants  int64
+	members int64
+}
+
+// check refuses tables of which another number of rows was read than was written:
+// a scan that ended early, an index that has lost entries.
+func (read rowCounts) check(kept rowCounts) error {
+	for _, t := range []struct {
+		name       string
+		read, kept int64
+	}{
+		{"service_users", read.users, kept.users},
+		{"tokens", read.tokens, kept.tokens},
+		{"permission_groups", read.groups, kept.groups},
+		{"rules", read.rules, kept.rules},
+		{"group_permissions", read.grants, kept.grants},
+		{"members", read.members, kept.members},
+	} {
+		if t.read != t.kept {
+			return fmt.Errorf("%w: the table %s is not whole: %d of its rows were read, and %d were written", ErrDamaged, t.name, t.read, t.kept)
+		}
+	}
+	return nil
+}
+
+// checkHead refuses a store whose audit trail does not end where meta says: it is
+// put together from two.
+func checkHead(ctx context.Context, q *sql.Tx, head position) error {
+	var hash string
+	err := q.QueryRowContext(ctx, `SELECT hash FROM audit_events WHERE seq = $1`, head.seq).Scan(&hash)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return fmt.Errorf("reading the audit trail: %w", err)
+	}
+	if hash != head.hash {
+		return fmt.Errorf("%w: the audit trail does not end with record %d, which is its last one", ErrDamaged, head.seq)
+	}
+	return nil
 }
 
 // position is a place in the history of a store.
@@ -90,7 +147,7 @@ func (p position) leadsTo(ctx context.Context, q *sql.Tx, next position) error {
 }
 
 // loadGroups reads the groups that changed, each with all of its rules.
-func loadGroups(ctx context.Context, q *sql.Tx, since int64, edit *access.Edit) error {
+func loadGroups(ctx context.Context, q *sql.Tx, since int64, edit *access.Edit, read *rowCounts) error {
 	var c access.Changes
 	rows, err := q.QueryContext(ctx, `
 		SELECT id, name, mode, member_condition, deleted_at
@@ -117,10 +174,15 @@ func loadGroups(ctx context.Context, q *sql.Tx, since int64, edit *access.Edit) 
 	if err := rows.Err(); err != nil {
 		return err
 	}
+	read.groups = int64(len(c.Groups))
+	// All of them are read without the groups, so that none is overlooked.
+	which := ``
+	if since > 0 {
+		which = `JOIN permission_groups g ON g.id = r.group_id WHERE g.revision > $1 AND g.deleted_at = 0`
+	}
 	rules, err := q.QueryContext(ctx, `
 		SELECT r.group_id, r.id, r.effect, r.methods, r.host, r.path, r.condition, r.name, r.description
-		FROM rules r JOIN permission_groups g ON g.id = r.group_id
-		WHERE g.revision > $1 AND g.deleted_at = 0
+		FROM rules r `+which+`
 		ORDER BY r.group_id, r.position, r.id`, since)
 	if err != nil {
 		return err
@@ -131,20 +193,22 @@ func loadGroups(ctx context.Context, q *sql.Tx, since int64, edit *access.Edit) 
 		if err != nil {
 			return err
 		}
-		g := &c.Groups[place[group]]
-		g.Rules = append(g.Rules, r)
+		read.rules++
+		if at, ok := place[group]; ok { // else it was deleted
+			c.Groups[at].Rules = append(c.Groups[at].Rules, r)
+		}
 	}
 	if err := rules.Err(); err != nil {
 		return err
 	}
-	if err := loadPermissions(ctx, q, since, &c, place); err != nil {
+	if err := loadPermissions(ctx, q, since, &c, place, read); err != nil {
 		return err
 	}
 	return edit.Groups(c.Groups, c.RemovedGroups)
 }
 
 // loadPermissions adds the rules of the permissions that groups were given.
-func loadPermissions(ctx context.Context, q *sql.Tx, since int64, c *access.Changes, place map[string]int) error {
+func loadPermissions(ctx context.Context, q *sql.Tx, since int64, c *access.Changes, place map[string]int, read *rowCounts) error {
 	rows, err := q.QueryContext(ctx, `
 		SELECT gp.group_id, p.key, p.rules
 		FROM group_permissions gp JOIN permissions p ON p.key = gp.permission_key JOIN permission_groups g ON g.id = gp.group_id
@@ -165,8 +229,10 @@ func loadPermissions(ctx context.Context, q *sql.Tx, since int64, c *access.Chan
 				return fmt.Errorf("permission %q: %w", key, err)
 			}
 		}
-		g := &c.Groups[place[group]]
-		g.Rules = append(g.Rules, known[key]...)
+		read.grants++
+		if at, ok := place[group]; ok {
+			c.Groups[at].Rules = append(c.Groups[at].Rules, known[key]...)
+		}
 	}
 	return rows.Err()
 }
@@ -184,35 +250,31 @@ const usersAtOnce = 5000
 
 // loadUsers reads the service users that changed, each with its groups and its
 // tokens. All of them are read in parts, so that they need not be in memory twice.
-func (s *Store) loadUsers(ctx context.Context, q *sql.Tx, since int64, edit *access.Edit) error {
+func (s *Store) loadUsers(ctx context.Context, q *sql.Tx, since int64, edit *access.Edit, read *rowCounts) error {
 	lost := make(map[string]int)
 	defer s.warnOfLostPeppers(lost)
 	if since > 0 {
-		users, removed, err := s.loadPart(ctx, q, since, selectLoad+` WHERE revision > $1`, since)
+		users, removed, err := s.loadPart(ctx, q, part{since: since}, read)
 		if err != nil {
 			return err
 		}
 		s.countLostPeppers(users, lost)
 		return edit.Users(users, removed)
 	}
-	var none int // what no service user leads to is looked at as well
-	if err := q.QueryRowContext(ctx, `SELECT (SELECT COUNT(*) FROM tokens WHERE id = '') + (SELECT COUNT(*) FROM members WHERE group_id = '')`).Scan(&none); err != nil {
-		return err
-	}
-	begun, told, after, read := time.Now(), time.Now(), "", 0
+	begun, told, after := time.Now(), time.Now(), ""
 	for {
-		users, _, err := s.loadPart(ctx, q, 0, selectLoad+` WHERE id > $1 AND deleted_at = 0 ORDER BY id LIMIT $2`, after, usersAtOnce)
-		if err != nil || len(users) == 0 {
+		users, _, err := s.loadPart(ctx, q, part{after: after}, read)
+		if err != nil {
 			return err
 		}
 		s.countLostPeppers(users, lost)
-		if err := edit.Users(users, nil); err != nil {
+		if err := edit.Users(users, nil); err != nil || len(users) < usersAtOnce {
 			return err
 		}
-		read, after = read+len(users), users[len(users)-1].ID
+		after = users[len(users)-1].ID
 		if time.Since(told) > time.Second {
 			told = time.Now()
-			s.log.Info("loading the store", zap.Int("service_users", read), zap.Duration("since", time.Since(begun)))
+			s.log.Info("loading the store", zap.Int64("service_users", read.users), zap.Duration("since", time.Since(begun)))
 		}
 	}
 }
@@ -221,9 +283,20 @@ const selectLoad = `
 	SELECT id, name, display_name, alias, owner, active, role, teams, labels, allowed_ips, expires_at, created_at, deleted_at
 	FROM service_users`
 
-// loadPart reads the service users of a query, and what belongs to them.
-func (s *Store) loadPart(ctx context.Context, q *sql.Tx, since int64, query string, args ...any) (users []access.User, removed []string, err error) {
-	rows, err := q.QueryContext(ctx, query, args...)
+// part is which service users are read at once: those that changed since a
+// revision or, with 0, the next ones of all.
+type part struct {
+	since int64
+	after string // an id
+}
+
+// loadPart reads the service users of a part, and what belongs to them.
+func (s *Store) loadPart(ctx context.Context, q *sql.Tx, p part, read *rowCounts) (users []access.User, removed []string, err error) {
+	which, args := ` WHERE revision > $1`, []any{p.since}
+	if p.since == 0 {
+		which, args = ` WHERE id > $1 AND deleted_at = 0 ORDER BY id LIMIT $2`, []any{p.after, usersAtOnce}
+	}
+	rows, err := q.QueryContext(ctx, selectLoad+which, args...)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -258,36 +331,42 @@ func (s *Store) loadPart(ctx context.Context, q *sql.Tx, since int64, query stri
 		return nil, nil, err
 	}
 	rows.Close()
-	if len(users) == 0 {
+	read.users += int64(len(users))
+	if len(users) == 0 && p.since > 0 {
 		return nil, removed, nil
 	}
 	slices.SortFunc(users, func(a, b access.User) int { return strings.Compare(a.ID, b.ID) })
-	if err := loadMembers(ctx, q, since, users); err != nil {
+	if err := loadMembers(ctx, q, p, users, read); err != nil {
 		return nil, nil, fmt.Errorf("reading members: %w", err)
 	}
-	if err := loadTokens(ctx, q, since, s.now(), users); err != nil {
+	if err := loadTokens(ctx, q, p, s.now(), users, read); err != nil {
 		return nil, nil, fmt.Errorf("reading tokens: %w", err)
 	}
 	return users, removed, nil
 }
 
-// span names the users of a part in a query on what belongs to them: by their
-// revision when few have changed, else from the first to the last of them.
-func span(users []access.User, since int64) (clause string, args []any) {
-	if since > 0 {
-		return `u.revision > $1 AND u.id >= $2 AND u.id <= $3`, []any{since, users[0].ID, users[len(users)-1].ID}
+// owned names, in a query on the table t, what belongs to a part: to those of its
+// users who changed or, when all are read, to every id up to the last one of them,
+// so that nothing is left between two parts.
+func (p part) owned(users []access.User) (which string, args []any) {
+	if p.since > 0 {
+		return `JOIN service_users u ON u.id = t.service_user_id
+			WHERE u.revision > $1 AND u.id >= $2 AND u.id <= $3 AND u.deleted_at = 0`, []any{p.since, users[0].ID, users[len(users)-1].ID}
 	}
-	return `u.id >= $2 AND u.id <= $3 AND $1 = 0`, []any{since, users[0].ID, users[len(users)-1].ID}
+	last := "\U0010FFFF" // no id is greater
+	if len(users) == usersAtOnce {
+		last = users[len(users)-1].ID
+	}
+	return `WHERE $1 = 0 AND t.service_user_id > $2 AND t.service_user_id <= $3`, []any{p.since, p.after, last}
 }
 
 // loadMembers reads which groups name the users, which are sorted by id.
-func loadMembers(ctx context.Context, q *sql.Tx, since int64, users []access.User) error {
-	clause, args := span(users, since)
+func loadMembers(ctx context.Context, q *sql.Tx, p part, users []access.User, read *rowCounts) error {
+	which, args := p.owned(users)
 	members, err := q.QueryContext(ctx, `
-		SELECT m.service_user_id, m.group_id
-		FROM members m JOIN service_users u ON u.id = m.service_user_id
-		WHERE `+clause+` AND u.deleted_at = 0
-		ORDER BY m.service_user_id, m.group_id`, args...)
+		SELECT t.service_user_id, t.group_id
+		FROM members t `+which+`
+		ORDER BY t.service_user_id, t.group_id`, args...)
 	if err != nil {
 		return err
 	}
@@ -298,24 +377,22 @@ func loadMembers(ctx context.Context, q *sql.Tx, since int64, users []access.Use
 		if err := members.Scan(&user, &group); err != nil {
 			return err
 		}
-		u := seek(users, &next, user)
-		if u == nil {
-			return fmt.Errorf("a member %s that is no service user", user)
+		read.members++
+		if u := seek(users, &next, user); u != nil { // else it was deleted
+			u.Groups = append(u.Groups, group)
 		}
-		u.Groups = append(u.Groups, group)
 	}
 	return members.Err()
 }
 
 // loadTokens reads every token of the users, which are sorted by id. Tokens that
 // were revoked long ago stay out.
-func loadTokens(ctx context.Context, q *sql.Tx, since int64, now time.Time, users []access.User) error {
-	clause, args := span(users, since)
+func loadTokens(ctx context.Context, q *sql.Tx, p part, now time.Time, users []access.User, read *rowCounts) error {
+	which, args := p.owned(users)
 	rows, err := q.QueryContext(ctx, `
 		SELECT t.service_user_id, t.id, t.hash, t.pepper_id, t.expires_at, t.not_before, t.retires_at, t.allowed_ips, t.permission_groups, t.revoked_at,
 			t.created_by = t.service_user_id AND t.last_used_at = 0
-		FROM tokens t JOIN service_users u ON u.id = t.service_user_id
-		WHERE `+clause+` AND u.deleted_at = 0 AND (t.revoked_at = 0 OR t.revoked_at > $4)
+		FROM tokens t `+which+` AND (t.revoked_at = 0 OR t.revoked_at > $4)
 		ORDER BY t.service_user_id, t.id`, append(args, now.Add(-revokedShown).Unix())...)
 	if err != nil {
 		return err
@@ -328,6 +405,13 @@ func loadTokens(ctx context.Context, q *sql.Tx, since int64, now time.Time, user
 		var retires, revoked int64
 		if err := rows.Scan(&user, &t.ID, &hash, &t.Pepper, &t.ExpiresAt, &t.NotBefore, &retires, &allowed, &groups, &revoked, &t.Unused); err != nil {
 			return err
+		}
+		if revoked == 0 {
+			read.tokens++
+		}
+		u := seek(users, &next, user)
+		if u == nil {
+			continue // it was deleted
 		}
 		if len(hash) != 2*len(t.Hash) {
 			return fmt.Errorf("%s: the hash is damaged", t.ID)
@@ -346,10 +430,6 @@ func loadTokens(ctx context.Context, q *sql.Tx, since int64, now time.Time, user
 			if err := fromJSON(groups, &t.Groups); err != nil {
 				return fmt.Errorf("%s: %w", t.ID, err)
 			}
-		}
-		u := seek(users, &next, user)
-		if u == nil {
-			return fmt.Errorf("%s belongs to %s, which is no service user", t.ID, user)
 		}
 		u.Tokens = append(u.Tokens, t)
 	}

@@ -1,4 +1,4 @@
--- The store of service users, version 3. Times are Unix seconds in UTC; 0 means
+-- The store of service users, version 4. Times are Unix seconds in UTC; 0 means
 -- "never" or "not yet". Lists and maps are JSON text. One text serves SQLite and
 -- PostgreSQL.
 --
@@ -12,7 +12,14 @@ CREATE TABLE meta (
 	revision    BIGINT  NOT NULL, -- the number of the last change
 	audit_seq   BIGINT  NOT NULL, -- the last record of the audit trail …
 	audit_hash  TEXT    NOT NULL, -- … and its hash, in hex
-	created_at  BIGINT  NOT NULL
+	created_at  BIGINT  NOT NULL,
+	-- How many rows there are (counts.sql): a directory is made of all of them, or not at all.
+	service_users     BIGINT NOT NULL DEFAULT 0, -- that are not deleted
+	tokens            BIGINT NOT NULL DEFAULT 0, -- that are not revoked
+	permission_groups BIGINT NOT NULL DEFAULT 0, -- that are not deleted
+	rules             BIGINT NOT NULL DEFAULT 0,
+	group_permissions BIGINT NOT NULL DEFAULT 0,
+	members           BIGINT NOT NULL DEFAULT 0
 );
 
 CREATE TABLE service_users (

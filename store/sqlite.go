@@ -10,14 +10,23 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strings"
 	"sync"
 	"time"
 
+	"go.uber.org/zap"
 	"modernc.org/sqlite"
 )
 
 //go:embed schema.sql
 var schema string
+
+// counts are the triggers that keep the numbers of rows in meta since version 4. A
+// version that changes them has to drop the old ones first.
+//
+//go:embed counts.sql
+var counts string
 
 // upgrades bring an older database up to date: upgrades[i] leads from version
 // i+1 to i+2. The list is only ever appended to; schema.sql always makes the
@@ -50,6 +59,20 @@ var upgrades = []string{
 	ALTER TABLE tokens ADD COLUMN quiet_after      BIGINT NOT NULL DEFAULT 0;
 	CREATE INDEX tokens_quiet ON tokens (quiet_after) WHERE quiet_after > 0 AND revoked_at = 0;
 	CREATE INDEX service_users_deleted ON service_users (deleted_at) WHERE deleted_at > 0;`,
+	// 4: how many rows there are.
+	`ALTER TABLE meta ADD COLUMN service_users     BIGINT NOT NULL DEFAULT 0;
+	ALTER TABLE meta ADD COLUMN tokens            BIGINT NOT NULL DEFAULT 0;
+	ALTER TABLE meta ADD COLUMN permission_groups BIGINT NOT NULL DEFAULT 0;
+	ALTER TABLE meta ADD COLUMN rules             BIGINT NOT NULL DEFAULT 0;
+	ALTER TABLE meta ADD COLUMN group_permissions BIGINT NOT NULL DEFAULT 0;
+	ALTER TABLE meta ADD COLUMN members           BIGINT NOT NULL DEFAULT 0;
+	UPDATE meta SET
+		service_users     = (SELECT COUNT(*) FROM service_users WHERE deleted_at = 0),
+		tokens            = (SELECT COUNT(*) FROM tokens WHERE revoked_at = 0),
+		permission_groups = (SELECT COUNT(*) FROM permission_groups WHERE deleted_at = 0),
+		rules             = (SELECT COUNT(*) FROM rules),
+		group_permissions = (SELECT COUNT(*) FROM group_permissions),
+		members           = (SELECT COUNT(*) FROM members);` + counts,
 }
 
 // schemaVersion is the version that this program reads and writes.
@@ -58,10 +81,11 @@ var schemaVersion = 1 + len(upgrades)
 // applicationID marks our databases (PRAGMA application_id): "CSU" and a zero.
 const applicationID = 0x43535500
 
-// ErrNotOurs and ErrNewer are the two kinds of database that are refused.
+// The kinds of database that are refused.
 var (
 	ErrNotOurs = errors.New("not a store of service users")
 	ErrNewer   = errors.New("made by a newer version")
+	ErrDamaged = errors.New("damaged")
 )
 
 // ofdLocking makes SQLite use open file description locks, which other code in
@@ -72,7 +96,7 @@ var ofdLocking = sync.OnceFunc(func() { _, _ = sqlite.OFDLocking(true) })
 
 // openSQLite opens the database for reading and for writing, making it when
 // there is none.
-func openSQLite(ctx context.Context, path string, now time.Time) (read, write *sql.DB, file os.FileInfo, err error) {
+func openSQLite(ctx context.Context, path string, now time.Time, log *zap.Logger) (read, write *sql.DB, file os.FileInfo, err error) {
 	ofdLocking()
 	file, err = os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -100,7 +124,7 @@ func openSQLite(ctx context.Context, path string, now time.Time) (read, write *s
 		return nil, nil, nil, err
 	}
 	write.SetMaxOpenConns(1)
-	if err := upgradeSQLite(ctx, write); err != nil {
+	if err := upgradeSQLite(ctx, write, path, log); err != nil {
 		write.Close()
 		return nil, nil, nil, err
 	}
@@ -195,7 +219,7 @@ func initSQLite(ctx context.Context, db *sql.DB, now time.Time) error {
 		return err
 	}
 	defer tx.Rollback()
-	if _, err := tx.ExecContext(ctx, schema); err != nil {
+	if _, err := tx.ExecContext(ctx, schema+counts); err != nil {
 		return err
 	}
 	if _, err := tx.ExecContext(ctx, `
@@ -233,7 +257,29 @@ func checkSQLite(ctx context.Context, path string) error {
 	if id != applicationID {
 		return fmt.Errorf("%w: the database belongs to another program (application id %#08x); name another file", ErrNotOurs, uint32(id))
 	}
-	return checkSchema(version)
+	if err := checkSchema(version); err != nil || extra != "" {
+		return err
+	}
+	return checkLog(ctx, db, path)
+}
+
+// checkLog refuses a log that was written for another database. SQLite would take
+// its pages for newer ones of this one.
+func checkLog(ctx context.Context, withLog *sql.DB, path string) error {
+	alone, err := sql.Open("sqlite", sqliteDSN(path, "ro", "immutable=1")) // looks at no log
+	if err != nil {
+		return err
+	}
+	defer alone.Close()
+	var id, idOfLog string
+	if err := withLog.QueryRowContext(ctx, `SELECT instance_id FROM meta`).Scan(&idOfLog); err != nil {
+		return explainSQLite(err)
+	}
+	// Somebody may be writing the log into the file just now.
+	if err := alone.QueryRowContext(ctx, `SELECT instance_id FROM meta`).Scan(&id); err == nil && id != idOfLog {
+		return fmt.Errorf("%w: the file is of the store %s, and the log beside it, %q, of the store %s; put back the log that belongs to it", ErrDamaged, id, path+"-wal", idOfLog)
+	}
+	return nil
 }
 
 // checkSchema refuses a version of the schema that this program does not know.
@@ -249,8 +295,14 @@ func checkSchema(version int) error {
 
 // The SQLite result codes that mean something to an operator.
 const (
-	sqliteNotADB   = 26
+	sqliteBusy     = 5
+	sqliteLocked   = 6
+	sqliteReadOnly = 8
+	sqliteIOErr    = 10
+	sqliteCorrupt  = 11
+	sqliteFull     = 13
 	sqliteCantOpen = 14
+	sqliteNotADB   = 26
 )
 
 func explainSQLite(err error) error {
@@ -259,6 +311,8 @@ func explainSQLite(err error) error {
 		switch e.Code() & 0xff {
 		case sqliteNotADB:
 			return fmt.Errorf("%w: the file is not a SQLite database; name another file", ErrNotOurs)
+		case sqliteCorrupt:
+			return fmt.Errorf("%w: %w", ErrDamaged, err)
 		case sqliteCantOpen:
 			return fmt.Errorf("the file cannot be opened; it and its directory must be readable and writable for this user: %w", err)
 		}
@@ -267,9 +321,9 @@ func explainSQLite(err error) error {
 }
 
 // upgradeSQLite brings an older schema up to date, all steps in one
-// transaction.
-func upgradeSQLite(ctx context.Context, db *sql.DB) error {
-	tx, err := db.BeginTx(ctx, nil)
+// transaction, and leaves a copy of the database as it was.
+func upgradeSQLite(ctx context.Context, db *sql.DB, path string, log *zap.Logger) error {
+	tx, err := db.BeginTx(ctx, nil) // nobody else can write from here on
 	if err != nil {
 		return explainSQLite(err)
 	}
@@ -281,15 +335,71 @@ func upgradeSQLite(ctx context.Context, db *sql.DB) error {
 	if err := checkSchema(version); err != nil || version == schemaVersion {
 		return err
 	}
+	copied, err := copySQLite(ctx, path)
+	if err != nil {
+		return fmt.Errorf("copying the database before its schema is upgraded from version %d: %w", version, err)
+	}
+	defer os.Remove(copied)
 	for v := version; v < schemaVersion; v++ {
 		if _, err := tx.ExecContext(ctx, upgrades[v-1]); err != nil {
-			return fmt.Errorf("upgrading the schema from version %d: %w", v, err)
+			return fmt.Errorf("%w: upgrading the schema from version %d: %w", ErrDamaged, v, err)
 		}
 	}
 	if _, err := tx.ExecContext(ctx, fmt.Sprintf(`PRAGMA user_version = %d`, schemaVersion)); err != nil {
 		return err
 	}
-	return tx.Commit()
+	kept, err := linkFree(copied, fmt.Sprintf("%s.v%d-backup", path, version))
+	if err != nil {
+		return fmt.Errorf("keeping a copy of the database before its schema is upgraded: %w", err)
+	}
+	if err := tx.Commit(); err != nil {
+		os.Remove(kept)
+		return err
+	}
+	log.Info("the store was upgraded; a copy of it as it was is kept", zap.String("store", path),
+		zap.Int("from", version), zap.Int("to", schemaVersion), zap.String("copy", kept))
+	return nil
+}
+
+// copySQLite writes what is committed into a new file beside the database, which
+// only its owner can read, and returns its name.
+func copySQLite(ctx context.Context, path string) (name string, err error) {
+	file, err := os.CreateTemp(filepath.Dir(path), ".copy-*.db") // 0600
+	if err != nil {
+		return "", err
+	}
+	defer file.Close()
+	name = file.Name()
+	defer func() {
+		if err != nil {
+			os.Remove(name)
+		}
+	}()
+	db, err := sql.Open("sqlite", sqliteDSN(path, "ro", ""))
+	if err != nil {
+		return "", err
+	}
+	defer db.Close()
+	if _, err := db.ExecContext(ctx, `VACUUM INTO $1`, name); err != nil { // fills an empty file
+		return "", explainSQLite(err)
+	}
+	return name, file.Sync()
+}
+
+// linkFree gives a file the wanted name, or that one with a number where it is
+// taken, for good.
+func linkFree(file, want string) (name string, err error) {
+	name = want
+	for n := 2; ; n++ {
+		err := os.Link(file, name)
+		if err == nil {
+			return name, syncDir(filepath.Dir(name))
+		}
+		if !errors.Is(err, fs.ErrExist) || n > 1000 {
+			return "", err
+		}
+		name = fmt.Sprintf("%s-%d", want, n)
+	}
 }
 
 // syncDir makes a new directory entry durable.
@@ -301,3 +411,44 @@ func syncDir(dir string) error {
 	defer d.Close()
 	return d.Sync()
 }
+
+// isTrouble reports whether an error comes from around the database, not from what
+// it holds: the disk, a lock, the end of patience.
+func isTrouble(err error) bool {
+	var e *sqlite.Error
+	if errors.As(err, &e) {
+		switch e.Code() & 0xff {
+		case sqliteBusy, sqliteLocked, sqliteReadOnly, sqliteIOErr, sqliteFull, sqliteCantOpen:
+			return true
+		}
+	}
+	var p *fs.PathError
+	return errors.As(err, &p) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+}
+
+// damage marks an error of a load: what a store holds cannot be enforced.
+func damage(err error) error {
+	if isTrouble(err) || errors.Is(err, ErrDamaged) || errors.Is(err, ErrNewer) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrDamaged, err)
+}
+
+// withRecovery adds to the refusal of a database how to get out of it.
+func withRecovery(err error, path string) error {
+	if !errors.Is(err, ErrNotOurs) && !errors.Is(err, ErrNewer) && !errors.Is(err, ErrDamaged) {
+		return err
+	}
+	word := shellWord(path)
+	return fmt.Errorf("%w. To look closer, run: caddy service-user check --store %s; to put a backup in its place: caddy service-user restore FILE --store %s", err, word, word)
+}
+
+// shellWord quotes a path for a command line where that is needed.
+func shellWord(s string) string {
+	if plainWord.MatchString(s) {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
+
+var plainWord = regexp.MustCompile(`^[0-9A-Za-z@%+=:,./_-]+$`)

@@ -98,8 +98,8 @@ func Open(ctx context.Context, path string, opts Options) (*Store, error) {
 	if s.opts.Poll <= 0 {
 		s.opts.Poll = defaultPoll
 	}
-	if s.read, s.write, s.file, err = openSQLite(ctx, place, s.now()); err != nil {
-		return nil, fmt.Errorf("opening the store %q: %w", path, err)
+	if s.read, s.write, s.file, err = openSQLite(ctx, place, s.now(), s.log); err != nil {
+		return nil, fmt.Errorf("opening the store %q: %w", path, withRecovery(err, place))
 	}
 	if s.opts.Retention <= 0 {
 		s.opts.Retention = defaultRetention
@@ -110,7 +110,7 @@ func Open(ctx context.Context, path string, opts Options) (*Store, error) {
 	s.writing <- struct{}{}
 	if err := s.refresh(ctx); err != nil {
 		s.closeDBs()
-		return nil, fmt.Errorf("loading the store %q: %w", path, err)
+		return nil, fmt.Errorf("loading the store %q: %w", path, withRecovery(damage(err), place))
 	}
 	s.checked.Store(s.now().UnixNano())
 	background, stop := context.WithCancel(context.Background())

@@ -4,12 +4,16 @@ import (
 	"database/sql"
 	"fmt"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/serviceusers/caddy-service-users/access"
 )
@@ -19,17 +23,29 @@ import (
 // was moved on by hand: first without a pepper, then with the one of newWorld and
 // the default group "everyone". Afterwards VACUUM made its pages smaller, so that
 // it takes little space. The file is never made again: it is what is out there.
-const schema1 = "testdata/schema-1.db"
+//
+// testdata/schema-3.db is the same store, upgraded and used by the last program with
+// schema version 3: with permissions, a token that retires when it is quiet, figures
+// of use, and a tombstone. Nor is it made again.
+const (
+	schema1 = "testdata/schema-1.db"
+	schema3 = "testdata/schema-3.db"
+)
 
-var tables1 = []string{"meta", "service_users", "tokens", "permission_groups", "rules", "members", "audit_events"}
+var (
+	tables1 = []string{"meta", "service_users", "tokens", "permission_groups", "rules", "members", "audit_events"}
+	tables3 = append([]string{"permissions", "group_permissions"}, tables1...)
+)
 
-// atSchema1 is an instant a little behind the last change in it.
+// atSchema1 is an instant a little behind the last change in them.
 var atSchema1 = time.Date(2026, 1, 2, 3, 20, 0, 0, time.UTC)
 
 // copyOfSchema1 is a copy that may be upgraded, with the options to open it.
-func copyOfSchema1(t *testing.T) (path string, opts Options) {
+func copyOfSchema1(t *testing.T) (path string, opts Options) { return copyOfSchema(t, schema1) }
+
+func copyOfSchema(t *testing.T, file string) (path string, opts Options) {
 	path = place(t)
-	mustDo(os.WriteFile(path, must(os.ReadFile(schema1)), 0o600))
+	mustDo(os.WriteFile(path, must(os.ReadFile(file)), 0o600))
 	c := new(clock)
 	c.nanos.Store(atSchema1.UnixNano())
 	return path, Options{Now: c.Now, Peppers: must(access.ParsePeppers("0123456789abcdef")), DefaultGroup: "everyone"}
@@ -55,14 +71,51 @@ func schemaOf(db *sql.DB) string {
 	return regexp.MustCompile(` ?([(),]) ?`).ReplaceAllString(text, "$1") // ALTER TABLE has a style of its own
 }
 
-func TestUpgrade(t *testing.T) {
-	path, opts := copyOfSchema1(t)
-	old := unopened(t, path)
-	if got := number(old, `PRAGMA user_version`); got != 1 {
-		t.Fatalf("schema version of the file: got %d, want 1", got)
+// columnsOf are the columns of tables, each as "a, b, c".
+func columnsOf(db *sql.DB, tables []string) map[string]string {
+	columns := make(map[string]string)
+	for _, table := range tables {
+		rows := must(db.QueryContext(ctx, `SELECT * FROM `+table+` LIMIT 0`))
+		columns[table] = strings.Join(must(rows.Columns()), ", ")
+		rows.Close()
 	}
-	before := dumpTables(old, tables1...)
-	for _, part := range []string{"| admin |", "| manager |", "| member |", "| observe |", `["finance","ops"]`, "token.rotate", "token.first_use", "permission_group.delete"} {
+	return columns
+}
+
+// dumpColumns is every row of tables, but only these columns of it.
+func dumpColumns(db *sql.DB, tables []string, columns map[string]string) string {
+	var out strings.Builder
+	for _, table := range tables {
+		out.WriteString(table + dumpTables(db, `(SELECT `+columns[table]+` FROM `+table+`)`))
+	}
+	return out.String()
+}
+
+func TestUpgrade(t *testing.T) {
+	for _, row := range []struct {
+		file    string
+		version int
+		tables  []string
+		holds   []string
+	}{
+		{schema1, 1, tables1, []string{"| admin |", "| manager |", "| member |", "| observe |", `["finance","ops"]`, "token.rotate", "token.first_use", "permission_group.delete"}},
+		{schema3, 3, tables3, []string{"people.export", `{"192.0.2.9":`, "service_user.delete", "| 3600\n"}},
+	} {
+		t.Run(row.file, func(t *testing.T) { testUpgrade(t, row.file, row.version, row.tables, row.holds) })
+	}
+}
+
+func testUpgrade(t *testing.T, file string, version int, tables, holds []string) {
+	path, opts := copyOfSchema(t, file)
+	logs, watched := observer.New(zap.InfoLevel)
+	opts.Log = zap.New(logs)
+	old := unopened(t, path)
+	if got := number(old, `PRAGMA user_version`); got != version {
+		t.Fatalf("schema version of the file: got %d, want %d", got, version)
+	}
+	columns := columnsOf(old, tables)
+	before := dumpColumns(old, tables, columns)
+	for _, part := range holds {
 		if !strings.Contains(before, part) {
 			t.Errorf("%s is not in the file; the test shows little", part)
 		}
@@ -83,9 +136,27 @@ func TestUpgrade(t *testing.T) {
 			t.Errorf("%s: got %s, want %s", pragma, got, want)
 		}
 	}
-	same(t, "rows", strings.ReplaceAll(dumpTables(s.read, tables1...), " | {} | {} | 0 | 0 | 0\n", "\n"), before) // but for new columns
+	same(t, "rows", dumpColumns(s.read, tables, columns), before)
+	checkCounts(t, s)
 	if events := trail(t, s); len(events) < 20 {
 		t.Errorf("audit records: got %d; the test shows little", len(events))
+	}
+
+	// A copy of it as it was is kept.
+	kept := fmt.Sprintf("%s.v%d-backup", path, version)
+	if mode := must(os.Stat(kept)).Mode(); mode != 0o600 {
+		t.Errorf("mode of the copy: got %v, want -rw-------", mode)
+	}
+	backup := unopened(t, kept)
+	if got := number(backup, `PRAGMA user_version`); got != version {
+		t.Errorf("schema version of the copy: got %d, want %d", got, version)
+	}
+	if got := number(backup, `PRAGMA application_id`); got != applicationID {
+		t.Errorf("application id of the copy: got %#x, want %#x", got, applicationID)
+	}
+	same(t, "rows of the copy", dumpColumns(backup, tables, columns), before)
+	if told := watched.FilterField(zap.String("copy", kept)).Len(); told != 1 {
+		t.Errorf("lines of the log that name the copy: got %d, want 1", told)
 	}
 	checkSchema1(t, s)
 
@@ -185,6 +256,19 @@ func checkSchema1(t *testing.T, s *Store) {
 	}
 }
 
+// A copy that is there already is not written over.
+func TestUpgradeKeepsOlderCopies(t *testing.T) {
+	path, opts := copyOfSchema(t, schema3)
+	mustDo(os.WriteFile(path+".v3-backup", []byte("older"), 0o600))
+	open(t, path, opts)
+	if got := string(readFile(path + ".v3-backup")); got != "older" {
+		t.Errorf("the older copy: got %d bytes, want it as it was", len(got))
+	}
+	if got := number(unopened(t, path+".v3-backup-2"), `PRAGMA user_version`); got != 3 {
+		t.Errorf("schema version of the copy: got %d, want 3", got)
+	}
+}
+
 // Several programs that start at once upgrade it once.
 func TestUpgradeAtOnce(t *testing.T) {
 	path, opts := copyOfSchema1(t)
@@ -202,6 +286,9 @@ func TestUpgradeAtOnce(t *testing.T) {
 		}
 		defer s.Close()
 		checkSchema1(t, s)
+	}
+	if files := list(filepath.Dir(path)); !slices.Contains(files, "store.db.v1-backup") || slices.Contains(files, "store.db.v1-backup-2") {
+		t.Errorf("files: got %v, want one copy", files)
 	}
 }
 
