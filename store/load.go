@@ -8,11 +8,14 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/serviceusers/caddy-service-users/access"
 )
@@ -54,7 +57,7 @@ func (s *Store) load(ctx context.Context, q *sql.Tx) (loaded, error) {
 	if err := loadGroups(ctx, q, since, edit, &read); err != nil {
 		return next, fmt.Errorf("reading permission groups: %w", err)
 	}
-	if err := s.loadUsers(ctx, q, since, edit, &read); err != nil {
+	if err := s.loadUsers(ctx, q, since, next.position, kept, edit, &read); err != nil {
 		return next, fmt.Errorf("reading service users: %w", err)
 	}
 	if since == 0 {
@@ -78,6 +81,11 @@ type rowCounts struct {
 	rules   int64
 	grants  int64
 	members int64
+}
+
+func (read *rowCounts) add(o rowCounts) {
+	read.users, read.tokens, read.groups = read.users+o.users, read.tokens+o.tokens, read.groups+o.groups
+	read.rules, read.grants, read.members = read.rules+o.rules, read.grants+o.grants, read.members+o.members
 }
 
 // check refuses tables of which another number of rows was read than was written:
@@ -250,7 +258,7 @@ const usersAtOnce = 5000
 
 // loadUsers reads the service users that changed, each with its groups and its
 // tokens. All of them are read in parts, so that they need not be in memory twice.
-func (s *Store) loadUsers(ctx context.Context, q *sql.Tx, since int64, edit *access.Edit, read *rowCounts) error {
+func (s *Store) loadUsers(ctx context.Context, q *sql.Tx, since int64, at position, kept rowCounts, edit *access.Edit, read *rowCounts) error {
 	lost := make(map[string]int)
 	defer s.warnOfLostPeppers(lost)
 	if since > 0 {
@@ -261,21 +269,96 @@ func (s *Store) loadUsers(ctx context.Context, q *sql.Tx, since int64, edit *acc
 		s.countLostPeppers(users, lost)
 		return edit.Users(users, removed)
 	}
-	begun, told, after := time.Now(), time.Now(), ""
+	readers, parts, end, err := s.readers(ctx, q, at, kept.users)
+	defer end()
+	if err != nil {
+		return err
+	}
+	var turn sync.Mutex // to write
+	begun, told := time.Now(), time.Now()
+	group, ctx := errgroup.WithContext(ctx)
+	for i, q := range readers {
+		group.Go(func() error {
+			return s.loadParts(ctx, q, parts[i], func(users []access.User, rows rowCounts) error {
+				turn.Lock()
+				defer turn.Unlock()
+				s.countLostPeppers(users, lost)
+				read.add(rows)
+				if time.Since(told) > time.Second {
+					told = time.Now()
+					s.log.Info("loading the store", zap.Int64("service_users", read.users), zap.Duration("since", time.Since(begun)))
+				}
+				return edit.Users(users, nil)
+			})
+		})
+	}
+	return group.Wait()
+}
+
+// usersPerReader is how many service users make it worth while to read with one
+// more connection.
+const usersPerReader = 20_000
+
+// readers opens more transactions beside q that see the store as it does, when
+// there is much to read, and shares out the service users among them.
+func (s *Store) readers(ctx context.Context, q *sql.Tx, at position, users int64) (readers []*sql.Tx, parts []part, end func(), err error) {
+	readers = []*sql.Tx{q}
+	end = func() {
+		for _, q := range readers[1:] {
+			q.Rollback()
+		}
+	}
+	want := min(int64(runtime.GOMAXPROCS(0)), maxReaders, 1+users/usersPerReader)
+	for int64(len(readers)) < want {
+		another, err := s.read.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+		if err != nil {
+			return readers, nil, end, err
+		}
+		var sees position
+		err = another.QueryRowContext(ctx, `SELECT revision, audit_seq, audit_hash FROM meta`).Scan(&sees.revision, &sees.seq, &sees.hash)
+		if err != nil || sees != at {
+			another.Rollback()
+			if err != nil {
+				return readers, nil, end, err
+			}
+			break // there is a newer state already, or q has not committed
+		}
+		readers = append(readers, another)
+	}
+	parts = make([]part, len(readers))
+	for i := range parts[1:] {
+		var bound string
+		err := q.QueryRowContext(ctx, `SELECT id FROM service_users WHERE deleted_at = 0 ORDER BY id LIMIT 1 OFFSET $1`, int64(i+1)*users/int64(len(parts))).Scan(&bound)
+		if errors.Is(err, sql.ErrNoRows) {
+			bound, err = lastID, nil // there are fewer than was said, which the counts will show
+		}
+		if err != nil {
+			return readers, nil, end, err
+		}
+		parts[i].until, parts[i+1].after = bound, bound
+	}
+	parts[len(parts)-1].until = lastID
+	return readers, parts, end, nil
+}
+
+// maxReaders leaves connections to who asks meanwhile.
+const maxReaders = 4
+
+// lastID is greater than any id.
+const lastID = "\U0010FFFF"
+
+// loadParts reads the service users of a part, some at once, and hands them on.
+func (s *Store) loadParts(ctx context.Context, q *sql.Tx, p part, hand func([]access.User, rowCounts) error) error {
 	for {
-		users, _, err := s.loadPart(ctx, q, part{after: after}, read)
+		var rows rowCounts
+		users, _, err := s.loadPart(ctx, q, p, &rows)
 		if err != nil {
 			return err
 		}
-		s.countLostPeppers(users, lost)
-		if err := edit.Users(users, nil); err != nil || len(users) < usersAtOnce {
+		if err := hand(users, rows); err != nil || len(users) < usersAtOnce {
 			return err
 		}
-		after = users[len(users)-1].ID
-		if time.Since(told) > time.Second {
-			told = time.Now()
-			s.log.Info("loading the store", zap.Int64("service_users", read.users), zap.Duration("since", time.Since(begun)))
-		}
+		p.after = users[len(users)-1].ID
 	}
 }
 
@@ -284,17 +367,17 @@ const selectLoad = `
 	FROM service_users`
 
 // part is which service users are read at once: those that changed since a
-// revision or, with 0, the next ones of all.
+// revision or, with 0, the next ones between two ids.
 type part struct {
-	since int64
-	after string // an id
+	since        int64
+	after, until string // of which the last one belongs to it
 }
 
 // loadPart reads the service users of a part, and what belongs to them.
 func (s *Store) loadPart(ctx context.Context, q *sql.Tx, p part, read *rowCounts) (users []access.User, removed []string, err error) {
 	which, args := ` WHERE revision > $1`, []any{p.since}
 	if p.since == 0 {
-		which, args = ` WHERE id > $1 AND deleted_at = 0 ORDER BY id LIMIT $2`, []any{p.after, usersAtOnce}
+		which, args = ` WHERE id > $1 AND id <= $2 AND deleted_at = 0 ORDER BY id LIMIT $3`, []any{p.after, p.until, usersAtOnce}
 	}
 	rows, err := q.QueryContext(ctx, selectLoad+which, args...)
 	if err != nil {
@@ -353,7 +436,7 @@ func (p part) owned(users []access.User) (which string, args []any) {
 		return `JOIN service_users u ON u.id = t.service_user_id
 			WHERE u.revision > $1 AND u.id >= $2 AND u.id <= $3 AND u.deleted_at = 0`, []any{p.since, users[0].ID, users[len(users)-1].ID}
 	}
-	last := "\U0010FFFF" // no id is greater
+	last := p.until
 	if len(users) == usersAtOnce {
 		last = users[len(users)-1].ID
 	}
