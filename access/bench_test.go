@@ -378,18 +378,29 @@ func BenchmarkScale(b *testing.B) {
 			}
 			d := with(b, NewDirectory(Peppers{}, ""), Changes{Groups: groups})
 			before := heap()
+			edit, err := d.Edit(1)
+			if err != nil {
+				b.Fatal(err)
+			}
 			var building time.Duration
-			for first := 0; first < users; first += 10_000 {
-				c := Changes{Users: make([]User, 0, 10_000)}
+			for first := 0; first < users; first += 10_000 { // as a store hands them over
+				part := make([]User, 0, 10_000)
 				for n := first; n < first+10_000; n++ {
-					c.Users = append(c.Users, member(n))
+					part = append(part, member(n))
 				}
 				begun := time.Now()
-				d = with(b, d, c)
+				if err := edit.Users(part, nil); err != nil {
+					b.Fatal(err)
+				}
 				building += time.Since(begun)
 			}
-			size := heap() - before
 			begun := time.Now()
+			if d, err = edit.Done(); err != nil {
+				b.Fatal(err)
+			}
+			building += time.Since(begun)
+			size := heap() - before
+			begun = time.Now()
 			runtime.GC()
 			collecting := time.Since(begun)
 			b.Run("build", func(b *testing.B) {
@@ -405,7 +416,7 @@ func BenchmarkScale(b *testing.B) {
 				for n := 0; b.Loop(); n++ {
 					u := member(n * 7919 % users)
 					u.DisplayName = "changed"
-					with(b, d, Changes{Users: []User{u}})
+					with(b, d, Changes{Revision: 2, Users: []User{u}})
 				}
 			})
 			b.Run("change a group", func(b *testing.B) {
@@ -413,7 +424,7 @@ func BenchmarkScale(b *testing.B) {
 				for n := 0; b.Loop(); n++ {
 					g := groups[n*7919%len(groups)]
 					g.Rules = append(slices.Clone(g.Rules), Rule{Effect: Deny, Methods: []string{"GET"}, Path: "/v1/other"})
-					with(b, d, Changes{Groups: []Group{g}})
+					with(b, d, Changes{Revision: 2, Groups: []Group{g}})
 				}
 			})
 			b.Run("decide", func(b *testing.B) {
