@@ -353,6 +353,17 @@ func (h *storeHandle) open(ctx context.Context) *opened {
 	return nil
 }
 
+// now returns the time in Unix seconds by the clock of the store, which never goes
+// back.
+func (h *storeHandle) now() int64 {
+	if h.shared != nil {
+		if open := h.shared.live.Load(); open != nil {
+			return open.Now().Unix()
+		}
+	}
+	return time.Now().Unix()
+}
+
 // storeHandle is what a handler keeps of the app: its own reference, since the
 // app may be cleaned up while requests still run.
 type storeHandle struct {

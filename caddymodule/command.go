@@ -94,6 +94,7 @@ func (c *cli) commands(root *cobra.Command) {
 		"caddy service-user audit verify")
 	c.auditCommands(audit)
 	c.healthCommand(root)
+	c.olderCommand(root)
 	c.scanCommand(root)
 	c.lintCommand(root)
 	c.checkLogCommand(root)

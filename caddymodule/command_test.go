@@ -418,12 +418,12 @@ func TestExamples(t *testing.T) {
 		"group list", "group show", "group update", "group remove", "group add",
 		"rule add", "rule list", "explain", "access", "who-can", "would-deny",
 		"permission load", "permission list", "permission show", "permission grant", "permission withdraw", "permission delete",
-		"rule remove", "delete", "group delete", "audit list", "audit verify", "health", "undelete", "lint", "check-log", "scan",
+		"rule remove", "delete", "group delete", "audit list", "audit verify", "health", "undelete", "lint", "check-log", "scan", "accept-older",
 	} {
 		words := shellWords(examples[name])
 		delete(examples, name)
 		for i, word := range words {
-			if kind, _, ok := strings.Cut(word, "_"); ok && ids[kind] != "" {
+			if kind, _, ok := strings.Cut(word, "_"); ok && ids[kind] != "" && word != "service_users.db" {
 				words[i] = ids[kind]
 			}
 		}

@@ -295,6 +295,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if open == nil {
 		return h.refuse(w, r, refusal{status: http.StatusServiceUnavailable, detail: "service users cannot be checked right now"})
 	}
+	action.Now = max(action.Now, open.Latest()) // where the request has waited for the store
 
 	directory := open.Directory()
 	principal, why := h.authenticate(open, directory, r, action, authorization)
@@ -528,7 +529,7 @@ func (h *Handler) judge(r *http.Request) (access.Action, access.Problem) {
 	}
 	return access.Action{
 		Method: r.Method, Host: host, Path: path,
-		Address: clientAddress(r), Header: conditionHeader(r), Now: time.Now().Unix(),
+		Address: clientAddress(r), Header: conditionHeader(r), Now: h.now(),
 	}, access.Problem{}
 }
 

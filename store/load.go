@@ -47,7 +47,7 @@ func (s *Store) load(ctx context.Context, q *sql.Tx) (loaded, error) {
 	if next.position == current.position && since != 0 {
 		return current, nil
 	}
-	if err := current.leadsTo(ctx, q, next.position); err != nil {
+	if err := s.leadsTo(ctx, q, current.position, next.position); err != nil {
 		return next, err
 	}
 	edit, err := current.directory.Edit(next.revision)
@@ -136,10 +136,10 @@ type loaded struct {
 	directory *access.Directory
 }
 
-// leadsTo refuses a store whose history does not go on from p. A backup that was
+// leadsTo refuses a database whose history does not go on from p. A backup that was
 // put in its place, even when it was changed since, would bring revoked tokens
 // back; and reading only what is new in it would mix two histories.
-func (p position) leadsTo(ctx context.Context, q *sql.Tx, next position) error {
+func (s *Store) leadsTo(ctx context.Context, q *sql.Tx, p, next position) error {
 	if p.seq == 0 {
 		return nil // nothing was read yet
 	}
@@ -149,7 +149,7 @@ func (p position) leadsTo(ctx context.Context, q *sql.Tx, next position) error {
 	case err != nil && !errors.Is(err, sql.ErrNoRows):
 		return fmt.Errorf("reading the audit trail: %w", err)
 	case hash != p.hash || next.revision <= p.revision:
-		return fmt.Errorf("the database is an older or another one than before: its revision %d does not follow revision %d, which is in force; put the newer one back, or restart to take this one", next.revision, p.revision)
+		return fmt.Errorf("the database is an older or another one than before: its revision %d does not follow revision %d, which is in force; put the newer one back, or, if you have restored it on purpose, stop Caddy, run: caddy service-user accept-older --store %s, and start it again", next.revision, p.revision, shellWord(s.path))
 	}
 	return nil
 }

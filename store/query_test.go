@@ -111,6 +111,8 @@ func TestSearch(t *testing.T) {
 		at   time.Time // later, or now
 		want string
 	}{
+		{Local, UserQuery{Status: "active"}, expires.Add(-time.Second), "100x 100% billing-sync"},
+		{Local, UserQuery{Status: "expired"}, expires.Add(-time.Second), ""},
 		{Local, UserQuery{}, expires, "ÄPFEL bang! 100x 100% billing-sync"},
 		{Local, UserQuery{Search: "half"}, expires, "100x 100%"},
 		{Local, UserQuery{Search: "0%"}, expires, "100%"},
@@ -138,10 +140,8 @@ func TestSearch(t *testing.T) {
 		{Local, UserQuery{Team: "ops"}, expires, "ÄPFEL 100%"},
 		{Local, UserQuery{Team: "Ops"}, expires, "100x"},
 		{Local, UserQuery{Team: "op"}, expires, ""},
-		{Local, UserQuery{Status: "active"}, expires.Add(-time.Second), "100x 100% billing-sync"},
 		{Local, UserQuery{Status: "active"}, expires, "100% billing-sync"},
 		{Local, UserQuery{Status: "inactive"}, expires, "ÄPFEL bang!"},
-		{Local, UserQuery{Status: "expired"}, expires.Add(-time.Second), ""},
 		{Local, UserQuery{Status: "expired"}, expires, "ÄPFEL 100x"},
 		{Local, UserQuery{Status: "expired", Team: "hr", Role: "member", Search: "example"}, later, "100x"},
 		{Local, UserQuery{Status: "inactive", Team: "hr", Sort: "name"}, later, "bang! ÄPFEL"},

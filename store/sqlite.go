@@ -95,8 +95,8 @@ var (
 var ofdLocking = sync.OnceFunc(func() { _, _ = sqlite.OFDLocking(true) })
 
 // openSQLite opens the database for reading and for writing, making it when
-// there is none.
-func openSQLite(ctx context.Context, path string, now time.Time, log *zap.Logger) (read, write *sql.DB, file os.FileInfo, err error) {
+// there is none. admit may refuse it before anything is written to it.
+func openSQLite(ctx context.Context, path string, now time.Time, log *zap.Logger, admit func(context.Context, *sql.DB) error) (read, write *sql.DB, file os.FileInfo, err error) {
 	ofdLocking()
 	file, err = os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -113,7 +113,7 @@ func openSQLite(ctx context.Context, path string, now time.Time, log *zap.Logger
 	case file.Size() == 0:
 		return nil, nil, nil, fmt.Errorf("%w: the file is empty, and a store never is; restore it from a backup, or remove the file to begin a new store", ErrNotOurs)
 	}
-	if err := checkSQLite(ctx, path); err != nil {
+	if err := checkSQLite(ctx, path, admit); err != nil {
 		return nil, nil, nil, err
 	}
 	if err := makePrivate(path); err != nil {
@@ -234,14 +234,10 @@ func initSQLite(ctx context.Context, db *sql.DB, now time.Time) error {
 	return tx.Commit()
 }
 
-// checkSQLite looks at a file without changing it.
-func checkSQLite(ctx context.Context, path string) error {
-	extra := ""
-	if _, err := os.Stat(path + "-wal"); errors.Is(err, fs.ErrNotExist) {
-		// Nothing is in a log. This keeps SQLite from making one beside a
-		// database that may be somebody else's.
-		extra = "immutable=1"
-	}
+// checkSQLite looks at a file without changing it, and has admit, if it is ours,
+// look at it too.
+func checkSQLite(ctx context.Context, path string, admit func(context.Context, *sql.DB) error) error {
+	extra := withoutLog(path)
 	db, err := sql.Open("sqlite", sqliteDSN(path, "ro", extra))
 	if err != nil {
 		return err
@@ -257,10 +253,24 @@ func checkSQLite(ctx context.Context, path string) error {
 	if id != applicationID {
 		return fmt.Errorf("%w: the database belongs to another program (application id %#08x); name another file", ErrNotOurs, uint32(id))
 	}
-	if err := checkSchema(version); err != nil || extra != "" {
+	if err := checkSchema(version); err != nil {
 		return err
 	}
-	return checkLog(ctx, db, path)
+	if extra == "" {
+		if err := checkLog(ctx, db, path); err != nil {
+			return err
+		}
+	}
+	return admit(ctx, db)
+}
+
+// withoutLog says, where nothing is in a log, what keeps SQLite from making one
+// beside a database that may be somebody else's.
+func withoutLog(path string) string {
+	if _, err := os.Stat(path + "-wal"); errors.Is(err, fs.ErrNotExist) {
+		return "immutable=1"
+	}
+	return ""
 }
 
 // checkLog refuses a log that was written for another database. SQLite would take

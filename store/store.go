@@ -62,7 +62,7 @@ type Store struct {
 	file      os.FileInfo // what was at the path when it was opened
 	opts      Options
 	log       *zap.Logger
-	now       func() time.Time
+	now       func() time.Time // clock.Now
 	read      *sql.DB
 	write     *sql.DB       // one connection
 	writing   chan struct{} // holds one value while nobody changes the store or the directory
@@ -75,6 +75,11 @@ type Store struct {
 	figures   figures
 	attempts  attempts
 	head      atomic.Pointer[position] // of what directory holds
+	clock     wall
+	instance  string // of the database
+	noted     Mark   // beside the database; belongs to keepSeen, like the two below
+	noting    once
+	clockBack bool
 	stop      context.CancelFunc
 	stopped   sync.WaitGroup
 }
@@ -88,17 +93,18 @@ func Open(ctx context.Context, path string, opts Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the store %q: %w", path, err)
 	}
-	s := &Store{path: place, opts: opts, log: opts.Log, now: opts.Now, writing: make(chan struct{}, 1)}
+	s := &Store{path: place, opts: opts, log: opts.Log, writing: make(chan struct{}, 1)}
 	if s.log == nil {
 		s.log = zap.NewNop()
 	}
-	if s.now == nil {
-		s.now = time.Now
+	if s.clock.read = opts.Now; s.clock.read == nil {
+		s.clock.read = time.Now
 	}
+	s.now = s.clock.Now
 	if s.opts.Poll <= 0 {
 		s.opts.Poll = defaultPoll
 	}
-	if s.read, s.write, s.file, err = openSQLite(ctx, place, s.now(), s.log); err != nil {
+	if s.read, s.write, s.file, err = openSQLite(ctx, place, s.now(), s.log, s.takeUp); err != nil {
 		return nil, fmt.Errorf("opening the store %q: %w", path, withRecovery(err, place))
 	}
 	if s.opts.Retention <= 0 {
@@ -112,12 +118,14 @@ func Open(ctx context.Context, path string, opts Options) (*Store, error) {
 		s.closeDBs()
 		return nil, fmt.Errorf("loading the store %q: %w", path, withRecovery(damage(err), place))
 	}
+	s.tellOfClock()
 	s.checked.Store(s.now().UnixNano())
 	background, stop := context.WithCancel(context.Background())
 	s.stop = stop
 	s.stopped.Go(func() { s.watch(background) })
 	s.stopped.Go(func() { s.recordUses(background) })
 	s.stopped.Go(func() { s.keepFigures(background) })
+	s.stopped.Go(func() { s.keepSeen(background) })
 	return s, nil
 }
 
@@ -144,8 +152,13 @@ func (s *Store) Directory() *access.Directory { return s.directory.Load() }
 // once. There is one listener; nil ends it.
 func (s *Store) OnChange(f func()) { s.changed.Store(&f) }
 
-// Now returns the instant by the store's clock.
+// Now returns the instant by the store's clock, which never goes back by a second:
+// what has expired stays so when the clock of the machine jumps, and after a restart.
 func (s *Store) Now() time.Time { return s.now() }
+
+// Latest returns the latest time that the store's clock has shown, in Unix seconds,
+// without a look at it.
+func (s *Store) Latest() int64 { return s.clock.last.Load().shown.Unix() }
 
 // Fault returns why the store could not be read at the last attempt, or "".
 func (s *Store) Fault() string {

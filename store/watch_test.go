@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -211,6 +212,7 @@ func TestRollbackIsRefused(t *testing.T) {
 			for i := range row.changes - 1 {
 				addUser(w.Store, fmt.Sprint("later", i))
 			}
+			noted := must(holds(ctx, w.read)) // as it would be a second later
 			present, revision := backup(t, w.Store), w.Directory().Revision()
 			seen := dirText(t, w.Store)
 			restore(t, w.path, old)
@@ -231,7 +233,7 @@ func TestRollbackIsRefused(t *testing.T) {
 				}
 			}
 			eventually(t, "a fault", func() bool { return w.Fault() != "" })
-			if got := w.Fault(); !strings.Contains(got, "restart") {
+			if got := w.Fault(); !strings.Contains(got, "caddy service-user accept-older --store "+w.path) {
 				t.Errorf("fault: got %q, want what to do about it", got)
 			}
 			check("restored")
@@ -239,7 +241,15 @@ func TestRollbackIsRefused(t *testing.T) {
 				t.Errorf("a change: got %v, want that the store cannot be used", err)
 			}
 			check("after a refused change")
-			// It is what a new start takes.
+			// A new start takes it when it was accepted.
+			mustDo(noted.write(w.path))
+			if s, err := Open(ctx, w.path, w.opts); !errors.Is(err, ErrOlder) {
+				if err == nil {
+					s.Close()
+				}
+				t.Errorf("a new start: got %v, want that it is refused", err)
+			}
+			mustDo(AcceptOlder(ctx, w.path, w.clock.Now()))
 			again := open(t, w.path, w.opts)
 			if got := probe(again, w.user.ID, w.token.Secret, "GET /v1/x"); got != access.Granted {
 				t.Errorf("a new start: got %v, want granted", got)
