@@ -154,51 +154,55 @@ type AuditReport struct {
 // VerifyAudit reads the whole audit trail and follows its chain. known is a head
 // from an earlier time, or the zero value.
 func (s *Store) VerifyAudit(ctx context.Context, by Actor, known AuditHead) (AuditReport, error) {
-	return inRead(ctx, s, by, func(t *tx) (r AuditReport, err error) {
+	return inRead(ctx, s, by, func(t *tx) (AuditReport, error) {
 		if err := t.admit("verify the audit trail"); err != nil {
-			return r, err
+			return AuditReport{}, err
 		}
-		if err := t.row(`SELECT audit_seq, audit_hash FROM meta`).Scan(&r.Head.Seq, &r.Head.Hash); err != nil {
-			return r, fmt.Errorf("reading the head of the audit trail: %w", err)
-		}
-		rows, err := t.query(selectAudit + ` ORDER BY seq`)
+		return t.verifyAudit(known)
+	})
+}
+
+func (t *tx) verifyAudit(known AuditHead) (r AuditReport, err error) {
+	if err := t.row(`SELECT audit_seq, audit_hash FROM meta`).Scan(&r.Head.Seq, &r.Head.Hash); err != nil {
+		return r, fmt.Errorf("reading the head of the audit trail: %w", err)
+	}
+	rows, err := t.query(selectAudit + ` ORDER BY seq`)
+	if err != nil {
+		return r, fmt.Errorf("reading the audit trail: %w", err)
+	}
+	defer rows.Close()
+	bad := func(seq int64, format string, args ...any) (AuditReport, error) {
+		r.BadSeq, r.Problem = seq, fmt.Sprintf(format, args...)
+		return r, nil
+	}
+	prev := ""
+	for rows.Next() {
+		e, err := scanAudit(rows)
 		if err != nil {
 			return r, fmt.Errorf("reading the audit trail: %w", err)
 		}
-		defer rows.Close()
-		bad := func(seq int64, format string, args ...any) (AuditReport, error) {
-			r.BadSeq, r.Problem = seq, fmt.Sprintf(format, args...)
-			return r, nil
+		switch next := r.Records + 1; {
+		case e.Seq != next:
+			return bad(next, "the record is missing; the next one has the number %d", e.Seq)
+		case e.PrevHash != prev:
+			return bad(next, "it does not follow the record before it: its prev_hash is another one")
+		case e.Hash != e.digest():
+			return bad(next, "its content was changed: its hash is another one")
+		case e.Seq == known.Seq && e.Hash != known.Hash:
+			return bad(next, "it is not the record that was known as number %d: its hash is %s", known.Seq, e.Hash)
 		}
-		prev := ""
-		for rows.Next() {
-			e, err := scanAudit(rows)
-			if err != nil {
-				return r, fmt.Errorf("reading the audit trail: %w", err)
-			}
-			switch next := r.Records + 1; {
-			case e.Seq != next:
-				return bad(next, "the record is missing; the next one has the number %d", e.Seq)
-			case e.PrevHash != prev:
-				return bad(next, "it does not follow the record before it: its prev_hash is another one")
-			case e.Hash != e.digest():
-				return bad(next, "its content was changed: its hash is another one")
-			case e.Seq == known.Seq && e.Hash != known.Hash:
-				return bad(next, "it is not the record that was known as number %d: its hash is %s", known.Seq, e.Hash)
-			}
-			r.Records, prev = e.Seq, e.Hash
-		}
-		if err := rows.Err(); err != nil {
-			return r, fmt.Errorf("reading the audit trail: %w", err)
-		}
-		switch {
-		case r.Records < known.Seq:
-			return bad(r.Records+1, "the trail was cut: it ends with record %d, and record %d was known", r.Records, known.Seq)
-		case r.Head.Seq != r.Records || r.Head.Hash != prev:
-			return bad(r.Records+1, "the trail was cut, or its head was changed: it ends with record %d, and its head is record %d", r.Records, r.Head.Seq)
-		}
-		return r, nil
-	})
+		r.Records, prev = e.Seq, e.Hash
+	}
+	if err := rows.Err(); err != nil {
+		return r, fmt.Errorf("reading the audit trail: %w", err)
+	}
+	switch {
+	case r.Records < known.Seq:
+		return bad(r.Records+1, "the trail was cut: it ends with record %d, and record %d was known", r.Records, known.Seq)
+	case r.Head.Seq != r.Records || r.Head.Hash != prev:
+		return bad(r.Records+1, "the trail was cut, or its head was changed: it ends with record %d, and its head is record %d", r.Records, r.Head.Seq)
+	}
+	return r, nil
 }
 
 // Attempt is something that an actor tried on the admin API and was refused.

@@ -29,7 +29,6 @@ const revokedShown = 7 * 24 * time.Hour
 // row refuses the whole.
 func (s *Store) load(ctx context.Context, q *sql.Tx) (loaded, error) {
 	current := s.loaded
-	since := current.revision
 	next := loaded{}
 	var version int // a newer program may have upgraded it meanwhile
 	if err := q.QueryRowContext(ctx, `PRAGMA user_version`).Scan(&version); err != nil {
@@ -44,12 +43,18 @@ func (s *Store) load(ctx context.Context, q *sql.Tx) (loaded, error) {
 		FROM meta`).Scan(&next.revision, &next.seq, &next.hash, &kept.users, &kept.tokens, &kept.groups, &kept.rules, &kept.grants, &kept.members); err != nil {
 		return next, fmt.Errorf("reading the revision: %w", err)
 	}
-	if next.position == current.position && since != 0 {
+	if next.position == current.position && current.revision != 0 {
 		return current, nil
 	}
 	if err := s.leadsTo(ctx, q, current.position, next.position); err != nil {
 		return next, err
 	}
+	if restored, err := current.restoredSince(ctx, q); err != nil {
+		return next, err
+	} else if restored { // everything is read anew
+		current = loaded{directory: access.NewDirectory(s.opts.Peppers, s.opts.DefaultGroup)}
+	}
+	since := current.revision
 	edit, err := current.directory.Edit(next.revision)
 	if err != nil {
 		return next, err

@@ -1,0 +1,527 @@
+package store
+
+import (
+	"context"
+	"crypto/sha256"
+	"database/sql"
+	"database/sql/driver"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Contents says what a store, or a backup of one, holds.
+type Contents struct {
+	Schema       int   // the version of the schema
+	Revision     int64 // the number of the last change
+	ServiceUsers int64 // that are not deleted
+	Head         AuditHead
+}
+
+func (h AuditHead) String() string { return strconv.FormatInt(h.Seq, 10) + ":" + h.Hash }
+
+// Backup is a copy of the store as it was at one revision: a SQLite database in one
+// file, which is gone when the backup is closed.
+type Backup struct {
+	Contents
+	Size   int64
+	SHA256 [sha256.Size]byte
+	file   *os.File
+	dir    string
+}
+
+// Read reads the copy.
+func (b *Backup) Read(p []byte) (int, error) { return b.file.Read(p) }
+
+// Close removes the copy.
+func (b *Backup) Close() error { return errors.Join(b.file.Close(), os.RemoveAll(b.dir)) }
+
+// restoreTimeout bounds the transaction of a restore, which writes every row.
+const restoreTimeout = 10 * time.Minute
+
+// Backup copies the store while it goes on, with the use of tokens up to now. Who
+// took the copy, which holds the hashes of all tokens, stands in the audit trail;
+// without that record there is none. It is for admins.
+func (s *Store) Backup(ctx context.Context, by Actor) (*Backup, error) {
+	if by.Scope != nil {
+		return nil, notAllowed("only an admin may back up the store")
+	}
+	if err := s.FlushUse(ctx); err != nil {
+		return nil, err
+	}
+	err := s.change(ctx, by, func(t *tx) error { return t.audit("store.backup", "", nil, nil) })
+	if err != nil {
+		return nil, err
+	}
+	dir, err := besides(s.path, "backup")
+	if err != nil {
+		return nil, err
+	}
+	b, err := s.copyTo(ctx, dir)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("backing up the store: %w", err), os.RemoveAll(dir))
+	}
+	return b, nil
+}
+
+func (s *Store) copyTo(ctx context.Context, dir string) (*Backup, error) {
+	path := filepath.Join(dir, "backup.db")
+	db, err := sql.Open("sqlite", sqliteDSN(s.path, "rw", ""))
+	if err != nil {
+		return nil, err
+	}
+	defer db.Close()
+	conn, err := db.Conn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	if err := s.inPlace(); err != nil { // now that it is open
+		return nil, err
+	}
+	if err := vacuumInto(ctx, conn, path); err != nil {
+		return nil, err
+	}
+	b := &Backup{dir: dir}
+	if b.Contents, err = ReadContents(ctx, path); err != nil {
+		return nil, err
+	}
+	if b.file, err = os.Open(path); err != nil { // the copy: nobody has it open as a database
+		return nil, err
+	}
+	digest := sha256.New()
+	if b.Size, err = io.Copy(digest, b.file); err == nil {
+		_, err = b.file.Seek(0, io.SeekStart)
+	}
+	if err != nil {
+		return nil, errors.Join(err, b.file.Close())
+	}
+	digest.Sum(b.SHA256[:0])
+	return b, nil
+}
+
+// vacuumInto copies a database into a new file, which only its owner can read.
+func vacuumInto(ctx context.Context, conn *sql.Conn, path string) error {
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600) // SQLite takes an empty one
+	if err != nil {
+		return err
+	}
+	if err := file.Close(); err != nil {
+		return err
+	}
+	_, err = conn.ExecContext(ctx, `VACUUM INTO $1`, path)
+	return explainSQLite(err)
+}
+
+// besides makes a directory for files that only the owner can read, beside the
+// database: what is in it can be as large.
+func besides(path, what string) (string, error) {
+	return os.MkdirTemp(filepath.Dir(path), "."+what+"-*")
+}
+
+// ReadContents says what is in a database at rest, such as a backup.
+func ReadContents(ctx context.Context, path string) (c Contents, err error) {
+	if err := knownFile(path); err != nil {
+		return c, err
+	}
+	db, err := openAtRest(path)
+	if err != nil {
+		return c, err
+	}
+	defer db.Close()
+	sqlTx, err := db.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+	if err != nil {
+		return c, explainSQLite(err)
+	}
+	defer sqlTx.Rollback()
+	c, err = (&tx{Tx: sqlTx, ctx: ctx}).contents()
+	return c, explainSQLite(err)
+}
+
+// knownFile refuses what cannot be a database.
+func knownFile(path string) error {
+	info, err := os.Stat(path)
+	switch {
+	case err != nil:
+		return err
+	case !info.Mode().IsRegular():
+		return fmt.Errorf("%q is no file", path)
+	case info.Size() == 0:
+		return fmt.Errorf("%w: the file is empty", ErrNotOurs)
+	}
+	return nil
+}
+
+// openAtRest opens a database for reading. Without a log beside it nothing is
+// written, so that a backup can lie where nobody can write.
+func openAtRest(path string) (*sql.DB, error) {
+	ofdLocking()
+	place, err := filepath.Abs(path)
+	if err != nil {
+		return nil, err
+	}
+	extra := ""
+	if _, err := os.Stat(place + "-wal"); errors.Is(err, fs.ErrNotExist) {
+		extra = "immutable=1"
+	}
+	return sql.Open("sqlite", sqliteDSN(place, "ro", extra))
+}
+
+func (t *tx) contents() (c Contents, err error) {
+	if err = t.row(`PRAGMA user_version`).Scan(&c.Schema); err == nil {
+		err = t.row(`SELECT revision, audit_seq, audit_hash FROM meta`).Scan(&c.Revision, &c.Head.Seq, &c.Head.Hash)
+	}
+	if err == nil {
+		err = t.row(`SELECT COUNT(*) FROM service_users WHERE deleted_at = 0`).Scan(&c.ServiceUsers)
+	}
+	return c, err
+}
+
+// Restored says what a restore has replaced.
+type Restored struct {
+	Before  Contents // what was in force
+	Backup  Contents // what the backup holds
+	After   Contents // what is in force now
+	Lost    int64    // changes since the backup that hold no longer; the audit trail still has them
+	Revived int64    // tokens that were revoked or deleted since, and are valid again
+}
+
+// restoreAudit is what the audit trail shows of a restore.
+type restoreAudit struct {
+	Revision       int64  `json:"revision"`
+	ServiceUsers   int64  `json:"service_users"`
+	Head           string `json:"head"`                      // of the audit trail before it, or of the backup
+	BackupRevision int64  `json:"backup_revision,omitempty"` // the revision at which the backup was made
+}
+
+// restoreStep is told how far a restore has come. Tests make it fail there.
+var restoreStep = func(step string) error { return nil }
+
+// Restore replaces what the store holds by a backup of it, in one transaction: a
+// change like any other, with a higher revision, which every process that has the
+// store open takes over. A backup with a finding of [CheckFile] is refused, and so
+// is one of another store, unless nothing was ever changed in this one. The audit
+// trail goes on: no record of it is lost.
+func (s *Store) Restore(ctx context.Context, by Actor, backup io.Reader) (r Restored, err error) {
+	if by.Scope != nil {
+		return r, notAllowed("only an admin may restore the store")
+	}
+	dir, err := besides(s.path, "restore")
+	if err != nil {
+		return r, err
+	}
+	defer os.RemoveAll(dir)
+	path := filepath.Join(dir, "backup.db")
+	if r.Backup, err = receive(ctx, path, backup, s.opts); err != nil {
+		return r, err
+	}
+	if err := restoreStep("checked"); err != nil {
+		return r, err
+	}
+	if err := s.lock(ctx); err != nil {
+		return r, fmt.Errorf("waiting for another change: %w", err)
+	}
+	defer s.unlock()
+	if err := s.inPlace(); err != nil {
+		return r, err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), restoreTimeout)
+	defer cancel()
+	conn, err := s.write.Conn(ctx)
+	if err != nil {
+		return r, err
+	}
+	defer conn.Close()
+	uri := "file:" + (&url.URL{Path: path}).EscapedPath() + "?mode=ro&immutable=1"
+	if _, err := conn.ExecContext(ctx, `ATTACH $1 AS incoming`, uri); err != nil {
+		return r, fmt.Errorf("opening the backup: %w", err)
+	}
+	defer func() {
+		if _, err := conn.ExecContext(ctx, `DETACH incoming`); err != nil {
+			_ = conn.Raw(func(any) error { return driver.ErrBadConn }) // the next one begins without it
+		}
+	}()
+	sqlTx, err := conn.BeginTx(ctx, nil)
+	if err != nil {
+		return r, fmt.Errorf("beginning a change: %w", err)
+	}
+	defer sqlTx.Rollback()
+	t := &tx{Tx: sqlTx, store: s, ctx: ctx, by: by, now: s.now().UTC().Truncate(time.Second), directory: s.Directory()}
+	if err := t.restore(&r); err != nil {
+		return r, err
+	}
+	if err := restoreStep("copied"); err != nil {
+		return r, err
+	}
+	next, err := s.load(ctx, sqlTx)
+	if err != nil {
+		return r, fmt.Errorf("building the directory: %w", err)
+	}
+	if err := sqlTx.Commit(); err != nil {
+		return r, fmt.Errorf("committing: %w", errors.Join(err, ctx.Err()))
+	}
+	s.install(next)
+	s.tell(t.events)
+	return r, restoreStep("committed")
+}
+
+// restore writes the rows of the database that is attached as "incoming" over
+// those of the store. The row of meta says which store this is, and stays.
+func (t *tx) restore(r *Restored) (err error) {
+	if r.Before, err = t.contents(); err != nil {
+		return fmt.Errorf("reading what is in force: %w", err)
+	}
+	ours, err := t.has("main", r.Backup.Head)
+	if err != nil {
+		return err
+	}
+	theirs, err := t.has("incoming", r.Before.Head)
+	switch {
+	case err != nil:
+		return err
+	case !theirs && (!ours || r.Backup.Head.Seq == 0): // a backup without any record goes before every store
+		return conflict("", "this is a backup of another store, or of one that went another way: neither audit trail goes on from the other; to replace the store all the same, stop Caddy, move the store and the files beside it away, and restore with --store")
+	}
+	if ours {
+		r.Lost = r.Before.Head.Seq - r.Backup.Head.Seq
+	}
+	if err := t.row(`
+		SELECT COUNT(*)
+		FROM incoming.tokens b JOIN incoming.service_users bu ON bu.id = b.service_user_id
+			JOIN main.tokens t ON t.id = b.id JOIN main.service_users u ON u.id = t.service_user_id
+		WHERE b.revoked_at = 0 AND bu.deleted_at = 0 AND (t.revoked_at <> 0 OR u.deleted_at <> 0)`).Scan(&r.Revived); err != nil {
+		return fmt.Errorf("comparing tokens: %w", err)
+	}
+	if _, err := t.exec(`PRAGMA defer_foreign_keys = 1`); err != nil {
+		return err
+	}
+	want, err := newSchema(t.ctx)
+	if err != nil {
+		return err
+	}
+	for _, table := range want.tables {
+		if table == "meta" || table == "audit_events" && ours {
+			continue
+		}
+		columns := strings.Join(want.columns[table], ", ")
+		if _, err := t.exec(`DELETE FROM main.` + table); err != nil {
+			return fmt.Errorf("replacing %s: %w", table, err)
+		}
+		if _, err := t.exec(`INSERT INTO main.` + table + ` (` + columns + `) SELECT ` + columns + ` FROM incoming.` + table); err != nil {
+			return fmt.Errorf("replacing %s: %w", table, err)
+		}
+	}
+	head := r.Backup.Head
+	if ours {
+		head = r.Before.Head
+	}
+	t.revision = max(r.Before.Revision, r.Backup.Revision, t.directory.Revision()) + 1
+	if _, err := t.exec(`UPDATE main.meta SET revision = $1, audit_seq = $2, audit_hash = $3`, t.revision, head.Seq, head.Hash); err != nil {
+		return fmt.Errorf("counting the revision: %w", err)
+	}
+	return t.auditRestore(r)
+}
+
+// auditRestore writes the record of a restore: the last thing that it does.
+func (t *tx) auditRestore(r *Restored) error {
+	before := restoreAudit{r.Before.Revision, r.Before.ServiceUsers, r.Before.Head.String(), 0}
+	after := restoreAudit{t.revision, r.Backup.ServiceUsers, r.Backup.Head.String(), r.Backup.Revision}
+	if err := t.audit("store.restore", "", before, after); err != nil {
+		return err
+	}
+	var err error
+	r.After, err = t.contents()
+	return err
+}
+
+// has reports whether an audit trail holds a record. The one before the first is
+// in all of them.
+func (t *tx) has(schema string, head AuditHead) (found bool, err error) {
+	if head.Seq == 0 {
+		return true, nil
+	}
+	err = t.row(`SELECT EXISTS (SELECT 1 FROM `+schema+`.audit_events WHERE seq = $1 AND hash = $2)`, head.Seq, head.Hash).Scan(&found)
+	if err != nil {
+		return false, fmt.Errorf("reading the audit trail: %w", err)
+	}
+	return found, nil
+}
+
+// restoredSince reports whether the store was restored since p. Then its rows have
+// the revisions that they had in the backup, and what is new cannot be told by them.
+func (p position) restoredSince(ctx context.Context, q *sql.Tx) (restored bool, err error) {
+	if p.seq == 0 {
+		return false, nil // nothing was read yet
+	}
+	err = q.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM audit_events WHERE seq > $1 AND action = 'store.restore')`, p.seq).Scan(&restored)
+	if err != nil {
+		return false, fmt.Errorf("reading the audit trail: %w", err)
+	}
+	return restored, nil
+}
+
+// receive writes a backup to a place of its own, checks all of it, and brings it up
+// to date.
+func receive(ctx context.Context, path string, backup io.Reader, opts Options) (Contents, error) {
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return Contents{}, err
+	}
+	_, err = io.Copy(file, backup)
+	if err = errors.Join(err, file.Close()); err != nil {
+		return Contents{}, fmt.Errorf("receiving the backup: %w", err)
+	}
+	if err := restoreStep("received"); err != nil {
+		return Contents{}, err
+	}
+	report, err := checkAndUpgrade(ctx, path, opts, AuditHead{})
+	if err != nil {
+		return Contents{}, err
+	}
+	if n := len(report.Findings); n > 0 {
+		const shown = 5
+		text := strings.Join(report.Findings[:min(n, shown)], "; ")
+		if n > shown {
+			text += fmt.Sprintf("; and %d more", n-shown)
+		}
+		return Contents{}, invalid("", "the backup is refused, and nothing was changed: %s", text)
+	}
+	return report.Contents, nil
+}
+
+// RestoreNew makes a store out of a backup where there is none.
+func RestoreNew(ctx context.Context, path string, by Actor, backup io.Reader, opts Options) (r Restored, err error) {
+	for _, suffix := range []string{"", "-wal", "-shm", "-journal"} {
+		if _, err := os.Lstat(path + suffix); err == nil {
+			return r, conflict("", "%q is there already; move it away first", path+suffix)
+		}
+	}
+	dir, err := besides(path, "restore")
+	if err != nil {
+		return r, err
+	}
+	defer os.RemoveAll(dir)
+	temp := filepath.Join(dir, "backup.db")
+	if r.Backup, err = receive(ctx, temp, backup, opts); err != nil {
+		return r, err
+	}
+	s, err := Open(ctx, temp, opts)
+	if err != nil {
+		return r, err
+	}
+	err = s.change(ctx, by, func(t *tx) error {
+		r.Before = Contents{Schema: schemaVersion}
+		return t.auditRestore(&r)
+	})
+	if err = errors.Join(err, s.Close()); err != nil { // nothing is in a log any more
+		return r, err
+	}
+	r.After.Revision++ // change counts it last
+	if _, err := os.Lstat(temp + "-wal"); err == nil {
+		return r, errors.New("the new store is open elsewhere")
+	}
+	if err := os.Link(temp, path); err != nil {
+		return r, err
+	}
+	return r, syncDir(filepath.Dir(path))
+}
+
+// objects are the tables and indexes of a database, as the schema makes them.
+type objects struct {
+	tables  []string
+	columns map[string][]string // by table
+	indexes []string
+	others  []string // views and triggers: we have none
+}
+
+// newSchema returns what a new store has.
+func newSchema(ctx context.Context) (o objects, err error) {
+	db, err := sql.Open("sqlite", "file::memory:")
+	if err != nil {
+		return o, err
+	}
+	defer db.Close()
+	db.SetMaxOpenConns(1)
+	if _, err := db.ExecContext(ctx, schema); err != nil {
+		return o, err
+	}
+	sqlTx, err := db.BeginTx(ctx, nil)
+	if err != nil {
+		return o, err
+	}
+	defer sqlTx.Rollback()
+	return (&tx{Tx: sqlTx, ctx: ctx}).objects()
+}
+
+func (t *tx) objects() (o objects, err error) {
+	rows, err := t.query(`SELECT type, name FROM sqlite_schema WHERE name NOT LIKE 'sqlite\_%' ESCAPE '\' ORDER BY name`)
+	if err != nil {
+		return o, err
+	}
+	all, err := collect(rows, func(rows *sql.Rows) (v [2]string, err error) {
+		err = rows.Scan(&v[0], &v[1])
+		return v, err
+	})
+	if err != nil {
+		return o, err
+	}
+	o.columns = make(map[string][]string)
+	for _, v := range all {
+		switch name := v[1]; v[0] {
+		case "table":
+			rows, err := t.query(`SELECT name FROM pragma_table_info($1)`, name)
+			if err != nil {
+				return o, err
+			}
+			if o.columns[name], err = collect(rows, scanString); err != nil {
+				return o, err
+			}
+			o.tables = append(o.tables, name)
+		case "index":
+			o.indexes = append(o.indexes, name)
+		default:
+			o.others = append(o.others, v[0]+" "+name)
+		}
+	}
+	return o, nil
+}
+
+// missing lists what a schema has and another has not.
+func (o objects) missing(from objects) (list []string) {
+	for _, table := range o.tables {
+		if from.columns[table] == nil {
+			list = append(list, "table "+table)
+			continue
+		}
+		for _, column := range o.columns[table] {
+			if !slices.Contains(from.columns[table], column) {
+				list = append(list, "column "+table+"."+column)
+			}
+		}
+	}
+	for _, index := range o.indexes {
+		if !slices.Contains(from.indexes, index) {
+			list = append(list, "index "+index)
+		}
+	}
+	return list
+}
+
+// ParseAuditHead reads a head as it is written: SEQ:HASH.
+func ParseAuditHead(text string) (h AuditHead, ok bool) {
+	seq, hash, _ := strings.Cut(text, ":")
+	n, err := strconv.ParseInt(seq, 10, 64)
+	if _, notHex := hex.DecodeString(hash); err != nil || n < 1 || len(hash) != 2*sha256.Size || notHex != nil {
+		return h, false
+	}
+	return AuditHead{n, hash}, true
+}

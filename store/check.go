@@ -1,0 +1,371 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/serviceusers/caddy-service-users/access"
+)
+
+// CheckReport is what a check of a store has found.
+type CheckReport struct {
+	Contents
+	Tables   map[string]int64 // how many rows each has
+	Findings []string         // what is damaged, and what to do about it; none is well
+}
+
+// maxFindings bounds a report: a page that is lost shows in very many rows.
+const maxFindings = 100
+
+const mendByRestore = "restore a backup"
+
+// Check looks at everything in the running store: that SQLite finds its pages and
+// indexes whole, that every row leads somewhere and can be enforced, and that the
+// audit trail has its chain. known is a head of it from an earlier time, or the zero
+// value. It is for admins.
+func (s *Store) Check(ctx context.Context, by Actor, known AuditHead) (CheckReport, error) {
+	return inRead(ctx, s, by, func(t *tx) (CheckReport, error) {
+		if err := t.admit("check the store"); err != nil {
+			return CheckReport{}, err
+		}
+		c := checker{tx: t}
+		if fault := s.Fault(); fault != "" {
+			c.found("the store cannot be read: %s", fault)
+		}
+		c.all(s.opts, known)
+		return c.CheckReport, nil
+	})
+}
+
+// CheckFile is Check for a database that nobody need have open, such as a backup.
+// An older one is brought up to date in a copy. An error means that it could not be
+// looked at.
+func CheckFile(ctx context.Context, path string, opts Options, known AuditHead) (CheckReport, error) {
+	if info, err := os.Stat(path); err != nil || info.IsDir() {
+		return CheckReport{}, errors.Join(err, notDirectory(path, info))
+	}
+	report, older, err := checkAtRest(ctx, path, opts, known)
+	if !older || err != nil {
+		return report, err
+	}
+	dir, err := os.MkdirTemp("", "service-users-check-*")
+	if err != nil {
+		return report, err
+	}
+	defer os.RemoveAll(dir)
+	db, err := openAtRest(path)
+	if err != nil {
+		return report, err
+	}
+	defer db.Close()
+	conn, err := db.Conn(ctx)
+	if err != nil {
+		return report, err
+	}
+	defer conn.Close()
+	updated := filepath.Join(dir, "updated.db")
+	if err := vacuumInto(ctx, conn, updated); err != nil {
+		return report, err
+	}
+	schema := report.Schema
+	report, err = checkAndUpgrade(ctx, updated, opts, known)
+	report.Schema = schema
+	return report, err
+}
+
+func notDirectory(path string, info os.FileInfo) error {
+	if info == nil || !info.IsDir() {
+		return nil
+	}
+	return fmt.Errorf("%q is a directory; name a file in it", path)
+}
+
+// checkAndUpgrade checks a file that is ours to change, and leaves it up to date.
+func checkAndUpgrade(ctx context.Context, path string, opts Options, known AuditHead) (CheckReport, error) {
+	report, older, err := checkAtRest(ctx, path, opts, known)
+	if err != nil || !older {
+		return report, err
+	}
+	// Open upgrades before it loads; what cannot be loaded is found below.
+	s, err := Open(ctx, path, quiet(opts))
+	if err == nil {
+		err = s.Close()
+	}
+	after, older, second := checkAtRest(ctx, path, opts, known)
+	if older || second != nil {
+		return report, errors.Join(err, second)
+	}
+	after.Schema = report.Schema
+	return after, nil
+}
+
+// quiet returns options for a store that only we have open, and not for long.
+func quiet(opts Options) Options {
+	opts.Log, opts.Poll = zap.NewNop(), changeTimeout
+	return opts
+}
+
+// checkAtRest checks a file as it is. Of a schema that has to be upgraded before the
+// rows can be read it checks what SQLite can tell.
+func checkAtRest(ctx context.Context, path string, opts Options, known AuditHead) (report CheckReport, older bool, err error) {
+	c := checker{}
+	if err := knownFile(path); err != nil {
+		c.found("%v", err)
+		return c.CheckReport, false, nil
+	}
+	if err := checkSQLite(ctx, path); err != nil {
+		c.found("%v", err)
+		return c.CheckReport, false, nil
+	}
+	db, err := openAtRest(path)
+	if err != nil {
+		return c.CheckReport, false, err
+	}
+	defer db.Close()
+	sqlTx, err := db.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+	if err != nil {
+		return c.CheckReport, false, explainSQLite(err)
+	}
+	defer sqlTx.Rollback()
+	opts = quiet(opts)
+	s := &Store{opts: opts, log: opts.Log, now: opts.Now}
+	if s.now == nil {
+		s.now = time.Now
+	}
+	c.tx = &tx{Tx: sqlTx, store: s, ctx: ctx}
+	if err := c.row(`PRAGMA user_version`).Scan(&c.Schema); err != nil {
+		return c.CheckReport, false, explainSQLite(err)
+	}
+	if c.Schema < schemaVersion {
+		c.pages()
+		return c.CheckReport, len(c.Findings) == 0, ctx.Err()
+	}
+	c.all(opts, known)
+	return c.CheckReport, false, ctx.Err()
+}
+
+// checker collects findings in one transaction.
+type checker struct {
+	*tx
+	CheckReport
+	left int // findings that are too many
+}
+
+func (c *checker) found(format string, args ...any) {
+	if len(c.Findings) < maxFindings {
+		c.Findings = append(c.Findings, fmt.Sprintf(format, args...))
+		return
+	}
+	c.left++
+}
+
+// each reads a query row by row. What cannot be read is a finding.
+func (c *checker) each(what, query string, row func(*sql.Rows) error) {
+	rows, err := c.query(query)
+	if err == nil {
+		defer rows.Close()
+		for err == nil && rows.Next() {
+			err = row(rows)
+		}
+		err = errors.Join(err, rows.Err())
+	}
+	if err != nil {
+		c.found("%s cannot be read: %v; %s", what, err, mendByRestore)
+	}
+}
+
+func (c *checker) all(opts Options, known AuditHead) {
+	c.pages()
+	want, err := newSchema(c.ctx)
+	if err != nil {
+		c.found("the schema cannot be made: %v", err)
+		return
+	}
+	got, err := c.objects()
+	if err != nil {
+		c.found("the schema cannot be read: %v; %s", err, mendByRestore)
+		return
+	}
+	missing := want.missing(got)
+	for _, what := range missing {
+		c.found("the %s is missing; %s", what, mendByRestore)
+	}
+	for _, what := range got.others {
+		c.found("the %s does not belong to a store; drop it, or %s", what, mendByRestore)
+	}
+	if len(missing) > 0 {
+		return // there is no more to be said about such rows
+	}
+	if c.Contents, err = c.contents(); err != nil {
+		c.found("the row of meta cannot be read: %v; %s", err, mendByRestore)
+	}
+	c.Tables = make(map[string]int64)
+	for _, table := range want.tables {
+		c.each("the table "+table, `SELECT COUNT(*) FROM `+table, func(rows *sql.Rows) error {
+			var n int64
+			err := rows.Scan(&n)
+			c.Tables[table] = n
+			return err
+		})
+	}
+	c.users()
+	c.tokens()
+	c.policy()
+	c.numbers()
+	if report, err := c.verifyAudit(known); err != nil {
+		c.found("%v; %s", err, mendByRestore)
+	} else if report.BadSeq != 0 {
+		c.found("the audit trail is broken at record %d: %s; find out who changed it, and keep a copy before you %s", report.BadSeq, report.Problem, mendByRestore)
+	}
+	if len(c.Findings) == 0 { // what none of this knows
+		fresh := &Store{opts: opts, log: zap.NewNop(), now: c.store.now, loaded: loaded{directory: access.NewDirectory(opts.Peppers, opts.DefaultGroup)}}
+		if _, err := fresh.load(c.ctx, c.Tx); err != nil {
+			c.found("the directory cannot be built: %v; %s", err, mendByRestore)
+		}
+	}
+	if c.left > 0 {
+		c.Findings = append(c.Findings, fmt.Sprintf("and %d more", c.left))
+	}
+}
+
+// pages has SQLite look at its pages and indexes, and at what refers to nothing.
+func (c *checker) pages() {
+	c.each("the database", fmt.Sprintf(`PRAGMA integrity_check(%d)`, maxFindings), func(rows *sql.Rows) error {
+		text, err := scanString(rows)
+		if err == nil && text != "ok" {
+			c.found("the database is damaged: %s; %s", text, mendByRestore)
+		}
+		return err
+	})
+	c.each("references", `PRAGMA foreign_key_check`, func(rows *sql.Rows) error {
+		var table, parent string
+		var row sql.NullInt64
+		var key int
+		err := rows.Scan(&table, &row, &parent, &key)
+		if err == nil {
+			c.found("row %d of %s belongs to none of the %s; delete it, or %s", row.Int64, table, parent, mendByRestore)
+		}
+		return err
+	})
+}
+
+// damaged reports a value that is not of its form.
+func (c *checker) damaged(id, what string, err error) {
+	if err != nil {
+		c.found("%s: the %s cannot be read: %v; write it anew, or %s", id, what, err, mendByRestore)
+	}
+}
+
+func (c *checker) list(id, what, text string) {
+	c.damaged(id, what, fromJSON(text, new([]string)))
+}
+
+func (c *checker) users() {
+	c.each("the table service_users", `SELECT id, role, teams, labels, allowed_ips FROM service_users ORDER BY id`, func(rows *sql.Rows) error {
+		var id, teams, labels, allowed string
+		var role access.Role
+		if err := rows.Scan(&id, &role, &teams, &labels, &allowed); err != nil {
+			return err
+		}
+		if !role.Valid() {
+			c.found("%s: the role %q is none; write it anew, or %s", id, role, mendByRestore)
+		}
+		c.list(id, "teams", teams)
+		c.damaged(id, "labels", fromJSON(labels, new(map[string]string)))
+		_, err := prefixes(allowed)
+		c.damaged(id, "allowed addresses", err)
+		return nil
+	})
+}
+
+func (c *checker) tokens() {
+	c.each("the table tokens", `SELECT id, hash, allowed_ips, permission_groups, used_from, used_rules FROM tokens ORDER BY id`, func(rows *sql.Rows) error {
+		var id, hash, allowed, groups, from, by string
+		if err := rows.Scan(&id, &hash, &allowed, &groups, &from, &by); err != nil {
+			return err
+		}
+		if _, err := hex.DecodeString(hash); err != nil || len(hash) != 2*len(access.Token{}.Hash) {
+			c.found("%s: the hash is damaged; refresh the token, or %s", id, mendByRestore)
+		}
+		_, err := prefixes(allowed)
+		c.damaged(id, "allowed addresses", err)
+		c.list(id, "permission groups", groups)
+		c.damaged(id, "figures of use", errors.Join(fromJSON(from, new(map[string]int64)), fromJSON(by, new(map[string]int64))))
+		return nil
+	})
+}
+
+func (c *checker) policy() {
+	c.each("the table permission_groups", `SELECT id, mode, member_condition FROM permission_groups WHERE deleted_at = 0 ORDER BY id`, func(rows *sql.Rows) error {
+		var id, condition string
+		var mode access.Mode
+		if err := rows.Scan(&id, &mode, &condition); err != nil {
+			return err
+		}
+		if !mode.Valid() {
+			c.found("%s: the mode %q is none; write it anew, or %s", id, mode, mendByRestore)
+		}
+		if condition != "" {
+			_, err := access.ParseMembership(condition)
+			c.damaged(id, "condition", err)
+		}
+		return nil
+	})
+	c.each("the table rules", `SELECT group_id, id, effect, methods, host, path, condition, name, description FROM rules ORDER BY id`, func(rows *sql.Rows) error {
+		group, r, err := scanRule(rows)
+		if err != nil {
+			return err
+		}
+		if _, err := r.Check(); err != nil {
+			c.found("%s of %s cannot be enforced: %v; remove it and add it anew, or %s", r.ID, group, err, mendByRestore)
+		}
+		return nil
+	})
+	c.each("the table permissions", `SELECT key, rules FROM permissions ORDER BY key`, func(rows *sql.Rows) error {
+		var key, text string
+		if err := rows.Scan(&key, &text); err != nil {
+			return err
+		}
+		if _, err := permissionRules(key, text); err != nil {
+			c.found("the permission %s cannot be enforced: %v; load it anew, or %s", key, err, mendByRestore)
+		}
+		return nil
+	})
+}
+
+// numbers looks for rows that are newer than the store: no process would read them.
+func (c *checker) numbers() {
+	for _, table := range []string{"service_users", "permission_groups"} {
+		c.each("the table "+table, `SELECT id, revision FROM `+table+` WHERE revision > (SELECT revision FROM meta) ORDER BY id`, func(rows *sql.Rows) error {
+			var id string
+			var revision int64
+			err := rows.Scan(&id, &revision)
+			if err == nil {
+				c.found("%s has revision %d, and the store %d; %s", id, revision, c.Revision, mendByRestore)
+			}
+			return err
+		})
+	}
+	c.each("the table audit_events", `SELECT seq, before, after FROM audit_events ORDER BY seq`, func(rows *sql.Rows) error {
+		var seq int64
+		var before, after string
+		if err := rows.Scan(&seq, &before, &after); err != nil {
+			return err
+		}
+		for _, text := range []string{before, after} {
+			if text != "" && !json.Valid([]byte(text)) {
+				c.found("record %d of the audit trail is no JSON; %s", seq, mendByRestore)
+			}
+		}
+		return nil
+	})
+}
