@@ -99,6 +99,10 @@ func (a *API) routes() []route {
 		handle(a, "GET", "/service_users/healthz", 200, a.healthz),
 		handle(a, "GET", "/service_users/readyz", 200, a.readyz),
 
+		handleBackup(a, "POST", "/service_users/backup", a.backup),
+		handle(a, "POST", "/service_users/restore", 200, a.restore),
+		handle(a, "GET", "/service_users/check", 200, a.check),
+
 		handle(a, "GET", "/audit_events", 200, a.listAuditEvents),
 		handle(a, "GET", "/audit_events/verify", 200, a.verifyAudit),
 
@@ -229,6 +233,9 @@ func decodeInput(w http.ResponseWriter, r *http.Request, in any) error {
 	}
 	if err := decodeQuery(r, new(None)); err != nil {
 		return err
+	}
+	if body, ok := in.(*upload); ok {
+		return body.open(w, r)
 	}
 	return DecodeJSON(w, r, maxBody, in)
 }

@@ -3,7 +3,6 @@ package admin
 import (
 	"encoding/json"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/serviceusers/caddy-service-users/store"
@@ -92,6 +91,18 @@ type VerifyQuery struct {
 	Head string `query:"head"` // SEQ:HASH, as in the log and in an earlier answer
 }
 
+// head reads the head that the query may name.
+func (q VerifyQuery) head() (known store.AuditHead, err error) {
+	if q.Head == "" {
+		return known, nil
+	}
+	known, ok := store.ParseAuditHead(q.Head)
+	if !ok {
+		return known, invalidField("head", "is not the number of a record and its hash, SEQ:HASH, as an earlier verify told it")
+	}
+	return known, nil
+}
+
 // AuditReport is what verifying the audit trail came to.
 type AuditReport struct {
 	OK       bool   `json:"ok"`        // whether every record is good
@@ -104,18 +115,13 @@ type AuditReport struct {
 // verifyAudit follows the chain of the whole audit trail and names the first bad
 // record. It is for admins.
 func (a *API) verifyAudit(c *call, q VerifyQuery) (AuditReport, error) {
-	var known store.AuditHead
-	if q.Head != "" {
-		seq, hash, _ := strings.Cut(q.Head, ":")
-		n, err := strconv.ParseInt(seq, 10, 64)
-		if err != nil || n < 1 || len(hash) != 64 {
-			return AuditReport{}, invalidField("head", "is not the number of a record and its hash, SEQ:HASH, as an earlier verify told it")
-		}
-		known = store.AuditHead{Seq: n, Hash: hash}
+	known, err := q.head()
+	if err != nil {
+		return AuditReport{}, err
 	}
 	r, err := a.store.VerifyAudit(c.Context(), c.by, known)
 	if err != nil {
 		return AuditReport{}, err
 	}
-	return AuditReport{r.BadSeq == 0, r.Records, strconv.FormatInt(r.Head.Seq, 10) + ":" + r.Head.Hash, r.BadSeq, r.Problem}, nil
+	return AuditReport{r.BadSeq == 0, r.Records, r.Head.String(), r.BadSeq, r.Problem}, nil
 }

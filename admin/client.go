@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 
 	"github.com/serviceusers/caddy-service-users/store"
 )
@@ -26,22 +27,38 @@ type Client struct {
 func Offline(s *store.Store, by store.Actor) *Client {
 	api := New(s, nil, nil)
 	return &Client{Base: "http://offline", HTTP: &http.Client{Transport: roundTrip(func(r *http.Request) *http.Response {
-		w := &answer{Response: http.Response{StatusCode: http.StatusOK, Header: make(http.Header)}}
-		api.Serve(w, r, by)
-		w.Body = io.NopCloser(&w.text)
+		body, text := io.Pipe()
+		w := &answer{Response: http.Response{StatusCode: http.StatusOK, Header: make(http.Header), Body: body}, text: text, begun: make(chan struct{})}
+		go func() {
+			defer text.Close() // whoever has read all of it may close the store
+			api.Serve(w, r, by)
+			w.begin()
+		}()
+		<-w.begun
 		return &w.Response
 	})}}
 }
 
-// answer is an http.ResponseWriter that keeps what is written.
+// answer is an http.ResponseWriter whose body is read while it is written.
 type answer struct {
 	http.Response
-	text bytes.Buffer
+	text  *io.PipeWriter
+	once  sync.Once
+	begun chan struct{} // closed when status and header stand
 }
 
-func (a *answer) Header() http.Header         { return a.Response.Header }
-func (a *answer) Write(p []byte) (int, error) { return a.text.Write(p) }
-func (a *answer) WriteHeader(status int)      { a.StatusCode = status }
+func (a *answer) begin()              { a.once.Do(func() { close(a.begun) }) }
+func (a *answer) Header() http.Header { return a.Response.Header }
+
+func (a *answer) WriteHeader(status int) {
+	a.StatusCode = status
+	a.begin()
+}
+
+func (a *answer) Write(p []byte) (int, error) {
+	a.begin()
+	return a.text.Write(p)
+}
 
 type roundTrip func(*http.Request) *http.Response
 
@@ -77,16 +94,33 @@ func (c *Client) Do(ctx context.Context, method, uri string, in, out any) error 
 		}
 		body = bytes.NewReader(text)
 	}
-	req, err := http.NewRequestWithContext(ctx, method, c.Base+uri, body)
+	req, err := c.request(ctx, method, uri, body)
 	if err != nil {
 		return err
-	}
-	for name, values := range c.Header {
-		req.Header[name] = values
 	}
 	if in != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
+	resp, err := c.send(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	return c.read(resp, out)
+}
+
+func (c *Client) request(ctx context.Context, method, uri string, body io.Reader) (*http.Request, error) {
+	req, err := http.NewRequestWithContext(ctx, method, c.Base+uri, body)
+	if err != nil {
+		return nil, err
+	}
+	for name, values := range c.Header {
+		req.Header[name] = values
+	}
+	return req, nil
+}
+
+func (c *Client) send(req *http.Request) (*http.Response, error) {
 	client := *http.DefaultClient
 	if c.HTTP != nil {
 		client = *c.HTTP
@@ -95,9 +129,13 @@ func (c *Client) Do(ctx context.Context, method, uri string, in, out any) error 
 	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	resp, err := client.Do(req)
 	if err != nil {
-		return &UnreachableError{c.Base, err}
+		return nil, &UnreachableError{c.Base, err}
 	}
-	defer resp.Body.Close()
+	return resp, nil
+}
+
+// read reads an answer into out, unless that is nil.
+func (c *Client) read(resp *http.Response, out any) error {
 	text, err := io.ReadAll(resp.Body)
 	if err != nil {
 		return &UnreachableError{c.Base, err}

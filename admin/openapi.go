@@ -24,7 +24,7 @@ import (
 // sources are the files with the operations and types of the API. Their comments
 // are the words of its OpenAPI document; nothing is said twice.
 //
-//go:embed api.go api_keys.go audit.go documents.go errors.go explain.go health.go permission_groups.go permissions.go scan.go service_users.go tokens.go types.go
+//go:embed api.go api_keys.go audit.go backup.go documents.go errors.go explain.go health.go permission_groups.go permissions.go scan.go service_users.go tokens.go types.go
 var sources embed.FS
 
 // enums are the types of texts that can only be one of a few.
@@ -99,6 +99,7 @@ func describeAPI(routes []route) object {
 			}},
 			"headers": object{
 				"ETag":          object{"description": "the version of what the answer shows, for If-Match or If-None-Match", "schema": schema{Type: "string"}},
+				"Repr-Digest":   object{"description": "the SHA-256 of the body, as RFC 9530 writes it", "schema": schema{Type: "string"}},
 				OperationHeader: object{"description": "the id of the operation, by which the log and the audit trail know it", "schema": schema{Type: "string"}},
 			},
 			"securitySchemes": object{
@@ -152,6 +153,9 @@ func (d *describer) operation(r route) object {
 		if shown := d.schemas[path.Base(out.Ref)]; fixed || shown != nil && shown.Properties["etag"] != nil {
 			headers["ETag"] = reference("headers", "ETag")
 		}
+		if kind == DatabaseType {
+			headers["Repr-Digest"] = reference("headers", "Repr-Digest")
+		}
 	}
 	op := object{
 		"operationId": name, "summary": strings.TrimSuffix(summary, "."), "description": text, "tags": []string{tag}, "parameters": parameters,
@@ -167,6 +171,10 @@ func (d *describer) operation(r route) object {
 func (d *describer) input(r route) (query []object, body object) {
 	if r.in == reflect.TypeFor[None]() {
 		return nil, nil
+	}
+	if r.in == reflect.TypeFor[upload]() {
+		in := object{DatabaseType: object{"schema": schema{Type: "string"}}}
+		return nil, object{"description": "a backup; its SHA-256 can stand in Repr-Digest", "required": true, "content": in}
 	}
 	if r.in.Kind() == reflect.Struct {
 		for _, f := range reflect.VisibleFields(r.in) {

@@ -555,12 +555,17 @@ func fill(path, id string) string {
 	return regexp.MustCompile(`\{\w+\}`).ReplaceAllStringFunc(path, func(name string) string { return cmp.Or(others[name], "x") })
 }
 
-// ask is do for a request that may go to a document, whose answers are not of the
-// form that all others have.
+// ask is do for a request that may go to a document or to a backup, whose answers are
+// not of the form that all others have.
 func (s *server) ask(request string, headers ...string) reply {
 	s.t.Helper()
-	if path := strings.TrimPrefix(request, "GET "); strings.HasPrefix(path, "/service_users/openapi.json") || strings.HasPrefix(path, "/service_users/reference") {
-		r, err := http.NewRequest("GET", s.URL+path, nil)
+	method, path, _ := strings.Cut(request, " ")
+	path, _, _ = strings.Cut(path, " ")
+	for _, other := range []string{"GET /service_users/openapi.json", "GET /service_users/reference", "POST /service_users/backup"} {
+		if !strings.HasPrefix(request, other) {
+			continue
+		}
+		r, err := http.NewRequest(method, s.URL+path, nil)
 		if err != nil {
 			s.t.Fatal(err)
 		}
@@ -620,6 +625,12 @@ func TestOpenAPIInputs(t *testing.T) {
 				t.Errorf("%s: another parameter: got %d %s, want ERR_NGROK_231", line, got.status, got.text)
 			}
 			if op.RequestBody == nil {
+				continue
+			}
+			if _, database := op.RequestBody.Content[DatabaseType]; database && len(op.RequestBody.Content) == 1 {
+				if got := s.do(line + " {}"); got.status != 415 {
+					t.Errorf("%s: JSON: got %d %s, want 415", line, got.status, got.text)
+				}
 				continue
 			}
 			body := op.RequestBody.Content["application/json"].Schema
