@@ -191,7 +191,7 @@ func (f csvField) of(v reflect.Value) string {
 		v = v.Field(i)
 	}
 	separator := ","
-	if strings.HasSuffix(f.name, "rules") || strings.HasSuffix(f.name, "warnings") {
+	if strings.HasSuffix(f.name, "rules") || strings.HasSuffix(f.name, "warnings") || strings.HasSuffix(f.name, "findings") {
 		separator = "\n" // they hold commas
 	}
 	return csvText(v, separator)

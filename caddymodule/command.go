@@ -36,7 +36,8 @@ a manager, from SERVICE_USER_ID and SERVICE_USER_TOKEN or --credentials-file. A
 service user or a group is named by its id or by its name.
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 conflict, 5 not allowed,
-6 unreachable. A check that finds something (lint, check-log, scan) ends with 1.`
+6 unreachable. A check that finds something (lint, check-log, scan,
+check) ends with 1.`
 
 // cli is one run of the command: its flags, and where it prints.
 type cli struct {
@@ -93,6 +94,7 @@ func (c *cli) commands(root *cobra.Command) {
 	audit := c.group(root, "audit", "Reads and verifies the audit trail",
 		"caddy service-user audit verify")
 	c.auditCommands(audit)
+	c.backupCommands(root)
 	c.healthCommand(root)
 	c.olderCommand(root)
 	c.scanCommand(root)
