@@ -165,7 +165,7 @@ func readDigest(h http.Header) (sum []byte, told bool, err error) {
 		text := strings.TrimSuffix(strings.TrimPrefix(value, ":"), ":")
 		sum, err = base64.StdEncoding.DecodeString(text)
 		if err != nil || len(sum) != sha256.Size || len(value) != len(text)+2 {
-			return nil, false, errors.New("Repr-Digest is not of the form sha-256=:BASE64:")
+			return nil, false, errors.New("the form of Repr-Digest is sha-256=:BASE64:, with colons")
 		}
 		return sum, true, nil
 	}

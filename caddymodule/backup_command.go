@@ -51,15 +51,16 @@ read. It holds the hashes of all tokens. "-" is the standard output.`
 	restore.Long = `Replaces what the store holds by a backup of it, in one transaction. The backup is
 checked first; when there is anything wrong with it, or it is one of another store,
 nothing changes. Changes since the backup are lost, and tokens that were revoked
-since are valid again. The audit trail goes on. With --store and no file there it
-makes a new store out of the backup. "-" is the standard input.`
+since are valid again. The audit trail goes on. With --store it also makes a new
+store where there is none, and moves one aside that cannot be opened. "-" is the
+standard input.`
 	run := restore.RunE
 	restore.RunE = func(cmd *cobra.Command, args []string) error {
-		if _, err := os.Lstat(c.store); c.store != "" && errors.Is(err, fs.ErrNotExist) {
-			err := c.restoreNew(context.Background(), args[0])
-			return c.exit(cmd, exitCode(err), err)
+		if c.store == "" {
+			return run(cmd, args)
 		}
-		return run(cmd, args)
+		err := c.restoreOffline(context.Background(), args[0])
+		return c.exit(cmd, exitCode(err), err)
 	}
 	c.destructive(restore, nil)
 
@@ -259,24 +260,45 @@ func (c *cli) restore(ctx context.Context, client *admin.Client, args []string) 
 	return c.printRestored(r)
 }
 
-// restoreNew makes a store where there is none.
-func (c *cli) restoreNew(ctx context.Context, path string) error {
+// restoreOffline restores into the store file, or makes a new one.
+func (c *cli) restoreOffline(ctx context.Context, path string) error {
+	opts, err := c.offlineOptions()
+	if err != nil {
+		return err
+	}
+	_, missing := os.Lstat(c.store)
+	var broken error
+	if missing == nil {
+		open, err := store.Open(ctx, c.store, opts)
+		if err == nil {
+			err = c.restore(ctx, admin.Offline(open, store.Local), []string{path})
+			return errors.Join(err, open.Close())
+		}
+		if !store.CanReplace(err) {
+			return err
+		}
+		broken = err
+	}
 	file, backup, remove, err := c.openBackup(ctx, path)
 	defer remove()
 	if err != nil {
 		return err
 	}
 	defer file.Close()
-	opts, err := c.offlineOptions()
-	if err != nil {
-		return err
+	if broken != nil {
+		err = c.sure("%v. Move it aside, and make a new store out of the backup of revision %d?", broken, backup.Revision)
+	} else {
+		err = c.sure("Make the new store %s out of the backup of revision %d?", c.store, backup.Revision)
 	}
-	if err := c.sure("Make the new store %s out of the backup of revision %d?", c.store, backup.Revision); err != nil {
+	if err != nil {
 		return err
 	}
 	by := store.Local
 	by.Operation = store.NewOperationID()
-	r, err := store.RestoreNew(ctx, c.store, by, file, opts)
+	r, aside, err := store.RestoreNew(ctx, c.store, by, file, opts, broken != nil)
+	if aside != "" {
+		fmt.Fprintf(c.stderr, "The store could not be opened, and is kept as %q.\n", aside)
+	}
 	if err != nil {
 		return err
 	}

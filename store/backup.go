@@ -17,6 +17,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"modernc.org/sqlite"
 )
 
 // Contents says what a store, or a backup of one, holds.
@@ -274,8 +276,12 @@ func (s *Store) Restore(ctx context.Context, by Actor, backup io.Reader) (r Rest
 	return r, restoreStep("committed")
 }
 
+// own are the columns of meta that say which store this is and how far it has come.
+// No backup brings them.
+var own = []string{"id", "instance_id", "created_at", "revision", "audit_seq", "audit_hash"}
+
 // restore writes the rows of the database that is attached as "incoming" over
-// those of the store. The row of meta says which store this is, and stays.
+// those of the store.
 func (t *tx) restore(r *Restored) (err error) {
 	if r.Before, err = t.contents(); err != nil {
 		return fmt.Errorf("reading what is in force: %w", err)
@@ -325,6 +331,14 @@ func (t *tx) restore(r *Restored) (err error) {
 		head = r.Before.Head
 	}
 	t.revision = max(r.Before.Revision, r.Backup.Revision, t.directory.Revision()) + 1
+	for _, column := range want.columns["meta"] {
+		if slices.Contains(own, column) {
+			continue
+		}
+		if _, err := t.exec(`UPDATE main.meta SET ` + column + ` = (SELECT ` + column + ` FROM incoming.meta)`); err != nil {
+			return fmt.Errorf("replacing meta: %w", err)
+		}
+	}
 	if _, err := t.exec(`UPDATE main.meta SET revision = $1, audit_seq = $2, audit_hash = $3`, t.revision, head.Seq, head.Hash); err != nil {
 		return fmt.Errorf("counting the revision: %w", err)
 	}
@@ -398,41 +412,109 @@ func receive(ctx context.Context, path string, backup io.Reader, opts Options) (
 	return report.Contents, nil
 }
 
-// RestoreNew makes a store out of a backup where there is none.
-func RestoreNew(ctx context.Context, path string, by Actor, backup io.Reader, opts Options) (r Restored, err error) {
-	for _, suffix := range []string{"", "-wal", "-shm", "-journal"} {
-		if _, err := os.Lstat(path + suffix); err == nil {
-			return r, conflict("", "%q is there already; move it away first", path+suffix)
-		}
+// RestoreNew makes a store out of a backup at a path where there is none. With
+// replace, what is there, because it cannot be opened, is moved aside first, unless
+// another process has it open; aside is where it is then.
+func RestoreNew(ctx context.Context, path string, by Actor, backup io.Reader, opts Options, replace bool) (r Restored, aside string, err error) {
+	if there := filesOf(path); len(there) > 0 && !replace {
+		return r, "", conflict("", "%q is there already; move it away first", path+there[0])
 	}
 	dir, err := besides(path, "restore")
 	if err != nil {
-		return r, err
+		return r, "", err
 	}
 	defer os.RemoveAll(dir)
 	temp := filepath.Join(dir, "backup.db")
 	if r.Backup, err = receive(ctx, temp, backup, opts); err != nil {
-		return r, err
+		return r, "", err
 	}
-	s, err := Open(ctx, temp, opts)
+	s, err := Open(ctx, temp, quiet(opts))
 	if err != nil {
-		return r, err
+		return r, "", err
 	}
 	err = s.change(ctx, by, func(t *tx) error {
 		r.Before = Contents{Schema: schemaVersion}
 		return t.auditRestore(&r)
 	})
 	if err = errors.Join(err, s.Close()); err != nil { // nothing is in a log any more
-		return r, err
+		return r, "", err
 	}
 	r.After.Revision++ // change counts it last
 	if _, err := os.Lstat(temp + "-wal"); err == nil {
-		return r, errors.New("the new store is open elsewhere")
+		return r, "", errors.New("the new store is open elsewhere")
+	}
+	if err := restoreStep("made"); err != nil {
+		return r, "", err
+	}
+	if there := filesOf(path); len(there) > 0 && replace {
+		if aside, err = moveAside(path, there); err != nil {
+			return r, aside, err
+		}
 	}
 	if err := os.Link(temp, path); err != nil {
-		return r, err
+		return r, aside, err
 	}
-	return r, syncDir(filepath.Dir(path))
+	return r, aside, syncDir(filepath.Dir(path))
+}
+
+// CanReplace reports whether an error of [Open] is about what the file holds, so that
+// a backup may take its place, and not about the disk, a lock or a permission.
+func CanReplace(err error) bool {
+	var e *sqlite.Error
+	if errors.As(err, &e) {
+		switch e.Code() & 0xff {
+		case 5, 6, 8, 10, 13, sqliteCantOpen: // busy, locked, read-only, I/O, full
+			return false
+		}
+	}
+	var p *fs.PathError
+	return err != nil && !errors.As(err, &p) && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded)
+}
+
+// filesOf lists what belongs to a database at path, by what is behind its name, the
+// database itself first.
+func filesOf(path string) (there []string) {
+	for _, suffix := range []string{"", "-wal", "-shm", "-journal", ".seen"} {
+		if _, err := os.Lstat(path + suffix); err == nil {
+			there = append(there, suffix)
+		}
+	}
+	return there
+}
+
+// moveAside gives the files of a database other names. The database goes first: what
+// is left of it when this is cut short is not taken for a store.
+func moveAside(path string, files []string) (aside string, err error) {
+	if inUse(path) {
+		return "", conflict("", "another process has %q open; stop it first", path)
+	}
+	aside = path + ".aside"
+	for n := 2; len(filesOf(aside)) > 0; n++ {
+		aside = fmt.Sprintf("%s.aside-%d", path, n)
+	}
+	for _, suffix := range files {
+		if err := os.Rename(path+suffix, aside+suffix); err != nil {
+			return aside, err
+		}
+	}
+	return aside, nil
+}
+
+// inUse reports whether another process has a database open, as far as SQLite can
+// tell: of a file that is none it cannot.
+func inUse(path string) bool {
+	ofdLocking()
+	db, err := sql.Open("sqlite", "file:"+(&url.URL{Path: path}).EscapedPath()+"?mode=rw&_pragma=locking_mode(EXCLUSIVE)&_txlock=exclusive")
+	if err != nil {
+		return false
+	}
+	defer db.Close()
+	sqlTx, err := db.Begin()
+	if err != nil {
+		var e *sqlite.Error
+		return errors.As(err, &e) && e.Code()&0xff == 5 // SQLITE_BUSY
+	}
+	return sqlTx.Rollback() != nil
 }
 
 // objects are the tables and indexes of a database, as the schema makes them.
@@ -440,7 +522,7 @@ type objects struct {
 	tables  []string
 	columns map[string][]string // by table
 	indexes []string
-	others  []string // views and triggers: we have none
+	others  []string // views and triggers, each with what it is
 }
 
 // newSchema returns what a new store has.
@@ -451,7 +533,7 @@ func newSchema(ctx context.Context) (o objects, err error) {
 	}
 	defer db.Close()
 	db.SetMaxOpenConns(1)
-	if _, err := db.ExecContext(ctx, schema); err != nil {
+	if err := initSQLite(ctx, db, time.Time{}); err != nil {
 		return o, err
 	}
 	sqlTx, err := db.BeginTx(ctx, nil)
@@ -511,6 +593,11 @@ func (o objects) missing(from objects) (list []string) {
 	for _, index := range o.indexes {
 		if !slices.Contains(from.indexes, index) {
 			list = append(list, "index "+index)
+		}
+	}
+	for _, other := range o.others {
+		if !slices.Contains(from.others, other) {
+			list = append(list, other)
 		}
 	}
 	return list

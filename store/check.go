@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -122,10 +124,6 @@ func checkAtRest(ctx context.Context, path string, opts Options, known AuditHead
 		c.found("%v", err)
 		return c.CheckReport, false, nil
 	}
-	if err := checkSQLite(ctx, path); err != nil {
-		c.found("%v", err)
-		return c.CheckReport, false, nil
-	}
 	db, err := openAtRest(path)
 	if err != nil {
 		return c.CheckReport, false, err
@@ -136,6 +134,10 @@ func checkAtRest(ctx context.Context, path string, opts Options, known AuditHead
 		return c.CheckReport, false, explainSQLite(err)
 	}
 	defer sqlTx.Rollback()
+	if err := ours(ctx, sqlTx); err != nil {
+		c.found("%v", err)
+		return c.CheckReport, false, ctx.Err()
+	}
 	opts = quiet(opts)
 	s := &Store{opts: opts, log: opts.Log, now: opts.Now}
 	if s.now == nil {
@@ -153,6 +155,21 @@ func checkAtRest(ctx context.Context, path string, opts Options, known AuditHead
 	return c.CheckReport, false, ctx.Err()
 }
 
+// ours refuses a database that is not one of ours, or a newer one.
+func ours(ctx context.Context, q *sql.Tx) error {
+	var id, version int
+	if err := q.QueryRowContext(ctx, `PRAGMA application_id`).Scan(&id); err != nil {
+		return explainSQLite(err)
+	}
+	if err := q.QueryRowContext(ctx, `PRAGMA user_version`).Scan(&version); err != nil {
+		return explainSQLite(err)
+	}
+	if id != applicationID {
+		return fmt.Errorf("%w: the database belongs to another program (application id %#08x); name another file", ErrNotOurs, uint32(id))
+	}
+	return checkSchema(version)
+}
+
 // checker collects findings in one transaction.
 type checker struct {
 	*tx
@@ -162,7 +179,8 @@ type checker struct {
 
 func (c *checker) found(format string, args ...any) {
 	if len(c.Findings) < maxFindings {
-		c.Findings = append(c.Findings, fmt.Sprintf(format, args...))
+		text := fmt.Sprintf(format, args...)
+		c.Findings = append(c.Findings, strings.ReplaceAll(text, "\n", " ")) // SQLite and CEL write several lines
 		return
 	}
 	c.left++
@@ -200,6 +218,9 @@ func (c *checker) all(opts Options, known AuditHead) {
 		c.found("the %s is missing; %s", what, mendByRestore)
 	}
 	for _, what := range got.others {
+		if slices.Contains(want.others, what) {
+			continue
+		}
 		c.found("the %s does not belong to a store; drop it, or %s", what, mendByRestore)
 	}
 	if len(missing) > 0 {

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -27,6 +28,17 @@ func child(path, do string) {
 	case "deactivate":
 		u := must(s.UpdateServiceUser(ctx, Local, id, 0, func(u *ServiceUser) error { u.Active = false; return nil }))
 		fmt.Println(u.ID)
+	case "restore": // dies at a step
+		from, at, _ := strings.Cut(id, " ")
+		restoreStep = func(step string) error {
+			if step == at {
+				fmt.Println(step)
+				mustDo(syscall.Kill(os.Getpid(), syscall.SIGKILL))
+				select {}
+			}
+			return nil
+		}
+		must(s.Restore(ctx, Local, must(os.Open(from))))
 	case "create":
 		for { // until it is killed
 			u, _, err := s.CreateServiceUser(ctx, Local, ServiceUser{Name: newID("n", s.now()) + "!", Active: true}, &NewToken{})

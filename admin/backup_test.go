@@ -1,0 +1,153 @@
+package admin
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/base64"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/serviceusers/caddy-service-users/store"
+)
+
+// send sends a request whose body or answer is a database.
+func (s *server) send(path string, body []byte, headers ...string) (reply, []byte) {
+	s.t.Helper()
+	r, err := http.NewRequest("POST", s.URL+path, bytes.NewReader(body))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for _, h := range headers {
+		name, value, _ := strings.Cut(h, ": ")
+		r.Header.Set(name, value)
+	}
+	resp, err := s.Client().Do(r)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return reply{resp.StatusCode, resp.Header, s.rename(string(text)), string(text)}, text
+}
+
+const ofDatabase = "Content-Type: " + DatabaseType
+
+func TestBackup(t *testing.T) {
+	s := serve(t, store.Options{})
+	s.must(`POST /service_users {"name":"a"}`)
+	got, copied := s.send("/service_users/backup", nil)
+	sum := sha256.Sum256(copied)
+	digest := "sha-256=:" + base64.StdEncoding.EncodeToString(sum[:]) + ":"
+	for name, want := range map[string]string{
+		"Content-Type": "application/vnd.sqlite3", "Content-Length": fmt.Sprint(len(copied)), "Repr-Digest": digest,
+		"Cache-Control": "no-store", "Content-Disposition": `attachment; filename="service_users.backup"`,
+	} {
+		if got := got.header.Get(name); got != want {
+			t.Errorf("%s: got %q, want %q", name, got, want)
+		}
+	}
+	if got.status != 200 || !bytes.HasPrefix(copied, []byte("SQLite format 3\x00")) || bytes.Contains(copied, []byte("csu_")) {
+		t.Errorf("got %d and %d bytes, want 200 and a database without secrets", got.status, len(copied))
+	}
+	if _, ok := readOpenAPI().Paths["/service_users/backup"]["post"].Responses["200"].Headers["Repr-Digest"]; !ok {
+		t.Error("the digest of a backup is not documented")
+	}
+	s.run(r(`GET /audit_events?limit=1`, `200 {"audit_events":[{"action":"store.backup","actor":"local"}]}`))
+
+	s.must(`DELETE /service_users/service_1`)
+	s.run(
+		r(`GET /service_users/service_1`, `404`),
+		r(`POST /service_users/restore`, `415 ERR_NGROK_216`),
+		r(`POST /service_users/restore {}`, `415 ERR_NGROK_210`),
+		r(`POST /service_users/restore?x=1 x`, `400 ERR_NGROK_231 [x]`, ofDatabase),
+		r(`POST /service_users/restore x`, `400 ERR_INVALID_VALUE the backup is refused, and nothing was changed: not a store of service users`, ofDatabase),
+		r(`POST /service_users/restore`, `400 ERR_INVALID_VALUE the backup is refused, and nothing was changed: not a store of service users: the file is empty`, ofDatabase),
+		r(`POST /service_users/restore x`, `400 ERR_DIGEST the form of Repr-Digest`, ofDatabase, "Repr-Digest: sha-256=x"),
+		r(`POST /service_users/restore x`, `400 ERR_DIGEST the form of Repr-Digest`, ofDatabase, "Repr-Digest: sha-256=:eA==:"),
+		r(`POST /service_users/restore x`, `400 ERR_DIGEST the body is not the one`, ofDatabase, "Repr-Digest: "+digest),
+		r(`GET /service_users/restore`, `404`),
+		r(`GET /service_users/service_1`, `404`),
+		r(`GET /service_users/check`, `200 {"ok":true,"service_users":0,"findings":[]}`),
+		r(`GET /service_users/check?head=1`, `400 ERR_INVALID_VALUE [head]`),
+		r(`GET /service_users/check?head=1:`+strings.Repeat("0", 64), `200 {"ok":false}`),
+	)
+	got, _ = s.send("/service_users/restore", copied, ofDatabase, "Repr-Digest: unixsum=:AAA=:, "+digest)
+	if want := `200 {"service_users":1,"revision_before":3,"backup_revision":2,"revision":4,"lost_changes":1,"revived_tokens":1}`; got.compare(want) != "" {
+		t.Errorf("the restore: got %s, want %s", got.compare(want), want)
+	}
+	s.run(r(`GET /service_users/service_1`, `200 {"name":"a"}`), r(`GET /service_users/check`, `200 {"ok":true,"service_users":1}`))
+	got, _ = s.send("/service_users/restore", copied, ofDatabase) // without a digest
+	if got.status != 200 {
+		t.Errorf("the restore: got %d %s, want 200", got.status, got.text)
+	}
+}
+
+// A manager does none of it, and nobody restores from afar.
+func TestBackupIsForAdmins(t *testing.T) {
+	s := serve(t, store.Options{})
+	_, copied := s.send("/service_users/backup", nil)
+	for _, row := range []struct {
+		by                     store.Actor
+		backup, restore, check int
+	}{
+		{store.Local, 200, 200, 200},
+		{HumanAdmin("alice"), 200, 403, 200},
+		{HumanAdmin("local"), 200, 403, 200},
+		{store.Actor{Name: "service_" + strings.Repeat("0", 27)}, 200, 403, 200},
+		{s.api.HumanManager("carol", []string{"finance"}, nil), 403, 403, 403},
+	} {
+		s.by = row.by
+		if got, _ := s.send("/service_users/backup", nil); got.status != row.backup {
+			t.Errorf("%s: backup: got %d, want %d", row.by.Name, got.status, row.backup)
+		}
+		if got, _ := s.send("/service_users/restore", copied, ofDatabase); got.status != row.restore {
+			t.Errorf("%s: restore: got %d %s, want %d", row.by.Name, got.status, got.text, row.restore)
+		}
+		if got := s.do("GET /service_users/check"); got.status != row.check {
+			t.Errorf("%s: check: got %d, want %d", row.by.Name, got.status, row.check)
+		}
+	}
+}
+
+// What comes is what was sent, or an error.
+func TestClientBackup(t *testing.T) {
+	s := serve(t, store.Options{})
+	for name, client := range map[string]*Client{"a listener": {Base: s.URL}, "a store": Offline(s.store, store.Local)} {
+		var copied bytes.Buffer
+		size, sum, err := client.Backup(t.Context(), &copied)
+		if want := sha256.Sum256(copied.Bytes()); err != nil || size != int64(copied.Len()) || !bytes.Equal(sum, want[:]) {
+			t.Fatalf("%s: got %d bytes, %x, %v, want %d and their digest", name, size, sum, err, copied.Len())
+		}
+		if r, err := client.Restore(t.Context(), &copied, size, sum); err != nil || r.BackupRevision == 0 {
+			t.Errorf("%s: got %+v, %v, want no error", name, r, err)
+		}
+		if _, err := client.Restore(t.Context(), strings.NewReader("x"), 1, sum); err == nil || !strings.Contains(err.Error(), "Repr-Digest") {
+			t.Errorf("%s: another body: got %v, want that it is not the one that was meant", name, err)
+		}
+	}
+	answer := func(digest, body string) *Client {
+		return &Client{Base: "http://x", HTTP: &http.Client{Transport: roundTrip(func(*http.Request) *http.Response {
+			h := http.Header{"Content-Type": {DatabaseType}, OperationHeader: {"op_0"}}
+			if digest != "" {
+				h.Set("Repr-Digest", digest)
+			}
+			return &http.Response{StatusCode: 200, Header: h, Body: io.NopCloser(strings.NewReader(body))}
+		})}}
+	}
+	for name, client := range map[string]*Client{
+		"no digest": answer("", "x"), "a bad digest": answer("sha-256=x", "x"), "another digest": answer(reprDigest(make([]byte, 32)), "x"),
+	} {
+		if _, _, err := client.Backup(t.Context(), io.Discard); err == nil {
+			t.Errorf("%s: got no error", name)
+		}
+	}
+	if _, _, err := Offline(s.store, store.Actor{Name: "human:c", Scope: &store.Scope{}}).Backup(t.Context(), io.Discard); err == nil || !strings.Contains(err.Error(), "only an admin") {
+		t.Errorf("a refusal: got %v, want its message", err)
+	}
+}

@@ -1,0 +1,617 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/serviceusers/caddy-service-users/access"
+)
+
+// backupTo backs a store up into a file.
+func backupTo(t testing.TB, s *Store) (path string, b Contents) {
+	t.Helper()
+	copied := must(s.Backup(ctx, alice))
+	text := must(io.ReadAll(copied))
+	if copied.Size != int64(len(text)) || copied.SHA256 != sha256.Sum256(text) {
+		t.Errorf("the backup: got %d bytes and another digest, or not %d", len(text), copied.Size)
+	}
+	mustDo(copied.Close())
+	path = place(t)
+	mustDo(os.WriteFile(path, text, 0o600))
+	return path, copied.Contents
+}
+
+func restoreFrom(s *Store, path string) (Restored, error) {
+	file := must(os.Open(path))
+	defer file.Close()
+	return s.Restore(ctx, alice, file)
+}
+
+// rows is every row of every table but for what each store, and each change, has of
+// its own.
+func rows(t tb, s *Store) string {
+	t.Helper()
+	return dumpTables(s.read, "service_users", "tokens", "permission_groups", "rules", "permissions", "group_permissions", "members")
+}
+
+// withoutRevision is what a directory says, but for its revision.
+func withoutRevision(t tb, s *Store) string {
+	t.Helper()
+	_, text, _ := strings.Cut(dirText(t, s), " users ")
+	return text
+}
+
+// well fails the test when a check finds something.
+func well(t tb, what string, report CheckReport, err error) {
+	t.Helper()
+	if err != nil || len(report.Findings) > 0 {
+		t.Errorf("%s: got %q, %v, want no finding", what, report.Findings, err)
+	}
+}
+
+// tidy fails the test when something lies beside the database that does not belong
+// there.
+func tidy(t tb, path string) {
+	t.Helper()
+	for _, e := range must(os.ReadDir(filepath.Dir(path))) {
+		if strings.HasPrefix(e.Name(), ".") {
+			t.Errorf("beside the database: got %s, want nothing", e.Name())
+		}
+	}
+}
+
+// A backup is a state between two changes, however many there are at once.
+func TestBackupWhileChanging(t *testing.T) {
+	w := newWorld(t, Options{})
+	var busy sync.WaitGroup
+	stop := make(chan struct{})
+	for worker := range 3 {
+		busy.Go(func() {
+			for i := 0; ; i++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				u, k := addUser(w.Store, fmt.Sprint("w", worker, "-", i), w.readers.ID)
+				mustDo(w.revoke(ctx, Local, u.ID, k.ID))
+				if i%3 == 0 {
+					mustDo(w.deleteUser(ctx, Local, u.ID, 0))
+				}
+			}
+		})
+	}
+	var paths []string
+	var backups []Contents
+	for range 5 {
+		path, b := backupTo(t, w.Store)
+		paths, backups = append(paths, path), append(backups, b)
+	}
+	close(stop)
+	busy.Wait()
+	events := trail(t, w.Store)
+	for i, path := range paths {
+		b := backups[i]
+		report, err := CheckFile(ctx, path, w.opts, b.Head)
+		well(t, "a backup", report, err)
+		if report.Contents != b {
+			t.Errorf("contents: got %+v, want %+v", report.Contents, b)
+		}
+		if got := events[b.Head.Seq-1].Hash; got != b.Head.Hash {
+			t.Errorf("the head of the backup: got %s, want that of record %d, %s", b.Head.Hash, b.Head.Seq, got)
+		}
+		users, changes := int64(0), make(map[string]bool)
+		for _, e := range events[:b.Head.Seq] {
+			changes[e.Operation+e.Resource] = true
+			switch e.Action {
+			case "service_user.create":
+				users++
+			case "service_user.delete":
+				users--
+			}
+		}
+		if b.ServiceUsers != users {
+			t.Errorf("service users at record %d: got %d, want %d", b.Head.Seq, b.ServiceUsers, users)
+		}
+		if i > 0 && b.Revision <= backups[i-1].Revision {
+			t.Errorf("revision: got %d after %d", b.Revision, backups[i-1].Revision)
+		}
+	}
+	report, err := w.Check(ctx, alice, backups[0].Head)
+	well(t, "the running store", report, err)
+	tidy(t, w.path)
+}
+
+// A restore brings back what was, for whoever has the store open, and loses no record
+// of what has been.
+func TestRestore(t *testing.T) {
+	w := newWorld(t, Options{})
+	must(w.LoadPermissions(ctx, alice, []Permission{{Key: "a.b", Name: "A", Rules: rules("allow GET /v3")}}, false))
+	mustDo(w.GrantPermission(ctx, alice, w.readers.ID, "a.b"))
+	other := open(t, w.path, w.opts)
+	seenRows, seen := rows(t, w.Store), withoutRevision(t, w.Store)
+	path, backup := backupTo(t, w.Store)
+
+	mustDo(w.revoke(ctx, alice, w.user.ID, w.token.ID))
+	later, laterToken := addUser(w.Store, "later", w.readers.ID)
+	mustDo(w.DeleteGroup(ctx, alice, w.closers.ID, 0))
+	must(w.UpdateGroup(ctx, alice, w.readers.ID, 0, func(g *Group) error { g.Rules = rules("allow * /{rest...}"); return nil }))
+	before := trail(t, w.Store)
+	revision := w.Directory().Revision()
+	eventually(t, "the changes in the other store", func() bool { return other.Directory().Revision() == revision })
+	told := 0
+	w.OnChange(func() { told++ })
+
+	got, err := restoreFrom(w.Store, path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Backup != backup || got.Before.Revision != revision || got.After.Revision != revision+1 || got.Lost != int64(len(before))-backup.Head.Seq || got.Revived != 1 {
+		t.Errorf("got %+v, want the backup %+v, revision %d before, %d lost and 1 token revived", got, backup, revision, int64(len(before))-backup.Head.Seq)
+	}
+	same(t, "rows", rows(t, w.Store), seenRows)
+	for _, s := range []*Store{w.Store, other, open(t, w.path, w.opts)} {
+		eventually(t, "the restore", func() bool { return s.Directory().Revision() == got.After.Revision })
+		same(t, "directory", withoutRevision(t, s), seen)
+		if s.Fault() != "" {
+			t.Errorf("fault: got %q", s.Fault())
+		}
+		if why := probe(s, w.user.ID, w.token.Secret, "GET /v1/x"); why != access.Granted {
+			t.Errorf("a token that was revoked since: got %v, want granted", why)
+		}
+		if why := probe(s, later.ID, laterToken.Secret, "GET /v1/x"); why == access.Granted {
+			t.Errorf("a service user that was made since: got %v, want a refusal", why)
+		}
+	}
+	if told == 0 {
+		t.Error("the listener was not told")
+	}
+	events := trail(t, w.Store)
+	last := events[len(events)-1]
+	if len(events) != len(before)+1 || last.Action != "store.restore" || last.Actor != alice.Name || last.Hash != got.After.Head.Hash {
+		t.Errorf("audit trail: got %d records, the last %+v, want %d and the restore", len(events), last, len(before)+1)
+	}
+	want := fmt.Sprintf(`{"revision":%d,"service_users":1,"head":"%v","backup_revision":%d}`, revision+1, backup.Head, backup.Revision)
+	if string(last.After) != want {
+		t.Errorf("after: got %s, want %s", last.After, want)
+	}
+	want = fmt.Sprintf(`{"revision":%d,"service_users":2,"head":"%d:%s"}`, revision, len(before), before[len(before)-1].Hash)
+	if string(last.Before) != want {
+		t.Errorf("before: got %s, want %s", last.Before, want)
+	}
+
+	// Everything goes on from there, and once more.
+	mustDo(w.AddMember(ctx, alice, w.closers.ID, w.user.ID))
+	must(restoreFrom(w.Store, path))
+	must(restoreFrom(other, path))
+	for _, s := range []*Store{w.Store, other} {
+		eventually(t, "the last restore", func() bool { return s.Directory().Revision() == revision+4 })
+		same(t, "directory", withoutRevision(t, s), seen)
+	}
+	report, err := w.Check(ctx, alice, backup.Head)
+	well(t, "the restored store", report, err)
+	tidy(t, w.path)
+}
+
+// What is newer than the store in force is taken as well: it was put back to an older
+// file before. A store in which nothing was done takes any backup.
+func TestRestoreAhead(t *testing.T) {
+	w := newWorld(t, Options{})
+	old := backup(t, w.Store)
+	addUser(w.Store, "later", w.readers.ID)
+	seen := withoutRevision(t, w.Store)
+	path, b := backupTo(t, w.Store)
+	for name, s := range map[string]*Store{"older": open(t, old, w.opts), "new": open(t, place(t), w.opts)} {
+		r, err := restoreFrom(s, path)
+		if err != nil || r.Lost != 0 || r.After.Revision <= b.Revision {
+			t.Errorf("%s: got %+v, %v, want a higher revision than %d and nothing lost", name, r, err, b.Revision)
+		}
+		same(t, name, withoutRevision(t, s), seen)
+		if events := trail(t, s); int64(len(events)) != b.Head.Seq+1 || r.After.Head.Seq != b.Head.Seq+1 {
+			t.Errorf("%s: audit trail: got %d records, want those of the backup and one more, %d", name, len(events), b.Head.Seq+1)
+		}
+	}
+
+	to := place(t)
+	r, _, err := RestoreNew(ctx, to, alice, must(os.Open(path)), w.opts, false)
+	if err != nil || r.After.Revision != b.Revision+1 || r.After.ServiceUsers != 2 {
+		t.Errorf("no store: got %+v, %v, want revision %d", r, err, b.Revision+1)
+	}
+	moved := open(t, to, w.opts)
+	same(t, "no store", withoutRevision(t, moved), seen)
+	if got, want := moved.AuditHead(), r.After.Head; got != want || moved.Directory().Revision() != r.After.Revision {
+		t.Errorf("no store: got head %v at %d, want %v at %d", got, moved.Directory().Revision(), want, r.After.Revision)
+	}
+	if _, _, err := RestoreNew(ctx, to, alice, must(os.Open(path)), w.opts, false); kind(err) != "conflict" {
+		t.Errorf("a store that is there: got %v, want a conflict", err)
+	}
+	tidy(t, to)
+}
+
+// A database that cannot be opened makes room for a backup, and is kept. One that
+// somebody has open does not.
+func TestRestoreInPlaceOf(t *testing.T) {
+	w := newWorld(t, Options{})
+	path, b := backupTo(t, w.Store)
+	seen := withoutRevision(t, w.Store)
+	for i, row := range badBackups {
+		bad := place(t)
+		mustDo(os.WriteFile(bad, must(os.ReadFile(path)), 0o600))
+		row.damage(bad)
+		mustDo(os.WriteFile(bad+".seen", nil, 0o600))
+		if s, err := Open(ctx, bad, w.opts); err == nil {
+			mustDo(s.Close()) // what a check alone finds
+		} else if !CanReplace(err) {
+			t.Errorf("%s: %v: got that nothing may replace it", row.name, err)
+		}
+		damaged := must(os.ReadFile(bad))
+		if _, _, err := RestoreNew(ctx, bad, alice, must(os.Open(path)), w.opts, false); kind(err) != "conflict" {
+			t.Errorf("%s: got %v, want a conflict", row.name, err)
+		}
+		r, aside, err := RestoreNew(ctx, bad, alice, must(os.Open(path)), w.opts, true)
+		if err != nil || aside != bad+".aside" || r.After.Revision != b.Revision+1 {
+			t.Errorf("%s: got %+v, %q, %v, want it restored, and the other aside", row.name, r, aside, err)
+			continue
+		}
+		if !bytes.Equal(damaged, must(os.ReadFile(aside))) || len(filesOf(aside)) < 2 {
+			t.Errorf("%s: aside: got another database or only %q", row.name, filesOf(aside))
+		}
+		report, err := CheckFile(ctx, bad, w.opts, b.Head)
+		well(t, row.name, report, err)
+		if i == 0 {
+			_, again, err := RestoreNew(ctx, bad, alice, must(os.Open(path)), w.opts, true)
+			if err != nil || again != bad+".aside-2" {
+				t.Errorf("once more: got %q, %v, want it aside as the second", again, err)
+			}
+			same(t, row.name, withoutRevision(t, open(t, bad, w.opts)), seen)
+		}
+		tidy(t, bad)
+	}
+	for _, err := range []error{nil, fmt.Errorf("opening: %w", &os.PathError{Err: os.ErrPermission}), context.DeadlineExceeded} {
+		if CanReplace(err) {
+			t.Errorf("%v: got that a backup may replace it", err)
+		}
+	}
+	before := dump(t, w.Store)
+	if _, _, err := RestoreNew(ctx, w.path, alice, must(os.Open(path)), w.opts, true); kind(err) != "conflict" || !strings.Contains(err.Error(), "has") {
+		t.Errorf("a store that is open: got %v, want a conflict", err)
+	}
+	same(t, "a store that is open", dump(t, w.Store), before)
+	mustDo(w.AddMember(ctx, alice, w.closers.ID, w.user.ID))
+}
+
+// An older schema is brought up to date before it is taken.
+func TestRestoreOlderSchema(t *testing.T) {
+	path, opts := copyOfSchema1(t)
+	before := must(os.ReadFile(path))
+	report, err := CheckFile(ctx, path, opts, AuditHead{})
+	well(t, "version 1", report, err)
+	if report.Schema != 1 || report.ServiceUsers == 0 {
+		t.Errorf("got %+v, want schema 1, and its service users", report.Contents)
+	}
+	if !bytes.Equal(before, must(os.ReadFile(path))) {
+		t.Error("the check changed the file")
+	}
+	upgraded, _ := copyOfSchema1(t)
+	want := withoutRevision(t, open(t, upgraded, opts))
+	fresh := open(t, place(t), opts)
+	must(restoreFrom(fresh, path))
+	same(t, "a new store", withoutRevision(t, fresh), want)
+	going := open(t, upgraded, opts)
+	addUser(going, "later")
+	must(restoreFrom(going, path))
+	same(t, "the store that it is of", withoutRevision(t, going), want)
+	report, err = going.Check(ctx, alice, AuditHead{})
+	well(t, "restored", report, err)
+}
+
+// badBackups are files that must not be restored, made out of a good one, with what
+// has to be said about them.
+var badBackups = []struct {
+	name   string
+	damage func(path string)
+	says   []string
+}{
+	{"empty", func(path string) { mustDo(os.WriteFile(path, nil, 0o600)) }, []string{"the file is empty"}},
+	{"garbage", func(path string) { mustDo(os.WriteFile(path, bytes.Repeat([]byte("no database "), 1000), 0o600)) }, []string{"not a SQLite database"}},
+	{"truncated", func(path string) { mustDo(os.Truncate(path, must(os.Stat(path)).Size()/2)) }, []string{"malformed"}},
+	{"only the header", func(path string) { mustDo(os.Truncate(path, 100)) }, nil},
+	{"a page overwritten", func(path string) {
+		file := must(os.OpenFile(path, os.O_WRONLY, 0))
+		must(file.WriteAt(bytes.Repeat([]byte{0xa5}, 4096), 3*4096))
+		mustDo(file.Close())
+	}, []string{"restore a backup"}},
+	{"another program's", statements(`PRAGMA application_id = 7`), []string{"another program"}},
+	{"newer", statements(fmt.Sprintf(`PRAGMA user_version = %d`, schemaVersion+1)), []string{"newer version"}},
+	{"no version", statements(`PRAGMA user_version = 0`), []string{"no schema version"}},
+	{"no table", statements(`DROP TABLE members`), []string{"the table members is missing"}},
+	{"no column", statements(`ALTER TABLE rules DROP COLUMN description`), []string{"the column rules.description is missing"}},
+	{"no index", statements(`DROP INDEX tokens_hash`), []string{"the index tokens_hash is missing"}},
+	{"a trigger", statements(`CREATE TRIGGER t AFTER INSERT ON tokens BEGIN DELETE FROM rules; END`), []string{"the trigger t does not belong"}},
+	{"a view", statements(`ALTER TABLE members RENAME TO m; CREATE VIEW members AS SELECT * FROM m`), []string{"members"}},
+	{"a broken audit trail", statements(`UPDATE audit_events SET actor = 'nobody' WHERE seq = 2`), []string{"record 2: its content was changed"}},
+	{"a cut audit trail", statements(`DELETE FROM audit_events WHERE seq > 2`), []string{"record 3: the trail was cut"}},
+	{"a gap in the audit trail", statements(`DELETE FROM audit_events WHERE seq = 2`), []string{"record 2: the record is missing"}},
+	{"rules", statements(`UPDATE rules SET path = path || '%'`), []string{"rule_", "cannot be enforced"}},
+	{"a condition", statements(`UPDATE permission_groups SET member_condition = 'user'`), []string{"group_", "the condition cannot be read"}},
+	{"a condition of a rule", statements(`UPDATE rules SET condition = 'nonsense('`), []string{"rule_", "cannot be enforced"}},
+	{"a permission", statements(`INSERT INTO permissions VALUES ('p.q', '', '', '', 0, '["allow"]', 0, '', 0)`), []string{"the permission p.q cannot be enforced"}},
+	{"a hash", statements(`UPDATE tokens SET hash = substr(hash, 3)`), []string{"token_", "the hash is damaged"}},
+	{"a hash that is none", statements(`UPDATE tokens SET hash = 'zz' || substr(hash, 3)`), []string{"token_", "the hash is damaged"}},
+	{"teams", statements(`UPDATE service_users SET teams = '{'`), []string{"service_", "the teams cannot be read"}},
+	{"labels", statements(`UPDATE service_users SET labels = '[]'`), []string{"the labels cannot be read"}},
+	{"addresses", statements(`UPDATE tokens SET allowed_ips = '["x"]'`), []string{"token_", "the allowed addresses cannot be read"}},
+	{"figures", statements(`UPDATE tokens SET used_from = ''`), []string{"the figures of use cannot be read"}},
+	{"a role", statements(`UPDATE service_users SET role = 'king'`), []string{`the role "king" is none`}},
+	{"a mode", statements(`UPDATE permission_groups SET mode = 'sometimes'`), []string{`the mode "sometimes" is none`}},
+	{"a token of nobody", statements(`UPDATE tokens SET service_user_id = 'service_x'`), []string{"of tokens belongs to none of the service_users"}},
+	{"a member of nothing", statements(`INSERT INTO members SELECT 'group_x', id, 0 FROM service_users`), []string{"of members belongs to none of the permission_groups"}},
+	{"a rule of nothing", statements(`UPDATE rules SET group_id = 'group_x'`), []string{"of rules belongs to none of the permission_groups"}},
+	{"a row of the future", statements(`UPDATE service_users SET revision = 1000`), []string{"has revision 1000, and the store"}},
+	{"no meta", statements(`DELETE FROM meta`), []string{"the row of meta cannot be read"}},
+	{"two things at once", statements(`UPDATE tokens SET hash = ''; UPDATE service_users SET teams = '{'`), []string{"the hash is damaged", "the teams cannot be read"}},
+}
+
+func statements(text string) func(string) {
+	return func(path string) {
+		db := must(sql.Open("sqlite", "file:"+path))
+		defer db.Close()
+		_, err := db.Exec(text)
+		mustDo(err)
+	}
+}
+
+// A bad backup is refused with every finding, and nothing at all changes.
+func TestRestoreRefuses(t *testing.T) {
+	w := newWorld(t, Options{})
+	good, backup := backupTo(t, w.Store)
+	mustDo(w.revoke(ctx, alice, w.user.ID, w.token.ID))
+	seen, seenDir := dump(t, w.Store), w.Directory()
+	for _, row := range badBackups {
+		t.Run(row.name, func(t *testing.T) {
+			path := place(t)
+			mustDo(os.WriteFile(path, must(os.ReadFile(good)), 0o600))
+			row.damage(path)
+			damaged := filesAt(t, path)
+			report, err := CheckFile(ctx, path, w.opts, AuditHead{})
+			if err != nil || len(report.Findings) == 0 {
+				t.Errorf("the check: got %q, %v, want findings", report.Findings, err)
+			}
+			for _, f := range report.Findings {
+				if strings.Contains(f, "\n") {
+					t.Errorf("a finding of several lines: %q", f)
+				}
+			}
+			if !maps.EqualFunc(damaged, filesAt(t, path), bytes.Equal) {
+				t.Error("the check changed the file")
+			}
+			_, err = restoreFrom(w.Store, path)
+			if kind(err) != "invalid value" {
+				t.Errorf("the restore: got %v, want that it is refused", err)
+			}
+			for _, text := range row.says {
+				if !slices.ContainsFunc(report.Findings, func(f string) bool { return strings.Contains(f, text) }) {
+					t.Errorf("the check: got %q, want one with %q", report.Findings, text)
+				}
+				if err == nil || !strings.Contains(err.Error(), text) {
+					t.Errorf("the restore: got %v, want %q in it", err, text)
+				}
+			}
+			if _, _, err := RestoreNew(ctx, place(t), alice, must(os.Open(path)), w.opts, true); kind(err) != "invalid value" {
+				t.Errorf("a new store: got %v, want that it is refused", err)
+			}
+			same(t, "the store", dump(t, w.Store), seen)
+			if w.Directory() != seenDir || w.Fault() != "" {
+				t.Errorf("got another directory, or the fault %q", w.Fault())
+			}
+		})
+	}
+	if _, err := CheckFile(ctx, filepath.Join(t.TempDir(), "none"), w.opts, AuditHead{}); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("no file: got %v, want that there is none", err)
+	}
+	if _, err := CheckFile(ctx, t.TempDir(), w.opts, AuditHead{}); err == nil {
+		t.Error("a directory: got no error")
+	}
+	report, err := CheckFile(ctx, good, w.opts, AuditHead{Seq: backup.Head.Seq, Hash: strings.Repeat("0", 64)})
+	if err != nil || len(report.Findings) != 1 || !strings.Contains(report.Findings[0], "is not the record that was known") {
+		t.Errorf("another head: got %q, %v, want one finding", report.Findings, err)
+	}
+	tidy(t, w.path)
+	must(restoreFrom(w.Store, good)) // nothing of all that has stayed
+}
+
+// The backup of a store that went another way, or of another one, is told from one
+// that the store in force goes on from.
+func TestRestoreOfAnother(t *testing.T) {
+	w := newWorld(t, Options{})
+	fork := backup(t, w.Store)
+	for name, path := range map[string]string{"another store": place(t), "another way": fork} {
+		other := open(t, path, w.opts)
+		addUser(other, "somebody")
+		file, _ := backupTo(t, other)
+		mustDo(w.AddMember(ctx, alice, w.closers.ID, w.user.ID))
+		mustDo(w.RemoveMember(ctx, alice, w.closers.ID, w.user.ID))
+		seen := dump(t, w.Store)
+		if _, err := restoreFrom(w.Store, file); kind(err) != "conflict" || !strings.Contains(err.Error(), "another store") {
+			t.Errorf("%s: got %v, want a conflict", name, err)
+		}
+		same(t, name, dump(t, w.Store), seen)
+	}
+	empty := backup(t, open(t, place(t), w.opts))
+	if _, err := restoreFrom(w.Store, empty); kind(err) != "conflict" {
+		t.Errorf("a store without anything in it: got %v, want a conflict", err)
+	}
+	manager := Actor{Name: "human:carol", Scope: &Scope{Teams: []string{"a"}}}
+	_, one := w.Backup(ctx, manager)
+	_, two := w.Restore(ctx, manager, strings.NewReader(""))
+	_, three := w.Check(ctx, manager, AuditHead{})
+	for _, err := range []error{one, two, three} {
+		if kind(err) != "not allowed" {
+			t.Errorf("a manager: got %v, want that it is not allowed", err)
+		}
+	}
+	tidy(t, w.path)
+}
+
+// A restore mends a store that cannot be read any more, without a restart.
+func TestRestoreMends(t *testing.T) {
+	for name, damage := range map[string]string{
+		"a rule": `UPDATE rules SET path = path || '%'; UPDATE permission_groups SET revision = 100; UPDATE meta SET revision = 100`,
+		"lower":  `UPDATE meta SET revision = 1`,
+	} {
+		w := newWorld(t, Options{})
+		path, _ := backupTo(t, w.Store)
+		seen := withoutRevision(t, w.Store)
+		sqliteFile(t, w.path, `PRAGMA busy_timeout = 5000; BEGIN IMMEDIATE; `+damage+`; COMMIT`)
+		eventually(t, "a fault", func() bool { return w.Fault() != "" })
+		if report, err := w.Check(ctx, alice, AuditHead{}); err != nil || len(report.Findings) == 0 {
+			t.Errorf("%s: the check: got %q, %v, want findings", name, report.Findings, err)
+		}
+		if _, err := restoreFrom(w.Store, path); err != nil {
+			t.Errorf("%s: got %v, want no error", name, err)
+		}
+		mended(t, w.Store)
+		same(t, name, withoutRevision(t, w.Store), seen)
+		mustDo(w.AddMember(ctx, alice, w.closers.ID, w.user.ID))
+	}
+}
+
+// Requests go on while the store is replaced, with the old directory or the new one.
+func TestRestoreWhileRequestsRun(t *testing.T) {
+	w := newWorld(t, Options{})
+	path, _ := backupTo(t, w.Store)
+	var busy sync.WaitGroup
+	stop := make(chan struct{})
+	for range 3 {
+		busy.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				switch why := probe(w.Store, w.user.ID, w.token.Secret, "GET /v1/x"); why {
+				case access.Granted, access.DeniedByRule:
+				default:
+					t.Errorf("a request: got %v, want granted or denied_by_rule", why)
+					return
+				}
+			}
+		})
+	}
+	for i := range 5 {
+		mustDo(w.AddMember(ctx, alice, w.closers.ID, w.user.ID))
+		if why := probe(w.Store, w.user.ID, w.token.Secret, "GET /v1/x"); why != access.DeniedByRule {
+			t.Errorf("before restore %d: got %v, want denied_by_rule", i, why)
+		}
+		must(restoreFrom(w.Store, path))
+		if why := probe(w.Store, w.user.ID, w.token.Secret, "GET /v1/x"); why != access.Granted {
+			t.Errorf("after restore %d: got %v, want granted", i, why)
+		}
+	}
+	close(stop)
+	busy.Wait()
+}
+
+// Figures of tokens that a restore takes away disturb nothing.
+func TestRestoreForgetsFigures(t *testing.T) {
+	w := newWorld(t, Options{})
+	path, _ := backupTo(t, w.Store)
+	u, k := addUser(w.Store, "later", w.readers.ID)
+	use := func(user, secret string) {
+		p, why := w.Directory().Authenticate(access.Credential{ID: user, Secret: secret}, netip.MustParseAddr("192.0.2.1"), w.now().Unix())
+		if why != access.Granted {
+			t.Fatalf("got %v, want granted", why)
+		}
+		w.Use(p, w.now().Unix(), netip.MustParseAddr("192.0.2.1"), "")
+	}
+	use(u.ID, k.Secret)
+	use(w.user.ID, w.token.Secret)
+	must(restoreFrom(w.Store, path))
+	use(w.user.ID, w.token.Secret)
+	eventually(t, "the first uses", func() bool { return !w.uses.has(k.ID) && !w.uses.has(w.token.ID) })
+	mustDo(w.FlushUse(ctx))
+	if got := must(w.Token(ctx, alice, w.user.ID, w.token.ID)); got.UseCount != 2 {
+		t.Errorf("uses: got %d, want 2", got.UseCount)
+	}
+	report, err := w.Check(ctx, alice, AuditHead{})
+	well(t, "the store", report, err)
+}
+
+// What fails between leaves all as it was.
+func TestRestoreFails(t *testing.T) {
+	w := newWorld(t, Options{})
+	path, _ := backupTo(t, w.Store)
+	addUser(w.Store, "later")
+	seen, dir := dump(t, w.Store), w.Directory()
+	defer func() { restoreStep = func(string) error { return nil } }()
+	broken := errors.New("broken")
+	for _, at := range []string{"received", "checked", "copied"} {
+		restoreStep = func(step string) error {
+			if step == at {
+				return broken
+			}
+			return nil
+		}
+		if _, err := restoreFrom(w.Store, path); !errors.Is(err, broken) {
+			t.Errorf("%s: got %v, want it to fail there", at, err)
+		}
+		same(t, at, dump(t, w.Store), seen)
+		if w.Directory() != dir {
+			t.Errorf("%s: got another directory", at)
+		}
+	}
+	restoreStep = func(string) error { return nil }
+	if _, err := w.Restore(ctx, alice, io.MultiReader(bytes.NewReader(must(os.ReadFile(path))[:5000]), failing{broken})); !errors.Is(err, broken) {
+		t.Errorf("a body that ends early: got %v, want its error", err)
+	}
+	cancelled, cancel := context.WithCancel(ctx)
+	cancel()
+	if _, err := w.Restore(cancelled, alice, bytes.NewReader(must(os.ReadFile(path)))); err == nil {
+		t.Error("a caller who is gone: got no error")
+	}
+	same(t, "in the end", dump(t, w.Store), seen)
+	tidy(t, w.path)
+	mustDo(w.AddMember(ctx, alice, w.closers.ID, w.user.ID))
+	must(restoreFrom(w.Store, path))
+}
+
+type failing struct{ err error }
+
+func (f failing) Read([]byte) (int, error) { return 0, f.err }
+
+// A process that is killed leaves the old store or the new one, whole.
+func TestRestoreIsKilled(t *testing.T) {
+	for at, want := range map[string]access.Reason{"received": access.DeniedByRule, "copied": access.DeniedByRule, "committed": access.Granted} {
+		w := newWorld(t, Options{})
+		path, _ := backupTo(t, w.Store)
+		mustDo(w.AddMember(ctx, alice, w.closers.ID, w.user.ID))
+		cmd, lines := startChild(t, w.path, "restore "+path+" "+at)
+		if line, err := lines.ReadString('\n'); err != nil || strings.TrimSpace(line) != at {
+			t.Fatalf("the other process: got %q, %v, want %s", line, err, at)
+		}
+		_ = cmd.Wait()
+		eventually(t, "what is left", func() bool { return probe(w.Store, w.user.ID, w.token.Secret, "GET /v1/x") == want })
+		mustDo(w.Store.Close())
+		report, err := CheckFile(ctx, w.path, w.opts, AuditHead{})
+		well(t, at, report, err)
+		again := open(t, w.path, w.opts)
+		if got := probe(again, w.user.ID, w.token.Secret, "GET /v1/x"); got != want {
+			t.Errorf("killed when %s: got %v, want %v", at, got, want)
+		}
+		must(restoreFrom(again, path))
+	}
+}
