@@ -575,7 +575,7 @@ func TestRestoreFails(t *testing.T) {
 		}
 	}
 	restoreStep = func(string) error { return nil }
-	if _, err := w.Restore(ctx, alice, io.MultiReader(bytes.NewReader(must(os.ReadFile(path))[:5000]), failing{broken})); !errors.Is(err, broken) {
+	if _, err := w.Restore(ctx, alice, io.MultiReader(bytes.NewReader(must(os.ReadFile(path))[:5000]), brokenReader{broken})); !errors.Is(err, broken) {
 		t.Errorf("a body that ends early: got %v, want its error", err)
 	}
 	cancelled, cancel := context.WithCancel(ctx)
@@ -589,9 +589,9 @@ func TestRestoreFails(t *testing.T) {
 	must(restoreFrom(w.Store, path))
 }
 
-type failing struct{ err error }
+type brokenReader struct{ err error }
 
-func (f failing) Read([]byte) (int, error) { return 0, f.err }
+func (f brokenReader) Read([]byte) (int, error) { return 0, f.err }
 
 // A process that is killed leaves the old store or the new one, whole.
 func TestRestoreIsKilled(t *testing.T) {

@@ -94,6 +94,9 @@ var (
 // do, as everywhere else.
 var ofdLocking = sync.OnceFunc(func() { _, _ = sqlite.OFDLocking(true) })
 
+// sqliteDriver is a variable so that tests can put one in between that fails.
+var sqliteDriver = "sqlite"
+
 // openSQLite opens the database for reading and for writing, making it when
 // there is none. admit may refuse it before anything is written to it.
 func openSQLite(ctx context.Context, path string, now time.Time, log *zap.Logger, admit func(context.Context, *sql.DB) error) (read, write *sql.DB, file os.FileInfo, err error) {
@@ -119,7 +122,7 @@ func openSQLite(ctx context.Context, path string, now time.Time, log *zap.Logger
 	if err := makePrivate(path); err != nil {
 		return nil, nil, nil, fmt.Errorf("the file can be read by others and that cannot be mended: %w", err)
 	}
-	write, err = sql.Open("sqlite", sqliteDSN(path, "rw", "_txlock=immediate"))
+	write, err = sql.Open(sqliteDriver, sqliteDSN(path, "rw", "_txlock=immediate"))
 	if err != nil {
 		return nil, nil, nil, err
 	}
@@ -128,7 +131,7 @@ func openSQLite(ctx context.Context, path string, now time.Time, log *zap.Logger
 		write.Close()
 		return nil, nil, nil, err
 	}
-	read, err = sql.Open("sqlite", sqliteDSN(path, "rw", "_pragma=query_only(1)"))
+	read, err = sql.Open(sqliteDriver, sqliteDSN(path, "rw", "_pragma=query_only(1)"))
 	if err != nil {
 		write.Close()
 		return nil, nil, nil, err
@@ -196,7 +199,7 @@ func createSQLite(ctx context.Context, path string, now time.Time) error {
 			os.Remove(temp + suffix)
 		}
 	}()
-	db, err := sql.Open("sqlite", sqliteDSN(temp, "rw", ""))
+	db, err := sql.Open(sqliteDriver, sqliteDSN(temp, "rw", ""))
 	if err != nil {
 		return err
 	}
@@ -238,7 +241,7 @@ func initSQLite(ctx context.Context, db *sql.DB, now time.Time) error {
 // look at it too.
 func checkSQLite(ctx context.Context, path string, admit func(context.Context, *sql.DB) error) error {
 	extra := withoutLog(path)
-	db, err := sql.Open("sqlite", sqliteDSN(path, "ro", extra))
+	db, err := sql.Open(sqliteDriver, sqliteDSN(path, "ro", extra))
 	if err != nil {
 		return err
 	}
@@ -276,7 +279,7 @@ func withoutLog(path string) string {
 // checkLog refuses a log that was written for another database. SQLite would take
 // its pages for newer ones of this one.
 func checkLog(ctx context.Context, withLog *sql.DB, path string) error {
-	alone, err := sql.Open("sqlite", sqliteDSN(path, "ro", "immutable=1")) // looks at no log
+	alone, err := sql.Open(sqliteDriver, sqliteDSN(path, "ro", "immutable=1")) // looks at no log
 	if err != nil {
 		return err
 	}
@@ -385,7 +388,7 @@ func copySQLite(ctx context.Context, path string) (name string, err error) {
 			os.Remove(name)
 		}
 	}()
-	db, err := sql.Open("sqlite", sqliteDSN(path, "ro", ""))
+	db, err := sql.Open(sqliteDriver, sqliteDSN(path, "ro", ""))
 	if err != nil {
 		return "", err
 	}
