@@ -22,6 +22,10 @@ import (
 // child is another process that works on the store at path. It prints a line
 // for every change that was acknowledged.
 func child(path, do string) {
+	if how, ok := strings.CutPrefix(do, "churn "); ok {
+		churn(path, how)
+		return
+	}
 	s := must(Open(ctx, path, Options{}))
 	verb, id, _ := strings.Cut(do, " ")
 	switch verb {
