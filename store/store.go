@@ -218,11 +218,21 @@ func (s *Store) unlock() { s.writing <- struct{}{} }
 // find again.
 func (s *Store) inPlace() error {
 	info, err := os.Stat(s.path)
-	if err == nil && !os.SameFile(info, s.file) {
+	switch {
+	case err != nil:
+	case !os.SameFile(info, s.file):
 		err = errors.New("another file has taken its place")
+	case info.Size() == 0:
+		err = errors.New("the file was emptied")
 	}
 	if err != nil {
 		return fmt.Errorf("the database was taken away while it was open; put it back, or restart: %w", err)
+	}
+	// They are there for as long as anybody has the database open.
+	for _, suffix := range []string{"-wal", "-shm"} {
+		if _, err := os.Stat(s.path + suffix); err != nil {
+			return fmt.Errorf("%q, which belongs to the database, was taken away while it was open; put it back, or restart: %w", s.path+suffix, err)
+		}
 	}
 	return nil
 }
@@ -257,6 +267,13 @@ func (s *Store) change(ctx context.Context, by Actor, f func(*tx) error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeTimeout)
 	defer cancel()
 
+	if s.Fault() != "" {
+		// What the connection for writing remembers may hide that the file is damaged:
+		// the change would be acknowledged, and gone with the next start.
+		if err := s.reload(ctx); err != nil {
+			return fmt.Errorf("the store cannot be read: %w", err)
+		}
+	}
 	sqlTx, err := s.write.BeginTx(ctx, nil)
 	if err != nil {
 		return fmt.Errorf("beginning a change: %w", err)
