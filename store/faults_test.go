@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strings"
 	"sync"
@@ -108,8 +109,8 @@ type faultyConn struct {
 
 func (c faultyConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (result driver.Result, err error) {
 	list := []string{query}
-	if len(args) == 0 && !strings.Contains(query, "--") {
-		list = strings.Split(strings.TrimRight(query, "; \n\t"), ";") // so that a plan comes in between them
+	if len(args) == 0 {
+		list = statements(query) // so that a plan comes in between them
 	}
 	for _, statement := range list {
 		err = c.plan.around("exec", statement, func() (err error) {
@@ -122,6 +123,23 @@ func (c faultyConn) ExecContext(ctx context.Context, query string, args []driver
 	}
 	return result, nil
 }
+
+// statements takes a script apart.
+func statements(script string) (list []string) {
+	part := ""
+	for piece := range strings.SplitSeq(comments.ReplaceAllString(script, ""), ";") {
+		part += piece + ";"
+		if end := strings.TrimSpace(piece); !strings.Contains(part, "CREATE TRIGGER") || end == "END" || end == "" {
+			if end != "" {
+				list = append(list, part)
+			}
+			part = ""
+		}
+	}
+	return list
+}
+
+var comments = regexp.MustCompile(`--[^\n]*`)
 
 func (c faultyConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
 	var rows driver.Rows
