@@ -183,7 +183,8 @@ func TestReloadsLeakNothing(t *testing.T) {
 	}
 	close(stop)
 	running.Wait()
-	if n := answered.Load(); n == 0 || again.Load() > n/10 {
+	// A reload may end each connection once.
+	if n := answered.Load(); n == 0 || again.Load() > n/10+10*int64(*reloads) {
 		t.Errorf("answered: got %d requests, and %d without an answer", n, again.Load())
 	}
 	// What a configuration used is given back some seconds after its end; only then
