@@ -312,6 +312,8 @@ func TestDamagedUnderfoot(t *testing.T) {
 		{"log emptied", inPlace("-wal", nothing), false, true},
 		{"garbage written into the log", inPlace("-wal", garbage), false, true},
 		{"index taken away", aside("-shm"), true, false},
+		{"index emptied", inPlace("-shm", nothing), false, true},
+		{"garbage written into the index", inPlace("-shm", garbage), false, true},
 		{"all taken away", aside("", "-wal", "-shm"), true, false},
 		{"older copy in the place of all", func(path string, old map[string][]byte) {
 			aside("", "-wal", "-shm")(path, old)

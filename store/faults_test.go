@@ -18,6 +18,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"modernc.org/sqlite"
@@ -600,4 +601,19 @@ func TestLockedForLong(t *testing.T) {
 		t.Errorf("a request with the lock let go: got %v, want token_revoked", got)
 	}
 	whole(t, w.Store)
+}
+
+// A change does not wait for ever for those before it.
+func TestTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &Store{writing: make(chan struct{}, 1)} // somebody has the turn
+		begun := time.Now()
+		_, _, err := s.CreateServiceUser(ctx, Local, ServiceUser{Name: "n"}, nil)
+		if err == nil || !strings.Contains(err.Error(), "try again later") {
+			t.Errorf("got %v, want advice to try again later", err)
+		}
+		if got := time.Since(begun); got != turnTimeout {
+			t.Errorf("waited: got %v, want %v", got, turnTimeout)
+		}
+	})
 }

@@ -53,6 +53,7 @@ const (
 	defaultUseInterval = 10 * time.Second
 	defaultRetention   = 30 * 24 * time.Hour
 
+	turnTimeout   = 10 * time.Second // until a change has its turn
 	changeTimeout = 30 * time.Second // of one transaction, whatever the caller's context says
 )
 
@@ -211,6 +212,14 @@ func (s *Store) lock(ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
+// turn is lock for a change, which does not wait for ever: while another process
+// holds the database, those before it may take seconds each.
+func (s *Store) turn(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, turnTimeout, errors.New("too many are before this one; try again later"))
+	defer cancel()
+	return s.lock(ctx)
+}
+
 func (s *Store) unlock() { s.writing <- struct{}{} }
 
 // inPlace reports an error when the database's file is not at its place any
@@ -255,7 +264,7 @@ func (s *Store) install(next loaded) {
 // enforced is rolled back, and one that is committed holds at once. When f
 // writes no audit record nothing is changed.
 func (s *Store) change(ctx context.Context, by Actor, f func(*tx) error) error {
-	if err := s.lock(ctx); err != nil {
+	if err := s.turn(ctx); err != nil {
 		return fmt.Errorf("waiting for another change: %w", err)
 	}
 	defer s.unlock()
