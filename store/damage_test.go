@@ -338,6 +338,8 @@ func TestDamagedUnderfoot(t *testing.T) {
 				if !logged {
 					checkpoint()
 				}
+				// A connection that is opened just then would make a new log.
+				eventually(t, "both connections of the watcher", func() bool { return w.read.Stats().OpenConnections >= 2 })
 				answers := func(when string) {
 					t.Helper()
 					if got := probe(w.Store, stays.ID, token.Secret, "GET /v1/x"); got != access.Granted {

@@ -237,7 +237,13 @@ func (s *Store) inPlace() error {
 	if err != nil {
 		return fmt.Errorf("the database was taken away while it was open; put it back, or restart: %w", err)
 	}
-	// They are there for as long as anybody has the database open.
+	return nil
+}
+
+// logInPlace reports an error when the log of the database or its index are not at
+// their places, as they are for as long as anybody has the database open. What is
+// written into a log that was taken away is gone with the next start.
+func (s *Store) logInPlace() error {
 	for _, suffix := range []string{"-wal", "-shm"} {
 		if _, err := os.Stat(s.path + suffix); err != nil {
 			return fmt.Errorf("%q, which belongs to the database, was taken away while it was open; put it back, or restart: %w", s.path+suffix, err)
@@ -288,6 +294,9 @@ func (s *Store) change(ctx context.Context, by Actor, f func(*tx) error) error {
 		return fmt.Errorf("beginning a change: %w", err)
 	}
 	defer sqlTx.Rollback()
+	if err := s.logInPlace(); err != nil {
+		return err
+	}
 	before, err := s.load(ctx, sqlTx) // another process may have changed it
 	if err != nil {
 		return fmt.Errorf("building the directory: %w", err)
@@ -387,6 +396,9 @@ func (s *Store) watch(ctx context.Context) {
 			if err := conn.QueryRowContext(context.Background(), `PRAGMA data_version`).Scan(&version); err != nil {
 				conn.Close()
 				conn = nil
+				return err
+			}
+			if err := s.logInPlace(); err != nil {
 				return err
 			}
 			if version == seen {
