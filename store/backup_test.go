@@ -475,6 +475,9 @@ func TestRestoreMends(t *testing.T) {
 		w := newWorld(t, Options{})
 		path, _ := backupTo(t, w.Store)
 		seen := withoutRevision(t, w.Store)
+		for i := range 3 { // what is in force is ahead of both
+			addUser(w.Store, fmt.Sprint("later", i))
+		}
 		sqliteFile(t, w.path, `PRAGMA busy_timeout = 5000; BEGIN IMMEDIATE; `+damage+`; COMMIT`)
 		eventually(t, "a fault", func() bool { return w.Fault() != "" })
 		if report, err := w.Check(ctx, alice, AuditHead{}); err != nil || len(report.Findings) == 0 {
