@@ -366,7 +366,7 @@ func TestBrokenStore(t *testing.T) {
 			found = fmt.Sprint(entry.Level, entry.ContextMap())
 		}
 	}
-	if !strings.Contains(found, "error") || !strings.Contains(found, "store.db") || strings.Contains(got.raw, "store.db") {
+	if !strings.Contains(found, "error") || !strings.Contains(found, "closed") || strings.Contains(got.raw, "closed") {
 		t.Errorf("cause: got log %q and answer %s, want it in the log alone", found, got.raw)
 	}
 }
