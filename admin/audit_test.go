@@ -187,6 +187,15 @@ func TestHealth(t *testing.T) {
 		r(`GET /service_users/readyz/`, `200 {"status":"ok","store":"ok","revision":1}`),
 		r(`GET /service_users/healthz?x=1`, `400 ERR_NGROK_231 [x]`),
 	)
+	s = serve(t, store.Options{MaxStaleness: time.Hour})
+	s.clock.Add(int64(2 * time.Hour)) // nobody looks at the store meanwhile
+	for deadline := time.Now().Add(20 * time.Second); !s.store.Stale() && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+	s.run(
+		r(`GET /service_users/healthz`, `200 = {"status":"ok"}`),
+		r(`GET /service_users/readyz`, `503 ERR_NOT_READY`),
+	)
 	for request, want := range map[string][2]bool{
 		"GET /healthz": {false, true}, "HEAD /healthz/": {false, true}, "GET /service_users/healthz": {false, true}, "GET /readyz": {true, true}, "GET /readyz/": {true, true},
 		"HEAD /service_users/readyz": {true, true}, "GET /service_users/readyz/": {true, true}, "POST /readyz": {}, "GET /readyz/x": {}, "GET /": {}, "GET /service_users": {}, "GET /READYZ": {},

@@ -2,20 +2,25 @@ package admin
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/segmentio/ksuid"
+	"go.uber.org/zap"
 
 	"github.com/serviceusers/caddy-service-users/store"
 )
@@ -368,6 +373,40 @@ func TestBrokenStore(t *testing.T) {
 	}
 	if !strings.Contains(found, "error") || !strings.Contains(found, "closed") || strings.Contains(got.raw, "closed") {
 		t.Errorf("cause: got log %q and answer %s, want it in the log alone", found, got.raw)
+	}
+}
+
+// What is wrong with the store is told in words that tell nothing else.
+func TestTroubleIsNamed(t *testing.T) {
+	for _, row := range []struct {
+		err    error
+		status int
+		code   string
+		msg    string
+	}{
+		{syscall.ENOSPC, 507, "ERR_STORE_FULL", "the disk of the store is full; nothing was changed, make room first"},
+		{syscall.EIO, 503, "ERR_STORE_UNAVAILABLE", "the store cannot be used right now: its disk has an error; nothing was changed, try again later"},
+		{context.DeadlineExceeded, 503, "ERR_STORE_UNAVAILABLE", "the store cannot be used right now: it is busy; nothing was changed, try again later"},
+		{errors.New("else"), 503, "ERR_STORE_UNAVAILABLE", "the store cannot be used right now; nothing was changed, try again later"},
+	} {
+		w := httptest.NewRecorder()
+		WriteError(w, zap.NewNop(), "op_1", fmt.Errorf("committing: %w", row.err))
+		var e Error
+		if err := json.Unmarshal(w.Body.Bytes(), &e); err != nil {
+			t.Fatal(err)
+		}
+		if w.Code != row.status || e.Code != row.code || e.Msg != row.msg || (w.Header().Get("Retry-After") != "") != (row.status == 503) {
+			t.Errorf("%v: got %d %s %q, Retry-After %q, want %d %s %q", row.err, w.Code, e.Code, e.Msg, w.Header().Get("Retry-After"), row.status, row.code, row.msg)
+		}
+	}
+
+	s := serve(t, store.Options{})
+	if err := os.Rename(s.store.Path(), s.store.Path()+".aside"); err != nil {
+		t.Fatal(err)
+	}
+	s.run(r(`POST /service_users {"name":"a"}`, `503 ERR_STORE_UNAVAILABLE the store cannot be used right now: its database was taken away; nothing was changed`))
+	if err := os.Rename(s.store.Path()+".aside", s.store.Path()); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -61,7 +61,14 @@ func toError(err error) *Error {
 	var fault *store.Error
 	if !errors.As(err, &fault) {
 		// The machinery broke. The log says how; the caller can only try again.
-		return NewError(http.StatusServiceUnavailable, "ERR_STORE_UNAVAILABLE", "the store cannot be used right now; nothing was changed, try again later")
+		reason, full := store.Trouble(err)
+		if full {
+			return NewError(http.StatusInsufficientStorage, "ERR_STORE_FULL", "the disk of the store is full; nothing was changed, make room first")
+		}
+		if reason != "" {
+			reason = ": " + reason
+		}
+		return NewError(http.StatusServiceUnavailable, "ERR_STORE_UNAVAILABLE", "the store cannot be used right now"+reason+"; nothing was changed, try again later")
 	}
 	is := func(kind error) bool { return errors.Is(fault.Kind, kind) }
 	named := fault.Field == "name"

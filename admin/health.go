@@ -2,6 +2,7 @@ package admin
 
 import (
 	"net/http"
+	"strconv"
 	"time"
 )
 
@@ -28,7 +29,12 @@ func (a *API) readyz(*call, None) (Readiness, error) {
 	if fault := a.store.Fault(); fault != "" {
 		out.Store = fault
 	}
-	out.Age = int64(a.store.Now().Sub(out.CheckedAt) / time.Second)
+	out.Age = int64(a.store.Age() / time.Second)
+	if a.store.Stale() {
+		e := NewError(http.StatusServiceUnavailable, "ERR_NOT_READY", "the store was not readable for longer than max_staleness; no request is let through")
+		e.Details = map[string]string{"store": out.Store, "revision": strconv.FormatInt(out.Revision, 10), "checked_at": out.CheckedAt.Format(time.RFC3339), "age": strconv.FormatInt(out.Age, 10)}
+		return out, e
+	}
 	return out, nil
 }
 

@@ -75,6 +75,10 @@ type App struct {
 	// of that time, nothing else. Default: 10 seconds.
 	UseInterval caddy.Duration `json:"use_interval,omitempty"`
 
+	// How long requests are decided on what was read last when the store cannot be
+	// read; after that they are answered with 503. At least 1 second. Default: for ever.
+	MaxStaleness caddy.Duration `json:"max_staleness,omitempty"`
+
 	ctx       caddy.Context
 	shared    *shared
 	key       string
@@ -101,6 +105,9 @@ func (App) CaddyModule() caddy.ModuleInfo {
 
 // maxDecisions bounds the memory of refusals: some hundreds of bytes each.
 const maxDecisions = 1_000_000
+
+// minStaleness is the shortest max_staleness.
+const minStaleness = time.Second
 
 // drain is how long the store outlives the configuration that used it last:
 // requests go on after Caddy has cleaned their modules up.
@@ -137,7 +144,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if err := metrics.register(ctx.GetMetricsRegistry()); err != nil {
 		return err
 	}
-	key, err := json.Marshal([]any{path, opts.Peppers.IDs(), opts.DefaultGroup, opts.TokenTTL, opts.MaxTokenTTL, throttle, decisions, opts.Retention, opts.UseInterval})
+	key, err := json.Marshal([]any{path, opts.Peppers.IDs(), opts.DefaultGroup, opts.TokenTTL, opts.MaxTokenTTL, throttle, decisions, opts.Retention, opts.UseInterval, opts.MaxStaleness})
 	if err != nil {
 		return err
 	}
@@ -173,8 +180,12 @@ func (a *App) options() (path string, opts store.Options, err error) {
 	opts.DefaultGroup = a.DefaultGroup
 	opts.TokenTTL, opts.MaxTokenTTL = time.Duration(a.TokenTTL), time.Duration(a.MaxTokenTTL)
 	opts.Retention, opts.UseInterval = time.Duration(a.Retention), time.Duration(a.UseInterval)
-	if opts.TokenTTL < 0 || opts.MaxTokenTTL < 0 || opts.Retention < 0 || opts.UseInterval < 0 {
-		return "", opts, errors.New("token_ttl, max_token_ttl, retention and use_interval must not be negative")
+	opts.MaxStaleness = time.Duration(a.MaxStaleness)
+	if opts.TokenTTL < 0 || opts.MaxTokenTTL < 0 || opts.Retention < 0 || opts.UseInterval < 0 || opts.MaxStaleness < 0 {
+		return "", opts, errors.New("token_ttl, max_token_ttl, retention, use_interval and max_staleness must not be negative")
+	}
+	if opts.MaxStaleness > 0 && opts.MaxStaleness < minStaleness {
+		return "", opts, fmt.Errorf("max_staleness %s is shorter than a look at the store may take; the least is %s", opts.MaxStaleness, minStaleness)
 	}
 	if opts.MaxTokenTTL > 0 && opts.TokenTTL == 0 {
 		opts.TokenTTL = opts.MaxTokenTTL

@@ -46,6 +46,7 @@ func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
 //		decisions     <number> | off
 //		retention     <duration>
 //		use_interval  <duration>
+//		max_staleness <duration>
 //	}
 func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the option's name
@@ -62,6 +63,7 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		"decisions":     func() error { return countOrOff(d, &a.Decisions) },
 		"retention":     func() error { return duration(d, &a.Retention) },
 		"use_interval":  func() error { return duration(d, &a.UseInterval) },
+		"max_staleness": func() error { return duration(d, &a.MaxStaleness) },
 	})
 }
 

@@ -166,7 +166,7 @@ func (d *SiteDoor) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp
 		by, login, err = d.actor(open, r, actorHeader)
 	}
 	if ready, probe := admin.IsProbe(r); probe && err != nil {
-		return writeReady(w, !ready || open != nil) // strangers learn no more
+		return writeReady(w, !ready || open != nil && !open.Stale()) // strangers learn no more
 	}
 	if err == nil && d.origin.Check(r) != nil {
 		err = errCrossOrigin

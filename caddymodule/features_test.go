@@ -5,10 +5,12 @@ import (
 	"crypto/tls"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -217,6 +219,7 @@ func TestThrottle(t *testing.T) {
 	metrics := s.do("GET", "CADDY_PORT", "/metrics", credentials{}, "").body
 	for _, line := range []string{
 		`caddy_service_users_requests_total{outcome="bad_checksum"} 5`, `caddy_service_users_requests_total{outcome="throttled"} 4`,
+		`caddy_service_users_store_up 1`, `caddy_service_users_revision 2`, `caddy_service_users_panics_total 0`,
 		`caddy_service_users_requests_total{outcome="granted"} 1`, `caddy_service_users_requests_total{outcome="no_credential"} 1`,
 	} {
 		if !strings.Contains(metrics, line+"\n") {
@@ -348,4 +351,57 @@ func TestRequireTLS(t *testing.T) {
 			t.Errorf("require_tls %t: got %d, want %d", requireTLS, w.Code, want)
 		}
 	}
+}
+
+// TestStale checks that nothing is decided on a directory that is too old, and that
+// everything is again when the store is back.
+func TestStale(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s.db")
+	live := &shared{path: path, opts: store.Options{Log: zap.NewNop(), MaxStaleness: 200 * time.Millisecond}, ready: make(chan struct{})}
+	if err := live.start(); err != nil {
+		t.Fatal(err)
+	}
+	defer live.Destruct()
+	h := &Handler{Ready: "/ready", Public: []string{"GET /open"}, storeHandle: storeHandle{shared: live}, log: zap.NewNop()}
+	if err := h.prepare(); err != nil {
+		t.Fatal(err)
+	}
+	answers := func() (list [4]int) {
+		for i, target := range []string{"/x", "/ready", "/open"} {
+			r := prepared(httptest.NewRequestWithContext(t.Context(), "GET", target, nil))
+			if target == "/x" {
+				r.SetBasicAuth("a", "b")
+			}
+			w := httptest.NewRecorder()
+			if err := h.ServeHTTP(w, r, caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error { return nil })); err != nil {
+				t.Fatal(err)
+			}
+			list[i] = w.Code
+		}
+		w := httptest.NewRecorder()
+		door := &SiteDoor{storeHandle: storeHandle{shared: live}, log: zap.NewNop(), origin: http.NewCrossOriginProtection()}
+		if err := door.ServeHTTP(w, prepared(httptest.NewRequestWithContext(t.Context(), "GET", "/readyz", nil)), nil); err != nil {
+			t.Fatal(err)
+		}
+		list[3] = w.Code
+		return list
+	}
+	become := func(want [4]int) {
+		t.Helper()
+		var got [4]int
+		for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+			if got = answers(); got == want {
+				return
+			}
+		}
+		t.Errorf("/x, /ready, /open and the door's /readyz: got %v, want %v", got, want)
+	}
+	if err := os.Rename(path, path+".aside"); err != nil {
+		t.Fatal(err)
+	}
+	become([4]int{503, 503, 200, 503})
+	if err := os.Rename(path+".aside", path); err != nil {
+		t.Fatal(err)
+	}
+	become([4]int{401, 200, 200, 200})
 }

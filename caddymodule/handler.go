@@ -290,10 +290,10 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	}
 	open := h.open(r.Context())
 	if action.Path == h.Ready && h.Ready != "" {
-		return writeReady(w, open != nil)
+		return writeReady(w, open != nil && !open.Stale())
 	}
-	if open == nil {
-		return h.refuse(w, r, refusal{status: http.StatusServiceUnavailable, detail: "service users cannot be checked right now"})
+	if open == nil || open.Stale() {
+		return h.refuse(w, r, refusal{status: http.StatusServiceUnavailable, stale: open != nil, detail: "service users cannot be checked right now"})
 	}
 	action.Now = max(action.Now, open.Latest()) // where the request has waited for the store
 

@@ -3,6 +3,7 @@ package caddymodule
 import (
 	"errors"
 	"fmt"
+	"math"
 	"strconv"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -31,6 +32,7 @@ type collectors struct {
 	cutStreams  prometheus.Counter
 	auditSeq    prometheus.Gauge
 	auditHash   prometheus.Gauge
+	store       []prometheus.Collector // of the store of the configuration in force
 }
 
 func newCollectors() *collectors {
@@ -60,6 +62,19 @@ func newCollectors() *collectors {
 			Help: "The first 48 bits of the hash of the last record of the audit trail.",
 		}),
 	}
+	c.store = []prometheus.Collector{
+		storeGauge("store_up", "1 while the store can be read, 0 while requests are decided on what was read last, or not at all.", func(s *store.Store) float64 {
+			if s.Fault() != "" || s.Stale() {
+				return 0
+			}
+			return 1
+		}, 0),
+		storeGauge("directory_age_seconds", "How long ago the store was last found to hold nothing newer than what requests are decided on.", func(s *store.Store) float64 { return s.Age().Seconds() }, math.NaN()),
+		storeGauge("revision", "The revision of the store that requests are decided on.", func(s *store.Store) float64 { return float64(s.Directory().Revision()) }, math.NaN()),
+		prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "caddy_service_users_panics_total", Help: "Mistakes of the program that its background work has survived since the store was opened.",
+		}, func() float64 { return ofStore(func(s *store.Store) float64 { return float64(s.Panics()) }, 0) }),
+	}
 	for _, reason := range access.Reasons() {
 		c.reasons = append(c.reasons, c.requests.WithLabelValues(reason.String()))
 	}
@@ -69,6 +84,21 @@ func newCollectors() *collectors {
 		*counter = c.requests.WithLabelValues(outcome)
 	}
 	return c
+}
+
+// storeGauge shows something of the store of the configuration in force; without
+// one, otherwise.
+func storeGauge(name, help string, value func(*store.Store) float64, otherwise float64) prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "caddy_service_users_" + name, Help: help}, func() float64 { return ofStore(value, otherwise) })
+}
+
+func ofStore(value func(*store.Store) float64, otherwise float64) float64 {
+	if app, err := running(); err == nil && app.shared != nil {
+		if open := app.shared.live.Load(); open != nil {
+			return value(open.Store)
+		}
+	}
+	return otherwise
 }
 
 // showAudit shows the head of the audit trail.
@@ -84,7 +114,7 @@ func (c *collectors) register(registry *prometheus.Registry) error {
 	if registry == nil {
 		return nil
 	}
-	for _, collector := range []prometheus.Collector{c.requests, c.plaintext, c.openStreams, c.cutStreams, c.auditSeq, c.auditHash} {
+	for _, collector := range append([]prometheus.Collector{c.requests, c.plaintext, c.openStreams, c.cutStreams, c.auditSeq, c.auditHash}, c.store...) {
 		var already prometheus.AlreadyRegisteredError
 		if err := registry.Register(collector); errors.As(err, &already) && already.ExistingCollector == collector {
 			continue

@@ -31,6 +31,7 @@ type refusal struct {
 	decisionID string          // 403
 
 	retryAfter time.Duration // 429
+	stale      bool          // 503: not because the store was never loaded
 }
 
 // DecisionHeader carries the id of a refusal that an admin can ask about.
@@ -142,7 +143,11 @@ func (h *Handler) note(r *http.Request, why refusal) {
 		}
 	case http.StatusServiceUnavailable:
 		metrics.unavailable.Inc()
-		if c := h.log.Check(zap.ErrorLevel, "cannot decide: the store is not loaded"); c != nil {
+		text := "cannot decide: the store is not loaded"
+		if why.stale {
+			text = "cannot decide: the store was not readable for longer than max_staleness"
+		}
+		if c := h.log.Check(zap.ErrorLevel, text); c != nil {
 			c.Write(client)
 		}
 	default:

@@ -100,7 +100,7 @@ func (all *streams) judge(st *stream) {
 	action := st.action
 	action.Now = now.Unix()
 	principal, why := directory.Resume(st.principal, action.Address, action.Now)
-	if why == access.Granted && !isClosed(all.stop) {
+	if why == access.Granted && !isClosed(all.stop) && !all.store.Stale() {
 		decision := directory.Authorize(principal, action)
 		if decision.Allowed() || decision.Reason == access.NoRule && st.observes() {
 			all.judgeAt(st, principal.Until(), now) // its end may be another one than before

@@ -68,6 +68,7 @@ func TestValidate(t *testing.T) {
 
 		accepts("lifetimes", app("token_ttl 30d", "max_token_ttl 30d")),
 		accepts("max_token_ttl alone", app("max_token_ttl 30d")),
+		refuses("max_staleness shorter than a second", app("max_staleness 10ms"), "max_staleness 10ms is shorter than a look at the store may take; the least is 1s"),
 		refuses("token_ttl beyond max_token_ttl", app("token_ttl 31d", "max_token_ttl 30d"), "token_ttl 744h0m0s is longer than max_token_ttl 720h0m0s"),
 		refuses("no duration", app("token_ttl 90"), `\"90\" is not a duration such as 90d or 36h, at Caddyfile:3`),
 

@@ -1,8 +1,12 @@
 package store
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"syscall"
+
+	"modernc.org/sqlite"
 )
 
 // What can be wrong with a call. Every error that the caller can do something
@@ -72,4 +76,45 @@ func within(err error, part string) error {
 	}
 	inner.Field = part
 	return &inner
+}
+
+var (
+	errGone = errors.New("the database was taken away while it was open")
+	errBusy = errors.New("too many are before this one; try again later")
+)
+
+// Trouble says, of an error that is no [*Error], what is wrong with the store, in
+// words that tell nothing else, and whether it is the disk that is full. "" is
+// anything.
+func Trouble(err error) (reason string, full bool) {
+	code := 0
+	var e *sqlite.Error
+	if errors.As(err, &e) {
+		code = e.Code() & 0xff
+	}
+	switch {
+	case code == sqliteFull || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT):
+		return "its disk is full", true
+	case errors.Is(err, errGone):
+		return "its database was taken away", false
+	case errors.Is(err, ErrOlder):
+		return "its database is an older one than before", false
+	case code == sqliteBusy || code == sqliteLocked || errors.Is(err, errBusy) || errors.Is(err, context.DeadlineExceeded):
+		return "it is busy", false
+	case isIO(err):
+		return "its disk has an error", false
+	case code == sqliteReadOnly:
+		return "its database cannot be written", false
+	case code == sqliteCantOpen:
+		return "its database cannot be opened", false
+	case code == sqliteCorrupt || code == sqliteNotADB || errors.Is(err, ErrDamaged):
+		return "its database is damaged", false
+	}
+	return "", false
+}
+
+// isIO reports whether a read or a write failed.
+func isIO(err error) bool {
+	var e *sqlite.Error
+	return errors.As(err, &e) && e.Code()&0xff == sqliteIOErr || errors.Is(err, syscall.EIO)
 }

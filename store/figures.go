@@ -208,14 +208,17 @@ func (s *Store) keepFigures(ctx context.Context) {
 		}
 		s.figures.settle()
 		work := context.WithoutCancel(ctx)
-		err := s.writeFigures(work)
-		if err == nil && !closing {
-			err = s.endQuiet(work)
-		}
-		if now := s.now(); err == nil && !closing && now.Sub(purged) >= time.Hour {
-			purged = now
-			err = s.purge(work)
-		}
+		err := s.safely("writing the use of tokens", func() error {
+			err := s.writeFigures(work)
+			if err == nil && !closing {
+				err = s.endQuiet(work)
+			}
+			if now := s.now(); err == nil && !closing && now.Sub(purged) >= time.Hour {
+				purged = now
+				err = s.purge(work)
+			}
+			return err
+		})
 		if err != nil && !failing {
 			s.log.Error("the use of tokens cannot be written; it is tried again", zap.Error(err))
 		}

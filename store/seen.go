@@ -151,10 +151,10 @@ func (s *Store) keepSeen(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
-			s.note(0)
+			_ = s.safely("noting", func() error { s.note(0); return nil })
 			return
 		case <-tick.C:
-			s.note(clockEvery)
+			_ = s.safely("noting", func() error { s.note(clockEvery); return nil })
 		}
 	}
 }

@@ -35,6 +35,7 @@ type Options struct {
 	MaxTokenTTL  time.Duration    // the longest lifetime of a token; 0 is unlimited
 	UseInterval  time.Duration    // how often the use of tokens is written; 0 is 10 s
 	Retention    time.Duration    // how long a deleted service user can be brought back; 0 is 30 days
+	MaxStaleness time.Duration    // how long to answer without having found the store readable; 0 is for ever
 	Poll         time.Duration    // how often to look for changes of other processes; 0 is 5 ms
 	Now          func() time.Time // nil is time.Now
 	Log          *zap.Logger      // nil is silence
@@ -72,6 +73,10 @@ type Store struct {
 	changed   atomic.Pointer[func()] // told when the directory is another one
 	fault     atomic.Pointer[string] // what the last poll said; nil is well
 	checked   atomic.Int64           // when the last poll was that went well, in Unix nanoseconds
+	begun     time.Time              // with a monotonic reading
+	fresh     atomic.Int64           // the same since begun, in nanoseconds: clocks that are set do not count
+	stale     atomic.Bool
+	panics    atomic.Int64
 	uses      firstUses
 	figures   figures
 	attempts  attempts
@@ -120,6 +125,7 @@ func Open(ctx context.Context, path string, opts Options) (*Store, error) {
 		return nil, fmt.Errorf("loading the store %q: %w", path, withRecovery(damage(err), place))
 	}
 	s.tellOfClock()
+	s.begun = s.clock.read()
 	s.checked.Store(s.now().UnixNano())
 	background, stop := context.WithCancel(context.Background())
 	s.stop = stop
@@ -127,6 +133,9 @@ func Open(ctx context.Context, path string, opts Options) (*Store, error) {
 	s.stopped.Go(func() { s.recordUses(background) })
 	s.stopped.Go(func() { s.keepFigures(background) })
 	s.stopped.Go(func() { s.keepSeen(background) })
+	if s.opts.MaxStaleness > 0 {
+		s.stopped.Go(func() { s.watchAge(background) })
+	}
 	return s, nil
 }
 
@@ -149,8 +158,8 @@ func (s *Store) Path() string { return s.path }
 // waits.
 func (s *Store) Directory() *access.Directory { return s.directory.Load() }
 
-// OnChange has f called after each change of the directory. f must return at
-// once. There is one listener; nil ends it.
+// OnChange has f called after each change of the directory, and when it becomes
+// stale. f must return at once. There is one listener; nil ends it.
 func (s *Store) OnChange(f func()) { s.changed.Store(&f) }
 
 // Now returns the instant by the store's clock, which never goes back by a second:
@@ -172,6 +181,55 @@ func (s *Store) Fault() string {
 // Checked returns when the store was last found to hold nothing newer than the
 // directory.
 func (s *Store) Checked() time.Time { return time.Unix(0, s.checked.Load()) }
+
+// Stale reports whether the store has not been found readable for longer than
+// MaxStaleness, so that nothing may be decided on the directory any more. It waits
+// for nothing and reads no clock.
+func (s *Store) Stale() bool { return s.stale.Load() }
+
+// Age returns how long ago the store was last found readable.
+func (s *Store) Age() time.Duration {
+	return max(s.clock.read().Sub(s.begun)-time.Duration(s.fresh.Load()), 0)
+}
+
+// Panics returns how many mistakes of the program its background work survived.
+func (s *Store) Panics() int64 { return s.panics.Load() }
+
+// watchAge tells when the directory becomes too old. It does nothing else, since
+// whoever reads the store may hang.
+func (s *Store) watchAge(ctx context.Context) {
+	tick := time.NewTicker(min(max(s.opts.MaxStaleness/10, time.Millisecond), time.Second))
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		stale := s.Age() > s.opts.MaxStaleness
+		if s.stale.Swap(stale) == stale {
+			continue
+		}
+		if stale {
+			s.log.Error("the store was not readable for longer than max_staleness; no request is let through until it is",
+				zap.String("store", s.path), zap.Duration("max_staleness", s.opts.MaxStaleness), zap.String("fault", s.Fault()))
+		}
+		_ = s.safely("telling of a stale directory", func() error { s.announce(); return nil })
+	}
+}
+
+// safely does a part of the work in the background. A panic is an error of it: the
+// work goes on with the next part.
+func (s *Store) safely(what string, do func() error) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			s.panics.Add(1)
+			s.log.Error("a mistake in the program; please report it", zap.String("while", what), zap.Any("panic", r), zap.Stack("stack"))
+			err = fmt.Errorf("%s: a mistake in the program: %v", what, r)
+		}
+	}()
+	return do()
+}
 
 // tx is a change in the making.
 type tx struct {
@@ -215,7 +273,7 @@ func (s *Store) lock(ctx context.Context) error {
 // turn is lock for a change, which does not wait for ever: while another process
 // holds the database, those before it may take seconds each.
 func (s *Store) turn(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, turnTimeout, errors.New("too many are before this one; try again later"))
+	ctx, cancel := context.WithTimeoutCause(ctx, turnTimeout, errBusy)
 	defer cancel()
 	return s.lock(ctx)
 }
@@ -235,7 +293,7 @@ func (s *Store) inPlace() error {
 		err = errors.New("the file was emptied")
 	}
 	if err != nil {
-		return fmt.Errorf("the database was taken away while it was open; put it back, or restart: %w", err)
+		return fmt.Errorf("%w; put it back, or restart: %w", errGone, err)
 	}
 	return nil
 }
@@ -246,7 +304,7 @@ func (s *Store) inPlace() error {
 func (s *Store) logInPlace() error {
 	for _, suffix := range []string{"-wal", "-shm"} {
 		if _, err := os.Stat(s.path + suffix); err != nil {
-			return fmt.Errorf("%q, which belongs to the database, was taken away while it was open; put it back, or restart: %w", s.path+suffix, err)
+			return fmt.Errorf("%w: %q, which belongs to it; put it back, or restart: %w", errGone, s.path+suffix, err)
 		}
 	}
 	return nil
@@ -260,6 +318,11 @@ func (s *Store) install(next loaded) {
 	s.loaded = next
 	s.head.Store(&next.position)
 	s.directory.Store(next.directory)
+	s.announce()
+}
+
+// announce tells the listener that requests may be answered otherwise than before.
+func (s *Store) announce() {
 	if f := s.changed.Load(); f != nil && *f != nil {
 		(*f)()
 	}
@@ -269,7 +332,7 @@ func (s *Store) install(next loaded) {
 // The new directory is built inside of it, so a change that could not be
 // enforced is rolled back, and one that is committed holds at once. When f
 // writes no audit record nothing is changed.
-func (s *Store) change(ctx context.Context, by Actor, f func(*tx) error) error {
+func (s *Store) change(ctx context.Context, by Actor, f func(*tx) error) (err error) {
 	if err := s.turn(ctx); err != nil {
 		return fmt.Errorf("waiting for another change: %w", err)
 	}
@@ -277,6 +340,14 @@ func (s *Store) change(ctx context.Context, by Actor, f func(*tx) error) error {
 	if err := s.inPlace(); err != nil {
 		return err
 	}
+	// What failed to reach the disk is not tried again on the same connection: it
+	// might be said to be there although it is not.
+	defer func() {
+		if isIO(err) {
+			s.write.SetMaxIdleConns(0)
+			s.write.SetMaxIdleConns(1)
+		}
+	}()
 	// The caller may hang up at any moment; the change is then made or not, but
 	// never left in between.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeTimeout)
@@ -375,7 +446,7 @@ func (s *Store) watch(ctx context.Context) {
 		if conn != nil && s.Fault() == "" && log.unchanged(s.path+"-wal") {
 			continue
 		}
-		err := func() error {
+		err := s.safely("looking for changes", func() error {
 			// A query that is cancelled gives its connection back some time later;
 			// Close has to find none in use.
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeTimeout)
@@ -409,7 +480,7 @@ func (s *Store) watch(ctx context.Context) {
 			}
 			seen = version
 			return nil
-		}()
+		})
 		if ctx.Err() == nil {
 			s.report(err)
 		}
@@ -451,6 +522,7 @@ func (s *Store) report(err error) {
 	before := s.Fault()
 	if err == nil {
 		s.checked.Store(s.now().UnixNano())
+		s.fresh.Store(int64(s.clock.read().Sub(s.begun)))
 	}
 	switch {
 	case err == nil && before != "":

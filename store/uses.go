@@ -69,7 +69,7 @@ func (s *Store) recordUses(ctx context.Context) {
 		case <-again:
 		}
 		again = nil
-		err := s.writeUses(context.WithoutCancel(ctx))
+		err := s.safely("writing first uses", func() error { return s.writeUses(context.WithoutCancel(ctx)) })
 		if err != nil {
 			again = time.After(retryUses)
 			if !failing {
