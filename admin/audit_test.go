@@ -194,7 +194,7 @@ func TestHealth(t *testing.T) {
 	}
 	s.run(
 		r(`GET /service_users/healthz`, `200 = {"status":"ok"}`),
-		r(`GET /service_users/readyz`, `503 ERR_NOT_READY`),
+		r(`GET /service_users/readyz`, `503 {"error_code":"ERR_NOT_READY","details":{"store":"ok","revision":"0","checked_at":"t+0s"}}`),
 	)
 	for request, want := range map[string][2]bool{
 		"GET /healthz": {false, true}, "HEAD /healthz/": {false, true}, "GET /service_users/healthz": {false, true}, "GET /readyz": {true, true}, "GET /readyz/": {true, true},

@@ -15,6 +15,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/serviceusers/caddy-service-users/store"
 )
@@ -404,4 +405,26 @@ func TestStale(t *testing.T) {
 		t.Fatal(err)
 	}
 	become([4]int{401, 200, 200, 200})
+}
+
+// TestDoubtfulPlace checks that the log tells of a store that will not stay.
+func TestDoubtfulPlace(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s.db")
+	doubt, err := store.Doubt(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	core, logs := observer.New(zap.WarnLevel)
+	live := &shared{path: path, opts: store.Options{Log: zap.New(core)}, ready: make(chan struct{})}
+	if err := live.start(); err != nil {
+		t.Fatal(err)
+	}
+	defer live.Destruct()
+	want := 0
+	if doubt != "" {
+		want = 1
+	}
+	if got := logs.FilterField(zap.String("file_system", doubt)).Len(); got != want {
+		t.Errorf("warnings about %q: got %d, want %d", doubt, got, want)
+	}
 }
