@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -426,5 +427,53 @@ func TestDoubtfulPlace(t *testing.T) {
 	}
 	if got := logs.FilterField(zap.String("file_system", doubt)).Len(); got != want {
 		t.Errorf("warnings about %q: got %d, want %d", doubt, got, want)
+	}
+}
+
+// TestExpiredStaysExpired checks that requests are judged by the clock of the store:
+// here that of the machine was an hour ahead before the last restart.
+func TestExpiredStaysExpired(t *testing.T) {
+	path, ctx := filepath.Join(t.TempDir(), "s.db"), t.Context()
+	var ahead atomic.Int64
+	now := func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+	s, err := store.Open(ctx, path, store.Options{Now: now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	u, lasting, err := s.CreateServiceUser(ctx, store.Local, store.ServiceUser{Name: "a", Active: true}, &store.NewToken{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ending, err := s.CreateToken(ctx, store.Local, u.ID, store.NewToken{ExpiresAt: now().Add(time.Minute)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ahead.Store(int64(time.Hour))
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	live := &shared{path: path, opts: store.Options{Log: zap.NewNop()}, ready: make(chan struct{})}
+	if err := live.start(); err != nil {
+		t.Fatal(err)
+	}
+	defer live.Destruct()
+	h := &Handler{storeHandle: storeHandle{shared: live}, log: zap.NewNop()}
+	if err := h.prepare(); err != nil {
+		t.Fatal(err)
+	}
+	action, _ := h.judge(prepared(httptest.NewRequestWithContext(ctx, "GET", "/x", nil)))
+	if got, least := action.Now, time.Now().Add(59*time.Minute).Unix(); got < least {
+		t.Errorf("the time that conditions see: got %d, want at least %d", got, least)
+	}
+	for secret, want := range map[string]int{lasting.Secret: 403, ending.Secret: 401} {
+		r := prepared(httptest.NewRequestWithContext(ctx, "GET", "/x", nil))
+		r.SetBasicAuth(u.ID, secret)
+		w := httptest.NewRecorder()
+		if err := h.ServeHTTP(w, r, caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error { return nil })); err != nil {
+			t.Fatal(err)
+		}
+		if w.Code != want {
+			t.Errorf("got %d, want %d", w.Code, want)
+		}
 	}
 }
