@@ -119,7 +119,9 @@ func TestStale(t *testing.T) {
 func TestPanicsAreSurvived(t *testing.T) {
 	core, logs := observer.New(zap.ErrorLevel)
 	w := newWorld(t, Options{UseInterval: 10 * time.Millisecond, Log: zap.New(core)})
-	other := open(t, w.path, w.opts)
+	idle := w.opts
+	idle.UseInterval = time.Hour // it must not do the work of the first
+	other := open(t, w.path, idle)
 	rotated, _, err := w.RotateToken(ctx, Actor{Name: w.user.ID}, w.user.ID, w.token.ID, time.Hour)
 	mustDo(err)
 	fresh := must(w.CreateToken(ctx, Local, w.user.ID, NewToken{}))
