@@ -359,7 +359,7 @@ func TestRequireTLS(t *testing.T) {
 // everything is again when the store is back.
 func TestStale(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s.db")
-	live := &shared{path: path, opts: store.Options{Log: zap.NewNop(), MaxStaleness: 200 * time.Millisecond}, ready: make(chan struct{})}
+	live := &shared{path: path, opts: store.Options{Log: zap.NewNop(), MaxStaleness: time.Second}, ready: make(chan struct{})}
 	if err := live.start(); err != nil {
 		t.Fatal(err)
 	}

@@ -119,8 +119,8 @@ func TestStale(t *testing.T) {
 func TestPanicsAreSurvived(t *testing.T) {
 	core, logs := observer.New(zap.ErrorLevel)
 	w := newWorld(t, Options{UseInterval: 10 * time.Millisecond, Log: zap.New(core)})
-	idle := w.opts
-	idle.UseInterval = time.Hour // it must not do the work of the first
+	idle := w.opts // the other one leaves the work to this one
+	idle.UseInterval = time.Hour
 	other := open(t, w.path, idle)
 	rotated, _, err := w.RotateToken(ctx, Actor{Name: w.user.ID}, w.user.ID, w.token.ID, time.Hour)
 	mustDo(err)
@@ -145,9 +145,6 @@ func TestPanicsAreSurvived(t *testing.T) {
 		w.OnChange(breaks)
 		before := w.Panics()
 		row.do()
-		defer func() {
-			t.Log(row.name, told(), w.Panics(), w.Fault(), logs.Len(), w.uses.has(w.token.ID), len(w.writing))
-		}()
 		eventually(t, row.name+": a panic", func() bool { return told() > 0 && w.Panics() > before })
 		w.OnChange(nil)
 		eventually(t, row.name+": that the work goes on", row.goesOn)
