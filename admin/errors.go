@@ -68,7 +68,11 @@ func toError(err error) *Error {
 		if reason != "" {
 			reason = ": " + reason
 		}
-		return NewError(http.StatusServiceUnavailable, "ERR_STORE_UNAVAILABLE", "the store cannot be used right now"+reason+"; nothing was changed, try again later")
+		outcome := "nothing was changed, try again later"
+		if errors.Is(err, store.ErrUncertain) {
+			outcome = "whether the change was made is not known, so look before you try again"
+		}
+		return NewError(http.StatusServiceUnavailable, "ERR_STORE_UNAVAILABLE", "the store cannot be used right now"+reason+"; "+outcome)
 	}
 	is := func(kind error) bool { return errors.Is(fault.Kind, kind) }
 	named := fault.Field == "name"

@@ -83,6 +83,10 @@ var (
 	errBusy = errors.New("too many are before this one; try again later")
 )
 
+// ErrUncertain is in an error when the end of a change has failed: it may have been
+// made all the same, and the directory shows it in a moment if it was.
+var ErrUncertain = errors.New("whether the change was made is not known")
+
 // Trouble says, of an error that is no [*Error], what is wrong with the store, in
 // words that tell nothing else, and whether it is the disk that is full. "" is
 // anything.

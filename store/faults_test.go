@@ -357,6 +357,9 @@ func TestCallsFailInAChange(t *testing.T) {
 				case err != nil && !errors.Is(err, errFault):
 					t.Errorf("%s: got %v, want the fault", f, err)
 				}
+				if strings.Contains(f.String(), "after commit") && !errors.Is(err, ErrUncertain) {
+					t.Errorf("%s: got %v, want that it is not known", f, err)
+				}
 				if err != nil && !strings.Contains(f.String(), "after commit") {
 					same(t, f.String()+": rows", dump(t, w.Store), dump1)
 				}

@@ -136,9 +136,19 @@ func openSQLite(ctx context.Context, path string, now time.Time, log *zap.Logger
 		write.Close()
 		return nil, nil, nil, err
 	}
-	read.SetMaxOpenConns(8)
-	read.SetMaxIdleConns(8) // to open one costs more than most of what they are for
+	read.SetMaxOpenConns(maxReading)
+	read.SetMaxIdleConns(maxReading)
 	return read, write, file, nil
+}
+
+// maxReading is how many connections read; all of them are kept, since to open one
+// costs more than most of what they are for.
+const maxReading = 8
+
+// dropIdle closes the connections that nobody uses.
+func dropIdle(db *sql.DB) {
+	db.SetMaxIdleConns(0)
+	db.SetMaxIdleConns(maxReading)
 }
 
 // makePrivate takes the database, and the log and its index that may lie beside

@@ -391,7 +391,7 @@ func (s *Store) change(ctx context.Context, by Actor, f func(*tx) error) (err er
 		return fmt.Errorf("building the directory: %w", err)
 	}
 	if err := t.Commit(); err != nil {
-		return fmt.Errorf("committing: %w", errors.Join(err, ctx.Err()))
+		return fmt.Errorf("%w: committing: %w", ErrUncertain, errors.Join(err, ctx.Err()))
 	}
 	s.install(next)
 	s.tell(t.events)
@@ -437,6 +437,7 @@ func (s *Store) watch(ctx context.Context) {
 		}
 	}()
 	seen := int64(-1)
+	var renewed time.Time
 	for {
 		select {
 		case <-ctx.Done():
@@ -484,8 +485,22 @@ func (s *Store) watch(ctx context.Context) {
 		if ctx.Err() == nil {
 			s.report(err)
 		}
+		// A connection that was opened while another file stood there still reads that
+		// one, whatever has come back since.
+		if err != nil && !errors.Is(err, errGone) && s.inPlace() == nil && time.Since(renewed) > renewInterval {
+			renewed = time.Now()
+			if conn != nil {
+				conn.Close()
+				conn = nil
+			}
+			dropIdle(s.read)
+		}
 	}
 }
+
+// renewInterval is how often connections are opened anew while the store cannot be
+// read.
+const renewInterval = time.Second
 
 // logFile is the write-ahead log as it was at the last look.
 type logFile struct {
