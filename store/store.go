@@ -486,8 +486,9 @@ func (s *Store) watch(ctx context.Context) {
 			s.report(err)
 		}
 		// A connection that was opened while another file stood there still reads that
-		// one, whatever has come back since.
-		if err != nil && !errors.Is(err, errGone) && s.inPlace() == nil && time.Since(renewed) > renewInterval {
+		// one, whatever has come back since. A new one would make the log anew, so the
+		// right one has to be there.
+		if err != nil && !errors.Is(err, errGone) && s.inPlace() == nil && s.logInPlace() == nil && time.Since(renewed) > renewInterval {
 			renewed = time.Now()
 			if conn != nil {
 				conn.Close()
