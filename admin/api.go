@@ -351,6 +351,29 @@ func guarded[T any](c *call, update func(version int64) (T, error)) (T, error) {
 
 func etag(version int64) string { return strconv.Quote(strconv.FormatInt(version, 10)) }
 
+// newestFirst answers with one page of a list in the default order: what the store
+// reads of a kind, before an id, as it is shown, each with its id.
+func newestFirst[R, T any](c *call, q ListQuery, kind string, read func(before string, limit int) ([]R, bool, error), show func(R) (T, string)) ([]T, Page, error) {
+	limit, err := q.limit()
+	if err != nil {
+		return nil, Page{}, err
+	}
+	before, err := q.before(store.ValidID, kind)
+	if err != nil {
+		return nil, Page{}, err
+	}
+	records, more, err := read(before, limit)
+	if err != nil {
+		return nil, Page{}, err
+	}
+	list := make([]T, len(records))
+	last := ""
+	for i, r := range records {
+		list[i], last = show(r)
+	}
+	return list, page(c, more, last, limit), nil
+}
+
 // page builds the frame of a list in the default order.
 func page(c *call, more bool, last string, limit int) Page {
 	if !more {

@@ -60,26 +60,10 @@ func (a *API) createAPIKey(c *call, in APIKeyInput) (APIKey, error) {
 // listAPIKeys lists the API keys of all service users that have not ended, the newest
 // first.
 func (a *API) listAPIKeys(c *call, q ListQuery) (APIKeyList, error) {
-	limit, err := q.limit()
-	if err != nil {
-		return APIKeyList{}, err
-	}
-	before, err := q.before(store.ValidID, "token")
-	if err != nil {
-		return APIKeyList{}, err
-	}
-	tokens, more, err := a.store.AllTokens(c.Context(), c.by, before, limit)
-	if err != nil {
-		return APIKeyList{}, err
-	}
-	list := APIKeyList{Keys: make([]APIKey, len(tokens))}
-	last := ""
-	for i, t := range tokens {
-		list.Keys[i] = showAPIKey(t)
-		last = t.ID
-	}
-	list.Page = page(c, more, last, limit)
-	return list, nil
+	keys, page, err := newestFirst(c, q, "token", func(before string, limit int) ([]store.Token, bool, error) {
+		return a.store.AllTokens(c.Context(), c.by, before, limit)
+	}, func(t store.Token) (APIKey, string) { return showAPIKey(t), t.ID })
+	return APIKeyList{keys, page}, err
 }
 
 // getAPIKey shows an API key, without its secret.

@@ -83,26 +83,10 @@ func (r RuleInput) rule() (access.Rule, error) {
 // listGroups lists permission groups, the newest first, or finds the one of a
 // name.
 func (a *API) listGroups(c *call, q NamedListQuery) (GroupList, error) {
-	limit, err := q.limit()
-	if err != nil {
-		return GroupList{}, err
-	}
-	before, err := q.before(store.ValidID, "group")
-	if err != nil {
-		return GroupList{}, err
-	}
-	groups, more, err := a.store.Groups(c.Context(), c.by, q.Name, before, limit)
-	if err != nil {
-		return GroupList{}, err
-	}
-	list := GroupList{PermissionGroups: make([]Group, len(groups))}
-	last := ""
-	for i, g := range groups {
-		list.PermissionGroups[i] = showGroup(g)
-		last = g.ID
-	}
-	list.Page = page(c, more, last, limit)
-	return list, nil
+	groups, page, err := newestFirst(c, q.ListQuery, "group", func(before string, limit int) ([]store.Group, bool, error) {
+		return a.store.Groups(c.Context(), c.by, q.Name, before, limit)
+	}, func(g store.Group) (Group, string) { return showGroup(g), g.ID })
+	return GroupList{groups, page}, err
 }
 
 // getGroup shows a permission group with its rules.
@@ -198,26 +182,12 @@ func (a *API) listMembers(c *call, q ListQuery) (MemberList, error) {
 	if err != nil {
 		return MemberList{}, err
 	}
-	limit, err := q.limit()
-	if err != nil {
-		return MemberList{}, err
-	}
-	before, err := q.before(store.ValidID, "service")
-	if err != nil {
-		return MemberList{}, err
-	}
-	members, more, err := a.store.Members(c.Context(), c.by, id, before, limit)
-	if err != nil {
-		return MemberList{}, err
-	}
-	list := MemberList{Members: make([]Member, len(members))}
-	last := ""
-	for i, m := range members {
-		list.Members[i] = Member{ID: m.ID, Name: m.Name, Source: string(m.Source)}
-		last = m.ID
-	}
-	list.Page = page(c, more, last, limit)
-	return list, nil
+	members, page, err := newestFirst(c, q, "service", func(before string, limit int) ([]store.Member, bool, error) {
+		return a.store.Members(c.Context(), c.by, id, before, limit)
+	}, func(m store.Member) (Member, string) {
+		return Member{ID: m.ID, Name: m.Name, Source: string(m.Source)}, m.ID
+	})
+	return MemberList{members, page}, err
 }
 
 // addMember names a service user as a member of a permission group. To name it

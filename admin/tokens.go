@@ -67,26 +67,10 @@ func (a *API) listTokens(c *call, q ListQuery) (TokenList, error) {
 	if err != nil {
 		return TokenList{}, err
 	}
-	limit, err := q.limit()
-	if err != nil {
-		return TokenList{}, err
-	}
-	before, err := q.before(store.ValidID, "token")
-	if err != nil {
-		return TokenList{}, err
-	}
-	tokens, more, err := a.store.Tokens(c.Context(), c.by, id, before, limit)
-	if err != nil {
-		return TokenList{}, err
-	}
-	list := TokenList{Tokens: make([]Token, len(tokens))}
-	last := ""
-	for i, t := range tokens {
-		list.Tokens[i] = showToken(t, a.store.Now())
-		last = t.ID
-	}
-	list.Page = page(c, more, last, limit)
-	return list, nil
+	tokens, page, err := newestFirst(c, q, "token", func(before string, limit int) ([]store.Token, bool, error) {
+		return a.store.Tokens(c.Context(), c.by, id, before, limit)
+	}, func(t store.Token) (Token, string) { return showToken(t, a.store.Now()), t.ID })
+	return TokenList{tokens, page}, err
 }
 
 // tokenIDs reads the two ids in the path of a token.

@@ -459,17 +459,7 @@ func RestoreNew(ctx context.Context, path string, by Actor, backup io.Reader, op
 
 // CanReplace reports whether an error of [Open] is about what the file holds, so that
 // a backup may take its place, and not about the disk, a lock or a permission.
-func CanReplace(err error) bool {
-	var e *sqlite.Error
-	if errors.As(err, &e) {
-		switch e.Code() & 0xff {
-		case 5, 6, 8, 10, 13, sqliteCantOpen: // busy, locked, read-only, I/O, full
-			return false
-		}
-	}
-	var p *fs.PathError
-	return err != nil && !errors.As(err, &p) && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded)
-}
+func CanReplace(err error) bool { return err != nil && !isTrouble(err) }
 
 // filesOf lists what belongs to a database at path, by what is behind its name, the
 // database itself first.
