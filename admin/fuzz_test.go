@@ -197,6 +197,10 @@ func FuzzPath(f *testing.F) {
 		}
 		r.Header.Set("If-Match", `"999"`) // lest what the other inputs look for goes
 		w := s.serveHere(t, r)
+		if strings.Contains(w.Body.String(), "compares no versions") { // said before anything was looked for
+			r.Header.Del("If-Match")
+			w = s.serveHere(t, r)
+		}
 		if w.Code >= 300 && w.Code != http.StatusPreconditionFailed {
 			return
 		}
