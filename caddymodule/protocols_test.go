@@ -1046,15 +1046,22 @@ func TestStreams(t *testing.T) {
 			}
 			user := "watcher-" + strings.ReplaceAll(name, " ", "-")
 			c := s.create(user, "--group", "readers")
-			if lose == nil {
-				out := strings.Fields(s.mustCLI("token", "create", user, "--ttl", "2s"))
-				c.secret = out[slices.Index(out, "token")+1]
-			}
-			stream := openEvents(t, s, c)
+			var stream net.Conn
+			wait := patience
 			if lose != nil {
+				stream = openEvents(t, s, c)
 				lose(user)
 			}
-			_ = stream.SetDeadline(time.Now().Add(patience))
+			for ttl := 2 * time.Second; stream == nil; ttl *= 2 { // long enough for the stream to open
+				out := strings.Fields(s.mustCLI("token", "create", user, "--ttl", ttl.String()))
+				c.secret = out[slices.Index(out, "token")+1]
+				wait = patience + ttl
+				var err error
+				if stream, err = tryEvents(s, c); err != nil && (ttl > time.Minute || !strings.Contains(err.Error(), "HTTP/1.1 401")) {
+					t.Fatal(err)
+				}
+			}
+			_ = stream.SetDeadline(time.Now().Add(wait))
 			if text, err := io.ReadAll(stream); errors.Is(err, os.ErrDeadlineExceeded) || strings.Contains(string(text), "data:") {
 				t.Errorf("%s: the stream goes on: %q (%v)", name, text, err)
 			}
@@ -1151,24 +1158,35 @@ func openWebSocket(t *testing.T, s *server, user credentials, header ...string) 
 // "Name: value" lines.
 func openEvents(t *testing.T, s *server, user credentials, header ...string) net.Conn {
 	t.Helper()
-	conn, err := net.Dial("tcp", s.addr("API_PORT"))
+	conn, err := tryEvents(s, user, header...)
 	if err != nil {
-		t.Fatal(err)
-	}
-	_ = conn.SetDeadline(time.Now().Add(2 * patience))
-	if _, err := io.WriteString(conn, "GET /v1/events HTTP/1.1\r\nHost: app.example\r\nAuthorization: "+basic(user.id, user.secret)+"\r\nAccept: text/event-stream\r\n"+strings.Join(append(header, ""), "\r\n")+"\r\n"); err != nil {
-		t.Fatal(err)
-	}
-	var got []byte
-	buf := make([]byte, 1024)
-	for !strings.HasSuffix(string(got), "data: hello\n\n\r\n") {
-		n, err := conn.Read(buf)
-		if err != nil {
-			t.Fatalf("no first event: %q %v", got, err)
-		}
-		got = append(got, buf[:n]...)
+		t.Fatalf("no first event: %v", err)
 	}
 	return conn
+}
+
+func tryEvents(s *server, user credentials, header ...string) (net.Conn, error) {
+	conn, err := net.Dial("tcp", s.addr("API_PORT"))
+	if err != nil {
+		return nil, err
+	}
+	_ = conn.SetDeadline(time.Now().Add(2 * patience))
+	_, err = io.WriteString(conn, "GET /v1/events HTTP/1.1\r\nHost: app.example\r\nAuthorization: "+basic(user.id, user.secret)+"\r\nAccept: text/event-stream\r\n"+strings.Join(append(header, ""), "\r\n")+"\r\n")
+	var got []byte
+	buf := make([]byte, 1024)
+	for err == nil && !strings.HasSuffix(string(got), "data: hello\n\n\r\n") {
+		var n int
+		n, err = conn.Read(buf)
+		got = append(got, buf[:n]...)
+		if status, _, ok := strings.Cut(string(got), "\r\n"); ok && !strings.HasPrefix(status, "HTTP/1.1 200 ") {
+			err = errors.New("refused")
+		}
+	}
+	if err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("got %q: %w", got, err)
+	}
+	return conn, nil
 }
 
 const neighboursCaddyfile = `
