@@ -1,11 +1,13 @@
 package access
 
 import (
+	"encoding/binary"
 	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 )
 
@@ -316,9 +318,10 @@ func (d *Directory) With(c Changes) (*Directory, error) {
 }
 
 // Edit is a directory in the making, for changes that come in parts: first the
-// groups, then the users. It belongs to one goroutine. After an error there is
-// nothing to do with it.
+// groups, then the users. It belongs to one goroutine, but for [Edit.Users]. After
+// an error there is nothing to do with it.
 type Edit struct {
+	mu      sync.Mutex // of what follows
 	base    *Directory
 	next    Directory
 	users   *tableEdit
@@ -545,7 +548,7 @@ func (e *Edit) class(ids, doubts, only []string) int {
 }
 
 // forget takes out what leads to a user, but not its row.
-func (e *Edit) forget(w written) {
+func (e *Edit) forget(w *written) {
 	if !w.known {
 		return
 	}
@@ -555,75 +558,119 @@ func (e *Edit) forget(w written) {
 	e.logins.remove(old.Alias)
 }
 
-// Users takes users over, and others out. It may be called again for others.
+// Users takes users over, and others out. It may be called again for others, by
+// several goroutines, after the groups are in.
 func (e *Edit) Users(changed []User, removed []string) error {
 	if len(changed) == 0 && len(removed) == 0 {
 		return nil
 	}
-	e.begin()
-	for _, id := range removed {
-		if w := e.users.find(id); w.known {
-			e.forget(w)
-			e.users.remove(w)
-		}
-	}
-	if e.next.users.count > 0 { // all of them first: an alias may move from one to another
-		for i := range changed {
-			w := e.users.find(changed[i].ID)
-			if w.twice {
-				return fmt.Errorf("service user %s stands twice in the changes", changed[i].ID)
-			}
-			e.forget(w)
-		}
-	}
-	for i := range changed {
-		w := e.users.find(changed[i].ID)
-		if w.twice {
-			return fmt.Errorf("service user %s stands twice in the changes", changed[i].ID)
-		}
-		u := changed[i]
+	drafts := make([]draft, len(changed))
+	for i, u := range changed {
 		u.Tokens = slices.Clone(u.Tokens)
 		for j := range u.Tokens {
 			u.Tokens[j].pepper = e.next.peppers.index(u.Tokens[j].Pepper)
 		}
-		if err := e.write(w, u); err != nil {
+		var err error
+		if drafts[i], err = e.draft(u); err != nil {
+			return err
+		}
+	}
+	if err := e.prepare(drafts, removed); err != nil {
+		return err
+	}
+	for i := range drafts {
+		if err := e.write(&drafts[i]); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// write enters a user. Its tokens belong to the caller no more.
-func (e *Edit) write(w written, u User) error {
-	d := &e.next
+// prepare takes out what is known of the users so far, and gives them classes.
+func (e *Edit) prepare(drafts []draft, removed []string) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.begin()
+	for _, id := range removed {
+		w := newWritten(id)
+		if e.users.find(&w); w.known {
+			e.forget(&w)
+			e.users.remove(&w)
+		}
+	}
+	if e.base.users.count > 0 { // all of them first: an alias may move from one to another
+		for i := range drafts {
+			w := drafts[i].written
+			if e.users.find(&w); !w.twice { // else it is refused when it is written
+				e.forget(&w)
+			}
+		}
+	}
+	for i := range drafts {
+		if err := e.classify(&drafts[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// draft is a user on its way into the table.
+type draft struct {
+	written
+	user    User
+	row     []byte   // without the classes
+	classes []byte   // what follows on it
+	buf     [8]byte  // for classes
+	ids     []string // of the groups that the user is in, sorted …
+	doubts  []string // … of those of which it cannot be said …
+	named   []string // … and of those that name it …
+	other   bool     // … which are others
+}
+
+// draft checks a user and makes it ready. Its tokens belong to the caller no more.
+func (e *Edit) draft(u User) (draft, error) {
 	if u.ID == "" || !u.Role.Valid() {
-		return fmt.Errorf("service user %q: role %q is none of admin, manager, member", u.ID, u.Role)
+		return draft{}, fmt.Errorf("service user %q: role %q is none of admin, manager, member", u.ID, u.Role)
 	}
-	ids, doubts := d.members(&u)
-	u.class = e.class(ids, doubts, nil)
-	e.sizes.add(u.class, 1)
 	for i := range u.Tokens {
-		t := &u.Tokens[i]
-		if t.Hash == (Hash{}) {
-			return fmt.Errorf("service user %s, token %s: the hash is empty", u.ID, t.ID)
-		}
-		t.class = u.class
-		if len(t.Groups) > 0 {
-			t.class = e.class(ids, doubts, sortedCopy(t.Groups))
+		if t := &u.Tokens[i]; t.Hash == (Hash{}) {
+			return draft{}, fmt.Errorf("service user %s, token %s: the hash is empty", u.ID, t.ID)
 		}
 	}
-	named := u.class
-	if groups := sortedCopy(u.Groups); !slices.Equal(groups, ids) {
-		named = e.class(groups, nil, nil)
+	d := draft{written: newWritten(u.ID), user: u}
+	d.ids, d.doubts = e.next.members(&u)
+	d.named = sortedCopy(u.Groups)
+	d.other = !slices.Equal(d.named, d.ids)
+	d.row = appendUser(make([]byte, 0, 256), &u, &d.id, d.other)
+	return d, nil
+}
+
+// classify numbers the combinations of groups of a user and of its tokens.
+func (e *Edit) classify(d *draft) error {
+	class := e.class(d.ids, d.doubts, nil)
+	e.sizes.add(class, 1)
+	d.classes = binary.AppendUvarint(d.buf[:0], uint64(class))
+	if d.other {
+		d.classes = binary.AppendUvarint(d.classes, uint64(e.class(d.named, nil, nil)))
 	}
-	if err := e.users.set(w, &u, named); err != nil {
-		return err
-	}
-	if u.Alias != "" {
-		if other, taken := e.logins.get(u.Alias); taken {
-			return fmt.Errorf("service users %s and %s have the same alias", other, u.ID)
+	for i := range d.user.Tokens {
+		if only := d.user.Tokens[i].Groups; len(only) > 0 {
+			d.classes = binary.AppendUvarint(d.classes, uint64(e.class(d.ids, d.doubts, sortedCopy(only))))
 		}
-		e.logins.set(u.Alias, u.ID)
+	}
+	if alias := d.user.Alias; alias != "" {
+		if other, taken := e.logins.get(alias); taken {
+			return fmt.Errorf("service users %s and %s have the same alias", other, d.user.ID)
+		}
+		e.logins.set(alias, d.user.ID)
+	}
+	return nil
+}
+
+// write enters a user.
+func (e *Edit) write(d *draft) error {
+	if err := e.users.set(&d.written, d.row, d.classes, d.user.Tokens); err != nil {
+		return fmt.Errorf("service user %s %w", d.user.ID, err)
 	}
 	return nil
 }
@@ -639,9 +686,16 @@ func (e *Edit) Done() (*Directory, error) {
 			if err != nil || !d.moves(u, e.moved) {
 				return
 			}
-			if w := e.users.find(u.ID); w.known && !w.twice {
-				e.forget(w)
-				err = e.write(w, *u)
+			w := newWritten(u.ID)
+			if e.users.find(&w); w.known && !w.twice {
+				e.forget(&w)
+				var moved draft
+				if moved, err = e.draft(*u); err == nil {
+					err = e.classify(&moved)
+				}
+				if err == nil {
+					err = e.write(&moved)
+				}
 			}
 		})
 		if err != nil {

@@ -1,6 +1,7 @@
 package access
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"reflect"
@@ -870,6 +871,70 @@ func TestRules(t *testing.T) {
 	}
 	if got := d.Rules(Principal{}); got != nil {
 		t.Errorf("the rules of nobody: got %v", got)
+	}
+}
+
+// Users that several goroutines hand over are the same as those of one.
+func TestEditAtOnce(t *testing.T) {
+	groups := []Group{group(t, "g", "allow GET /v1/{id}"), group(t, "h"), groupOf(t, "c", `user.name.endsWith("7")`, "allow GET /v2/{id}")}
+	const users, at = 5000, 100
+	one := func(n int) User {
+		u := user(n, []string{"g", "h"}[:n%3]...)
+		u.Alias = fmt.Sprint("alias-", n)
+		if n%5 == 0 {
+			u.Tokens[0].Groups = []string{"h"}
+		}
+		return u
+	}
+	edit, err := NewDirectory(Peppers{}, "g").Edit(7)
+	if err == nil {
+		err = edit.Groups(groups, nil)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wait sync.WaitGroup
+	for first := 0; first < users; first += at {
+		wait.Go(func() {
+			var part []User
+			for n := range at {
+				part = append(part, one(first+n))
+			}
+			if err := edit.Users(part, nil); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wait.Wait()
+	d, err := edit.Done()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d.Len() != users {
+		t.Errorf("got %d service users, want %d", d.Len(), users)
+	}
+	for n := range users {
+		want := one(n)
+		for _, login := range []string{want.ID, want.Alias} {
+			got, why := d.Authenticate(Credential{ID: login, Secret: secret(n)}, here, 0)
+			if why != Granted || got.User.Name != want.Name || !slices.Equal(got.Token.Groups, want.Tokens[0].Groups) {
+				t.Fatalf("%s: got %+v, %s, want %+v", login, got.User, why, want)
+			}
+			ids := d.EffectiveGroups(got.User)
+			if in := slices.Contains(ids, "c"); in != (n%10 == 7) || slices.Contains(ids, "h") != (n%3 == 2) || !slices.Contains(ids, "g") {
+				t.Fatalf("%s: got the groups %q", login, ids)
+			}
+		}
+	}
+	if got := d.MemberCount("h"); got != users/3 {
+		t.Errorf("got %d members of h, want %d", got, users/3)
+	}
+	again, err := NewDirectory(Peppers{}, "").Edit(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(again.Users([]User{user(1)}, nil), again.Users([]User{user(1)}, nil)); err == nil || !strings.Contains(err.Error(), "service_1 stands twice") {
+		t.Errorf("the same user in two parts: got %v, want a refusal", err)
 	}
 }
 

@@ -12,7 +12,8 @@ import (
 
 // userRow is a service user as bytes: how many follow, the id, and then each field,
 // numbers as varints, texts with their length before them. Bits say which of the
-// fields that are mostly empty are there.
+// fields that are mostly empty are there. At the end are the numbers of classes: its
+// own, that of the groups that name it, and those of tokens that are narrowed.
 type userRow []byte
 
 // The bits of a user.
@@ -43,14 +44,9 @@ const (
 	isNarrowed
 )
 
-// appendRow writes a user. named is the class of the groups that name it.
-func appendRow(b []byte, u *User, id *rowID, named int) []byte {
-	fields := appendFields(make([]byte, 0, 256), u, id, named)
-	b = binary.AppendUvarint(b, uint64(len(fields)))
-	return append(b, fields...)
-}
-
-func appendFields(b []byte, u *User, id *rowID, named int) []byte {
+// appendUser writes all of a user but the numbers of its classes. wasNamed says that
+// it was named by other groups than those that it is in.
+func appendUser(b []byte, u *User, id *rowID, named bool) []byte {
 	bits := uint64(0)
 	mark := func(set bool, bit uint64) {
 		if set {
@@ -68,12 +64,11 @@ func appendFields(b []byte, u *User, id *rowID, named int) []byte {
 	mark(len(u.Labels) > 0, hasLabels)
 	mark(len(u.AllowedIPs) > 0, hasUserIPs)
 	mark(u.ExpiresAt != 0, userExpires)
-	mark(named != u.class, wasNamed)
+	mark(named, wasNamed)
 	b = binary.AppendUvarint(b, bits)
 	b = appendID(b, id)
 	b = appendText(b, u.Name)
 	b = binary.AppendVarint(b, u.CreatedAt)
-	b = binary.AppendUvarint(b, uint64(u.class))
 	for _, f := range []struct {
 		bit  uint64
 		text string
@@ -100,17 +95,14 @@ func appendFields(b []byte, u *User, id *rowID, named int) []byte {
 	if bits&userExpires != 0 {
 		b = binary.AppendVarint(b, u.ExpiresAt)
 	}
-	if bits&wasNamed != 0 {
-		b = binary.AppendUvarint(b, uint64(named))
-	}
 	b = binary.AppendUvarint(b, uint64(len(u.Tokens)))
 	for i := range u.Tokens {
-		b = appendToken(b, &u.Tokens[i], u.class)
+		b = appendToken(b, &u.Tokens[i])
 	}
 	return b
 }
 
-func appendToken(b []byte, t *Token, class int) []byte {
+func appendToken(b []byte, t *Token) []byte {
 	id := newRowID(tokenPrefix, t.ID)
 	bits := uint64(0)
 	mark := func(set bool, bit uint64) {
@@ -125,7 +117,7 @@ func appendToken(b []byte, t *Token, class int) []byte {
 	mark(t.NotBefore != 0, hasNotBefore)
 	mark(t.ExpiresAt != 0, tokenExpires)
 	mark(len(t.AllowedIPs) > 0, hasTokenIPs)
-	mark(t.class != class, isNarrowed)
+	mark(len(t.Groups) > 0, isNarrowed)
 	b = binary.AppendUvarint(b, bits)
 	b = appendID(b, &id)
 	b = append(b, t.Hash[:]...)
@@ -138,9 +130,6 @@ func appendToken(b []byte, t *Token, class int) []byte {
 	}
 	if bits&hasTokenIPs != 0 {
 		b = appendPrefixes(b, t.AllowedIPs)
-	}
-	if bits&isNarrowed != 0 {
-		b = binary.AppendUvarint(b, uint64(t.class))
 	}
 	return b
 }
@@ -256,7 +245,7 @@ func (r userRow) decode(sets []*groupSet) *User {
 	case bits&isManager != 0:
 		u.Role = Manager
 	}
-	u.Name, u.CreatedAt, u.class = f.text(), f.signed(), int(f.number())
+	u.Name, u.CreatedAt = f.text(), f.signed()
 	if bits&hasDisplayName != 0 {
 		u.DisplayName = f.text()
 	}
@@ -286,21 +275,35 @@ func (r userRow) decode(sets []*groupSet) *User {
 	if bits&userExpires != 0 {
 		u.ExpiresAt = f.signed()
 	}
+	u.Tokens = make([]Token, f.number())
+	cells := make([]atomic.Pointer[Use], len(u.Tokens))
+	for i := range u.Tokens {
+		u.Tokens[i] = f.token()
+		u.Tokens[i].use = &cells[i]
+	}
+	u.class = int(f.number())
 	named := u.class
 	if bits&wasNamed != 0 {
 		named = int(f.number())
 	}
 	u.Groups = sets[named].ids
-	u.Tokens = make([]Token, f.number())
-	cells := make([]atomic.Pointer[Use], len(u.Tokens))
 	for i := range u.Tokens {
-		u.Tokens[i] = f.token(u.class, sets)
-		u.Tokens[i].use = &cells[i]
+		t := &u.Tokens[i]
+		if t.class != narrowed {
+			t.class = u.class
+			continue
+		}
+		t.class = int(f.number())
+		t.Groups = slices.Clone(sets[t.class].only)
 	}
 	return u
 }
 
-func (r *reader) token(class int, sets []*groupSet) (t Token) {
+// narrowed stands for the class of a token that has one of its own.
+const narrowed = -1
+
+// token reads a token but for its class.
+func (r *reader) token() (t Token) {
 	bits := r.number()
 	id := r.id(bits&shortTokenID != 0)
 	t.ID = id.string(tokenPrefix)
@@ -316,10 +319,8 @@ func (r *reader) token(class int, sets []*groupSet) (t Token) {
 	if bits&hasTokenIPs != 0 {
 		t.AllowedIPs = r.prefixes()
 	}
-	t.class = class
 	if bits&isNarrowed != 0 {
-		t.class = int(r.number())
-		t.Groups = slices.Clone(sets[t.class].only)
+		t.class = narrowed
 	}
 	return t
 }

@@ -7,6 +7,7 @@ import (
 	"math"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"github.com/segmentio/ksuid"
@@ -30,7 +31,7 @@ type table struct {
 type userShard struct {
 	edit  uint64   // the number of the edit that wrote it
 	begin uint32   // where the arena goes on with what that edit has written
-	index []uint32 // open addressing by the hash of the id: place + 1; 0 is free
+	index []uint32 // open addressing by the hash of the id, some bits of it above the place + 1; 0 is free
 	rows  []uint32 // by place: where the row begins, + 1; 0 is nobody
 	arena []byte   // the rows, and what is left of old ones
 	count int      // users
@@ -93,14 +94,21 @@ func (s spread[T]) each(f func(*T)) {
 type spreadEdit[T any] struct {
 	spread[T]
 	owned [leafCount]bool // leaves that this edit has already copied
+	locks [leafCount]sync.Mutex
 }
 
-func (s spread[T]) begin() spreadEdit[T] {
-	e := spreadEdit[T]{spread: spread[T]{new([leafCount]*leaf[T])}}
+// lock returns the lock of the leaf of a part, locked.
+func (e *spreadEdit[T]) lock(n uint64) *sync.Mutex {
+	l := &e.locks[n/leafSize]
+	l.Lock()
+	return l
+}
+
+func (e *spreadEdit[T]) begin(s spread[T]) {
+	e.leaves = new([leafCount]*leaf[T])
 	if s.leaves != nil {
 		*e.leaves = *s.leaves
 	}
-	return e
 }
 
 func (e *spreadEdit[T]) set(n uint64, part *T) {
@@ -165,14 +173,18 @@ func (t *table) get(id string, sets []*groupSet) (*User, bool) {
 func (s *userShard) find(h uint64, id *rowID) (place uint32, ok bool) {
 	mask := uint64(len(s.index) - 1)
 	for i := h >> 32; ; i++ {
-		switch entry := s.index[i&mask]; {
-		case entry == 0:
+		entry := s.index[i&mask]
+		if entry == 0 {
 			return 0, false
-		case s.rowAt(entry - 1).idIs(id):
-			return entry - 1, true
+		}
+		if place := entry&placeMask - 1; entry>>placeBits == indexBits(h) && s.rowAt(place).idIs(id) {
+			return place, true
 		}
 	}
 }
+
+// indexBits are those bits of a hash that stand in the index beside a place.
+func indexBits(h uint64) uint32 { return uint32(h>>32) >> placeBits }
 
 func (s *userShard) rowAt(place uint32) userRow { return userRow(s.arena[s.rows[place]-1:]) }
 
@@ -213,13 +225,18 @@ func (t *table) each(sets []*groupSet, f func(*User)) {
 
 // edit begins a new version. The old one stays as it is.
 func (t *table) edit() *tableEdit {
-	return &tableEdit{number: edits.Add(1), next: *t, shards: t.shards.begin(), hashes: t.hashes.begin()}
+	e := &tableEdit{number: edits.Add(1), next: *t}
+	e.shards.begin(t.shards)
+	e.hashes.begin(t.hashes)
+	return e
 }
 
-// tableEdit is a version in the making; it belongs to one goroutine.
+// tableEdit is a version in the making. It belongs to one goroutine, but for what
+// several may set at once.
 type tableEdit struct {
-	number uint64 // shards that bear it belong to this edit
-	next   table  // but for the shards
+	number uint64       // shards that bear it belong to this edit
+	next   table        // but for the shards
+	added  atomic.Int64 // to next.count
 	shards spreadEdit[userShard]
 	hashes spreadEdit[hashShard]
 }
@@ -269,20 +286,23 @@ type written struct {
 	twice bool // … which this edit has written
 }
 
-// find looks for a user.
-func (e *tableEdit) find(id string) written {
+func newWritten(id string) written {
 	w := written{id: newRowID(userPrefix, id)}
 	w.hash = w.id.hash()
 	w.shard = w.hash % spreadSize
+	return w
+}
+
+// find looks for a user.
+func (e *tableEdit) find(w *written) {
 	if s := e.shards.at(w.shard); s != nil {
 		w.place, w.known = s.find(w.hash, &w.id)
 		w.twice = w.known && s.edit == e.number && s.rows[w.place]-1 >= s.begin
 	}
-	return w
 }
 
 // get returns a user as the edit has it so far.
-func (e *tableEdit) get(w written, sets []*groupSet) *User {
+func (e *tableEdit) get(w *written, sets []*groupSet) *User {
 	return e.shards.at(w.shard).rowAt(w.place).decode(sets)
 }
 
@@ -291,26 +311,44 @@ func (w *written) ref() uint32 { return uint32(w.shard)<<placeBits | w.place }
 // maxPlaces bounds the users of a shard, and with them the table.
 const maxPlaces = placeMask
 
-// set writes a user. One that is there already is replaced; its old hashes have to
-// be removed before. named is the class of the groups that name it.
-func (e *tableEdit) set(w written, u *User, named int) error {
+// set writes a user: its row in two parts, and the hashes of its tokens. One that is
+// there already is replaced; its old hashes have to be removed before. Several
+// goroutines may set users at once.
+func (e *tableEdit) set(w *written, row, classes []byte, tokens []Token) error {
+	if err := e.setRow(w, row, classes); err != nil {
+		return err
+	}
+	for i := range tokens {
+		e.setHash(tokens[i].Hash, w.ref())
+	}
+	return nil
+}
+
+var (
+	errTwice = errors.New("stands twice in the changes")
+	errFull  = errors.New("finds no room: the directory can hold no more service users")
+)
+
+func (e *tableEdit) setRow(w *written, row, classes []byte) error {
+	defer e.shards.lock(w.shard).Unlock()
+	if e.find(w); w.twice {
+		return errTwice
+	}
 	s := e.shard(w.shard)
 	if len(s.rows) >= maxPlaces || len(s.arena) > math.MaxUint32-1<<20 {
-		return errors.New("there are more service users than the directory can hold")
+		return errFull
 	}
 	if w.known {
 		s.live -= s.rowAt(w.place).size()
 	} else {
 		w.place = s.add(w.hash)
-		e.next.count++
+		e.added.Add(1)
 	}
 	start := len(s.arena)
 	s.rows[w.place] = uint32(start) + 1
-	s.arena = appendRow(s.arena, u, &w.id, named)
+	s.arena = binary.AppendUvarint(s.arena, uint64(len(row)+len(classes)))
+	s.arena = append(append(s.arena, row...), classes...)
 	s.live += len(s.arena) - start
-	for i := range u.Tokens {
-		e.setHash(u.Tokens[i].Hash, w.ref())
-	}
 	return nil
 }
 
@@ -336,7 +374,7 @@ func (s *userShard) put(h uint64, place uint32) {
 	for s.index[i&mask] != 0 {
 		i++
 	}
-	s.index[i&mask] = place + 1
+	s.index[i&mask] = indexBits(h)<<placeBits | place + 1
 }
 
 func (s *userShard) rehash(size int) {
@@ -350,17 +388,17 @@ func (s *userShard) rehash(size int) {
 }
 
 // remove takes a user out, whose hashes have been removed.
-func (e *tableEdit) remove(w written) {
+func (e *tableEdit) remove(w *written) {
 	s := e.shard(w.shard)
 	s.live -= s.rowAt(w.place).size()
 	s.rows[w.place] = 0
 	s.count--
-	e.next.count--
+	e.added.Add(-1)
 	s.rehash(len(s.index))
 }
 
 // removeHashes takes the hashes of a user's tokens out.
-func (e *tableEdit) removeHashes(w written, u *User) {
+func (e *tableEdit) removeHashes(w *written, u *User) {
 	for i := range u.Tokens {
 		e.removeHash(u.Tokens[i].Hash, w.ref())
 	}
@@ -383,6 +421,7 @@ func (e *tableEdit) hashShard(n uint64) *hashShard {
 
 func (e *tableEdit) setHash(hash Hash, ref uint32) {
 	h := binary.LittleEndian.Uint64(hash[:])
+	defer e.hashes.lock(h % spreadSize).Unlock()
 	shard := e.hashShard(h % spreadSize)
 	shard.count++
 	if shard.count*4 > len(shard.slots)*3 {
@@ -436,6 +475,7 @@ func (e *tableEdit) done() table {
 		}
 	})
 	e.next.shards, e.next.hashes = e.shards.spread, e.hashes.spread
+	e.next.count += int(e.added.Load())
 	if c := e.next.cache; c == nil || len(c.slots) < min(e.next.count, maxCached) {
 		e.next.cache = newUserCache(e.next.count)
 	}

@@ -259,7 +259,7 @@ func scanRule(rows *sql.Rows) (group string, r access.Rule, err error) {
 
 // usersAtOnce is how many service users are read before they are handed on, when
 // all are read.
-const usersAtOnce = 5000
+const usersAtOnce = 1000
 
 // loadUsers reads the service users that changed, each with its groups and its
 // tokens. All of them are read in parts, so that they need not be in memory twice.
@@ -279,20 +279,20 @@ func (s *Store) loadUsers(ctx context.Context, q *sql.Tx, since int64, at positi
 	if err != nil {
 		return err
 	}
-	var turn sync.Mutex // to write
+	var turn sync.Mutex // to count
 	begun, told := time.Now(), time.Now()
 	group, ctx := errgroup.WithContext(ctx)
 	for i, q := range readers {
 		group.Go(func() error {
 			return s.loadParts(ctx, q, parts[i], func(users []access.User, rows rowCounts) error {
 				turn.Lock()
-				defer turn.Unlock()
 				s.countLostPeppers(users, lost)
 				read.add(rows)
 				if time.Since(told) > time.Second {
 					told = time.Now()
 					s.log.Info("loading the store", zap.Int64("service_users", read.users), zap.Duration("since", time.Since(begun)))
 				}
+				turn.Unlock()
 				return edit.Users(users, nil)
 			})
 		})
@@ -331,9 +331,9 @@ func (s *Store) readers(ctx context.Context, q *sql.Tx, at position, users int64
 		readers = append(readers, another)
 	}
 	parts = make([]part, len(readers))
-	for i := range parts[1:] {
-		var bound string
-		err := q.QueryRowContext(ctx, `SELECT id FROM service_users WHERE deleted_at = 0 ORDER BY id LIMIT 1 OFFSET $1`, int64(i+1)*users/int64(len(parts))).Scan(&bound)
+	bound := ""
+	for i := range parts[1:] { // the index alone is read
+		err := q.QueryRowContext(ctx, `SELECT id FROM service_users WHERE id > $1 ORDER BY id LIMIT 1 OFFSET $2`, bound, users/int64(len(parts))).Scan(&bound)
 		if errors.Is(err, sql.ErrNoRows) {
 			bound, err = lastID, nil // there are fewer than was said, which the counts will show
 		}
@@ -367,10 +367,6 @@ func (s *Store) loadParts(ctx context.Context, q *sql.Tx, p part, hand func([]ac
 	}
 }
 
-const selectLoad = `
-	SELECT id, name, display_name, alias, owner, active, role, teams, labels, allowed_ips, expires_at, created_at, deleted_at
-	FROM service_users`
-
 // part is which service users are read at once: those that changed since a
 // revision or, with 0, the next ones between two ids.
 type part struct {
@@ -380,45 +376,38 @@ type part struct {
 
 // loadPart reads the service users of a part, and what belongs to them.
 func (s *Store) loadPart(ctx context.Context, q *sql.Tx, p part, read *rowCounts) (users []access.User, removed []string, err error) {
-	which, args := ` WHERE revision > $1`, []any{p.since}
+	which, args := `WHERE revision > $1`, []any{p.since}
 	if p.since == 0 {
-		which, args = ` WHERE id > $1 AND id <= $2 AND deleted_at = 0 ORDER BY id LIMIT $3`, []any{p.after, p.until, usersAtOnce}
+		which, args = `WHERE id > $1 AND id <= $2 AND deleted_at = 0 ORDER BY id LIMIT $3`, []any{p.after, p.until, usersAtOnce}
 	}
-	rows, err := q.QueryContext(ctx, selectLoad+which, args...)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var u access.User
-		var teams, labels, allowed string
-		var deleted int64
-		if err := rows.Scan(&u.ID, &u.Name, &u.DisplayName, &u.Alias, &u.Owner, &u.Active, &u.Role, &teams, &labels, &allowed, &u.ExpiresAt, &u.CreatedAt, &deleted); err != nil {
-			return nil, nil, err
-		}
-		if deleted != 0 {
+	const columns = `id, name, display_name, alias, owner, active, role, teams, labels, allowed_ips, expires_at, created_at, deleted_at`
+	err = eachPacked(ctx, q, columns, `(SELECT `+columns+` FROM service_users `+which+`) t`, args, func(row *fields) error {
+		u := access.User{ID: row.text(), Name: row.text(), DisplayName: row.text(), Alias: row.text(), Owner: row.text()}
+		u.Active, u.Role = row.bool(), access.Role(row.text())
+		teams, labels, allowed := row.text(), row.text(), row.text()
+		u.ExpiresAt, u.CreatedAt = row.number(), row.number()
+		if row.number() != 0 {
 			removed = append(removed, u.ID)
-			continue
+			return nil
 		}
 		if teams != "[]" {
 			if err := fromJSON(teams, &u.Teams); err != nil {
-				return nil, nil, fmt.Errorf("%s: %w", u.ID, err)
+				return err
 			}
 		}
 		if labels != "{}" {
 			if err := fromJSON(labels, &u.Labels); err != nil {
-				return nil, nil, fmt.Errorf("%s: %w", u.ID, err)
+				return err
 			}
 		}
-		if u.AllowedIPs, err = prefixes(allowed); err != nil {
-			return nil, nil, fmt.Errorf("%s: %w", u.ID, err)
-		}
+		var err error
+		u.AllowedIPs, err = prefixes(allowed)
 		users = append(users, u)
-	}
-	if err := rows.Err(); err != nil {
+		return err
+	})
+	if err != nil {
 		return nil, nil, err
 	}
-	rows.Close()
 	read.users += int64(len(users))
 	if len(users) == 0 && p.since > 0 {
 		return nil, removed, nil
@@ -451,55 +440,46 @@ func (p part) owned(users []access.User) (which string, args []any) {
 // loadMembers reads which groups name the users, which are sorted by id.
 func loadMembers(ctx context.Context, q *sql.Tx, p part, users []access.User, read *rowCounts) error {
 	which, args := p.owned(users)
-	members, err := q.QueryContext(ctx, `
-		SELECT t.service_user_id, t.group_id
-		FROM members t `+which+`
-		ORDER BY t.service_user_id, t.group_id`, args...)
-	if err != nil {
-		return err
-	}
-	defer members.Close()
+	from := `(
+			SELECT t.service_user_id AS user_id, t.group_id
+			FROM members t ` + which + `
+			ORDER BY t.service_user_id, t.group_id
+		) t`
 	next := 0
-	for members.Next() {
-		var user, group string
-		if err := members.Scan(&user, &group); err != nil {
-			return err
-		}
+	return eachPacked(ctx, q, `user_id, group_id`, from, args, func(row *fields) error {
 		read.members++
-		if u := seek(users, &next, user); u != nil { // else it was deleted
-			u.Groups = append(u.Groups, group)
+		if u := seek(users, &next, row.text()); u != nil { // else it was deleted
+			u.Groups = append(u.Groups, row.text())
 		}
-	}
-	return members.Err()
+		return nil
+	})
 }
 
 // loadTokens reads every token of the users, which are sorted by id. Tokens that
 // were revoked long ago stay out.
 func loadTokens(ctx context.Context, q *sql.Tx, p part, now time.Time, users []access.User, read *rowCounts) error {
 	which, args := p.owned(users)
-	rows, err := q.QueryContext(ctx, `
-		SELECT t.service_user_id, t.id, t.hash, t.pepper_id, t.expires_at, t.not_before, t.retires_at, t.allowed_ips, t.permission_groups, t.revoked_at,
-			t.created_by = t.service_user_id AND t.last_used_at = 0
-		FROM tokens t `+which+` AND (t.revoked_at = 0 OR t.revoked_at > $4)
-		ORDER BY t.service_user_id, t.id`, append(args, now.Add(-revokedShown).Unix())...)
-	if err != nil {
-		return err
-	}
-	defer rows.Close()
+	const columns = `user_id, id, hash, pepper_id, expires_at, not_before, retires_at, allowed_ips, permission_groups, revoked_at, unused`
+	from := `(
+			SELECT t.service_user_id AS user_id, t.id, t.hash, t.pepper_id, t.expires_at, t.not_before, t.retires_at, t.allowed_ips, t.permission_groups,
+				t.revoked_at, CASE WHEN t.created_by = t.service_user_id AND t.last_used_at = 0 THEN 1 ELSE 0 END AS unused
+			FROM tokens t ` + which + ` AND (t.revoked_at = 0 OR t.revoked_at > $4)
+			ORDER BY t.service_user_id, t.id
+		) t`
 	next := 0
-	for rows.Next() {
-		var t access.Token
-		var user, hash, allowed, groups string
-		var retires, revoked int64
-		if err := rows.Scan(&user, &t.ID, &hash, &t.Pepper, &t.ExpiresAt, &t.NotBefore, &retires, &allowed, &groups, &revoked, &t.Unused); err != nil {
-			return err
-		}
-		if revoked == 0 {
+	return eachPacked(ctx, q, columns, from, append(args, now.Add(-revokedShown).Unix()), func(row *fields) error {
+		user := row.text()
+		t := access.Token{ID: row.text()}
+		hash := row.text()
+		t.Pepper, t.ExpiresAt, t.NotBefore = row.text(), row.number(), row.number()
+		retires, allowed, groups := row.number(), row.text(), row.text()
+		t.Revoked, t.Unused, t.Retiring = row.bool(), row.bool(), retires != 0
+		if !t.Revoked {
 			read.tokens++
 		}
 		u := seek(users, &next, user)
 		if u == nil {
-			continue // it was deleted
+			return nil // it was deleted
 		}
 		if len(hash) != 2*len(t.Hash) {
 			return fmt.Errorf("%s: the hash is damaged", t.ID)
@@ -510,7 +490,7 @@ func loadTokens(ctx context.Context, q *sql.Tx, p part, now time.Time, users []a
 		if retires != 0 && (t.ExpiresAt == 0 || retires < t.ExpiresAt) {
 			t.ExpiresAt = retires
 		}
-		t.Revoked, t.Retiring = revoked != 0, retires != 0
+		var err error
 		if t.AllowedIPs, err = prefixes(allowed); err != nil {
 			return fmt.Errorf("%s: %w", t.ID, err)
 		}
@@ -520,13 +500,16 @@ func loadTokens(ctx context.Context, q *sql.Tx, p part, now time.Time, users []a
 			}
 		}
 		u.Tokens = append(u.Tokens, t)
-	}
-	return rows.Err()
+		return nil
+	})
 }
 
-// seek finds a user in a list that is sorted by id, going on from where the
-// last call stopped: both sides of a merge come in the same order.
+// seek finds a user in a list that is sorted by id, going on from where the last
+// call stopped: both sides of a merge mostly come in the same order.
 func seek(users []access.User, next *int, id string) *access.User {
+	if *next > 0 && users[*next-1].ID >= id {
+		*next = 0
+	}
 	for *next < len(users) && users[*next].ID < id {
 		*next++
 	}

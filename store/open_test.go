@@ -180,6 +180,13 @@ func TestOpenTakesAllOrNothing(t *testing.T) {
 		{"a hash that is not hex", exec(`UPDATE tokens SET hash = replace(hash, substr(hash, 1, 1), 'g')`)},
 		{"an empty hash", exec(`UPDATE tokens SET hash = '` + strings.Repeat("0", 64) + `'`)},
 		{"text for a number", exec(`UPDATE service_users SET expires_at = 'never'`)},
+		{"a fraction for a number", exec(`UPDATE tokens SET not_before = 1.5`)},
+		{"a name that holds the end of a field", exec(`UPDATE service_users SET name = 'a' || char(31) || 'b'`)},
+		{"a name that holds the end of a row", exec(`UPDATE service_users SET name = 'a' || char(30) || 'b'`)},
+		{"a name that holds a whole row", exec(`UPDATE service_users SET name = (
+			SELECT concat_ws(char(31), name, '', '', '', 1, 'member', '[]', '{}', '[]', 0, 0, 0) || char(30) || concat_ws(char(31), 'service_x', 'x')
+			FROM service_users)`)},
+		{"a null", exec(`PRAGMA writable_schema = ON; UPDATE sqlite_schema SET sql = replace(sql, 'NOT NULL', ''); PRAGMA writable_schema = RESET; UPDATE tokens SET pepper_id = NULL`)},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			path := place(t)
