@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync/atomic"
 
 	"github.com/segmentio/ksuid"
@@ -164,9 +165,9 @@ func (r userRow) size() int {
 }
 
 // fields returns the row without its size, ready to be read.
-func (r userRow) fields() *reader {
+func (r userRow) fields() reader {
 	n, head := binary.Uvarint(r)
-	return &reader{r[head : head+int(n)]}
+	return reader{r[head : head+int(n)]}
 }
 
 // idIs reports whether this is the row of a user.
@@ -216,13 +217,6 @@ func (r *reader) id(short bool) rowID {
 	return rowID{text: r.text()}
 }
 
-func (id *rowID) string(prefix string) string {
-	if id.short {
-		return prefix + id.bytes.String()
-	}
-	return id.text
-}
-
 func (r *reader) prefixes() []netip.Prefix {
 	list := make([]netip.Prefix, r.number())
 	for i := range list {
@@ -233,40 +227,75 @@ func (r *reader) prefixes() []netip.Prefix {
 	return list
 }
 
+// decoded is a user out of its row, in few pieces of memory, which the garbage
+// collector has to visit and requests to fetch.
+type decoded struct {
+	edit   uint64 // of the shard
+	ref    uint32
+	user   User
+	tokens [2]Token // of most users
+	cells  [2]atomic.Pointer[Use]
+}
+
+// texts are strings that share one piece of memory.
+type texts struct{ b strings.Builder }
+
+func (t *texts) add(s []byte) string {
+	at := t.b.Len()
+	t.b.Write(s)
+	return t.b.String()[at:]
+}
+
+func (t *texts) addID(id *rowID, prefix string) string {
+	if !id.short {
+		return id.text
+	}
+	var buf [32]byte
+	at := t.b.Len()
+	t.b.WriteString(prefix)
+	t.b.Write(id.bytes.Append(buf[:0]))
+	return t.b.String()[at:]
+}
+
 // decode reads a user out of its row. sets are the directory's.
-func (r userRow) decode(sets []*groupSet) *User {
+func (r userRow) decode(sets []*groupSet) *decoded {
 	f := r.fields()
+	d := new(decoded)
+	u := &d.user
+	var shared texts
+	shared.b.Grow(len(f.b)) // ids become longer, and hashes are no texts
 	bits := f.number()
 	id := f.id(bits&shortID != 0)
-	u := &User{ID: id.string(userPrefix), Active: bits&isActive != 0, Role: Member}
+	u.ID, u.Active, u.Role = shared.addID(&id, userPrefix), bits&isActive != 0, Member
 	switch {
 	case bits&isAdmin != 0:
 		u.Role = Admin
 	case bits&isManager != 0:
 		u.Role = Manager
 	}
-	u.Name, u.CreatedAt = f.text(), f.signed()
+	text := func() string { return shared.add(f.bytes(int(f.number()))) }
+	u.Name, u.CreatedAt = text(), f.signed()
 	if bits&hasDisplayName != 0 {
-		u.DisplayName = f.text()
+		u.DisplayName = text()
 	}
 	if bits&hasAlias != 0 {
-		u.Alias = f.text()
+		u.Alias = text()
 	}
 	if bits&hasOwner != 0 {
-		u.Owner = f.text()
+		u.Owner = text()
 	}
 	if bits&hasTeams != 0 {
 		u.Teams = make([]string, f.number())
 		for i := range u.Teams {
-			u.Teams[i] = f.text()
+			u.Teams[i] = text()
 		}
 	}
 	if bits&hasLabels != 0 {
 		n := f.number()
 		u.Labels = make(map[string]string, n)
 		for range n {
-			key := f.text()
-			u.Labels[key] = f.text()
+			key := text()
+			u.Labels[key] = text()
 		}
 	}
 	if bits&hasUserIPs != 0 {
@@ -275,10 +304,14 @@ func (r userRow) decode(sets []*groupSet) *User {
 	if bits&userExpires != 0 {
 		u.ExpiresAt = f.signed()
 	}
-	u.Tokens = make([]Token, f.number())
-	cells := make([]atomic.Pointer[Use], len(u.Tokens))
+	cells := d.cells[:]
+	if n := int(f.number()); n <= len(d.tokens) {
+		u.Tokens = d.tokens[:n:n]
+	} else {
+		u.Tokens, cells = make([]Token, n), make([]atomic.Pointer[Use], n)
+	}
 	for i := range u.Tokens {
-		u.Tokens[i] = f.token()
+		f.token(&u.Tokens[i], &shared)
 		u.Tokens[i].use = &cells[i]
 	}
 	u.class = int(f.number())
@@ -296,17 +329,17 @@ func (r userRow) decode(sets []*groupSet) *User {
 		t.class = int(f.number())
 		t.Groups = slices.Clone(sets[t.class].only)
 	}
-	return u
+	return d
 }
 
 // narrowed stands for the class of a token that has one of its own.
 const narrowed = -1
 
 // token reads a token but for its class.
-func (r *reader) token() (t Token) {
+func (r *reader) token(t *Token, text *texts) {
 	bits := r.number()
 	id := r.id(bits&shortTokenID != 0)
-	t.ID = id.string(tokenPrefix)
+	t.ID = text.addID(&id, tokenPrefix)
 	t.Hash = Hash(r.bytes(len(t.Hash)))
 	t.pepper = int(r.signed())
 	t.Revoked, t.Retiring, t.Unused = bits&isRevoked != 0, bits&isRetiring != 0, bits&isUnused != 0
@@ -322,5 +355,4 @@ func (r *reader) token() (t Token) {
 	if bits&isNarrowed != 0 {
 		t.class = narrowed
 	}
-	return t
 }

@@ -23,7 +23,7 @@ import (
 type table struct {
 	shards spread[userShard]
 	hashes spread[hashShard]
-	cache  *userCache
+	cache  userCache
 	count  int
 }
 
@@ -156,6 +156,15 @@ func (id *rowID) hash() uint64 {
 
 // get returns a user. sets are the directory's.
 func (t *table) get(id string, sets []*groupSet) (*User, bool) {
+	if t.count == 0 {
+		return nil, false
+	}
+	slots := t.cache.slots(maphash.String(shardSeed, id))
+	for i := range slots {
+		if d := slots[i].Load(); d != nil && d.user.ID == id && t.isPresent(d) {
+			return &d.user, true
+		}
+	}
 	row := newRowID(userPrefix, id)
 	h := row.hash()
 	s := t.shards.at(h % spreadSize)
@@ -166,7 +175,19 @@ func (t *table) get(id string, sets []*groupSet) (*User, bool) {
 	if !ok {
 		return nil, false
 	}
-	return t.cache.user(s, uint32(h%spreadSize)<<placeBits|place, sets), true
+	return slots.keep(s.decode(uint32(h%spreadSize)<<placeBits|place, sets)), true
+}
+
+// isPresent reports whether a user is what the table holds.
+func (t *table) isPresent(d *decoded) bool {
+	s := t.shards.at(uint64(d.ref >> placeBits))
+	return s != nil && s.edit == d.edit
+}
+
+func (s *userShard) decode(ref uint32, sets []*groupSet) *decoded {
+	d := s.rowAt(ref & placeMask).decode(sets)
+	d.edit, d.ref = s.edit, ref
+	return d
 }
 
 // find returns the place of a user.
@@ -204,12 +225,22 @@ func (t *table) owner(hash Hash, sets []*groupSet) (u *User, token int, ok bool)
 		case entry>>32 != h>>32:
 			continue
 		}
-		ref := uint32(entry) - 1
-		u := t.cache.user(t.shards.at(uint64(ref>>placeBits)), ref, sets)
+		u := t.at(uint32(entry)-1, h, sets)
 		if i := slices.IndexFunc(u.Tokens, func(k Token) bool { return k.Hash == hash }); i >= 0 {
 			return u, i, true
 		}
 	}
+}
+
+// at returns the user at a place, who is looked for by a hash.
+func (t *table) at(ref uint32, h uint64, sets []*groupSet) *User {
+	slots := t.cache.slots(h)
+	for i := range slots {
+		if d := slots[i].Load(); d != nil && d.ref == ref && t.isPresent(d) {
+			return &d.user
+		}
+	}
+	return slots.keep(t.shards.at(uint64(ref>>placeBits)).decode(ref, sets))
 }
 
 // each calls f for every user, in no order. f may keep it.
@@ -217,7 +248,7 @@ func (t *table) each(sets []*groupSet, f func(*User)) {
 	t.shards.each(func(s *userShard) {
 		for place := range s.rows {
 			if s.rows[place] != 0 {
-				f(s.rowAt(uint32(place)).decode(sets))
+				f(&s.rowAt(uint32(place)).decode(sets).user)
 			}
 		}
 	})
@@ -303,7 +334,7 @@ func (e *tableEdit) find(w *written) {
 
 // get returns a user as the edit has it so far.
 func (e *tableEdit) get(w *written, sets []*groupSet) *User {
-	return e.shards.at(w.shard).rowAt(w.place).decode(sets)
+	return &e.shards.at(w.shard).rowAt(w.place).decode(sets).user
 }
 
 func (w *written) ref() uint32 { return uint32(w.shard)<<placeBits | w.place }
@@ -476,8 +507,8 @@ func (e *tableEdit) done() table {
 	})
 	e.next.shards, e.next.hashes = e.shards.spread, e.hashes.spread
 	e.next.count += int(e.added.Load())
-	if c := e.next.cache; c == nil || len(c.slots) < min(e.next.count, maxCached) {
-		e.next.cache = newUserCache(e.next.count)
+	if c := e.next.cache; c == nil || len(c) < cacheSize(e.next.count) {
+		e.next.cache = make(userCache, cacheSize(e.next.count))
 	}
 	return e.next
 }
@@ -490,39 +521,26 @@ func tight[T any](s []T) []T {
 	return s
 }
 
-// userCache keeps decoded users: of those with the same slot, the one that was
-// asked for last.
-type userCache struct {
-	slots []atomic.Pointer[cachedUser]
+// userCache keeps decoded users, under a hash by which they are looked for: of those
+// with the same pair of slots, two.
+type userCache []cacheSlots
+
+type cacheSlots [2]atomic.Pointer[decoded]
+
+func (c userCache) slots(h uint64) *cacheSlots { return &c[h%uint64(len(c))] }
+
+func (s *cacheSlots) keep(d *decoded) *User {
+	s[1].Store(s[0].Load())
+	s[0].Store(d)
+	return &d.user
 }
 
-type cachedUser struct {
-	edit uint64 // of the shard
-	ref  uint32
-	user *User
-}
-
-const (
-	minCached = 1 << 10
-	maxCached = 1 << 16
-)
-
-func newUserCache(users int) *userCache {
-	n := minCached
-	for n < users && n < maxCached {
+// cacheSize is the number of pairs of slots for so many users: when all of them are
+// active, few are in the way of one another, up to a bound of memory.
+func cacheSize(users int) int {
+	n := 1 << 9
+	for n < 2*users && n < 1<<15 {
 		n *= 2
 	}
-	return &userCache{make([]atomic.Pointer[cachedUser], n)}
-}
-
-func (c *userCache) user(s *userShard, ref uint32, sets []*groupSet) *User {
-	// Neighbouring shards, and neighbouring places, have slots of their own.
-	place := ref & placeMask
-	slot := &c.slots[(uint64(place)*spreadSize+uint64(ref>>placeBits))%uint64(len(c.slots))]
-	if known := slot.Load(); known != nil && known.edit == s.edit && known.ref == ref {
-		return known.user
-	}
-	u := s.rowAt(place).decode(sets)
-	slot.Store(&cachedUser{s.edit, ref, u})
-	return u
+	return n
 }

@@ -108,7 +108,7 @@ func outerIdentity(r *http.Request) *identity {
 func remember(r *http.Request, id *identity) {
 	ctx := r.Context()
 	repl := ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
-	repl.Set("http.auth.user.id", id.User.ID)
+	repl.Delete("http.auth.user.id") // of an authenticator before this one
 	known := outerIdentity(r) != nil
 	caddyhttp.SetVar(ctx, identityVar, id)
 	if !known { // a second handler in the chain finds the function in place
@@ -124,6 +124,8 @@ func remember(r *http.Request, id *identity) {
 
 func (id *identity) placeholder(key string) (any, bool) {
 	switch key {
+	case "http.auth.user.id":
+		return id.User.ID, true
 	case "http.auth.user.name":
 		return id.User.Name, true
 	case "http.auth.user.role":
