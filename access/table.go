@@ -539,7 +539,7 @@ func (s *cacheSlots) keep(d *decoded) *User {
 // active, few are in the way of one another, up to a bound of memory.
 func cacheSize(users int) int {
 	n := 1 << 9
-	for n < 2*users && n < 1<<15 {
+	for n < 2*users && n < 1<<14 {
 		n *= 2
 	}
 	return n

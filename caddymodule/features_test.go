@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -182,6 +183,36 @@ func TestErrorsCaddy(t *testing.T) {
 			t.Errorf("the error upstream got %q, want no %s", got, leak)
 		}
 	}
+}
+
+// Who guesses too often waits for the answer, but not who shares a proxy's
+// connection with others, and only so many at once.
+func TestHold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		request := func(vars map[string]any) *http.Request {
+			return httptest.NewRequestWithContext(context.WithValue(t.Context(), caddyhttp.VarsCtxKey, vars), "GET", "/", nil)
+		}
+		waits := func(r *http.Request, want time.Duration, when string) {
+			begun := time.Now()
+			if hold(r); time.Since(begun) != want {
+				t.Errorf("%s: waited for %s, want %s", when, time.Since(begun), want)
+			}
+		}
+		direct := request(nil)
+		gone, leave := context.WithCancel(direct.Context())
+		leave()
+		waits(direct, holdFor, "a client")
+		waits(direct.WithContext(gone), 0, "a client that is gone")
+		waits(request(map[string]any{caddyhttp.TrustedProxyVarKey: true}), 0, "a trusted proxy")
+		for range maxHeld {
+			go hold(direct)
+		}
+		synctest.Wait()
+		waits(direct, 0, "one too many")
+		time.Sleep(holdFor)
+		synctest.Wait()
+		waits(direct, holdFor, "later")
+	})
 }
 
 func TestThrottle(t *testing.T) {

@@ -67,6 +67,9 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, why refusal) er
 		header.Set("Retry-After", "5")
 	}
 	h.note(r, why)
+	if why.status == http.StatusTooManyRequests {
+		hold(r)
+	}
 
 	header.Set("Cache-Control", "no-store")
 	closeUnread(w, r)
@@ -86,6 +89,32 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, why refusal) er
 	w.WriteHeader(why.status)
 	_, _ = w.Write(text) // the client may be gone
 	return nil
+}
+
+// What the throttle refuses is answered a moment later: a flood of guesses, which
+// waits for answers, leaves the processors to others. At most so many wait at once.
+const (
+	holdFor = 100 * time.Millisecond
+	maxHeld = 1000
+)
+
+var held atomic.Int64
+
+// hold lets a request wait, unless its connection may be that of many clients.
+func hold(r *http.Request) {
+	if isTrustedProxy(r) {
+		return
+	}
+	defer held.Add(-1)
+	if held.Add(1) > maxHeld {
+		return
+	}
+	end := time.NewTimer(holdFor)
+	defer end.Stop()
+	select {
+	case <-end.C:
+	case <-r.Context().Done():
+	}
 }
 
 // closeUnread ends an HTTP/1 connection with an answer that leaves a body unread.
