@@ -262,8 +262,8 @@ func (t *table) edit() *tableEdit {
 	return e
 }
 
-// tableEdit is a version in the making. It belongs to one goroutine, but for what
-// several may set at once.
+// tableEdit is a version in the making. Several goroutines may change it at once, each
+// other users.
 type tableEdit struct {
 	number uint64       // shards that bear it belong to this edit
 	next   table        // but for the shards
@@ -326,6 +326,11 @@ func newWritten(id string) written {
 
 // find looks for a user.
 func (e *tableEdit) find(w *written) {
+	defer e.shards.lock(w.shard).Unlock()
+	e.findLocked(w)
+}
+
+func (e *tableEdit) findLocked(w *written) {
 	if s := e.shards.at(w.shard); s != nil {
 		w.place, w.known = s.find(w.hash, &w.id)
 		w.twice = w.known && s.edit == e.number && s.rows[w.place]-1 >= s.begin
@@ -334,6 +339,7 @@ func (e *tableEdit) find(w *written) {
 
 // get returns a user as the edit has it so far.
 func (e *tableEdit) get(w *written, sets []*groupSet) *User {
+	defer e.shards.lock(w.shard).Unlock()
 	return &e.shards.at(w.shard).rowAt(w.place).decode(sets).user
 }
 
@@ -343,8 +349,7 @@ func (w *written) ref() uint32 { return uint32(w.shard)<<placeBits | w.place }
 const maxPlaces = placeMask
 
 // set writes a user: its row in two parts, and the hashes of its tokens. One that is
-// there already is replaced; its old hashes have to be removed before. Several
-// goroutines may set users at once.
+// there already is replaced; its old hashes have to be removed before.
 func (e *tableEdit) set(w *written, row, classes []byte, tokens []Token) error {
 	if err := e.setRow(w, row, classes); err != nil {
 		return err
@@ -362,7 +367,7 @@ var (
 
 func (e *tableEdit) setRow(w *written, row, classes []byte) error {
 	defer e.shards.lock(w.shard).Unlock()
-	if e.find(w); w.twice {
+	if e.findLocked(w); w.twice {
 		return errTwice
 	}
 	s := e.shard(w.shard)
@@ -420,6 +425,7 @@ func (s *userShard) rehash(size int) {
 
 // remove takes a user out, whose hashes have been removed.
 func (e *tableEdit) remove(w *written) {
+	defer e.shards.lock(w.shard).Unlock()
 	s := e.shard(w.shard)
 	s.live -= s.rowAt(w.place).size()
 	s.rows[w.place] = 0
@@ -480,6 +486,7 @@ func (s *hashShard) put(entry uint64) {
 // stops too early.
 func (e *tableEdit) removeHash(hash Hash, ref uint32) {
 	h := binary.LittleEndian.Uint64(hash[:])
+	defer e.hashes.lock(h % spreadSize).Unlock()
 	shard := e.hashShard(h % spreadSize)
 	slots, size := shard.slots, uint64(len(shard.slots))
 	wanted := h>>32<<32 | uint64(ref) + 1
