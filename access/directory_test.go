@@ -973,3 +973,18 @@ func TestOldVersionsAreForgotten(t *testing.T) {
 	}
 	runtime.KeepAlive(d)
 }
+
+// An id has one spelling. (Read as digits of base 62, "_" is as much as "Y".)
+func TestIDsHaveOneSpelling(t *testing.T) {
+	u := user(1)
+	u.ID = "service_3MQkTyLfBmwNcJuBTVeoYRG1ZkP"
+	d := with(t, NewDirectory(Peppers{}, ""), Changes{Users: []User{u}})
+	for _, id := range []string{strings.Replace(u.ID, "Y", "_", 1), strings.Replace(u.ID, "3", "@", 1), u.ID[:len(u.ID)-1] + "-"} {
+		if got, ok := d.User(id); ok {
+			t.Errorf("%s: got the user %s, want none", id, got.ID)
+		}
+	}
+	if _, ok := d.User(u.ID); !ok {
+		t.Errorf("got no user %s", u.ID)
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"unicode/utf8"
 
 	"github.com/segmentio/ksuid"
 )
@@ -139,7 +140,8 @@ const (
 )
 
 func newRowID(prefix, text string) rowID {
-	if rest, ok := strings.CutPrefix(text, prefix); ok {
+	notDigit := func(r rune) bool { return r >= utf8.RuneSelf || digitValue(byte(r)) < 0 }
+	if rest, ok := strings.CutPrefix(text, prefix); ok && !strings.ContainsFunc(rest, notDigit) { // which Parse reads as digits too
 		if k, err := ksuid.Parse(rest); err == nil {
 			return rowID{bytes: k, short: true}
 		}
