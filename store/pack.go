@@ -30,15 +30,15 @@ func eachPacked(ctx context.Context, q *sql.Tx, columns, from string, args []any
 		return err
 	}
 	row := fields{values: make([]string, 1+strings.Count(columns, ", "))}
-	for ; text != ""; rows-- {
-		var line string
-		line, text, _ = strings.Cut(text, rowEnd)
+	for ; rows > 0; rows-- {
+		line, rest, more := strings.Cut(text, rowEnd)
+		if more != (rows > 1) {
+			return errRowDamaged
+		}
 		if err := row.read(line, f); err != nil {
 			return fmt.Errorf("%q: %w", row.values[0], err)
 		}
-	}
-	if rows != 0 {
-		return errRowDamaged
+		text = rest
 	}
 	return nil
 }
