@@ -473,7 +473,7 @@ func loadTokens(ctx context.Context, q *sql.Tx, p part, now time.Time, users []a
 		hash := row.text()
 		t.Pepper, t.ExpiresAt, t.NotBefore = row.text(), row.number(), row.number()
 		retires, allowed, groups := row.number(), row.text(), row.text()
-		t.Revoked, t.Unused, t.Retiring = row.bool(), row.bool(), retires != 0
+		t.Revoked, t.Unused, t.Retiring = row.number() != 0, row.bool(), retires != 0
 		if !t.Revoked {
 			read.tokens++
 		}

@@ -78,4 +78,10 @@ func (r *fields) number() int64 {
 	return n
 }
 
-func (r *fields) bool() bool { return r.number() != 0 }
+func (r *fields) bool() bool {
+	n := r.number()
+	if n != 0 && n != 1 && r.err == nil {
+		r.err = fmt.Errorf("%w: %d is neither true nor false", errRowDamaged, n)
+	}
+	return n == 1
+}

@@ -320,6 +320,7 @@ func TestFileIsReplaced(t *testing.T) {
 func TestBadRowIsRefused(t *testing.T) {
 	for _, row := range []struct{ name, damage, mend, fault string }{
 		{"teams", `UPDATE service_users SET teams = '{', revision = 100`, `UPDATE service_users SET teams = '[]', revision = 101`, "service_"},
+		{"active", `UPDATE service_users SET active = 2, revision = 100`, `UPDATE service_users SET active = 1, revision = 101`, "service_"},
 		{"hash", `UPDATE service_users SET revision = 100; UPDATE tokens SET hash = hash || '00'`, `UPDATE service_users SET revision = 101; UPDATE tokens SET hash = substr(hash, 1, 64)`, "token_"},
 		{"rule", `UPDATE permission_groups SET revision = 100; UPDATE rules SET path = path || '%'`, `UPDATE permission_groups SET revision = 101; UPDATE rules SET path = replace(path, '%', '')`, "rule_"},
 		{"condition", `UPDATE permission_groups SET revision = 100, member_condition = 'user'`, `UPDATE permission_groups SET revision = 101, member_condition = ''`, "group_"},
