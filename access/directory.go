@@ -541,8 +541,8 @@ func (e *Edit) class(ids, doubts, only []string) int {
 	if !ok {
 		d := &e.next
 		n = len(d.sets)
-		d.sets = append(d.sets, d.resolve(&combination{ids, doubts, only}))
-		e.classes.set(key, n)
+		d.sets = append(d.sets, d.resolve(&combination{copied(ids), copied(doubts), copied(only)}))
+		e.classes.set(strings.Clone(key), n)
 	}
 	return n
 }
@@ -662,7 +662,7 @@ func (e *Edit) classify(d *draft) error {
 		if other, taken := e.logins.get(alias); taken {
 			return fmt.Errorf("service users %s and %s have the same alias", other, d.user.ID)
 		}
-		e.logins.set(alias, d.user.ID)
+		e.logins.set(strings.Clone(alias), strings.Clone(d.user.ID))
 	}
 	return nil
 }
@@ -707,6 +707,15 @@ func (e *Edit) Done() (*Directory, error) {
 	}
 	done := *d // what is in force must not hold on to the edit, and so to every version before
 	return &done, nil
+}
+
+// copied returns strings that hold on to no text that they were cut out of.
+func copied(list []string) []string {
+	list = slices.Clone(list)
+	for i, s := range list {
+		list[i] = strings.Clone(s)
+	}
+	return list
 }
 
 func sortedCopy(s []string) []string {

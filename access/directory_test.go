@@ -12,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"unsafe"
 )
 
 // answers is what a directory says to some credentials and requests: enough to
@@ -986,5 +987,32 @@ func TestIDsHaveOneSpelling(t *testing.T) {
 	}
 	if _, ok := d.User(u.ID); !ok {
 		t.Errorf("got no user %s", u.ID)
+	}
+}
+
+// A directory keeps nothing of the memory that users came in: their texts are often
+// cut out of one that holds a thousand of them.
+func TestTextsAreCopied(t *testing.T) {
+	var gone atomic.Bool
+	d := func() *Directory {
+		text := string([]byte("service_1 alias-1 token_1 name-1 team-1 group-1 group-2 group-3" + strings.Repeat(" ", 1<<10)))
+		runtime.AddCleanup(unsafe.StringData(text), func(int) { gone.Store(true) }, 0)
+		f := strings.Fields(text)
+		u := User{ID: f[0], Alias: f[1], Name: f[3], DisplayName: f[3], Owner: f[3], Role: Member, Teams: f[4:5], Labels: map[string]string{f[4]: f[3]}, Groups: f[5:6]}
+		u.Tokens = []Token{{ID: f[2], Hash: token(1).Hash, Groups: f[6:7]}, {ID: f[2], Hash: token(2).Hash, Groups: f[6:8]}}
+		return with(t, NewDirectory(Peppers{}, ""), Changes{Users: []User{u}})
+	}()
+	for range 10 { // cleanups run a little later
+		runtime.GC()
+		if gone.Load() {
+			break
+		}
+		runtime.Gosched()
+	}
+	if !gone.Load() {
+		t.Error("the text that a service user came in is kept")
+	}
+	if u, ok := d.User("alias-1"); !ok || u.ID != "service_1" || !slices.Equal(u.Groups, []string{"group-1"}) {
+		t.Errorf("got %+v, %t", u, ok)
 	}
 }
