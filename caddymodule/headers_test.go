@@ -6,11 +6,15 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
 
 const proxyCaddyfile = `
@@ -338,4 +342,29 @@ func (up *recorder) requests() []string {
 	up.mu.Lock()
 	defer up.mu.Unlock()
 	return append([]string{}, up.got...)
+}
+
+// Placeholders show the service user, and nothing of whom an authenticator before
+// the handler, or one of our own before this one, has found.
+func TestPlaceholdersOfAnotherUser(t *testing.T) {
+	g := newGuard(t, Handler{})
+	r := prepared(httptest.NewRequest("GET", "/v1/x", nil))
+	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	for _, word := range []string{"id", "name", "role", "teams", "groups", "token_id", "email"} {
+		repl.Set("http.auth.user."+word, "another")
+	}
+	r.SetBasicAuth(g.reader.id, g.reader.secret)
+	next := caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
+		got := repl.ReplaceAll("{http.auth.user.id} {http.auth.user.name} {http.auth.user.role} {http.auth.user.teams} {http.auth.user.groups} {http.auth.user.token_id} {http.auth.user.email}", "-")
+		if !strings.HasPrefix(got, g.reader.id+" ") || strings.Contains(got, "another") {
+			t.Errorf("got %q, want those of %s", got, g.reader.id)
+		}
+		return nil
+	})
+	for range 2 {
+		repl.Set("http.auth.user.id", "another")
+		if err := g.h.ServeHTTP(httptest.NewRecorder(), r, next); err != nil {
+			t.Fatal(err)
+		}
+	}
 }

@@ -108,7 +108,7 @@ func outerIdentity(r *http.Request) *identity {
 func remember(r *http.Request, id *identity) {
 	ctx := r.Context()
 	repl := ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
-	repl.Delete("http.auth.user.id") // of an authenticator before this one
+	repl.DeleteByPrefix("http.auth.user.") // of an authenticator before this one
 	known := outerIdentity(r) != nil
 	caddyhttp.SetVar(ctx, identityVar, id)
 	if !known { // a second handler in the chain finds the function in place
