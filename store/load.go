@@ -267,7 +267,7 @@ func (s *Store) loadUsers(ctx context.Context, q *sql.Tx, since int64, at positi
 	lost := make(map[string]int)
 	defer s.warnOfLostPeppers(lost)
 	if since > 0 {
-		users, removed, err := s.loadPart(ctx, q, part{since: since}, read)
+		users, removed, err := s.loadChanged(ctx, q, since, changedAtOnce, read)
 		if err != nil {
 			return err
 		}
@@ -298,6 +298,39 @@ func (s *Store) loadUsers(ctx context.Context, q *sql.Tx, since int64, at positi
 		})
 	}
 	return group.Wait()
+}
+
+// changedAtOnce is how many service users that changed are read at once: a text of
+// SQLite's has an end, and is in memory several times.
+const changedAtOnce = 20_000
+
+// loadChanged reads the service users that changed. More than so many at once, such as
+// the members of a group that was deleted, are looked for among all of them by id.
+func (s *Store) loadChanged(ctx context.Context, q *sql.Tx, since int64, atOnce int, read *rowCounts) (users []access.User, removed []string, err error) {
+	p := part{since: since}
+	var changed int
+	if err := q.QueryRowContext(ctx, `SELECT count(*) FROM service_users WHERE revision > $1`, since).Scan(&changed); err != nil {
+		return nil, nil, err
+	}
+	if changed > atOnce {
+		p.atOnce = atOnce
+	}
+	for {
+		some, gone, err := s.loadPart(ctx, q, p, read)
+		if err != nil {
+			return nil, nil, err
+		}
+		users, removed = append(users, some...), append(removed, gone...)
+		if p.atOnce == 0 || len(some)+len(gone) < p.atOnce {
+			return users, removed, nil
+		}
+		for _, u := range some {
+			p.after = max(p.after, u.ID)
+		}
+		for _, id := range gone {
+			p.after = max(p.after, id)
+		}
+	}
 }
 
 // usersPerReader is how many service users make it worth while to read with one
@@ -372,6 +405,7 @@ func (s *Store) loadParts(ctx context.Context, q *sql.Tx, p part, hand func([]ac
 type part struct {
 	since        int64
 	after, until string // of which the last one belongs to it
+	atOnce       int    // of those that changed, so many after an id; 0 is all
 }
 
 // loadPart reads the service users of a part, and what belongs to them.
@@ -379,6 +413,8 @@ func (s *Store) loadPart(ctx context.Context, q *sql.Tx, p part, read *rowCounts
 	which, args := `WHERE revision > $1`, []any{p.since}
 	if p.since == 0 {
 		which, args = `WHERE id > $1 AND id <= $2 AND deleted_at = 0 ORDER BY id LIMIT $3`, []any{p.after, p.until, usersAtOnce}
+	} else if p.atOnce > 0 { // by the index of ids, not of revisions
+		which, args = `WHERE +revision > $1 AND id > $2 ORDER BY id LIMIT $3`, []any{p.since, p.after, p.atOnce}
 	}
 	const columns = `id, name, display_name, alias, owner, active, role, teams, labels, allowed_ips, expires_at, created_at, deleted_at`
 	err = eachPacked(ctx, q, columns, `(SELECT `+columns+` FROM service_users `+which+`) t`, args, func(row *fields) error {
@@ -427,8 +463,12 @@ func (s *Store) loadPart(ctx context.Context, q *sql.Tx, p part, read *rowCounts
 // so that nothing is left between two parts.
 func (p part) owned(users []access.User) (which string, args []any) {
 	if p.since > 0 {
+		by := `u.revision`
+		if p.atOnce > 0 {
+			by = `+u.revision`
+		}
 		return `JOIN service_users u ON u.id = t.service_user_id
-			WHERE u.revision > $1 AND u.id >= $2 AND u.id <= $3 AND u.deleted_at = 0`, []any{p.since, users[0].ID, users[len(users)-1].ID}
+			WHERE ` + by + ` > $1 AND u.id >= $2 AND u.id <= $3 AND u.deleted_at = 0`, []any{p.since, users[0].ID, users[len(users)-1].ID}
 	}
 	last := p.until
 	if len(users) == usersAtOnce {

@@ -4,8 +4,11 @@ import (
 	"database/sql"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/serviceusers/caddy-service-users/access"
 )
 
 // Packed rows are what was written, or an error.
@@ -56,5 +59,39 @@ func TestEachPacked(t *testing.T) {
 				t.Errorf("got %q, want %q", got, row.want)
 			}
 		})
+	}
+}
+
+// Service users that changed are the same ones, however many are read at once.
+func TestLoadChanged(t *testing.T) {
+	w := newWorld(t, Options{})
+	var since int64
+	for n := range 12 {
+		if n == 3 {
+			since = w.Directory().Revision()
+		}
+		u, _ := addUser(w.Store, fmt.Sprint("user", n), []string{w.readers.ID, w.closers.ID}[:n%3]...)
+		if n%4 == 2 {
+			mustDo(w.deleteUser(ctx, Local, u.ID, 0))
+		}
+	}
+	tx := must(w.read.BeginTx(ctx, nil))
+	defer tx.Rollback()
+	load := func(atOnce int) string {
+		var read rowCounts
+		users, removed, err := w.loadChanged(ctx, tx, since, atOnce, &read)
+		mustDo(err)
+		slices.SortFunc(users, func(a, b access.User) int { return strings.Compare(a.ID, b.ID) })
+		slices.Sort(removed)
+		return fmt.Sprintf("%+v\n%q\n%+v", users, removed, read)
+	}
+	want := load(changedAtOnce)
+	if !strings.Contains(want, "users:7 tokens:7") {
+		t.Errorf("all at once: got %s", want)
+	}
+	for atOnce := 1; atOnce < 12; atOnce++ {
+		if got := load(atOnce); got != want {
+			t.Errorf("%d at once: got %s\nwant %s", atOnce, got, want)
+		}
 	}
 }
