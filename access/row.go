@@ -234,7 +234,6 @@ type decoded struct {
 	ref    uint32
 	user   User
 	tokens [2]Token // of most users
-	cells  [2]atomic.Pointer[Use]
 }
 
 // texts are strings that share one piece of memory.
@@ -304,11 +303,12 @@ func (r userRow) decode(sets []*groupSet) *decoded {
 	if bits&userExpires != 0 {
 		u.ExpiresAt = f.signed()
 	}
-	cells := d.cells[:]
-	if n := int(f.number()); n <= len(d.tokens) {
+	n := int(f.number())
+	cells := make([]atomic.Pointer[Use], n) // apart: figures of use are kept longer than the user
+	if n <= len(d.tokens) {
 		u.Tokens = d.tokens[:n:n]
 	} else {
-		u.Tokens, cells = make([]Token, n), make([]atomic.Pointer[Use], n)
+		u.Tokens = make([]Token, n)
 	}
 	for i := range u.Tokens {
 		f.token(&u.Tokens[i], &shared)
