@@ -447,7 +447,7 @@ func RestoreNew(ctx context.Context, path string, by Actor, backup io.Reader, op
 		return r, "", err
 	}
 	if there := filesOf(path); len(there) > 0 && replace {
-		if aside, err = moveAside(path, there); err != nil {
+		if aside, err = moveAside(path); err != nil {
 			return r, aside, err
 		}
 	}
@@ -474,15 +474,19 @@ func filesOf(path string) (there []string) {
 
 // moveAside gives the files of a database other names. The database goes first: what
 // is left of it when this is cut short is not taken for a store.
-func moveAside(path string, files []string) (aside string, err error) {
-	if inUse(path) {
-		return "", conflict("", "another process has %q open; stop it first", path)
+func moveAside(path string) (aside string, err error) {
+	// SQLite closes a database that is not in its place any more as it is: its log is
+	// not written into it, and not removed.
+	release, err := hold(path)
+	if err != nil {
+		return "", err
 	}
+	defer release()
 	aside = path + ".aside"
 	for n := 2; len(filesOf(aside)) > 0; n++ {
 		aside = fmt.Sprintf("%s.aside-%d", path, n)
 	}
-	for _, suffix := range files {
+	for _, suffix := range filesOf(path) {
 		if err := os.Rename(path+suffix, aside+suffix); err != nil {
 			return aside, err
 		}
@@ -490,21 +494,25 @@ func moveAside(path string, files []string) (aside string, err error) {
 	return aside, nil
 }
 
-// inUse reports whether another process has a database open, as far as SQLite can
-// tell: of a file that is none it cannot.
-func inUse(path string) bool {
+// hold keeps other processes from opening a database until release is called. It
+// refuses one that another process has open, as far as SQLite can tell: of a file that
+// is none it cannot.
+func hold(path string) (release func(), err error) {
 	ofdLocking()
 	db, err := sql.Open("sqlite", "file:"+(&url.URL{Path: path}).EscapedPath()+"?mode=rw&_pragma=locking_mode(EXCLUSIVE)&_txlock=exclusive")
 	if err != nil {
-		return false
+		return nil, err
 	}
-	defer db.Close()
 	sqlTx, err := db.Begin()
-	if err != nil {
-		var e *sqlite.Error
-		return errors.As(err, &e) && e.Code()&0xff == 5 // SQLITE_BUSY
+	var e *sqlite.Error
+	switch {
+	case err == nil:
+		return func() { sqlTx.Rollback(); db.Close() }, nil
+	case errors.As(err, &e) && e.Code()&0xff == sqliteBusy:
+		db.Close()
+		return nil, conflict("", "another process has %q open; stop it first", path)
 	}
-	return sqlTx.Rollback() != nil
+	return func() { db.Close() }, nil
 }
 
 // objects are the tables and indexes of a database, as the schema makes them.

@@ -293,6 +293,32 @@ func TestRestoreInPlaceOf(t *testing.T) {
 	mustDo(w.AddMember(ctx, alice, w.closers.ID, w.user.ID))
 }
 
+// A store that was killed leaves a log, which is part of what is moved aside.
+func TestRestoreInPlaceOfAKilled(t *testing.T) {
+	w := newWorld(t, Options{})
+	path, _ := backupTo(t, w.Store)
+	killed := copyOf(t, w.path)
+	log := readFile(killed + "-wal")
+	if len(log) == 0 {
+		t.Fatal("the log is empty; the test shows nothing")
+	}
+	far := must(holds(ctx, w.read))
+	far.Revision++
+	mustDo(far.write(killed))
+	if _, err := Open(ctx, killed, w.opts); !errors.Is(err, ErrOlder) {
+		t.Fatalf("got %v, want that it is older", err)
+	}
+	_, aside, err := RestoreNew(ctx, killed, alice, must(os.Open(path)), w.opts, true)
+	if err != nil {
+		t.Fatalf("got %v, want it restored", err)
+	}
+	if !bytes.Equal(readFile(aside+"-wal"), log) {
+		t.Error("the log aside: got another one than there was")
+	}
+	mustDo(os.Remove(aside + ".seen"))
+	same(t, "rows aside", dump(t, open(t, aside, w.opts)), dump(t, w.Store))
+}
+
 // An older schema is brought up to date before it is taken.
 func TestRestoreOlderSchema(t *testing.T) {
 	path, opts := copyOfSchema1(t)
