@@ -412,12 +412,13 @@ func receive(ctx context.Context, path string, backup io.Reader, opts Options) (
 	return report.Contents, nil
 }
 
-// RestoreNew makes a store out of a backup at a path where there is none. With
-// replace, what is there, because it cannot be opened, is moved aside first, unless
-// another process has it open; aside is where it is then.
+// RestoreNew makes a store out of a backup at a path where there is none. What is
+// left there of one is moved aside first, and with replace so is one that is there,
+// because it cannot be opened, unless another process has it open; aside is where it
+// is then.
 func RestoreNew(ctx context.Context, path string, by Actor, backup io.Reader, opts Options, replace bool) (r Restored, aside string, err error) {
-	if there := filesOf(path); len(there) > 0 && !replace {
-		return r, "", conflict("", "%q is there already; move it away first", path+there[0])
+	if _, err := os.Lstat(path); err == nil && !replace {
+		return r, "", conflict("", "%q is there already; move it away first", path)
 	}
 	dir, err := besides(path, "restore")
 	if err != nil {
@@ -446,7 +447,7 @@ func RestoreNew(ctx context.Context, path string, by Actor, backup io.Reader, op
 	if err := restoreStep("made"); err != nil {
 		return r, "", err
 	}
-	if there := filesOf(path); len(there) > 0 && replace {
+	if there := filesOf(path); len(there) > 0 && (replace || there[0] != "") {
 		if aside, err = moveAside(path); err != nil {
 			return r, aside, err
 		}

@@ -319,6 +319,26 @@ func TestRestoreInPlaceOfAKilled(t *testing.T) {
 	same(t, "rows aside", dump(t, open(t, aside, w.opts)), dump(t, w.Store))
 }
 
+// What is left of a store that is gone keeps another one from beginning in its place,
+// but not a backup of it.
+func TestRestoreInPlaceOfOneThatIsGone(t *testing.T) {
+	w := newWorld(t, Options{})
+	path, b := backupTo(t, w.Store)
+	for _, suffix := range []string{"-wal", "-shm", ".seen"} {
+		gone := place(t)
+		mustDo(os.WriteFile(gone+suffix, []byte("{}"), 0o600))
+		if _, err := Open(ctx, gone, w.opts); !CanReplace(err) {
+			t.Errorf("%s: got %v, want a refusal", suffix, err)
+		}
+		r, aside, err := RestoreNew(ctx, gone, alice, must(os.Open(path)), w.opts, false)
+		if err != nil || aside != gone+".aside" || r.After.Revision != b.Revision+1 {
+			t.Errorf("%s: got %+v, %q, %v, want it restored, and the rest aside", suffix, r, aside, err)
+			continue
+		}
+		same(t, suffix, withoutRevision(t, open(t, gone, w.opts)), withoutRevision(t, w.Store))
+	}
+}
+
 // An older schema is brought up to date before it is taken.
 func TestRestoreOlderSchema(t *testing.T) {
 	path, opts := copyOfSchema1(t)

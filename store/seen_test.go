@@ -104,6 +104,7 @@ func TestLostLogIsNoticed(t *testing.T) {
 // Another store starts; the log names both.
 func TestAnotherStoreIsNamed(t *testing.T) {
 	path := place(t)
+	mustDo(must(Open(ctx, path, Options{})).Close())
 	before := Mark{Instance: "store_before", Revision: 57}
 	mustDo(before.write(path))
 	core, logs := observer.New(zap.WarnLevel)
@@ -121,6 +122,7 @@ func TestAnotherStoreIsNamed(t *testing.T) {
 // A note that cannot be read is told of, and written anew.
 func TestDamagedNote(t *testing.T) {
 	path := place(t)
+	mustDo(must(Open(ctx, path, Options{})).Close())
 	mustDo(os.WriteFile(path+".seen", []byte("{"), 0o600))
 	core, logs := observer.New(zap.ErrorLevel)
 	mustDo(must(Open(ctx, path, Options{Log: zap.New(core)})).Close())

@@ -190,12 +190,12 @@ func createSQLite(ctx context.Context, path string, now time.Time) error {
 	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
 		return fmt.Errorf("the directory %q does not exist; create it first", dir)
 	}
-	for _, suffix := range []string{"-wal", "-shm", "-journal"} {
+	for _, suffix := range []string{"-wal", "-shm", "-journal", ".seen"} {
 		if _, err := os.Lstat(path + suffix); err == nil {
 			if _, err := os.Lstat(path); err == nil {
 				return nil // another process was faster
 			}
-			return fmt.Errorf("%w: the database is gone, but %q, which belongs to it, is still there; restore the database from a backup, or remove both to begin a new store", ErrNotOurs, path+suffix)
+			return fmt.Errorf("%w: the database is gone, but %q, which belongs to it, is still there; restore the database from a backup, or remove that too to begin a new store", ErrNotOurs, path+suffix)
 		}
 	}
 	file, err := os.CreateTemp(dir, ".new-*.db") // 0600
