@@ -315,7 +315,7 @@ func (s *shared) start() error {
 			if name := s.opts.DefaultGroup; name != "" && len(open.Directory().GroupIDs([]string{name})) == 0 {
 				s.opts.Log.Warn("there is no permission group with the name of default_group; it counts from when it is created", zap.String("default_group", name))
 			}
-			if doubt, err := store.Doubt(s.path); err != nil || doubt != "" {
+			if doubt, err := store.Doubt(open.Path()); err != nil || doubt != "" {
 				s.opts.Log.Warn("the store lies on a file system that is no good place for it", zap.String("store", s.path), zap.String("file_system", doubt), zap.Error(err))
 			}
 			recall := access.NewRecall(s.decisions)

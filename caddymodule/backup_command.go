@@ -209,8 +209,10 @@ func (c *cli) openBackup(ctx context.Context, path string) (file *os.File, conte
 			return nil, contents, remove, err
 		}
 	}
-	if info, err := os.Stat(path + "-wal"); err == nil && info.Size() > 0 {
-		return nil, contents, remove, fmt.Errorf("%q is no backup but a database in use, or a copy of one: there is %q beside it; make a backup of it with --store", path, path+"-wal")
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		if info, err := os.Stat(real + "-wal"); err == nil && info.Size() > 0 {
+			return nil, contents, remove, fmt.Errorf("%q is no backup but a database in use, or a copy of one: there is %q beside it; make a backup of it with --store", path, real+"-wal")
+		}
 	}
 	if contents, err = store.ReadContents(ctx, path); err != nil {
 		return nil, contents, remove, fmt.Errorf("the backup %q is refused, and nothing was changed: %w", path, err)

@@ -167,7 +167,7 @@ func knownFile(path string) error {
 // written, so that a backup can lie where nobody can write.
 func openAtRest(path string) (*sql.DB, error) {
 	ofdLocking()
-	place, err := filepath.Abs(path)
+	place, err := resolve(path)
 	if err != nil {
 		return nil, err
 	}
@@ -417,6 +417,9 @@ func receive(ctx context.Context, path string, backup io.Reader, opts Options) (
 // because it cannot be opened, unless another process has it open; aside is where it
 // is then.
 func RestoreNew(ctx context.Context, path string, by Actor, backup io.Reader, opts Options, replace bool) (r Restored, aside string, err error) {
+	if path, err = resolve(path); err != nil {
+		return r, "", err
+	}
 	if _, err := os.Lstat(path); err == nil && !replace {
 		return r, "", conflict("", "%q is there already; move it away first", path)
 	}

@@ -291,6 +291,34 @@ func TestOpenAfterAnUncleanEnd(t *testing.T) {
 	trail(t, again)
 }
 
+// A database may be opened by a symbolic link. Its log, and what else belongs to it,
+// lies beside the file itself.
+func TestOpenByALink(t *testing.T) {
+	path, link := place(t), filepath.Join(t.TempDir(), "link.db")
+	s := open(t, path, Options{})
+	g := addGroup(s, "g", "allow GET /a")
+	killed := copyOf(t, path)
+	mustDo(os.Symlink(killed, link))
+	report, err := CheckFile(ctx, link, Options{}, AuditHead{})
+	if well(t, "before it is opened", report, err); report.Revision != s.Directory().Revision() {
+		t.Errorf("a check: got revision %d, want %d, which is in the log", report.Revision, s.Directory().Revision())
+	}
+	if m, err := Holds(ctx, link); err != nil || m.Revision != report.Revision {
+		t.Errorf("it holds: got revision %d, %v, want %d", m.Revision, err, report.Revision)
+	}
+	linked := open(t, link, Options{})
+	same(t, "rows", dump(t, linked), dump(t, s))
+	addUser(linked, "u", g.ID)
+	mustDo(linked.Close())
+	mustDo(AcceptOlder(ctx, link, linked.Now()))
+	if m, err := Seen(link); err != nil || m.Revision != report.Revision+1 {
+		t.Errorf("the note: got revision %d, %v, want %d", m.Revision, err, report.Revision+1)
+	}
+	if names := list(filepath.Dir(link)); len(names) != 1 {
+		t.Errorf("beside the link: got %q, want nothing", names)
+	}
+}
+
 func TestOpenAtOnce(t *testing.T) {
 	const n = 20
 	path := place(t)

@@ -30,6 +30,9 @@ var ErrOlder = errors.New("older than before")
 
 // Seen returns what is noted beside the database at path; without a note, zero.
 func Seen(path string) (m Mark, err error) {
+	if path, err = resolve(path); err != nil {
+		return Mark{}, err
+	}
 	text, err := os.ReadFile(path + ".seen")
 	if errors.Is(err, fs.ErrNotExist) {
 		return Mark{}, nil
@@ -66,6 +69,9 @@ func (m Mark) write(path string) error {
 // store.
 func Holds(ctx context.Context, path string) (m Mark, err error) {
 	ofdLocking()
+	if path, err = resolve(path); err != nil {
+		return m, err
+	}
 	err = checkSQLite(ctx, path, func(ctx context.Context, db *sql.DB) (err error) {
 		m, err = holds(ctx, db)
 		return err
@@ -85,6 +91,10 @@ func holds(ctx context.Context, db *sql.DB) (m Mark, err error) {
 // AcceptOlder notes that the database at path is to be taken as it is, and that it
 // is now. No store must be open on it.
 func AcceptOlder(ctx context.Context, path string, now time.Time) error {
+	path, err := resolve(path)
+	if err != nil {
+		return err
+	}
 	m, err := Holds(ctx, path)
 	if err != nil {
 		return err

@@ -151,6 +151,19 @@ func dropIdle(db *sql.DB) {
 	db.SetMaxIdleConns(maxReading)
 }
 
+// resolve returns the absolute path of a database. Where that is a symbolic link it
+// returns what the link leads to, for there SQLite has the log.
+func resolve(path string) (string, error) {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return "", err
+	}
+	if info, err := os.Lstat(path); err == nil && info.Mode()&fs.ModeSymlink != 0 {
+		return filepath.EvalSymlinks(path)
+	}
+	return path, nil
+}
+
 // makePrivate takes the database, and the log and its index that may lie beside
 // it, away from everybody but their owner.
 func makePrivate(path string) error {

@@ -16,7 +16,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -95,7 +94,7 @@ type Store struct {
 // another program's database and one of a newer version are refused and left
 // alone.
 func Open(ctx context.Context, path string, opts Options) (*Store, error) {
-	place, err := filepath.Abs(path)
+	place, err := resolve(path)
 	if err != nil {
 		return nil, fmt.Errorf("opening the store %q: %w", path, err)
 	}
