@@ -257,6 +257,9 @@ func (s *Store) Restore(ctx context.Context, by Actor, backup io.Reader) (r Rest
 		return r, fmt.Errorf("beginning a change: %w", err)
 	}
 	defer sqlTx.Rollback()
+	if err := s.logInPlace(); err != nil {
+		return r, err
+	}
 	t := &tx{Tx: sqlTx, store: s, ctx: ctx, by: by, now: s.now().UTC().Truncate(time.Second), directory: s.Directory()}
 	if err := t.restore(&r); err != nil {
 		return r, err

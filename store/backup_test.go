@@ -575,6 +575,25 @@ func TestRestoreWhileRequestsRun(t *testing.T) {
 	busy.Wait()
 }
 
+// A restore is a change: it is not written into a log that was taken away.
+func TestRestoreWithoutALog(t *testing.T) {
+	w := newWorld(t, Options{})
+	path, _ := backupTo(t, w.Store)
+	addUser(w.Store, "later")
+	eventually(t, "both connections of the watcher", func() bool { return w.read.Stats().OpenConnections >= 2 })
+	before := w.Directory().Revision()
+	mustDo(os.Rename(w.path+"-wal", w.path+"-wal.aside"))
+	if r, err := restoreFrom(w.Store, path); err == nil {
+		t.Errorf("got revision %d, want an error", r.After.Revision)
+	}
+	mustDo(os.Rename(w.path+"-wal.aside", w.path+"-wal"))
+	mended(t, w.Store)
+	if got := w.Directory().Revision(); got != before {
+		t.Errorf("revision: got %d, want the one before, %d", got, before)
+	}
+	must(restoreFrom(w.Store, path))
+}
+
 // Figures of tokens that a restore takes away disturb nothing.
 func TestRestoreForgetsFigures(t *testing.T) {
 	w := newWorld(t, Options{})

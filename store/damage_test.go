@@ -297,6 +297,13 @@ func TestDamagedUnderfoot(t *testing.T) {
 	}
 	nothing := func(_, _ []byte) []byte { return nil }
 	garbage := func(_, now []byte) []byte { return []byte(strings.Repeat("garbage ", len(now)/8)) }
+	exchanged := func(suffix string) func(path string, old map[string][]byte) {
+		return func(path string, old map[string][]byte) {
+			content := must(os.ReadFile(path + suffix))
+			aside(suffix)(path, old)
+			write(path+suffix, content)
+		}
+	}
 	for _, row := range []struct {
 		name   string
 		damage func(path string, old map[string][]byte)
@@ -309,9 +316,11 @@ func TestDamagedUnderfoot(t *testing.T) {
 		{"garbage written into the database", inPlace("", garbage), false, true},
 		{"older copy written into the database", inPlace("", func(old, _ []byte) []byte { return old }), false, true},
 		{"log taken away", aside("-wal"), true, false},
+		{"log exchanged for a copy", exchanged("-wal"), true, false},
 		{"log emptied", inPlace("-wal", nothing), false, true},
 		{"garbage written into the log", inPlace("-wal", garbage), false, true},
 		{"index taken away", aside("-shm"), true, false},
+		{"index exchanged for a copy", exchanged("-shm"), true, false},
 		{"index emptied", inPlace("-shm", nothing), false, true},
 		{"garbage written into the index", inPlace("-shm", garbage), false, true},
 		{"all taken away", aside("", "-wal", "-shm"), true, false},
@@ -339,7 +348,7 @@ func TestDamagedUnderfoot(t *testing.T) {
 					checkpoint()
 				}
 				// A connection that is opened just then would make a new log.
-				eventually(t, "both connections of the watcher", func() bool { return w.read.Stats().OpenConnections >= 2 })
+				eventually(t, "both connections of the watcher", func() bool { return w.read.Stats().OpenConnections >= 2 && w.logged.Load() != nil })
 				answers := func(when string) {
 					t.Helper()
 					if got := probe(w.Store, stays.ID, token.Secret, "GET /v1/x"); got != access.Granted {

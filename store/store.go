@@ -80,6 +80,7 @@ type Store struct {
 	figures   figures
 	attempts  attempts
 	head      atomic.Pointer[position] // of what directory holds
+	logged    atomic.Pointer[logPair]  // while the watcher has them open; nil is not known
 	clock     wall
 	instance  string // of the database
 	noted     Mark   // beside the database; belongs to keepSeen, like the two below
@@ -301,12 +302,26 @@ func (s *Store) inPlace() error {
 // their places, as they are for as long as anybody has the database open. What is
 // written into a log that was taken away is gone with the next start.
 func (s *Store) logInPlace() error {
-	for _, suffix := range []string{"-wal", "-shm"} {
-		if _, err := os.Stat(s.path + suffix); err != nil {
-			return fmt.Errorf("%w: %q, which belongs to it; put it back, or restart: %w", errGone, s.path+suffix, err)
+	_, err := s.statLog()
+	return err
+}
+
+// logPair is the log of a database and its index.
+type logPair [2]os.FileInfo
+
+// statLog is logInPlace for who wants to know which files they are.
+func (s *Store) statLog() (files logPair, err error) {
+	known := s.logged.Load()
+	for i, suffix := range []string{"-wal", "-shm"} {
+		files[i], err = os.Stat(s.path + suffix)
+		if err == nil && known != nil && !os.SameFile(files[i], known[i]) {
+			err = errors.New("another file has taken its place")
+		}
+		if err != nil {
+			return files, fmt.Errorf("%w: %q, which belongs to it; put it back, or restart: %w", errGone, s.path+suffix, err)
 		}
 	}
-	return nil
+	return files, nil
 }
 
 // install puts a directory in force.
@@ -465,12 +480,18 @@ func (s *Store) watch(ctx context.Context) {
 			// Two hundred times a second: without an end in its context the driver needs
 			// no goroutine to watch over it.
 			if err := conn.QueryRowContext(context.Background(), `PRAGMA data_version`).Scan(&version); err != nil {
+				s.logged.Store(nil)
 				conn.Close()
 				conn = nil
 				return err
 			}
-			if err := s.logInPlace(); err != nil {
+			// While the connection has them open, nobody makes them anew.
+			files, err := s.statLog()
+			if err != nil {
 				return err
+			}
+			if s.logged.Load() == nil {
+				s.logged.Store(&files)
 			}
 			if version == seen {
 				return nil
@@ -489,6 +510,7 @@ func (s *Store) watch(ctx context.Context) {
 		// right one has to be there.
 		if err != nil && !errors.Is(err, errGone) && s.inPlace() == nil && s.logInPlace() == nil && time.Since(renewed) > renewInterval {
 			renewed = time.Now()
+			s.logged.Store(nil)
 			if conn != nil {
 				conn.Close()
 				conn = nil
