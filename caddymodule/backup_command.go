@@ -184,6 +184,15 @@ func (c *cli) mayWrite(path string, force bool) error {
 	if _, err := os.Lstat(path + "-wal"); err == nil || !info.Mode().IsRegular() {
 		return fmt.Errorf("%q is a database in use, or no file; name another file", path)
 	}
+	for _, suffix := range []string{"-wal", "-shm", "-journal", ".seen"} {
+		database, ok := strings.CutSuffix(path, suffix)
+		if !ok {
+			continue
+		}
+		if _, err := os.Lstat(database); err == nil {
+			return fmt.Errorf("%q belongs to the database %q; name another file", path, database)
+		}
+	}
 	return nil
 }
 
