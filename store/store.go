@@ -206,16 +206,20 @@ func (s *Store) watchAge(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		stale := s.Age() > s.opts.MaxStaleness
-		if s.stale.Swap(stale) == stale {
-			continue
-		}
-		if stale {
-			s.log.Error("the store was not readable for longer than max_staleness; no request is let through until it is",
-				zap.String("store", s.path), zap.Duration("max_staleness", s.opts.MaxStaleness), zap.String("fault", s.Fault()))
-		}
-		_ = s.safely("telling of a stale directory", func() error { s.announce(); return nil })
+		s.setStale(s.Age() > s.opts.MaxStaleness)
 	}
+}
+
+// setStale remembers whether the directory is too old, and tells when that changes.
+func (s *Store) setStale(stale bool) {
+	if s.stale.Swap(stale) == stale {
+		return
+	}
+	if stale {
+		s.log.Error("the store was not readable for longer than max_staleness; no request is let through until it is",
+			zap.String("store", s.path), zap.Duration("max_staleness", s.opts.MaxStaleness), zap.String("fault", s.Fault()))
+	}
+	_ = s.safely("telling of a stale directory", func() error { s.announce(); return nil })
 }
 
 // safely does a part of the work in the background. A panic is an error of it: the
@@ -560,6 +564,7 @@ func (s *Store) report(err error) {
 	if err == nil {
 		s.checked.Store(s.now().UnixNano())
 		s.fresh.Store(int64(s.clock.read().Sub(s.begun)))
+		s.setStale(false)
 	}
 	switch {
 	case err == nil && before != "":

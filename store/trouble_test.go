@@ -114,6 +114,16 @@ func TestStale(t *testing.T) {
 	mustDo(os.Rename(w.path+".aside", w.path))
 }
 
+// A look at the store that goes well ends it: after a pause of the whole process that
+// is at once.
+func TestStaleEndsAtOnce(t *testing.T) {
+	s := open(t, place(t), Options{MaxStaleness: time.Hour})
+	s.setStale(true)
+	if s.report(nil); s.Stale() {
+		t.Error("after a look that went well: got stale")
+	}
+}
+
 // A mistake in what is done in the background is told of and counted, and the work
 // goes on.
 func TestPanicsAreSurvived(t *testing.T) {
