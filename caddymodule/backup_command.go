@@ -207,6 +207,7 @@ func syncDirectory(path string) error {
 // openBackup opens a file that is to be restored, and says what it holds.
 func (c *cli) openBackup(ctx context.Context, path string) (file *os.File, contents store.Contents, remove func(), err error) {
 	remove = func() {}
+	name := path
 	if path == "-" {
 		if file, err = os.CreateTemp("", ".service_users-*"); err != nil {
 			return nil, contents, remove, err
@@ -224,7 +225,7 @@ func (c *cli) openBackup(ctx context.Context, path string) (file *os.File, conte
 		}
 	}
 	if contents, err = store.ReadContents(ctx, path); err != nil {
-		return nil, contents, remove, fmt.Errorf("the backup %q is refused, and nothing was changed: %w", path, err)
+		return nil, contents, remove, fmt.Errorf("the backup %q is refused, and nothing was changed: %w", name, err)
 	}
 	file, err = os.Open(path)
 	return file, contents, remove, err
