@@ -21,20 +21,31 @@ type Use struct {
 // recentCount is how many addresses, and how many rules, are remembered of a token.
 const recentCount = 8
 
-// recent remembers the last of the values that it has seen.
-type recent[K comparable] [recentCount]atomic.Pointer[seen[K]]
+// recent remembers the last of the values that it has seen. Most see one: it lies
+// with them, which spares the garbage collector a visit.
+type recent[K comparable] struct {
+	slots [recentCount]atomic.Pointer[seen[K]]
+	first seen[K]
+}
 
 type seen[K comparable] struct {
 	value K
 	at    atomic.Int64
 }
 
+// begin takes down the first value, before anybody else has r.
+func (r *recent[K]) begin(value K, now int64) {
+	r.first.value = value
+	r.first.at.Store(now)
+	r.slots[0].Store(&r.first)
+}
+
 // note takes down that a value was seen. When two do so at once for a value that
 // is new, one of them may be lost; the next time it is there.
 func (r *recent[K]) note(value K, now int64) {
 	oldest := 0
-	for i := range r {
-		s := r[i].Load()
+	for i := range r.slots {
+		s := r.slots[i].Load()
 		if s == nil {
 			oldest = i
 			break
@@ -45,17 +56,17 @@ func (r *recent[K]) note(value K, now int64) {
 			}
 			return
 		}
-		if s.at.Load() < r[oldest].Load().at.Load() {
+		if s.at.Load() < r.slots[oldest].Load().at.Load() {
 			oldest = i
 		}
 	}
-	old := r[oldest].Load()
+	old := r.slots[oldest].Load()
 	if old != nil && old.at.Load() == now {
 		return // more of them within a second than can be remembered
 	}
 	s := &seen[K]{value: value}
 	s.at.Store(now)
-	r[oldest].CompareAndSwap(old, s)
+	r.slots[oldest].CompareAndSwap(old, s)
 }
 
 // Seen is a value with the instant at which it was seen last, in Unix seconds.
@@ -65,8 +76,8 @@ type Seen[K comparable] struct {
 }
 
 func (r *recent[K]) list() (list []Seen[K]) {
-	for i := range r {
-		if s := r[i].Load(); s != nil {
+	for i := range r.slots {
+		if s := r.slots[i].Load(); s != nil {
 			list = append(list, Seen[K]{s.value, s.at.Load()})
 		}
 	}
@@ -85,6 +96,10 @@ func (p Principal) Note(now int64, from netip.Addr, rule string) (begun *Use) {
 	u := cell.Load()
 	if u == nil {
 		begun = &Use{cell: cell}
+		begun.from.begin(from, now)
+		if rule != "" {
+			begun.rules.begin(rule, now)
+		}
 		if cell.CompareAndSwap(nil, begun) {
 			u = begun
 		} else if u, begun = cell.Load(), nil; u == nil {

@@ -315,8 +315,12 @@ func (s *shared) start() error {
 			if name := s.opts.DefaultGroup; name != "" && len(open.Directory().GroupIDs([]string{name})) == 0 {
 				s.opts.Log.Warn("there is no permission group with the name of default_group; it counts from when it is created", zap.String("default_group", name))
 			}
-			if doubt, err := store.Doubt(open.Path()); err != nil || doubt != "" {
-				s.opts.Log.Warn("the store lies on a file system that is no good place for it", zap.String("store", s.path), zap.String("file_system", doubt), zap.Error(err))
+			doubts, err := store.Doubts(open.Path())
+			for _, doubt := range doubts {
+				s.opts.Log.Warn("the store is in no good place", zap.String("store", s.path), zap.String("why", doubt))
+			}
+			if err != nil {
+				s.opts.Log.Warn("it cannot be said whether the store is in a good place", zap.String("store", s.path), zap.Error(err))
 			}
 			recall := access.NewRecall(s.decisions)
 			live := &opened{Store: open, api: admin.New(open, recall, s.opts.Log.Named("admin")), recall: recall, streams: newStreams(open)}

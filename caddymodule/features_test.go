@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -439,25 +440,40 @@ func TestStale(t *testing.T) {
 	become([4]int{401, 200, 200, 200})
 }
 
-// TestDoubtfulPlace checks that the log tells of a store that will not stay.
+// TestDoubtfulPlace checks that the log tells of a store that will not stay, and of
+// one that others may open by another name.
 func TestDoubtfulPlace(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s.db")
-	doubt, err := store.Doubt(path)
+	warnings := func() *observer.ObservedLogs {
+		core, logs := observer.New(zap.WarnLevel)
+		live := &shared{path: path, opts: store.Options{Log: zap.New(core)}, ready: make(chan struct{})}
+		if err := live.start(); err != nil {
+			t.Fatal(err)
+		}
+		live.Destruct()
+		return logs.FilterMessage("the store is in no good place")
+	}
+	logs := warnings()
+	doubts, err := store.Doubts(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	core, logs := observer.New(zap.WarnLevel)
-	live := &shared{path: path, opts: store.Options{Log: zap.New(core)}, ready: make(chan struct{})}
-	if err := live.start(); err != nil {
+	if got := logs.Len(); got != len(doubts) {
+		t.Errorf("got %d warnings, want %q", got, doubts)
+	}
+	for _, doubt := range doubts {
+		if logs.FilterField(zap.String("why", doubt)).Len() != 1 {
+			t.Errorf("no warning %q", doubt)
+		}
+	}
+	if runtime.GOOS != "linux" {
+		return
+	}
+	if err := os.Link(path, path+"-too"); err != nil {
 		t.Fatal(err)
 	}
-	defer live.Destruct()
-	want := 0
-	if doubt != "" {
-		want = 1
-	}
-	if got := logs.FilterField(zap.String("file_system", doubt)).Len(); got != want {
-		t.Errorf("warnings about %q: got %d, want %d", doubt, got, want)
+	if got := warnings().Len(); got != len(doubts)+1 {
+		t.Errorf("with a hard link: got %d warnings, want %d", got, len(doubts)+1)
 	}
 }
 

@@ -22,12 +22,21 @@ var doubtful = map[uint32]string{
 	0x858458f6: "ramfs: what is in memory is gone with the next start of the machine",
 }
 
-// Doubt says why the file system of the directory of a path is no good place for a
-// store, or "".
-func Doubt(path string) (string, error) {
+// Doubts says why a store is in no good place.
+func Doubts(path string) (doubts []string, err error) {
 	var fs syscall.Statfs_t
 	if err := syscall.Statfs(filepath.Dir(path), &fs); err != nil {
-		return "", fmt.Errorf("looking at the file system: %w", err)
+		return nil, fmt.Errorf("looking at the file system: %w", err)
 	}
-	return doubtful[uint32(fs.Type)], nil
+	if doubt := doubtful[uint32(fs.Type)]; doubt != "" {
+		doubts = append(doubts, doubt)
+	}
+	var file syscall.Stat_t
+	if err := syscall.Stat(path, &file); err != nil {
+		return doubts, fmt.Errorf("looking at the file: %w", err)
+	}
+	if file.Nlink > 1 {
+		doubts = append(doubts, "the file has another name (a hard link): who opens it by that has a log of its own, and changes are lost; remove one of the names")
+	}
+	return doubts, nil
 }

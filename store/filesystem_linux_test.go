@@ -20,13 +20,16 @@ func TestDoubtfulFileSystem(t *testing.T) {
 	}
 	defer os.RemoveAll(dir)
 	path := filepath.Join(dir, "store.db")
-	if got, err := Doubt(path); err != nil || !strings.HasPrefix(got, "tmpfs: ") {
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := Doubts(path); err != nil || len(got) != 1 || !strings.HasPrefix(got[0], "tmpfs: ") {
 		t.Errorf("on tmpfs: got %q, %v", got, err)
 	}
 	// The others cannot be mounted here.
 	defer func(old string) { doubtful[uint32(fs.Type)] = old }(doubtful[uint32(fs.Type)])
 	delete(doubtful, uint32(fs.Type))
-	if got, err := Doubt(path); err != nil || got != "" {
+	if got, err := Doubts(path); err != nil || len(got) > 0 {
 		t.Errorf("on another: got %q, %v, want none", got, err)
 	}
 	for _, name := range []string{"NFS", "SMB", "CIFS", "SMB2", "overlay", "tmpfs"} {
@@ -38,7 +41,15 @@ func TestDoubtfulFileSystem(t *testing.T) {
 			t.Errorf("%s is not known", name)
 		}
 	}
-	if _, err := Doubt(filepath.Join(dir, "none", "store.db")); err == nil {
-		t.Error("a directory that does not exist: got no error")
+	if err := os.Link(path, path+"-too"); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := Doubts(path); err != nil || len(got) != 1 || !strings.Contains(got[0], "hard link") {
+		t.Errorf("with a hard link: got %q, %v", got, err)
+	}
+	for _, missing := range []string{"none.db", "none/store.db"} {
+		if _, err := Doubts(filepath.Join(dir, missing)); err == nil {
+			t.Errorf("%s does not exist: got no error", missing)
+		}
 	}
 }

@@ -2,6 +2,5 @@
 
 package store
 
-// Doubt says why the file system of the directory of a path is no good place for a
-// store, or "". Only Linux is asked.
-func Doubt(string) (string, error) { return "", nil }
+// Doubts says why a store is in no good place. Only Linux is asked.
+func Doubts(string) ([]string, error) { return nil, nil }
