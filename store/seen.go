@@ -49,11 +49,15 @@ func Seen(path string) (m Mark, err error) {
 // write notes a mark beside the database at path: whole, or not at all.
 func (m Mark) write(path string) error {
 	path += ".seen"
+	text, err := json.Marshal(m) // fails after the year 9999
+	if err != nil {
+		return err
+	}
 	file, err := os.CreateTemp(filepath.Dir(path), ".seen-*") // 0600
 	if err != nil {
 		return err
 	}
-	_, err = file.WriteString(toJSON(m) + "\n")
+	_, err = file.Write(append(text, '\n'))
 	err = errors.Join(err, file.Sync(), file.Close())
 	if err == nil {
 		err = os.Rename(file.Name(), path)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -162,5 +163,17 @@ func TestNoteOnlyRises(t *testing.T) {
 	mustDo(s.Close())
 	if got := must(Seen(w.path)); got != m {
 		t.Errorf("the note: got %+v, want %+v", got, m)
+	}
+}
+
+// What cannot be noted leaves nothing behind.
+func TestMarkThatCannotBeWritten(t *testing.T) {
+	path := place(t)
+	m := Mark{Instance: "store_x", Clock: time.Date(10_000, 1, 1, 0, 0, 0, 0, time.UTC)}
+	if err := m.write(path); err == nil {
+		t.Error("the year 10000: got no error")
+	}
+	if left := must(os.ReadDir(filepath.Dir(path))); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
 	}
 }
