@@ -227,13 +227,13 @@ func (r *reader) prefixes() []netip.Prefix {
 	return list
 }
 
-// decoded is a user out of its row, in few pieces of memory, which the garbage
-// collector has to visit and requests to fetch.
+// decoded is a user out of its row, in few pieces of memory, for requests have to
+// fetch them and the garbage collector to visit them: of less than 512 bytes each,
+// which it visits together.
 type decoded struct {
-	edit   uint64 // of the shard
-	ref    uint32
-	user   User
-	tokens [2]Token // of most users
+	edit uint64 // of the shard
+	ref  uint32
+	user User
 }
 
 // texts are strings that share one piece of memory.
@@ -305,11 +305,7 @@ func (r userRow) decode(sets []*groupSet) *decoded {
 	}
 	n := int(f.number())
 	cells := make([]atomic.Pointer[Use], n) // apart: figures of use are kept longer than the user
-	if n <= len(d.tokens) {
-		u.Tokens = d.tokens[:n:n]
-	} else {
-		u.Tokens = make([]Token, n)
-	}
+	u.Tokens = make([]Token, n)
 	for i := range u.Tokens {
 		f.token(&u.Tokens[i], &shared)
 		u.Tokens[i].use = &cells[i]
