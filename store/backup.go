@@ -267,15 +267,9 @@ func (s *Store) Restore(ctx context.Context, by Actor, backup io.Reader) (r Rest
 	if err := restoreStep("copied"); err != nil {
 		return r, err
 	}
-	next, err := s.load(ctx, sqlTx)
-	if err != nil {
-		return r, fmt.Errorf("building the directory: %w", err)
+	if err := s.finish(t); err != nil {
+		return r, err
 	}
-	if err := sqlTx.Commit(); err != nil {
-		return r, fmt.Errorf("committing: %w", errors.Join(err, ctx.Err()))
-	}
-	s.install(next)
-	s.tell(t.events)
 	return r, restoreStep("committed")
 }
 

@@ -517,11 +517,11 @@ func fillUp(t testing.TB, w *world) {
 // A disk that is full indeed does what TestDiskFull shows.
 func TestDiskIsFull(t *testing.T) {
 	if os.Getuid() != 0 || runtime.GOOS != "linux" {
-		t.Skip("mounts a small file system, for which it has to be root on Linux")
+		t.Skip("run this as root on Linux: it mounts a small file system")
 	}
 	dir := t.TempDir()
 	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", dir).CombinedOutput(); err != nil {
-		t.Skipf("a file system of 1 MiB cannot be mounted here: %s", out)
+		t.Skipf("run this where root may mount a tmpfs (in a container: with CAP_SYS_ADMIN): %s", out)
 	}
 	defer func() {
 		if out, err := exec.Command("umount", dir).CombinedOutput(); err != nil {
@@ -619,4 +619,36 @@ func TestTurn(t *testing.T) {
 			t.Errorf("waited: got %v, want %v", got, turnTimeout)
 		}
 	})
+}
+
+// A restore ends as every change does: when its COMMIT fails, it is not known
+// whether it was made, and the next look shows it.
+func TestRestoreThatIsUncertain(t *testing.T) {
+	for _, when := range []string{"before", "after"} {
+		t.Run(when, func(t *testing.T) {
+			w := newWorld(t, Options{Poll: time.Hour})
+			saved, _ := backupTo(t, w.Store)
+			later, _ := addUser(w.Store, "later")
+			mustDo(w.Close())
+			var armed atomic.Bool
+			withPlan(t, filepath.Dir(w.path), func(at, call, _ string) error {
+				if at == when && call == "commit" && armed.Load() {
+					return errFault
+				}
+				return nil
+			})
+			w.Store = open(t, w.path, w.opts)
+			armed.Store(true)
+			_, err := restoreFrom(w.Store, saved)
+			armed.Store(false)
+			if !errors.Is(err, errFault) || !errors.Is(err, ErrUncertain) {
+				t.Errorf("got %v, want the fault, and that it is not known", err)
+			}
+			mustDo(w.refresh(ctx))
+			if _, there := w.Directory().User(later.ID); there != (when == "before") {
+				t.Errorf("who came after the backup: got %t, want %t", there, !there)
+			}
+			whole(t, w.Store)
+		})
+	}
 }

@@ -404,12 +404,17 @@ func (s *Store) change(ctx context.Context, by Actor, f func(*tx) error) (err er
 	if _, err := t.exec(`UPDATE meta SET revision = $1`, t.revision); err != nil {
 		return fmt.Errorf("counting the revision: %w", err)
 	}
-	next, err := s.load(ctx, t.Tx)
+	return s.finish(t)
+}
+
+// finish puts a change in force: when its directory can be built, and it is on disk.
+func (s *Store) finish(t *tx) error {
+	next, err := s.load(t.ctx, t.Tx)
 	if err != nil {
 		return fmt.Errorf("building the directory: %w", err)
 	}
 	if err := t.Commit(); err != nil {
-		return fmt.Errorf("%w: committing: %w", ErrUncertain, errors.Join(err, ctx.Err()))
+		return fmt.Errorf("%w: committing: %w", ErrUncertain, errors.Join(err, t.ctx.Err()))
 	}
 	s.install(next)
 	s.tell(t.events)
