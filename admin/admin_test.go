@@ -164,6 +164,30 @@ func (s *server) do(request string, headers ...string) reply {
 	return reply{resp.StatusCode, resp.Header, s.rename(string(text)), string(text)}
 }
 
+// exchange sends a request whose body or answer is a document or a database, and so
+// not of the form that all others have.
+func (s *server) exchange(method, path string, body io.Reader, headers ...string) reply {
+	s.t.Helper()
+	r, err := http.NewRequest(method, s.URL+path, body)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for _, h := range headers {
+		name, value, _ := strings.Cut(h, ": ")
+		r.Header.Set(name, value)
+	}
+	resp, err := s.Client().Do(r)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return reply{resp.StatusCode, resp.Header, s.rename(string(text)), string(text)}
+}
+
 // checkAnswer finds what is wrong with the form of an answer, whatever it says.
 func checkAnswer(method string, status int, h http.Header, body []byte) (problems []string) {
 	wrong := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }

@@ -16,24 +16,8 @@ import (
 // send sends a request whose body or answer is a database.
 func (s *server) send(path string, body []byte, headers ...string) (reply, []byte) {
 	s.t.Helper()
-	r, err := http.NewRequest("POST", s.URL+path, bytes.NewReader(body))
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	for _, h := range headers {
-		name, value, _ := strings.Cut(h, ": ")
-		r.Header.Set(name, value)
-	}
-	resp, err := s.Client().Do(r)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return reply{resp.StatusCode, resp.Header, s.rename(string(text)), string(text)}, text
+	r := s.exchange("POST", path, bytes.NewReader(body), headers...)
+	return r, []byte(r.raw)
 }
 
 const ofDatabase = "Content-Type: " + DatabaseType

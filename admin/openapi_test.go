@@ -11,7 +11,6 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
-	"io"
 	"maps"
 	"net/http"
 	"path/filepath"
@@ -565,24 +564,7 @@ func (s *server) ask(request string, headers ...string) reply {
 		if !strings.HasPrefix(request, other) {
 			continue
 		}
-		r, err := http.NewRequest(method, s.URL+path, nil)
-		if err != nil {
-			s.t.Fatal(err)
-		}
-		for _, h := range headers {
-			name, value, _ := strings.Cut(h, ": ")
-			r.Header.Set(name, value)
-		}
-		resp, err := s.Client().Do(r)
-		if err != nil {
-			s.t.Fatal(err)
-		}
-		defer resp.Body.Close()
-		body, err := io.ReadAll(resp.Body)
-		if err != nil {
-			s.t.Fatal(err)
-		}
-		return reply{status: resp.StatusCode, header: resp.Header, text: string(body)}
+		return s.exchange(method, path, nil, headers...)
 	}
 	return s.do(request, headers...)
 }

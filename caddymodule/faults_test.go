@@ -223,7 +223,7 @@ func (s *server) limitFiles(n uint64) {
 	var limit struct{ now, most uint64 }
 	prlimit := func(set, get unsafe.Pointer) {
 		if _, _, errno := syscall.RawSyscall6(syscall.SYS_PRLIMIT64, uintptr(s.cmd.Process.Pid), nofile, uintptr(set), uintptr(get), 0, 0); errno != 0 {
-			s.t.Skipf("the limit of another process cannot be set here: %v", errno)
+			s.t.Skipf("run this where prlimit(2) may set the limits of another process of the same user: %v", errno)
 		}
 	}
 	prlimit(nil, unsafe.Pointer(&limit))

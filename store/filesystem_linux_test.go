@@ -12,11 +12,11 @@ import (
 func TestDoubtfulFileSystem(t *testing.T) {
 	var fs syscall.Statfs_t
 	if err := syscall.Statfs("/dev/shm", &fs); err != nil || uint32(fs.Type) != 0x01021994 {
-		t.Skip("/dev/shm is no tmpfs")
+		t.Skip("run this where /dev/shm is a tmpfs: mount -t tmpfs tmpfs /dev/shm")
 	}
 	dir, err := os.MkdirTemp("/dev/shm", "store-test-")
 	if err != nil {
-		t.Skip(err)
+		t.Skipf("run this where /dev/shm can be written: %v", err)
 	}
 	defer os.RemoveAll(dir)
 	path := filepath.Join(dir, "store.db")
