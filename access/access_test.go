@@ -2,6 +2,7 @@ package access
 
 import (
 	"encoding/base64"
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"os"
@@ -93,6 +94,13 @@ func enter(tb testing.TB, d *Directory, c Credential) Principal {
 		tb.Fatalf("credential of %s: got %v, want %v", c, why, Granted)
 	}
 	return p
+}
+
+// rowOf is a user as it stands in a table, in the first class.
+func rowOf(u User) userRow {
+	id := newRowID(userPrefix, u.ID)
+	fields := append([]byte{1, 0}, appendUser(nil, &u, &id, false)...)
+	return append(binary.AppendUvarint(nil, uint64(len(fields))), fields...)
 }
 
 // action reads "METHOD [HOST]PATH".

@@ -1,6 +1,7 @@
 package access
 
 import (
+	"bytes"
 	"encoding/base64"
 	"strings"
 )
@@ -10,6 +11,8 @@ const (
 	MaxCredentialBytes = 1024 // of the whole field value
 	MaxLoginBytes      = 64   // of an id or alias
 	MaxTokenBytes      = 256  // of the secret part
+
+	maxBasic = MaxLoginBytes + len(":") + MaxTokenBytes // decoded
 )
 
 // Credential is what a client presented: who it says it is, and its secret.
@@ -37,19 +40,24 @@ var strictBase64 = base64.StdEncoding.Strict()
 // sent that has no usable credential.
 func ParseBasic(value string) (Credential, bool) {
 	encoded, ok := afterScheme(value, "basic ")
-	if !ok || len(value) > MaxCredentialBytes || strings.ContainsAny(encoded, "\r\n") {
+	var in [(maxBasic + 2) / 3 * 4]byte
+	var buf [maxBasic + 2]byte
+	if !ok || len(encoded) > len(in) || strings.IndexByte(encoded, '\r') >= 0 || strings.IndexByte(encoded, '\n') >= 0 {
 		return Credential{}, false
 	}
-	var in, buf [MaxCredentialBytes]byte
 	n, err := strictBase64.Decode(buf[:], in[:copy(in[:], encoded)])
 	if err != nil {
 		return Credential{}, false
 	}
-	id, secret, ok := strings.Cut(string(buf[:n]), ":")
-	if !ok || !ValidLogin(id) || !validToken(secret) {
+	id, secret, ok := bytes.Cut(buf[:n], []byte(":"))
+	if !ok {
 		return Credential{}, false
 	}
-	return Credential{ID: id, Secret: secret}, true
+	c := Credential{ID: string(id), Secret: string(secret)} // apart: the id is kept for longer
+	if !ValidLogin(c.ID) || !validToken(c.Secret) {
+		return Credential{}, false
+	}
+	return c, true
 }
 
 // ParseBearer reads the value of an Authorization field as an RFC 6750 Bearer

@@ -3,42 +3,7 @@ package access
 import (
 	"crypto/subtle"
 	"net/netip"
-	"slices"
 )
-
-// Principal is who a request turned out to be: a service user and the token
-// that it came with. The zero value is nobody.
-type Principal struct {
-	User  *User
-	Token *Token
-	set   *groupSet // of the token's allows
-	class int       // the same, for a directory that may be a newer one
-}
-
-// Groups returns the names of the permission groups in effect, sorted. The
-// caller must not change them.
-func (p Principal) Groups() []string {
-	if p.set == nil {
-		return nil
-	}
-	return p.set.names
-}
-
-// GroupList returns the same, separated by commas.
-func (p Principal) GroupList() string {
-	if p.set == nil {
-		return ""
-	}
-	return p.set.joined
-}
-
-// String returns the id of the service user.
-func (p Principal) String() string {
-	if p.User == nil {
-		return ""
-	}
-	return p.User.ID
-}
 
 // Authenticate finds out whose credential this is. now is in Unix seconds;
 // address is the client's. The reason is [Granted] for a live token of an
@@ -49,117 +14,190 @@ func (p Principal) String() string {
 // case, and compared in constant time with at least one hash.
 func (d *Directory) Authenticate(c Credential, address netip.Addr, now int64) (Principal, Reason) {
 	digest := d.peppers.digest(c.Secret)
-	user, tokens := d.candidates(c, &digest)
-	token := matching(tokens, &digest)
-	if token == nil {
+	id, row := d.candidate(c, &digest)
+	a := row.account()
+	if a.count == 0 {
+		a = nobody.account()
+	}
+	m := a.find(&digest, nil)
+	if m.place < 0 {
 		wellFormed := WellFormedSecret(c.Secret) // for an unknown id too: it must not be cheaper
 		switch {
-		case user == nil && c.ID != "":
+		case id == "" && c.ID != "":
 			return Principal{}, UnknownID
 		case !wellFormed:
 			return Principal{}, BadChecksum
 		}
 		return Principal{}, WrongSecret
 	}
-	if why := usable(user, token, address, now); why != Granted {
+	if why := a.usable(&m.token, address, now); why != Granted {
 		return Principal{}, why
 	}
-	return Principal{User: user, Token: token, set: d.sets[token.class], class: token.class}, Granted
+	return d.principal(id, row, &a, &m), Granted
+}
+
+// nobody stands in for the row of an unknown id. It has one token, which has no id
+// and whose hash no secret has, and is not active.
+var nobody = func() userRow {
+	fields := append([]byte{1, 0}, appendUser(nil, &User{Tokens: make([]Token, 1)}, new(rowID), false)...)
+	return append([]byte{byte(len(fields))}, fields...)
+}()
+
+// candidate returns the id and the row of the user that the credential names, or
+// those of nobody. A Bearer credential names none; the secret is looked up.
+func (d *Directory) candidate(c Credential, digest *digests) (id string, row userRow) {
+	if c.ID == "" {
+		for i := range len(d.peppers.keys) + 1 {
+			if row := d.users.owner(&digest[i]); row != nil {
+				a := row.account()
+				return a.longID(), row
+			}
+		}
+		return "", nobody
+	}
+	if row := d.users.get(c.ID); row != nil {
+		return c.ID, row
+	}
+	if id, ok := d.logins.get(c.ID); ok {
+		return id, d.users.get(id)
+	}
+	return "", nobody
+}
+
+// match is one token of an account.
+type match struct {
+	token tokenRow
+	place int // among the tokens; negative is none
+	class int // which number among the classes is that of its allows
+}
+
+// find looks for a token, by its secret or else by its id. It looks at every one of
+// them, whichever it is, and compares secrets in constant time.
+func (a *account) find(digest *digests, id *rowID) match {
+	m := match{place: -1}
+	tokens, class := a.tokens, 0
+	if a.bits&wasNamed != 0 {
+		class = 1
+	}
+	for i := range a.count {
+		t := tokens.token()
+		if t.bits&isNarrowed != 0 {
+			class++
+		}
+		var is bool
+		if digest != nil {
+			same := subtle.ConstantTimeCompare(t.hash[:], digest[max(t.pepper, 0)][:])
+			is = same == 1 && t.pepper >= 0 && len(t.id) > 0
+		} else {
+			is = t.idIs(id)
+		}
+		if is {
+			m = match{token: t, place: i}
+			if t.bits&isNarrowed != 0 {
+				m.class = class
+			}
+		}
+	}
+	return m
+}
+
+// principal is a user with one of its tokens. id is that of the row.
+func (d *Directory) principal(id string, row userRow, a *account, m *match) Principal {
+	p := Principal{id: id, row: row, name: a.name, place: m.place, bits: m.token.bits, hash: m.token.hash, until: a.expires}
+	if t := m.token.expires; t != 0 && (p.until == 0 || t < p.until) {
+		p.until = t
+	}
+	classes := a.classes
+	p.own = d.sets[classes.number()]
+	p.set = p.own
+	for i := range m.class {
+		if class := classes.number(); i == m.class-1 {
+			p.set = d.sets[class]
+		}
+	}
+	return p
 }
 
 // Resume asks again about a principal that was authenticated before, perhaps by
 // an older directory: for a stream that stays open. It returns the principal as
 // d knows it, or why it would be refused now.
 func (d *Directory) Resume(p Principal, address netip.Addr, now int64) (Principal, Reason) {
-	user, ok := d.users.get(p.User.ID, d.sets)
-	if !ok {
-		return Principal{}, UnknownID
+	again, a, t, why := d.lookUp(p.id, p.TokenID())
+	if why == Granted {
+		why = a.usable(&t, address, now)
 	}
-	for i := range user.Tokens {
-		token := &user.Tokens[i]
-		if token.ID != p.Token.ID {
-			continue
-		}
-		if why := usable(user, token, address, now); why != Granted {
-			return Principal{}, why
-		}
-		return Principal{User: user, Token: token, set: d.sets[token.class], class: token.class}, Granted
+	if why != Granted {
+		return Principal{}, why
 	}
-	return Principal{}, TokenRevoked // so long ago that it is no longer kept
+	return again, Granted
 }
 
-// Until returns the instant at which the principal's token or user expires, in
-// Unix seconds; 0 is never.
-func (p Principal) Until() int64 {
-	end := p.User.ExpiresAt
-	if t := p.Token.ExpiresAt; t != 0 && (end == 0 || t < end) {
-		end = t
+// Principal returns a service user without a credential, to ask what it may do:
+// with one of its tokens, or, with "", with none that narrows anything. The
+// reason says whether it could authenticate at that instant from that address;
+// the zero address is any.
+func (d *Directory) Principal(userID, tokenID string, address netip.Addr, now int64) (Principal, Reason) {
+	p, a, t, why := d.lookUp(userID, tokenID)
+	if why != Granted {
+		return Principal{}, why
 	}
-	return end
+	why = a.usable(&t, address, now)
+	if !address.IsValid() && (why == UserAddress || why == TokenAddress) {
+		why = Granted
+	}
+	return p, why
 }
 
-// nobody stands in for the tokens of an unknown id. No secret belongs to it.
-var nobody = []Token{{}}
-
-// candidates returns the user that the credential names and the tokens that
-// its secret is to be compared with, at least one. A Bearer credential names
-// nobody; the secret is looked up.
-func (d *Directory) candidates(c Credential, digest *digests) (*User, []Token) {
-	if c.ID == "" {
-		for _, hash := range digest[:len(d.peppers.keys)+1] {
-			if owner, token, ok := d.users.owner(hash, d.sets); ok {
-				return owner, owner.Tokens[token:][:1]
-			}
-		}
-		return nil, nobody
+// lookUp finds a user and one of its tokens by their ids; "" is no token.
+func (d *Directory) lookUp(userID, tokenID string) (Principal, account, tokenRow, Reason) {
+	row := d.users.get(userID)
+	if row == nil {
+		return Principal{}, account{}, tokenRow{}, UnknownID
 	}
-	user, _ := d.User(c.ID)
-	if user == nil || len(user.Tokens) == 0 {
-		return user, nobody
-	}
-	return user, user.Tokens
-}
-
-// matching returns the token that a secret with these digests belongs to, or
-// nil. It compares with every token, in constant time.
-func matching(tokens []Token, digest *digests) (token *Token) {
-	for i := range tokens {
-		t := &tokens[i]
-		same := subtle.ConstantTimeCompare(t.Hash[:], digest[max(t.pepper, 0)][:])
-		if same == 1 && t.pepper >= 0 && t.ID != "" {
-			token = t
+	a, m := row.account(), match{place: -1}
+	if tokenID != "" {
+		id := newRowID(tokenPrefix, tokenID)
+		if m = a.find(nil, &id); m.place < 0 {
+			return Principal{}, account{}, tokenRow{}, TokenRevoked // so long ago that it is no longer kept
 		}
 	}
-	return token
+	return d.principal(userID, row, &a, &m), a, m.token, Granted
 }
 
 // usable checks everything that can be wrong with a token whose secret is right.
-func usable(u *User, t *Token, address netip.Addr, now int64) Reason {
+func (a *account) usable(t *tokenRow, address netip.Addr, now int64) Reason {
 	switch {
-	case t.Revoked:
+	case t.bits&isRevoked != 0:
 		return TokenRevoked
-	case !u.Active:
+	case a.bits&isActive == 0:
 		return UserInactive
-	case u.ExpiresAt != 0 && now >= u.ExpiresAt:
+	case a.expires != 0 && now >= a.expires:
 		return UserExpired
-	case now < t.NotBefore:
+	case now < t.notBefore:
 		return TokenNotYet
-	case t.ExpiresAt != 0 && now >= t.ExpiresAt:
+	case t.expires != 0 && now >= t.expires:
 		return TokenExpired
-	case !allowedAddress(u.AllowedIPs, address):
+	case !allowedAddress(a.allowed, address):
 		return UserAddress
-	case !allowedAddress(t.AllowedIPs, address):
+	case !allowedAddress(t.allowed, address):
 		return TokenAddress
 	}
 	return Granted
 }
 
-func allowedAddress(allowed []netip.Prefix, address netip.Addr) bool {
-	if len(allowed) == 0 {
+// allowedAddress reports whether an address is in a list of prefixes, as a row has
+// it. None is any.
+func allowedAddress(list []byte, address netip.Addr) bool {
+	if len(list) == 0 {
 		return true
 	}
 	address = address.Unmap().WithZone("")
-	return slices.ContainsFunc(allowed, func(p netip.Prefix) bool { return p.Contains(address) })
+	for r := (reader{list}); len(r.b) > 0; {
+		if r.prefix().Contains(address) {
+			return true
+		}
+	}
+	return false
 }
 
 // Action is what a request wants to do: the method, and host and path as
@@ -206,11 +244,11 @@ func (d Decision) RuleID() string {
 // wins over any allow, whatever the order. Nothing is granted to the zero
 // Principal.
 func (d *Directory) Authorize(p Principal, a Action) Decision {
-	if p.User == nil {
+	if p.row == nil {
 		return Decision{Reason: NoRule}
 	}
 	allow, deny := d.groupsOf(p)
-	q := question{bit: methodBit(a.Method), user: p.User, action: a}
+	q := question{bit: methodBit(a.Method), row: p.row, action: a}
 	if e := d.policy.denied(&q, deny.denies); e != nil {
 		return Decision{Reason: DeniedByRule, Rule: e.rule, Group: e.from}
 	}
@@ -228,10 +266,16 @@ func (d *Directory) Authorize(p Principal, a Action) Decision {
 // whose denies do: narrowing a token lifts no deny. They are those of d, even when
 // the principal was found in the directory before it.
 func (d *Directory) groupsOf(p Principal) (allow, deny *groupSet) {
-	if p.set == nil || p.class >= len(d.sets) || d.sets[p.class].combination != p.set.combination {
+	if !d.holds(p.set) || !d.holds(p.own) {
 		return noGroups, noGroups // the principal is not one of this store
 	}
-	return d.sets[p.class], d.sets[p.User.class]
+	return d.sets[p.set.class], d.sets[p.own.class]
+}
+
+// holds reports whether a combination of groups is one of this directory, whatever
+// these have become.
+func (d *Directory) holds(s *groupSet) bool {
+	return s != nil && s.class < len(d.sets) && d.sets[s.class].combination == s.combination
 }
 
 var noGroups = &groupSet{combination: new(combination)}
@@ -251,29 +295,4 @@ func (d *Directory) would(q *question, allows, denies indices, reason Reason) Wo
 		return Would{Allow, e.rule, e.from}
 	}
 	return Would{}
-}
-
-// Principal returns a service user without a credential, to ask what it may do:
-// with one of its tokens, or, with "", with none that narrows anything. The
-// reason says whether it could authenticate at that instant from that address;
-// the zero address is any.
-func (d *Directory) Principal(userID, tokenID string, address netip.Addr, now int64) (Principal, Reason) {
-	u, ok := d.users.get(userID, d.sets)
-	if !ok {
-		return Principal{}, UnknownID
-	}
-	p := Principal{User: u, Token: new(Token), set: d.sets[u.class], class: u.class}
-	if tokenID != "" {
-		i := slices.IndexFunc(u.Tokens, func(t Token) bool { return t.ID == tokenID })
-		if i < 0 {
-			return Principal{}, TokenRevoked
-		}
-		p.Token = &u.Tokens[i]
-		p.class, p.set = p.Token.class, d.sets[p.Token.class]
-	}
-	why := usable(u, p.Token, address, now)
-	if !address.IsValid() && (why == UserAddress || why == TokenAddress) {
-		why = Granted
-	}
-	return p, why
 }

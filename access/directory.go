@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 )
 
 // Role is what a service user may do on the admin API. It gives no right on
@@ -58,9 +57,7 @@ type Token struct {
 	Retiring   bool     // has a successor; valid until the grace ends
 	Unused     bool     // made by its own user and not seen yet: its first use has to be noted
 
-	pepper int                  // index into digests; -1 when the pepper is unknown
-	class  int                  // the group set of its allows
-	use    *atomic.Pointer[Use] // what it is used for at the moment
+	pepper int // index into digests; -1 when the pepper is unknown
 }
 
 // Mode is what a permission group does.
@@ -113,7 +110,7 @@ type Directory struct {
 	everybody   *Group            // the default group, when there is one of that name
 	conditional []*Group          // those with a condition of membership
 	nextGroup   uint32            // the index of the next group
-	sets        []*groupSet       // by User.class and Token.class
+	sets        []*groupSet       // by class: that of a user, or of a token
 	sizes       tally             // the number of users of each class
 	classes     shards[string, int]
 	policy      *policy
@@ -124,6 +121,7 @@ type Directory struct {
 type groupSet struct {
 	*combination
 
+	class          int      // its place in Directory.sets
 	allows, denies indices  // of the groups that enforce
 	wouldAllow     indices  // of those that observe
 	wouldDeny      indices  //
@@ -155,15 +153,18 @@ func (d *Directory) Revision() int64 { return d.revision }
 // Len returns the number of service users.
 func (d *Directory) Len() int { return d.users.count }
 
-// User returns the service user with this id or alias.
+// User returns the service user with this id or alias, made anew for whoever asks.
 func (d *Directory) User(login string) (*User, bool) {
-	if u, ok := d.users.get(login, d.sets); ok {
-		return u, true
+	row := d.users.get(login)
+	if row == nil {
+		if id, ok := d.logins.get(login); ok {
+			row = d.users.get(id)
+		}
 	}
-	if id, ok := d.logins.get(login); ok {
-		return d.users.get(id, d.sets)
+	if row == nil {
+		return nil, false
 	}
-	return nil, false
+	return row.decode(d.sets), true
 }
 
 // Group returns the permission group with this id.
@@ -176,9 +177,6 @@ func (d *Directory) Group(id string) (*Group, bool) {
 // groups: what its token allows, and every deny of its user. The caller must not
 // change them.
 func (d *Directory) Rules(p Principal) []Rule {
-	if p.User == nil {
-		return nil
-	}
 	allow, deny := d.groupsOf(p)
 	var groups []*Group
 	for _, g := range d.groups {
@@ -398,7 +396,7 @@ func (e *Edit) Groups(changed []Group, removed []string) error {
 	sets := slices.Clone(d.sets)
 	for i, s := range sets {
 		if everybody != d.everybody || slices.ContainsFunc(s.ids, in) || slices.ContainsFunc(s.doubts, in) {
-			sets[i] = d.resolve(s.combination)
+			sets[i] = d.resolve(i, s.combination)
 		}
 	}
 	d.sets = sets
@@ -447,9 +445,9 @@ func (g *Group) compile(known *Group) (patterns [][]segment, err error) {
 	return patterns, nil
 }
 
-// resolve finds the groups behind a combination of ids.
-func (d *Directory) resolve(c *combination) *groupSet {
-	s := &groupSet{combination: c}
+// resolve finds the groups behind a combination of ids, which has this number.
+func (d *Directory) resolve(class int, c *combination) *groupSet {
+	s := &groupSet{combination: c, class: class}
 	add := func(g *Group, doubt bool) {
 		allows, denies := &s.allows, &s.denies
 		if g.Mode == Observe {
@@ -541,7 +539,7 @@ func (e *Edit) class(ids, doubts, only []string) int {
 	if !ok {
 		d := &e.next
 		n = len(d.sets)
-		d.sets = append(d.sets, d.resolve(&combination{copied(ids), copied(doubts), copied(only)}))
+		d.sets = append(d.sets, d.resolve(n, &combination{copied(ids), copied(doubts), copied(only)}))
 		e.classes.set(strings.Clone(key), n)
 	}
 	return n
@@ -619,7 +617,7 @@ type draft struct {
 	written
 	user    User
 	row     []byte   // without the classes
-	classes []byte   // what follows on it
+	classes []byte   // what stands before it
 	buf     [8]byte  // for classes
 	ids     []string // of the groups that the user is in, sorted …
 	doubts  []string // … of those of which it cannot be said …
@@ -649,14 +647,18 @@ func (e *Edit) draft(u User) (draft, error) {
 func (e *Edit) classify(d *draft) error {
 	class := e.class(d.ids, d.doubts, nil)
 	e.sizes.add(class, 1)
-	d.classes = binary.AppendUvarint(d.buf[:0], uint64(class))
+	classes := []int{class}
 	if d.other {
-		d.classes = binary.AppendUvarint(d.classes, uint64(e.class(d.named, nil, nil)))
+		classes = append(classes, e.class(d.named, nil, nil))
 	}
 	for i := range d.user.Tokens {
 		if only := d.user.Tokens[i].Groups; len(only) > 0 {
-			d.classes = binary.AppendUvarint(d.classes, uint64(e.class(d.ids, d.doubts, sortedCopy(only))))
+			classes = append(classes, e.class(d.ids, d.doubts, sortedCopy(only)))
 		}
+	}
+	d.classes = binary.AppendUvarint(d.buf[:0], uint64(len(classes)))
+	for _, c := range classes {
+		d.classes = binary.AppendUvarint(d.classes, uint64(c))
 	}
 	if alias := d.user.Alias; alias != "" {
 		if other, taken := e.logins.get(alias); taken {

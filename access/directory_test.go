@@ -146,7 +146,7 @@ func TestWithKeepsItsOwn(t *testing.T) {
 	if u := spare[:2][1]; u.ID != "" {
 		t.Errorf("With wrote %s behind the changes it was given", u.ID)
 	}
-	if u := c.Users[0]; u.class != 0 || u.Tokens[0].class != 0 || u.Groups[0] != "g9" || u.Tokens[0].Groups[0] != "g9" {
+	if u := c.Users[0]; u.class != 0 || u.Groups[0] != "g9" || u.Tokens[0].Groups[0] != "g9" {
 		t.Errorf("With wrote to the changes it was given: %+v", u)
 	}
 }
@@ -214,7 +214,7 @@ func who(d *Directory, id string, n int) string {
 	if why != Granted {
 		return why.String()
 	}
-	return p.User.ID
+	return p.ID()
 }
 
 // may returns the reason for a request of user n, or why it is nobody.
@@ -682,7 +682,7 @@ func TestPrincipal(t *testing.T) {
 			t.Errorf("%s with %q from %v: got %v in %q, want %v in %q", row.id, row.token, row.address, why, p.GroupList(), row.want, row.list)
 		}
 		if row.may == "" {
-			if p != (Principal{}) {
+			if p.ID() != "" || p.row != nil || p.set != nil {
 				t.Errorf("%s with %q: got %v, want nobody", row.id, row.token, p)
 			}
 			continue
@@ -692,8 +692,8 @@ func TestPrincipal(t *testing.T) {
 			may = append(may, d.Authorize(p, action(request)).Reason.String())
 		}
 		expect(t, row.id+" with "+row.token, strings.Join(may, " "), row.may)
-		if p.String() != row.id || p.Token == nil || p.Token.ID != row.token {
-			t.Errorf("%s with %q: got %v with %v", row.id, row.token, p, p.Token)
+		if p.ID() != row.id || p.TokenID() != row.token {
+			t.Errorf("%s with %q: got %v with %v", row.id, row.token, p, p.TokenID())
 		}
 	}
 }
@@ -722,7 +722,7 @@ func TestPrincipalOfAnother(t *testing.T) {
 		t.Errorf("in a sibling: got %+v", got)
 	}
 	// Nor is one made by hand anybody.
-	if got := d.Authorize(Principal{User: new(User)}, action("GET /a")); got != (Decision{Reason: NoRule}) {
+	if got := d.Authorize(Principal{row: rowOf(user(1))}, action("GET /a")); got != (Decision{Reason: NoRule}) {
 		t.Errorf("made by hand: got %+v", got)
 	}
 	// A successor knows it, with the rules that are in force now.
@@ -782,12 +782,12 @@ func TestReadersAndWriter(t *testing.T) {
 				for _, d := range []*Directory{first, d} {
 					for _, id := range []string{"service_1", "alias_1", ""} {
 						p, why := d.Authenticate(Credential{id, secret(1)}, here, 0)
-						if why != Granted || p.User.Name != fmt.Sprintf("/r%d", d.Revision()) {
-							t.Errorf("revision %d, id %q: got %v, %v", d.Revision(), id, p.User, why)
+						if why != Granted || p.Name() != fmt.Sprintf("/r%d", d.Revision()) {
+							t.Errorf("revision %d, id %q: got %v, %v", d.Revision(), id, p, why)
 							return
 						}
-						if got := d.Authorize(p, Action{Method: "GET", Path: p.User.Name}); !got.Allowed() || !strings.Contains(got.Rule.When, strconv.Quote(p.User.Name[1:])) {
-							t.Errorf("revision %d: got %+v for %s", d.Revision(), got, p.User.Name)
+						if got := d.Authorize(p, Action{Method: "GET", Path: p.Name()}); !got.Allowed() || !strings.Contains(got.Rule.When, strconv.Quote(p.Name()[1:])) {
+							t.Errorf("revision %d: got %+v for %s", d.Revision(), got, p.Name())
 							return
 						}
 					}
@@ -918,10 +918,11 @@ func TestEditAtOnce(t *testing.T) {
 		want := one(n)
 		for _, login := range []string{want.ID, want.Alias} {
 			got, why := d.Authenticate(Credential{ID: login, Secret: secret(n)}, here, 0)
-			if why != Granted || got.User.Name != want.Name || !slices.Equal(got.Token.Groups, want.Tokens[0].Groups) {
-				t.Fatalf("%s: got %+v, %s, want %+v", login, got.User, why, want)
+			if why != Granted || got.Name() != want.Name || !slices.Equal(got.Token().Groups, want.Tokens[0].Groups) {
+				t.Fatalf("%s: got %+v, %s, want %+v", login, got, why, want)
 			}
-			ids := d.EffectiveGroups(got.User)
+			u, _ := d.User(login)
+			ids := d.EffectiveGroups(u)
 			if in := slices.Contains(ids, "c"); in != (n%10 == 7) || slices.Contains(ids, "h") != (n%3 == 2) || !slices.Contains(ids, "g") {
 				t.Fatalf("%s: got the groups %q", login, ids)
 			}

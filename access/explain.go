@@ -32,12 +32,16 @@ type Considered struct {
 // bounds what is shown; nil is everything.
 func (d *Directory) Explain(p Principal, a Action, groups func(*Group) bool) Explanation {
 	out := Explanation{Decision: d.Authorize(p, a)}
-	if p.User == nil {
+	if p.row == nil {
 		return out
+	}
+	u, ok := d.User(p.id)
+	if !ok {
+		u = p.Profile()
 	}
 	visible := func(g *Group) bool { return groups == nil || groups(g) }
 	member := make(map[*Group]bool)
-	for _, m := range d.Memberships(p.User) {
+	for _, m := range d.Memberships(u) {
 		member[m.Group] = true
 		if m.Group == out.Group {
 			out.Source = m.Source
@@ -46,7 +50,7 @@ func (d *Directory) Explain(p Principal, a Action, groups func(*Group) bool) Exp
 			continue
 		}
 		for i := range m.Group.Rules {
-			out.Considered = append(out.Considered, d.consider(p, m, i, a, out.Decision))
+			out.Considered = append(out.Considered, d.consider(p, u, m, i, a, out.Decision))
 		}
 	}
 	slices.SortStableFunc(out.Considered, func(a, b Considered) int {
@@ -66,7 +70,7 @@ func (d *Directory) Explain(p Principal, a Action, groups func(*Group) bool) Exp
 	}
 	out.Grant = SmallestRule(a.Method, a.Path)
 	allow, _ := d.groupsOf(p)
-	q := question{bit: methodBit(a.Method), user: p.User, action: a}
+	q := question{bit: methodBit(a.Method), user: u, action: a}
 	for _, g := range d.groups {
 		if member[g] || g.Mode != Enforce || !visible(g) || allow.only != nil && !slices.Contains(allow.only, g.ID) {
 			continue
@@ -80,8 +84,8 @@ func (d *Directory) Explain(p Principal, a Action, groups func(*Group) bool) Exp
 	return out
 }
 
-// consider looks at one rule of a group that the user is in.
-func (d *Directory) consider(p Principal, m Membership, i int, a Action, verdict Decision) Considered {
+// consider looks at one rule of a group that the user u, who is p, is in.
+func (d *Directory) consider(p Principal, u *User, m Membership, i int, a Action, verdict Decision) Considered {
 	g, r := m.Group, &m.Group.Rules[i]
 	allow, _ := d.groupsOf(p)
 	c := Considered{Rule: r, Group: g, Source: m.Source}
@@ -93,7 +97,7 @@ func (d *Directory) consider(p Principal, m Membership, i int, a Action, verdict
 		c.Why += text
 	}
 	deny := r.Effect == Deny
-	q := question{bit: methodBit(a.Method), deny: deny, groups: onlyGroup, user: p.User, action: a}
+	q := question{bit: methodBit(a.Method), deny: deny, groups: onlyGroup, user: u, action: a}
 	if verdict.Rule == r {
 		c.Applies, c.Why = true, doubt(r, g.conditions[i], &q)
 		return c

@@ -177,7 +177,7 @@ nearest "allow GET /a/{id}"`},
 		t.Errorf("nobody: got %+v, want %+v", got, want)
 	}
 	stranger := user(9)
-	if got := whole(d.Explain(Principal{User: &stranger, Token: &stranger.Tokens[0]}, action("GET /a/1"), nil)); !strings.HasPrefix(got, "no_rule\n") {
+	if got := whole(d.Explain(Principal{id: stranger.ID, row: rowOf(stranger)}, action("GET /a/1"), nil)); !strings.HasPrefix(got, "no_rule\n") {
 		t.Errorf("somebody of another store: got %s", got)
 	}
 }

@@ -635,7 +635,7 @@ func TestOracleDeltas(t *testing.T) {
 			for _, c := range []Credential{{u.Alias, secret(n)}, {"", secret(n)}, {u.Alias, secret(n + 100)}, {"", secret(n + 100)}} {
 				p, why := d.Authenticate(c, here, 0)
 				same, _ := once.Authenticate(c, here, 0)
-				if why != Granted || p.User.ID != u.ID || p.GroupList() != same.GroupList() || !sameRules(d.Rules(p), once.Rules(same)) {
+				if why != Granted || p.ID() != u.ID || p.GroupList() != same.GroupList() || !sameRules(d.Rules(p), once.Rules(same)) {
 					t.Fatalf("by steps: %q got %v, %s in %s with %v, want %s in %s with %v", c.ID, why, p, p.GroupList(), d.Rules(p), u.ID, same.GroupList(), once.Rules(same))
 				}
 			}

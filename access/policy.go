@@ -244,7 +244,8 @@ type question struct {
 	groups indices
 	bit    methodSet
 	deny   bool
-	user   *User
+	row    userRow // of whom conditions are asked about …
+	user   *User   // … decoded when the first one is
 	action Action
 	path   string // the reading of the action's path that is being asked about
 	spent  uint64 // what the conditions have cost so far
@@ -327,6 +328,9 @@ var errBudget = fmt.Errorf("the conditions that this request has to be checked a
 func (q *question) ask(c *conditional, path string) (bool, error) {
 	if q.spent += c.cost; q.spent > conditionBudget {
 		return false, errBudget
+	}
+	if q.user == nil {
+		q.user = q.row.profile()
 	}
 	action := q.action
 	action.Path = path

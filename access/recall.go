@@ -112,7 +112,7 @@ func (o *Observed) Grant() string { return "allow " + o.Method + " " + o.Pattern
 // not counted; passed says that the handler let it pass although no rule allows
 // it.
 func (m *Recall) Observe(p Principal, a Action, d Decision, passed bool, at time.Time) (first, counted bool) {
-	key := observedKey{user: p.User.ID, method: a.Method}
+	key := observedKey{user: p.id, method: a.Method}
 	switch {
 	case d.Would.Effect != "":
 		key.effect, key.group, key.rule = d.Would.Effect, d.Would.Group.ID, d.Would.Rule.ID
@@ -130,7 +130,7 @@ func (m *Recall) Observe(p Principal, a Action, d Decision, passed bool, at time
 			m.missed++
 			return false, false
 		}
-		key.method = strings.Clone(key.method)
+		key.user, key.method = strings.Clone(key.user), strings.Clone(key.method)
 		o = &Observed{
 			UserID: key.user, Method: key.method, Pattern: key.pattern, Effect: key.effect, GroupID: key.group, RuleID: key.rule, First: at,
 		}

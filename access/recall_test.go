@@ -96,7 +96,7 @@ func TestRecallClips(t *testing.T) {
 		if got.Action.Path != row.want || !utf8.ValidString(got.Action.Path) {
 			t.Errorf("%d bytes: got %d bytes, %.20q…, want %d", len(row.path), len(got.Action.Path), got.Action.Path, len(row.want))
 		}
-		p := Principal{User: &User{ID: "service_1"}}
+		p := Principal{id: "service_1"}
 		m.ForgetObserved()
 		m.Observe(p, Action{Method: "GET", Path: row.path}, Decision{Reason: NoRule}, true, at(1))
 		if list, _ := m.Observed(); len(list) != 1 || list[0].Path != row.want {
@@ -107,14 +107,14 @@ func TestRecallClips(t *testing.T) {
 
 // observing is a principal with decisions that observing changes or not.
 var (
-	observing  = Principal{User: &User{ID: "service_1"}}
+	observing  = Principal{id: "service_1"}
 	wouldDeny  = Decision{Reason: Granted, Would: Would{Deny, &Rule{ID: "rule_1"}, &Group{ID: "group_1"}}}
 	wouldAllow = Decision{Reason: NoRule, Would: Would{Allow, &Rule{ID: "rule_2"}, &Group{ID: "group_2"}}}
 )
 
 func TestObserved(t *testing.T) {
 	m := NewRecall(0) // which is about decisions only
-	other := Principal{User: &User{ID: "service_2"}}
+	other := Principal{id: "service_2"}
 	for i, row := range []struct {
 		p              Principal
 		request        string
@@ -187,7 +187,7 @@ func TestObservedOrder(t *testing.T) {
 			t.Fatal(err)
 		}
 		for range count {
-			m.Observe(Principal{User: &User{ID: user}}, action(method+" "+path), Decision{Would: Would{Effect(effect), &Rule{ID: rule}, &Group{ID: group}}}, false, at(1))
+			m.Observe(Principal{id: user}, action(method+" "+path), Decision{Would: Would{Effect(effect), &Rule{ID: rule}, &Group{ID: group}}}, false, at(1))
 		}
 	}
 	list, _ := m.Observed()

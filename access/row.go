@@ -5,16 +5,15 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"slices"
-	"strings"
-	"sync/atomic"
 
 	"github.com/segmentio/ksuid"
 )
 
-// userRow is a service user as bytes: how many follow, the id, and then each field,
-// numbers as varints, texts with their length before them. Bits say which of the
-// fields that are mostly empty are there. At the end are the numbers of classes: its
-// own, that of the groups that name it, and those of tokens that are narrowed.
+// userRow is a service user as bytes: how many follow; the numbers of its classes,
+// and before them how many; and then each field, numbers as varints, texts with
+// their length before them. Bits say which of the fields that are mostly empty are
+// there. What every request asks comes first. The classes are its own, that of the
+// groups that name it, when these are others, and those of tokens that are narrowed.
 type userRow []byte
 
 // The bits of a user.
@@ -69,6 +68,16 @@ func appendUser(b []byte, u *User, id *rowID, named bool) []byte {
 	b = binary.AppendUvarint(b, bits)
 	b = appendID(b, id)
 	b = appendText(b, u.Name)
+	if bits&userExpires != 0 {
+		b = binary.AppendVarint(b, u.ExpiresAt)
+	}
+	if bits&hasUserIPs != 0 {
+		b = appendPrefixes(b, u.AllowedIPs)
+	}
+	b = binary.AppendUvarint(b, uint64(len(u.Tokens)))
+	for i := range u.Tokens {
+		b = appendToken(b, &u.Tokens[i])
+	}
 	b = binary.AppendVarint(b, u.CreatedAt)
 	for _, f := range []struct {
 		bit  uint64
@@ -89,16 +98,6 @@ func appendUser(b []byte, u *User, id *rowID, named bool) []byte {
 		for key, value := range u.Labels {
 			b = appendText(appendText(b, key), value)
 		}
-	}
-	if bits&hasUserIPs != 0 {
-		b = appendPrefixes(b, u.AllowedIPs)
-	}
-	if bits&userExpires != 0 {
-		b = binary.AppendVarint(b, u.ExpiresAt)
-	}
-	b = binary.AppendUvarint(b, uint64(len(u.Tokens)))
-	for i := range u.Tokens {
-		b = appendToken(b, &u.Tokens[i])
 	}
 	return b
 }
@@ -146,16 +145,17 @@ func appendID(b []byte, id *rowID) []byte {
 	return appendText(b, id.text)
 }
 
+// appendPrefixes writes a list as one text, which can be passed over.
 func appendPrefixes(b []byte, list []netip.Prefix) []byte {
-	b = binary.AppendUvarint(b, uint64(len(list)))
+	var all []byte
 	for _, p := range list {
 		text, err := p.MarshalBinary()
 		if err != nil {
 			panic("access: encoding a prefix: " + err.Error()) // it never fails
 		}
-		b = appendText(b, string(text))
+		all = appendText(all, string(text))
 	}
-	return b
+	return appendText(b, string(all))
 }
 
 // size returns how many bytes of r belong to the row.
@@ -164,26 +164,29 @@ func (r userRow) size() int {
 	return head + int(n)
 }
 
-// fields returns the row without its size, ready to be read.
-func (r userRow) fields() reader {
+// fields returns the row after its classes, ready to be read, and the classes.
+func (r userRow) fields() (fields, classes reader) {
 	n, head := binary.Uvarint(r)
-	return reader{r[head : head+int(n)]}
+	fields.b = r[head : head+int(n)]
+	count := int(fields.number())
+	classes = fields
+	for range count {
+		fields.number()
+	}
+	return fields, classes
 }
 
 // idIs reports whether this is the row of a user.
 func (r userRow) idIs(id *rowID) bool {
-	_, head := binary.Uvarint(r)
-	bits, n := binary.Uvarint(r[head:])
-	b := r[head+n:]
-	if bits&shortID != 0 {
-		return id.short && bytes.Equal(b[:len(id.bytes)], id.bytes[:])
+	f, _ := r.fields()
+	if f.number()&shortID != 0 {
+		return id.short && bytes.Equal(f.b[:len(id.bytes)], id.bytes[:])
 	}
-	size, n := binary.Uvarint(b)
-	return !id.short && string(b[n:n+int(size)]) == id.text
+	return !id.short && string(f.text()) == id.text
 }
 
 func (r userRow) id() rowID {
-	f := r.fields()
+	f, _ := r.fields()
 	return f.id(f.number()&shortID != 0)
 }
 
@@ -208,147 +211,205 @@ func (r *reader) bytes(n int) []byte {
 	return out
 }
 
-func (r *reader) text() string { return string(r.bytes(int(r.number()))) }
+func (r *reader) text() []byte { return r.bytes(int(r.number())) }
 
 func (r *reader) id(short bool) rowID {
 	if short {
 		return rowID{bytes: ksuid.KSUID(r.bytes(len(ksuid.KSUID{}))), short: true}
 	}
-	return rowID{text: r.text()}
+	return rowID{text: string(r.text())}
 }
 
-func (r *reader) prefixes() []netip.Prefix {
-	list := make([]netip.Prefix, r.number())
-	for i := range list {
-		if err := list[i].UnmarshalBinary(r.bytes(int(r.number()))); err != nil {
-			panic("access: a damaged prefix in memory: " + err.Error())
-		}
+// rawID returns an id as it is in the row.
+func (r *reader) rawID(short bool) []byte {
+	if short {
+		return r.bytes(len(ksuid.KSUID{}))
+	}
+	return r.text()
+}
+
+// prefix reads one of a list of prefixes.
+func (r *reader) prefix() (p netip.Prefix) {
+	if err := p.UnmarshalBinary(r.text()); err != nil {
+		panic("access: a damaged prefix in memory: " + err.Error())
+	}
+	return p
+}
+
+func (r *reader) prefixes() (list []netip.Prefix) {
+	for all := (reader{r.text()}); len(all.b) > 0; {
+		list = append(list, all.prefix())
 	}
 	return list
 }
 
-// decoded is a user out of its row, in few pieces of memory, for requests have to
-// fetch them and the garbage collector to visit them: of less than 512 bytes each,
-// which it visits together.
-type decoded struct {
-	edit uint64 // of the shard
-	ref  uint32
-	user User
+// account is what of a row a request asks: the rest is not read.
+type account struct {
+	bits    uint64
+	id      []byte
+	name    []byte
+	expires int64  // Unix seconds; 0 is never
+	allowed []byte // the prefixes, one after the other; none is any
+	count   int    // of tokens
+	tokens  reader
+	classes reader
 }
 
-// texts are strings that share one piece of memory.
-type texts struct{ b strings.Builder }
-
-func (t *texts) add(s []byte) string {
-	at := t.b.Len()
-	t.b.Write(s)
-	return t.b.String()[at:]
-}
-
-func (t *texts) addID(id *rowID, prefix string) string {
-	if !id.short {
-		return id.text
+func (r userRow) account() (a account) {
+	a.tokens, a.classes = r.fields()
+	f := &a.tokens
+	a.bits = f.number()
+	a.id = f.rawID(a.bits&shortID != 0)
+	a.name = f.text()
+	if a.bits&userExpires != 0 {
+		a.expires = f.signed()
 	}
-	var buf [32]byte
-	at := t.b.Len()
-	t.b.WriteString(prefix)
-	t.b.Write(id.bytes.Append(buf[:0]))
-	return t.b.String()[at:]
+	if a.bits&hasUserIPs != 0 {
+		a.allowed = f.text()
+	}
+	a.count = int(f.number())
+	return a
+}
+
+// tokenRow is a token as it is in a row.
+type tokenRow struct {
+	bits      uint64
+	id        []byte
+	hash      *Hash
+	pepper    int
+	notBefore int64
+	expires   int64
+	allowed   []byte
+}
+
+// token reads the next token.
+func (r *reader) token() (t tokenRow) {
+	t.bits = r.number()
+	t.id = r.rawID(t.bits&shortTokenID != 0)
+	t.hash = (*Hash)(r.bytes(len(Hash{})))
+	t.pepper = int(r.signed())
+	if t.bits&hasNotBefore != 0 {
+		t.notBefore = r.signed()
+	}
+	if t.bits&tokenExpires != 0 {
+		t.expires = r.signed()
+	}
+	if t.bits&hasTokenIPs != 0 {
+		t.allowed = r.text()
+	}
+	return t
+}
+
+// idIs reports whether this is the row of a token.
+func (t *tokenRow) idIs(id *rowID) bool {
+	if t.bits&shortTokenID != 0 {
+		return id.short && bytes.Equal(t.id, id.bytes[:])
+	}
+	return !id.short && string(t.id) == id.text
+}
+
+// decode reads a token but for its groups.
+func (t *tokenRow) decode() Token {
+	out := Token{
+		ID: t.longID(), Hash: *t.hash, pepper: t.pepper, NotBefore: t.notBefore, ExpiresAt: t.expires,
+		Revoked: t.bits&isRevoked != 0, Retiring: t.bits&isRetiring != 0, Unused: t.bits&isUnused != 0,
+	}
+	for allowed := (reader{t.allowed}); len(allowed.b) > 0; {
+		out.AllowedIPs = append(out.AllowedIPs, allowed.prefix())
+	}
+	return out
+}
+
+func (t *tokenRow) longID() string { return longID(t.bits&shortTokenID != 0, tokenPrefix, t.id) }
+
+func (a *account) longID() string { return longID(a.bits&shortID != 0, userPrefix, a.id) }
+
+// longID is an id as everybody else knows it.
+func longID(short bool, prefix string, raw []byte) string {
+	if !short {
+		return string(raw)
+	}
+	buf := append(make([]byte, 0, 64), prefix...)
+	return string(ksuid.KSUID(raw).Append(buf))
+}
+
+// profile reads a user without groups and tokens. rest are the fields behind the
+// tokens.
+func (a *account) profile(rest reader) *User {
+	u := &User{
+		ID: a.longID(), Name: string(a.name), Role: a.role(),
+		Active: a.bits&isActive != 0, ExpiresAt: a.expires,
+	}
+	for allowed := (reader{a.allowed}); len(allowed.b) > 0; {
+		u.AllowedIPs = append(u.AllowedIPs, allowed.prefix())
+	}
+	u.CreatedAt = rest.signed()
+	if a.bits&hasDisplayName != 0 {
+		u.DisplayName = string(rest.text())
+	}
+	if a.bits&hasAlias != 0 {
+		u.Alias = string(rest.text())
+	}
+	if a.bits&hasOwner != 0 {
+		u.Owner = string(rest.text())
+	}
+	if a.bits&hasTeams != 0 {
+		u.Teams = make([]string, rest.number())
+		for i := range u.Teams {
+			u.Teams[i] = string(rest.text())
+		}
+	}
+	if a.bits&hasLabels != 0 {
+		n := rest.number()
+		u.Labels = make(map[string]string, n)
+		for range n {
+			key := string(rest.text())
+			u.Labels[key] = string(rest.text())
+		}
+	}
+	return u
+}
+
+func (a *account) role() Role {
+	switch {
+	case a.bits&isAdmin != 0:
+		return Admin
+	case a.bits&isManager != 0:
+		return Manager
+	}
+	return Member
+}
+
+// profile reads a user without groups and tokens.
+func (r userRow) profile() *User {
+	a := r.account()
+	for range a.count {
+		a.tokens.token()
+	}
+	return a.profile(a.tokens)
 }
 
 // decode reads a user out of its row. sets are the directory's.
-func (r userRow) decode(sets []*groupSet) *decoded {
-	f := r.fields()
-	d := new(decoded)
-	u := &d.user
-	var shared texts
-	shared.b.Grow(len(f.b)) // ids become longer, and hashes are no texts
-	bits := f.number()
-	id := f.id(bits&shortID != 0)
-	u.ID, u.Active, u.Role = shared.addID(&id, userPrefix), bits&isActive != 0, Member
-	switch {
-	case bits&isAdmin != 0:
-		u.Role = Admin
-	case bits&isManager != 0:
-		u.Role = Manager
+func (r userRow) decode(sets []*groupSet) *User {
+	a := r.account()
+	tokens := make([]Token, a.count)
+	narrowed := make([]bool, a.count)
+	for i := range tokens {
+		t := a.tokens.token()
+		tokens[i], narrowed[i] = t.decode(), t.bits&isNarrowed != 0
 	}
-	text := func() string { return shared.add(f.bytes(int(f.number()))) }
-	u.Name, u.CreatedAt = text(), f.signed()
-	if bits&hasDisplayName != 0 {
-		u.DisplayName = text()
-	}
-	if bits&hasAlias != 0 {
-		u.Alias = text()
-	}
-	if bits&hasOwner != 0 {
-		u.Owner = text()
-	}
-	if bits&hasTeams != 0 {
-		u.Teams = make([]string, f.number())
-		for i := range u.Teams {
-			u.Teams[i] = text()
-		}
-	}
-	if bits&hasLabels != 0 {
-		n := f.number()
-		u.Labels = make(map[string]string, n)
-		for range n {
-			key := text()
-			u.Labels[key] = text()
-		}
-	}
-	if bits&hasUserIPs != 0 {
-		u.AllowedIPs = f.prefixes()
-	}
-	if bits&userExpires != 0 {
-		u.ExpiresAt = f.signed()
-	}
-	n := int(f.number())
-	cells := make([]atomic.Pointer[Use], n) // apart: figures of use are kept longer than the user
-	u.Tokens = make([]Token, n)
-	for i := range u.Tokens {
-		f.token(&u.Tokens[i], &shared)
-		u.Tokens[i].use = &cells[i]
-	}
-	u.class = int(f.number())
+	u := a.profile(a.tokens)
+	u.Tokens = tokens
+	u.class = int(a.classes.number())
 	named := u.class
-	if bits&wasNamed != 0 {
-		named = int(f.number())
+	if a.bits&wasNamed != 0 {
+		named = int(a.classes.number())
 	}
 	u.Groups = sets[named].ids
-	for i := range u.Tokens {
-		t := &u.Tokens[i]
-		if t.class != narrowed {
-			t.class = u.class
-			continue
+	for i := range tokens {
+		if narrowed[i] {
+			tokens[i].Groups = slices.Clone(sets[a.classes.number()].only)
 		}
-		t.class = int(f.number())
-		t.Groups = slices.Clone(sets[t.class].only)
 	}
-	return d
-}
-
-// narrowed stands for the class of a token that has one of its own.
-const narrowed = -1
-
-// token reads a token but for its class.
-func (r *reader) token(t *Token, text *texts) {
-	bits := r.number()
-	id := r.id(bits&shortTokenID != 0)
-	t.ID = text.addID(&id, tokenPrefix)
-	t.Hash = Hash(r.bytes(len(t.Hash)))
-	t.pepper = int(r.signed())
-	t.Revoked, t.Retiring, t.Unused = bits&isRevoked != 0, bits&isRetiring != 0, bits&isUnused != 0
-	if bits&hasNotBefore != 0 {
-		t.NotBefore = r.signed()
-	}
-	if bits&tokenExpires != 0 {
-		t.ExpiresAt = r.signed()
-	}
-	if bits&hasTokenIPs != 0 {
-		t.AllowedIPs = r.prefixes()
-	}
-	if bits&isNarrowed != 0 {
-		t.class = narrowed
-	}
+	return u
 }

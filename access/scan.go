@@ -101,8 +101,7 @@ func decodeSome(text []byte, n int) string {
 }
 
 // FindDigest returns the token whose secret has this SHA-256, with its service
-// user, or nil. The token may be expired, or revoked not long ago. The caller must
-// not change them. It serves who has found a secret and asks whose it is, and need
+// user, or nil. The token may be expired, or revoked not long ago. It serves who has found a secret and asks whose it is, and need
 // not tell it for that.
 func (d *Directory) FindDigest(digest [sha256.Size]byte) (*User, *Token) {
 	plain := Hash(digest)
@@ -112,8 +111,15 @@ func (d *Directory) FindDigest(digest [sha256.Size]byte) (*User, *Token) {
 			hash = d.peppers.keys[i-1].mac(plain)
 		}
 		// The hash in the row of another pepper is no digest of a secret.
-		if owner, token, ok := d.users.owner(hash, d.sets); ok && owner.Tokens[token].pepper == i {
-			return owner, &owner.Tokens[token]
+		row := d.users.owner(&hash)
+		if row == nil {
+			continue
+		}
+		owner := row.decode(d.sets)
+		for j := range owner.Tokens {
+			if t := &owner.Tokens[j]; t.Hash == hash && t.pepper == i {
+				return owner, t
+			}
 		}
 	}
 	return nil, nil

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"unicode/utf8"
 
 	"github.com/segmentio/ksuid"
 )
@@ -18,13 +17,9 @@ import (
 // hashes of their tokens, of rows of bytes without a pointer in them, which the
 // garbage collector passes over. A new version shares every shard that a change
 // does not touch; readers need no lock. The zero value is empty.
-//
-// A row is decoded when it is asked for. What was decoded is kept in a cache of
-// bounded size, so that the users who are active cost that once.
 type table struct {
 	shards spread[userShard]
 	hashes spread[hashShard]
-	cache  userCache
 	count  int
 }
 
@@ -140,8 +135,11 @@ const (
 )
 
 func newRowID(prefix, text string) rowID {
-	notDigit := func(r rune) bool { return r >= utf8.RuneSelf || digitValue(byte(r)) < 0 }
-	if rest, ok := strings.CutPrefix(text, prefix); ok && !strings.ContainsFunc(rest, notDigit) { // which Parse reads as digits too
+	rest, ok := strings.CutPrefix(text, prefix)
+	for i := 0; ok && i < len(rest); i++ {
+		ok = digitValue(rest[i]) >= 0 // Parse reads others as digits too
+	}
+	if ok {
 		if k, err := ksuid.Parse(rest); err == nil {
 			return rowID{bytes: k, short: true}
 		}
@@ -156,40 +154,22 @@ func (id *rowID) hash() uint64 {
 	return maphash.String(shardSeed, id.text)
 }
 
-// get returns a user. sets are the directory's.
-func (t *table) get(id string, sets []*groupSet) (*User, bool) {
+// get returns the row of a user, or nil.
+func (t *table) get(id string) userRow {
 	if t.count == 0 {
-		return nil, false
-	}
-	slots := t.cache.slots(maphash.String(shardSeed, id))
-	for i := range slots {
-		if d := slots[i].Load(); d != nil && d.user.ID == id && t.isPresent(d) {
-			return &d.user, true
-		}
+		return nil
 	}
 	row := newRowID(userPrefix, id)
 	h := row.hash()
 	s := t.shards.at(h % spreadSize)
 	if s == nil {
-		return nil, false
+		return nil
 	}
 	place, ok := s.find(h, &row)
 	if !ok {
-		return nil, false
+		return nil
 	}
-	return slots.keep(s.decode(uint32(h%spreadSize)<<placeBits|place, sets)), true
-}
-
-// isPresent reports whether a user is what the table holds.
-func (t *table) isPresent(d *decoded) bool {
-	s := t.shards.at(uint64(d.ref >> placeBits))
-	return s != nil && s.edit == d.edit
-}
-
-func (s *userShard) decode(ref uint32, sets []*groupSet) *decoded {
-	d := s.rowAt(ref & placeMask).decode(sets)
-	d.edit, d.ref = s.edit, ref
-	return d
+	return s.rowAt(place)
 }
 
 // find returns the place of a user.
@@ -211,38 +191,30 @@ func indexBits(h uint64) uint32 { return uint32(h>>32) >> placeBits }
 
 func (s *userShard) rowAt(place uint32) userRow { return userRow(s.arena[s.rows[place]-1:]) }
 
-// owner returns the user that a token with this hash belongs to, and which of its
-// tokens it is.
-func (t *table) owner(hash Hash, sets []*groupSet) (u *User, token int, ok bool) {
+// owner returns the row of the user that a token with this hash belongs to, or nil.
+func (t *table) owner(hash *Hash) userRow {
 	h := binary.LittleEndian.Uint64(hash[:])
 	shard := t.hashes.at(h % spreadSize)
 	if shard == nil {
-		return nil, 0, false
+		return nil
 	}
 	for i := h >> 32; ; i++ {
 		entry := shard.slots[i%uint64(len(shard.slots))]
 		switch {
 		case entry == 0:
-			return nil, 0, false
+			return nil
 		case entry>>32 != h>>32:
 			continue
 		}
-		u := t.at(uint32(entry)-1, h, sets)
-		if i := slices.IndexFunc(u.Tokens, func(k Token) bool { return k.Hash == hash }); i >= 0 {
-			return u, i, true
+		ref := uint32(entry) - 1
+		row := t.shards.at(uint64(ref >> placeBits)).rowAt(ref & placeMask)
+		a := row.account()
+		for range a.count {
+			if t := a.tokens.token(); *t.hash == *hash {
+				return row
+			}
 		}
 	}
-}
-
-// at returns the user at a place, who is looked for by a hash.
-func (t *table) at(ref uint32, h uint64, sets []*groupSet) *User {
-	slots := t.cache.slots(h)
-	for i := range slots {
-		if d := slots[i].Load(); d != nil && d.ref == ref && t.isPresent(d) {
-			return &d.user
-		}
-	}
-	return slots.keep(t.shards.at(uint64(ref>>placeBits)).decode(ref, sets))
 }
 
 // each calls f for every user, in no order. f may keep it.
@@ -250,7 +222,7 @@ func (t *table) each(sets []*groupSet, f func(*User)) {
 	t.shards.each(func(s *userShard) {
 		for place := range s.rows {
 			if s.rows[place] != 0 {
-				f(&s.rowAt(uint32(place)).decode(sets).user)
+				f(s.rowAt(uint32(place)).decode(sets))
 			}
 		}
 	})
@@ -342,7 +314,7 @@ func (e *tableEdit) findLocked(w *written) {
 // get returns a user as the edit has it so far.
 func (e *tableEdit) get(w *written, sets []*groupSet) *User {
 	defer e.shards.lock(w.shard).Unlock()
-	return &e.shards.at(w.shard).rowAt(w.place).decode(sets).user
+	return e.shards.at(w.shard).rowAt(w.place).decode(sets)
 }
 
 func (w *written) ref() uint32 { return uint32(w.shard)<<placeBits | w.place }
@@ -384,8 +356,8 @@ func (e *tableEdit) setRow(w *written, row, classes []byte) error {
 	}
 	start := len(s.arena)
 	s.rows[w.place] = uint32(start) + 1
-	s.arena = binary.AppendUvarint(s.arena, uint64(len(row)+len(classes)))
-	s.arena = append(append(s.arena, row...), classes...)
+	s.arena = binary.AppendUvarint(s.arena, uint64(len(classes)+len(row)))
+	s.arena = append(append(s.arena, classes...), row...)
 	s.live += len(s.arena) - start
 	return nil
 }
@@ -516,9 +488,6 @@ func (e *tableEdit) done() table {
 	})
 	e.next.shards, e.next.hashes = e.shards.spread, e.hashes.spread
 	e.next.count += int(e.added.Load())
-	if c := e.next.cache; c == nil || len(c) < cacheSize(e.next.count) {
-		e.next.cache = make(userCache, cacheSize(e.next.count))
-	}
 	return e.next
 }
 
@@ -528,28 +497,4 @@ func tight[T any](s []T) []T {
 		return append(make([]T, 0, len(s)), s...)
 	}
 	return s
-}
-
-// userCache keeps decoded users, under a hash by which they are looked for: of those
-// with the same pair of slots, two.
-type userCache []cacheSlots
-
-type cacheSlots [2]atomic.Pointer[decoded]
-
-func (c userCache) slots(h uint64) *cacheSlots { return &c[h%uint64(len(c))] }
-
-func (s *cacheSlots) keep(d *decoded) *User {
-	s[1].Store(s[0].Load())
-	s[0].Store(d)
-	return &d.user
-}
-
-// cacheSize is the number of pairs of slots for so many users: when all of them are
-// active, few are in the way of one another, up to a bound of memory.
-func cacheSize(users int) int {
-	n := 1 << 9
-	for n < 2*users && n < 1<<14 {
-		n *= 2
-	}
-	return n
 }

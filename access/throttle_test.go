@@ -108,8 +108,10 @@ func TestResume(t *testing.T) {
 }
 
 func TestUntil(t *testing.T) {
-	for _, tt := range []struct{ user, token, want int64 }{{0, 0, 0}, {5, 0, 5}, {0, 5, 5}, {5, 6, 5}, {6, 5, 5}} {
-		p := Principal{User: &User{ExpiresAt: tt.user}, Token: &Token{ExpiresAt: tt.token}}
+	for _, tt := range []struct{ user, token, want int64 }{{0, 0, 0}, {1005, 0, 1005}, {0, 1005, 1005}, {1005, 1006, 1005}, {1006, 1005, 1005}} {
+		u := user(1)
+		u.ExpiresAt, u.Tokens[0].ExpiresAt = tt.user, tt.token
+		p := enter(t, with(t, NewDirectory(Peppers{}, ""), Changes{Users: []User{u}}), login(1))
 		if got := p.Until(); got != tt.want {
 			t.Errorf("user until %d, token until %d: got %d, want %d", tt.user, tt.token, got, tt.want)
 		}

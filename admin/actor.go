@@ -11,16 +11,20 @@ import (
 // ServiceUserActor returns what a service user may do here: an admin everything,
 // a manager what its teams and groups reach, a member nothing.
 func (a *API) ServiceUserActor(p access.Principal) (store.Actor, error) {
-	by := store.Actor{Name: p.User.ID}
-	switch p.User.Role {
+	by := store.Actor{Name: p.ID()}
+	switch p.Role() {
 	case access.Admin:
 		return by, nil
 	case access.Manager:
-		groups := a.store.Directory().EffectiveGroups(p.User)
-		if only := p.Token.Groups; len(only) > 0 {
+		u, ok := a.store.Directory().User(p.ID())
+		if !ok {
+			return by, ErrNotEntitled // it was deleted at this very moment
+		}
+		groups := a.store.Directory().EffectiveGroups(u)
+		if only := p.Token().Groups; len(only) > 0 {
 			groups = slices.DeleteFunc(groups, func(id string) bool { return !slices.Contains(only, id) })
 		}
-		by.Scope = &store.Scope{UserID: p.User.ID, Teams: p.User.Teams, Groups: groups}
+		by.Scope = &store.Scope{UserID: u.ID, Teams: u.Teams, Groups: groups}
 		return by, nil
 	default:
 		return by, ErrNotEntitled

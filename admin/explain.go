@@ -100,7 +100,7 @@ func (a *API) explain(c *call, in ExplainInput) (Explanation, error) {
 	}
 	d := a.store.Directory()
 	p, why := d.Principal(in.ServiceUserID, in.TokenID, action.Address, action.Now)
-	if p.User == nil {
+	if p.ID() == "" {
 		return Explanation{}, invalidField("token_id", "the service user has no such token, or it was revoked long ago")
 	}
 	out := Explanation{ServiceUserID: in.ServiceUserID, Method: action.Method, Host: action.Host, Path: action.Path, Considered: []ConsideredRule{}, Revision: d.Revision()}
@@ -136,7 +136,7 @@ func (a *API) explainDecision(c *call, in ExplainInput) (Explanation, error) {
 		Considered: []ConsideredRule{}, DecisionID: r.ID, DecidedAt: &at,
 	}
 	now := "deny"
-	if p, why := d.Principal(r.UserID, r.TokenID, r.Action.Address, a.store.Now().Unix()); p.User != nil {
+	if p, why := d.Principal(r.UserID, r.TokenID, r.Action.Address, a.store.Now().Unix()); p.ID() != "" {
 		e := d.Explain(p, r.Action, c.sees)
 		a.fill(c, &out, e)
 		// Headers are not kept; that a condition misses one must not look as if

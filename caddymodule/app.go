@@ -295,8 +295,9 @@ func (o *opened) fail(login string, r *http.Request, now time.Time) time.Duratio
 	if o.throttle == nil {
 		return 0
 	}
-	address := clientAddress(r)
-	if isTrustedProxy(r) && address == peerAddress(r) {
+	vars := varsOf(r)
+	address := vars.clientAddress()
+	if vars.fromTrustedProxy() && address == peerAddress(r) {
 		address = netip.Addr{}
 	}
 	return o.throttle.Fail(login, address, now)

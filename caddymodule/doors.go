@@ -197,7 +197,7 @@ func atShortPath(r *http.Request) *http.Request {
 // own handler has set is a service user, never a person.
 func (d *SiteDoor) actor(open *opened, r *http.Request, header string) (by store.Actor, login string, err error) {
 	anonymous := store.Actor{Name: store.Anonymous}
-	if id, ok := caddyhttp.GetVar(r.Context(), identityVar).(*identity); ok {
+	if id := varsOf(r).identity(); id != nil {
 		by, err = open.api.ServiceUserActor(id.Principal)
 		return by, "", err
 	}
@@ -225,7 +225,7 @@ func (d *SiteDoor) actor(open *opened, r *http.Request, header string) (by store
 	if !ok {
 		return anonymous, "", admin.ErrUnauthenticated
 	}
-	now, address := open.Now(), clientAddress(r)
+	now, address := open.Now(), varsOf(r).clientAddress()
 	principal, why := open.Directory().Authenticate(credential, address, now.Unix())
 	if why != access.Granted {
 		logFailure(d.log, zap.InfoLevel, why, credential.ID, address)

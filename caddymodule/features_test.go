@@ -315,7 +315,7 @@ func TestPlaintext(t *testing.T) {
 		r.Header.Set("X-Forwarded-Proto", tt.proto)
 		r = prepared(r)
 		caddyhttp.SetVar(r.Context(), caddyhttp.TrustedProxyVarKey, tt.trusted)
-		if got := isPrivate(r); got != tt.want {
+		if got := isPrivate(r, varsOf(r)); got != tt.want {
 			t.Errorf("%s: got %t, want %t", name, got, tt.want)
 		}
 	}
@@ -508,7 +508,8 @@ func TestExpiredStaysExpired(t *testing.T) {
 	if err := h.prepare(); err != nil {
 		t.Fatal(err)
 	}
-	action, _ := h.judge(prepared(httptest.NewRequestWithContext(ctx, "GET", "/x", nil)))
+	r := prepared(httptest.NewRequestWithContext(ctx, "GET", "/x", nil))
+	action, _ := h.judge(r, varsOf(r))
 	if got, least := action.Now, time.Now().Add(59*time.Minute).Unix(); got < least {
 		t.Errorf("the time that conditions see: got %d, want at least %d", got, least)
 	}

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -275,16 +276,17 @@ func publicRules(texts []string) (*access.Ruleset, error) {
 // ServeHTTP is the life of a request, in order: sanitise, refuse what is
 // ambiguous, authenticate, authorise, inject, pass on.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	authorization := h.sanitizer.clean(r, isTrustedProxy(r))
+	vars := varsOf(r)
+	authorization := h.sanitizer.clean(r, vars.fromTrustedProxy())
 	if h.SanitizeOnly {
 		return next.ServeHTTP(w, r)
 	}
 
-	action, problem := h.judge(r)
+	action, problem := h.judge(r, vars)
 	if !problem.OK() {
 		return h.refuse(w, r, refusal{status: problem.Status, detail: problem.Advice()})
 	}
-	if passes := h.needsNoIdentity(r, action, authorization); passes != nil {
+	if passes := h.needsNoIdentity(r, vars, action, authorization); passes != nil {
 		passes.Inc()
 		return next.ServeHTTP(w, r)
 	}
@@ -298,7 +300,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	action.Now = max(action.Now, open.Latest()) // where the request has waited for the store
 
 	directory := open.Directory()
-	principal, why := h.authenticate(open, directory, r, action, authorization)
+	principal, why := h.authenticate(open, directory, r, vars, action, authorization)
 	if why.status != 0 {
 		return h.refuse(w, r, why)
 	}
@@ -315,7 +317,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		return h.refuse(w, r, h.forbid(open, directory, principal, action, decision))
 	}
 
-	remember(r, &identity{principal, decision})
+	remember(r, vars, &identity{principal, decision})
 	if isStream(r) {
 		watched, done := open.streams.add(r, principal, action, h.observesStill)
 		defer done()
@@ -360,7 +362,7 @@ func (h *Handler) count(open *opened, p access.Principal, action access.Action, 
 		would, rule = decision.Would.Effect, decision.Would.Rule.ID
 	}
 	if c := h.log.Check(level, "enforcing would decide otherwise"); c != nil {
-		c.Write(zap.String("would", string(would)), zap.String("service_user", p.User.ID), zap.String("rule", rule),
+		c.Write(zap.String("would", string(would)), zap.String("service_user", p.ID()), zap.String("rule", rule),
 			zap.String("method", action.Method), zap.String("path", access.PlainPath(action.Path)))
 	}
 }
@@ -369,7 +371,7 @@ func (h *Handler) count(open *opened, p access.Principal, action access.Action, 
 // can be explained by its id for a while.
 func (h *Handler) forbid(open *opened, directory *access.Directory, p access.Principal, action access.Action, decision access.Decision) refusal {
 	kept := access.Recalled{
-		ID: newDecisionID(), At: time.Unix(action.Now, 0), UserID: p.User.ID, TokenID: p.Token.ID,
+		ID: newDecisionID(), At: time.Unix(action.Now, 0), UserID: p.ID(), TokenID: p.TokenID(),
 		Action: action, Revision: directory.Revision(), Reason: decision.Reason,
 	}
 	kept.Action.Path = withoutSecretPath(action.Path)
@@ -377,13 +379,13 @@ func (h *Handler) forbid(open *opened, directory *access.Directory, p access.Pri
 		kept.Rule, kept.Group = *decision.Rule, decision.Group.ID
 	}
 	open.recall.Keep(kept)
-	return refusal{status: http.StatusForbidden, candidate: p.User.ID, reason: decision.Reason, decision: decision, decisionID: kept.ID}
+	return refusal{status: http.StatusForbidden, candidate: p.ID(), reason: decision.Reason, decision: decision, decisionID: kept.ID}
 }
 
 // needsNoIdentity returns the counter of requests that pass without one: public
 // paths, preflights, and what is left to another authenticator. nil is a request
 // that has to show who it is.
-func (h *Handler) needsNoIdentity(r *http.Request, action access.Action, authorization []string) prometheus.Counter {
+func (h *Handler) needsNoIdentity(r *http.Request, vars variables, action access.Action, authorization []string) prometheus.Counter {
 	if h.public.Covers(action) {
 		if h.KeepAuthorization {
 			keepForeign(r, authorization)
@@ -393,7 +395,7 @@ func (h *Handler) needsNoIdentity(r *http.Request, action access.Action, authori
 	if h.CORSPreflight && isPreflight(r) && len(authorization) == 0 {
 		return metrics.public
 	}
-	if h.Otherwise != "pass" || action.Path == h.Ready || h.self.owns(action.Path) || len(authorization) > 1 || outerIdentity(r) != nil {
+	if h.Otherwise != "pass" || action.Path == h.Ready || h.self.owns(action.Path) || len(authorization) > 1 || vars.identity() != nil {
 		return nil
 	}
 	if len(authorization) == 1 && (access.HasScheme(authorization[0], "basic") || h.Bearer && access.HasScheme(authorization[0], "bearer")) {
@@ -435,11 +437,11 @@ func isPreflight(r *http.Request) bool {
 }
 
 // authenticate finds out who a request comes from, or why it is refused.
-func (h *Handler) authenticate(open *opened, directory *access.Directory, r *http.Request, action access.Action, authorization []string) (access.Principal, refusal) {
+func (h *Handler) authenticate(open *opened, directory *access.Directory, r *http.Request, vars variables, action access.Action, authorization []string) (access.Principal, refusal) {
 	if len(authorization) > 1 {
 		return access.Principal{}, refusal{status: http.StatusBadRequest, detail: "the request has more than one Authorization field"}
 	}
-	if len(authorization) == 1 && !isPrivate(r) {
+	if len(authorization) == 1 && !isPrivate(r, vars) {
 		h.warnOfPlaintext(r)
 		if h.RequireTLS {
 			return access.Principal{}, refusal{status: http.StatusBadRequest, detail: "credentials must not be sent unencrypted; use https, and refresh the token, which has been exposed"}
@@ -450,10 +452,10 @@ func (h *Handler) authenticate(open *opened, directory *access.Directory, r *htt
 	switch {
 	case why == access.Granted:
 		principal, why = directory.Authenticate(credential, action.Address, action.Now)
-	case why == access.NoCredential && outerIdentity(r) != nil:
+	case why == access.NoCredential && vars.identity() != nil:
 		// A handler around this one has taken the credential; its answer is asked
 		// for again rather than believed.
-		principal, why = directory.Resume(outerIdentity(r).Principal, action.Address, action.Now)
+		principal, why = directory.Resume(vars.identity().Principal, action.Address, action.Now)
 	}
 	if why == access.Granted {
 		return principal, refusal{}
@@ -487,7 +489,7 @@ func (h *Handler) credential(authorization []string) (access.Credential, access.
 func (h *Handler) noticeExpiry(w http.ResponseWriter, p access.Principal, action access.Action) {
 	if until := p.Until(); until != 0 && h.ExpiryNotice > 0 {
 		end := time.Unix(until, 0).UTC()
-		if p.Token.Retiring || end.Sub(time.Unix(action.Now, 0)) < time.Duration(h.ExpiryNotice) {
+		if p.Retiring() || end.Sub(time.Unix(action.Now, 0)) < time.Duration(h.ExpiryNotice) {
 			w.Header().Set("Service-User-Token-Expires", end.Format(time.RFC3339))
 		}
 	}
@@ -497,7 +499,7 @@ func (h *Handler) noticeExpiry(w http.ResponseWriter, p access.Principal, action
 //
 // Two targets are checked: the one that the client sent, and the one that will
 // be forwarded when a rewrite stands before this handler. Rules see the latter.
-func (h *Handler) judge(r *http.Request) (access.Action, access.Problem) {
+func (h *Handler) judge(r *http.Request, vars variables) (access.Action, access.Problem) {
 	original, rewritten := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request)
 	if rewritten = rewritten && (original.RequestURI != r.RequestURI || original.Method != r.Method); rewritten {
 		if p := access.CheckMethod(original.Method); !p.OK() {
@@ -529,17 +531,17 @@ func (h *Handler) judge(r *http.Request) (access.Action, access.Problem) {
 	}
 	return access.Action{
 		Method: r.Method, Host: host, Path: path,
-		Address: clientAddress(r), Header: conditionHeader(r), Now: h.now(),
+		Address: vars.clientAddress(), Header: conditionHeader(r, vars), Now: h.now(),
 	}, access.Problem{}
 }
 
 // conditionHeader returns what conditions may look at: what arrives at the
 // upstream as the client has sent it. Of a peer that is not trusted Caddy writes
 // these headers anew.
-func conditionHeader(r *http.Request) http.Header {
+func conditionHeader(r *http.Request, vars variables) http.Header {
 	header := r.Header
 	for _, name := range [...]string{"X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host"} {
-		if r.Header[name] == nil || isTrustedProxy(r) {
+		if r.Header[name] == nil || vars.fromTrustedProxy() {
 			continue
 		}
 		if len(header) == len(r.Header) {
@@ -570,23 +572,46 @@ func forward(r *http.Request, target string) {
 // else (RFC 8470): it came before the handshake was over, here or at the proxy
 // in front.
 func isEarlyData(r *http.Request) bool {
-	return r.TLS != nil && !r.TLS.HandshakeComplete || r.Header.Get("Early-Data") == "1"
+	return r.TLS != nil && !r.TLS.HandshakeComplete || slices.Contains(r.Header["Early-Data"], "1")
 }
 
 func isSafe(method string) bool {
 	return method == http.MethodGet || method == http.MethodHead || method == http.MethodOptions
 }
 
-// isTrustedProxy reports whether the peer is one of the server's trusted_proxies.
-func isTrustedProxy(r *http.Request) bool {
-	trusted, _ := caddyhttp.GetVar(r.Context(), caddyhttp.TrustedProxyVarKey).(bool)
+// variables are those of a request: what Caddy's server and the handlers before this
+// one have found out about it.
+type variables map[string]any
+
+func varsOf(r *http.Request) variables {
+	vars, _ := r.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
+	return vars
+}
+
+// fromTrustedProxy reports whether the peer is one of the server's trusted_proxies.
+func (vars variables) fromTrustedProxy() bool {
+	trusted, _ := vars[caddyhttp.TrustedProxyVarKey].(bool)
 	return trusted
+}
+
+// clientAddress returns the client's address as Caddy sees it, honouring
+// trusted_proxies. The zero address is in no list.
+func (vars variables) clientAddress() netip.Addr {
+	text, _ := vars[caddyhttp.ClientIPVarKey].(string)
+	addr, _ := netip.ParseAddr(text)
+	return addr
+}
+
+// identity returns what a handler around this one has found out, or nil.
+func (vars variables) identity() *identity {
+	id, _ := vars[identityVar].(*identity)
+	return id
 }
 
 // isPrivate reports whether nobody on the way could read a request: it came
 // encrypted, from this machine, or through a trusted proxy that says so.
-func isPrivate(r *http.Request) bool {
-	if r.TLS != nil || isTrustedProxy(r) && r.Header.Get("X-Forwarded-Proto") == "https" {
+func isPrivate(r *http.Request, vars variables) bool {
+	if r.TLS != nil || vars.fromTrustedProxy() && r.Header.Get("X-Forwarded-Proto") == "https" {
 		return true
 	}
 	peer := peerAddress(r)
@@ -597,14 +622,6 @@ func isPrivate(r *http.Request) bool {
 func peerAddress(r *http.Request) netip.Addr {
 	peer, _ := netip.ParseAddrPort(r.RemoteAddr)
 	return peer.Addr().Unmap()
-}
-
-// clientAddress returns the client's address as Caddy sees it, honouring
-// trusted_proxies. The zero address is in no list.
-func clientAddress(r *http.Request) netip.Addr {
-	text, _ := caddyhttp.GetVar(r.Context(), caddyhttp.ClientIPVarKey).(string)
-	addr, _ := netip.ParseAddr(text)
-	return addr
 }
 
 // newDecisionID makes the id under which a refusal can be asked about later.

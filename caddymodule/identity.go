@@ -7,7 +7,6 @@ import (
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/serviceusers/caddy-service-users/access"
 )
@@ -30,13 +29,13 @@ func inject(header http.Header, headers []identityHeader, p access.Principal) {
 
 // identityValues are the words of the headers option.
 var identityValues = map[string]func(access.Principal) string{
-	"id":           func(p access.Principal) string { return p.User.ID },
-	"name":         func(p access.Principal) string { return extValue(p.User.Name) },
-	"display_name": func(p access.Principal) string { return extValue(p.User.DisplayName) },
+	"id":           access.Principal.ID,
+	"name":         func(p access.Principal) string { return extValue(p.Name()) },
+	"display_name": func(p access.Principal) string { return extValue(p.Profile().DisplayName) },
 	"groups":       access.Principal.GroupList,
-	"role":         func(p access.Principal) string { return string(p.User.Role) },
-	"teams":        func(p access.Principal) string { return strings.Join(p.User.Teams, ",") },
-	"token_id":     func(p access.Principal) string { return p.Token.ID },
+	"role":         func(p access.Principal) string { return string(p.Role()) },
+	"teams":        func(p access.Principal) string { return strings.Join(p.Profile().Teams, ",") },
+	"token_id":     access.Principal.TokenID,
 }
 
 // defaultHeaders is small on purpose: every byte upstream costs more than the
@@ -97,27 +96,16 @@ type identity struct {
 // reads it to tell service users from people.
 const identityVar = "service_users.identity"
 
-// outerIdentity returns what a handler around this one has found out, or nil.
-func outerIdentity(r *http.Request) *identity {
-	id, _ := caddyhttp.GetVar(r.Context(), identityVar).(*identity)
-	return id
-}
-
 // remember makes an identity known to the handlers behind this one, to the
 // access log and to placeholders.
-func remember(r *http.Request, id *identity) {
-	ctx := r.Context()
-	repl := ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+func remember(r *http.Request, vars variables, id *identity) {
+	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	repl.DeleteByPrefix("http.auth.user.") // of an authenticator before this one
-	known := outerIdentity(r) != nil
-	caddyhttp.SetVar(ctx, identityVar, id)
+	known := vars.identity() != nil
+	vars[identityVar] = id
 	if !known { // a second handler in the chain finds the function in place
 		repl.Map(func(key string) (any, bool) {
-			id, ok := caddyhttp.GetVar(ctx, identityVar).(*identity)
-			if !ok {
-				return nil, false
-			}
-			return id.placeholder(key)
+			return vars.identity().placeholder(key)
 		})
 	}
 }
@@ -125,17 +113,17 @@ func remember(r *http.Request, id *identity) {
 func (id *identity) placeholder(key string) (any, bool) {
 	switch key {
 	case "http.auth.user.id":
-		return id.User.ID, true
+		return id.ID(), true
 	case "http.auth.user.name":
-		return id.User.Name, true
+		return id.Name(), true
 	case "http.auth.user.role":
-		return string(id.User.Role), true
+		return string(id.Role()), true
 	case "http.auth.user.teams":
-		return strings.Join(id.User.Teams, ","), true
+		return strings.Join(id.Profile().Teams, ","), true
 	case "http.auth.user.groups":
 		return id.GroupList(), true
 	case "http.auth.user.token_id":
-		return id.Token.ID, true
+		return id.TokenID(), true
 	case "http.service_users.decision":
 		if !id.decision.Allowed() {
 			return "observe", true

@@ -102,7 +102,7 @@ var held atomic.Int64
 
 // hold lets a request wait, unless its connection may be that of many clients.
 func hold(r *http.Request) {
-	if isTrustedProxy(r) {
+	if varsOf(r).fromTrustedProxy() {
 		return
 	}
 	defer held.Add(-1)
@@ -152,7 +152,7 @@ func (h *Handler) note(r *http.Request, why refusal) {
 			repl.Set("http.service_users.decision_id", why.decisionID)
 		}
 	}
-	client := zap.Stringer("client_ip", clientAddress(r))
+	client := zap.Stringer("client_ip", varsOf(r).clientAddress())
 	switch why.status {
 	case http.StatusUnauthorized, http.StatusTooManyRequests:
 		counter, level := metrics.reasons[why.reason], zap.InfoLevel
@@ -163,7 +163,7 @@ func (h *Handler) note(r *http.Request, why refusal) {
 		if why.reason == access.NoCredential {
 			level = zap.DebugLevel // how a client that waits for the challenge begins
 		}
-		logFailure(h.log, level, why.reason, why.candidate, clientAddress(r))
+		logFailure(h.log, level, why.reason, why.candidate, varsOf(r).clientAddress())
 	case http.StatusForbidden:
 		metrics.reasons[why.reason].Inc()
 		if c := h.log.Check(zap.InfoLevel, "not allowed"); c != nil {
@@ -225,7 +225,7 @@ func (h *Handler) warnOfPlaintext(r *http.Request) {
 		return
 	}
 	h.log.Warn("credentials arrive unencrypted; serve the site over https, or name the proxy that does in the global option servers { trusted_proxies }; require_tls refuses them",
-		zap.Stringer("client_ip", clientAddress(r)), zap.String("host", r.Host), zap.Bool("refused", h.RequireTLS))
+		zap.Stringer("client_ip", varsOf(r).clientAddress()), zap.String("host", r.Host), zap.Bool("refused", h.RequireTLS))
 }
 
 // lastPlaintextWarning is when it was last told, in Unix seconds.

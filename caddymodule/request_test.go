@@ -26,7 +26,8 @@ func FuzzRequest(f *testing.F) {
 		}
 		received := r.RequestURI
 		h := &Handler{relax: access.Relax(relax)}
-		action, problem := h.judge(prepared(r))
+		r = prepared(r)
+		action, problem := h.judge(r, varsOf(r))
 		if !problem.OK() {
 			switch problem.Status {
 			case 400, 405, 425, 501:

@@ -47,7 +47,7 @@ func (c *selfCorner) owns(path string) bool {
 func (h *Handler) serveSelf(w http.ResponseWriter, r *http.Request, open *opened, p access.Principal, action access.Action) error {
 	open.Use(p, action.Now, action.Address, "")
 	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
-		repl.Set("http.auth.user.id", p.User.ID) // for the access log
+		repl.Set("http.auth.user.id", p.ID()) // for the access log
 	}
 	serve, allow := h.serveWho, "GET, HEAD"
 	switch r.URL.Path {
@@ -83,12 +83,13 @@ type whoToken struct {
 }
 
 func (h *Handler) serveWho(w http.ResponseWriter, r *http.Request, open *opened, p access.Principal) error {
+	u, token := p.Profile(), p.Token()
 	out := who{
-		ID: p.User.ID, Name: p.User.Name, DisplayName: p.User.DisplayName,
+		ID: u.ID, Name: u.Name, DisplayName: u.DisplayName,
 		Groups: append([]string{}, p.Groups()...), Rules: []string{},
-		Token: whoToken{ID: p.Token.ID, Retiring: p.Token.Retiring},
+		Token: whoToken{ID: token.ID, Retiring: token.Retiring},
 	}
-	if at := p.Token.ExpiresAt; at != 0 {
+	if at := token.ExpiresAt; at != 0 {
 		out.Token.ExpiresAt = orNull(time.Unix(at, 0).UTC())
 	}
 	seen := make(map[string]bool)
@@ -133,7 +134,8 @@ func (h *Handler) serveCan(w http.ResponseWriter, r *http.Request, open *opened,
 	if !problem.OK() {
 		return selfProblem(w, r, http.StatusBadRequest, "path: "+problem.Advice())
 	}
-	action := access.Action{Method: in.Method, Host: host, Path: path, Address: clientAddress(r), Header: conditionHeader(r), Now: open.Now().Unix()}
+	vars := varsOf(r)
+	action := access.Action{Method: in.Method, Host: host, Path: path, Address: vars.clientAddress(), Header: conditionHeader(r, vars), Now: open.Now().Unix()}
 	free := h.public.Covers(action) || h.self.owns(path) || path == h.Ready // no rule is needed there
 	decision := open.Directory().Authorize(p, action)
 	allowed := free || decision.Allowed() || decision.Reason == access.NoRule && h.observes()
@@ -156,10 +158,11 @@ func (h *Handler) serveRotate(w http.ResponseWriter, r *http.Request, open *open
 	if err := admin.DecodeJSON(w, r, maxSelfBody, new(struct{})); err != nil {
 		return selfError(w, r, err)
 	}
-	by := store.Actor{Name: p.User.ID, Operation: store.NewOperationID()}
-	issued, old, err := open.RotateToken(r.Context(), by, p.User.ID, p.Token.ID, h.self.grace)
+	token := p.TokenID()
+	by := store.Actor{Name: p.ID(), Operation: store.NewOperationID()}
+	issued, old, err := open.RotateToken(r.Context(), by, p.ID(), token, h.self.grace)
 	fields := []zap.Field{
-		zap.Stringer("client_ip", clientAddress(r)), zap.String("service_user", p.User.ID), zap.String("token", p.Token.ID),
+		zap.Stringer("client_ip", varsOf(r).clientAddress()), zap.String("service_user", p.ID()), zap.String("token", token),
 		zap.String("operation_id", by.Operation),
 	}
 	if err != nil {

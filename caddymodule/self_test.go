@@ -520,7 +520,7 @@ func TestSelfRotateRace(t *testing.T) {
 func TestSelfNoteUse(t *testing.T) {
 	c := newCorner(t, Handler{})
 	p, _ := c.principal(c.own.Secret)
-	if n := testing.AllocsPerRun(100, func() { c.open.Use(p, c.now.Load(), netip.Addr{}, "") }); n != 0 || p.Token.Unused {
-		t.Errorf("got %v allocations, unused %t", n, p.Token.Unused)
+	if n := testing.AllocsPerRun(100, func() { c.open.Use(p, c.now.Load(), netip.Addr{}, "") }); n != 0 || p.Unused() {
+		t.Errorf("got %v allocations, unused %t", n, p.Unused())
 	}
 }

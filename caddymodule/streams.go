@@ -65,7 +65,8 @@ func isStream(r *http.Request) bool {
 			return true
 		}
 	}
-	return strings.HasPrefix(strings.ToLower(r.Header.Get("Content-Type")), "application/grpc")
+	content := r.Header["Content-Type"]
+	return len(content) > 0 && strings.HasPrefix(strings.ToLower(content[0]), "application/grpc")
 }
 
 // add keeps an eye on a stream. The request that is returned has to be served

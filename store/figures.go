@@ -21,6 +21,8 @@ import (
 // settle, and written. Nothing that a request does waits for that, and what is
 // lost with the process is figures, never a change.
 type figures struct {
+	uses *access.Uses
+
 	mu       sync.Mutex
 	open     map[string][]tokenUse       // by service user: being counted
 	settling map[string][]tokenUse       // closed, but perhaps still written to
@@ -57,6 +59,7 @@ type usage struct {
 const maxSeen = 8
 
 func (f *figures) begin() {
+	f.uses = access.NewUses()
 	f.open, f.settling = make(map[string][]tokenUse), make(map[string][]tokenUse)
 	f.pending = make(map[string]map[string]usage)
 	f.wake, f.ended = make(chan chan error), make(chan struct{})
@@ -65,13 +68,14 @@ func (f *figures) begin() {
 // Use takes down that a principal was let in at an instant, from an address, by a
 // rule or, with "", by none. It waits for nothing.
 func (s *Store) Use(p access.Principal, now int64, from netip.Addr, rule string) {
-	if begun := p.Note(now, from, rule); begun != nil {
+	if begun := s.figures.uses.Note(p, now, from, rule); begun != nil {
+		token := p.TokenID()
 		s.figures.mu.Lock()
-		s.figures.open[p.User.ID] = append(s.figures.open[p.User.ID], tokenUse{p.Token.ID, begun})
+		s.figures.open[p.ID()] = append(s.figures.open[p.ID()], tokenUse{token, begun})
 		s.figures.mu.Unlock()
 	}
-	if p.Token.Unused {
-		s.noteFirst(p.User.ID, p.Token.ID)
+	if p.Unused() {
+		s.noteFirst(p.ID(), p.TokenID())
 	}
 }
 
@@ -167,10 +171,8 @@ func (f *figures) settle() {
 func (f *figures) close() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.uses.Renew()
 	for user, list := range f.open {
-		for _, t := range list {
-			t.use.Take()
-		}
 		f.settling[user] = append(f.settling[user], list...)
 	}
 	clear(f.open)

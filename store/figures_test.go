@@ -478,7 +478,7 @@ func BenchmarkFlushUse(b *testing.B) {
 	w.Store = open(b, w.path, still)
 	u, _ := w.Directory().User(w.user.ID)
 	for i := range using {
-		using[i] = access.Principal{User: u, Token: &u.Tokens[i]}
+		using[i], _ = w.Directory().Principal(u.ID, u.Tokens[i].ID, netip.Addr{}, w.now().Unix())
 	}
 	b.ReportAllocs()
 	for b.Loop() {

@@ -31,7 +31,7 @@ func (w *world) shown(secret string) (access.Token, access.Reason) {
 	if why != access.Granted {
 		return access.Token{}, why
 	}
-	return *p.Token, why
+	return p.Token(), why
 }
 
 // written waits until no first use is left to be written.
