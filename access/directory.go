@@ -556,6 +556,15 @@ func (e *Edit) forget(w *written) {
 	e.logins.remove(old.Alias)
 }
 
+// Expect makes room in a directory that is empty for so many service users and
+// tokens. It need not be true.
+func (e *Edit) Expect(users, tokens int64) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.begin()
+	e.users.expect(users, tokens)
+}
+
 // Users takes users over, and others out. It may be called again for others, by
 // several goroutines, after the groups are in.
 func (e *Edit) Users(changed []User, removed []string) error {

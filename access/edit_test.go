@@ -86,6 +86,7 @@ func TestEditAtRandom(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		edit.Expect(rng.Int64()-1<<62, rng.Int64()-1<<62) // which need not be true
 		parts, removed := make([][]User, goroutines), make([][]string, goroutines)
 		for _, n := range rng.Perm(ids)[:rng.IntN(ids)] {
 			part := n % goroutines

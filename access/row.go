@@ -236,11 +236,12 @@ func (r *reader) prefix() (p netip.Prefix) {
 	return p
 }
 
-func (r *reader) prefixes() (list []netip.Prefix) {
-	for all := (reader{r.text()}); len(all.b) > 0; {
-		list = append(list, all.prefix())
+// prefixesOf reads a list of prefixes as a row has it.
+func prefixesOf(list []byte) (all []netip.Prefix) {
+	for r := (reader{list}); len(r.b) > 0; {
+		all = append(all, r.prefix())
 	}
-	return list
+	return all
 }
 
 // account is what of a row a request asks: the rest is not read.
@@ -312,10 +313,7 @@ func (t *tokenRow) idIs(id *rowID) bool {
 func (t *tokenRow) decode() Token {
 	out := Token{
 		ID: t.longID(), Hash: *t.hash, pepper: t.pepper, NotBefore: t.notBefore, ExpiresAt: t.expires,
-		Revoked: t.bits&isRevoked != 0, Retiring: t.bits&isRetiring != 0, Unused: t.bits&isUnused != 0,
-	}
-	for allowed := (reader{t.allowed}); len(allowed.b) > 0; {
-		out.AllowedIPs = append(out.AllowedIPs, allowed.prefix())
+		Revoked: t.bits&isRevoked != 0, Retiring: t.bits&isRetiring != 0, Unused: t.bits&isUnused != 0, AllowedIPs: prefixesOf(t.allowed),
 	}
 	return out
 }
@@ -338,10 +336,7 @@ func longID(short bool, prefix string, raw []byte) string {
 func (a *account) profile(rest reader) *User {
 	u := &User{
 		ID: a.longID(), Name: string(a.name), Role: a.role(),
-		Active: a.bits&isActive != 0, ExpiresAt: a.expires,
-	}
-	for allowed := (reader{a.allowed}); len(allowed.b) > 0; {
-		u.AllowedIPs = append(u.AllowedIPs, allowed.prefix())
+		Active: a.bits&isActive != 0, ExpiresAt: a.expires, AllowedIPs: prefixesOf(a.allowed),
 	}
 	u.CreatedAt = rest.signed()
 	if a.bits&hasDisplayName != 0 {

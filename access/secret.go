@@ -78,17 +78,15 @@ func WellFormedSecret(s string) bool {
 	return check == uint64(^sum)
 }
 
-func digitValue(c byte) int {
-	switch {
-	case '0' <= c && c <= '9':
-		return int(c - '0')
-	case 'A' <= c && c <= 'Z':
-		return int(c-'A') + 10
-	case 'a' <= c && c <= 'z':
-		return int(c-'a') + 36
+func digitValue(c byte) int { return int(digitValues[c]) }
+
+// digitValues are the places of characters in base62, or -1.
+var digitValues = func() (values [256]int8) {
+	for c := range values {
+		values[c] = int8(strings.IndexByte(base62, byte(c)))
 	}
-	return -1
-}
+	return values
+}()
 
 // Hint returns the last four characters of a secret: enough for an admin to
 // tell two tokens apart, useless to anybody else (they belong to the checksum).

@@ -57,8 +57,8 @@ type spread[T any] struct {
 type leaf[T any] [leafSize]*T
 
 const (
-	leafCount  = 64
-	leafSize   = 128
+	leafCount  = 256
+	leafSize   = 32
 	spreadSize = leafCount * leafSize
 )
 
@@ -242,16 +242,35 @@ type tableEdit struct {
 	number uint64       // shards that bear it belong to this edit
 	next   table        // but for the shards
 	added  atomic.Int64 // to next.count
+	room   room         // in shards that are new
 	shards spreadEdit[userShard]
 	hashes spreadEdit[hashShard]
 }
+
+// room is how much a shard is made for, so that it need not grow in many steps.
+type room struct{ users, tokens int }
+
+// expect makes room for so many users and tokens, when the table is empty. What
+// they say may be wrong, so that there is a bound.
+func (e *tableEdit) expect(users, tokens int64) {
+	if e.next.count == 0 {
+		e.room = room{int(min(max(users, 0), 1<<20) / spreadSize), int(min(max(tokens, 0), 1<<21) / spreadSize)}
+	}
+}
+
+// rowBytes is about what a user with its tokens takes.
+const rowBytes = 180
 
 // shard returns a shard that may be written.
 func (e *tableEdit) shard(n uint64) *userShard {
 	s := e.shards.at(n)
 	switch {
 	case s == nil:
-		s = &userShard{index: make([]uint32, 8)}
+		slots := 8
+		for slots*3 < e.room.users*4 {
+			slots *= 2
+		}
+		s = &userShard{index: make([]uint32, slots), rows: make([]uint32, 0, e.room.users), arena: make([]byte, 0, e.room.users*rowBytes)}
 	case s.edit == e.number:
 		return s
 	default:
@@ -420,7 +439,7 @@ func (e *tableEdit) hashShard(n uint64) *hashShard {
 	s := e.hashes.at(n)
 	switch {
 	case s == nil:
-		s = &hashShard{edit: e.number, slots: make([]uint64, 8)}
+		s = &hashShard{edit: e.number, slots: make([]uint64, 8+e.room.tokens*3/2)}
 	case s.edit == e.number:
 		return s
 	default:

@@ -259,7 +259,7 @@ func scanRule(rows *sql.Rows) (group string, r access.Rule, err error) {
 
 // usersAtOnce is how many service users are read before they are handed on, when
 // all are read.
-const usersAtOnce = 1000
+const usersAtOnce = 2000
 
 // loadUsers reads the service users that changed, each with its groups and its
 // tokens. All of them are read in parts, so that they need not be in memory twice.
@@ -279,6 +279,7 @@ func (s *Store) loadUsers(ctx context.Context, q *sql.Tx, since int64, at positi
 	if err != nil {
 		return err
 	}
+	edit.Expect(kept.users, kept.tokens)
 	var turn sync.Mutex // to count
 	begun, told := time.Now(), time.Now()
 	group, ctx := errgroup.WithContext(ctx)
@@ -477,16 +478,11 @@ func (p part) owned(users []access.User) (which string, args []any) {
 	return `WHERE $1 = 0 AND t.service_user_id > $2 AND t.service_user_id <= $3`, []any{p.since, p.after, last}
 }
 
-// loadMembers reads which groups name the users, which are sorted by id.
+// loadMembers reads which groups name the users, which are sorted by id, in no order.
 func loadMembers(ctx context.Context, q *sql.Tx, p part, users []access.User, read *rowCounts) error {
 	which, args := p.owned(users)
-	from := `(
-			SELECT t.service_user_id AS user_id, t.group_id
-			FROM members t ` + which + `
-			ORDER BY t.service_user_id, t.group_id
-		) t`
 	next := 0
-	return eachPacked(ctx, q, `user_id, group_id`, from, args, func(row *fields) error {
+	return eachPacked(ctx, q, `t.service_user_id, t.group_id`, `members t `+which, args, func(row *fields) error {
 		read.members++
 		if u := seek(users, &next, row.text()); u != nil { // else it was deleted
 			u.Groups = append(u.Groups, row.text())
@@ -495,17 +491,13 @@ func loadMembers(ctx context.Context, q *sql.Tx, p part, users []access.User, re
 	})
 }
 
-// loadTokens reads every token of the users, which are sorted by id. Tokens that
-// were revoked long ago stay out.
+// loadTokens reads every token of the users, which are sorted by id, in no order.
+// Tokens that were revoked long ago stay out.
 func loadTokens(ctx context.Context, q *sql.Tx, p part, now time.Time, users []access.User, read *rowCounts) error {
 	which, args := p.owned(users)
-	const columns = `user_id, id, hash, pepper_id, expires_at, not_before, retires_at, allowed_ips, permission_groups, revoked_at, unused`
-	from := `(
-			SELECT t.service_user_id AS user_id, t.id, t.hash, t.pepper_id, t.expires_at, t.not_before, t.retires_at, t.allowed_ips, t.permission_groups,
-				t.revoked_at, CASE WHEN t.created_by = t.service_user_id AND t.last_used_at = 0 THEN 1 ELSE 0 END AS unused
-			FROM tokens t ` + which + ` AND (t.revoked_at = 0 OR t.revoked_at > $4)
-			ORDER BY t.service_user_id, t.id
-		) t`
+	const columns = `t.service_user_id, t.id, t.hash, t.pepper_id, t.expires_at, t.not_before, t.retires_at, t.allowed_ips, t.permission_groups, t.revoked_at, ` +
+		`CASE WHEN t.created_by = t.service_user_id AND t.last_used_at = 0 THEN 1 ELSE 0 END`
+	from := `tokens t ` + which + ` AND (t.revoked_at = 0 OR t.revoked_at > $4)`
 	next := 0
 	return eachPacked(ctx, q, columns, from, append(args, now.Add(-revokedShown).Unix()), func(row *fields) error {
 		user := row.text()
@@ -544,19 +536,19 @@ func loadTokens(ctx context.Context, q *sql.Tx, p part, now time.Time, users []a
 	})
 }
 
-// seek finds a user in a list that is sorted by id, going on from where the last
-// call stopped: both sides of a merge mostly come in the same order.
+// seek finds a user in a list that is sorted by id. It looks first where the last
+// call has found one and behind that: rows mostly come in the same order.
 func seek(users []access.User, next *int, id string) *access.User {
-	if *next > 0 && users[*next-1].ID >= id {
-		*next = 0
-	}
-	for *next < len(users) && users[*next].ID < id {
+	if *next < len(users) && users[*next].ID < id {
 		*next++
 	}
-	if *next < len(users) && users[*next].ID == id {
-		return &users[*next]
+	if *next == len(users) || users[*next].ID != id {
+		at, found := slices.BinarySearchFunc(users, id, func(u access.User, id string) int { return strings.Compare(u.ID, id) })
+		if *next = at; !found {
+			return nil
+		}
 	}
-	return nil
+	return &users[*next]
 }
 
 func prefixes(text string) ([]netip.Prefix, error) {
