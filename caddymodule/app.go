@@ -17,6 +17,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -330,10 +331,17 @@ func (s *shared) start() error {
 			}
 			s.live.Store(live)
 			s.opts.Log.Info("store opened", zap.String("store", s.path), zap.Int64("revision", open.Directory().Revision()), zap.Int("service_users", open.Directory().Len()))
+			if open.Directory().Len() >= manyUsers {
+				go debug.FreeOSMemory() // reading them took more than they do
+			}
 		}
 	})
 	return s.err
 }
+
+// manyUsers is how many service users make it worth while to give back at once what
+// reading them took; the collector would keep it for the next burst.
+const manyUsers = 100_000
 
 // Destruct closes the store; no configuration uses it any more.
 func (s *shared) Destruct() error {
