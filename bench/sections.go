@@ -109,14 +109,16 @@ func (b *bench) sameProcess(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s := b.section("same", "Routes of one process, 10 000 service users, 1000 rules")
+	s := b.section("same", "Routes of one process, 10 000 service users, 1000 rules; all of them call, or one")
 	if !b.quick {
 		s.rounds *= 2
 	}
+	const bare = "bare reverse_proxy"
 	routes := []struct{ name, site string }{
-		{"bare reverse_proxy", proxy},
+		{bare, proxy},
 		{"with 3 `header_up`", "reverse_proxy {upstream} {\nheader_up X-Service-User-Id service_3MQkTyLfBmwNcJuBTVeoYRG1ZkP\nheader_up X-Service-User-Name user-1\nheader_up X-Service-User-Groups group-1\n}\n"},
 		{"`service_users sanitize`", "service_users sanitize\n" + proxy},
+		{"plugin, `headers none`", guarded("headers none\n")},
 		{"plugin, `headers id`", guarded("headers id\n")},
 		{"plugin", guarded("")},
 		{"plugin, `headers` all seven", guarded("headers id name display_name groups role teams token_id\n")},
@@ -128,20 +130,25 @@ func (b *bench) sameProcess(ctx context.Context) error {
 	s.note = "`use_interval 1h`: what is written about the use of tokens would fall on whoever is under load at that moment; the other sections have it."
 	var p *process
 	var addresses []string
-	for i, route := range routes {
-		against := routes[0].name
-		if i == 0 {
-			against = ""
-		}
-		s.add(route.name, against, 200, func(t *subject) (err error) {
-			if p == nil {
-				if p, addresses, err = b.caddyServer("routes", nil, storeOption(users, "use_interval 1h"), sites...); err != nil {
-					return err
-				}
+	for _, callers := range []struct {
+		name  string
+		calls []string
+	}{{"", users.calls}, {", one caller", users.calls[:1]}} {
+		for i, route := range routes {
+			against := bare + callers.name
+			if i == 0 {
+				against = ""
 			}
-			t.serve(p, addresses[i], users.calls)
-			return nil
-		})
+			s.add(route.name+callers.name, against, 200, func(t *subject) (err error) {
+				if p == nil {
+					if p, addresses, err = b.caddyServer("routes", nil, storeOption(users, "use_interval 1h"), sites...); err != nil {
+						return err
+					}
+				}
+				t.serve(p, addresses[i], callers.calls)
+				return nil
+			})
+		}
 	}
 	return s.run(ctx)
 }

@@ -82,6 +82,9 @@ func TestSettings(t *testing.T) {
 	for _, test := range []struct{ handler, app, refusal string }{
 		{handler: `"headers": []`},
 		{handler: `"headers": ["token_id", "teams"]`},
+		{handler: `"headers": ["none"]`},
+		{handler: `"headers": ["none", "id"]`, refusal: `headers: none stands alone`},
+		{handler: `"headers": ["id", "none"]`, refusal: `headers: none stands alone`},
 		{handler: `"headers": ["id", "email"]`, refusal: `headers: "email" is none of id, name, display_name, groups, role, teams, token_id`},
 		{handler: `"headers": ["Id"]`, refusal: `headers: "Id" is none of`},
 		{handler: `"headers": ["display-name"]`, refusal: `headers: "display-name" is none of`},

@@ -157,11 +157,12 @@ func TestRelaxedTargets(t *testing.T) {
 }
 
 func TestNestedHandlers(t *testing.T) {
-	s, up, user := withUpstream(t, guarded("", "realm outer\nheaders id name", "\troute /inner/* {\n\t\tservice_users {\n\t\t\theaders id groups\n\t\t}\n\t}"))
+	s, up, user := withUpstream(t, guarded("", "realm outer\nheaders id name", "\troute /inner/* {\n\t\tservice_users {\n\t\t\theaders id groups\n\t\t}\n\t}\n\troute /none/* {\n\t\tservice_users {\n\t\t\theaders none\n\t\t}\n\t}"))
 	ours := "Authorization: " + basic(user.id, user.secret)
 	s.try(t, up, []attempt{
 		{name: "outer", header: ours, status: 200, passes: true, has: "X-Service-User-Name: billing-sync", hasNot: "X-Service-User-Groups"},
 		{name: "the inner one wins", path: "/inner/x", header: ours, status: 200, passes: true, has: "X-Service-User-Groups: everything", hasNot: "X-Service-User-Name"},
+		{name: "none", path: "/none/x", header: ours, status: 200, passes: true, hasNot: "X-Service-User"},
 		{name: "refused by the outer", path: "/inner/x", status: 401},
 	})
 	if n := strings.Count(strings.Join(up.requests(), ""), "X-Service-User-Id"); n > 1 {

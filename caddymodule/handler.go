@@ -56,7 +56,7 @@ type Handler struct {
 	Realm string `json:"realm,omitempty"`
 
 	// Which identity headers the upstream gets: id, name, display_name, groups,
-	// role, teams, token_id. Default: id, name and groups.
+	// role, teams, token_id; or none. Default: id, name and groups.
 	Headers []string `json:"headers,omitempty"`
 
 	// What the names of the identity headers begin with. Nothing a client sends

@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -43,13 +44,18 @@ var identityValues = map[string]func(access.Principal) string{
 var defaultHeaders = []string{"id", "name", "groups"}
 
 func identityHeaders(prefix string, words []string) ([]identityHeader, error) {
-	if words == nil {
+	switch {
+	case words == nil:
 		words = defaultHeaders
+	case slices.Equal(words, []string{"none"}):
+		words = nil
 	}
 	var list []identityHeader
 	for i, word := range words {
 		value, ok := identityValues[word]
 		switch {
+		case word == "none":
+			return nil, errors.New("headers: none stands alone")
 		case !ok:
 			return nil, fmt.Errorf("headers: %q is none of id, name, display_name, groups, role, teams, token_id", word)
 		case slices.Contains(words[:i], word):

@@ -87,6 +87,7 @@ func TestValidate(t *testing.T) {
 		refuses("realm with a line end", site("realm \"a\nb\""), "only visible ASCII"),
 
 		accepts("headers", site("headers id name display_name groups role teams token_id")),
+		accepts("no headers", site("headers none")),
 		refuses("headers unknown", site("headers id email"), `headers: \"email\" is none of id, name, display_name, groups, role, teams, token_id`),
 		refuses("headers in another case", site("headers ID"), `headers: \"ID\" is none of`),
 		refuses("headers twice", site("headers id name id"), `headers: \"id\" stands in the list twice`),
