@@ -98,8 +98,7 @@ func enter(tb testing.TB, d *Directory, c Credential) Principal {
 
 // rowOf is a user as it stands in a table, in the first class.
 func rowOf(u User) userRow {
-	id := newRowID(userPrefix, u.ID)
-	fields := append([]byte{1, 0}, appendUser(nil, &u, &id, false)...)
+	fields := append([]byte{1, 0}, appendUser(nil, &u, false)...)
 	return append(binary.AppendUvarint(nil, uint64(len(fields))), fields...)
 }
 

@@ -374,8 +374,9 @@ func BenchmarkScale(b *testing.B) {
 			}
 			member := func(n int) User {
 				u := user(n, fmt.Sprintf("group_%d", n%len(groups)))
+				u.ID, u.Tokens[0].ID = fmt.Sprintf("service_%027d", n), fmt.Sprintf("token_0%026d", n)
 				second := u.Tokens[0]
-				second.ID = fmt.Sprint("token_b", n)
+				second.ID = fmt.Sprintf("token_1%026d", n)
 				second.Hash = sha256.Sum256([]byte(second.ID))
 				u.Tokens = append(u.Tokens, second)
 				return u
@@ -386,6 +387,7 @@ func BenchmarkScale(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
+			edit.Expect(int64(users), 2*int64(users))
 			var building time.Duration
 			for first := 0; first < users; first += 10_000 { // as a store hands them over
 				part := make([]User, 0, 10_000)
@@ -435,7 +437,7 @@ func BenchmarkScale(b *testing.B) {
 				b.ReportAllocs()
 				for n := 0; b.Loop(); n++ {
 					who := n * 7919 % users
-					p, why := d.Authenticate(login(who), here, 0)
+					p, why := d.Authenticate(Credential{fmt.Sprintf("service_%027d", who), secret(who)}, here, 0)
 					if why != Granted || !d.Authorize(p, Action{Method: "GET", Path: fmt.Sprintf("/v1/team%d/things3/7", who%len(groups))}).Allowed() {
 						b.Fatal(why)
 					}

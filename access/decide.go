@@ -39,7 +39,7 @@ func (d *Directory) Authenticate(c Credential, address netip.Addr, now int64) (P
 // nobody stands in for the row of an unknown id. It has one token, which has no id
 // and whose hash no secret has, and is not active.
 var nobody = func() userRow {
-	fields := append([]byte{1, 0}, appendUser(nil, &User{Tokens: make([]Token, 1)}, new(rowID), false)...)
+	fields := append([]byte{1, 0}, appendUser(nil, &User{Tokens: make([]Token, 1)}, false)...)
 	return append([]byte{byte(len(fields))}, fields...)
 }()
 
@@ -73,7 +73,7 @@ type match struct {
 
 // find looks for a token, by its secret or else by its id. It looks at every one of
 // them, whichever it is, and compares secrets in constant time.
-func (a *account) find(digest *digests, id *rowID) match {
+func (a *account) find(digest *digests, id *tokenID) match {
 	m := match{place: -1}
 	tokens, class := a.tokens, 0
 	if a.bits&wasNamed != 0 {
@@ -149,14 +149,14 @@ func (d *Directory) Principal(userID, tokenID string, address netip.Addr, now in
 }
 
 // lookUp finds a user and one of its tokens by their ids; "" is no token.
-func (d *Directory) lookUp(userID, tokenID string) (Principal, account, tokenRow, Reason) {
+func (d *Directory) lookUp(userID, token string) (Principal, account, tokenRow, Reason) {
 	row := d.users.get(userID)
 	if row == nil {
 		return Principal{}, account{}, tokenRow{}, UnknownID
 	}
 	a, m := row.account(), match{place: -1}
-	if tokenID != "" {
-		id := newRowID(tokenPrefix, tokenID)
+	if token != "" {
+		id := newTokenID(token)
 		if m = a.find(nil, &id); m.place < 0 {
 			return Principal{}, account{}, tokenRow{}, TokenRevoked // so long ago that it is no longer kept
 		}

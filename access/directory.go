@@ -648,7 +648,7 @@ func (e *Edit) draft(u User) (draft, error) {
 	d.ids, d.doubts = e.next.members(&u)
 	d.named = sortedCopy(u.Groups)
 	d.other = !slices.Equal(d.named, d.ids)
-	d.row = appendUser(make([]byte, 0, 256), &u, &d.id, d.other)
+	d.row = appendUser(make([]byte, 0, 256), &u, d.other)
 	return d, nil
 }
 

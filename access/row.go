@@ -3,8 +3,10 @@ package access
 import (
 	"bytes"
 	"encoding/binary"
+	"hash/maphash"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/segmentio/ksuid"
 )
@@ -15,6 +17,34 @@ import (
 // there. What every request asks comes first. The classes are its own, that of the
 // groups that name it, when these are others, and those of tokens that are narrowed.
 type userRow []byte
+
+// Most ids are one of these and a KSUID of 27 digits. In a row a user has the digits,
+// since every request compares them, and a token the 20 bytes that they stand for.
+const (
+	userPrefix  = "service_"
+	tokenPrefix = "token_"
+	idDigits    = 27
+)
+
+// tokenID is the id of a token in the form that it has in rows.
+type tokenID struct {
+	bytes ksuid.KSUID
+	short bool
+	text  string // when it is not short
+}
+
+func newTokenID(text string) tokenID {
+	digits, ok := strings.CutPrefix(text, tokenPrefix)
+	for i := 0; ok && i < len(digits); i++ {
+		ok = digitValue(digits[i]) >= 0 // Parse reads others as digits too
+	}
+	if ok {
+		if k, err := ksuid.Parse(digits); err == nil {
+			return tokenID{bytes: k, short: true}
+		}
+	}
+	return tokenID{text: text}
+}
 
 // The bits of a user.
 const (
@@ -42,18 +72,21 @@ const (
 	tokenExpires
 	hasTokenIPs
 	isNarrowed
+	hasPepper
 )
 
 // appendUser writes all of a user but the numbers of its classes. wasNamed says that
 // it was named by other groups than those that it is in.
-func appendUser(b []byte, u *User, id *rowID, named bool) []byte {
+func appendUser(b []byte, u *User, named bool) []byte {
 	bits := uint64(0)
 	mark := func(set bool, bit uint64) {
 		if set {
 			bits |= bit
 		}
 	}
-	mark(id.short, shortID)
+	digits, short := strings.CutPrefix(u.ID, userPrefix)
+	short = short && len(digits) == idDigits
+	mark(short, shortID)
 	mark(u.Active, isActive)
 	mark(u.Role == Manager, isManager)
 	mark(u.Role == Admin, isAdmin)
@@ -66,7 +99,11 @@ func appendUser(b []byte, u *User, id *rowID, named bool) []byte {
 	mark(u.ExpiresAt != 0, userExpires)
 	mark(named, wasNamed)
 	b = binary.AppendUvarint(b, bits)
-	b = appendID(b, id)
+	if short {
+		b = append(b, digits...)
+	} else {
+		b = appendText(b, u.ID)
+	}
 	b = appendText(b, u.Name)
 	if bits&userExpires != 0 {
 		b = binary.AppendVarint(b, u.ExpiresAt)
@@ -103,7 +140,7 @@ func appendUser(b []byte, u *User, id *rowID, named bool) []byte {
 }
 
 func appendToken(b []byte, t *Token) []byte {
-	id := newRowID(tokenPrefix, t.ID)
+	id := newTokenID(t.ID)
 	bits := uint64(0)
 	mark := func(set bool, bit uint64) {
 		if set {
@@ -118,10 +155,17 @@ func appendToken(b []byte, t *Token) []byte {
 	mark(t.ExpiresAt != 0, tokenExpires)
 	mark(len(t.AllowedIPs) > 0, hasTokenIPs)
 	mark(len(t.Groups) > 0, isNarrowed)
+	mark(t.pepper != 0, hasPepper)
 	b = binary.AppendUvarint(b, bits)
-	b = appendID(b, &id)
+	if id.short {
+		b = append(b, id.bytes[:]...)
+	} else {
+		b = appendText(b, t.ID)
+	}
 	b = append(b, t.Hash[:]...)
-	b = binary.AppendVarint(b, int64(t.pepper))
+	if bits&hasPepper != 0 {
+		b = binary.AppendVarint(b, int64(t.pepper))
+	}
 	if bits&hasNotBefore != 0 {
 		b = binary.AppendVarint(b, t.NotBefore)
 	}
@@ -136,13 +180,6 @@ func appendToken(b []byte, t *Token) []byte {
 
 func appendText(b []byte, s string) []byte {
 	return append(binary.AppendUvarint(b, uint64(len(s))), s...)
-}
-
-func appendID(b []byte, id *rowID) []byte {
-	if id.short {
-		return append(b, id.bytes[:]...)
-	}
-	return appendText(b, id.text)
 }
 
 // appendPrefixes writes a list as one text, which can be passed over.
@@ -176,18 +213,22 @@ func (r userRow) fields() (fields, classes reader) {
 	return fields, classes
 }
 
-// idIs reports whether this is the row of a user.
-func (r userRow) idIs(id *rowID) bool {
+// id returns the id of the user in pieces: what it begins with, and the rest.
+func (r userRow) id() (prefix string, rest []byte) {
 	f, _ := r.fields()
-	if f.number()&shortID != 0 {
-		return id.short && bytes.Equal(f.b[:len(id.bytes)], id.bytes[:])
-	}
-	return !id.short && string(f.text()) == id.text
+	return f.userID(f.number())
 }
 
-func (r userRow) id() rowID {
-	f, _ := r.fields()
-	return f.id(f.number()&shortID != 0)
+// idIs reports whether this is the row of a user.
+func (r userRow) idIs(id string) bool {
+	prefix, rest := r.id()
+	return strings.HasPrefix(id, prefix) && id[len(prefix):] == string(rest)
+}
+
+func (r userRow) idHash() uint64 {
+	prefix, rest := r.id()
+	var buf [64]byte
+	return maphash.Bytes(shardSeed, append(append(buf[:0], prefix...), rest...))
 }
 
 // reader reads one field after the other.
@@ -213,16 +254,17 @@ func (r *reader) bytes(n int) []byte {
 
 func (r *reader) text() []byte { return r.bytes(int(r.number())) }
 
-func (r *reader) id(short bool) rowID {
-	if short {
-		return rowID{bytes: ksuid.KSUID(r.bytes(len(ksuid.KSUID{}))), short: true}
+// userID reads an id of a user with these bits.
+func (r *reader) userID(bits uint64) (prefix string, rest []byte) {
+	if bits&shortID != 0 {
+		return userPrefix, r.bytes(idDigits)
 	}
-	return rowID{text: string(r.text())}
+	return "", r.text()
 }
 
-// rawID returns an id as it is in the row.
-func (r *reader) rawID(short bool) []byte {
-	if short {
+// tokenID reads an id of a token with these bits.
+func (r *reader) tokenID(bits uint64) []byte {
+	if bits&shortTokenID != 0 {
 		return r.bytes(len(ksuid.KSUID{}))
 	}
 	return r.text()
@@ -247,7 +289,8 @@ func prefixesOf(list []byte) (all []netip.Prefix) {
 // account is what of a row a request asks: the rest is not read.
 type account struct {
 	bits    uint64
-	id      []byte
+	prefix  string // of the id …
+	id      []byte // … and the rest
 	name    []byte
 	expires int64  // Unix seconds; 0 is never
 	allowed []byte // the prefixes, one after the other; none is any
@@ -260,7 +303,7 @@ func (r userRow) account() (a account) {
 	a.tokens, a.classes = r.fields()
 	f := &a.tokens
 	a.bits = f.number()
-	a.id = f.rawID(a.bits&shortID != 0)
+	a.prefix, a.id = f.userID(a.bits)
 	a.name = f.text()
 	if a.bits&userExpires != 0 {
 		a.expires = f.signed()
@@ -286,9 +329,11 @@ type tokenRow struct {
 // token reads the next token.
 func (r *reader) token() (t tokenRow) {
 	t.bits = r.number()
-	t.id = r.rawID(t.bits&shortTokenID != 0)
+	t.id = r.tokenID(t.bits)
 	t.hash = (*Hash)(r.bytes(len(Hash{})))
-	t.pepper = int(r.signed())
+	if t.bits&hasPepper != 0 {
+		t.pepper = int(r.signed())
+	}
 	if t.bits&hasNotBefore != 0 {
 		t.notBefore = r.signed()
 	}
@@ -302,7 +347,7 @@ func (r *reader) token() (t tokenRow) {
 }
 
 // idIs reports whether this is the row of a token.
-func (t *tokenRow) idIs(id *rowID) bool {
+func (t *tokenRow) idIs(id *tokenID) bool {
 	if t.bits&shortTokenID != 0 {
 		return id.short && bytes.Equal(t.id, id.bytes[:])
 	}
@@ -318,18 +363,16 @@ func (t *tokenRow) decode() Token {
 	return out
 }
 
-func (t *tokenRow) longID() string { return longID(t.bits&shortTokenID != 0, tokenPrefix, t.id) }
-
-func (a *account) longID() string { return longID(a.bits&shortID != 0, userPrefix, a.id) }
-
-// longID is an id as everybody else knows it.
-func longID(short bool, prefix string, raw []byte) string {
-	if !short {
-		return string(raw)
+// longID is the id as everybody else knows it.
+func (t *tokenRow) longID() string {
+	if t.bits&shortTokenID == 0 {
+		return string(t.id)
 	}
-	buf := append(make([]byte, 0, 64), prefix...)
-	return string(ksuid.KSUID(raw).Append(buf))
+	buf := append(make([]byte, 0, len(tokenPrefix)+idDigits), tokenPrefix...)
+	return string(ksuid.KSUID(t.id).Append(buf))
 }
+
+func (a *account) longID() string { return a.prefix + string(a.id) }
 
 // profile reads a user without groups and tokens. rest are the fields behind the
 // tokens.

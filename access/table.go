@@ -6,11 +6,8 @@ import (
 	"hash/maphash"
 	"math"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
-
-	"github.com/segmentio/ksuid"
 )
 
 // table holds service users in little memory: an immutable map by id, and by the
@@ -121,51 +118,20 @@ func (e *spreadEdit[T]) set(n uint64, part *T) {
 
 var edits atomic.Uint64 // numbers of edits
 
-// rowID is an id in the form that it has in rows: 20 bytes when it is a prefix and a
-// KSUID.
-type rowID struct {
-	bytes ksuid.KSUID
-	short bool
-	text  string // when it is not short
-}
-
-const (
-	userPrefix  = "service_"
-	tokenPrefix = "token_"
-)
-
-func newRowID(prefix, text string) rowID {
-	rest, ok := strings.CutPrefix(text, prefix)
-	for i := 0; ok && i < len(rest); i++ {
-		ok = digitValue(rest[i]) >= 0 // Parse reads others as digits too
-	}
-	if ok {
-		if k, err := ksuid.Parse(rest); err == nil {
-			return rowID{bytes: k, short: true}
-		}
-	}
-	return rowID{text: text}
-}
-
-func (id *rowID) hash() uint64 {
-	if id.short {
-		return maphash.Bytes(shardSeed, id.bytes[:])
-	}
-	return maphash.String(shardSeed, id.text)
-}
+// idHash is what a user is looked for by.
+func idHash(id string) uint64 { return maphash.String(shardSeed, id) }
 
 // get returns the row of a user, or nil.
 func (t *table) get(id string) userRow {
 	if t.count == 0 {
 		return nil
 	}
-	row := newRowID(userPrefix, id)
-	h := row.hash()
+	h := idHash(id)
 	s := t.shards.at(h % spreadSize)
 	if s == nil {
 		return nil
 	}
-	place, ok := s.find(h, &row)
+	place, ok := s.find(h, id)
 	if !ok {
 		return nil
 	}
@@ -173,7 +139,7 @@ func (t *table) get(id string) userRow {
 }
 
 // find returns the place of a user.
-func (s *userShard) find(h uint64, id *rowID) (place uint32, ok bool) {
+func (s *userShard) find(h uint64, id string) (place uint32, ok bool) {
 	mask := uint64(len(s.index) - 1)
 	for i := h >> 32; ; i++ {
 		entry := s.index[i&mask]
@@ -302,7 +268,7 @@ func (s *userShard) clone() *userShard {
 
 // written is a user on its way into the table.
 type written struct {
-	id    rowID
+	id    string
 	shard uint64
 	hash  uint64
 	place uint32
@@ -311,8 +277,7 @@ type written struct {
 }
 
 func newWritten(id string) written {
-	w := written{id: newRowID(userPrefix, id)}
-	w.hash = w.id.hash()
+	w := written{id: id, hash: idHash(id)}
 	w.shard = w.hash % spreadSize
 	return w
 }
@@ -325,7 +290,7 @@ func (e *tableEdit) find(w *written) {
 
 func (e *tableEdit) findLocked(w *written) {
 	if s := e.shards.at(w.shard); s != nil {
-		w.place, w.known = s.find(w.hash, &w.id)
+		w.place, w.known = s.find(w.hash, w.id)
 		w.twice = w.known && s.edit == e.number && s.rows[w.place]-1 >= s.begin
 	}
 }
@@ -410,8 +375,7 @@ func (s *userShard) rehash(size int) {
 	s.index = make([]uint32, size)
 	for place := range s.rows {
 		if s.rows[place] != 0 {
-			id := s.rowAt(uint32(place)).id()
-			s.put(id.hash(), uint32(place))
+			s.put(s.rowAt(uint32(place)).idHash(), uint32(place))
 		}
 	}
 }
@@ -439,7 +403,7 @@ func (e *tableEdit) hashShard(n uint64) *hashShard {
 	s := e.hashes.at(n)
 	switch {
 	case s == nil:
-		s = &hashShard{edit: e.number, slots: make([]uint64, 8+e.room.tokens*3/2)}
+		s = &hashShard{edit: e.number, slots: hashSlots(e.room.tokens)}
 	case s.edit == e.number:
 		return s
 	default:
@@ -449,14 +413,23 @@ func (e *tableEdit) hashShard(n uint64) *hashShard {
 	return s
 }
 
+// hashSlots makes slots for so many entries and some more. They are used to seven
+// eighths: few requests look for a hash, and what they pass is side by side.
+func hashSlots(entries int) []uint64 {
+	some := slices.Grow([]uint64(nil), 4+entries*8/7)
+	some = some[:cap(some)]
+	clear(some)
+	return some
+}
+
 func (e *tableEdit) setHash(hash Hash, ref uint32) {
 	h := binary.LittleEndian.Uint64(hash[:])
 	defer e.hashes.lock(h % spreadSize).Unlock()
 	shard := e.hashShard(h % spreadSize)
 	shard.count++
-	if shard.count*4 > len(shard.slots)*3 {
+	if shard.count*8 > len(shard.slots)*7 {
 		old := shard.slots
-		shard.slots = make([]uint64, len(old)*3/2)
+		shard.slots = hashSlots(shard.count)
 		for _, entry := range old {
 			if entry != 0 {
 				shard.put(entry)
