@@ -14,11 +14,7 @@ import (
 // case, and compared in constant time with at least one hash.
 func (d *Directory) Authenticate(c Credential, address netip.Addr, now int64) (Principal, Reason) {
 	digest := d.peppers.digest(c.Secret)
-	id, row := d.candidate(c, &digest)
-	a := row.account()
-	if a.count == 0 {
-		a = nobody.account()
-	}
+	id, a := d.candidate(c, &digest)
 	m := a.find(&digest, nil)
 	if m.place < 0 {
 		wellFormed := WellFormedSecret(c.Secret) // for an unknown id too: it must not be cheaper
@@ -33,35 +29,48 @@ func (d *Directory) Authenticate(c Credential, address netip.Addr, now int64) (P
 	if why := a.usable(&m.token, address, now); why != Granted {
 		return Principal{}, why
 	}
-	return d.principal(id, row, &a, &m), Granted
+	return d.principal(id, &a, &m), Granted
 }
 
-// nobody stands in for the row of an unknown id. It has one token, which has no id
-// and whose hash no secret has, and is not active.
+// nobody stands in for an unknown user, and for one without tokens. It has one token,
+// which has no id and whose hash no secret has, and is not active.
 var nobody = func() userRow {
 	fields := append([]byte{1, 0}, appendUser(nil, &User{Tokens: make([]Token, 1)}, false)...)
 	return append([]byte{byte(len(fields))}, fields...)
 }()
 
-// candidate returns the id and the row of the user that the credential names, or
-// those of nobody. A Bearer credential names none; the secret is looked up.
-func (d *Directory) candidate(c Credential, digest *digests) (id string, row userRow) {
+// candidate returns the id of the user that the credential names, or "", and its
+// account, or that of nobody, which has a token to compare with as well. A Bearer
+// credential names none; the secret is looked up.
+func (d *Directory) candidate(c Credential, digest *digests) (id string, a account) {
 	if c.ID == "" {
 		for i := range len(d.peppers.keys) + 1 {
 			if row := d.users.owner(&digest[i]); row != nil {
-				a := row.account()
-				return a.longID(), row
+				a = row.account()
+				return a.longID(), a
 			}
 		}
-		return "", nobody
+		return "", nobody.account()
 	}
-	if row := d.users.get(c.ID); row != nil {
-		return c.ID, row
+	id, row := d.byLogin(c.ID)
+	if row != nil {
+		a = row.account()
 	}
-	if id, ok := d.logins.get(c.ID); ok {
+	if a.count == 0 {
+		a = nobody.account()
+	}
+	return id, a
+}
+
+// byLogin returns the id and the row of the user with this id or alias, or "" and nil.
+func (d *Directory) byLogin(login string) (id string, row userRow) {
+	if row := d.users.get(login); row != nil {
+		return login, row
+	}
+	if id, ok := d.logins.get(login); ok {
 		return id, d.users.get(id)
 	}
-	return "", nobody
+	return "", nil
 }
 
 // match is one token of an account.
@@ -101,9 +110,9 @@ func (a *account) find(digest *digests, id *tokenID) match {
 	return m
 }
 
-// principal is a user with one of its tokens. id is that of the row.
-func (d *Directory) principal(id string, row userRow, a *account, m *match) Principal {
-	p := Principal{id: id, row: row, name: a.name, place: m.place, bits: m.token.bits, hash: m.token.hash, until: a.expires}
+// principal is a user with one of its tokens. id is that of the account.
+func (d *Directory) principal(id string, a *account, m *match) Principal {
+	p := Principal{id: id, row: a.row, name: a.name, place: m.place, bits: m.token.bits, hash: m.token.hash, until: a.expires}
 	if t := m.token.expires; t != 0 && (p.until == 0 || t < p.until) {
 		p.until = t
 	}
@@ -122,10 +131,7 @@ func (d *Directory) principal(id string, row userRow, a *account, m *match) Prin
 // an older directory: for a stream that stays open. It returns the principal as
 // d knows it, or why it would be refused now.
 func (d *Directory) Resume(p Principal, address netip.Addr, now int64) (Principal, Reason) {
-	again, a, t, why := d.lookUp(p.id, p.TokenID())
-	if why == Granted {
-		why = a.usable(&t, address, now)
-	}
+	again, why := d.lookUp(p.id, p.TokenID(), address, now)
 	if why != Granted {
 		return Principal{}, why
 	}
@@ -137,31 +143,28 @@ func (d *Directory) Resume(p Principal, address netip.Addr, now int64) (Principa
 // reason says whether it could authenticate at that instant from that address;
 // the zero address is any.
 func (d *Directory) Principal(userID, tokenID string, address netip.Addr, now int64) (Principal, Reason) {
-	p, a, t, why := d.lookUp(userID, tokenID)
-	if why != Granted {
-		return Principal{}, why
-	}
-	why = a.usable(&t, address, now)
+	p, why := d.lookUp(userID, tokenID, address, now)
 	if !address.IsValid() && (why == UserAddress || why == TokenAddress) {
 		why = Granted
 	}
 	return p, why
 }
 
-// lookUp finds a user and one of its tokens by their ids; "" is no token.
-func (d *Directory) lookUp(userID, token string) (Principal, account, tokenRow, Reason) {
+// lookUp finds a user and one of its tokens by their ids; "" is no token. The principal
+// is nobody when there is no such user or token, and not when these cannot be used now.
+func (d *Directory) lookUp(userID, token string, address netip.Addr, now int64) (Principal, Reason) {
 	row := d.users.get(userID)
 	if row == nil {
-		return Principal{}, account{}, tokenRow{}, UnknownID
+		return Principal{}, UnknownID
 	}
 	a, m := row.account(), match{place: -1}
 	if token != "" {
 		id := newTokenID(token)
 		if m = a.find(nil, &id); m.place < 0 {
-			return Principal{}, account{}, tokenRow{}, TokenRevoked // so long ago that it is no longer kept
+			return Principal{}, TokenRevoked // so long ago that it is no longer kept
 		}
 	}
-	return d.principal(userID, row, &a, &m), a, m.token, Granted
+	return d.principal(userID, &a, &m), a.usable(&m.token, address, now)
 }
 
 // usable checks everything that can be wrong with a token whose secret is right.

@@ -155,12 +155,7 @@ func (d *Directory) Len() int { return d.users.count }
 
 // User returns the service user with this id or alias, made anew for whoever asks.
 func (d *Directory) User(login string) (*User, bool) {
-	row := d.users.get(login)
-	if row == nil {
-		if id, ok := d.logins.get(login); ok {
-			row = d.users.get(id)
-		}
-	}
+	_, row := d.byLogin(login)
 	if row == nil {
 		return nil, false
 	}

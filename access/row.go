@@ -288,6 +288,7 @@ func prefixesOf(list []byte) (all []netip.Prefix) {
 
 // account is what of a row a request asks: the rest is not read.
 type account struct {
+	row     userRow
 	bits    uint64
 	prefix  string // of the id …
 	id      []byte // … and the rest
@@ -300,6 +301,7 @@ type account struct {
 }
 
 func (r userRow) account() (a account) {
+	a.row = r
 	a.tokens, a.classes = r.fields()
 	f := &a.tokens
 	a.bits = f.number()
