@@ -1,6 +1,7 @@
 package access
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -988,6 +989,64 @@ func TestIDsHaveOneSpelling(t *testing.T) {
 	}
 	if _, ok := d.User(u.ID); !ok {
 		t.Errorf("got no user %s", u.ID)
+	}
+
+	// Each of these is the id of a token, as it is written, and of that one alone.
+	const id = "token_3MQkTyLfBmwNcJuBTVeoYRG1ZkP"
+	spellings := []string{
+		id, strings.Replace(id, "Y", "_", 1), strings.Replace(id, "3", "@", 1), id[:len(id)-1] + "-", id[:len(id)-1], id + "P",
+		"token_" + strings.Repeat("z", 27), "token_" + strings.Repeat("0", 27), "token_", "3MQkTyLfBmwNcJuBTVeoYRG1ZkP", string(make([]byte, 20)),
+	}
+	for i, own := range spellings {
+		u.Tokens = []Token{token(i)}
+		u.Tokens[0].ID = own
+		d = with(t, d, Changes{Users: []User{u}})
+		if p := enter(t, d, Credential{u.ID, secret(i)}); p.TokenID() != own || p.Token().ID != own {
+			t.Errorf("got the token %q, want %q", p.TokenID(), own)
+		}
+		for _, other := range spellings {
+			if _, why := d.Principal(u.ID, other, here, 1000); (why == Granted) != (other == own) {
+				t.Errorf("the token %q: got %s for %q", own, why, other)
+			}
+		}
+	}
+}
+
+// Hashes that belong to one part of the index, many of them to the same place in it,
+// are found, however many there are, and whichever are taken out.
+func TestHashesSideBySide(t *testing.T) {
+	const users = 60
+	hash := func(n int) (h Hash) {
+		h[31] = 1 // it must not be empty
+		place := []uint64{0, 1, 1<<32 - 1}[n%3]
+		binary.LittleEndian.PutUint64(h[:], place<<32|uint64(n)*spreadSize)
+		return h
+	}
+	d := NewDirectory(Peppers{}, "")
+	check := func(known func(int) bool) {
+		t.Helper()
+		if part := d.users.hashes.at(0); !slices.Contains(part.slots, 0) {
+			t.Fatalf("none of %d slots is free: a search would not end", len(part.slots))
+		}
+		for n := range users + 3 { // three are nobody's
+			h := hash(n)
+			if row := d.users.owner(&h); (row != nil) != known(n) || row != nil && !row.idIs(user(n).ID) {
+				t.Fatalf("hash %d of %d: got the row %q", n, d.Len(), row)
+			}
+		}
+	}
+	for n := range users {
+		u := user(n)
+		u.Tokens[0].Hash = hash(n)
+		d = with(t, d, Changes{Users: []User{u}})
+		check(func(other int) bool { return other <= n })
+	}
+	gone := make(map[int]bool)
+	for i := range users {
+		n := i * 7 % users
+		gone[n] = true
+		d = with(t, d, Changes{RemovedUsers: []string{user(n).ID}})
+		check(func(other int) bool { return other < users && !gone[other] })
 	}
 }
 

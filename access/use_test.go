@@ -101,6 +101,19 @@ func TestUses(t *testing.T) {
 			t.Errorf("user %d: got %d uses, want %d", n, sum, sums[n])
 		}
 	}
+	// Two that share a pair are not in the way of each other.
+	uses.slots.Store(&slots)
+	slots[0][0].Store(nil)
+	slots[0][1].Store(nil)
+	begun := 0
+	for i := range 10 {
+		if uses.Note(enter(t, d, login(i%2)), 1000, here, "") != nil {
+			begun++
+		}
+	}
+	if begun != 2 {
+		t.Errorf("two tokens began %d counts", begun)
+	}
 	uses.Renew()
 	p := enter(t, d, login(1))
 	if uses.Note(p, 1000, here, "") == nil || uses.Note(p, 1000, here, "") != nil {
