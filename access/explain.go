@@ -29,15 +29,13 @@ type Considered struct {
 
 // Explain says why the principal may or may not do this. The verdict comes from
 // [Directory.Authorize]; the rest tells how each rule contributed to it. groups
-// bounds what is shown; nil is everything.
+// bounds what is shown; nil is everything. Of a principal that d does not know there
+// is the verdict alone.
 func (d *Directory) Explain(p Principal, a Action, groups func(*Group) bool) Explanation {
 	out := Explanation{Decision: d.Authorize(p, a)}
-	if p.row == nil {
-		return out
-	}
 	u, ok := d.User(p.id)
 	if !ok {
-		u = p.Profile()
+		return out
 	}
 	visible := func(g *Group) bool { return groups == nil || groups(g) }
 	member := make(map[*Group]bool)

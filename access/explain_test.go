@@ -173,12 +173,11 @@ nearest "allow GET /a/{id}"`},
 			t.Errorf("%s: got\n%s\nwant%s", row.what, got, row.want)
 		}
 	}
-	if got, want := d.Explain(Principal{}, action("GET /a/1"), nil), (Explanation{Decision: Decision{Reason: NoRule}}); !reflect.DeepEqual(got, want) {
-		t.Errorf("nobody: got %+v, want %+v", got, want)
-	}
-	stranger := user(9)
-	if got := whole(d.Explain(Principal{id: stranger.ID, row: rowOf(stranger)}, action("GET /a/1"), nil)); !strings.HasPrefix(got, "no_rule\n") {
-		t.Errorf("somebody of another store: got %s", got)
+	stranger := enter(t, with(t, NewDirectory(Peppers{}, ""), Changes{Users: []User{user(9)}}), login(9))
+	for _, p := range []Principal{{}, stranger} {
+		if got, want := d.Explain(p, action("GET /a/1"), nil), (Explanation{Decision: Decision{Reason: NoRule}}); !reflect.DeepEqual(got, want) {
+			t.Errorf("%q, whom it does not know: got %+v, want %+v", p, got, want)
+		}
 	}
 }
 
