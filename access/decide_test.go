@@ -657,7 +657,7 @@ func TestAuthenticate(t *testing.T) {
 		if got != Granted && (p.ID() != "" || p.TokenID() != "" || p.set != nil) {
 			t.Errorf("id %q: got %v with the principal %v", row.id, got, p)
 		}
-		if hash, _ := (Peppers{}).Hash(row.secret); got == Granted && (p.Token().Hash != hash || row.id != "" && p.ID() != row.id && p.Profile().Alias != row.id) {
+		if hash, _ := (Peppers{}).Hash(row.secret); got == Granted && (p.Token().Hash != hash || row.id != "" && p.ID() != row.id && p.profile().Alias != row.id) {
 			t.Errorf("id %q, secret %.10q: got %s with %s", row.id, row.secret, p, p.TokenID())
 		}
 	}

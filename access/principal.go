@@ -34,9 +34,14 @@ func (p Principal) Role() Role {
 	return a.role()
 }
 
-// Profile returns what is known of the service user but for its groups and its
-// tokens, made anew for whoever asks.
-func (p Principal) Profile() *User {
+// DisplayName returns the display name of the service user; "" is none.
+func (p Principal) DisplayName() string { return p.profile().DisplayName }
+
+// Teams returns the teams of the service user, made anew for whoever asks.
+func (p Principal) Teams() []string { return p.profile().Teams }
+
+// profile reads all of the service user but its groups and its tokens.
+func (p Principal) profile() *User {
 	if p.row == nil {
 		return new(User)
 	}

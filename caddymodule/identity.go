@@ -32,10 +32,10 @@ func inject(header http.Header, headers []identityHeader, p access.Principal) {
 var identityValues = map[string]func(access.Principal) string{
 	"id":           access.Principal.ID,
 	"name":         func(p access.Principal) string { return extValue(p.Name()) },
-	"display_name": func(p access.Principal) string { return extValue(p.Profile().DisplayName) },
+	"display_name": func(p access.Principal) string { return extValue(p.DisplayName()) },
 	"groups":       access.Principal.GroupList,
 	"role":         func(p access.Principal) string { return string(p.Role()) },
-	"teams":        func(p access.Principal) string { return strings.Join(p.Profile().Teams, ",") },
+	"teams":        func(p access.Principal) string { return strings.Join(p.Teams(), ",") },
 	"token_id":     access.Principal.TokenID,
 }
 
@@ -125,7 +125,7 @@ func (id *identity) placeholder(key string) (any, bool) {
 	case "http.auth.user.role":
 		return string(id.Role()), true
 	case "http.auth.user.teams":
-		return strings.Join(id.Profile().Teams, ","), true
+		return strings.Join(id.Teams(), ","), true
 	case "http.auth.user.groups":
 		return id.GroupList(), true
 	case "http.auth.user.token_id":

@@ -83,9 +83,9 @@ type whoToken struct {
 }
 
 func (h *Handler) serveWho(w http.ResponseWriter, r *http.Request, open *opened, p access.Principal) error {
-	u, token := p.Profile(), p.Token()
+	token := p.Token()
 	out := who{
-		ID: u.ID, Name: u.Name, DisplayName: u.DisplayName,
+		ID: p.ID(), Name: p.Name(), DisplayName: p.DisplayName(),
 		Groups: append([]string{}, p.Groups()...), Rules: []string{},
 		Token: whoToken{ID: token.ID, Retiring: token.Retiring},
 	}
