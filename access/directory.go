@@ -153,7 +153,9 @@ func (d *Directory) Revision() int64 { return d.revision }
 // Len returns the number of service users.
 func (d *Directory) Len() int { return d.users.count }
 
-// User returns the service user with this id or alias, made anew for whoever asks.
+// User returns the service user with this id or alias, made anew for whoever asks, but
+// for the list of its groups, which the caller must not change. It does not say which
+// peppers are in the hashes of the tokens.
 func (d *Directory) User(login string) (*User, bool) {
 	_, row := d.byLogin(login)
 	if row == nil {

@@ -13,9 +13,10 @@ import (
 	"golang.org/x/text/unicode/norm"
 )
 
-// policy is every rule of every group, compiled into two trees of path segments. A look-up walks the request's path once, whatever the number
-// of rules: the cost depends on the length of the path and on how many
-// patterns overlap on it (at most maxPatternSegments deep).
+// policy is every rule of every group, compiled into two trees of path segments. A
+// look-up walks the request's path once, whatever the number of rules: the cost
+// depends on the length of the path and on how many patterns overlap on it (at most
+// maxPatternSegments deep).
 type policy struct {
 	allow node // compared exactly
 	deny  node // compared case-folded and without the trailing slash
@@ -244,8 +245,8 @@ type question struct {
 	groups indices
 	bit    methodSet
 	deny   bool
-	row    userRow // of whom conditions are asked about …
-	user   *User   // … decoded when the first one is
+	row    userRow // of the user that conditions are asked about …
+	user   *User   // … which is read when the first one is; groups and tokens may be missing
 	action Action
 	path   string // the reading of the action's path that is being asked about
 	spent  uint64 // what the conditions have cost so far

@@ -75,9 +75,9 @@ const (
 	hasPepper
 )
 
-// appendUser writes all of a user but the numbers of its classes. wasNamed says that
-// it was named by other groups than those that it is in.
-func appendUser(b []byte, u *User, named bool) []byte {
+// appendUser writes all of a user but the numbers of its classes. other says that the
+// groups that name it are others than those that it is in.
+func appendUser(b []byte, u *User, other bool) []byte {
 	bits := uint64(0)
 	mark := func(set bool, bit uint64) {
 		if set {
@@ -97,7 +97,7 @@ func appendUser(b []byte, u *User, named bool) []byte {
 	mark(len(u.Labels) > 0, hasLabels)
 	mark(len(u.AllowedIPs) > 0, hasUserIPs)
 	mark(u.ExpiresAt != 0, userExpires)
-	mark(named, wasNamed)
+	mark(other, wasNamed)
 	b = binary.AppendUvarint(b, bits)
 	if short {
 		b = append(b, digits...)
@@ -356,13 +356,12 @@ func (t *tokenRow) idIs(id *tokenID) bool {
 	return !id.short && string(t.id) == id.text
 }
 
-// decode reads a token but for its groups.
+// decode reads a token but for its groups and the id of its pepper.
 func (t *tokenRow) decode() Token {
-	out := Token{
+	return Token{
 		ID: t.longID(), Hash: *t.hash, pepper: t.pepper, NotBefore: t.notBefore, ExpiresAt: t.expires,
 		Revoked: t.bits&isRevoked != 0, Retiring: t.bits&isRetiring != 0, Unused: t.bits&isUnused != 0, AllowedIPs: prefixesOf(t.allowed),
 	}
-	return out
 }
 
 // longID is the id as everybody else knows it.
@@ -374,6 +373,7 @@ func (t *tokenRow) longID() string {
 	return string(ksuid.KSUID(t.id).Append(buf))
 }
 
+// longID is the id as everybody else knows it.
 func (a *account) longID() string { return a.prefix + string(a.id) }
 
 // profile reads a user without groups and tokens. rest are the fields behind the
@@ -429,7 +429,8 @@ func (r userRow) profile() *User {
 	return a.profile(a.tokens)
 }
 
-// decode reads a user out of its row. sets are the directory's.
+// decode reads a user out of its row. sets are the directory's, which the groups of the
+// user belong to.
 func (r userRow) decode(sets []*groupSet) *User {
 	a := r.account()
 	tokens := make([]Token, a.count)

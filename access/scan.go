@@ -101,8 +101,8 @@ func decodeSome(text []byte, n int) string {
 }
 
 // FindDigest returns the token whose secret has this SHA-256, with its service
-// user, or nil. The token may be expired, or revoked not long ago. It serves who has found a secret and asks whose it is, and need
-// not tell it for that.
+// user, or nil. The token may be expired, or revoked not long ago. It serves who has
+// found a secret and asks whose it is, and need not tell it for that.
 func (d *Directory) FindDigest(digest [sha256.Size]byte) (*User, *Token) {
 	plain := Hash(digest)
 	for i := range len(d.peppers.keys) + 1 {

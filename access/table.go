@@ -176,7 +176,7 @@ func (t *table) owner(hash *Hash) userRow {
 		row := t.shards.at(uint64(ref >> placeBits)).rowAt(ref & placeMask)
 		a := row.account()
 		for range a.count {
-			if t := a.tokens.token(); *t.hash == *hash {
+			if token := a.tokens.token(); *token.hash == *hash {
 				return row
 			}
 		}

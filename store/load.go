@@ -478,7 +478,8 @@ func (p part) owned(users []access.User) (which string, args []any) {
 	return `WHERE $1 = 0 AND t.service_user_id > $2 AND t.service_user_id <= $3`, []any{p.since, p.after, last}
 }
 
-// loadMembers reads which groups name the users, which are sorted by id, in no order.
+// loadMembers reads which groups name the users, which are sorted by id. The groups of
+// a user come in no order.
 func loadMembers(ctx context.Context, q *sql.Tx, p part, users []access.User, read *rowCounts) error {
 	which, args := p.owned(users)
 	next := 0
@@ -491,8 +492,8 @@ func loadMembers(ctx context.Context, q *sql.Tx, p part, users []access.User, re
 	})
 }
 
-// loadTokens reads every token of the users, which are sorted by id, in no order.
-// Tokens that were revoked long ago stay out.
+// loadTokens reads every token of the users, which are sorted by id. Those of a user
+// come in no order; those that were revoked long ago stay out.
 func loadTokens(ctx context.Context, q *sql.Tx, p part, now time.Time, users []access.User, read *rowCounts) error {
 	which, args := p.owned(users)
 	const columns = `t.service_user_id, t.id, t.hash, t.pepper_id, t.expires_at, t.not_before, t.retires_at, t.allowed_ips, t.permission_groups, t.revoked_at, ` +
