@@ -21,7 +21,7 @@ import (
 // settle, and written. Nothing that a request does waits for that, and what is
 // lost with the process is figures, never a change.
 type figures struct {
-	uses *access.Uses
+	counts *access.Uses // what requests write to
 
 	mu       sync.Mutex
 	open     map[string][]tokenUse       // by service user: being counted
@@ -59,7 +59,7 @@ type usage struct {
 const maxSeen = 8
 
 func (f *figures) begin() {
-	f.uses = access.NewUses()
+	f.counts = access.NewUses()
 	f.open, f.settling = make(map[string][]tokenUse), make(map[string][]tokenUse)
 	f.pending = make(map[string]map[string]usage)
 	f.wake, f.ended = make(chan chan error), make(chan struct{})
@@ -68,7 +68,7 @@ func (f *figures) begin() {
 // Use takes down that a principal was let in at an instant, from an address, by a
 // rule or, with "", by none. It waits for nothing.
 func (s *Store) Use(p access.Principal, now int64, from netip.Addr, rule string) {
-	if begun := s.figures.uses.Note(p, now, from, rule); begun != nil {
+	if begun := s.figures.counts.Note(p, now, from, rule); begun != nil {
 		token := p.TokenID()
 		s.figures.mu.Lock()
 		s.figures.open[p.ID()] = append(s.figures.open[p.ID()], tokenUse{token, begun})
@@ -171,7 +171,7 @@ func (f *figures) settle() {
 func (f *figures) close() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.uses.Renew()
+	f.counts.Renew()
 	for user, list := range f.open {
 		f.settling[user] = append(f.settling[user], list...)
 	}
