@@ -977,6 +977,43 @@ func TestOldVersionsAreForgotten(t *testing.T) {
 	runtime.KeepAlive(d)
 }
 
+// A principal that is alone is the same, and keeps the rows of no other.
+func TestAlone(t *testing.T) {
+	var gone atomic.Bool
+	alone := func() Principal {
+		u := user(1, "g", "h")
+		u.Tokens = append(u.Tokens, token(2))
+		u.Tokens[1].Groups, u.Tokens[1].ExpiresAt = []string{"h"}, 2000
+		d := with(t, NewDirectory(Peppers{}, ""), Changes{Groups: []Group{group(t, "g"), group(t, "h")}, Users: []User{u}})
+		p := enter(t, d, Credential{u.ID, secret(2)})
+		runtime.AddCleanup(unsafe.SliceData(d.users.shards.at(idHash(u.ID)%spreadSize).arena), func(int) { gone.Store(true) }, 0)
+		alone := p.Alone()
+		if !reflect.DeepEqual(alone, p) || !reflect.DeepEqual(alone.Token(), p.Token()) {
+			t.Errorf("got %+v, want %+v", alone, p)
+		}
+		if p, _ := d.Principal(u.ID, "", here, 1000); !reflect.DeepEqual(p.Alone(), p) {
+			t.Errorf("without a token: got %+v, want %+v", p.Alone(), p)
+		}
+		return alone
+	}()
+	for range 10 { // cleanups run a little later
+		runtime.GC()
+		if gone.Load() {
+			break
+		}
+		runtime.Gosched()
+	}
+	if !gone.Load() {
+		t.Error("the rows of others are kept")
+	}
+	if got := alone.Name() + " " + alone.TokenID() + " " + alone.GroupList(); got != user(1).Name+" token_2 h" {
+		t.Errorf("got %q", got)
+	}
+	if got := (Principal{}).Alone(); got.ID() != "" || got.row != nil {
+		t.Errorf("nobody: got %+v", got)
+	}
+}
+
 // An id has one spelling. (Read as digits of base 62, "_" is as much as "Y".)
 func TestIDsHaveOneSpelling(t *testing.T) {
 	u := user(1)

@@ -3,7 +3,8 @@ package access
 import "slices"
 
 // Principal is who a request turned out to be: a service user and the token that it
-// came with. The zero value is nobody.
+// came with. The zero value is nobody. It holds on to a part of the table that it was
+// found in: see [Principal.Alone].
 type Principal struct {
 	id    string // of the service user
 	row   userRow
@@ -14,6 +15,21 @@ type Principal struct {
 	until int64     // Unix seconds; 0 is for ever
 	own   *groupSet // of the user
 	set   *groupSet // of the token's allows
+}
+
+// Alone returns the same principal, which holds on to the rows of nobody else: for
+// whoever keeps it while the directory changes.
+func (p Principal) Alone() Principal {
+	if p.row == nil {
+		return p
+	}
+	p.row = slices.Clone(p.row[:p.row.size()])
+	a := p.row.account()
+	p.name = a.name
+	if t, ok := p.token(); ok {
+		p.hash = t.hash
+	}
+	return p
 }
 
 // ID returns the id of the service user; "" is nobody's.

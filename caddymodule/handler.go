@@ -317,8 +317,12 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		return h.refuse(w, r, h.forbid(open, directory, principal, action, decision))
 	}
 
+	stream := isStream(r)
+	if stream {
+		principal = principal.Alone() // it is kept for as long as the stream is open
+	}
 	remember(r, vars, &identity{principal, decision})
-	if isStream(r) {
+	if stream {
 		watched, done := open.streams.add(r, principal, action, h.observesStill)
 		defer done()
 		r = watched
