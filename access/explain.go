@@ -38,6 +38,7 @@ func (d *Directory) Explain(p Principal, a Action, groups func(*Group) bool) Exp
 		return out
 	}
 	visible := func(g *Group) bool { return groups == nil || groups(g) }
+	allow, _ := d.groupsOf(p)
 	member := make(map[*Group]bool)
 	for _, m := range d.Memberships(u) {
 		member[m.Group] = true
@@ -48,7 +49,7 @@ func (d *Directory) Explain(p Principal, a Action, groups func(*Group) bool) Exp
 			continue
 		}
 		for i := range m.Group.Rules {
-			out.Considered = append(out.Considered, d.consider(p, u, m, i, a, out.Decision))
+			out.Considered = append(out.Considered, consider(u, allow, m, i, a, out.Decision))
 		}
 	}
 	slices.SortStableFunc(out.Considered, func(a, b Considered) int {
@@ -67,7 +68,6 @@ func (d *Directory) Explain(p Principal, a Action, groups func(*Group) bool) Exp
 		return out
 	}
 	out.Grant = SmallestRule(a.Method, a.Path)
-	allow, _ := d.groupsOf(p)
 	q := question{bit: methodBit(a.Method), user: u, action: a}
 	for _, g := range d.groups {
 		if member[g] || g.Mode != Enforce || !visible(g) || allow.only != nil && !slices.Contains(allow.only, g.ID) {
@@ -82,10 +82,10 @@ func (d *Directory) Explain(p Principal, a Action, groups func(*Group) bool) Exp
 	return out
 }
 
-// consider looks at one rule of a group that the user u, who is p, is in.
-func (d *Directory) consider(p Principal, u *User, m Membership, i int, a Action, verdict Decision) Considered {
+// consider looks at one rule of a group that the user is in. allow are the groups whose
+// allows count.
+func consider(u *User, allow *groupSet, m Membership, i int, a Action, verdict Decision) Considered {
 	g, r := m.Group, &m.Group.Rules[i]
-	allow, _ := d.groupsOf(p)
 	c := Considered{Rule: r, Group: g, Source: m.Source}
 	why := func(off int, text string) {
 		c.off += off

@@ -224,7 +224,7 @@ func (e *tableEdit) expect(users, tokens int64) {
 	}
 }
 
-// rowBytes is about what a user with its tokens takes.
+// rowBytes is about how many bytes the row of a user has, with its tokens.
 const rowBytes = 180
 
 // shard returns a shard that may be written.

@@ -12,11 +12,11 @@ import (
 // anew. Requests write it without a lock.
 //
 // It is a table of pairs of slots, in one of which a token's count is found by its
-// hash. Where three are active that share a pair, one is begun again: whoever keeps
-// the figures adds up those of a token.
+// hash. Where three are active that share a pair, one is begun again, and when the
+// table grows, all are: whoever keeps the figures adds up those of a token.
 type Uses struct {
 	slots atomic.Pointer[[]useSlots]
-	begun atomic.Int64 // counts, in these slots
+	begun atomic.Int64 // counts, since everything was begun anew
 }
 
 type useSlots [2]atomic.Pointer[Use]
