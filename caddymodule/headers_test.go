@@ -368,3 +368,23 @@ func TestPlaceholdersOfAnotherUser(t *testing.T) {
 		}
 	}
 }
+
+// A handler behind this one may write any variable: there are no placeholders then.
+func TestPlaceholdersOfNobody(t *testing.T) {
+	g := newGuard(t, Handler{})
+	r := prepared(httptest.NewRequest("GET", "/v1/x", nil))
+	r.SetBasicAuth(g.reader.id, g.reader.secret)
+	next := caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
+		for _, v := range []any{"another", nil} {
+			caddyhttp.SetVar(r.Context(), identityVar, v)
+			repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+			if got := repl.ReplaceAll("{http.auth.user.id} {http.service_users.decision}", "-"); got != "- -" {
+				t.Errorf("with %v: got %q, want nothing", v, got)
+			}
+		}
+		return nil
+	})
+	if err := g.h.ServeHTTP(httptest.NewRecorder(), r, next); err != nil {
+		t.Fatal(err)
+	}
+}

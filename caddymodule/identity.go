@@ -117,6 +117,9 @@ func remember(r *http.Request, vars variables, id *identity) {
 }
 
 func (id *identity) placeholder(key string) (any, bool) {
+	if id == nil { // another handler has set the variable to something else
+		return nil, false
+	}
 	switch key {
 	case "http.auth.user.id":
 		return id.ID(), true
