@@ -150,21 +150,26 @@ func (f *figures) of(userID string) map[string]usage {
 	return out
 }
 
-// settle makes what was closed ready to be written.
+// settle makes what was closed ready to be written. Requests that begin a count get
+// in between one service user and the next. Only who also closes may call it.
 func (f *figures) settle() {
+	for user, list := range f.settling {
+		f.settleOne(user, list)
+	}
+}
+
+func (f *figures) settleOne(user string, list []tokenUse) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for user, list := range f.settling {
-		if f.pending[user] == nil {
-			f.pending[user] = make(map[string]usage)
-		}
-		for _, t := range list {
-			u := f.pending[user][t.token]
-			u.merge(usageOf(t.use.Figures()))
-			f.pending[user][t.token] = u
-		}
+	if f.pending[user] == nil {
+		f.pending[user] = make(map[string]usage)
 	}
-	clear(f.settling)
+	for _, t := range list {
+		u := f.pending[user][t.token]
+		u.merge(usageOf(t.use.Figures()))
+		f.pending[user][t.token] = u
+	}
+	delete(f.settling, user)
 }
 
 // close ends the counts that are open; what has not settled stays so.
@@ -172,6 +177,10 @@ func (f *figures) close() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.counts.Renew()
+	if len(f.settling) == 0 {
+		f.open, f.settling = make(map[string][]tokenUse), f.open
+		return
+	}
 	for user, list := range f.open {
 		f.settling[user] = append(f.settling[user], list...)
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -120,6 +121,42 @@ func TestUseIsCounted(t *testing.T) {
 	w.Use(w.principal(second.Secret), at, netip.Addr{}, "")
 	if got, want := used(w.row(second.ID)), fmt.Sprintf("1 %d  from map[] by map[]", at); got != want {
 		t.Errorf("without an address: got %s, want %s", got, want)
+	}
+}
+
+// Requests that begin a count wait neither while those of many service users are
+// closed nor while they settle.
+func TestUseWhileSettling(t *testing.T) {
+	t.Parallel()
+	const users = 20_000
+	w := newWorld(t, still)
+	w.use(w.token.Secret, "192.0.2.1", "rule_a")
+	f := new(figures)
+	f.begin()
+	use := w.figures.open[w.user.ID][0]
+	for n := range users {
+		f.open[fmt.Sprint(n)] = []tokenUse{use}
+	}
+	settling := reflect.ValueOf(f.open).Pointer()
+	f.close()
+	if got := reflect.ValueOf(f.settling).Pointer(); got != settling || len(f.open) != 0 {
+		t.Errorf("closing copied the counts of %d service users, and left %d open", len(f.settling), len(f.open))
+	}
+	settled := make(chan struct{})
+	go func() {
+		defer close(settled)
+		f.settle()
+	}()
+	between := false
+	for left := users; left > 0; {
+		f.mu.Lock()
+		left = len(f.settling)
+		f.mu.Unlock()
+		between = between || 0 < left && left < users
+	}
+	<-settled
+	if len(f.pending) != users || !between {
+		t.Errorf("got %d settled, want %d; nobody got in meanwhile: %v", len(f.pending), users, !between)
 	}
 }
 
