@@ -132,6 +132,9 @@ func (d *Directory) principal(id string, a *account, m *match) Principal {
 // d knows it, or why it would be refused now.
 func (d *Directory) Resume(p Principal, address netip.Addr, now int64) (Principal, Reason) {
 	again, why := d.lookUp(p.id, p.TokenID(), address, now)
+	if why == Granted && again.place < 0 { // it never had a token: nobody has authenticated it
+		why = TokenRevoked
+	}
 	if why != Granted {
 		return Principal{}, why
 	}

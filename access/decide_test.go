@@ -701,6 +701,28 @@ func TestResumeGroups(t *testing.T) {
 	}
 }
 
+// TestResumeNobody: whoever was not authenticated cannot be asked for again.
+func TestResumeNobody(t *testing.T) {
+	d := with(t, NewDirectory(Peppers{}, ""), Changes{Users: []User{user(1)}})
+	asked, why := d.Principal(user(1).ID, "", here, 1000)
+	if why != Granted {
+		t.Fatal(why)
+	}
+	for _, row := range []struct {
+		what string
+		p    Principal
+		want Reason
+	}{
+		{"nobody", Principal{}, UnknownID},
+		{"a service user without a token", asked, TokenRevoked},
+		{"one with a token", enter(t, d, login(1)), Granted},
+	} {
+		if again, got := d.Resume(row.p, here, 1000); got != row.want || again.ID() != "" && got != Granted {
+			t.Errorf("%s: got %v as %q, want %v", row.what, got, again, row.want)
+		}
+	}
+}
+
 // TestUnknownIDCost: an unknown id takes the very steps of a known one. Every
 // digest is made before anybody is looked up, so what is left to differ is the
 // comparison: there is one, with a hash that no secret has.
