@@ -329,7 +329,7 @@ func (e *tableEdit) setRow(w *written, row, classes []byte) error {
 		return errTwice
 	}
 	s := e.shard(w.shard)
-	if len(s.rows) >= maxPlaces || len(s.arena) > math.MaxUint32-1<<20 {
+	if len(s.rows) >= maxPlaces || uint64(len(s.arena)) > math.MaxUint32-1<<20 {
 		return errFull
 	}
 	if w.known {
