@@ -128,7 +128,7 @@ func TestUseIsCounted(t *testing.T) {
 // closed nor while they settle.
 func TestUseWhileSettling(t *testing.T) {
 	t.Parallel()
-	const users = 20_000
+	const users = 100
 	w := newWorld(t, still)
 	w.use(w.token.Secret, "192.0.2.1", "rule_a")
 	f := new(figures)
@@ -142,21 +142,13 @@ func TestUseWhileSettling(t *testing.T) {
 	if got := reflect.ValueOf(f.settling).Pointer(); got != settling || len(f.open) != 0 {
 		t.Errorf("closing copied the counts of %d service users, and left %d open", len(f.settling), len(f.open))
 	}
-	settled := make(chan struct{})
-	go func() {
-		defer close(settled)
-		f.settle()
-	}()
-	between := false
-	for left := users; left > 0; {
-		f.mu.Lock()
-		left = len(f.settling)
-		f.mu.Unlock()
-		between = between || 0 < left && left < users
+	f.settleOne("7", f.settling["7"]) // others get in after each
+	if len(f.pending) != 1 || len(f.settling) != users-1 || !f.mu.TryLock() {
+		t.Fatalf("got %d settled and %d that settle, want one service user at a time", len(f.pending), len(f.settling))
 	}
-	<-settled
-	if len(f.pending) != users || !between {
-		t.Errorf("got %d settled, want %d; nobody got in meanwhile: %v", len(f.pending), users, !between)
+	f.mu.Unlock()
+	if f.settle(); len(f.pending) != users || len(f.settling) != 0 {
+		t.Errorf("got %d settled and %d that settle, want %d", len(f.pending), len(f.settling), users)
 	}
 }
 
