@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -16,7 +15,6 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -75,7 +73,7 @@ func setupSession(env *testscript.Env) error {
 		return err
 	}
 	for _, name := range []string{"API_PORT", "STRICT_PORT", "ADMIN_PORT", "UPSTREAM_PORT", "CADDY_PORT", "FREE_PORT"} {
-		env.Setenv(name, sessionPort())
+		env.Setenv(name, freePort())
 	}
 	env.Vars = append(env.Vars, quickExit)
 	env.Setenv("CADDY_ADMIN", "localhost:"+env.Getenv("CADDY_PORT"))
@@ -92,22 +90,6 @@ func setupSession(env *testscript.Env) error {
 		return os.Symlink(binary, filepath.Join(bin, "caddy"))
 	}
 	return nil
-}
-
-// lastPort is the port that was given out last. Ports lie below the range from
-// which the system takes those of connections, so that none is taken before the
-// server listens.
-var lastPort atomic.Int32
-
-func sessionPort() string {
-	lastPort.CompareAndSwap(0, 10_000+rand.Int32N(15_000))
-	for {
-		port := strconv.Itoa(int(lastPort.Add(1)))
-		if l, err := net.Listen("tcp", "localhost:"+port); err == nil {
-			l.Close()
-			return port
-		}
-	}
 }
 
 func sessionExits(ts *testscript.TestScript, neg bool, args []string) {

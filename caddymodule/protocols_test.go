@@ -61,9 +61,8 @@ https://app.example:{$TLS_PORT}, https://:{$TLS_PORT} {
 
 // moreports gives a server more free ports, as environment variables too.
 func (s *server) moreports(names ...string) {
-	s.t.Helper()
 	for _, name := range names {
-		s.ports[name] = freePort(s.t)
+		s.ports[name] = freePort()
 		s.env = append(s.env, name+"="+s.ports[name])
 	}
 }

@@ -2,8 +2,8 @@ package caddymodule
 
 import (
 	"bytes"
-	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -58,7 +59,7 @@ func newServer(t *testing.T, env ...string) *server {
 	dir := t.TempDir()
 	s := &server{t: t, dir: dir, ports: make(map[string]string)}
 	for _, name := range []string{"API_PORT", "ADMIN_PORT", "UPSTREAM_PORT", "CADDY_PORT"} {
-		s.ports[name] = freePort(t)
+		s.ports[name] = freePort()
 	}
 	s.env = append(os.Environ(),
 		"API_PORT="+s.ports["API_PORT"], "ADMIN_PORT="+s.ports["ADMIN_PORT"], "UPSTREAM_PORT="+s.ports["UPSTREAM_PORT"],
@@ -254,14 +255,21 @@ func (r *response) upstreamHeader(name string) (values []string) {
 	return values
 }
 
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+// lastPort is the port that was given out last. Ports lie below the range from
+// which the system takes those of connections, so that none is taken before the
+// server listens.
+var lastPort atomic.Int32
+
+// freePort returns a port that nobody listens on.
+func freePort() string {
+	lastPort.CompareAndSwap(0, 10_000+rand.Int32N(15_000))
+	for {
+		port := strconv.Itoa(int(lastPort.Add(1)))
+		if l, err := net.Listen("tcp", "localhost:"+port); err == nil {
+			l.Close()
+			return port
+		}
 	}
-	defer l.Close()
-	return fmt.Sprint(l.Addr().(*net.TCPAddr).Port)
 }
 
 // syncBuffer is a buffer that a process may write while a test reads.
