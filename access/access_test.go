@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -94,6 +95,18 @@ func enter(tb testing.TB, d *Directory, c Credential) Principal {
 		tb.Fatalf("credential of %s: got %v, want %v", c, why, Granted)
 	}
 	return p
+}
+
+// collect lets the garbage collector run until what is waited for is done, or it is in
+// vain: cleanups run a little later.
+func collect(done func() bool) {
+	for range 10 {
+		runtime.GC()
+		if done() {
+			return
+		}
+		runtime.Gosched()
+	}
 }
 
 // rowOf is a user as it stands in a table, in the first class.

@@ -964,13 +964,7 @@ func TestOldVersionsAreForgotten(t *testing.T) {
 		}
 		d = with(t, d, c)
 	}
-	for range 10 { // cleanups run a little later
-		runtime.GC()
-		if gone.Load() == versions {
-			break
-		}
-		runtime.Gosched()
-	}
+	collect(func() bool { return gone.Load() == versions })
 	if got := gone.Load(); got < versions-1 {
 		t.Errorf("of %d old versions %d are gone", versions, got)
 	}
@@ -996,13 +990,7 @@ func TestAlone(t *testing.T) {
 		}
 		return alone
 	}()
-	for range 10 { // cleanups run a little later
-		runtime.GC()
-		if gone.Load() {
-			break
-		}
-		runtime.Gosched()
-	}
+	collect(gone.Load)
 	if !gone.Load() {
 		t.Error("the rows of others are kept")
 	}
@@ -1099,13 +1087,7 @@ func TestTextsAreCopied(t *testing.T) {
 		u.Tokens = []Token{{ID: f[2], Hash: token(1).Hash, Groups: f[6:7]}, {ID: f[2], Hash: token(2).Hash, Groups: f[6:8]}}
 		return with(t, NewDirectory(Peppers{}, ""), Changes{Users: []User{u}})
 	}()
-	for range 10 { // cleanups run a little later
-		runtime.GC()
-		if gone.Load() {
-			break
-		}
-		runtime.Gosched()
-	}
+	collect(gone.Load)
 	if !gone.Load() {
 		t.Error("the text that a service user came in is kept")
 	}
