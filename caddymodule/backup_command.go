@@ -184,7 +184,7 @@ func (c *cli) mayWrite(path string, force bool) error {
 	if _, err := os.Lstat(path + "-wal"); err == nil || !info.Mode().IsRegular() {
 		return fmt.Errorf("%q is a database in use, or no file; name another file", path)
 	}
-	for _, suffix := range []string{"-wal", "-shm", "-journal", ".seen"} {
+	for _, suffix := range store.Companions() {
 		database, ok := strings.CutSuffix(path, suffix)
 		if !ok {
 			continue

@@ -465,7 +465,7 @@ func CanReplace(err error) bool { return err != nil && !isTrouble(err) }
 // filesOf lists what belongs to a database at path, by what is behind its name, the
 // database itself first.
 func filesOf(path string) (there []string) {
-	for _, suffix := range []string{"", "-wal", "-shm", "-journal", ".seen"} {
+	for _, suffix := range append([]string{""}, Companions()...) {
 		if _, err := os.Lstat(path + suffix); err == nil {
 			there = append(there, suffix)
 		}

@@ -164,6 +164,10 @@ func resolve(path string) (string, error) {
 	return path, nil
 }
 
+// Companions are the ends of the names of the files that belong to a database and lie
+// beside it: SQLite's log, its index, its journal, and the note of what was seen.
+func Companions() []string { return []string{"-wal", "-shm", "-journal", ".seen"} }
+
 // makePrivate takes the database, and the log and its index that may lie beside
 // it, away from everybody but their owner.
 func makePrivate(path string) error {
@@ -203,7 +207,7 @@ func createSQLite(ctx context.Context, path string, now time.Time) error {
 	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
 		return fmt.Errorf("the directory %q does not exist; create it first", dir)
 	}
-	for _, suffix := range []string{"-wal", "-shm", "-journal", ".seen"} {
+	for _, suffix := range Companions() {
 		if _, err := os.Lstat(path + suffix); err == nil {
 			if _, err := os.Lstat(path); err == nil {
 				return nil // another process was faster
