@@ -152,7 +152,8 @@ func (h *Handler) note(r *http.Request, why refusal) {
 			repl.Set("http.service_users.decision_id", why.decisionID)
 		}
 	}
-	client := zap.Stringer("client_ip", varsOf(r).clientAddress())
+	address := varsOf(r).clientAddress()
+	client := zap.Stringer("client_ip", address)
 	switch why.status {
 	case http.StatusUnauthorized, http.StatusTooManyRequests:
 		counter, level := metrics.reasons[why.reason], zap.InfoLevel
@@ -163,7 +164,7 @@ func (h *Handler) note(r *http.Request, why refusal) {
 		if why.reason == access.NoCredential {
 			level = zap.DebugLevel // how a client that waits for the challenge begins
 		}
-		logFailure(h.log, level, why.reason, why.candidate, varsOf(r).clientAddress())
+		logFailure(h.log, level, why.reason, why.candidate, address)
 	case http.StatusForbidden:
 		metrics.reasons[why.reason].Inc()
 		if c := h.log.Check(zap.InfoLevel, "not allowed"); c != nil {
