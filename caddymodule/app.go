@@ -81,6 +81,7 @@ type App struct {
 	MaxStaleness caddy.Duration `json:"max_staleness,omitempty"`
 
 	ctx       caddy.Context
+	routes    func() []finding // walks the routes once, see routes.go
 	shared    *shared
 	key       string
 	started   bool
@@ -120,6 +121,7 @@ var stores = caddy.NewUsagePool()
 // Provision reads the settings. It opens nothing: "caddy validate" runs it too.
 func (a *App) Provision(ctx caddy.Context) error {
 	a.ctx, a.abandoned = ctx, make(chan struct{})
+	a.routes = sync.OnceValue(a.walkRoutes)
 	path, opts, err := a.options()
 	if err != nil {
 		return err
@@ -223,12 +225,19 @@ func readPeppers(path string) (access.Peppers, error) {
 // force stays.
 func (a *App) Start() error {
 	a.started = true
-	if app, err := a.ctx.AppIfConfigured("http"); err == nil {
-		if err := checkRoutes(app.(*caddyhttp.App)); err != nil {
-			return err
-		}
+	if err := checkRoutes(a.routes()); err != nil {
+		return err
 	}
 	return a.shared.start()
+}
+
+// walkRoutes returns the findings in the routes of this configuration.
+func (a *App) walkRoutes() []finding {
+	app, err := a.ctx.AppIfConfigured("http")
+	if err != nil {
+		return nil
+	}
+	return findings(app.(*caddyhttp.App))
 }
 
 // Stop does nothing: requests may still need the store.
@@ -396,6 +405,7 @@ func (h *storeHandle) now() int64 {
 type storeHandle struct {
 	shared    *shared
 	abandoned <-chan struct{}
+	routes    func() []finding
 }
 
 // newStoreHandle finds the app of the configuration that is being loaded.
@@ -405,7 +415,7 @@ func newStoreHandle(ctx caddy.Context) (storeHandle, error) {
 		return storeHandle{}, err
 	}
 	a := app.(*App)
-	return storeHandle{a.shared, a.abandoned}, nil
+	return storeHandle{a.shared, a.abandoned, a.routes}, nil
 }
 
 // Interface guards

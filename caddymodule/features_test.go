@@ -334,7 +334,7 @@ func TestCannotDecide(t *testing.T) {
 	close(abandoned)
 	h := &Handler{
 		Ready: "/ready", Public: []string{"GET /open"}, log: zap.NewNop(),
-		storeHandle: storeHandle{&shared{opts: store.Options{Log: zap.NewNop()}, ready: make(chan struct{})}, abandoned},
+		storeHandle: storeHandle{shared: &shared{opts: store.Options{Log: zap.NewNop()}, ready: make(chan struct{})}, abandoned: abandoned},
 	}
 	if err := h.prepare(); err != nil {
 		t.Fatal(err)

@@ -124,6 +124,7 @@ type Handler struct {
 	SanitizeOnly bool `json:"sanitize_only,omitempty"`
 
 	storeHandle
+	place      place
 	over       <-chan struct{} // closed when the configuration is not in force any more
 	log        *zap.Logger
 	sanitizer  *sanitizer

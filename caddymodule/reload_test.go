@@ -237,7 +237,7 @@ func TestRefusedStores(t *testing.T) {
 // for ever.
 func TestEarlyRequest(t *testing.T) {
 	early := &shared{path: filepath.Join(t.TempDir(), "s.db"), opts: store.Options{Log: zap.NewNop()}, ready: make(chan struct{})}
-	handle := storeHandle{early, make(chan struct{})}
+	handle := storeHandle{shared: early, abandoned: make(chan struct{})}
 	got := make(chan *opened)
 	go func() { got <- handle.open(context.Background()) }()
 	if err := early.start(); err != nil {
@@ -251,7 +251,7 @@ func TestEarlyRequest(t *testing.T) {
 	never := &shared{opts: store.Options{Log: zap.NewNop()}, ready: make(chan struct{})}
 	abandoned := make(chan struct{})
 	close(abandoned)
-	handle = storeHandle{never, abandoned}
+	handle = storeHandle{shared: never, abandoned: abandoned}
 	if open := handle.open(context.Background()); open != nil {
 		t.Errorf("a configuration that never started got the store %s", open.Path())
 	}

@@ -39,9 +39,9 @@ func (f finding) String() string {
 
 // checkRoutes refuses routes in which one of our handlers cannot keep its
 // promises, and warns where it may not.
-func checkRoutes(app *caddyhttp.App) error {
+func checkRoutes(list []finding) error {
 	var fatal []string
-	for _, f := range findings(app) {
+	for _, f := range list {
 		if f.fatal {
 			fatal = append(fatal, f.String())
 			continue
@@ -129,14 +129,14 @@ type walk struct {
 
 	handlers []seenHandler // of ours, that have been met
 	rewrites []seenRewrite
-	proxied  []place // proxies that answer requests which our handler has not seen
+	proxied  []candidate // proxies that answer requests which our handler has not seen
 
 	ours         bool            // one of our handlers was met
 	sites        map[string]bool // which hosts were met
 	guarded      map[string]bool // and had our handler directly among their routes
 	guardsWithin map[string]bool // or anywhere below
-	unguarded    []place         // findings that hold for guarded sites only
-	unsanitized  []place
+	unguarded    []candidate     // findings that hold for guarded sites only
+	unsanitized  []candidate
 }
 
 // world is what a request has been through. Its numbers are 1-based indices; 0
@@ -154,13 +154,13 @@ type seenHandler struct {
 }
 
 type seenRewrite struct {
-	place
+	candidate
 	certain  bool // it happens to every request that the handler before has judged
 	tryFiles bool // it only chooses the file of a PHP program
 }
 
-// place is a finding that is not one yet.
-type place struct {
+// candidate is reported only if its site turns out to be guarded.
+type candidate struct {
 	site, path, what string
 	finding
 }
@@ -317,7 +317,7 @@ func (w *walk) guard(h *Handler, path string, in []world) []world {
 			for _, p := range w.proxied {
 				if p.site == site {
 					blamed = append(blamed, p.what)
-					w.unguarded = slices.DeleteFunc(w.unguarded, func(u place) bool { return u.path == p.path })
+					w.unguarded = slices.DeleteFunc(w.unguarded, func(u candidate) bool { return u.path == p.path })
 				}
 			}
 			if len(blamed) == 0 {
@@ -350,7 +350,7 @@ func (w *walk) proxy(h *reverseproxy.Handler, path string, in []world) []world {
 	if len(h.Upstreams) > 0 && h.Upstreams[0].Dial != "" {
 		what += " " + h.Upstreams[0].Dial
 	}
-	p := place{site: w.currentSite(), path: path, what: what}
+	p := candidate{site: w.currentSite(), path: path, what: what}
 
 	if slices.ContainsFunc(in, func(x world) bool { return x.cleaned == 0 }) {
 		if w.inErrors {
@@ -418,7 +418,7 @@ func (w *walk) rewrite(h *rewrite.Rewrite, path string, in []world) []world {
 			continue
 		}
 		f := w.here(true, path, "%q changes every request after service_users has judged it: its rules see another method or path than the upstream; put service_users behind it", text)
-		w.rewrites = append(w.rewrites, seenRewrite{place{finding: f}, certain, h.URI == "{http.matchers.file.relative}"})
+		w.rewrites = append(w.rewrites, seenRewrite{candidate{finding: f}, certain, h.URI == "{http.matchers.file.relative}"})
 		out[i].rewritten = len(w.rewrites)
 	}
 	return union(out)
