@@ -81,6 +81,8 @@ type App struct {
 	MaxStaleness caddy.Duration `json:"max_staleness,omitempty"`
 
 	ctx       caddy.Context
+	guards    []*Handler       // of this configuration, wherever they are
+	doors     []*SiteDoor      // of this configuration, wherever they are
 	routes    func() []finding // walks the routes once, see routes.go
 	shared    *shared
 	key       string
@@ -237,7 +239,7 @@ func (a *App) walkRoutes() []finding {
 	if err != nil {
 		return nil
 	}
-	return findings(app.(*caddyhttp.App))
+	return a.findings(app.(*caddyhttp.App))
 }
 
 // Stop does nothing: requests may still need the store.
@@ -408,15 +410,16 @@ type storeHandle struct {
 	routes    func() []finding
 }
 
-// newStoreHandle finds the app of the configuration that is being loaded.
-func newStoreHandle(ctx caddy.Context) (storeHandle, error) {
+// serviceUsers returns the app of the configuration that is being loaded.
+func serviceUsers(ctx caddy.Context) (*App, error) {
 	app, err := ctx.App("service_users")
 	if err != nil {
-		return storeHandle{}, err
+		return nil, err
 	}
-	a := app.(*App)
-	return storeHandle{a.shared, a.abandoned, a.routes}, nil
+	return app.(*App), nil
 }
+
+func (a *App) handle() storeHandle { return storeHandle{a.shared, a.abandoned, a.routes} }
 
 // Interface guards
 var (

@@ -99,8 +99,9 @@ type SiteDoor struct {
 	ActorHeader string `json:"actor_header,omitempty"`
 
 	storeHandle
-	log    *zap.Logger
-	origin *http.CrossOriginProtection
+	believes bool // the walk of the routes has proven every way to the door
+	log      *zap.Logger
+	origin   *http.CrossOriginProtection
 }
 
 // HumanManager is a person who may manage the service users of some teams.
@@ -128,8 +129,13 @@ func (SiteDoor) CaddyModule() caddy.ModuleInfo {
 func (d *SiteDoor) Provision(ctx caddy.Context) (err error) {
 	d.log = ctx.Logger()
 	d.origin = http.NewCrossOriginProtection()
-	d.storeHandle, err = newStoreHandle(ctx)
-	return err
+	app, err := serviceUsers(ctx)
+	if err != nil {
+		return err
+	}
+	app.doors = append(app.doors, d)
+	d.storeHandle = app.handle()
+	return nil
 }
 
 // Validate checks the lists of people.
@@ -157,7 +163,9 @@ func (d *SiteDoor) Validate() error {
 func (d *SiteDoor) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handler) error {
 	actorHeader := ""
 	if d.ActorHeader != "" {
-		actorHeader = r.Header.Get(d.ActorHeader)
+		if d.routes(); d.believes {
+			actorHeader = r.Header.Get(d.ActorHeader)
+		}
 		r.Header.Del(d.ActorHeader)
 	}
 	open := d.open(r.Context())

@@ -158,9 +158,12 @@ func (Handler) CaddyModule() caddy.ModuleInfo {
 
 // Provision prepares the tables that requests are checked with.
 func (h *Handler) Provision(ctx caddy.Context) (err error) {
-	if h.storeHandle, err = newStoreHandle(ctx); err != nil {
+	app, err := serviceUsers(ctx)
+	if err != nil {
 		return err
 	}
+	app.guards = append(app.guards, h)
+	h.storeHandle = app.handle()
 	h.over = ctx.Done()
 	// A flood of refusals must not become a flood of lines.
 	h.log = ctx.Logger().WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core {
@@ -279,6 +282,9 @@ func publicRules(texts []string) (*access.Ruleset, error) {
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	vars := varsOf(r)
 	authorization := h.sanitizer.clean(r, vars.fromTrustedProxy())
+	if h.where().cached && len(authorization) > 0 {
+		next = withAuthorization(next, authorization)
+	}
 	if h.SanitizeOnly {
 		return next.ServeHTTP(w, r)
 	}
@@ -498,6 +504,19 @@ func (h *Handler) noticeExpiry(w http.ResponseWriter, p access.Principal, action
 			w.Header().Set("Service-User-Token-Expires", end.Format(time.RFC3339))
 		}
 	}
+}
+
+// withAuthorization puts Authorization back once the next handler has answered, for
+// a cache before ours: it must not store the answer for everybody then (RFC 9111,
+// section 3.5).
+func withAuthorization(next caddyhttp.Handler, authorization []string) caddyhttp.Handler {
+	return caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
+		err := next.ServeHTTP(w, r)
+		if err == nil {
+			r.Header["Authorization"] = authorization
+		}
+		return err
+	})
 }
 
 // judge finds out what a request wants, or why that cannot be said.

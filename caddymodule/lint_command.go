@@ -1,15 +1,17 @@
 package caddymodule
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"slices"
+	"strings"
 
 	"github.com/caddyserver/caddy/v2"
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/spf13/cobra"
 )
 
@@ -36,7 +38,8 @@ func (c *cli) lintCommand(root *cobra.Command) {
 	lint.Long = `Looks for mistakes in how a configuration uses service users: upstreams that are
 reached past them, rewrites behind them, secrets in logs. Errors fail a load,
 warnings are doubts. Nothing runs, and no store is opened. Without an argument
-it is the Caddyfile in this directory.`
+it is the Caddyfile in this directory. "caddy validate" looks at each directive
+alone, and at none of its neighbours.`
 	lint.Flags().BoolVar(&strict, "strict", false, "fail on warnings as well")
 }
 
@@ -72,6 +75,10 @@ func lint(file, adapter string) ([]finding, error) {
 	if file == "" && adapter != "" {
 		file = "Caddyfile"
 	}
+	// Provisioned alone, the logging of a configuration becomes that of the process.
+	if _, err := caddy.ProvisionContext(&caddy.Config{Logging: quiet()}); err != nil {
+		return nil, err
+	}
 	text, file, _, err := caddycmd.LoadConfig(file, adapter)
 	if err != nil {
 		return nil, err
@@ -88,14 +95,49 @@ func lint(file, adapter string) ([]finding, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
-	app, err := ctx.AppIfConfigured("http")
+	app, err := ctx.AppIfConfigured("service_users")
 	if errors.Is(err, caddy.ErrNotConfigured) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	return findings(app.(*caddyhttp.App)), nil
+	around, err := surroundings(text)
+	return append(app.(*App).routes(), around...), err
+}
+
+// surroundings looks for doubts in the parts of a configuration that are not
+// provisioned, or that do not show afterwards.
+func surroundings(text []byte) (list []finding, err error) {
+	var config struct {
+		Admin struct {
+			Disabled bool   `json:"disabled"`
+			Listen   string `json:"listen"`
+		} `json:"admin"`
+		Apps struct {
+			HTTP struct {
+				Servers map[string]struct {
+					TrustedProxies json.RawMessage `json:"trusted_proxies"`
+					Unix           bool            `json:"trusted_proxies_unix"`
+					Strict         int             `json:"trusted_proxies_strict"`
+				} `json:"servers"`
+			} `json:"http"`
+		} `json:"apps"`
+	}
+	if err := json.Unmarshal(text, &config); err != nil {
+		return nil, err
+	}
+	for name, server := range config.Apps.HTTP.Servers {
+		if (server.TrustedProxies != nil || server.Unix) && server.Strict == 0 {
+			list = append(list, finding{server: name, message: "trusted_proxies without trusted_proxies_strict: Caddy takes the client's address from the left of X-Forwarded-For, where a client behind an appending proxy writes what it likes; service_users reads it from the right, the logs and other handlers do not; add trusted_proxies_strict to the global option \"servers\""})
+		}
+	}
+	slices.SortFunc(list, func(a, b finding) int { return strings.Compare(a.server, b.server) })
+	listen := caddy.NewReplacer().ReplaceAll(cmp.Or(config.Admin.Listen, caddy.DefaultAdminListen), "")
+	if address, err := caddy.ParseNetworkAddress(listen); err == nil && !config.Admin.Disabled && !address.IsUnixNetwork() && !address.IsFdNetwork() && !isLoopback(address.Host) {
+		list = append(list, finding{message: fmt.Sprintf("Caddy's admin endpoint listens on %s: everybody who reaches it is an admin of the service users and may load any configuration; let it listen on localhost or, better, on a unix socket", listen)})
+	}
+	return list, nil
 }
 
 // harmless reads a configuration so that to provision it leaves nothing behind:
@@ -118,9 +160,15 @@ func harmless(text []byte) (config *caddy.Config, cleanUp func(), err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	config = &caddy.Config{StorageRaw: storage, AppsRaw: apps}
-	err = json.Unmarshal([]byte(`{"logs": {"default": {"writer": {"output": "discard"}}}}`), &config.Logging)
-	return config, func() { _ = os.RemoveAll(dir) }, err
+	config = &caddy.Config{StorageRaw: storage, AppsRaw: apps, Logging: quiet()}
+	return config, func() { _ = os.RemoveAll(dir) }, nil
+}
+
+// quiet lets Caddy log nothing. The writer stays as it is: Caddy logs a change of it.
+func quiet() *caddy.Logging {
+	log := new(caddy.CustomLog)
+	log.Level = "FATAL"
+	return &caddy.Logging{Logs: map[string]*caddy.CustomLog{"default": log}}
 }
 
 func (c *cli) printFindings(list []finding, strict bool) error {
