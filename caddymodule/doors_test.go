@@ -7,8 +7,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // demoAdmin is the documented login of Caddyfile.example.
@@ -216,4 +220,62 @@ func TestLocalDoorWithoutApp(t *testing.T) {
 	if err := json.Unmarshal([]byte(resp.body), &body); err != nil || resp.StatusCode != 404 || body.Code != "ERR_NOT_CONFIGURED" {
 		t.Errorf("got %d %s, want 404 ERR_NOT_CONFIGURED", resp.StatusCode, resp.body)
 	}
+}
+
+// TestActorHeaderDuringReload reloads a site whose door is proven, and one whose
+// door is not, under requests that send the actor header themselves: nobody is
+// ever believed.
+func TestActorHeaderDuringReload(t *testing.T) {
+	s := newServer(t)
+	auth := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	defer auth.Close()
+	proven := `{
+	admin {$CADDY_ADMIN}
+	persist_config off
+	grace_period 1s
+}
+
+http://localhost:{$ADMIN_PORT} {
+	# %d
+	forward_auth ` + strings.TrimPrefix(auth.URL, "http://") + ` {
+		uri /verify
+		copy_headers X-Admin
+	}
+	service_users_admin {
+		actor_header X-Admin
+		admins boss
+	}
+}
+`
+	leaky := strings.Replace(proven, "copy_headers X-Admin", "@anon status 200\n\t\thandle_response @anon {\n\t\t\tvars anonymous yes\n\t\t}", 1)
+	withCaddyfile(s, strings.Replace(proven, "%d", "first", 1))
+	done := make(chan struct{})
+	var clients sync.WaitGroup
+	var requests atomic.Int64
+	for range 4 {
+		clients.Go(func() {
+			for !isClosed(done) {
+				if got := s.do("GET", "ADMIN_PORT", "/service_users", credentials{}, "", "X-Admin: boss").StatusCode; got != 401 {
+					t.Errorf("got %d, want 401", got)
+					return
+				}
+				requests.Add(1)
+			}
+		})
+	}
+	for i := range 10 {
+		before := requests.Load()
+		if out, ok := s.reload(strings.Replace(proven, "%d", strconv.Itoa(i), 1)); !ok {
+			t.Errorf("a reload was refused: %s", out)
+		}
+		if out, ok := s.reload(leaky); ok {
+			t.Errorf("a door that believes a client was taken: %s", out)
+		}
+		for deadline := time.Now().Add(10 * time.Second); requests.Load() == before && time.Now().Before(deadline); {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	close(done)
+	clients.Wait()
+	t.Logf("%d requests", requests.Load())
 }

@@ -145,8 +145,11 @@ func (w *walk) guard(h *Handler, in flow) flow {
 	if in.raw {
 		w.reportReaders(in.reader)
 	}
-	if in.cached {
+	if in.cache != 0 {
 		w.cached[h] = true
+		if f := w.caches[in.cache-1]; f.message != "" {
+			w.report(f)
+		}
 		if in.nested {
 			w.add(true, "a cache and a handler with routes of its own (intercept, forward_auth, handle_response) come before service_users: the cache has to see Authorization once the answer is there, and those routes must not; put the cache behind service_users, with the identity header in its key, or the other handler behind service_users")
 		}
@@ -166,7 +169,7 @@ func (w *walk) guard(h *Handler, in flow) flow {
 		w.add(false, "ready %s answers only requests for %s: a probe that sends the address of the machine as its host gets Caddy's empty 200, also when nothing can be decided; put ready on a site without a host name, such as :8081", h.Ready, w.site())
 	}
 	out := in
-	out.guard, out.raw, out.reader, out.owned, out.set = n, false, 0, 0, 0
+	out.guard, out.raw, out.reader, out.owned, out.removed, out.set = n, false, 0, 0, 0, 0
 	if h.SanitizeOnly {
 		out.stripped = true
 		return out
@@ -211,7 +214,7 @@ func (w *walk) door(d *SiteDoor, in flow) flow {
 		return flow{}
 	}
 	proven, met := w.doors[d]
-	here := in.owned&in.set&w.actorBit(d.ActorHeader) != 0
+	here := in.owned&w.actorBit(d.ActorHeader) != 0
 	w.doors[d] = here && (proven || !met)
 	if !here {
 		w.add(true, "service_users_admin: actor_header %s is believed only directly behind a forward_auth without a matcher that has \"copy_headers %[1]s\", and of which every answer that goes on deletes the header and sets it; put both into one handle block, with nothing between", d.ActorHeader)
@@ -230,6 +233,7 @@ func (w *walk) oneName(option, id string) {
 func (w *walk) proxy(h *reverseproxy.Handler, in flow) flow {
 	out := w.responses(h.HandleResponse, in)
 	out.certain = out.reached && in.certain
+	out.owned, out.removed, out.set = out.removed&out.set, 0, 0
 	text := configuration(h)
 	w.read(h, text, &out, in)
 	if out.reached && h.Rewrite != nil && h.Rewrite.Method != "" && h.Rewrite.URI != "" {
@@ -328,9 +332,7 @@ func (w *walk) neighbour(handler caddyhttp.MiddlewareHandler, in flow) flow {
 	if in.guard != 0 && (!currentTarget[name] || strings.Contains(text, "{http.request.orig_")) {
 		w.unknownUpstream(handler, in)
 	}
-	if w.inResponse == 0 {
-		out.owned, out.set = 0, 0 // a door is directly behind its authenticator
-	}
+	out.owned = 0 // a door is directly behind its authenticator
 	switch h := handler.(type) {
 	case *headers.Handler:
 		w.headers("a headers handler (request_header, copy_headers)", h.Request, in)
@@ -353,7 +355,7 @@ func (w *walk) neighbour(handler caddyhttp.MiddlewareHandler, in flow) flow {
 			return flow{}
 		}
 	default:
-		out.owned, out.set = 0, 0
+		out.removed, out.set = 0, 0
 		if strings.Contains(name, "cache") || strings.Contains(name, "souin") {
 			w.cache(name, text, &out)
 		}
@@ -369,65 +371,98 @@ func (w *walk) basicAuth(h *caddyauth.Authentication, in flow) {
 	switch {
 	case h.Providers["http_basic"] == nil:
 	case in.known:
-		w.add(false, "basic_auth behind service_users lets no service user in: service_users has removed Authorization; remove basic_auth, or let people and service users in side by side with \"otherwise pass\" and \"basic_auth @people\", where @people is \"not service_user\"")
+		who := "nobody in"
+		if in.stranger {
+			who = "no service user in"
+		}
+		w.add(false, "basic_auth behind service_users lets %s: service_users has removed Authorization; remove basic_auth, or let people and service users in side by side with \"otherwise pass\" and \"basic_auth @people\", where @people is \"not service_user\"", who)
 	case in.stripped:
 		w.add(false, "basic_auth behind \"service_users sanitize\" lets nobody in: Authorization has been removed; put \"service_users sanitize\" behind it, in a route block")
 	}
 }
 
-// cache follows a cache. Behind a guard its key must hold the identity: the
-// answer to one service user must not be given to another.
+// cache follows a cache. Before a guard it must not give the answer to one service
+// user to everybody; behind a guard its key must hold the identity. Only the
+// configuration of Souin (http.handlers.cache) is understood.
 func (w *walk) cache(name, text string, out *flow) {
-	w.caches = true
 	if !out.reached {
 		return
 	}
-	out.cached = true
+	config := members(tree(text), "Configuration")
+	headers, templates := cacheKeys(config)
+	mode := members(config, "mode")
+	f := w.here(true, "%s before service_users can give the answer to one service user to everybody: put it behind service_users, with the identity header in its key, or give Souin's cache the option disable_coalescing, no mode bypass or bypass_request, and no Authorization in its keys", name)
+	if len(config) > 0 && slices.Equal(members(config, "disable_coalescing"), []any{true}) && !slices.Contains(mode, any("bypass")) && !slices.Contains(mode, any("bypass_request")) &&
+		!strings.Contains(strings.ToLower(fmt.Sprint(headers, templates)), "authorization") {
+		f.message = ""
+	}
+	w.caches = append(w.caches, f)
+	out.cache = len(w.caches)
 	if out.guard == 0 || !out.known && !w.inErrors {
 		return
 	}
-	h := w.guards[out.guard-1]
-	if !keyed(tree(text), h) {
-		header := "header_prefix and the word id of headers"
-		if names := identityNames(h); len(names) > 0 {
-			header = names[0]
+	names := identityNames(w.guards[out.guard-1])
+	inHeaders := func(list []string) bool {
+		return slices.ContainsFunc(list, func(header string) bool { return slices.Contains(names, http.CanonicalHeaderKey(header)) })
+	}
+	inTemplate := func(template string) bool {
+		return strings.Contains(template, "{http.auth.user.id}") || strings.Contains(template, "{http.auth.user.token_id}") ||
+			slices.ContainsFunc(names, func(name string) bool {
+				return strings.Contains(strings.ToLower(template), "{http.request.header."+strings.ToLower(name)+"}")
+			})
+	}
+	for i := range headers {
+		switch template := templates[i]; {
+		case template != "" && inTemplate(template):
+			if i == 0 {
+				return // it wins over the other keys
+			}
+		case template != "" || !inHeaders(headers[i]):
+			w.add(true, "the key of %s behind service_users lacks the identity, so the answer to one service user would be given to another; add it to the key, as in \"key { headers %s }\" of Souin's cache", name, slices.Concat(names, []string{"X-Service-User-Id"})[0])
+			return
 		}
-		w.add(true, "the key of %s behind service_users lacks the identity, so the answer to one service user would be given to another; add it to the key, as in \"key { headers %s }\" of Souin's cache", name, header)
 	}
 }
 
-// keyed reports whether every key of a cache holds the identity. The shape is that
-// of Souin: objects with "template" or else "headers", one below "key" and more
-// below "cache_keys". Its own "Configuration" is in effect where there is one.
-func keyed(config any, h *Handler) bool {
-	if effective := members(config, "Configuration"); len(effective) > 0 {
-		config = effective
+// cacheKeys returns the headers and the template of each key in the configuration
+// of Souin; the first is that of all requests without one of their own. A key with
+// a template does not look at headers.
+func cacheKeys(config []any) (headers [][]string, templates []string) {
+	keys := members(members(config, "DefaultCache"), "key")
+	if len(keys) == 0 {
+		keys = []any{nil} // not understood: it holds nothing
 	}
-	keys := members(config, "key")
-	for _, list := range members(config, "cache_keys") {
-		entries, _ := list.([]any)
-		for _, entry := range entries {
-			if byPattern, ok := entry.(map[string]any); ok {
-				keys = slices.AppendSeq(keys, maps.Values(byPattern))
-			}
-		}
+	for _, special := range members(config, "cache_keys") {
+		byPattern, _ := special.(map[string]any)
+		keys = slices.AppendSeq(keys, maps.Values(byPattern))
 	}
 	for _, key := range keys {
 		object, _ := key.(map[string]any)
 		template, _ := object["template"].(string)
-		names := identityNames(h)
-		if template != "" && !slices.ContainsFunc(names, func(name string) bool {
-			return strings.Contains(strings.ToLower(template), "{http.request.header."+strings.ToLower(name)+"}")
-		}) && !strings.Contains(template, "{http.auth.user.id}") && !strings.Contains(template, "{http.auth.user.token_id}") {
-			return false
-		}
-		if template == "" && !slices.ContainsFunc(texts(object["headers"]), func(header string) bool {
-			return slices.Contains(names, http.CanonicalHeaderKey(header))
-		}) {
-			return false
-		}
+		headers, templates = append(headers, texts(object["headers"])), append(templates, template)
 	}
-	return len(keys) > 0
+	return headers, templates
+}
+
+// risk orders caches: 0 is none, 1 one that is safe before a guard, 2 one that is not.
+func (w *walk) risk(n int) int {
+	switch {
+	case n == 0:
+		return 0
+	case w.caches[n-1].message == "":
+		return 1
+	}
+	return 2
+}
+
+// worstCache returns a cache that was met, one that is not safe before a guard if
+// there is one.
+func (w *walk) worstCache() int {
+	unsafe := slices.IndexFunc(w.caches, func(f finding) bool { return f.message != "" })
+	if unsafe >= 0 {
+		return unsafe + 1
+	}
+	return len(w.caches)
 }
 
 // identityNames returns the headers of a handler that tell service users apart.
@@ -528,7 +563,7 @@ func (w *walk) own(ops *headers.HeaderOps, out *flow) {
 	}
 	for i, name := range w.actors {
 		bit := uint64(1) << i
-		drop := func() { out.owned, out.set = out.owned&^bit, out.set&^bit }
+		drop := func() { out.removed, out.set = out.removed&^bit, out.set&^bit }
 		named := func(field string) bool { return strings.Contains(field, "{") || http.CanonicalHeaderKey(field) == name }
 		for field := range ops.Add {
 			if named(field) {
@@ -538,15 +573,15 @@ func (w *walk) own(ops *headers.HeaderOps, out *flow) {
 		for field, values := range ops.Set {
 			switch {
 			case !named(field):
-			case strings.Contains(field, "{") || slices.ContainsFunc(values, ofClient):
+			case strings.Contains(field, "{") || !ofAnswer(values):
 				drop()
 			default:
-				out.owned, out.set = out.owned|bit, out.set|bit
+				out.removed, out.set = out.removed|bit, out.set|bit
 			}
 		}
 		for _, pattern := range ops.Delete {
 			if !strings.Contains(pattern, "{") && deletesHeader(pattern, name) {
-				out.owned, out.set = out.owned|bit, out.set&^bit
+				out.removed, out.set = out.removed|bit, out.set&^bit
 			}
 		}
 		for field := range ops.Replace {
@@ -557,15 +592,13 @@ func (w *walk) own(ops *headers.HeaderOps, out *flow) {
 	}
 }
 
-// ofClient reports whether a value has a placeholder that is not of the answer of
-// the authenticator.
-func ofClient(value string) bool {
-	for _, piece := range strings.Split(value, "{")[1:] {
-		if !strings.HasPrefix(piece, "http.reverse_proxy.header.") {
-			return true
-		}
-	}
-	return false
+// ofAnswer reports whether values come from the answer of the authenticator, with
+// no other placeholder among them.
+func ofAnswer(values []string) bool {
+	pieces := strings.Split(strings.Join(values, ","), "{")
+	return len(pieces) > 1 && !slices.ContainsFunc(pieces[1:], func(piece string) bool {
+		return !strings.HasPrefix(piece, "http.reverse_proxy.header.")
+	})
 }
 
 // rewriting is a change of the method or the path behind a guard.

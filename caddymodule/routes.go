@@ -98,15 +98,19 @@ type flow struct {
 	certain  bool // every request that the last guard let go on comes here, unless it is answered before
 	stripped bool // "service_users sanitize" has removed Authorization from some
 	asked    bool // Caddy's authentication handler has seen some
-	cached   bool // some have passed a cache
 	nested   bool // some are inside of a handler that runs routes of its own after the answer
 	carries  bool // some may carry the target of the client in a header or a variable
 
 	guard   int // our last handler: a number of ourHandlers.guards from 1, 0 is none
 	rewrite int // a change of method or path since the guard judged: a number of walk.rewrites from 1
 	reader  int // a handler that read our identity before we set it: a number of walk.readers from 1
+	cache   int // a cache that some have passed: a number of walk.caches from 1
 
-	owned, set uint64 // actor headers, as bits: the authenticator before has removed the client's value in every case; has set its own in some
+	// Actor headers, as bits. A door believes one that the authenticator directly
+	// before owns: each of its answers that goes on has removed the value of the
+	// client, and some have set one. The walk gathers both inside of its
+	// handle_response blocks.
+	owned, removed, set uint64
 }
 
 // walk is the way through one server.
@@ -117,18 +121,17 @@ type walk struct {
 	found  []finding
 	seen   map[finding]bool
 
-	path       []string // the place in the configuration
-	words      []string // the matchers on the way
-	hosts      []string // the host matchers among them
-	inErrors   bool     // an error route
-	inResponse int      // how many handle_response blocks are around
+	path     []string // the place in the configuration
+	words    []string // the matchers on the way
+	hosts    []string // the host matchers among them
+	inErrors bool     // an error route
 
 	groups  map[string]*caddyhttp.Route // by name, the first route of the list that a group is in
 	invoked map[invocation]*invoked
 
 	rewrites []rewriting
 	readers  []reader
-	caches   bool // a cache was met
+	caches   []finding // without a message it is safe before a guard
 
 	ours       bool            // one of our handlers was met
 	sites      map[string]bool // the hosts that were met
@@ -292,7 +295,7 @@ func (w *walk) errors(list caddyhttp.RouteList, in flow) (out flow) {
 	inErrors, words := w.inErrors, len(w.words)
 	defer func() { w.inErrors, w.words = inErrors, w.words[:words] }()
 	w.inErrors, w.words = true, append(w.words, "handle_errors")
-	in.owned, in.set = 0, 0
+	in.owned = 0
 	return w.routes(list, in)
 }
 
@@ -316,7 +319,7 @@ func (w *walk) handler(handler caddyhttp.MiddlewareHandler, in flow) (out flow) 
 	case *intercept.Intercept:
 		// Its routes run when the request has been answered, on the request as the
 		// handlers behind have left it.
-		after := flow{reached: in.reached, known: true, nested: true, cached: in.cached, guard: in.guard}
+		after := flow{reached: in.reached, known: true, nested: true, cache: in.cache, guard: in.guard}
 		w.responses(h.HandleResponse, after)
 	}
 	return w.neighbour(handler, in)
@@ -325,9 +328,7 @@ func (w *walk) handler(handler caddyhttp.MiddlewareHandler, in flow) (out flow) 
 // responses follows handle_response routes. It returns the requests that come to
 // the next handler after them.
 func (w *walk) responses(list []caddyhttp.ResponseHandler, in flow) (out flow) {
-	w.inResponse++
-	defer func() { w.inResponse-- }()
-	in.certain, in.nested, in.owned, in.set = false, true, 0, 0
+	in.certain, in.nested, in.owned, in.removed, in.set = false, true, 0, 0, 0
 	for i, response := range list {
 		if response.StatusCode.String() == "" { // else the answer goes to the client
 			w.at(func() { out = w.join(out, w.routes(response.Routes, in)) }, "handle_response", strconv.Itoa(i), "routes")
@@ -336,12 +337,12 @@ func (w *walk) responses(list []caddyhttp.ResponseHandler, in flow) (out flow) {
 	return out
 }
 
-// invocation is one way to come to a named route. Ways that differ only in the
-// numbers of guards, rewrites and readers are the same one.
+// invocation is one way to come to a named route. Ways that differ only in which
+// guard, rewrite, reader or cache came before are the same one.
 type invocation struct {
-	name, site           string
-	inErrors, inResponse bool
-	in                   flow
+	name, site string
+	inErrors   bool
+	in         flow
 }
 
 type invoked struct {
@@ -356,17 +357,20 @@ func (w *walk) invoke(name string, in flow) flow {
 	if !ok {
 		return flow{} // Caddy answers with an error
 	}
-	key := invocation{name, w.site(), w.inErrors, w.inResponse > 0, in}
-	key.in.guard, key.in.rewrite, key.in.reader = min(in.guard, 1), w.certainty(in.rewrite), min(in.reader, 1)
+	key := invocation{name, w.site(), w.inErrors, in}
+	key.in.guard, key.in.rewrite, key.in.reader, key.in.cache = min(in.guard, 1), w.certainty(in.rewrite), min(in.reader, 1), w.risk(in.cache)
 	if known := w.invoked[key]; known != nil {
 		w.connect(known.in.guard, in.guard)
 		out := known.out
-		if known.open { // a circle: anything may have happened on the way
+		switch {
+		case !in.reached:
+			return flow{}
+		case known.open: // a circle: anything may have happened on the way
 			w.keepOriginals(in.guard)
-			return flow{reached: true, raw: true, judged: true, known: true, cached: w.caches, nested: true, carries: true, guard: in.guard}
+			return flow{reached: true, raw: true, judged: true, known: true, cache: w.worstCache(), nested: true, carries: true, guard: in.guard}
 		}
 		for _, n := range []struct{ out, before, now *int }{
-			{&out.guard, &known.in.guard, &in.guard}, {&out.rewrite, &known.in.rewrite, &in.rewrite}, {&out.reader, &known.in.reader, &in.reader},
+			{&out.guard, &known.in.guard, &in.guard}, {&out.rewrite, &known.in.rewrite, &in.rewrite}, {&out.reader, &known.in.reader, &in.reader}, {&out.cache, &known.in.cache, &in.cache},
 		} {
 			if *n.out == *n.before {
 				*n.out = *n.now
@@ -405,13 +409,16 @@ func (w *walk) join(a, b flow) flow {
 	w.connect(a.guard, b.guard)
 	out := flow{
 		reached: true, raw: a.raw || b.raw, judged: a.judged || b.judged, known: a.known || b.known, stranger: a.stranger || b.stranger,
-		certain: a.certain || b.certain, stripped: a.stripped || b.stripped, asked: a.asked || b.asked, cached: a.cached || b.cached,
+		certain: a.certain || b.certain, stripped: a.stripped || b.stripped, asked: a.asked || b.asked,
 		nested: a.nested || b.nested, carries: a.carries || b.carries,
-		guard: max(a.guard, b.guard), rewrite: a.rewrite, reader: max(a.reader, b.reader),
-		owned: a.owned & b.owned, set: a.set | b.set,
+		guard: max(a.guard, b.guard), rewrite: a.rewrite, cache: a.cache, reader: max(a.reader, b.reader),
+		owned: a.owned & b.owned, removed: a.removed & b.removed, set: a.set | b.set,
 	}
 	if w.certainty(b.rewrite) > w.certainty(a.rewrite) {
 		out.rewrite = b.rewrite
+	}
+	if w.risk(b.cache) > w.risk(a.cache) {
+		out.cache = b.cache
 	}
 	return out
 }
