@@ -88,6 +88,8 @@ type App struct {
 	key       string
 	started   bool
 	abandoned chan struct{} // closed when this configuration ends without ever having started
+
+	warnOfAddress *sync.Once
 }
 
 // Throttle is a rate of failed attempts.
@@ -122,7 +124,7 @@ var stores = caddy.NewUsagePool()
 
 // Provision reads the settings. It opens nothing: "caddy validate" runs it too.
 func (a *App) Provision(ctx caddy.Context) error {
-	a.ctx, a.abandoned = ctx, make(chan struct{})
+	a.ctx, a.abandoned, a.warnOfAddress = ctx, make(chan struct{}), new(sync.Once)
 	a.routes = sync.OnceValue(a.walkRoutes)
 	path, opts, err := a.options()
 	if err != nil {
@@ -303,13 +305,11 @@ type opened struct {
 // fail counts a failed attempt and returns how long to wait before the next one,
 // 0 while the rate is kept. The address of a trusted proxy itself stands for
 // everybody behind it and is not counted.
-func (o *opened) fail(login string, r *http.Request, now time.Time) time.Duration {
+func (o *opened) fail(login string, r *http.Request, address netip.Addr, now time.Time) time.Duration {
 	if o.throttle == nil {
 		return 0
 	}
-	vars := varsOf(r)
-	address := vars.clientAddress()
-	if vars.fromTrustedProxy() && address == peerAddress(r) {
+	if varsOf(r).fromTrustedProxy() && address == peerAddress(r) {
 		address = netip.Addr{}
 	}
 	return o.throttle.Fail(login, address, now)
@@ -408,6 +408,8 @@ type storeHandle struct {
 	shared    *shared
 	abandoned <-chan struct{}
 	routes    func() []finding
+
+	warnOfAddress *sync.Once // of the configuration, see clientAddress
 }
 
 // serviceUsers returns the app of the configuration that is being loaded.
@@ -419,7 +421,9 @@ func serviceUsers(ctx caddy.Context) (*App, error) {
 	return app.(*App), nil
 }
 
-func (a *App) handle() storeHandle { return storeHandle{a.shared, a.abandoned, a.routes} }
+func (a *App) handle() storeHandle {
+	return storeHandle{a.shared, a.abandoned, a.routes, a.warnOfAddress}
+}
 
 // Interface guards
 var (

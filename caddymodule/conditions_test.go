@@ -102,6 +102,12 @@ var conditionRows = []conditionRow{
 		refused("GET @"), refused("GET @", "X-Forwarded-For: 192.0.2.7"), refused("GET @", "X-Real-IP: 192.0.2.7", "Forwarded: for=192.0.2.7"),
 	}},
 
+	// A client's own X-Real-IP is overwritten with its address.
+	{[]string{`allow GET @ when request.header("X-Real-IP") == "127.0.0.1"`}, []conditional{
+		refused("GET @"), allowed("GET @", "X-Real-IP: 192.0.2.7"), allowed("GET @", "x-real-ip: 192.0.2.7", "X-Real-IP: 192.0.2.8"), refused("GET @", "X_Real_IP: 127.0.0.1"),
+	}},
+	{[]string{`allow GET @ when request.header("X-Real-IP") == "192.0.2.7"`}, []conditional{refused("GET @", "X-Real-IP: 192.0.2.7"), refused("GET @", "X_Real_IP: 192.0.2.7")}},
+
 	{[]string{`allow GET @ when request.header("X-Env") == "prod"`}, []conditional{
 		allowed("GET @", "X-Env: prod"), allowed("GET @", "x-env: prod"), allowed("GET @", "X-ENV:   prod").onlyH1(), refused("GET @"), refused("GET @", "X-Env: Prod"),
 		refused("GET @", "X-Env: prod", "X-Env: dev"), refused("GET @", "X-Env: prod", "X-Env: prod"), refused("GET @", "X!Env: prod"), refused("GET @", "X_Env: prod"), refused("GET @", "X.Env: prod"),
@@ -135,7 +141,7 @@ var conditionRows = []conditionRow{
 // removed, or Caddy writes them anew.
 var neverSeen = map[string]string{
 	"X-Service-User-Id": "service_x", "X-Service-User-Role": "admin", "X-Service-User-New": "x", "Authorization": "", "Proxy-Authorization": "Basic eDp4",
-	"Remote-User": "alice", "X-Forwarded-User": "alice", "X-Auth-Request-Email": "alice@example.com", "X-Real-IP": "192.0.2.7", "Forwarded": "for=192.0.2.7",
+	"Remote-User": "alice", "X-Forwarded-User": "alice", "X-Auth-Request-Email": "alice@example.com", "Forwarded": "for=192.0.2.7",
 	"X-Forwarded-For": "192.0.2.7", "X-Forwarded-Proto": "https", "X-Forwarded-Host": "inner.example", "X-HTTP-Method-Override": "GET", "X-Original-URL": "/c0", "X-Internal": "yes",
 	"Connection": "X-A", "Keep-Alive": "timeout=5", "Upgrade": "h2c", "Host": "app.example",
 }

@@ -233,11 +233,11 @@ func (d *SiteDoor) actor(open *opened, r *http.Request, header string) (by store
 	if !ok {
 		return anonymous, "", admin.ErrUnauthenticated
 	}
-	now, address := open.Now(), varsOf(r).clientAddress()
+	now, address := open.Now(), d.clientAddress(r, varsOf(r))
 	principal, why := open.Directory().Authenticate(credential, address, now.Unix())
 	if why != access.Granted {
 		logFailure(d.log, zap.InfoLevel, why, credential.ID, address)
-		if open.fail(credential.ID, r, now) > 0 {
+		if open.fail(credential.ID, r, address, now) > 0 {
 			return anonymous, credential.ID, errThrottled
 		}
 		return anonymous, cmp.Or(credential.ID, "bearer"), admin.ErrUnauthenticated

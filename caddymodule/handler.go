@@ -281,7 +281,8 @@ func publicRules(texts []string) (*access.Ruleset, error) {
 // ambiguous, authenticate, authorise, inject, pass on.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	vars := varsOf(r)
-	authorization := h.sanitizer.clean(r, vars.fromTrustedProxy())
+	address := h.clientAddress(r, vars)
+	authorization := h.sanitizer.clean(r, vars.fromTrustedProxy(), address)
 	if h.where().cached && len(authorization) > 0 {
 		next = withAuthorization(next, authorization)
 	}
@@ -289,7 +290,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		return next.ServeHTTP(w, r)
 	}
 
-	action, problem := h.judge(r, vars)
+	action, problem := h.judge(r, vars, address)
 	if !problem.OK() {
 		return h.refuse(w, r, refusal{status: problem.Status, detail: problem.Advice()})
 	}
@@ -473,7 +474,7 @@ func (h *Handler) authenticate(open *opened, directory *access.Directory, r *htt
 	}
 	no := refusal{status: http.StatusUnauthorized, candidate: credential.ID, reason: why}
 	if why != access.NoCredential {
-		if wait := open.fail(credential.ID, r, open.Now()); wait > 0 {
+		if wait := open.fail(credential.ID, r, action.Address, open.Now()); wait > 0 {
 			no.status, no.retryAfter = http.StatusTooManyRequests, wait
 		}
 	}
@@ -523,7 +524,7 @@ func withAuthorization(next caddyhttp.Handler, authorization []string) caddyhttp
 //
 // Two targets are checked: the one that the client sent, and the one that will
 // be forwarded when a rewrite stands before this handler. Rules see the latter.
-func (h *Handler) judge(r *http.Request, vars variables) (access.Action, access.Problem) {
+func (h *Handler) judge(r *http.Request, vars variables, address netip.Addr) (access.Action, access.Problem) {
 	original, rewritten := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request)
 	if rewritten = rewritten && (original.RequestURI != r.RequestURI || original.Method != r.Method); rewritten {
 		if p := access.CheckMethod(original.Method); !p.OK() {
@@ -555,7 +556,7 @@ func (h *Handler) judge(r *http.Request, vars variables) (access.Action, access.
 	}
 	return access.Action{
 		Method: r.Method, Host: host, Path: path,
-		Address: vars.clientAddress(), Header: conditionHeader(r, vars), Now: h.now(),
+		Address: address, Header: conditionHeader(r, vars), Now: h.now(),
 	}, access.Problem{}
 }
 
@@ -612,40 +613,10 @@ func varsOf(r *http.Request) variables {
 	return vars
 }
 
-// fromTrustedProxy reports whether the peer is one of the server's trusted_proxies.
-func (vars variables) fromTrustedProxy() bool {
-	trusted, _ := vars[caddyhttp.TrustedProxyVarKey].(bool)
-	return trusted
-}
-
-// clientAddress returns the client's address as Caddy sees it, honouring
-// trusted_proxies. The zero address is in no list.
-func (vars variables) clientAddress() netip.Addr {
-	text, _ := vars[caddyhttp.ClientIPVarKey].(string)
-	addr, _ := netip.ParseAddr(text)
-	return addr
-}
-
 // identity returns what a handler around this one has found out, or nil.
 func (vars variables) identity() *identity {
 	id, _ := vars[identityVar].(*identity)
 	return id
-}
-
-// isPrivate reports whether nobody on the way could read a request: it came
-// encrypted, from this machine, or through a trusted proxy that says so.
-func isPrivate(r *http.Request, vars variables) bool {
-	if r.TLS != nil || vars.fromTrustedProxy() && r.Header.Get("X-Forwarded-Proto") == "https" {
-		return true
-	}
-	peer := peerAddress(r)
-	return !peer.IsValid() || peer.IsLoopback() // no address: a Unix socket
-}
-
-// peerAddress returns the address at the other end of the connection.
-func peerAddress(r *http.Request) netip.Addr {
-	peer, _ := netip.ParseAddrPort(r.RemoteAddr)
-	return peer.Addr().Unmap()
 }
 
 // newDecisionID makes the id under which a refusal can be asked about later.

@@ -272,6 +272,11 @@ func exchange(t *testing.T, addr, request string) int {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return exchangeOn(conn, request)
+}
+
+// exchangeOn is exchange on a connection, which it closes.
+func exchangeOn(conn net.Conn, request string) int {
 	defer conn.Close()
 	if _, err := io.WriteString(conn, request); err != nil {
 		return 0

@@ -1336,7 +1336,7 @@ func TestNeighbours(t *testing.T) {
 	})
 
 	t.Run("trusted proxies", func(t *testing.T) {
-		names := []string{"Forwarded", "X-Real-IP", "X-Client-IP", "X-Cluster-Client-IP", "True-Client-IP", "CF-Connecting-IP", "X-Forwarded-Method",
+		names := []string{"Forwarded", "X-Client-IP", "X-Cluster-Client-IP", "True-Client-IP", "CF-Connecting-IP", "X-Forwarded-Method",
 			"X-Forwarded-Uri", "X-Forwarded-Prefix", "X-Forwarded-Port", "X-Forwarded-Scheme", "X-Forwarded-Server"}
 		var lines string
 		for _, name := range names {

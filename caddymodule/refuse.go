@@ -152,7 +152,7 @@ func (h *Handler) note(r *http.Request, why refusal) {
 			repl.Set("http.service_users.decision_id", why.decisionID)
 		}
 	}
-	address := varsOf(r).clientAddress()
+	address := h.clientAddress(r, varsOf(r))
 	client := zap.Stringer("client_ip", address)
 	switch why.status {
 	case http.StatusUnauthorized, http.StatusTooManyRequests:
@@ -226,7 +226,7 @@ func (h *Handler) warnOfPlaintext(r *http.Request) {
 		return
 	}
 	h.log.Warn("credentials arrive unencrypted; serve the site over https, or name the proxy that does in the global option servers { trusted_proxies }; require_tls refuses them",
-		zap.Stringer("client_ip", varsOf(r).clientAddress()), zap.String("host", r.Host), zap.Bool("refused", h.RequireTLS))
+		zap.Stringer("client_ip", h.clientAddress(r, varsOf(r))), zap.String("host", r.Host), zap.Bool("refused", h.RequireTLS))
 }
 
 // lastPlaintextWarning is when it was last told, in Unix seconds.

@@ -3,6 +3,7 @@ package caddymodule
 import (
 	"bufio"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strings"
 	"testing"
@@ -27,7 +28,7 @@ func FuzzRequest(f *testing.F) {
 		received := r.RequestURI
 		h := &Handler{relax: access.Relax(relax)}
 		r = prepared(r)
-		action, problem := h.judge(r, varsOf(r))
+		action, problem := h.judge(r, varsOf(r), netip.Addr{})
 		if !problem.OK() {
 			switch problem.Status {
 			case 400, 405, 425, 501:

@@ -3,6 +3,7 @@ package caddymodule
 import (
 	"fmt"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -27,7 +28,7 @@ type stripKind uint8
 const (
 	stripAlways    stripKind = iota + 1
 	stripUntrusted           // unless the peer is one of Caddy's trusted proxies
-	stripAliases             // every spelling but the canonical one, which Caddy sets itself
+	stripAliases             // every spelling but the canonical one, which Caddy, or clean, sets itself
 )
 
 // credentialHeaders lists what carries a credential, or rules the connection instead of
@@ -47,10 +48,10 @@ var reserved = map[stripKind][]string{
 		"Proxy",
 	},
 	stripUntrusted: {
-		"Forwarded", "X-Real-IP", "X-Client-IP", "X-Cluster-Client-IP", "True-Client-IP", "CF-Connecting-IP", "X-Forwarded-Method",
+		"Forwarded", "X-Client-IP", "X-Cluster-Client-IP", "True-Client-IP", "CF-Connecting-IP", "X-Forwarded-Method",
 		"X-Forwarded-Uri", "X-Forwarded-Prefix", "X-Forwarded-Port", "X-Forwarded-Scheme", "X-Forwarded-Server",
 	},
-	stripAliases: {"X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Via"},
+	stripAliases: {"X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Via", "X-Real-IP"},
 }
 
 // newSanitizer prepares the tables. identity is what our own headers begin with.
@@ -109,8 +110,9 @@ var essential = []string{
 }
 
 // clean sanitises a request in place and returns the Authorization values that
-// it came with. trusted says that the peer is one of Caddy's trusted proxies.
-func (s *sanitizer) clean(r *http.Request, trusted bool) (authorization []string) {
+// it came with. trusted says that the peer is one of Caddy's trusted proxies,
+// address is the client's.
+func (s *sanitizer) clean(r *http.Request, trusted bool, address netip.Addr) (authorization []string) {
 	h := r.Header
 	authorization = h["Authorization"]
 	upgrade := isWebSocket(r)
@@ -120,6 +122,12 @@ func (s *sanitizer) clean(r *http.Request, trusted bool) (authorization []string
 	for name := range h {
 		if s.strips(fold(buf[:0], name), name, trusted) {
 			delete(h, name)
+		}
+	}
+	if h["X-Real-Ip"] != nil && !s.keep["xrealip"] { // a request without one gets none: each costs
+		delete(h, "X-Real-Ip")
+		if address.IsValid() {
+			h["X-Real-Ip"] = []string{address.String()}
 		}
 	}
 	// Caddy copies trailers from this request when the body ends. Without the
@@ -156,7 +164,7 @@ func (s *sanitizer) strips(folded []byte, name string, trusted bool) bool {
 
 func isCanonicalForwarded(name string) bool {
 	switch name {
-	case "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Via":
+	case "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Via", "X-Real-Ip":
 		return true
 	}
 	return false

@@ -3,6 +3,7 @@ package caddymodule
 import (
 	"maps"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -21,12 +22,12 @@ var reservedNames = []string{
 
 // proxyNames lists those that a trusted proxy may send.
 var proxyNames = []string{
-	"Forwarded", "X-Real-IP", "X-Client-IP", "X-Cluster-Client-IP", "True-Client-IP", "CF-Connecting-IP", "X-Forwarded-Method", "X-Forwarded-Uri",
+	"Forwarded", "X-Client-IP", "X-Cluster-Client-IP", "True-Client-IP", "CF-Connecting-IP", "X-Forwarded-Method", "X-Forwarded-Uri",
 	"X-Forwarded-Prefix", "X-Forwarded-Port", "X-Forwarded-Scheme", "X-Forwarded-Server",
 }
 
 // aliasNames lists those of which only the canonical spelling passes.
-var aliasNames = []string{"X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Via"}
+var aliasNames = []string{"X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Via", "X-Real-Ip"}
 
 // lettersAndDigits is the folded form of a name, said in another way.
 func lettersAndDigits(name string) string {
@@ -56,6 +57,9 @@ func mayPass(name string, trusted bool) bool {
 	return true
 }
 
+// testAddress is where the client is.
+var testAddress = netip.MustParseAddr("192.0.2.9")
+
 // checkClean cleans a request and checks what is left of it.
 func checkClean(t interface {
 	Helper()
@@ -63,7 +67,7 @@ func checkClean(t interface {
 }, s *sanitizer, proto int, header http.Header, trusted bool) {
 	t.Helper()
 	r := &http.Request{Method: "GET", ProtoMajor: proto, Header: header.Clone(), Trailer: http.Header{"X-Service-User-Id": {"evil"}}}
-	authorization := s.clean(r, trusted)
+	authorization := s.clean(r, trusted, testAddress)
 	if !slices.Equal(authorization, header["Authorization"]) {
 		t.Errorf("clean(%q): got the credentials %q, want %q", header, authorization, header["Authorization"])
 	}
@@ -79,6 +83,10 @@ func checkClean(t interface {
 		case name == "Upgrade" && slices.Equal(values, []string{"websocket"}) && r.Header["Connection"] != nil && proto == 1:
 		case !mayPass(name, trusted):
 			t.Errorf("clean(%q): %q stays", header, name)
+		case name == "X-Real-Ip":
+			if !slices.Equal(values, []string{testAddress.String()}) {
+				t.Errorf("clean(%q): %q became %q, want the client's address", header, name, values)
+			}
 		case !slices.Equal(values, header[name]):
 			t.Errorf("clean(%q): %q became %q", header, name, values)
 		}
@@ -89,7 +97,7 @@ func checkClean(t interface {
 		}
 	}
 	again := &http.Request{Method: "GET", ProtoMajor: proto, Header: r.Header.Clone()}
-	s.clean(again, trusted)
+	s.clean(again, trusted, testAddress)
 	if !maps.EqualFunc(r.Header, again.Header, slices.Equal) {
 		t.Errorf("clean(%q): got %q, and %q the second time", header, r.Header, again.Header)
 	}
@@ -166,10 +174,17 @@ func TestStripAndKeep(t *testing.T) {
 		header[name] = []string{"a"}
 	}
 	r := &http.Request{Method: "GET", ProtoMajor: 1, Header: header}
-	s.clean(r, false)
+	s.clean(r, false, testAddress)
 	want := []string{"Accept", "Via", "X-Auth-Request-Email", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Internals", "X-Real-Ip", "X-User-Id", "v.i.a", "x_user_id"}
 	if got := slices.Sorted(maps.Keys(r.Header)); !slices.Equal(got, want) {
 		t.Errorf("got %q left, want %q", got, want)
+	}
+	if got := r.Header["X-Real-Ip"]; !slices.Equal(got, []string{"a"}) {
+		t.Errorf("the X-Real-IP that is kept became %q", got)
+	}
+	r.Header = http.Header{"X-Real-Ip": {"a"}}
+	if newTestSanitizer(t, []string{"x_real_ip"}, nil).clean(r, true, testAddress); len(r.Header) != 0 {
+		t.Errorf("got %q left, want the X-Real-IP stripped", r.Header)
 	}
 	for _, tt := range []struct {
 		prefix, strip, keep string
@@ -216,7 +231,7 @@ func TestOwnPrefix(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := &http.Request{Method: "GET", ProtoMajor: 1, Header: http.Header{"X-Caller-Id": {"evil"}, "X_caller_id": {"evil"}, "X-Callers": {"evil"}, "Xcaller": {"evil"}, "X-Call": {"a"}}}
-	s.clean(r, false)
+	s.clean(r, false, testAddress)
 	if got := slices.Sorted(maps.Keys(r.Header)); !slices.Equal(got, []string{"X-Call"}) {
 		t.Errorf("got %q left, want X-Call only", got)
 	}

@@ -135,7 +135,7 @@ func (h *Handler) serveCan(w http.ResponseWriter, r *http.Request, open *opened,
 		return selfProblem(w, r, http.StatusBadRequest, "path: "+problem.Advice())
 	}
 	vars := varsOf(r)
-	action := access.Action{Method: in.Method, Host: host, Path: path, Address: vars.clientAddress(), Header: conditionHeader(r, vars), Now: open.Now().Unix()}
+	action := access.Action{Method: in.Method, Host: host, Path: path, Address: h.clientAddress(r, vars), Header: conditionHeader(r, vars), Now: open.Now().Unix()}
 	free := h.public.Covers(action) || h.self.owns(path) || path == h.Ready // no rule is needed there
 	decision := open.Directory().Authorize(p, action)
 	allowed := free || decision.Allowed() || decision.Reason == access.NoRule && h.observes()
@@ -162,7 +162,7 @@ func (h *Handler) serveRotate(w http.ResponseWriter, r *http.Request, open *open
 	by := store.Actor{Name: p.ID(), Operation: store.NewOperationID()}
 	issued, old, err := open.RotateToken(r.Context(), by, p.ID(), token, h.self.grace)
 	fields := []zap.Field{
-		zap.Stringer("client_ip", varsOf(r).clientAddress()), zap.String("service_user", p.ID()), zap.String("token", token),
+		zap.Stringer("client_ip", h.clientAddress(r, varsOf(r))), zap.String("service_user", p.ID()), zap.String("token", token),
 		zap.String("operation_id", by.Operation),
 	}
 	if err != nil {

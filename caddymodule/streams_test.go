@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -199,7 +200,7 @@ func newStream(t *testing.T, rule string) (all *streams, user store.ServiceUser,
 	return all, user, token, func() (context.Context, func()) {
 		t.Helper()
 		r := prepared(httptest.NewRequestWithContext(t.Context(), "GET", "/v1/events", nil))
-		p, why := s.Directory().Authenticate(access.Credential{ID: user.ID, Secret: token.Secret}, varsOf(r).clientAddress(), s.Now().Unix())
+		p, why := s.Directory().Authenticate(access.Credential{ID: user.ID, Secret: token.Secret}, netip.Addr{}, s.Now().Unix())
 		if why != access.Granted {
 			t.Fatal(why)
 		}
