@@ -12,26 +12,24 @@ import (
 	"go.uber.org/zap"
 )
 
-// addressVar is the variable of a request that holds the client's address where
-// Caddy's client_ip can be another one.
+// addressVar is the variable of a request that keeps clientAddress where Caddy's
+// client_ip can differ from it.
 const addressVar = "service_users.client_ip"
 
-// clientAddress returns the address of the client of a request, for every purpose:
-// allowed_ips, conditions, the throttle, the log and the counts of use. A request
-// has one address; the first call decides, before headers are removed.
+// clientAddress returns the address of a request's client for every purpose:
+// allowed_ips, conditions, the throttle, the log, the counts of use and X-Real-IP.
 //
-// A peer that is not one of the server's trusted_proxies is itself the client. Of
-// what a trusted one forwards, the last address that is not a trusted proxy's is
-// the client's, as in Caddy's own trusted_proxies_strict mode. Without that mode
-// Caddy believes the first address, which the client can write.
+// A peer that is not one of the server's trusted_proxies is the client. Of the
+// addresses that a trusted peer forwards, the client's is the last one that is not
+// a trusted proxy's, as with Caddy's option trusted_proxies_strict. Without that
+// option Caddy takes the first one, which clients can write.
 //
-// IPv4 addresses are never in their IPv6 form. The zero address, that of a Unix
-// socket, is in no list.
+// An IPv4 address never has its IPv6 form. The zero address means that there is
+// none, as on a Unix socket; no list contains it.
 func (h *storeHandle) clientAddress(r *http.Request, vars variables) netip.Addr {
-	if vars.fromTrustedProxy() {
-		if address, known := vars[addressVar].(netip.Addr); known {
-			return address
-		}
+	if _, unix := r.Context().Value(http.LocalAddrContextKey).(*net.UnixAddr); unix && r.RemoteAddr != "@" {
+		// The peer has given its socket a name, which Caddy would read as an address.
+		vars[caddyhttp.TrustedProxyVarKey], vars[caddyhttp.ClientIPVarKey] = false, ""
 	}
 	text, _ := vars[caddyhttp.ClientIPVarKey].(string)
 	seen, _ := netip.ParseAddr(text)
@@ -43,23 +41,28 @@ func (h *storeHandle) clientAddress(r *http.Request, vars variables) netip.Addr 
 	if server == nil || server.TrustedProxiesStrict > 0 {
 		return seen
 	}
-	address := lastUntrusted(r, server)
-	vars[addressVar] = address
-	if address != seen {
-		h.warnOfAddress.Do(func() {
-			h.shared.opts.Log.Warn("Caddy's logs and matchers take another client_ip than service users do, one that a client can choose; set trusted_proxies_strict in the global option servers",
-				zap.Stringer("client_ip", address), zap.String("caddy_client_ip", text))
-		})
+	// The first handler decides: it and others remove headers.
+	address, known := vars[addressVar].(netip.Addr)
+	if !known {
+		address = lastUntrusted(r, server)
+		vars[addressVar] = address
+		if address != seen {
+			h.warnOfAddress.Do(func() {
+				h.shared.opts.Log.Warn("Caddy takes an address that clients can write for the client's; service users take client_ip, Caddy's own logs and matchers caddy_client_ip; set trusted_proxies_strict in the global option servers",
+					zap.Stringer("client_ip", address), zap.String("caddy_client_ip", text))
+			})
+		}
 	}
 	return address
 }
 
-// maxHops bounds the work for one request: each hop costs some microseconds.
+// maxHops bounds the work for one request: each address costs some microseconds.
 const maxHops = 32
 
-// lastUntrusted reads the client_ip_headers of a server as Caddy does in strict mode
-// (strictUntrustedClientIp in caddyhttp). Where all addresses are trusted, the
-// peer's is returned; where more than maxHops are, none.
+// lastUntrusted reads the client_ip_headers of a server as caddyhttp does with
+// trusted_proxies_strict (strictUntrustedClientIp in its server.go). It returns the
+// peer's address if all others are trusted, and the zero address if more than
+// maxHops are.
 func lastUntrusted(r *http.Request, server *caddyhttp.Server) netip.Addr {
 	hops := 0
 	for _, name := range server.ClientIPHeaders {
@@ -84,8 +87,8 @@ func lastUntrusted(r *http.Request, server *caddyhttp.Server) netip.Addr {
 	return peerAddress(r)
 }
 
-// trusts reports whether an address is one of a server's trusted_proxies. Only the
-// server knows them: it is asked by a request that comes from there.
+// trusts reports whether an address is one of a server's trusted_proxies. The server
+// does not export them, but it applies them to any request that it prepares.
 func trusts(server *caddyhttp.Server, r *http.Request, hop netip.Addr) bool {
 	probe := *r
 	probe.RemoteAddr, probe.Header = netip.AddrPortFrom(hop, 0).String(), nil
@@ -99,7 +102,7 @@ func (vars variables) fromTrustedProxy() bool {
 }
 
 // isPrivate reports whether nobody on the way could read a request: it came
-// encrypted, from this machine, or through a trusted proxy that says so.
+// encrypted, from this machine, or from a trusted proxy that got it encrypted.
 func isPrivate(r *http.Request, vars variables) bool {
 	if r.TLS != nil || vars.fromTrustedProxy() && r.Header.Get("X-Forwarded-Proto") == "https" {
 		return true
@@ -114,5 +117,5 @@ func peerAddress(r *http.Request) netip.Addr {
 	return plainAddress(peer.Addr())
 }
 
-// plainAddress makes two spellings of an address equal.
+// plainAddress returns the one spelling of an address that comparisons use.
 func plainAddress(a netip.Addr) netip.Addr { return a.Unmap().WithZone("") }

@@ -11,6 +11,7 @@ import (
 	"net/http/httputil"
 	"net/netip"
 	"net/url"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -43,6 +44,7 @@ const addressesCaddyfile = `
 		}
 	}
 	servers unix/{$SOCKET} {
+		trusted_proxies static 127.0.0.2/31
 		trusted_proxies_unix
 	}
 	servers 127.0.0.1:{$CHAIN_PORT} {
@@ -86,7 +88,7 @@ http://:{$ADMIN_PORT} {
 }
 `
 
-func startAddresses(t *testing.T) (*server, *recorder) {
+func startAddresses(t *testing.T, caddyfile string) (*server, *recorder) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.2:0")
 	if err != nil {
@@ -98,7 +100,7 @@ func startAddresses(t *testing.T) (*server, *recorder) {
 	s.ports["SOCKET"] = filepath.Join(s.dir, "api.sock")
 	s.env = append(s.env, "SOCKET="+s.ports["SOCKET"])
 	up := startRecorder(t, s.ports["UPSTREAM_PORT"])
-	return withCaddyfile(s, addressesCaddyfile), up
+	return withCaddyfile(s, caddyfile), up
 }
 
 // dialFrom returns a function that connects to one place from an address.
@@ -164,7 +166,7 @@ func askFrom(t *testing.T, from, to, method, path string, c credentials, body st
 // most do, and without trusted_proxies_strict: nowhere is an address believed that
 // the client has written.
 func TestAppendingProxy(t *testing.T) {
-	s, up := startAddresses(t)
+	s, up := startAddresses(t, addressesCaddyfile)
 	ban := fail2ban(t)
 	s.mustCLI("group", "create", "callers", "--rule", "allow GET /near when cidr('127.0.0.0/8').containsIP(request.remote_ip)",
 		"--rule", "allow GET /far when request.remote_ip == '10.1.1.1'", "--rule", "allow GET /x")
@@ -324,7 +326,7 @@ func (s *server) usedFrom(c credentials) (addresses []string) {
 // TestClientAddress reads the client's address, as the upstream gets it in
 // X-Real-IP, from peers of each kind.
 func TestClientAddress(t *testing.T) {
-	s, up := startAddresses(t)
+	s, up := startAddresses(t, strings.Replace(addressesCaddyfile, "throttle 5 1h", "throttle off", 1))
 	s.mustCLI("group", "create", "everything", "--rule", "allow GET /{rest...}")
 	user := s.create("billing-sync", "--group", "everything")
 	placed := s.create("placed", "--group", "everything", "--allowed-ip", "0.0.0.0/0", "--allowed-ip", "::/0")
@@ -333,6 +335,14 @@ func TestClientAddress(t *testing.T) {
 	}
 	trusted, untrusted := dialFrom("tcp", "127.0.0.2", s.addr("API_PORT")), dialFrom("tcp", "127.0.0.9", s.addr("API_PORT"))
 	socket := dialFrom("unix", "", s.ports["SOCKET"])
+	t.Chdir(t.TempDir())
+	named := func(name string) func(context.Context, string, string) (net.Conn, error) { // a socket file that reads like an address
+		return func(ctx context.Context, _, _ string) (net.Conn, error) {
+			_ = os.Remove(name)
+			d := net.Dialer{LocalAddr: &net.UnixAddr{Name: name, Net: "unix"}}
+			return d.DialContext(ctx, "unix", s.ports["SOCKET"])
+		}
+	}
 	hops := func(n int) string { return "X-Forwarded-For: 198.51.100.7" + strings.Repeat(", 127.0.0.3", n) }
 	for _, tt := range []struct {
 		name   string
@@ -368,6 +378,8 @@ func TestClientAddress(t *testing.T) {
 		{"PROXY protocol: unknown", proxied("PROXY UNKNOWN"), "X-Forwarded-For: 10.1.1.1", "127.0.0.1"},
 		{"a Unix socket", socket, "", ""},
 		{"a Unix socket and a chain", socket, "X-Forwarded-For: 10.1.1.1, 198.51.100.7", "198.51.100.7"},
+		{"a Unix socket named like an address", named("10.1.1.1:80"), "", ""},
+		{"a Unix socket named like a trusted proxy", named("127.0.0.2:80"), "X-Forwarded-For: 198.51.100.7", ""},
 		{"a Unix socket and no address", socket, "X-Forwarded-For: unix:", ""},
 	} {
 		for who, status := range map[credentials]int{user: 200, placed: 200} {
