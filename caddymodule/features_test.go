@@ -511,7 +511,7 @@ func TestExpiredStaysExpired(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := prepared(httptest.NewRequestWithContext(ctx, "GET", "/x", nil))
-	action, _ := h.judge(r, varsOf(r), netip.Addr{})
+	action, _, _ := h.judge(r, varsOf(r), netip.Addr{})
 	if got, least := action.Now, time.Now().Add(59*time.Minute).Unix(); got < least {
 		t.Errorf("the time that conditions see: got %d, want at least %d", got, least)
 	}

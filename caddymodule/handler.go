@@ -290,11 +290,11 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		return next.ServeHTTP(w, r)
 	}
 
-	action, problem := h.judge(r, vars, address)
+	action, further, problem := h.judge(r, vars, address)
 	if !problem.OK() {
 		return h.refuse(w, r, refusal{status: problem.Status, detail: problem.Advice()})
 	}
-	if passes := h.needsNoIdentity(r, vars, action, authorization); passes != nil {
+	if passes := h.needsNoIdentity(r, vars, action, further, authorization); passes != nil {
 		passes.Inc()
 		return next.ServeHTTP(w, r)
 	}
@@ -317,12 +317,10 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		return h.serveSelf(w, r, open, principal, action)
 	}
 
-	decision := directory.Authorize(principal, action)
+	decided, decision := h.authorize(open, directory, principal, action, further)
 	open.Use(principal, action.Now, action.Address, decision.RuleID())
-	passes := decision.Reason == access.NoRule && h.observes()
-	h.observe(open, principal, action, decision, passes)
-	if !decision.Allowed() && !passes {
-		return h.refuse(w, r, h.forbid(open, directory, principal, action, decision))
+	if h.refuses(decision) {
+		return h.refuse(w, r, h.forbid(open, directory, principal, decided, decision))
 	}
 
 	stream := isStream(r)
@@ -331,7 +329,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	}
 	remember(r, vars, &identity{principal, decision})
 	if stream {
-		watched, done := open.streams.add(r, principal, action, h.observesStill)
+		watched, done := open.streams.add(r, principal, action, further, h.observesStill)
 		defer done()
 		r = watched
 	}
@@ -340,22 +338,6 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		r.Header["Authorization"] = authorization
 	}
 	return next.ServeHTTP(w, r)
-}
-
-// observe counts what is decided, and what would be if everything were enforced.
-func (h *Handler) observe(open *opened, p access.Principal, action access.Action, decision access.Decision, passes bool) {
-	switch {
-	case passes:
-		metrics.observed.Inc()
-	case decision.Allowed():
-		metrics.reasons[access.Granted].Inc()
-	}
-	if passes {
-		h.count(open, p, action, access.Decision{}, true)
-	}
-	if decision.Would.Effect != "" {
-		h.count(open, p, action, decision, false)
-	}
 }
 
 // count takes down what the handler, or else a group, would have decided.
@@ -391,14 +373,17 @@ func (h *Handler) forbid(open *opened, directory *access.Directory, p access.Pri
 		kept.Rule, kept.Group = *decision.Rule, decision.Group.ID
 	}
 	open.recall.Keep(kept)
-	return refusal{status: http.StatusForbidden, candidate: p.ID(), reason: decision.Reason, decision: decision, decisionID: kept.ID}
+	return refusal{
+		status: http.StatusForbidden, candidate: p.ID(), reason: decision.Reason,
+		decision: decision, action: kept.Action, decisionID: kept.ID,
+	}
 }
 
 // needsNoIdentity returns the counter of requests that pass without one: public
 // paths, preflights, and what is left to another authenticator. nil is a request
 // that has to show who it is.
-func (h *Handler) needsNoIdentity(r *http.Request, vars variables, action access.Action, authorization []string) prometheus.Counter {
-	if h.public.Covers(action) {
+func (h *Handler) needsNoIdentity(r *http.Request, vars variables, action access.Action, further []target, authorization []string) prometheus.Counter {
+	if h.isPublic(action, further) {
 		if h.KeepAuthorization {
 			keepForeign(r, authorization)
 		}
@@ -520,44 +505,49 @@ func withAuthorization(next caddyhttp.Handler, authorization []string) caddyhttp
 	})
 }
 
-// judge finds out what a request wants, or why that cannot be said.
-//
-// Two targets are checked: the one that the client sent, and the one that will
-// be forwarded when a rewrite stands before this handler. Rules see the latter.
-func (h *Handler) judge(r *http.Request, vars variables, address netip.Addr) (access.Action, access.Problem) {
-	original, rewritten := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request)
-	if rewritten = rewritten && (original.RequestURI != r.RequestURI || original.Method != r.Method); rewritten {
-		if p := access.CheckMethod(original.Method); !p.OK() {
-			return access.Action{}, p
+// judge finds out what a request wants, or why that cannot be said: the action on
+// the current target, and the further targets that an upstream may act on.
+func (h *Handler) judge(r *http.Request, vars variables, address netip.Addr) (access.Action, []target, access.Problem) {
+	if h.relax&access.MergedSlashes != 0 {
+		h.mergeSlashes(r)
+	}
+	was := target{method: r.Method} // as the client sent it
+	original, known := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request)
+	if known && (original.RequestURI != r.RequestURI || original.Method != r.Method) {
+		p := access.CheckMethod(original.Method)
+		if !p.OK() {
+			return access.Action{}, nil, p
 		}
-		if _, p := h.relax.CheckTarget(h.merged(original.RequestURI)); !p.OK() {
-			return access.Action{}, p
+		if was.path, p = h.relax.CheckTarget(original.RequestURI); !p.OK() {
+			return access.Action{}, nil, p
 		}
+		was.method = original.Method
 	}
 	if p := access.CheckMethod(r.Method); !p.OK() {
-		return access.Action{}, p
+		return access.Action{}, nil, p
 	}
 	host, p := access.CheckHost(r.Host)
 	if !p.OK() {
-		return access.Action{}, p
-	}
-	if merged := h.merged(r.RequestURI); merged != r.RequestURI {
-		forward(r, merged)
+		return access.Action{}, nil, p
 	}
 	path, p := h.relax.CheckTarget(r.RequestURI)
 	if !p.OK() {
-		return access.Action{}, p
+		return access.Action{}, nil, p
 	}
 	if path != r.URL.Path && access.PlainPath(path) != r.URL.Path || r.URL.Opaque != "" || r.URL.Host != "" {
-		return access.Action{}, access.Problem{Status: http.StatusBadRequest, Detail: "the request target is not the one that would be forwarded"}
+		return access.Action{}, nil, access.Problem{Status: http.StatusBadRequest, Detail: "the request target is not the one that would be forwarded"}
 	}
 	if isEarlyData(r) && !isSafe(r.Method) {
-		return access.Action{}, access.Problem{Status: http.StatusTooEarly, Detail: "an unsafe request must wait for the TLS handshake to end"}
+		return access.Action{}, nil, access.Problem{Status: http.StatusTooEarly, Detail: "an unsafe request must wait for the TLS handshake to end"}
 	}
+	if was.path == "" {
+		was.path = path
+	}
+	further, p := h.further(r, target{r.Method, path}, was)
 	return access.Action{
 		Method: r.Method, Host: host, Path: path,
 		Address: address, Header: conditionHeader(r, vars), Now: h.now(),
-	}, access.Problem{}
+	}, further, p
 }
 
 // conditionHeader returns what conditions may look at: what arrives at the

@@ -28,6 +28,7 @@ type refusal struct {
 	reason    access.Reason // 401, 403 and 429
 
 	decision   access.Decision // 403
+	action     access.Action   // 403: the one that the decision is about
 	decisionID string          // 403
 
 	retryAfter time.Duration // 429
@@ -169,7 +170,7 @@ func (h *Handler) note(r *http.Request, why refusal) {
 		metrics.reasons[why.reason].Inc()
 		if c := h.log.Check(zap.InfoLevel, "not allowed"); c != nil {
 			c.Write(client, zap.Stringer("reason", why.reason), zap.String("service_user", why.candidate), zap.String("decision_id", why.decisionID),
-				zap.String("rule", why.decision.RuleID()), zap.String("method", r.Method), zap.String("path", withoutSecretPath(r.URL.Path)))
+				zap.String("rule", why.decision.RuleID()), zap.String("method", why.action.Method), zap.String("path", access.PlainPath(why.action.Path)))
 		}
 	case http.StatusServiceUnavailable:
 		metrics.unavailable.Inc()

@@ -28,7 +28,7 @@ func FuzzRequest(f *testing.F) {
 		received := r.RequestURI
 		h := &Handler{relax: access.Relax(relax)}
 		r = prepared(r)
-		action, problem := h.judge(r, varsOf(r), netip.Addr{})
+		action, further, problem := h.judge(r, varsOf(r), netip.Addr{})
 		if !problem.OK() {
 			switch problem.Status {
 			case 400, 405, 425, 501:
@@ -45,10 +45,12 @@ func FuzzRequest(f *testing.F) {
 		if err != nil || decoded != access.PlainPath(action.Path) {
 			t.Errorf("%q: forwarded %q decodes to %q (%v), judged %q", received, rawPath, decoded, err, action.Path)
 		}
-		for _, segment := range strings.Split(decoded, "/") {
-			name, _, _ := strings.Cut(segment, ";")
-			if name == "." || name == ".." {
-				t.Errorf("%q: %q has a dot segment", received, decoded)
+		for _, f := range append(further, target{r.Method, decoded}) { // of unknown surroundings
+			for _, segment := range strings.Split(access.PlainPath(f.path), "/") {
+				name, _, _ := strings.Cut(segment, ";")
+				if name == "." || name == ".." || f.path[0] != '/' {
+					t.Errorf("%q: %q has a dot segment", received, f.path)
+				}
 			}
 		}
 		if !strings.HasPrefix(decoded, "/") || strings.ContainsAny(decoded, "\\\x00\r\n\x7f") || action.Host == "" {

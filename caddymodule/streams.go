@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -30,6 +31,7 @@ type streams struct {
 type stream struct {
 	principal access.Principal
 	action    access.Action
+	further   []target
 	observes  func() bool // whether no rule is needed that allows it
 	cut       context.CancelCauseFunc
 	expiry    *time.Timer // judges it again
@@ -71,10 +73,10 @@ func isStream(r *http.Request) bool {
 
 // add keeps an eye on a stream. The request that is returned has to be served
 // in the place of r, and done called when it is over.
-func (all *streams) add(r *http.Request, p access.Principal, a access.Action, observes func() bool) (watched *http.Request, done func()) {
+func (all *streams) add(r *http.Request, p access.Principal, a access.Action, further []target, observes func() bool) (watched *http.Request, done func()) {
 	ctx, cut := context.WithCancelCause(r.Context())
 	a.Header = http.Header(a.Header).Clone() // conditions look at it again, and what serves the request may change it
-	st := &stream{principal: p, action: a, observes: observes, cut: cut}
+	st := &stream{principal: p, action: a, further: further, observes: observes, cut: cut}
 	st.expiry = time.AfterFunc(math.MaxInt64, func() { all.judge(st) })
 	all.mu.Lock()
 	all.open[st] = struct{}{}
@@ -102,8 +104,11 @@ func (all *streams) judge(st *stream) {
 	action.Now = now.Unix()
 	principal, why := directory.Resume(st.principal, action.Address, action.Now)
 	if why == access.Granted && !isClosed(all.stop) && !all.store.Stale() {
-		decision := directory.Authorize(principal, action)
-		if decision.Allowed() || decision.Reason == access.NoRule && st.observes() {
+		permits := func(a access.Action) bool {
+			decision := directory.Authorize(principal, a)
+			return decision.Allowed() || decision.Reason == access.NoRule && st.observes()
+		}
+		if permits(action) && !slices.ContainsFunc(st.further, func(t target) bool { return !permits(t.of(action)) }) {
 			all.judgeAt(st, principal.Until(), now) // its end may be another one than before
 			return
 		}

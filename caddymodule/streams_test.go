@@ -204,7 +204,7 @@ func newStream(t *testing.T, rule string) (all *streams, user store.ServiceUser,
 		if why != access.Granted {
 			t.Fatal(why)
 		}
-		r, done := all.add(r, p, access.Action{Method: "GET", Host: "app.example", Path: "/v1/events"}, func() bool { return false })
+		r, done := all.add(r, p, access.Action{Method: "GET", Host: "app.example", Path: "/v1/events"}, nil, func() bool { return false })
 		return r.Context(), done
 	}
 }

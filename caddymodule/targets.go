@@ -1,0 +1,176 @@
+package caddymodule
+
+import (
+	"context"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/serviceusers/caddy-service-users/access"
+)
+
+// A FastCGI program gets more than the current target of a request: REQUEST_URI
+// is the original one, and SCRIPT_NAME and PATH_INFO are two parts of the current
+// one. It may route by any of them, so that all of them must be allowed.
+
+// target is a method and a path, as [access.CheckTarget] returns it.
+type target struct{ method, path string }
+
+// of returns an action on the target instead of its own.
+func (t target) of(a access.Action) access.Action {
+	a.Method, a.Path = t.method, t.path
+	return a
+}
+
+// phpSplits are the extensions at which php-fpm divides a path by itself where
+// Caddy has not (cgi.fix_pathinfo, security.limit_extensions).
+var phpSplits = []string{".php", ".phar"}
+
+// further returns the targets, beside the current one, that an upstream may act
+// on: the original one, with either method, and the parts of each path.
+func (h *Handler) further(r *http.Request, current, original target) (list []target, p access.Problem) {
+	place := h.where()
+	if place.currentOnly && len(place.splits) == 0 {
+		return nil, p
+	}
+	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
+		// The transport sends it where its own PATH_INFO is empty.
+		remainder, _ := repl.GetString("http.matchers.file.remainder")
+		if list, p = h.addPathInfo(list, current.method, remainder); !p.OK() {
+			return nil, p
+		}
+	}
+	if list, p = h.addParts(list, current, place.splits); !p.OK() {
+		return nil, p
+	}
+	if !place.currentOnly && original != current {
+		for _, t := range [...]target{{current.method, original.path}, original} {
+			list = append(list, t)
+			if list, p = h.addParts(list, t, place.splits); !p.OK() {
+				return nil, p
+			}
+		}
+	}
+	for i := len(list) - 1; i >= 0; i-- {
+		if list[i] == current || slices.Contains(list[:i], list[i]) {
+			list = slices.Delete(list, i, i+1)
+		}
+	}
+	return list, access.Problem{}
+}
+
+// addParts adds the two parts, script and PATH_INFO, into which FastCGI divides
+// the path of a target behind the first occurrence of an extension.
+func (h *Handler) addParts(list []target, t target, splits []string) (_ []target, p access.Problem) {
+	path := access.PlainPath(t.path)
+	for _, extensions := range [...][]string{splits, phpSplits} {
+		for _, extension := range extensions {
+			i := indexFold(path, extension)
+			if i < 0 || i+len(extension) == len(path) {
+				continue
+			}
+			script, rest := path[:i+len(extension)], path[i+len(extension):]
+			if list, p = h.addPathInfo(append(list, target{t.method, script}), t.method, rest); !p.OK() {
+				return nil, p
+			}
+		}
+	}
+	return list, p
+}
+
+// addPathInfo adds a PATH_INFO, which is decoded text, as a path of its own. ""
+// is none.
+func (h *Handler) addPathInfo(list []target, method, text string) ([]target, access.Problem) {
+	if text == "" {
+		return list, access.Problem{}
+	}
+	if text[0] != '/' {
+		text = "/" + text
+	}
+	path, p := h.relax.CheckTarget((&url.URL{Path: text}).EscapedPath())
+	if !p.OK() {
+		p.Detail = "FastCGI divides the path, and the part for PATH_INFO is not valid: " + p.Detail
+	}
+	return append(list, target{method, path}), p
+}
+
+// indexFold returns the index of the first occurrence of an ASCII extension, in
+// upper or lower case, or -1. The empty extension divides nothing, as in FastCGI.
+func indexFold(path, extension string) int {
+	for i := range max(0, len(path)-len(extension)+1) {
+		if extension != "" && path[i]|0x20 == extension[0]|0x20 && strings.EqualFold(path[i:i+len(extension)], extension) {
+			return i
+		}
+	}
+	return -1
+}
+
+// isPublic reports whether every target of a request needs no credential.
+func (h *Handler) isPublic(action access.Action, further []target) bool {
+	return h.public.Covers(action) && !slices.ContainsFunc(further, func(t target) bool { return !h.public.Covers(t.of(action)) })
+}
+
+// refuses reports whether a decision keeps a request from the next handler.
+func (h *Handler) refuses(d access.Decision) bool {
+	return !d.Allowed() && !(d.Reason == access.NoRule && h.observes())
+}
+
+// authorize decides about every target of a request, and counts what observing
+// changes. It returns the first decision that refuses, else the first without a
+// rule, else the one about the current target, and the action it is about.
+func (h *Handler) authorize(open *opened, directory *access.Directory, p access.Principal, action access.Action, further []target) (access.Action, access.Decision) {
+	var few [4]access.Decision
+	decisions := append(few[:0], directory.Authorize(p, action))
+	for _, t := range further {
+		decisions = append(decisions, directory.Authorize(p, t.of(action)))
+	}
+	which := slices.IndexFunc(decisions, h.refuses)
+	refused := which >= 0
+	if !refused {
+		which = max(0, slices.IndexFunc(decisions, func(d access.Decision) bool { return !d.Allowed() }))
+	}
+	decided, decision := action, decisions[which]
+	switch {
+	case decision.Allowed():
+		metrics.reasons[access.Granted].Inc()
+	case !refused:
+		metrics.observed.Inc()
+	}
+	for i, d := range decisions {
+		a := action
+		if i > 0 {
+			a = further[i-1].of(action)
+		}
+		if i == which {
+			decided = a
+		}
+		if !refused && !d.Allowed() {
+			h.count(open, p, a, access.Decision{}, true)
+		}
+		if d.Would.Effect != "" {
+			h.count(open, p, a, d, false)
+		}
+	}
+	return decided, decision
+}
+
+// mergeSlashes merges the slashes in the targets of a request: in the current one,
+// and in the original one, which FastCGI forwards too.
+func (h *Handler) mergeSlashes(r *http.Request) {
+	if merged := h.merged(r.RequestURI); merged != r.RequestURI {
+		forward(r, merged)
+	}
+	original, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request)
+	merged := h.merged(original.RequestURI)
+	if !ok || merged == original.RequestURI {
+		return
+	}
+	u := *original.URL // the context keeps the old one
+	original.URL = &u
+	forward(&original, merged)
+	*r = *r.WithContext(context.WithValue(r.Context(), caddyhttp.OriginalRequestCtxKey, original))
+}
