@@ -197,7 +197,9 @@ func TestPHP(t *testing.T) {
 	// read people.
 	s.mustCLI("group", "create", "everything", "--rule", "allow * /{rest...}", "--rule", "deny * /admin/{rest...}", "--rule", "deny DELETE /v1/{rest...}", "--rule", "deny * /tool.php")
 	s.mustCLI("group", "create", "people", "--rule", "allow GET /v1/people", "--rule", "allow GET /index.php")
+	s.mustCLI("group", "create", "deep", "--rule", "allow GET /index.php/{rest...}", "--rule", "allow GET /v1/people")
 	all, clerk := s.create("all", "--group", "everything"), s.create("clerk", "--group", "people")
+	deep, wide := s.create("deep", "--group", "deep"), s.create("wide", "--group", "deep", "--group", "people")
 
 	for _, tt := range []struct {
 		who    credentials
@@ -242,6 +244,9 @@ func TestPHP(t *testing.T) {
 		// Script and PATH_INFO are paths of their own.
 		{clerk, "GET", "own/index.php/v1/people", 403, ""}, // no rule for the whole
 		{all, "GET", "own/index.php/v1/people", 200, "/index.php/v1/people /v1/people /index.php"},
+		{deep, "GET", "own/index.php/v1/people", 403, ""}, // none for the script
+		{wide, "GET", "own/index.php/v1/people", 200, "/index.php/v1/people /v1/people /index.php"},
+		{wide, "GET", "own/index.php/v1/other", 403, ""}, // none for PATH_INFO
 		{all, "GET", "own/index.php/admin/users", 403, ""},
 		{all, "GET", "own/index.php/admin", 403, ""},
 		{all, "GET", "own/INDEX.PHP/admin/users", 403, ""},
