@@ -247,3 +247,39 @@ func TestStreamOfEveryTarget(t *testing.T) {
 		}
 	}
 }
+
+// An HTTP upstream gets the current target alone, and rules for that are enough,
+// unless a header hands on the original one.
+func TestOriginalTargetForHTTP(t *testing.T) {
+	s := newServer(t)
+	up := startRecorder(t, s.ports["UPSTREAM_PORT"])
+	withCaddyfile(s, `{
+	service_users {
+		store {$SERVICE_USERS_STORE}
+	}
+}
+
+http://:{$API_PORT} {
+	bind 127.0.0.1
+	handle_path /api/* {
+		service_users
+		reverse_proxy 127.0.0.1:{$UPSTREAM_PORT}
+	}
+	handle_path /both/* {
+		service_users
+		reverse_proxy 127.0.0.1:{$UPSTREAM_PORT} {
+			header_up X-Url {http.request.orig_uri}
+		}
+	}
+}
+`)
+	s.mustCLI("group", "create", "people", "--rule", "allow GET /v1/{rest...}", "--rule", "deny * /api/{rest...}", "--rule", "deny * /both/admin")
+	user := s.create("clerk", "--group", "people")
+	ours := "Authorization: " + basic(user.id, user.secret)
+	s.try(t, up, []attempt{
+		{name: "only the current target", path: "/api/v1/x", header: ours, status: 200, passes: true, has: "GET /v1/x HTTP/1.1"},
+		{name: "no script", path: "/api/v1/a.php/x", header: ours, status: 200, passes: true, has: "GET /v1/a.php/x HTTP/1.1"},
+		{name: "no rule for the current target", path: "/api/x", header: ours, status: 403},
+		{name: "no rule for the original target", path: "/both/v1/x", header: ours, status: 403},
+	})
+}
