@@ -60,6 +60,16 @@ func ParseBasic(value string) (Credential, bool) {
 	return c, true
 }
 
+// BasicLogin returns the user-id of RFC 7617 Basic credentials that may be those of
+// another authenticator, with any characters and of any length. It reports false for
+// another scheme, and for credentials that do not decode strictly or have no colon.
+func BasicLogin(value string) (login string, ok bool) {
+	encoded, ok := afterScheme(value, "basic ")
+	decoded, err := strictBase64.DecodeString(encoded)
+	login, _, colon := strings.Cut(string(decoded), ":")
+	return login, ok && err == nil && colon
+}
+
 // ParseBearer reads the value of an Authorization field as an RFC 6750 Bearer
 // token. The limits of the secret are those of [ParseBasic].
 func ParseBearer(value string) (Credential, bool) {

@@ -84,7 +84,7 @@ func parseHandler(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error) {
 //		header_prefix         <prefix>
 //		public                <METHODS> [<host>]<path>
 //		keep_authorization
-//		otherwise             pass
+//		otherwise             pass [unknown]
 //		ready                 <path>
 //		cors_preflight
 //		self                  <path> {
@@ -127,7 +127,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			"headers":               func() error { h.Headers = []string{}; return args(d, &h.Headers) },
 			"public*":               func() error { return oneRule(d, &h.Public) },
 			"keep_authorization":    func() error { return flag(d, &h.KeepAuthorization) },
-			"otherwise":             func() error { return oneArg(d, &h.Otherwise) },
+			"otherwise":             func() error { return joined(d, &h.Otherwise) },
 			"ready":                 func() error { return oneArg(d, &h.Ready) },
 			"cors_preflight":        func() error { return flag(d, &h.CORSPreflight) },
 			"self":                  func() error { return h.unmarshalSelf(d) },
@@ -277,6 +277,14 @@ func oneArg(d *caddyfile.Dispenser, into *string) error {
 		return d.ArgErr()
 	}
 	return nil
+}
+
+// joined reads the arguments as one text, with spaces between.
+func joined(d *caddyfile.Dispenser, into *string) error {
+	var list []string
+	err := args(d, &list)
+	*into = strings.Join(list, " ")
+	return err
 }
 
 func args(d *caddyfile.Dispenser, into *[]string) error {

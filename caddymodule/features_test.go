@@ -120,6 +120,44 @@ func TestOtherwisePass(t *testing.T) {
 	})
 }
 
+func TestOtherwisePassUnknown(t *testing.T) {
+	s, up, user := withUpstream(t, guarded("", "otherwise pass unknown\nbearer\nready /ready\nself /self\nrealm x", "\troute /inner/* {\n\t\tservice_users {\n\t\t\totherwise pass unknown\n\t\t}\n\t}"))
+	s.create("with-alias", "--alias", "SERVICE-202")
+	off := s.create("inactive", "--alias", "off@example.com")
+	s.mustCLI("deactivate", "inactive")
+	login := func(id, secret string) string { return "Authorization: " + basic(id, secret) }
+	foreign := attempt{status: 200, passes: true, hasNot: "X-Service-User"}
+	var attempts []attempt
+	for _, id := range []string{"alice", "alice@example.com", "Älice Müller", "", "service", "SERVICE-203", strings.Repeat("a", 300)} {
+		a := foreign
+		a.name, a.header, a.has = "another login: "+id, login(id, "pässword: 1"), login(id, "pässword: 1")
+		attempts = append(attempts, a)
+	}
+	s.try(t, up, append(attempts, []attempt{
+		{name: "nothing", status: 200, passes: true, hasNot: "X-Service-User"},
+		{name: "forged", header: login("alice", "x") + "\nX-Service-User-Id: evil\nConnection: Authorization", status: 200, passes: true, has: login("alice", "x"), hasNot: "X-Service-User"},
+		{name: "another login, at a handler in a handler", path: "/inner/x", header: login("alice", "x"), status: 200, passes: true, has: login("alice", "x"), hasNot: "X-Service-User"},
+		{name: "ours", header: login(user.id, user.secret), status: 200, passes: true, has: "X-Service-User-Id: " + user.id, hasNot: "Authorization"},
+		{name: "ours, at a handler in a handler", path: "/inner/x", header: login(user.id, user.secret), status: 200, passes: true, has: "X-Service-User-Id: " + user.id, hasNot: "Authorization"},
+		{name: "a wrong token", header: login(user.id, "x"), status: 401},
+		{name: "an alias", header: login("SERVICE-202", "x"), status: 401},
+		{name: "an alias of an inactive one", header: login("off@example.com", off.secret), status: 401},
+		{name: "the form of an id", header: login("service_1", "x"), status: 401},
+		{name: "the form of an id, in capitals", header: login("SERVICE_1", "x"), status: 401},
+		{name: "a secret with another login", header: login("alice", user.secret), status: 401},
+		{name: "a secret as the login", header: login(user.secret, "x"), status: 401},
+		{name: "no colon", header: "Authorization: Basic YWxpY2U=", status: 401},
+		{name: "no padding", header: "Authorization: " + strings.TrimRight(basic("alice", "x"), "="), status: 401},
+		{name: "stray bits", header: "Authorization: Basic YTpjZB==", status: 401},
+		{name: "two spaces", header: strings.Replace(login("alice", "x"), "Basic ", "Basic  ", 1), status: 401},
+		{name: "a wrong Bearer token", header: "Authorization: Bearer x", status: 401},
+		{name: "two", header: login("alice", "x") + "\n" + login("alice", "x"), status: 400},
+		{name: "ambiguous", path: "//x", header: login("alice", "x"), status: 400},
+		{name: "a probe is answered here", path: "/ready", header: login("alice", "x"), status: 200},
+		{name: "the self-service corner is ours", path: "/self", header: login("alice", "x"), status: 401},
+	}...))
+}
+
 func TestCORSPreflight(t *testing.T) {
 	const preflight = "Origin: https://app.example\nAccess-Control-Request-Method: DELETE"
 	s, up, user := withUpstream(t, guarded("", "cors_preflight", ""))

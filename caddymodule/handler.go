@@ -73,8 +73,10 @@ type Handler struct {
 
 	// What becomes of a request without Basic (or enabled Bearer) credentials:
 	// "pass" hands it on to the next handler, sanitised, without identity, its
-	// Authorization kept, so that another authenticator can look at it. Default:
-	// it is refused.
+	// Authorization kept, so that another authenticator can look at it. "pass
+	// unknown", or "pass" in mode "observe", does the same with a Basic login that
+	// cannot be one of ours, for basic_auth behind this handler; then strangers can
+	// find out which aliases exist. Default: it is refused.
 	Otherwise string `json:"otherwise,omitempty"`
 
 	// A path at which probes are answered here: 200 when requests can be decided,
@@ -222,8 +224,8 @@ func (h *Handler) prepare() (err error) {
 	if h.public, err = publicRules(h.Public); err != nil {
 		return err
 	}
-	if h.Otherwise != "" && h.Otherwise != "pass" {
-		return fmt.Errorf("otherwise %q: the only other way is \"pass\"", h.Otherwise)
+	if h.Otherwise != "" && h.Otherwise != "pass" && h.Otherwise != "pass unknown" {
+		return fmt.Errorf("otherwise %q: choose \"pass\" or \"pass unknown\"", h.Otherwise)
 	}
 	if h.Errors != "" && h.Errors != "problem" && h.Errors != "caddy" {
 		return fmt.Errorf("errors %q: choose \"problem\" or \"caddy\"", h.Errors)
@@ -308,6 +310,11 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	action.Now = max(action.Now, open.Latest()) // where the request has waited for the store
 
 	directory := open.Directory()
+	if (h.Otherwise == "pass unknown" || h.Otherwise == "pass" && h.observes()) && h.isForeign(directory, vars, action, authorization) {
+		r.Header["Authorization"] = authorization
+		metrics.passed.Inc()
+		return next.ServeHTTP(w, r)
+	}
 	principal, why := h.authenticate(open, directory, r, vars, action, authorization)
 	if why.status != 0 {
 		return h.refuse(w, r, why)
@@ -392,7 +399,7 @@ func (h *Handler) needsNoIdentity(r *http.Request, vars variables, action access
 	if h.CORSPreflight && isPreflight(r) && len(authorization) == 0 {
 		return metrics.public
 	}
-	if h.Otherwise != "pass" || action.Path == h.Ready || h.self.owns(action.Path) || len(authorization) > 1 || vars.identity() != nil {
+	if h.Otherwise == "" || action.Path == h.Ready || h.self.owns(action.Path) || len(authorization) > 1 || vars.identity() != nil {
 		return nil
 	}
 	if len(authorization) == 1 && (access.HasScheme(authorization[0], "basic") || h.Bearer && access.HasScheme(authorization[0], "bearer")) {
@@ -400,6 +407,21 @@ func (h *Handler) needsNoIdentity(r *http.Request, vars variables, action access
 	}
 	keepForeign(r, authorization)
 	return metrics.passed
+}
+
+// isForeign reports whether a request comes with the one Basic login of another
+// authenticator: it decodes strictly, no service user has it as id or alias, and
+// nothing in the value has the form of an id or a secret of ours.
+func (h *Handler) isForeign(directory *access.Directory, vars variables, action access.Action, authorization []string) bool {
+	if len(authorization) != 1 || h.self.owns(action.Path) || vars.identity() != nil || holdsSecret(authorization[0]) {
+		return false
+	}
+	login, ok := access.BasicLogin(authorization[0])
+	if !ok || strings.HasPrefix(strings.ToLower(login), "service_") {
+		return false
+	}
+	_, known := directory.User(login)
+	return !known
 }
 
 // keepForeign gives a request back a credential that is not looked at here,

@@ -369,14 +369,15 @@ func TestObserveBesides(t *testing.T) {
 		{"nothing else", Handler{}, []row{
 			{"no rule", "GET", "/x", "none", 204, true}, {"any method", "PURGE", "/x", "none", 204, true}, {"a rule", "GET", "/v1/x", "reader", 204, true},
 			{"a deny", "GET", "/denied", "none", 403, false}, {"a deny in another case", "GET", "/DENIED/", "none", 403, false}, {"a deny over an allow", "GET", "/denied", "reader", 403, false},
-			{"nobody", "GET", "/x", "", 401, false}, {"wrong", "GET", "/x", "wrong", 401, false}, {"Bearer", "GET", "/x", "bearer", 401, false},
+			{"nobody", "GET", "/x", "", 401, false}, {"wrong", "GET", "/x", "wrong", 401, false}, {"Bearer", "GET", "/x", "bearer", 401, false}, {"a login of others", "GET", "/x", "foreign", 401, false},
 			{"ambiguous", "GET", "/x/../y", "none", 400, false}, {"CONNECT", "CONNECT", "/x", "none", 501, false}, {"TRACE", "TRACE", "/x", "none", 405, false},
 		}},
 		{"require_tls", Handler{RequireTLS: true}, []row{{"unencrypted", "GET", "/x", "none", 400, false}, {"nobody", "GET", "/x", "", 401, false}, {"denied", "GET", "/denied", "none", 400, false}}},
 		{"otherwise pass", Handler{Otherwise: "pass"}, []row{
 			{"nobody", "GET", "/x", "", 204, false}, {"nobody, denied to all", "GET", "/denied", "", 204, false}, {"no rule", "GET", "/x", "none", 204, true}, {"a deny", "GET", "/denied", "none", 403, false},
-			{"wrong", "GET", "/x", "wrong", 401, false}, {"another scheme", "GET", "/x", "bearer", 204, false},
+			{"wrong", "GET", "/x", "wrong", 401, false}, {"another scheme", "GET", "/x", "bearer", 204, false}, {"a login of others", "GET", "/x", "foreign", 204, false},
 		}},
+		{"otherwise pass unknown", Handler{Otherwise: "pass unknown"}, []row{{"a login of others", "GET", "/x", "foreign", 204, false}, {"wrong", "GET", "/x", "wrong", 401, false}}},
 		{"bearer", Handler{Bearer: true, Otherwise: "pass"}, []row{{"no rule", "GET", "/x", "bearer", 204, true}, {"a deny", "GET", "/denied", "bearer", 403, false}}},
 		{"public", Handler{Public: []string{"GET /x", "GET /denied", "GET /when when request.header('X-A') == 'b'"}}, []row{
 			{"nobody", "GET", "/x", "", 204, false}, {"somebody", "GET", "/x", "none", 204, false}, {"public wins over a deny", "GET", "/denied", "none", 204, false},
@@ -389,6 +390,7 @@ func TestObserveBesides(t *testing.T) {
 			{"below", "GET", "/_self/x", "none", 204, true},
 		}},
 		{"enforce", Handler{Mode: "enforce"}, []row{{"no rule", "GET", "/x", "none", 403, false}, {"a rule", "GET", "/v1/x", "reader", 204, true}}},
+		{"enforce, otherwise pass", Handler{Mode: "enforce", Otherwise: "pass"}, []row{{"a login of others", "GET", "/x", "foreign", 401, false}}},
 	} {
 		if tt.handler.Mode == "" {
 			tt.handler.Mode = "observe"
@@ -404,6 +406,8 @@ func TestObserveBesides(t *testing.T) {
 				who = g.reader
 			case "wrong":
 				who = credentials{g.none.id, g.reader.secret}
+			case "foreign":
+				who = credentials{"alice", "password"}
 			case "bearer":
 				header = append(header, "Authorization: Bearer "+g.none.secret)
 			}
@@ -412,7 +416,7 @@ func TestObserveBesides(t *testing.T) {
 				t.Errorf("%s, %s: got %d, passed %t, want %d", tt.name, row.name, w.Code, behind != nil, row.want)
 			}
 			id := behind.Get("X-Service-User-Id")
-			if (id != "") != row.identity || id == "evil" || strings.Contains(behind.Get("X-Service-User-Groups"), "admins") || behind.Get("Authorization") != "" {
+			if (id != "") != row.identity || id == "evil" || strings.Contains(behind.Get("X-Service-User-Groups"), "admins") || (behind.Get("Authorization") != "") != (row.who == "foreign" && row.want == 204) {
 				t.Errorf("%s, %s: went on as %q", tt.name, row.name, behind)
 			}
 		}
