@@ -64,7 +64,7 @@ func (s *server) try(t *testing.T, up *recorder, attempts []attempt) {
 		if a.path == "" {
 			a.path = "/x"
 		}
-		request := a.method + " " + a.path + " HTTP/1.1\r\nHost: app.example\r\nConnection: close\r\n"
+		request := a.method + " " + a.path + " HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
 		if a.header != "" {
 			request += strings.ReplaceAll(a.header, "\n", "\r\n") + "\r\n"
 		}

@@ -1,6 +1,15 @@
 package caddymodule
 
-import "testing"
+import (
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+)
 
 // TestServiceUserMatcher asks a site that answers with the matcher that a request
 // has met.
@@ -57,6 +66,121 @@ func TestServiceUserMatcher(t *testing.T) {
 		}
 		if early := got.Header.Get("X-Early"); early != "" {
 			t.Errorf("%s: a handler before service_users has matched", tt.name)
+		}
+	}
+}
+
+// runExample starts a file of examples/ in front of a recording upstream, with a
+// service user that may do everything.
+func runExample(t *testing.T, file string, env ...string) (*server, *recorder, credentials) {
+	t.Helper()
+	text, err := os.ReadFile("../examples/" + file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkFormat(t, file, text)
+	s := newServer(t, env...)
+	up := startRecorder(t, s.ports["UPSTREAM_PORT"])
+	withCaddyfile(s, string(text))
+	if out, errs, code := s.cli("lint", "--strict", filepath.Join(s.dir, "Caddyfile")); code != 0 {
+		t.Errorf("lint --strict %s: %s%s", file, out, errs)
+	}
+	s.mustCLI("group", "create", "everything", "--rule", "allow * /{rest...}")
+	return s, up, s.create("billing-sync", "--group", "everything", "--alias", "SERVICE-202")
+}
+
+// TestPeopleAndProgramsBasicAuth: a service user never meets basic_auth, and what
+// basic_auth refuses is no service user.
+func TestPeopleAndProgramsBasicAuth(t *testing.T) {
+	s, up, user := runExample(t, "people-and-programs-basic_auth.Caddyfile")
+	login := func(id, secret string) string { return "Authorization: " + basic(id, secret) }
+	s.try(t, up, []attempt{
+		{name: "a program", header: login(user.id, user.secret), status: 200, passes: true, has: "X-Service-User-Id: " + user.id, hasNot: "X-Person"},
+		{name: "a program by its alias", header: login("SERVICE-202", user.secret), status: 200, passes: true, has: "X-Service-User-Id: " + user.id},
+		{name: "a program that forges a person", header: login(user.id, user.secret) + "\nX-Person: alice", status: 200, passes: true, has: "X-Service-User-Id: " + user.id, hasNot: "X-Person"},
+		{name: "a person", header: login("alice", "change-me"), status: 200, passes: true, has: "X-Person: alice", hasNot: "X-Service-User"},
+		{name: "no password goes upstream", header: login("alice", "change-me"), status: 200, passes: true, hasNot: "Authorization"},
+		{name: "a person that forges a program", header: login("alice", "change-me") + "\nX-Service-User-Id: " + user.id, status: 200, passes: true, has: "X-Person: alice", hasNot: "X-Service-User"},
+		{name: "a wrong token", header: login(user.id, "x"), status: 401},
+		{name: "a token with a person's name", header: login("alice", user.secret), status: 401},
+		{name: "a person's password with an alias", header: login("SERVICE-202", "change-me"), status: 401},
+		{name: "a wrong password", header: login("alice", "x"), status: 401},
+		{name: "an unknown person", header: login("bob", "change-me"), status: 401},
+		{name: "a stranger", status: 401},
+		{name: "another scheme", header: "Authorization: Bearer " + user.secret, status: 401},
+	})
+	// Whose refusal it is: ours has a problem document.
+	for _, tt := range []struct {
+		who  credentials
+		ours bool
+	}{{credentials{}, false}, {credentials{"alice", "x"}, false}, {credentials{user.id, "x"}, true}, {credentials{"SERVICE-202", "x"}, true}} {
+		r := s.get("/x", tt.who)
+		if got := r.Header.Get("Content-Type") == "application/problem+json"; got != tt.ours || r.StatusCode != 401 {
+			t.Errorf("%s: got %d, refused by service_users %t, want 401, %t", tt.who.id, r.StatusCode, got, tt.ours)
+		}
+		if challenge := r.Header.Get("Www-Authenticate"); !strings.Contains(challenge, `Basic realm="example"`) {
+			t.Errorf("%s: got the challenge %q, want the same realm of both", tt.who.id, challenge)
+		}
+	}
+}
+
+// TestPeopleAndProgramsForwardAuth: an authenticator that knows people by a cookie
+// is asked about people alone.
+func TestPeopleAndProgramsForwardAuth(t *testing.T) {
+	var asked atomic.Int32
+	authenticator := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		if c, err := r.Cookie("session"); err == nil && c.Value == "of-alice" {
+			w.Header().Set("Remote-User", "alice")
+			return
+		}
+		http.Redirect(w, r, "https://login.example.com/", http.StatusFound)
+	}))
+	t.Cleanup(authenticator.Close)
+	_, port, _ := net.SplitHostPort(authenticator.Listener.Addr().String())
+	s, up, user := runExample(t, "people-and-programs-forward_auth.Caddyfile", "AUTH_PORT="+port)
+	ours, cookie := "Authorization: "+basic(user.id, user.secret), "Cookie: session=of-alice"
+
+	s.try(t, up, []attempt{
+		{name: "a program", header: ours, status: 200, passes: true, has: "X-Service-User-Id: " + user.id, hasNot: "Remote-User"},
+		{name: "a program that forges a person", header: ours + "\nRemote-User: alice", status: 200, passes: true, has: "X-Service-User-Id: " + user.id, hasNot: "Remote-User"},
+		{name: "a program with the session of a person", header: ours + "\n" + cookie, status: 200, passes: true, has: "X-Service-User-Id: " + user.id, hasNot: "Remote-User"},
+		{name: "a wrong token", header: "Authorization: " + basic(user.id, "x"), status: 401},
+		{name: "a wrong token with the session of a person", header: "Authorization: " + basic(user.id, "x") + "\n" + cookie, status: 401},
+		{name: "another login", header: "Authorization: " + basic("alice", "x"), status: 401},
+		{name: "ambiguous", path: "//x", status: 400},
+	})
+	if n := asked.Load(); n > 0 {
+		t.Errorf("the authenticator was asked %d times about programs, want never", n)
+	}
+	s.try(t, up, []attempt{
+		{name: "a person", header: cookie, status: 200, passes: true, has: "Remote-User: alice", hasNot: "X-Service-User"},
+		{name: "a person that forges", header: cookie + "\nRemote-User: boss\nX-Service-User-Id: " + user.id, status: 200, passes: true, has: "Remote-User: alice", hasNot: "X-Service-User"},
+		{name: "a stranger is sent to the login", status: 302},
+		{name: "a stranger that forges", header: "Remote-User: boss\nX-Service-User-Id: " + user.id, status: 302},
+		{name: "a token as Bearer", header: "Authorization: Bearer " + user.secret, status: 302},
+	})
+	if n := asked.Load(); n != 5 {
+		t.Errorf("the authenticator was asked %d times about people, want 5", n)
+	}
+}
+
+// TestMatchersThatAreWrong shows the harm that docs/people-and-programs.md tells of:
+// one matcher sends programs to the login of people, the other lets strangers in.
+func TestMatchersThatAreWrong(t *testing.T) {
+	login := httptest.NewServer(http.RedirectHandler("https://login.example.com/", http.StatusFound))
+	t.Cleanup(login.Close)
+	for matcher, want := range map[string]struct{ program, stranger int }{
+		"not service_user":                     {200, 302},
+		"not header Authorization Basic*":      {302, 302},
+		`expression {http.auth.user.id} == ""`: {200, 200},
+	} {
+		s, _, user := withUpstream(t, guarded("", "otherwise pass", "\t@people "+matcher+"\n\tforward_auth @people "+login.Listener.Addr().String()+" {\n\t\turi /\n\t}"))
+		if got := s.get("/x", user).StatusCode; got != want.program {
+			t.Errorf("%s: got %d for a program, want %d", matcher, got, want.program)
+		}
+		if got := s.get("/x", credentials{}).StatusCode; got != want.stranger {
+			t.Errorf("%s: got %d for a stranger, want %d", matcher, got, want.stranger)
 		}
 	}
 }
