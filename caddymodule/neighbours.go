@@ -309,8 +309,11 @@ func (w *walk) unknownUpstream(module any, in flow) {
 		return
 	}
 	w.keepOriginals(in.guard)
-	for _, list := range members(tree(configuration(module)), "split_path") {
-		w.split(in.guard, texts(list))
+	var php struct {
+		SplitPath []string `json:"split_path"`
+	}
+	if _ = json.Unmarshal([]byte(configuration(module)), &php); php.SplitPath != nil { // FrankenPHP's php_server, for one
+		w.split(in.guard, php.SplitPath)
 	}
 }
 
@@ -381,6 +384,24 @@ func (w *walk) basicAuth(h *caddyauth.Authentication, in flow) {
 	}
 }
 
+// souin is the part of the configuration of Souin's cache that decides about us.
+type souin struct {
+	Configuration struct {
+		DefaultCache struct {
+			Key               cacheKey `json:"key"`
+			Mode              string   `json:"mode"`
+			DisableCoalescing bool     `json:"disable_coalescing"`
+		}
+		CacheKeys map[string]cacheKey `json:"cache_keys"` // of some paths
+	}
+}
+
+// cacheKey is the key of answers in a cache. With a template it ignores headers.
+type cacheKey struct {
+	Template string   `json:"template"`
+	Headers  []string `json:"headers"`
+}
+
 // cache follows a cache. Before a guard it must not give the answer to one service
 // user to everybody; behind a guard its key must hold the identity. Only the
 // configuration of Souin (http.handlers.cache) is understood.
@@ -388,12 +409,12 @@ func (w *walk) cache(name, text string, out *flow) {
 	if !out.reached {
 		return
 	}
-	config := members(tree(text), "Configuration")
-	headers, templates := cacheKeys(config)
-	mode := members(config, "mode")
+	var c souin
+	_ = json.Unmarshal([]byte(text), &c) // another cache has none of this
+	standard := c.Configuration.DefaultCache
+	keys := slices.AppendSeq([]cacheKey{standard.Key}, maps.Values(c.Configuration.CacheKeys))
 	f := w.here(true, "%s before service_users can give the answer to one service user to everybody: put it behind service_users, with the identity header in its key, or give Souin's cache the option disable_coalescing, no mode bypass or bypass_request, and no Authorization in its keys", name)
-	if len(config) > 0 && slices.Equal(members(config, "disable_coalescing"), []any{true}) && !slices.Contains(mode, any("bypass")) && !slices.Contains(mode, any("bypass_request")) &&
-		!strings.Contains(strings.ToLower(fmt.Sprint(headers, templates)), "authorization") {
+	if standard.DisableCoalescing && standard.Mode != "bypass" && standard.Mode != "bypass_request" && !strings.Contains(strings.ToLower(fmt.Sprint(keys)), "authorization") {
 		f.message = ""
 	}
 	w.caches = append(w.caches, f)
@@ -402,46 +423,24 @@ func (w *walk) cache(name, text string, out *flow) {
 		return
 	}
 	names := identityNames(w.guards[out.guard-1])
-	inHeaders := func(list []string) bool {
-		return slices.ContainsFunc(list, func(header string) bool { return slices.Contains(names, http.CanonicalHeaderKey(header)) })
+	if standard.Key.Template != "" {
+		keys = keys[:1] // it wins over the others
 	}
-	inTemplate := func(template string) bool {
-		return strings.Contains(template, "{http.auth.user.id}") || strings.Contains(template, "{http.auth.user.token_id}") ||
-			slices.ContainsFunc(names, func(name string) bool {
-				return strings.Contains(strings.ToLower(template), "{http.request.header."+strings.ToLower(name)+"}")
-			})
-	}
-	for i := range headers {
-		switch template := templates[i]; {
-		case template != "" && inTemplate(template):
-			if i == 0 {
-				return // it wins over the other keys
-			}
-		case template != "" || !inHeaders(headers[i]):
-			w.add(true, "the key of %s behind service_users lacks the identity, so the answer to one service user would be given to another; add it to the key, as in \"key { headers %s }\" of Souin's cache", name, slices.Concat(names, []string{"X-Service-User-Id"})[0])
-			return
-		}
+	if slices.ContainsFunc(keys, func(key cacheKey) bool { return !key.holds(names) }) {
+		w.add(true, "the key of %s behind service_users lacks the identity, so the answer to one service user would be given to another; add it to the key, as in \"key { headers %s }\" of Souin's cache", name, append(names, "X-Service-User-Id")[0])
 	}
 }
 
-// cacheKeys returns the headers and the template of each key in the configuration
-// of Souin; the first is that of all requests without one of their own. A key with
-// a template does not look at headers.
-func cacheKeys(config []any) (headers [][]string, templates []string) {
-	keys := members(members(config, "DefaultCache"), "key")
-	if len(keys) == 0 {
-		keys = []any{nil} // not understood: it holds nothing
+// holds reports whether a key tells service users apart: by one of these identity
+// headers, or by a placeholder.
+func (k cacheKey) holds(names []string) bool {
+	if k.Template == "" {
+		return slices.ContainsFunc(k.Headers, func(header string) bool { return slices.Contains(names, http.CanonicalHeaderKey(header)) })
 	}
-	for _, special := range members(config, "cache_keys") {
-		byPattern, _ := special.(map[string]any)
-		keys = slices.AppendSeq(keys, maps.Values(byPattern))
-	}
-	for _, key := range keys {
-		object, _ := key.(map[string]any)
-		template, _ := object["template"].(string)
-		headers, templates = append(headers, texts(object["headers"])), append(templates, template)
-	}
-	return headers, templates
+	return strings.Contains(k.Template, "{http.auth.user.id}") || strings.Contains(k.Template, "{http.auth.user.token_id}") ||
+		slices.ContainsFunc(names, func(name string) bool {
+			return strings.Contains(strings.ToLower(k.Template), "{http.request.header."+strings.ToLower(name)+"}")
+		})
 }
 
 // risk orders caches: 0 is none, 1 one that is safe before a guard, 2 one that is not.
@@ -453,16 +452,6 @@ func (w *walk) risk(n int) int {
 		return 1
 	}
 	return 2
-}
-
-// worstCache returns a cache that was met, one that is not safe before a guard if
-// there is one.
-func (w *walk) worstCache() int {
-	unsafe := slices.IndexFunc(w.caches, func(f finding) bool { return f.message != "" })
-	if unsafe >= 0 {
-		return unsafe + 1
-	}
-	return len(w.caches)
 }
 
 // identityNames returns the headers of a handler that tell service users apart.
@@ -529,7 +518,9 @@ func (w *walk) namesIdentity(handler any, text string) bool {
 			return false
 		}
 	case *headers.Handler, *reverseproxy.Handler:
-		text = configuration(withoutLate(tree(text)))
+		var tree any
+		_ = json.Unmarshal([]byte(text), &tree)
+		text = configuration(withoutLate(tree))
 	}
 	folded := foldName(text)
 	return strings.Contains(text, "{http.auth.user.") || strings.Contains(text, "{http.service_users.") ||
@@ -859,40 +850,4 @@ func configuration(module any) string {
 		return ""
 	}
 	return string(text)
-}
-
-// tree decodes JSON. Text that is none is nil.
-func tree(text string) (v any) {
-	_ = json.Unmarshal([]byte(text), &v)
-	return v
-}
-
-// members returns the values of all object members of a name, at any depth, that
-// are not empty.
-func members(v any, name string) (list []any) {
-	switch v := v.(type) {
-	case map[string]any:
-		for _, key := range slices.Sorted(maps.Keys(v)) {
-			if value := v[key]; key == name && value != nil {
-				list = append(list, value)
-			}
-			list = append(list, members(v[key], name)...)
-		}
-	case []any:
-		for _, element := range v {
-			list = append(list, members(element, name)...)
-		}
-	}
-	return list
-}
-
-// texts returns the strings of a list.
-func texts(v any) (list []string) {
-	elements, _ := v.([]any)
-	for _, element := range elements {
-		if text, ok := element.(string); ok {
-			list = append(list, text)
-		}
-	}
-	return list
 }

@@ -361,22 +361,11 @@ func (w *walk) invoke(name string, in flow) flow {
 	key.in.guard, key.in.rewrite, key.in.reader, key.in.cache = min(in.guard, 1), w.certainty(in.rewrite), min(in.reader, 1), w.risk(in.cache)
 	if known := w.invoked[key]; known != nil {
 		w.connect(known.in.guard, in.guard)
-		out := known.out
-		switch {
-		case !in.reached:
-			return flow{}
-		case known.open: // a circle: anything may have happened on the way
+		if known.open && in.reached { // a circle: anything may have happened on the way
 			w.keepOriginals(in.guard)
-			return flow{reached: true, raw: true, judged: true, known: true, cache: w.worstCache(), nested: true, carries: true, guard: in.guard}
+			return flow{reached: true, raw: true, judged: true, known: true, cache: len(w.caches), nested: true, carries: true, guard: in.guard}
 		}
-		for _, n := range []struct{ out, before, now *int }{
-			{&out.guard, &known.in.guard, &in.guard}, {&out.rewrite, &known.in.rewrite, &in.rewrite}, {&out.reader, &known.in.reader, &in.reader}, {&out.cache, &known.in.cache, &in.cache},
-		} {
-			if *n.out == *n.before {
-				*n.out = *n.now
-			}
-		}
-		return out
+		return known.out
 	}
 	here := &invoked{in: in, open: true}
 	w.invoked[key] = here
