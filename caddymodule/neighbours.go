@@ -66,7 +66,7 @@ func newOurHandlers(a *App) *ourHandlers {
 // actorBit returns the bit of an actor header. Beyond 64 different ones there is
 // none, and the door stays unproven.
 func (o *ourHandlers) actorBit(name string) uint64 {
-	return 1 << slices.Index(o.actors, http.CanonicalHeaderKey(name))
+	return 1 << uint(slices.Index(o.actors, http.CanonicalHeaderKey(name)))
 }
 
 func (o *ourHandlers) numberOf(h *Handler) int {
@@ -175,7 +175,7 @@ func (w *walk) guard(h *Handler, in flow) flow {
 		return out
 	}
 	out.judged, out.known, out.certain, out.rewrite = true, true, true, 0
-	out.stranger = h.Otherwise == "pass" && !in.asked
+	out.stranger = h.Otherwise != "" && !in.asked
 	return out
 }
 
@@ -378,7 +378,7 @@ func (w *walk) basicAuth(h *caddyauth.Authentication, in flow) {
 		if in.stranger {
 			who = "no service user in"
 		}
-		w.add(false, "basic_auth behind service_users lets %s: service_users has removed Authorization; remove basic_auth, or let people and service users in side by side with \"otherwise pass\" and \"basic_auth @people\", where @people is \"not service_user\"", who)
+		w.add(false, "basic_auth behind service_users lets %s: service_users has removed Authorization; remove basic_auth, or let people and service users in side by side with \"otherwise pass unknown\" and \"basic_auth @people\", where @people is \"not service_user\"", who)
 	case in.stripped:
 		w.add(false, "basic_auth behind \"service_users sanitize\" lets nobody in: Authorization has been removed; put \"service_users sanitize\" behind it, in a route block")
 	}
