@@ -164,7 +164,7 @@ func TestActorHeader(t *testing.T) {
 	const forwardAuth = "forward_auth AUTH {\n uri /\n copy_headers Remote-User\n}\n"
 	const door = "service_users_admin {\n admins alice\n actor_header Remote-User\n}\n"
 
-	s := startServer(t, caddyfile(forwardAuth+door))
+	s := startServer(t, caddyfile(forwardAuth+"handle {\n"+door+"}\n")) // a block changes nothing
 	for _, tt := range []struct {
 		name   string
 		header []string
@@ -185,7 +185,7 @@ func TestActorHeader(t *testing.T) {
 		"a matcher before it":     "@some path /x\n" + strings.Replace(forwardAuth, "forward_auth", "forward_auth @some", 1) + door,
 		"another header":          strings.Replace(forwardAuth, "copy_headers Remote-User", "copy_headers X-Other", 1) + door,
 		"something between":       "route {\n" + forwardAuth + "request_header Remote-User alice\n" + door + "}\n",
-		"in another block":        forwardAuth + "handle {\n" + door + "}\n",
+		"in a block for others":   forwardAuth + "handle /x {\n" + forwardAuth + "}\nhandle {\n vars a b\n" + door + "}\n",
 		"a handler that is none":  "reverse_proxy /x AUTH\n" + door,
 		"in the error route only": "handle_errors {\n" + door + "}\n",
 	} {
