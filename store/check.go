@@ -23,6 +23,7 @@ type CheckReport struct {
 	Contents
 	Tables   map[string]int64 // how many rows each has
 	Findings []string         // what is damaged, and what to do about it; none is well
+	Names    []string         // names of service users from before the rules for them; they stay valid
 }
 
 // maxFindings bounds a report: a page that is lost shows in very many rows.
@@ -291,11 +292,18 @@ func (c *checker) list(id, what, text string) {
 }
 
 func (c *checker) users() {
-	c.each("the table service_users", `SELECT id, role, teams, labels, allowed_ips FROM service_users ORDER BY id`, func(rows *sql.Rows) error {
-		var id, teams, labels, allowed string
+	c.each("the table service_users", `SELECT id, role, teams, labels, allowed_ips, name, name_key, deleted_at FROM service_users ORDER BY id`, func(rows *sql.Rows) error {
+		var id, teams, labels, allowed, name, key string
 		var role access.Role
-		if err := rows.Scan(&id, &role, &teams, &labels, &allowed); err != nil {
+		var deleted int64
+		if err := rows.Scan(&id, &role, &teams, &labels, &allowed, &name, &key, &deleted); err != nil {
 			return err
+		}
+		if err := checkNewName(name); err != nil && deleted == 0 {
+			c.named("%s: the name %q is from before the rules for names, and stays valid: %v; rename the service user", id, name, err)
+		}
+		if key != nameKey(name) {
+			c.named("%s: the store does not know what the name %q reads like; rename the service user", id, name)
 		}
 		if !role.Valid() {
 			c.found("%s: the role %q is none; write it anew, or %s", id, role, mendByRestore)
@@ -306,6 +314,23 @@ func (c *checker) users() {
 		c.damaged(id, "allowed addresses", err)
 		return nil
 	})
+	c.each("the table service_users", `
+		SELECT a.id, a.name, b.id, b.name FROM service_users a JOIN service_users b ON b.name_key = a.name_key AND b.id > a.id
+		WHERE a.deleted_at = 0 AND b.deleted_at = 0 AND a.name_key <> '' ORDER BY b.id, a.id`, func(rows *sql.Rows) error {
+		var id, name, other, otherName string
+		err := rows.Scan(&id, &name, &other, &otherName)
+		if err == nil {
+			c.named("%s: the name %q reads like %q of %s; both stay valid; rename one", other, otherName, name, id)
+		}
+		return err
+	})
+}
+
+// named reports a name that a new service user would not get.
+func (c *checker) named(format string, args ...any) {
+	if len(c.Names) < maxFindings {
+		c.Names = append(c.Names, strings.ReplaceAll(fmt.Sprintf(format, args...), "\n", " "))
+	}
 }
 
 func (c *checker) tokens() {

@@ -15,6 +15,7 @@ type UserQuery struct {
 	Team    string // "" is any
 	Status  string // "active", "inactive" or "expired"; "" is any
 	Deleted bool   // tombstones instead
+	Creator string // the name of the [Actor] that made it, or of a service user that is this one; "" is any
 	Sort    string // one of UserSorts, with "-" before it for descending; "" is "-created_at"
 
 	After  *Place                           // only those behind this place in the order
@@ -79,6 +80,19 @@ func (t *tx) listUsers(q UserQuery) (list []ServiceUser, more bool, err error) {
 	if q.Team != "" {
 		where = append(where, hasTeam(arg(toJSON(q.Team))))
 	}
+	visible := "TRUE"
+	if scope := t.by.Scope; scope != nil {
+		teams := []string{"FALSE"}
+		for _, team := range scope.Teams {
+			teams = append(teams, hasTeam(arg(toJSON(team))))
+		}
+		visible = "(" + strings.Join(teams, " OR ") + ")"
+		where = append(where, visible)
+	}
+	if q.Creator != "" { // a manager learns no name of one that it does not see
+		creator := arg(q.Creator)
+		where = append(where, `(created_by = `+creator+` OR created_by IN (SELECT id FROM service_users WHERE name = `+creator+` AND `+visible+`))`)
+	}
 	now := arg(t.now.Unix())
 	switch q.Status {
 	case "active":
@@ -97,13 +111,6 @@ func (t *tx) listUsers(q UserQuery) (list []ServiceUser, more bool, err error) {
 			any = append(any, `LOWER(`+column+`) LIKE LOWER(`+pattern+`) ESCAPE '!'`)
 		}
 		where = append(where, "("+strings.Join(any, " OR ")+")")
-	}
-	if scope := t.by.Scope; scope != nil {
-		teams := []string{"FALSE"}
-		for _, team := range scope.Teams {
-			teams = append(teams, hasTeam(arg(toJSON(team))))
-		}
-		where = append(where, "("+strings.Join(teams, " OR ")+")")
 	}
 	field, down := strings.CutPrefix(q.Sort, "-")
 	if q.Sort == "" {

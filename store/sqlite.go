@@ -73,6 +73,10 @@ var upgrades = []string{
 		rules             = (SELECT COUNT(*) FROM rules),
 		group_permissions = (SELECT COUNT(*) FROM group_permissions),
 		members           = (SELECT COUNT(*) FROM members);` + counts,
+	// 5: names that read alike.
+	`ALTER TABLE service_users ADD COLUMN name_key TEXT NOT NULL DEFAULT '';
+	UPDATE service_users SET name_key = service_user_name_key(name);
+	CREATE INDEX service_users_name_key ON service_users (name_key) WHERE deleted_at = 0;`,
 }
 
 // schemaVersion is the version that this program reads and writes.

@@ -79,8 +79,10 @@ func checkText(field, s string, limit int) error {
 }
 
 func (u *ServiceUser) check(now time.Time, before *ServiceUser) error {
-	if err := checkName("name", u.Name); err != nil {
-		return err
+	if before == nil || u.Name != before.Name {
+		if err := checkNewName(u.Name); err != nil {
+			return err
+		}
 	}
 	for _, f := range []struct {
 		field, value string
