@@ -15,7 +15,7 @@ import (
 
 // query brings what was asked for into the form of the store.
 func (q *UserListQuery) query(now time.Time) (out store.UserQuery, err error) {
-	out = store.UserQuery{Name: q.Name, Search: q.Q, Role: q.Role, Team: q.Team, Status: q.Status, Sort: q.Sort}
+	out = store.UserQuery{Name: q.Name, Search: q.Q, Role: q.Role, Team: q.Team, Status: q.Status, Sort: q.Sort, Creator: q.CreatedBy}
 	if out.Limit, err = q.limit(); err != nil {
 		return out, err
 	}
@@ -64,7 +64,7 @@ type cursor struct {
 
 // digest tells one list from another.
 func (q *UserListQuery) digest() string {
-	text, _ := json.Marshal([]string{q.Sort, q.Name, q.Q, q.Role, q.Team, q.Status, q.Filter, q.Deleted}) // strings always can be
+	text, _ := json.Marshal([]string{q.Sort, q.Name, q.Q, q.Role, q.Team, q.Status, q.Filter, q.Deleted, q.CreatedBy}) // strings always can be
 	sum := sha256.Sum256(text)
 	return hex.EncodeToString(sum[:8])
 }

@@ -296,14 +296,15 @@ type NamedListQuery struct {
 // UserListQuery chooses and sorts service users. Together, its parts narrow.
 type UserListQuery struct {
 	NamedListQuery
-	Q       string `query:"q"`       // stands in the name, display name, alias, owner, description or id
-	Role    string `query:"role"`    // admin, manager, member
-	Team    string `query:"team"`    // exactly this team
-	Status  string `query:"status"`  // active, inactive, expired
-	Sort    string `query:"sort"`    // name, role, created_at, last_active_at; "-" before it is descending; default -created_at
-	Filter  string `query:"filter"`  // CEL over obj, such as obj.role == "admin" && obj.created_at > timestamp("2026-01-01T00:00:00Z")
-	Cursor  string `query:"cursor"`  // from next_page_uri, of the same sort and filters
-	Deleted string `query:"deleted"` // "true": tombstones instead
+	Q         string `query:"q"`          // stands in the name, display name, alias, owner, description or id
+	Role      string `query:"role"`       // admin, manager, member
+	Team      string `query:"team"`       // exactly this team
+	Status    string `query:"status"`     // active, inactive, expired
+	Sort      string `query:"sort"`       // name, role, created_at, last_active_at; "-" before it is descending; default -created_at
+	Filter    string `query:"filter"`     // CEL over obj, such as obj.role == "admin" && obj.created_at > timestamp("2026-01-01T00:00:00Z")
+	Cursor    string `query:"cursor"`     // from next_page_uri, of the same sort and filters
+	Deleted   string `query:"deleted"`    // "true": tombstones instead
+	CreatedBy string `query:"created_by"` // who made it: "local", "human:NAME", or the id or name of a service user
 }
 
 // DeletedQuery asks for a tombstone as well.

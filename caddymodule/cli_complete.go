@@ -80,9 +80,10 @@ var argumentValues = map[string]values{
 
 var flagValues = map[string]values{
 	"group": groupNames, "permission": permissionKeys, "token": tokenIDs,
-	"role":   words(string(access.Member), string(access.Manager), string(access.Admin)),
-	"mode":   words(string(access.Enforce), string(access.Observe)),
-	"output": words(string(outputTable), string(outputJSON), string(outputCSV)),
+	"created-by": userNames,
+	"role":       words(string(access.Member), string(access.Manager), string(access.Admin)),
+	"mode":       words(string(access.Enforce), string(access.Observe)),
+	"output":     words(string(outputTable), string(outputJSON), string(outputCSV)),
 }
 
 func words(list ...string) values {

@@ -112,6 +112,8 @@ func TestActors(t *testing.T) {
 	s.mustCLI("group", "add", "readers", "ops")
 	s.create("other", "--group", "writers", "--team", "finance")
 
+	narrowed := credentials{admin.id, strings.Fields(s.mustCLI("token", "create", "ops", "--group", "readers"))[3]}
+
 	login := func(name string) string { return "X-Test-Login: " + name }
 	for _, tt := range []struct {
 		name               string
@@ -125,6 +127,8 @@ func TestActors(t *testing.T) {
 		{"nobody", "GET", "/service_users", "", credentials{}, "", 401},
 		{"an admin by Basic", "GET", "/service_users", "", admin, "", 200},
 		{"a member by Basic", "GET", "/service_users", "", member, "", 403},
+		{"an admin by a narrowed token", "GET", "/service_users", "", narrowed, "", 403},
+		{"an admin by a narrowed token, as a Bearer", "GET", "/service_users", "", credentials{}, "Authorization: Bearer " + narrowed.secret, 403},
 		{"a person who manages", "POST", "/service_users", `{"name":"new","teams":["finance"],"permission_groups":[]}`, credentials{}, login("carol"), 201},
 		{"outside of the team", "POST", "/service_users", `{"name":"new2","teams":["legal"]}`, credentials{}, login("carol"), 403},
 		{"a role", "POST", "/service_users", `{"name":"new3","teams":["finance"],"role":"admin"}`, credentials{}, login("carol"), 403},
@@ -145,6 +149,9 @@ func TestActors(t *testing.T) {
 	}
 	if got := s.get("/service_users", admin); got.StatusCode != 200 {
 		t.Errorf("an admin behind the handler: got %d, want 200: %s", got.StatusCode, got.body)
+	}
+	if got := s.get("/service_users", narrowed); got.StatusCode != 403 || !strings.Contains(got.body, "narrowed") {
+		t.Errorf("a narrowed token of an admin behind the handler: got %d, want 403 that says why: %s", got.StatusCode, got.body)
 	}
 }
 

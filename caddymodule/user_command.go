@@ -150,8 +150,8 @@ func (c *cli) userCommands(root *cobra.Command) {
 
 // listFlags choose and sort service users.
 type listFlags struct {
-	search, role, team, status, sort, filter string
-	deleted                                  bool
+	search, role, team, status, sort, filter, createdBy string
+	deleted                                             bool
 }
 
 func (f *listFlags) register(cmd *cobra.Command) {
@@ -160,6 +160,7 @@ func (f *listFlags) register(cmd *cobra.Command) {
 	flags.StringVar(&f.role, "role", "", "only this role: admin, manager or member")
 	flags.StringVar(&f.team, "team", "", "only this team")
 	flags.StringVar(&f.status, "status", "", "only active, inactive or expired ones")
+	flags.StringVar(&f.createdBy, "created-by", "", "only what this one made: the name or id of a service user, human:NAME, or local")
 	flags.StringVar(&f.sort, "sort", "", "by name, role, created_at or last_active_at; \"-\" before it is descending")
 	flags.StringVar(&f.filter, "filter", "", "a CEL expression over obj, such as 'obj.created_at > timestamp(\"2030-01-01T00:00:00Z\")'")
 	flags.BoolVar(&f.deleted, "deleted", false, "those that are deleted and can be brought back")
@@ -168,7 +169,7 @@ func (f *listFlags) register(cmd *cobra.Command) {
 // query is the query of the list, with its "?"; "" when nothing was chosen.
 func (f *listFlags) query() string {
 	query := url.Values{}
-	for name, value := range map[string]string{"q": f.search, "role": f.role, "team": f.team, "status": f.status, "sort": f.sort, "filter": f.filter} {
+	for name, value := range map[string]string{"q": f.search, "role": f.role, "team": f.team, "status": f.status, "sort": f.sort, "filter": f.filter, "created_by": f.createdBy} {
 		if value != "" {
 			query.Set(name, value)
 		}
