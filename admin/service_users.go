@@ -9,14 +9,18 @@ import (
 )
 
 // createServiceUser makes a service user, together with a first token unless
-// create_token is false. The secret of the token is only in this answer.
+// create_token is false. The secret of the token is only in this answer. For clients of
+// the ngrok API, at /bot_users or with the header Ngrok-Version, create_token is false
+// by default: that API has no token there, so such a client would drop the secret and
+// leave the token alive.
 func (a *API) createServiceUser(c *call, in NewServiceUser) (ServiceUser, error) {
 	u := store.ServiceUser{Active: true}
 	if err := in.apply(&u); err != nil {
 		return ServiceUser{}, err
 	}
 	var token *store.NewToken
-	if !in.CreateToken.Set || in.CreateToken.Value {
+	foreign := len(c.Header.Values("Ngrok-Version")) > 0 || c.collection() == "/bot_users"
+	if in.CreateToken.Value || !in.CreateToken.Set && !foreign {
 		token = new(store.NewToken)
 	}
 	u, issued, err := a.store.CreateServiceUser(c.Context(), c.by, u, token)

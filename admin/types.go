@@ -63,7 +63,7 @@ type ServiceUserInput struct {
 // NewServiceUser is the body of a create.
 type NewServiceUser struct {
 	ServiceUserInput
-	CreateToken Opt[bool] `json:"create_token,omitzero"` // default true: issue a first token with it
+	CreateToken Opt[bool] `json:"create_token,omitzero"` // issue a first token with it; default true, but false at /bot_users and with the header Ngrok-Version
 }
 
 // ServiceUser is a service user as REST shows it.
