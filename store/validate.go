@@ -27,7 +27,7 @@ const (
 	maxCatalogue  = 2000 // permissions
 	maxGranted    = 500  // rules of a permission
 	maxLiveTokens = 100  // per service user
-	maxRotations  = 100  // within an hour, of a service user by itself
+	maxRotations  = 10   // within an hour, of a token and its successors by their service user
 )
 
 var (
