@@ -35,6 +35,7 @@ type API struct {
 	recall *access.Recall
 	log    *zap.Logger
 	mux    *http.ServeMux
+	heavy  turns // of requests that may take a core for seconds
 }
 
 // New returns the API over a store. recall is what the data path remembers of its

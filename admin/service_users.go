@@ -71,9 +71,16 @@ func (a *API) listBotUsers(c *call, q UserListQuery) (BotUserList, error) {
 }
 
 func (a *API) listUsers(c *call, q UserListQuery) ([]ServiceUser, Page, error) {
-	chosen, err := q.query(a.store.Now())
+	chosen, err := q.query(c.Context(), a.store.Now())
 	if err != nil {
 		return nil, Page{}, err
+	}
+	if chosen.Filter != nil {
+		done, err := a.heavy.take(c.Context(), c.by.Name)
+		if err != nil {
+			return nil, Page{}, err
+		}
+		defer done()
 	}
 	users, more, err := a.store.ServiceUsers(c.Context(), c.by, chosen)
 	if err != nil {
