@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/http"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -30,12 +31,12 @@ type StoreReport struct {
 	ServiceUsers int64            `json:"service_users"` // how many there are
 	Head         string           `json:"head"`          // the last record of the audit trail, SEQ:HASH
 	Tables       map[string]int64 `json:"tables"`        // how many rows each has
-	Findings     []string         `json:"findings"`      // what is damaged, then names from before the rules for them, and what to do about it
+	Findings     []string         `json:"findings"`      // damage, and what to do about it; then values that could be written once and cannot be today, which a restore takes
 }
 
 // ShowReport brings a report into the form of the API.
 func ShowReport(r store.CheckReport) StoreReport {
-	findings := append(append([]string{}, r.Findings...), r.Names...)
+	findings := slices.Concat([]string{}, r.Findings, r.Notes)
 	out := StoreReport{len(findings) == 0, r.Schema, r.Revision, r.ServiceUsers, r.Head.String(), r.Tables, findings}
 	if out.Tables == nil {
 		out.Tables = map[string]int64{}

@@ -118,23 +118,23 @@ func TestOlderNames(t *testing.T) {
 		t.Errorf("findings: got %q, want none", report.Findings)
 	}
 	says := func(name, text string) bool {
-		return slices.ContainsFunc(report.Names, func(f string) bool {
+		return slices.ContainsFunc(report.Notes, func(f string) bool {
 			return strings.HasPrefix(f, named[name].ID+": ") && strings.Contains(f, text)
 		})
 	}
 	for _, name := range odd {
-		if !says(name, "is from before the rules") {
-			t.Errorf("%+q: got %q, want it among the names", name, report.Names)
+		if !says(name, "it was right when it was written") {
+			t.Errorf("%+q: got %q, want it among the names", name, report.Notes)
 		}
 	}
 	for _, name := range alike {
 		if !says(name, `reads like "root" of `+named["root"].ID) {
-			t.Errorf("%+q: got %q, want that it reads like root", name, report.Names)
+			t.Errorf("%+q: got %q, want that it reads like root", name, report.Notes)
 		}
 	}
 	for _, name := range []string{"root", "straße", "billing-sync"} {
 		if says(name, "") {
-			t.Errorf("%+q: got %q, want that there is nothing about it", name, report.Names)
+			t.Errorf("%+q: got %q, want that there is nothing about it", name, report.Notes)
 		}
 	}
 
@@ -160,8 +160,8 @@ func TestOlderNames(t *testing.T) {
 	}
 	must(s.UpdateServiceUser(ctx, alice, named["root"].ID, 0, func(u *ServiceUser) error { u.Name = "rOOT"; return nil }))
 	report = must(s.Check(ctx, Local, AuditHead{}))
-	if len(report.Names) != len(odd) {
-		t.Errorf("after the renames: got %q, want %d", report.Names, len(odd))
+	if len(report.Notes) != len(odd) {
+		t.Errorf("after the renames: got %q, want %d", report.Notes, len(odd))
 	}
 
 	// A backup with such names is restored.
@@ -182,13 +182,13 @@ func TestLostNameKey(t *testing.T) {
 	mustDo(w.Close())
 	sqliteFile(t, w.path, `UPDATE service_users SET name_key = 'x'`)
 	w.Store = open(t, w.path, w.opts)
-	if report := must(w.Check(ctx, Local, AuditHead{})); len(report.Findings) > 0 || len(report.Names) == 0 || !strings.Contains(report.Names[0], w.user.ID) {
-		t.Errorf("got %q, %q, want no damage and the name", report.Findings, report.Names)
+	if report := must(w.Check(ctx, Local, AuditHead{})); len(report.Findings) > 0 || len(report.Notes) == 0 || !strings.Contains(report.Notes[0], w.user.ID) {
+		t.Errorf("got %q, %q, want no damage and the name", report.Findings, report.Notes)
 	}
 	for _, u := range must(first(w.page(ctx, Local, userPage{Limit: 100}))) {
 		must(w.UpdateServiceUser(ctx, alice, u.ID, 0, func(u *ServiceUser) error { u.Owner = "somebody"; return nil }))
 	}
-	if report := must(w.Check(ctx, Local, AuditHead{})); len(report.Names) > 0 {
-		t.Errorf("after a change: got %q, want nothing", report.Names)
+	if report := must(w.Check(ctx, Local, AuditHead{})); len(report.Notes) > 0 {
+		t.Errorf("after a change: got %q, want nothing", report.Notes)
 	}
 }
