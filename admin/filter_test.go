@@ -122,6 +122,23 @@ func TestFilterBudget(t *testing.T) {
 	}
 }
 
+// Who may make a request is looked for no longer than its client waits.
+func TestWhoCanEnds(t *testing.T) {
+	a := manyUsers(t, 10)
+	for _, gone := range []bool{false, true} {
+		ctx, cancel := context.WithCancel(t.Context())
+		if gone {
+			cancel()
+		}
+		w := httptest.NewRecorder()
+		a.Serve(w, httptest.NewRequestWithContext(ctx, "GET", "/service_users/who_can?method=GET&url=/a", nil), store.Local)
+		if (w.Code == 200) == gone {
+			t.Errorf("gone: %t: got %d", gone, w.Code)
+		}
+		cancel()
+	}
+}
+
 // cpu is how much time of a core the process has used.
 func cpu() time.Duration {
 	var used syscall.Rusage
