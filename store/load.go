@@ -155,7 +155,7 @@ func (s *Store) leadsTo(ctx context.Context, q *sql.Tx, p, next position) error 
 	case err != nil && !errors.Is(err, sql.ErrNoRows):
 		return fmt.Errorf("reading the audit trail: %w", err)
 	case hash != p.hash || next.revision <= p.revision:
-		return fmt.Errorf("%w: the database is an older or another one: its revision %d does not follow revision %d, which is in force; put the newer one back, or, if you have restored it on purpose, stop Caddy, run: caddy service-user accept-older --store %s, and start it again", ErrOlder, next.revision, p.revision, shellWord(s.path))
+		return fmt.Errorf("%w: the database is an older or another one: its revision %d does not follow revision %d, which is in force; put the newer one back, or, if you have restored it on purpose, stop Caddy, run: caddy service-user accept-older --store %s, and start it again", ErrOlder, next.revision, p.revision, ShellWord(s.path))
 	}
 	return nil
 }

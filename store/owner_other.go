@@ -8,4 +8,4 @@ func giveTo(*os.File, string) error { return nil }
 
 func ownNote(string) bool { return true }
 
-func giveNote(path string) string { return "icacls " + shellWord(path+".seen") + " /reset" }
+func giveNote(path string) string { return "icacls " + ShellWord(path+".seen") + " /reset" }

@@ -61,7 +61,7 @@ func ownNote(path string) bool {
 
 // giveNote is the command that makes the note readable for the owner of the store.
 func giveNote(path string) string {
-	note := shellWord(path + ".seen")
+	note := ShellWord(path + ".seen")
 	owner := ownerOf(path)
 	if owner == nil {
 		return "chmod 600 " + note

@@ -132,7 +132,7 @@ func (s *Store) takeUp(ctx context.Context, db *sql.DB) error {
 		}
 		return nil
 	}
-	again := fmt.Sprintf("if you have restored it on purpose, run: caddy service-user accept-older --store %s", shellWord(s.path))
+	again := fmt.Sprintf("if you have restored it on purpose, run: caddy service-user accept-older --store %s", ShellWord(s.path))
 	if held.Revision < seen.Revision {
 		return fmt.Errorf("%w: the store holds revision %d, and revision %d was in force before: it is an older copy, or its log was lost; %s", ErrOlder, held.Revision, seen.Revision, again)
 	}
@@ -164,7 +164,7 @@ const noteSince = 5
 // store would not be noticed. A store of an earlier version may have a note that its
 // owner cannot read, left by root; the first start replaces it.
 func (s *Store) unread(ctx context.Context, db *sql.DB, cause error) error {
-	mend := fmt.Sprintf("if this is the newest copy of the store, run: caddy service-user accept-older --store %s", shellWord(s.path))
+	mend := fmt.Sprintf("if this is the newest copy of the store, run: caddy service-user accept-older --store %s", ShellWord(s.path))
 	if errors.Is(cause, fs.ErrPermission) {
 		mend = "run: " + giveNote(s.path)
 	}

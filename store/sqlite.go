@@ -505,12 +505,12 @@ func withRecovery(err error, path string) error {
 	if !errors.Is(err, ErrNotOurs) && !errors.Is(err, ErrNewer) && !errors.Is(err, ErrDamaged) {
 		return err
 	}
-	word := shellWord(path)
+	word := ShellWord(path)
 	return fmt.Errorf("%w. To look closer, run: caddy service-user check --store %s; to put a backup in its place: caddy service-user restore FILE --store %s", err, word, word)
 }
 
-// shellWord quotes a path for a command line where that is needed.
-func shellWord(s string) string {
+// ShellWord quotes a path for a command line where the shell needs it.
+func ShellWord(s string) string {
 	if plainWord.MatchString(s) {
 		return s
 	}
