@@ -58,12 +58,28 @@ type ServiceUserInput struct {
 	AllowedIPs       Opt[[]string]          `json:"allowed_ips,omitzero"`       // addresses and CIDRs it may come from; [] is any
 	ExpiresAt        Opt[string]            `json:"expires_at,omitzero"`        // when every token of it is refused; "" is never
 	PermissionGroups Opt[[]string]          `json:"permission_groups,omitzero"` // ids of the groups that it is a member of by name
+
+	merged Opt[map[string]*string] // the labels of a merge patch
+}
+
+// ServiceUserPatch is a JSON merge patch (RFC 7396) of a service user. Labels that are
+// absent stay. Lists are replaced.
+type ServiceUserPatch struct {
+	ServiceUserInput
+	Labels Opt[map[string]*string] `json:"labels,omitzero"` // texts by key; null removes the label, or all of them in the place of the object
+}
+
+// asMergePatch has the body read as a merge patch into patch, and taken over by take.
+func (in *ServiceUserInput) asMergePatch() (patch any, take func()) {
+	p := new(ServiceUserPatch)
+	return p, func() { *in, in.merged = p.ServiceUserInput, p.Labels }
 }
 
 // NewServiceUser is the body of a create.
 type NewServiceUser struct {
 	ServiceUserInput
 	CreateToken Opt[bool] `json:"create_token,omitzero"` // issue a first token with it; default true, but false at /bot_users and with the header Ngrok-Version
+	TokenTTL    Opt[string] `json:"token_ttl,omitzero"`    // how long this first token lives, such as "90d"
 }
 
 // ServiceUser is a service user as REST shows it.
