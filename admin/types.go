@@ -78,7 +78,7 @@ func (in *ServiceUserInput) asMergePatch() (patch any, take func()) {
 // NewServiceUser is the body of a create.
 type NewServiceUser struct {
 	ServiceUserInput
-	CreateToken Opt[bool] `json:"create_token,omitzero"` // issue a first token with it; default true, but false at /bot_users and with the header Ngrok-Version
+	CreateToken Opt[bool]   `json:"create_token,omitzero"` // issue a first token with it; default true, but false at /bot_users and with the header Ngrok-Version
 	TokenTTL    Opt[string] `json:"token_ttl,omitzero"`    // how long this first token lives, such as "90d"
 }
 

@@ -80,6 +80,7 @@ var argumentValues = map[string]values{
 
 var flagValues = map[string]values{
 	"group": groupNames, "permission": permissionKeys, "token": tokenIDs,
+	"add-group": groupNames, "remove-group": groupNames, "set-group": groupNames,
 	"created-by": userNames,
 	"role":       words(string(access.Member), string(access.Manager), string(access.Admin)),
 	"mode":       words(string(access.Enforce), string(access.Observe)),

@@ -264,7 +264,7 @@ func checkAllowedIPs(list []string) ([]string, error) {
 	}
 	out := make([]string, 0, len(list))
 	for _, text := range list {
-		p, err := parsePrefix(text)
+		p, err := ParsePrefix(text)
 		if err != nil {
 			return nil, invalid("allowed_ips", "%q is neither an address nor a CIDR such as 10.0.0.0/8", text)
 		}
@@ -273,7 +273,9 @@ func checkAllowedIPs(list []string) ([]string, error) {
 	return sorted(out), nil
 }
 
-func parsePrefix(text string) (netip.Prefix, error) {
+// ParsePrefix reads an address or a CIDR and returns it as allowed_ips have it.
+// ParsePrefix reads an address or a CIDR and returns it as allowed_ips have it.
+func ParsePrefix(text string) (netip.Prefix, error) {
 	if addr, err := netip.ParseAddr(text); err == nil && addr.Zone() == "" {
 		addr = addr.Unmap()
 		return netip.PrefixFrom(addr, addr.BitLen()), nil
