@@ -369,8 +369,19 @@ func (w *walk) neighbour(handler caddyhttp.MiddlewareHandler, in flow) flow {
 	return out
 }
 
-// basicAuth reports a basic_auth that has nothing to check.
+// examplePassword is the hash that Caddyfile.example falls back to.
+const examplePassword = "$2a$10$bO2qzp6r5wqCRqinxDhyt.cuMJObX2Caqgf/zhsbAaudJzfwRL2N2"
+
+// basicAuth reports a basic_auth that has nothing to check, and the people who log
+// in with the password of Caddyfile.example.
 func (w *walk) basicAuth(h *caddyauth.Authentication, in flow) {
+	if basic, ok := h.Providers["http_basic"].(*caddyauth.HTTPBasicAuth); ok {
+		for _, account := range basic.Accounts {
+			if account.Password == examplePassword {
+				w.examples = append(w.examples, finding{load: true, message: fmt.Sprintf("people log in as %q with the password of Caddyfile.example, which everybody knows; set another one before anybody else reaches this site: export ADMIN_PASSWORD_HASH=\"$(./caddy hash-password)\"", account.Username)})
+			}
+		}
+	}
 	switch {
 	case h.Providers["http_basic"] == nil:
 	case in.known:

@@ -24,6 +24,7 @@ import (
 // finding is a mistake, or a doubt, about the routes around our handlers.
 type finding struct {
 	fatal   bool   // fails the load; else it is a doubt, which is logged
+	load    bool   // lint leaves it out: Caddyfile.example has it on purpose
 	server  string // the name of the server in the http app
 	route   string // the matchers on the way, and the place in the server's configuration; "" is the whole server
 	message string // the harm, and the way out
@@ -137,6 +138,7 @@ type walk struct {
 	sites      map[string]bool // the hosts that were met
 	guarded    map[string]bool // the hosts with a guard directly among their routes
 	within     map[string]bool // the hosts with a guard anywhere below
+	examples   []finding       // people with the password of Caddyfile.example
 	proxied    []candidate     // proxies that requests reach without passing our handlers
 	errorPaths []candidate     // error routes that lead to a proxy
 }
@@ -165,6 +167,9 @@ func (o *ourHandlers) walkServer(name string, server *caddyhttp.Server) []findin
 	w.settle()
 	if w.ours && server.Logs != nil && server.Logs.ShouldLogCredentials {
 		w.found = append(w.found, finding{fatal: true, message: "log_credentials writes the secrets of service users to the access log; remove it from the global option \"servers\""})
+	}
+	if w.ours {
+		w.found = append(w.found, w.examples...)
 	}
 	for i := range w.found {
 		w.found[i].server = name
