@@ -10,6 +10,7 @@ import (
 	"unicode/utf8"
 
 	"golang.org/x/text/unicode/norm"
+	"pgregory.net/rapid"
 )
 
 // judgeRune is what the table of runes is made to spare: it normalises each rune of a
@@ -131,6 +132,25 @@ func TestRuneTableNFC(t *testing.T) {
 	if inNFC("a" + strings.Repeat("\u0323", 1000)) {
 		t.Error("a thousand marks on one letter: got in NFC, want a bound")
 	}
+}
+
+// The table judges a text as its runes and its normalisation do.
+func TestRuneTableTexts(t *testing.T) {
+	piece := rapid.OneOf(rapid.String(), rapid.SampledFrom([]string{
+		"e\u0301", "\u00e9", "\u0323", "\u0301", "\u0345", "\u1161", "\u1100", "각", "가", "\u11a8", "\ufffd", "\xff", "\u017f", "\uff0f", "\ufdfa", "ক", "\u09be", "\u200d", "a", "/",
+	}))
+	rapid.Check(t, func(t *rapid.T) {
+		text := strings.Join(rapid.SliceOfN(piece, 1, 12).Draw(t, "pieces"), "")
+		for _, allow := range []Relax{0, NonNFC} {
+			want := utf8.ValidString(text) && (allow == NonNFC || norm.NFC.IsNormalString(text))
+			for _, r := range text {
+				want = want && (r < utf8.RuneSelf || judgeRune(r) == runeVisible)
+			}
+			if p := allow.checkUnicode(text); p.OK() != want {
+				t.Errorf("%+q, %d: got %q, want that it passes: %t", text, allow, p.Detail, want)
+			}
+		}
+	})
 }
 
 // repeated is a target of 4096 bytes: a unit again and again.
