@@ -10,7 +10,6 @@ import (
 	"io"
 	"net/http"
 	"reflect"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -36,7 +35,7 @@ type StoreReport struct {
 
 // ShowReport brings a report into the form of the API.
 func ShowReport(r store.CheckReport) StoreReport {
-	findings := slices.Concat([]string{}, r.Findings, r.Notes)
+	findings := append(append([]string{}, r.Findings...), r.Notes...)
 	out := StoreReport{len(findings) == 0, r.Schema, r.Revision, r.ServiceUsers, r.Head.String(), r.Tables, findings}
 	if out.Tables == nil {
 		out.Tables = map[string]int64{}
