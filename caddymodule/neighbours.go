@@ -757,15 +757,20 @@ func (o *ourHandlers) sharedUpstreams() (list []finding) {
 	return list
 }
 
-// matchers looks at the matchers of a route: file matchers split paths, too.
-func (w *walk) matchers(sets caddyhttp.MatcherSets) {
+// matchers looks at the matchers of a route: file matchers split paths, and ours
+// needs a guard before it.
+func (w *walk) matchers(sets caddyhttp.MatcherSets, in flow) {
 	for _, set := range sets {
 		for _, matcher := range set {
 			switch m := matcher.(type) {
 			case *fileserver.MatchFile:
 				w.addSplits(m.SplitPath)
 			case *caddyhttp.MatchNot:
-				w.matchers(m.MatcherSets)
+				w.matchers(m.MatcherSets, in)
+			case *MatchServiceUser:
+				if in.raw {
+					w.add(false, "the matcher service_user looks at requests that service_users has not seen: nobody is a service user there; move the route behind service_users")
+				}
 			}
 		}
 	}
@@ -782,7 +787,7 @@ func byIdentity(sets caddyhttp.MatcherSets, in flow) (enter, past flow) {
 	if inverted && len(not.MatcherSets) == 1 && len(not.MatcherSets[0]) == 1 {
 		matcher = not.MatcherSets[0][0]
 	}
-	if moduleID(matcher) != "http.matchers.service_user" {
+	if _, ours := matcher.(*MatchServiceUser); !ours {
 		return in, in
 	}
 	programs, others := in, in

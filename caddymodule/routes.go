@@ -274,7 +274,7 @@ func (w *walk) route(route caddyhttp.Route, conditional bool, in flow) (through,
 	if !w.inErrors {
 		w.sites[w.site()] = true
 	}
-	w.matchers(route.MatcherSets)
+	w.matchers(route.MatcherSets, in)
 	enter, past := byIdentity(route.MatcherSets, in)
 	if matchesAll(route.MatcherSets) {
 		past = flow{}
