@@ -702,10 +702,10 @@ var unwritable = []struct {
 	{"invalid UTF-8 in a team", `UPDATE service_users SET teams = CAST(x'5b22ff225d' AS TEXT)`, "service_users.teams is not valid UTF-8", true},
 	{"invalid UTF-8 in a creator", `UPDATE tokens SET created_by = CAST(x'ff' AS TEXT)`, "tokens.created_by is not valid UTF-8", false}, // which is not loaded
 	{"an escape character", `UPDATE service_users SET description = 'a' || char(27) || '[2J'`, "description: must not hold the control character U+001B", false},
-	{"an escape character in a name", `UPDATE service_users SET name = char(27) || 'x'`, "name: must not hold the control character U+001B", false},
+	{"an escape character in a name", `UPDATE service_users SET name = char(27) || 'x', name_key = service_user_name_key(char(27) || 'x')`, "name: must not hold the control character U+001B", false},
 	{"2001 characters", `UPDATE service_users SET description = REPLACE(hex(zeroblob(1001)), '0', 'a')`, "description: is 2002 characters long", false},
-	{"no name", `UPDATE service_users SET name = ''`, "name: must not be empty", false},
-	{"the name of an id", `UPDATE service_users SET name = 'service_000000000000000000000000000'`, "name: must not look like an id", false},
+	{"no name", `UPDATE service_users SET name = '', name_key = service_user_name_key('')`, "name: must not be empty", false},
+	{"the name of an id", `UPDATE service_users SET name = 'service_000000000000000000000000000', name_key = service_user_name_key('service_000000000000000000000000000')`, "name: must not look like an id", false},
 	{"an alias that is none", `UPDATE service_users SET alias = 'a b'`, "alias: must be", false},
 	{"a team that is none", `UPDATE service_users SET teams = '["a,b"]'`, "teams: ", false},
 	{"a label that is none", `UPDATE service_users SET labels = '{"":"x"}'`, "labels: ", false},

@@ -13,10 +13,13 @@ import (
 	"modernc.org/sqlite"
 )
 
-// checkNewName checks the name that a service user is given. Names from before this
-// rule stay valid: see [checkName].
+// checkOldName checks a name that a service user has. Names from before the rules of
+// [checkNewName] stay valid.
+func checkOldName(name string) error { return checkName("name", name) }
+
+// checkNewName checks the name that a service user is given.
 func checkNewName(name string) error {
-	if err := checkName("name", name); err != nil {
+	if err := checkOldName(name); err != nil {
 		return err
 	}
 	if !norm.NFC.IsNormalString(name) {

@@ -79,10 +79,12 @@ func checkText(field, s string, limit int) error {
 }
 
 func (u *ServiceUser) check(now time.Time, before *ServiceUser) error {
-	if before == nil || u.Name != before.Name {
-		if err := checkNewName(u.Name); err != nil {
-			return err
-		}
+	check := checkNewName
+	if before != nil && u.Name == before.Name {
+		check = checkOldName
+	}
+	if err := check(u.Name); err != nil {
+		return err
 	}
 	for _, f := range []struct {
 		field, value string
