@@ -197,7 +197,7 @@ func stable(text string) string {
 }
 
 // curl stands in for the program of that name: requests without a body, with -s,
-// -i, -K of a file with a user alone, -H and -X. It takes no secret as an argument.
+// -i, -u, -K of a file with a user alone, -H and -X.
 func curl() {
 	var include bool
 	var user, target, fields string
@@ -207,6 +207,8 @@ func curl() {
 		case "-s":
 		case "-i":
 			include = true
+		case "-u":
+			user, args = args[1], args[1:]
 		case "-K":
 			text, err := os.ReadFile(args[1])
 			if info, statErr := os.Stat(args[1]); err != nil || statErr != nil || info.Mode().Perm() != 0o600 {
