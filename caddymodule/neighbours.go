@@ -13,6 +13,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/caddyauth"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/encode"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/fileserver"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/headers"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/intercept"
@@ -39,10 +40,11 @@ type ourHandlers struct {
 
 	doors    map[*SiteDoor]bool // those that requests reach, and whether all of them come from an authenticator
 	actors   []string           // the actor headers; the index is the bit in a flow
-	prefixes []string           // of identity headers, folded
+	prefixes []string           // of identity headers
 
-	upstreams map[string]bool // the addresses behind a guard
-	open      []candidate     // proxies on sites without one
+	cacheCount int             // how many caches were met
+	upstreams  map[string]bool // the addresses behind a guard
+	open       []candidate     // proxies on sites without one
 }
 
 func newOurHandlers(a *App) *ourHandlers {
@@ -56,8 +58,8 @@ func newOurHandlers(a *App) *ourHandlers {
 		}
 	}
 	for _, guard := range a.guards {
-		if prefix := foldName(guard.HeaderPrefix); !slices.Contains(o.prefixes, prefix) {
-			o.prefixes = append(o.prefixes, prefix)
+		if !slices.Contains(o.prefixes, guard.HeaderPrefix) {
+			o.prefixes = append(o.prefixes, guard.HeaderPrefix)
 		}
 	}
 	return o
@@ -142,7 +144,7 @@ func (w *walk) guard(h *Handler, in flow) flow {
 	if !in.reached {
 		return in
 	}
-	if in.raw {
+	if in.unjudged && !h.SanitizeOnly {
 		w.reportReaders(in.reader)
 	}
 	if in.cache != 0 {
@@ -169,12 +171,12 @@ func (w *walk) guard(h *Handler, in flow) flow {
 		w.add(false, "ready %s answers only requests for %s: a probe that sends the address of the machine as its host gets Caddy's empty 200, also when nothing can be decided; put ready on a site without a host name, such as :8081", h.Ready, w.site())
 	}
 	out := in
-	out.guard, out.raw, out.reader, out.owned, out.removed, out.set = n, false, 0, 0, 0, 0
+	out.guard, out.raw, out.owned, out.removed, out.set = n, false, 0, 0, 0
 	if h.SanitizeOnly {
 		out.stripped = true
 		return out
 	}
-	out.judged, out.known, out.certain, out.rewrite = true, true, true, 0
+	out.judged, out.known, out.certain, out.rewrite, out.unjudged, out.reader = true, true, true, 0, false, 0
 	out.stranger = h.Otherwise != "" && !in.asked
 	return out
 }
@@ -209,6 +211,9 @@ func (w *walk) door(d *SiteDoor, in flow) flow {
 	}
 	for _, m := range d.Managers {
 		w.oneName("managers", m.ID)
+	}
+	if in.reached && in.cache != 0 {
+		w.add(true, "a cache comes before service_users_admin, and can give the answer to one admin to everybody; put the door on a site, or into a route, without a cache")
 	}
 	if !in.reached || d.ActorHeader == "" {
 		return flow{}
@@ -287,11 +292,17 @@ func (w *walk) proxy(h *reverseproxy.Handler, in flow) flow {
 		} else if transport != "http.reverse_proxy.transport.http" {
 			w.unknownUpstream(h.Transport, in)
 		}
-		if strings.Contains(text, "{http.request.orig_") {
+		if namesOriginal(text) {
 			w.keepOriginals(in.guard)
 		}
 	}
 	return out
+}
+
+// namesOriginal reports whether a configuration names the original target, or a part of
+// it that a matcher has kept.
+func namesOriginal(text string) bool {
+	return strings.Contains(text, "{http.request.orig_") || strings.Contains(text, "{http.regexp.")
 }
 
 // strangers reports an upstream that requests reach which "otherwise pass" has
@@ -332,16 +343,25 @@ func (w *walk) neighbour(handler caddyhttp.MiddlewareHandler, in flow) flow {
 	name := strings.TrimPrefix(moduleID(handler), "http.handlers.")
 	text := configuration(handler)
 	w.read(handler, text, &out, in)
-	if in.guard != 0 && (!currentTarget[name] || strings.Contains(text, "{http.request.orig_")) {
+	if in.guard != 0 && (!currentTarget[name] || namesOriginal(text)) {
 		w.unknownUpstream(handler, in)
 	}
-	out.owned = 0 // a door is directly behind its authenticator
 	switch h := handler.(type) {
+	case *encode.Encode, *logging.LogAppend, *tracing.Tracing:
+		return out // a door may be behind one of these and its authenticator
 	case *headers.Handler:
 		w.headers("a headers handler (request_header, copy_headers)", h.Request, in)
-		w.own(h.Request, &out)
+		if w.inResponse > 0 {
+			w.own(h.Request, &out)
+		}
+		if w.leavesActors(h.Request) {
+			return out
+		}
 	case *rewrite.Rewrite:
 		w.rewrite(h, &out)
+		_, query, _ := strings.Cut(h.URI, "?")
+		query += configuration(h.Query)
+		out.carries = out.carries || in.unjudged && (namesOriginal(query) || strings.Contains(query, "{http.request.uri}") || strings.Contains(query, "{http.request.uri.path"))
 	case *caddyhttp.VarsMiddleware, *intercept.Intercept:
 	case *caddyauth.Authentication:
 		w.basicAuth(h, in)
@@ -363,6 +383,7 @@ func (w *walk) neighbour(handler caddyhttp.MiddlewareHandler, in flow) flow {
 			w.cache(name, text, &out)
 		}
 	}
+	out.owned = 0 // anything else may have changed the request
 	if strings.Contains(text, `"routes":`) || strings.Contains(text, `"handle_response":`) {
 		out.nested = out.reached
 	}
@@ -424,21 +445,30 @@ func (w *walk) cache(name, text string, out *flow) {
 	_ = json.Unmarshal([]byte(text), &c) // another cache has none of this
 	standard := c.Configuration.DefaultCache
 	keys := slices.AppendSeq([]cacheKey{standard.Key}, maps.Values(c.Configuration.CacheKeys))
-	f := w.here(true, "%s before service_users can give the answer to one service user to everybody: put it behind service_users, with the identity header in its key, or give Souin's cache the option disable_coalescing, no mode bypass or bypass_request, and no Authorization in its keys", name)
-	if standard.DisableCoalescing && standard.Mode != "bypass" && standard.Mode != "bypass_request" && !strings.Contains(strings.ToLower(fmt.Sprint(keys)), "authorization") {
+	f := w.here(true, "%s before service_users can give the answer to one service user to everybody: put it behind service_users, with the identity header in its key, or give Souin's cache the option disable_coalescing, no mode but strict, and no Authorization in its keys", name)
+	if standard.DisableCoalescing && (standard.Mode == "" || standard.Mode == "strict") && !strings.Contains(strings.ToLower(fmt.Sprint(keys)), "authorization") {
 		f.message = ""
 	}
 	w.caches = append(w.caches, f)
 	out.cache = len(w.caches)
-	if out.guard == 0 || !out.known && !w.inErrors {
+	w.cacheCount++
+	if !out.known && !w.inErrors {
 		return
 	}
-	names := identityNames(w.guards[out.guard-1])
+	names := []string{"X-Service-User-Id"}
+	if out.guard != 0 {
+		names = identityNames(w.guards[out.guard-1])
+	}
 	if standard.Key.Template != "" {
 		keys = keys[:1] // it wins over the others
 	}
 	if slices.ContainsFunc(keys, func(key cacheKey) bool { return !key.holds(names) }) {
-		w.add(true, "the key of %s behind service_users lacks the identity, so the answer to one service user would be given to another; add it to the key, as in \"key { headers %s }\" of Souin's cache", name, append(names, "X-Service-User-Id")[0])
+		f := w.here(true, "the key of %s behind service_users lacks the identity, so the answer to one service user would be given to another; add it to the key, as in \"key { headers %s }\" of Souin's cache", name, append(names, "X-Service-User-Id")[0])
+		if out.guard == 0 { // an error route, perhaps of a site without service users
+			w.errorPaths = append(w.errorPaths, candidate{finding: f, site: w.site()})
+		} else {
+			w.report(f)
+		}
 	}
 }
 
@@ -486,15 +516,15 @@ type reader struct {
 // read notes a handler that reads our identity although our handler may not have
 // run yet, and one that keeps the target of the client for later.
 func (w *walk) read(handler any, text string, out *flow, in flow) {
-	if !out.reached || !in.raw {
+	if !out.reached || !in.unjudged {
 		return
 	}
 	switch handler.(type) {
 	case *rewrite.Rewrite, *caddyhttp.StaticResponse, *caddyhttp.StaticError, *logging.LogAppend, *tracing.Tracing, *reverseproxy.Handler:
 	default:
-		out.carries = out.carries || strings.Contains(text, "{http.request.uri") || strings.Contains(text, "{http.request.orig_")
+		out.carries = out.carries || strings.Contains(text, "{http.request.uri") || namesOriginal(text)
 	}
-	if w.namesIdentity(handler, text) {
+	if in.unjudged && w.namesIdentity(handler, text) {
 		name := strings.TrimPrefix(moduleID(handler), "http.handlers.")
 		directive := name
 		if h, ok := handler.(*headers.Handler); ok {
@@ -533,9 +563,11 @@ func (w *walk) namesIdentity(handler any, text string) bool {
 		_ = json.Unmarshal([]byte(text), &tree)
 		text = configuration(withoutLate(tree))
 	}
-	folded := foldName(text)
+	folded, lower := foldName(text), strings.ToLower(text)
 	return strings.Contains(text, "{http.auth.user.") || strings.Contains(text, "{http.service_users.") ||
-		slices.ContainsFunc(w.prefixes, func(prefix string) bool { return strings.Contains(folded, prefix) })
+		slices.ContainsFunc(w.prefixes, func(prefix string) bool {
+			return strings.Contains(lower, strings.ToLower(prefix)) || strings.Contains(folded, "httprequestheader"+foldName(prefix))
+		})
 }
 
 // withoutLate removes the header operations that are harmless before our handler:
@@ -563,6 +595,9 @@ func (w *walk) own(ops *headers.HeaderOps, out *flow) {
 	if ops == nil {
 		return
 	}
+	if slices.Contains(ops.Delete, "*") { // Caddy does this first
+		out.removed, out.set = ^uint64(0), 0
+	}
 	for i, name := range w.actors {
 		bit := uint64(1) << i
 		drop := func() { out.removed, out.set = out.removed&^bit, out.set&^bit }
@@ -582,7 +617,7 @@ func (w *walk) own(ops *headers.HeaderOps, out *flow) {
 			}
 		}
 		for _, pattern := range ops.Delete {
-			if !strings.Contains(pattern, "{") && deletesHeader(pattern, name) {
+			if pattern != "*" && !strings.Contains(pattern, "{") && deletesHeader(pattern, name) {
 				out.removed, out.set = out.removed|bit, out.set&^bit
 			}
 		}
@@ -592,6 +627,17 @@ func (w *walk) own(ops *headers.HeaderOps, out *flow) {
 			}
 		}
 	}
+}
+
+// leavesActors reports whether header operations change no actor header.
+func (w *walk) leavesActors(ops *headers.HeaderOps) bool {
+	if ops == nil {
+		return true
+	}
+	fields := slices.Concat(slices.Collect(maps.Keys(ops.Add)), slices.Collect(maps.Keys(ops.Set)), slices.Collect(maps.Keys(ops.Replace)), ops.Delete)
+	return !slices.ContainsFunc(fields, func(field string) bool {
+		return strings.ContainsAny(field, "{*") || slices.Contains(w.actors, http.CanonicalHeaderKey(field))
+	})
 }
 
 // ofAnswer reports whether values come from the answer of the authenticator, with
@@ -768,7 +814,7 @@ func (w *walk) matchers(sets caddyhttp.MatcherSets, in flow) {
 			case *caddyhttp.MatchNot:
 				w.matchers(m.MatcherSets, in)
 			case *MatchServiceUser:
-				if in.raw {
+				if in.raw && !w.inErrors {
 					w.add(false, "the matcher service_user looks at requests that service_users has not seen: nobody is a service user there; move the route behind service_users")
 				}
 			}
@@ -778,8 +824,8 @@ func (w *walk) matchers(sets caddyhttp.MatcherSets, in flow) {
 
 // byIdentity divides the requests at a route whose only matcher is "service_user"
 // or "not service_user". At any other route both ways are open to all.
-func byIdentity(sets caddyhttp.MatcherSets, in flow) (enter, past flow) {
-	if len(sets) != 1 || len(sets[0]) != 1 {
+func (w *walk) byIdentity(sets caddyhttp.MatcherSets, in flow) (enter, past flow) {
+	if len(sets) != 1 || len(sets[0]) != 1 || w.inErrors {
 		return in, in
 	}
 	matcher := sets[0][0]
@@ -804,7 +850,7 @@ func matchesAll(sets caddyhttp.MatcherSets) bool {
 	return len(sets) == 0 || slices.ContainsFunc(sets, func(set caddyhttp.MatcherSet) bool {
 		return !slices.ContainsFunc(set, func(matcher any) bool {
 			path, ok := matcher.(*caddyhttp.MatchPath)
-			return !ok || !slices.Contains(*path, "*") && !slices.Contains(*path, "/*")
+			return !ok || !slices.Contains(*path, "*") // "/*" leaves out the empty path
 		})
 	})
 }

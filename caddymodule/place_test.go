@@ -274,10 +274,13 @@ func TestPlaces(t *testing.T) {
 	sub := func(routes ...string) string {
 		return `{"handler":"subroute","routes":[` + strings.Join(routes, ",") + `]}`
 	}
+	const door = `{"handler":"service_users_admin","actor_header":"X-Admin","admins":["boss"]}`
+	const owns = `{"handler":"reverse_proxy","rewrite":{"method":"GET","uri":"/v"},"upstreams":[{"dial":"localhost:1"}],"handle_response":[{"routes":[{"handle":[{"handler":"headers","request":{"delete":["X-Admin"]}}]},{"handle":[{"handler":"headers","request":{"set":{"X-Admin":["{http.reverse_proxy.header.X-Admin}"]}}}]}]}]}`
 	const early, both, unsafe, unkeyed = "!names the identity of service users and runs before", "!a cache and a handler with routes of its own", "!before service_users can give the answer to one service user to everybody", "!lacks the identity"
 
 	for name, tt := range map[string]struct {
 		routes []string
+		errors []string
 		named  map[string]string
 		want   []string
 		place  *place
@@ -336,19 +339,38 @@ func TestPlaces(t *testing.T) {
 		"php for some, http for others":    {routes: []string{handle(guard), when("*.php", handle(strings.Replace(proxy, `"upstreams"`, `"transport":{"protocol":"fastcgi","split_path":[".php"]},"upstreams"`, 1))), handle(proxy)}, place: &place{splits: []string{".php"}}},
 		"php behind another guard":         {routes: []string{when("/a/*", handle(guard)), when("/b/*", handle(`{"handler":"service_users","realm":"b"}`)), handle(strings.Replace(proxy, `"upstreams"`, `"transport":{"protocol":"fastcgi"},"upstreams"`, 1))}, want: []string{"without passing service_users"}, place: &place{}},
 
-		"our matcher before":            {routes: []string{`{"match":[{"not":[{"service_user":{}}]}],` + handle(pass)[1:], handle(guard, proxy)}, want: []string{"nobody is a service user there"}},
-		"our matcher behind":            {routes: []string{handle(guard), `{"match":[{"service_user":{}}],` + handle(proxy)[1:]}},
-		"a guard in an unknown module":  {routes: []string{handle(`{"handler":"unknown","inner":`+guard+`}`, proxy)}, want: []string{"inside of a module that this check does not know"}},
-		"a door in an unknown module":   {routes: []string{handle(`{"handler":"unknown","inner":{"handler":"service_users_admin","actor_header":"X-Admin"}}`)}, want: []string{"!none was found to this one"}},
-		"a door that is never invoked":  {routes: []string{handle(pass)}, named: map[string]string{"x": handle(`{"handler":"service_users_admin","actor_header":"X-Admin"}`)}, want: []string{"!none was found to this one"}},
-		"a guard that is never invoked": {routes: []string{handle(guard, proxy)}, named: map[string]string{"x": handle(`{"handler":"service_users","mode":"observe"}`)}},
-		"a circle":                      {routes: []string{handle(guard, invoke("x"))}, named: map[string]string{"x": handle(sub(when("/a/*", handle(invoke("y"))), handle(proxy))), "y": handle(sub(when("/b/*", handle(invoke("x"))), handle(pass)))}, want: []string{"without passing service_users"}},
-		"a circle with a cache":         {routes: []string{handle(safe, invoke("x"))}, named: map[string]string{"x": handle(sub(when("/a/*", handle(intercepts, invoke("x"))), handle(guard, proxy)))}, want: []string{both}},
-		"a group that is continued":     {routes: []string{`{"group":"g",` + when("/a/*", handle(pass))[1:], handle(pass), `{"group":"g",` + handle(guard)[1:], handle(proxy)}, want: []string{"without passing service_users"}},
+		"a cache before a door":                       {routes: []string{handle(safe, `{"handler":"service_users_admin","admins":["a"]}`)}, want: []string{"!a cache comes before service_users_admin"}},
+		"a cache that ignores no-store":               {routes: []string{handle(cache(`"disable_coalescing":true,"mode":"bypass_response",`, "", ""), guard, proxy)}, want: []string{unsafe}},
+		"a cache behind, in the error routes":         {routes: []string{handle(guard, proxy)}, errors: []string{handle(`{"handler":"service_users","sanitize_only":true}`, safe, proxy)}, want: []string{unkeyed}},
+		"a cache in the error routes of another site": {routes: []string{`{"match":[{"host":["a.example.com"]}],` + handle(guard, proxy)[1:], `{"match":[{"host":["b.example.com"]}],` + handle(pass)[1:]}, errors: []string{`{"match":[{"host":["b.example.com"]}],` + handle(safe, `{"handler":"static_response"}`)[1:]}},
+		"a cache before an unknown module":            {routes: []string{handle(safe, `{"handler":"unknown","inner":`+guard+`}`, proxy)}, want: []string{"!inside of a module that this check does not know"}},
+		"a cache in an intercept around":              {routes: []string{handle(`{"handler":"intercept","handle_response":[{"routes":[`+handle(safe, proxy)+`]}]}`, guard, proxy)}, want: []string{unkeyed}},
+		"a group in two lists, and a door":            {routes: []string{handle(`{"handler":"intercept","handle_response":[{"routes":[` + `{"group":"g",` + handle(owns)[1:] + `,` + handle(door) + `]}]}`), `{"group":"g",` + handle(pass)[1:], handle(`{"handler":"static_response"}`)}, want: []string{"!the group g is in more than one place"}},
+		"a group in a route that is invoked again":    {routes: []string{handle(invoke("x")), handle(`{"handler":"rewrite","uri":"/b"}`), handle(invoke("x")), handle(proxy)}, named: map[string]string{"x": handle(sub(`{"group":"g",`+when("/a/*", handle(pass))[1:], `{"group":"g",`+handle(guard)[1:]))}, want: []string{"!changes every request after", "without passing service_users"}},
+		"a door behind a deletion of everything":      {routes: []string{handle(strings.Replace(owns, `"handle_response":[`, `"handle_response":[{"match":{"status_code":[3]},"routes":[{"handle":[{"handler":"headers","request":{"set":{"X-Admin":["{http.request.uri.query.a}"]},"delete":["*"]}}]}]},`, 1), door)}, want: []string{"!is believed only"}},
+		"a door behind harmless handlers":             {routes: []string{handle(owns, `{"handler":"encode"}`, `{"handler":"headers","request":{"delete":["X-Foo"]},"response":{"set":{"A":["b"]}}}`, door)}},
+		"a guard on /*":                               {routes: []string{`{"match":[{"path":["/*"]}],` + handle(guard)[1:], handle(proxy)}, want: []string{"without passing service_users"}},
+		"the path in the query":                       {routes: []string{handle(`{"handler":"rewrite","uri":"/index.php?q={http.request.uri.path}&{http.request.uri.query}"}`, guard, proxy)}, place: &place{}},
+		"the query alone":                             {routes: []string{handle(`{"handler":"rewrite","uri":"/index.php?{http.request.uri.query}"}`, guard, proxy)}, place: &place{currentOnly: true}},
+		"a reader behind sanitize":                    {routes: []string{handle(`{"handler":"service_users","sanitize_only":true}`, unknown("{http.auth.user.id}"), guard, proxy)}, want: []string{early}},
+		"a reader before sanitize alone":              {routes: []string{handle(unknown("{http.auth.user.id}"), `{"handler":"service_users","sanitize_only":true}`, proxy)}},
+		"php in an intercept around":                  {routes: []string{handle(`{"handler":"intercept","handle_response":[{"routes":[`+handle(proxy)+`]}]}`, guard, proxy)}, place: &place{}},
+		"an error route of programs":                  {routes: []string{handle(guard, proxy)}, errors: []string{`{"match":[{"service_user":{}}],` + handle(proxy)[1:]}, want: []string{"!this error route leads"}},
+		"a circle around a guard":                     {routes: []string{handle(invoke("x"))}, named: map[string]string{"x": handle(sub(when("/a/*", handle(invoke("x"))), handle(guard)))}, place: &place{}},
+		"a word of another header":                    {routes: []string{handle(unknown("{http.request.remote.host} max_service_users service-user"), `{"handler":"service_users","header_prefix":"Remote-"}`, proxy)}},
+		"our matcher before":                          {routes: []string{`{"match":[{"not":[{"service_user":{}}]}],` + handle(pass)[1:], handle(guard, proxy)}, want: []string{"nobody is a service user there"}},
+		"our matcher behind":                          {routes: []string{handle(guard), `{"match":[{"service_user":{}}],` + handle(proxy)[1:]}},
+		"a guard in an unknown module":                {routes: []string{handle(`{"handler":"unknown","inner":`+guard+`}`, proxy)}, want: []string{"inside of a module that this check does not know"}},
+		"a door in an unknown module":                 {routes: []string{handle(`{"handler":"unknown","inner":{"handler":"service_users_admin","actor_header":"X-Admin"}}`)}, want: []string{"!none was found to this one"}},
+		"a door that is never invoked":                {routes: []string{handle(pass)}, named: map[string]string{"x": handle(`{"handler":"service_users_admin","actor_header":"X-Admin"}`)}, want: []string{"!none was found to this one"}},
+		"a guard that is never invoked":               {routes: []string{handle(guard, proxy)}, named: map[string]string{"x": handle(`{"handler":"service_users","mode":"observe"}`)}},
+		"a circle":                                    {routes: []string{handle(guard, invoke("x"))}, named: map[string]string{"x": handle(sub(when("/a/*", handle(invoke("y"))), handle(proxy))), "y": handle(sub(when("/b/*", handle(invoke("x"))), handle(pass)))}, want: []string{"without passing service_users"}},
+		"a circle with a cache":                       {routes: []string{handle(safe, invoke("x"))}, named: map[string]string{"x": handle(sub(when("/a/*", handle(intercepts, invoke("x"))), handle(guard, proxy)))}, want: []string{both, "!in a circle"}},
+		"a group that is continued":                   {routes: []string{`{"group":"g",` + when("/a/*", handle(pass))[1:], handle(pass), `{"group":"g",` + handle(guard)[1:], handle(proxy)}, want: []string{"without passing service_users"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			l := &layout{routes: tt.routes, named: tt.named}
+			l := &layout{routes: tt.routes, errors: tt.errors, named: tt.named}
 			_, app, err := provisioned(t, t.TempDir(), l.String())
 			var got []string
 			for _, f := range app.routes() {

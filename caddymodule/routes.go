@@ -74,7 +74,7 @@ func (a *App) findings(app *caddyhttp.App) (list []finding) {
 	list = append(list, ours.sharedUpstreams()...)
 	for _, guard := range a.guards {
 		if ours.number[guard] == 0 {
-			list = append(list, finding{message: "service_users runs inside of a module that this check does not know, so nothing is known about its neighbours; use it directly in a site, a handle or a route block"})
+			list = append(list, finding{fatal: ours.cacheCount > 0, message: "service_users runs inside of a module that this check does not know, so nothing is known about its neighbours; use it directly in a site, a handle or a route block"})
 			continue
 		}
 		guard.place = ours.placeOf(guard)
@@ -93,6 +93,7 @@ func (a *App) findings(app *caddyhttp.App) (list []finding) {
 type flow struct {
 	reached  bool // a request can come here
 	raw      bool // some have passed none of our handlers
+	unjudged bool // some have passed none that judges
 	judged   bool // some have been judged by rules
 	known    bool // some carry the identity of a service user
 	stranger bool // some were left by "otherwise pass" to an authenticator, and none has seen them yet
@@ -112,6 +113,7 @@ type flow struct {
 	// client, and some have set one. The walk gathers both inside of its
 	// handle_response blocks.
 	owned, removed, set uint64
+	visited             uint64 // the named routes that some have been through, as bits
 }
 
 // walk is the way through one server.
@@ -122,11 +124,16 @@ type walk struct {
 	found  []finding
 	seen   map[finding]bool
 
-	path     []string // the place in the configuration
-	words    []string // the matchers on the way
-	hosts    []string // the host matchers among them
-	inErrors bool     // an error route
+	path       []string // the place in the configuration
+	words      []string // the matchers on the way
+	hosts      []string // the host matchers among them
+	inErrors   bool     // an error route
+	inResponse int      // how many handle_response blocks are around
+	grouped    int      // how many groups were followed
+	again      bool     // requests may have been through these routes before, and have met their groups
+	circle     bool     // a named route invokes itself
 
+	bits    map[string]uint64           // of named routes; beyond 64 several have the same
 	groups  map[string]*caddyhttp.Route // by name, the first route of the list that a group is in
 	invoked map[invocation]*invoked
 
@@ -154,17 +161,24 @@ type candidate struct {
 // walkServer follows the routes of a server.
 func (o *ourHandlers) walkServer(name string, server *caddyhttp.Server) []finding {
 	w := &walk{
-		ourHandlers: o, server: server, name: name, seen: make(map[finding]bool),
+		ourHandlers: o, server: server, name: name, seen: make(map[finding]bool), bits: make(map[string]uint64),
 		groups: make(map[string]*caddyhttp.Route), invoked: make(map[invocation]*invoked),
 		sites: make(map[string]bool), guarded: make(map[string]bool), within: make(map[string]bool),
 	}
-	start := flow{reached: true, raw: true}
+	start := flow{reached: true, raw: true, unjudged: true}
+	for i, name := range slices.Sorted(maps.Keys(server.NamedRoutes)) {
+		w.bits[name] = 1 << (i % 64)
+	}
+	before := len(o.guards)
 	w.at(func() { w.routes(server.Routes, start) }, "routes")
 	if server.Errors != nil {
 		w.at(func() { w.errors(server.Errors.Routes, start) }, "errors", "routes")
 	}
 	w.meetUninvoked()
 	w.settle()
+	if w.circle {
+		w.refuseCircle(before)
+	}
 	if w.ours && server.Logs != nil && server.Logs.ShouldLogCredentials {
 		w.found = append(w.found, finding{fatal: true, message: "log_credentials writes the secrets of service users to the access log; remove it from the global option \"servers\""})
 	}
@@ -175,6 +189,17 @@ func (o *ourHandlers) walkServer(name string, server *caddyhttp.Server) []findin
 		w.found[i].server = name
 	}
 	return w.found
+}
+
+// refuseCircle gives up where named routes invoke each other in a circle: nothing is
+// proven about the guards, and doors and caches are refused.
+func (w *walk) refuseCircle(before int) {
+	for n := before + 1; n <= len(w.guards); n++ {
+		w.keepOriginals(n)
+	}
+	if w.ours && (len(w.caches) > 0 || len(w.actors) > 0) {
+		w.found = append(w.found, finding{fatal: true, message: "named routes invoke each other in a circle, so it is not known what comes before a cache or a door with actor_header; invoke each of them in one direction only"})
+	}
 }
 
 // settle reports the candidates, now that the guarded sites are known.
@@ -244,7 +269,13 @@ func (w *walk) routes(list caddyhttp.RouteList, in flow) flow {
 		if group != "" && w.groups[group] == nil {
 			w.groups[group] = &list[i]
 		}
-		continued := group != "" && w.groups[group] != &list[i] // some may have met it before
+		if group != "" {
+			w.grouped++
+		}
+		continued := group != "" && (w.again || w.groups[group] != &list[i]) // some may have met it before
+		if group != "" && w.groups[group] != &list[i] && w.ours {
+			w.add(len(w.actors) > 0, "the group %s is in more than one place: requests that have met it in one skip it in the other, so it is not known what runs; give each place a group of its own", group)
+		}
 		rest, done := in, flow{}
 		for ; i < end; i++ {
 			var through, past flow
@@ -275,7 +306,7 @@ func (w *walk) route(route caddyhttp.Route, conditional bool, in flow) (through,
 		w.sites[w.site()] = true
 	}
 	w.matchers(route.MatcherSets, in)
-	enter, past := byIdentity(route.MatcherSets, in)
+	enter, past := w.byIdentity(route.MatcherSets, in)
 	if matchesAll(route.MatcherSets) {
 		past = flow{}
 	} else {
@@ -325,7 +356,9 @@ func (w *walk) handler(handler caddyhttp.MiddlewareHandler, in flow) (out flow) 
 		// Its routes run when the request has been answered, on the request as the
 		// handlers behind have left it.
 		after := flow{reached: in.reached, known: true, nested: true, cache: in.cache, guard: in.guard}
-		w.responses(h.HandleResponse, after)
+		if w.responses(h.HandleResponse, after); in.unjudged {
+			in.carries = true // they may hand on the original target, and have it from guards behind
+		}
 	}
 	return w.neighbour(handler, in)
 }
@@ -333,6 +366,8 @@ func (w *walk) handler(handler caddyhttp.MiddlewareHandler, in flow) (out flow) 
 // responses follows handle_response routes. It returns the requests that come to
 // the next handler after them.
 func (w *walk) responses(list []caddyhttp.ResponseHandler, in flow) (out flow) {
+	w.inResponse++
+	defer func() { w.inResponse-- }()
 	in.certain, in.nested, in.owned, in.removed, in.set = false, true, 0, 0, 0
 	for i, response := range list {
 		if response.StatusCode.String() == "" { // else the answer goes to the client
@@ -345,14 +380,15 @@ func (w *walk) responses(list []caddyhttp.ResponseHandler, in flow) (out flow) {
 // invocation is one way to come to a named route. Ways that differ only in which
 // guard, rewrite, reader or cache came before are the same one.
 type invocation struct {
-	name, site string
-	inErrors   bool
-	in         flow
+	name, site           string
+	inErrors, inResponse bool
+	in                   flow
 }
 
 type invoked struct {
 	in, out flow
 	open    bool // the walk is inside
+	grouped int  // how many groups are inside
 }
 
 // invoke follows a named route, once for each way to come to it, so that the walk
@@ -362,23 +398,28 @@ func (w *walk) invoke(name string, in flow) flow {
 	if !ok {
 		return flow{} // Caddy answers with an error
 	}
-	key := invocation{name, w.site(), w.inErrors, in}
+	bit := w.bits[name]
+	key := invocation{name, w.site(), w.inErrors, w.inResponse > 0, in}
 	key.in.guard, key.in.rewrite, key.in.reader, key.in.cache = min(in.guard, 1), w.certainty(in.rewrite), min(in.reader, 1), w.risk(in.cache)
 	if known := w.invoked[key]; known != nil {
 		w.connect(known.in.guard, in.guard)
-		if known.open && in.reached { // a circle: anything may have happened on the way
-			w.keepOriginals(in.guard)
-			return flow{reached: true, raw: true, judged: true, known: true, cache: len(w.caches), nested: true, carries: true, guard: in.guard}
+		if known.open && in.reached { // anything may have happened on the way
+			w.circle = true
+			return flow{reached: true, raw: true, unjudged: true, judged: true, known: true, cache: len(w.caches), nested: true, carries: true, guard: in.guard}
 		}
+		w.grouped += known.grouped
 		return known.out
 	}
 	here := &invoked{in: in, open: true}
 	w.invoked[key] = here
-	path := w.path
-	w.path = []string{"named_routes", name}
+	path, again, grouped := w.path, w.again, w.grouped
+	w.path, w.again = []string{"named_routes", name}, again || in.visited&bit != 0
 	through, past := w.route(*route, false, in)
-	w.path = path
+	w.path, w.again = path, again
 	here.out, here.open = w.join(through, past), false
+	if here.grouped = min(1, w.grouped-grouped); here.grouped > 0 {
+		here.out.visited |= bit
+	}
 	return here.out
 }
 
@@ -402,11 +443,11 @@ func (w *walk) join(a, b flow) flow {
 	}
 	w.connect(a.guard, b.guard)
 	out := flow{
-		reached: true, raw: a.raw || b.raw, judged: a.judged || b.judged, known: a.known || b.known, stranger: a.stranger || b.stranger,
+		reached: true, raw: a.raw || b.raw, unjudged: a.unjudged || b.unjudged, judged: a.judged || b.judged, known: a.known || b.known, stranger: a.stranger || b.stranger,
 		certain: a.certain || b.certain, stripped: a.stripped || b.stripped, asked: a.asked || b.asked,
 		nested: a.nested || b.nested, carries: a.carries || b.carries,
 		guard: max(a.guard, b.guard), rewrite: a.rewrite, cache: a.cache, reader: max(a.reader, b.reader),
-		owned: a.owned & b.owned, removed: a.removed & b.removed, set: a.set | b.set,
+		owned: a.owned & b.owned, removed: a.removed & b.removed, set: a.set | b.set, visited: a.visited | b.visited,
 	}
 	if w.certainty(b.rewrite) > w.certainty(a.rewrite) {
 		out.rewrite = b.rewrite

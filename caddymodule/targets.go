@@ -48,7 +48,7 @@ func (h *Handler) further(r *http.Request, current, original target) (list []tar
 		return nil, p
 	}
 	if !place.currentOnly && original != current {
-		for _, t := range [...]target{{current.method, original.path}, original} {
+		for _, t := range [...]target{{current.method, original.path}, original, {original.method, current.path}} {
 			list = append(list, t)
 			if list, p = h.addParts(list, t, place.splits); !p.OK() {
 				return nil, p

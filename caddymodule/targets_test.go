@@ -48,7 +48,7 @@ func TestFurther(t *testing.T) {
 		{"a path, for HTTP alone", http1, 0, "GET /admin/x", "GET /index.html", "", ""},
 		{"a method", place{}, 0, "DELETE /x", "GET /x", "", "DELETE /x"},
 		{"a method, for HTTP alone", http1, 0, "DELETE /x", "GET /x", "", ""},
-		{"both", place{}, 0, "DELETE /x", "GET /y", "", "GET /x DELETE /x"},
+		{"both", place{}, 0, "DELETE /x", "GET /y", "", "GET /x DELETE /x DELETE /y"},
 		{"a bad original", http1, 0, "GET /x//y", "GET /y", "", "400"},
 		{"a bad method", http1, 0, "TRACE /x", "GET /x", "", "405"},
 
@@ -56,7 +56,7 @@ func TestFurther(t *testing.T) {
 		{"for HTTP alone", http1, 0, "GET /index.php/admin/x", "", "", ""},
 		{"of a proven place", script, 0, "GET /index.php/admin/x", "", "", "GET /index.php GET /admin/x"},
 		{"of the current alone", script, 0, "GET /index.php/admin/x", "GET /a.php/y", "", "GET /a.php GET /y"},
-		{"of both", place{}, 0, "POST /index.php/admin/x", "GET /a.php/y", "", "GET /a.php GET /y GET /index.php/admin/x GET /index.php GET /admin/x POST /index.php/admin/x POST /index.php POST /admin/x"},
+		{"of both", place{}, 0, "POST /index.php/admin/x", "GET /a.php/y", "", "GET /a.php GET /y GET /index.php/admin/x GET /index.php GET /admin/x POST /index.php/admin/x POST /index.php POST /admin/x POST /a.php/y POST /a.php POST /y"},
 		{"of another method", place{}, 0, "POST /a.php/y", "GET /a.php/y", "", "GET /a.php GET /y POST /a.php/y POST /a.php POST /y"},
 		{"without a slash", script, 0, "GET /index.phpadmin", "", "", "GET /index.php GET /admin"},
 		{"only a slash", script, 0, "GET /index.php/", "", "", "GET /index.php GET /"},
