@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/serviceusers/caddy-service-users/access"
 )
 
 // AuditEvent is one record of the audit trail: who changed what, and how it
@@ -273,7 +275,7 @@ func (s *Store) NoteAttempt(ctx context.Context, by Actor, resource string, what
 		return nil
 	}
 	what.LeftOut = leftOut
-	if secretInText.MatchString(what.Login) {
+	if access.FindLeak(what.Login) == access.SecretLeak {
 		what.Login = "(a token in the place of the id)"
 	}
 	by.Scope = nil // the record is ours; who has just lost its rights is written down as well
