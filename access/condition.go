@@ -422,7 +422,7 @@ func (valueSizes) EstimateCallCost(function, overload string, target *checker.As
 		return e
 	case function == overloads.Matches:
 		pattern, _ := literal(args[1].Expr())
-		steps := size(0).Add(checker.FixedSizeEstimate(1)).Multiply(checker.FixedSizeEstimate(instructions(pattern)))
+		steps := size(0).Add(checker.FixedSizeEstimate(1)).Multiply(checker.FixedSizeEstimate(PatternSteps(pattern)))
 		return costs(steps.MultiplyByCostFactor(0.05))
 	case overload == overloads.ContainsString:
 		return costs(size(0).Add(size(1)).MultiplyByCostFactor(0.1))
@@ -461,9 +461,9 @@ func deep(t *types.Type) bool {
 	})
 }
 
-// instructions counts what a regular expression becomes: every byte of a text may
-// have to pass each of them.
-func instructions(pattern string) uint64 {
+// PatternSteps counts the instructions of a regular expression: every byte of a text may
+// have to pass each of them. A pattern that is not valid has the largest number.
+func PatternSteps(pattern string) uint64 {
 	re, err := syntax.Parse(pattern, syntax.Perl)
 	if err != nil {
 		return math.MaxUint64

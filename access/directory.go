@@ -281,6 +281,28 @@ func (d *Directory) MemberCount(group string) (n int) {
 	return n
 }
 
+// CountMembers counts, for each of the groups, the members by name or by condition that f
+// is true for. It looks at every service user once.
+func (d *Directory) CountMembers(groups []string, f func(*User) bool) map[string]int {
+	in := make([][]string, len(d.sets)) // of the groups
+	for i, s := range d.sets {
+		for _, id := range groups {
+			if d.groups[id] != nil && slices.Contains(s.ids, id) {
+				in[i] = append(in[i], id)
+			}
+		}
+	}
+	counts := make(map[string]int)
+	d.users.each(d.sets, func(u *User) {
+		if len(in[u.class]) > 0 && f(u) {
+			for _, id := range in[u.class] {
+				counts[id]++
+			}
+		}
+	})
+	return counts
+}
+
 // Users calls f for every service user, in no order.
 func (d *Directory) Users(f func(*User)) {
 	d.users.each(d.sets, f)

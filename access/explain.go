@@ -27,10 +27,14 @@ type Considered struct {
 	off     int    // how much keeps it from applying: two for each part of the request that it does not cover
 }
 
+// explainBudget bounds the cost of all conditions that one explanation asks.
+const explainBudget = 4_000_000
+
 // Explain says why the principal may or may not do this. The verdict comes from
 // [Directory.Authorize]; the rest tells how each rule contributed to it. groups
 // bounds what is shown; nil is everything. Of a principal that d does not know there
-// is the verdict alone.
+// is the verdict alone. Conditions beyond explainBudget are not asked: their rules say
+// so, and groups beyond it are not among the Groups.
 func (d *Directory) Explain(p Principal, a Action, groups func(*Group) bool) Explanation {
 	out := Explanation{Decision: d.Authorize(p, a)}
 	u, ok := d.User(p.id)
@@ -40,6 +44,7 @@ func (d *Directory) Explain(p Principal, a Action, groups func(*Group) bool) Exp
 	visible := func(g *Group) bool { return groups == nil || groups(g) }
 	allow, _ := d.groupsOf(p)
 	member := make(map[*Group]bool)
+	left := explainBudget
 	for _, m := range d.Memberships(u) {
 		member[m.Group] = true
 		if m.Group == out.Group {
@@ -49,7 +54,7 @@ func (d *Directory) Explain(p Principal, a Action, groups func(*Group) bool) Exp
 			continue
 		}
 		for i := range m.Group.Rules {
-			out.Considered = append(out.Considered, consider(u, allow, m, i, a, out.Decision))
+			out.Considered = append(out.Considered, consider(u, allow, m, i, a, out.Decision, &left))
 		}
 	}
 	slices.SortStableFunc(out.Considered, func(a, b Considered) int {
@@ -73,18 +78,22 @@ func (d *Directory) Explain(p Principal, a Action, groups func(*Group) bool) Exp
 		if member[g] || g.Mode != Enforce || !visible(g) || allow.only != nil && !slices.Contains(allow.only, g.ID) {
 			continue
 		}
+		if left < 0 {
+			break
+		}
 		q.spent = 0
 		if e := d.policy.allowed(&q, indices{g.index}); e != nil && d.policy.denied(&q, indices{g.index}) == nil {
 			out.Groups = append(out.Groups, g)
 		}
+		left -= int(q.spent)
 	}
 	slices.SortFunc(out.Groups, func(a, b *Group) int { return strings.Compare(a.Name, b.Name) })
 	return out
 }
 
 // consider looks at one rule of a group that the user is in. allow are the groups whose
-// allows count.
-func consider(u *User, allow *groupSet, m Membership, i int, a Action, verdict Decision) Considered {
+// allows count, and left is how much conditions may cost yet.
+func consider(u *User, allow *groupSet, m Membership, i int, a Action, verdict Decision, left *int) Considered {
 	g, r := m.Group, &m.Group.Rules[i]
 	c := Considered{Rule: r, Group: g, Source: m.Source}
 	why := func(off int, text string) {
@@ -115,8 +124,14 @@ func consider(u *User, allow *groupSet, m Membership, i int, a Action, verdict D
 	if !coversPath(pathOnly, nil, q) {
 		off, text := pathDistance(r.Path, a.Path, deny)
 		why(2*off, text)
-	} else if when := g.conditions[i]; when != nil && !coversPath(pathOnly, when, q) {
+	} else if when := g.conditions[i]; when != nil && *left < 0 {
+		why(1, "its condition is not looked at: those before it cost too much to look at all")
+	} else if when != nil && !coversPath(pathOnly, when, q) {
+		*left -= 3 * int(when.cost) // it is asked in either form of the path, and why
 		why(1, "its condition does not hold: "+whyNot(&pathOnly, when, &q))
+	}
+	if when := g.conditions[i]; when != nil && c.off == 0 {
+		*left -= 3 * int(when.cost)
 	}
 	switch {
 	case c.off > 0:

@@ -568,3 +568,68 @@ func TestExplainDoubtfulDeny(t *testing.T) {
 		t.Errorf("got %s of %d rules", e.Reason, len(e.Considered))
 	}
 }
+
+// TestExplainAsksBounded: however many conditions cover a request, an explanation asks a
+// bounded part of them, and says of the others that it did not.
+func TestExplainAsksBounded(t *testing.T) {
+	costly := `user.name.contains("` + strings.Repeat("a", 100) + `b")` + strings.Repeat(` || user.name.matches("(a?){30}b`+`")`, 5)
+	var texts []string
+	for range 1000 {
+		texts = append(texts, "allow GET /{rest...} when "+costly)
+	}
+	c := Changes{Revision: 1, Users: []User{user(1)}}
+	for i := range 4 {
+		id := fmt.Sprint("group_", i)
+		c.Groups, c.Users[0].Groups = append(c.Groups, group(t, id, texts...)), append(c.Users[0].Groups, id)
+	}
+	d := with(t, NewDirectory(Peppers{}, ""), c)
+	cost := d.groups["group_0"].conditions[0].cost
+	e := d.Explain(enter(t, d, login(1)), action("GET /a"), nil)
+	asked, left := 0, 0
+	for _, r := range e.Considered {
+		switch {
+		case strings.HasPrefix(r.Why, "its condition does not hold"):
+			asked++
+		case strings.HasPrefix(r.Why, "its condition is not looked at"):
+			left++
+		default:
+			t.Fatalf("got %q", r.Why)
+		}
+	}
+	if asked+left != 4000 || left == 0 || asked == 0 || uint64(asked-1)*3*cost > explainBudget {
+		t.Errorf("got %d conditions of a cost of %d asked, %d not", asked, cost, left)
+	}
+}
+
+// TestCountMembers: in one go as one by one.
+func TestCountMembers(t *testing.T) {
+	c := Changes{Revision: 1, Groups: []Group{group(t, "group_a", "allow GET /a"), group(t, "group_b", "allow GET /b"), groupOf(t, "group_c", `user.labels.env == "prod"`, "allow GET /c")}}
+	for n := range 60 {
+		env := "test"
+		if n%4 == 0 {
+			env = "prod"
+		}
+		u := labelled(n, env)
+		if n%2 == 0 {
+			u.Groups = append(u.Groups, "group_a")
+		}
+		if n%3 == 0 {
+			u.Groups = append(u.Groups, "group_b", "group_x")
+		}
+		c.Users = append(c.Users, u)
+	}
+	d := with(t, NewDirectory(Peppers{}, ""), c)
+	some := func(u *User) bool { return u.ID < "service_3" }
+	counts := d.CountMembers([]string{"group_a", "group_c", "group_b", "group_x", "group_y"}, some)
+	for _, id := range []string{"group_a", "group_b", "group_c", "group_x", "group_y"} {
+		want := 0
+		d.Members(id, func(u *User, _ Source) {
+			if some(u) {
+				want++
+			}
+		})
+		if counts[id] != want || (want == 0) != (id > "group_d") {
+			t.Errorf("%s: got %d, want %d", id, counts[id], want)
+		}
+	}
+}

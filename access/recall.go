@@ -11,14 +11,19 @@ import (
 // Recall remembers, in bounded memory, what an admin may ask about later: the
 // last refusals by their decision ids, and what observe mode has counted. It is
 // lost when the process ends. The zero value remembers nothing.
+//
+// Both memories are shared out among the service users: as long as there is room
+// one may have all of it, and when there is none the one that has most makes room,
+// so that no flood of one hides what another did.
 type Recall struct {
 	mu        sync.Mutex
-	decisions []Recalled // a ring
-	next      int
-	byID      map[string]int
+	decisions []Recalled
+	byID      map[string]int // the place in decisions
 	limit     int
+	kept      shares[int] // places in decisions
 
 	observed map[observedKey]*Observed
+	counted  shares[observedKey]
 	missed   int64
 }
 
@@ -56,15 +61,16 @@ func (m *Recall) Keep(r Recalled) {
 	r.Action.Method, r.Action.Host, r.Action.Path = strings.Clone(r.Action.Method), strings.Clone(r.Action.Host), strings.Clone(clip(r.Action.Path))
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if len(m.decisions) < m.limit {
-		m.byID[r.ID] = len(m.decisions)
+	place := len(m.decisions)
+	if place < m.limit {
 		m.decisions = append(m.decisions, r)
-		return
+	} else {
+		place = m.kept.takeFromLargest()
+		delete(m.byID, m.decisions[place].ID)
+		m.decisions[place] = r
 	}
-	delete(m.byID, m.decisions[m.next].ID)
-	m.decisions[m.next] = r
-	m.byID[r.ID] = m.next
-	m.next = (m.next + 1) % m.limit
+	m.byID[r.ID] = place
+	m.kept.add(r.UserID, place)
 }
 
 func clip(path string) string {
@@ -126,15 +132,22 @@ func (m *Recall) Observe(p Principal, a Action, d Decision, passed bool, at time
 	defer m.mu.Unlock()
 	o, known := m.observed[key]
 	if !known {
-		if len(m.observed) >= maxObserved || m.observed == nil {
+		full := len(m.observed) >= maxObserved
+		if m.observed == nil || full && m.counted.isLargest(key.user) {
 			m.missed++
 			return false, false
+		}
+		if full {
+			oldest := m.counted.takeFromLargest()
+			m.missed += m.observed[oldest].Count
+			delete(m.observed, oldest)
 		}
 		key.user, key.method = strings.Clone(key.user), strings.Clone(key.method)
 		o = &Observed{
 			UserID: key.user, Method: key.method, Pattern: key.pattern, Effect: key.effect, GroupID: key.group, RuleID: key.rule, First: at,
 		}
 		m.observed[key] = o
+		m.counted.add(key.user, key)
 	}
 	o.Count++
 	o.Last, o.Path = at, strings.Clone(PlainPath(clip(a.Path)))
@@ -168,5 +181,5 @@ func (m *Recall) Observed() (list []Observed, missed int64) {
 func (m *Recall) ForgetObserved() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.observed, m.missed = make(map[observedKey]*Observed), 0
+	m.observed, m.counted, m.missed = make(map[observedKey]*Observed), shares[observedKey]{}, 0
 }

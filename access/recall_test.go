@@ -333,3 +333,132 @@ func BenchmarkRecall(b *testing.B) {
 		}
 	})
 }
+
+// TestRecallNoisyNeighbour: however many refusals one service user has, and whenever,
+// the few of others can be explained, and the memory stays bounded.
+func TestRecallNoisyNeighbour(t *testing.T) {
+	const limit, flood = 10_000, 20_000
+	for name, row := range map[string]struct {
+		noisy     []string
+		afterThem bool // the quiet ones come last
+	}{
+		"before": {noisy: []string{"service_n"}}, "behind": {noisy: []string{"service_n"}, afterThem: true},
+		"two":    {noisy: []string{"service_n", "service_m"}},
+		"a team": {noisy: strings.Split("abcdefghi", "")},
+	} {
+		m := NewRecall(limit)
+		quiet := func() {
+			for user := range 50 {
+				for i := range 1 + user%3 {
+					m.Keep(Recalled{ID: fmt.Sprint("decision_quiet_", user, "_", i), UserID: fmt.Sprint("service_", user)})
+				}
+			}
+		}
+		if !row.afterThem {
+			quiet()
+		}
+		for i := range flood {
+			for _, user := range row.noisy {
+				m.Keep(Recalled{ID: fmt.Sprint("decision_", user, "_", i), UserID: user})
+			}
+		}
+		if row.afterThem {
+			quiet()
+		}
+		for user := range 50 {
+			for i := range 1 + user%3 {
+				id := fmt.Sprint("decision_quiet_", user, "_", i)
+				if r, ok := m.Decision(id); !ok || r.UserID != fmt.Sprint("service_", user) {
+					t.Errorf("%s: %s: got %+v, %v", name, id, r, ok)
+				}
+			}
+		}
+		for _, user := range row.noisy { // each has its share, of the last ones
+			share := (limit - 99) / len(row.noisy)
+			for _, i := range []int{flood - 1, flood - share + 1} {
+				if _, ok := m.Decision(fmt.Sprint("decision_", user, "_", i)); !ok {
+					t.Errorf("%s: the decision %d of %s is not remembered", name, i, user)
+				}
+			}
+		}
+		if len(m.decisions) != limit || len(m.byID) != limit || len(m.kept.users) != 50+len(row.noisy) || len(m.kept.largest) != len(m.kept.users) {
+			t.Errorf("%s: got %d decisions, %d ids, %d users", name, len(m.decisions), len(m.byID), len(m.kept.users))
+		}
+	}
+}
+
+// TestObservedNoisyNeighbour: the same of what observe mode has counted.
+func TestObservedNoisyNeighbour(t *testing.T) {
+	path := func(i int) Action {
+		return Action{Method: "GET", Path: "/" + strings.Map(func(r rune) rune { return r - '0' + 'a' }, fmt.Sprint(i))}
+	}
+	for _, afterThem := range []bool{false, true} {
+		m := NewRecall(0)
+		quiet := func() {
+			for user := range 50 {
+				if first, counted := m.Observe(Principal{id: fmt.Sprint("service_", user)}, action("GET /once"), Decision{Reason: NoRule}, true, at(1)); !first || !counted {
+					t.Errorf("service_%d: got %v, %v", user, first, counted)
+				}
+			}
+		}
+		if !afterThem {
+			quiet()
+		}
+		for i := range 20_000 {
+			m.Observe(Principal{id: "service_n"}, path(i), wouldDeny, false, at(1))
+		}
+		if afterThem {
+			quiet()
+		}
+		list, missed := m.Observed()
+		users, total := map[string]int{}, missed
+		for _, o := range list {
+			users[o.UserID]++
+			total += o.Count
+		}
+		if len(list) != maxObserved || len(users) != 51 || users["service_n"] != maxObserved-50 || total != 20_050 {
+			t.Errorf("got %d rows of %d users, %d of the noisy one, %d requests in all", len(list), len(users), users["service_n"], total)
+		}
+	}
+}
+
+// TestShares: whoever has most makes room, and its oldest goes first.
+func TestShares(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var s shares[int]
+		naive := map[string][]int{}
+		for i := range 200 {
+			user := rapid.SampledFrom([]string{"a", "b", "c", "d"}).Draw(t, "user")
+			most, oldest := 0, 0
+			for _, items := range naive {
+				most = max(most, len(items))
+			}
+			for _, items := range naive {
+				if len(items) == most && (oldest == 0 || items[0] < oldest) {
+					oldest = items[0]
+				}
+			}
+			if got, want := s.isLargest(user), most > 0 && len(naive[user]) == most; got != want {
+				t.Fatalf("%s of %v is the largest: got %v", user, naive, got)
+			}
+			if oldest > 0 && rapid.Bool().Draw(t, "take") {
+				if got := s.takeFromLargest(); got != oldest {
+					t.Fatalf("taken from %v: got %d, want %d", naive, got, oldest)
+				}
+				for user, items := range naive {
+					if items[0] == oldest {
+						if naive[user] = items[1:]; len(items) == 1 {
+							delete(naive, user)
+						}
+					}
+				}
+				continue
+			}
+			s.add(user, i+1)
+			naive[user] = append(naive[user], i+1)
+		}
+		if len(s.users) != len(naive) || len(s.largest) != len(naive) {
+			t.Fatalf("got %d users, want %d", len(s.users), len(naive))
+		}
+	})
+}

@@ -6,8 +6,6 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
-
-	"golang.org/x/text/unicode/norm"
 )
 
 // Problem says why a request is ambiguous and is refused before any rule is
@@ -151,31 +149,28 @@ func (allow Relax) CheckTarget(target string) (path string, p Problem) {
 			return "", ambiguous("the query holds the byte 0x%02x at position %d", c, len(raw)+1+i)
 		}
 	}
-	escaped, plain := false, true
+	path = raw
+	plain := true
+scan:
 	for i := range len(raw) {
-		switch class := pathBytes[raw[i]]; class {
-		case pathOK:
-		case pathPlain:
-			plain = false
-		case pathEscape:
-			escaped = true
-		default:
-			p = ambiguous("the path holds the byte 0x%02x at position %d, which must not stand in a path", raw[i], i)
-			if raw[i] != ';' {
+		class := pathBytes[raw[i]]
+		if class == pathOK {
+			continue
+		}
+		plain = false
+		switch class {
+		case pathBad:
+			if p := allow.badByte(raw, i); !p.OK() {
 				return "", p
 			}
-			if plain = false; allow&Semicolon == 0 {
-				return "", p.allowedBy(Semicolon)
+		case pathEscape:
+			if path, p = allow.decodePath(raw, i); !p.OK() {
+				return "", p
 			}
+			break scan
 		}
 	}
-	path = raw
-	if escaped {
-		if path, p = allow.decodePath(raw); !p.OK() {
-			return "", p
-		}
-	}
-	if plain && !escaped {
+	if plain {
 		p = checkSegmentsASCII(path)
 	} else {
 		p = allow.checkPath(path)
@@ -216,118 +211,169 @@ func emptySegment(i int) Problem {
 	return ambiguous("the path has an empty segment at position %d", i+1).allowedBy(MergedSlashes)
 }
 
-// decodePath decodes every %XX exactly once. It refuses an invalid escape and
-// one that decodes to a character on which programs disagree.
-func (allow Relax) decodePath(raw string) (string, Problem) {
-	out := make([]byte, 0, len(raw))
-	for i := 0; i < len(raw); i++ {
-		c := raw[i]
-		if c != '%' {
-			out = append(out, c)
-			continue
-		}
-		if i+2 >= len(raw) || hexValue(raw[i+1]) < 0 || hexValue(raw[i+2]) < 0 {
-			return "", ambiguous("the path holds an invalid percent-encoding at position %d", i)
-		}
-		c = byte(hexValue(raw[i+1])<<4 | hexValue(raw[i+2]))
-		if c < 0x20 || c == 0x7f || strings.IndexByte(`/\%;?#`, c) >= 0 {
-			p := ambiguous("the path holds %s at position %d, which programs read differently", raw[i:i+3], i)
-			option := map[byte]Relax{'/': EncodedSlash, '%': EncodedPercent, ';': Semicolon}[c]
-			if option == 0 {
-				return "", p
-			}
-			if allow&option == 0 {
-				return "", p.allowedBy(option)
-			}
-			if c == '/' {
-				c = dataSlash
-			}
-		}
-		out = append(out, c)
-		i += 2
+// badByte is the problem of a raw path with a byte that must not stand in it.
+func (allow Relax) badByte(raw string, i int) Problem {
+	if raw[i] == ';' && allow&Semicolon != 0 {
+		return Problem{}
 	}
-	return string(out), Problem{}
+	p := ambiguous("the path holds the byte 0x%02x at position %d, which must not stand in a path", raw[i], i)
+	if raw[i] == ';' {
+		p = p.allowedBy(Semicolon)
+	}
+	return p
 }
 
-func hexValue(c byte) int {
-	switch {
-	case '0' <= c && c <= '9':
-		return int(c - '0')
-	case 'a' <= c && c <= 'f':
-		return int(c-'a') + 10
-	case 'A' <= c && c <= 'F':
-		return int(c-'A') + 10
+// decodePath decodes every %XX exactly once, the first of which begins at from. It
+// refuses an invalid escape, one that decodes to a character on which programs
+// disagree, and the raw bytes that badByte does.
+func (allow Relax) decodePath(raw string, from int) (string, Problem) {
+	out := make([]byte, len(raw))
+	n := copy(out, raw[:from])
+	for i := from; i < len(raw); i++ {
+		c := raw[i]
+		if c == '%' {
+			high, low := int8(-1), int8(-1)
+			if i+2 < len(raw) {
+				high, low = hexValues[raw[i+1]], hexValues[raw[i+2]]
+			}
+			if high|low < 0 {
+				return "", ambiguous("the path holds an invalid percent-encoding at position %d", i)
+			}
+			if c = byte(high)<<4 | byte(low); c < utf8.RuneSelf && pathMarks[c] {
+				option := pathOptions[c]
+				if allow&option == 0 {
+					p := ambiguous("the path holds %s at position %d, which programs read differently", raw[i:i+3], i)
+					if option != 0 {
+						p = p.allowedBy(option)
+					}
+					return "", p
+				}
+				if c == '/' {
+					c = dataSlash
+				}
+			}
+			i += 2
+		} else if pathBytes[c] == pathBad {
+			if p := allow.badByte(raw, i); !p.OK() {
+				return "", p
+			}
+		}
+		out[n] = c
+		n++
 	}
-	return -1
+	return string(out[:n]), Problem{}
 }
+
+// hexValues holds the values of hexadecimal digits; -1 is none.
+var hexValues = func() (table [256]int8) {
+	for c := range table {
+		table[c] = int8(strings.IndexByte("0123456789abcdef", lowerASCII(byte(c))))
+	}
+	return table
+}()
+
+// pathMarks holds the characters that an escape in a path must not stand for, unless
+// an option of pathOptions lets it.
+var (
+	pathMarks = func() (table [256]bool) {
+		for c := range table {
+			table[c] = c < 0x20 || c == 0x7f || strings.IndexByte(`/\%;?#`, byte(c)) >= 0
+		}
+		return table
+	}()
+	pathOptions = [256]Relax{'/': EncodedSlash, '%': EncodedPercent, ';': Semicolon}
+)
 
 // checkPath checks a decoded path: valid UTF-8 in NFC, letters, marks, numbers,
 // punctuation, symbols and inner spaces only, no rune that case-folds to ASCII
 // or whose compatibility form holds a separator, no empty segment but the last,
 // no segment that ends in "." or a space or begins with a space.
 func (allow Relax) checkPath(path string) Problem {
-	ascii := true
-	for i := 0; i < len(path); i++ {
-		c := path[i]
-		if c >= utf8.RuneSelf {
-			ascii = false
-			break
-		}
-		if c == dataSlash && allow&EncodedSlash != 0 {
-			continue
-		}
-		if c < 0x20 || c == 0x7f {
-			return ambiguous("the path holds a control character at position %d", i)
-		}
-	}
-	if !ascii {
-		if p := allow.checkUnicode(path); !p.OK() {
-			return p
-		}
-	}
 	// A slash that is data, and what stands before a semicolon, are looked at as
 	// an upstream would that takes them for a separator and for parameters.
+	bits, semicolons := byte(0), strings.IndexByte(path, ';') >= 0
 	for start := 1; start <= len(path); {
-		segment, more := path[start:], false
-		if i := strings.IndexAny(segment, "/\x00"); i >= 0 {
-			segment, more = segment[:i], true
+		end := start
+		for ; end < len(path); end++ {
+			c := path[end]
+			bits |= c
+			if !pathStops[c] {
+				continue
+			}
+			if c == '/' || c == dataSlash && allow&EncodedSlash != 0 {
+				break
+			}
+			return ambiguous("the path holds a control character at position %d", end)
 		}
-		name, _, parameters := strings.Cut(segment, ";")
-		switch {
-		case name == "" && (more || parameters):
-			return emptySegment(start - 1)
-		case name == "":
-		case strings.Trim(name, ".") == "":
-			return ambiguous("the path has a dot segment at position %d", start)
-		case name[len(name)-1] == '.' && allow&TrailingDot == 0:
-			return ambiguous("the path segment at position %d ends in a dot", start).allowedBy(TrailingDot)
-		case name[0] == ' ' || name[len(name)-1] == ' ' || segment[len(segment)-1] == ' ':
-			return ambiguous("the path segment at position %d begins or ends with a space", start)
+		segment, more, parameters := path[start:end], end < len(path), false
+		name := segment
+		if semicolons {
+			name, _, parameters = strings.Cut(segment, ";")
 		}
-		start += len(segment) + 1
+		if name == "" {
+			if more || parameters {
+				return emptySegment(start - 1)
+			}
+			break
+		}
+		if last := name[len(name)-1]; last == '.' || last == ' ' || name[0] == ' ' || segment[len(segment)-1] == ' ' {
+			switch {
+			case strings.Trim(name, ".") == "":
+				return ambiguous("the path has a dot segment at position %d", start)
+			case last != '.' || name[0] == ' ' || segment[len(segment)-1] == ' ':
+				return ambiguous("the path segment at position %d begins or ends with a space", start)
+			case allow&TrailingDot == 0:
+				return ambiguous("the path segment at position %d ends in a dot", start).allowedBy(TrailingDot)
+			}
+		}
+		start = end + 1
 	}
-	return Problem{}
+	if bits < utf8.RuneSelf {
+		return Problem{}
+	}
+	return allow.checkUnicode(path)
 }
 
+// pathStops holds the bytes that end a segment or must not stand in one: slashes and
+// controls.
+var pathStops = func() (table [256]bool) {
+	for c := range table {
+		table[c] = c < 0x20 || c == '/' || c == 0x7f
+	}
+	return table
+}()
+
 func (allow Relax) checkUnicode(path string) Problem {
-	if !utf8.ValidString(path) {
-		return ambiguous("the path is not valid UTF-8")
-	}
-	if allow&NonNFC == 0 && !norm.NFC.IsNormalString(path) {
-		return ambiguous("the path is not in Unicode normalisation form C").allowedBy(NonNFC)
-	}
+	table := runes()
+	var text nfc
+	var p Problem
 	for i, r := range path {
+		if r < utf8.RuneSelf {
+			text = nfc{starter: r}
+			continue
+		}
+		c := table.class(r)
+		if c&^runeComposed == runeVisible && r != utf8.RuneError {
+			text = nfc{starter: r, class: c}
+			continue
+		}
+		if r == utf8.RuneError && !strings.HasPrefix(path[i:], "\uFFFD") {
+			return ambiguous("the path is not valid UTF-8")
+		}
+		if allow&NonNFC == 0 && !text.next(table, r, c) {
+			return ambiguous("the path is not in Unicode normalisation form C").allowedBy(NonNFC)
+		}
 		switch {
-		case r < utf8.RuneSelf:
-		case !unicode.In(r, unicode.L, unicode.M, unicode.N, unicode.P, unicode.S):
-			return ambiguous("the path holds U+%04X at position %d, a control, format, separator or unassigned character", r, i)
-		case foldsToASCII(r):
-			return ambiguous("the path holds U+%04X at position %d, which equals an ASCII letter when case is ignored", r, i)
-		case strings.ContainsAny(norm.NFKC.String(string(r)), `/\.%;?#`):
-			return ambiguous("the path holds U+%04X at position %d, which some programs read as a separator", r, i)
+		case c&(runeVisible|runeFolds|runeSeparates) == runeVisible || !p.OK():
+		case c == 0:
+			p = ambiguous("the path holds U+%04X at position %d, a control, format, separator or unassigned character", r, i)
+		case c&runeFolds != 0:
+			p = ambiguous("the path holds U+%04X at position %d, which equals an ASCII letter when case is ignored", r, i)
+		default:
+			p = ambiguous("the path holds U+%04X at position %d, which some programs read as a separator", r, i)
 		}
 	}
-	return Problem{}
+	return p
 }
 
 // foldsToASCII reports whether r becomes an ASCII letter in some spelling of

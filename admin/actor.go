@@ -9,11 +9,16 @@ import (
 )
 
 // ServiceUserActor returns what a service user may do here: an admin everything,
-// a manager what its teams and groups reach, a member nothing.
+// a manager what its teams and groups reach, a member nothing. A token that is
+// narrowed to permission groups leaves a manager those groups, and an admin nothing:
+// no group stands for a part of everything.
 func (a *API) ServiceUserActor(p access.Principal) (store.Actor, error) {
 	by := store.Actor{Name: p.ID()}
 	switch p.Role() {
 	case access.Admin:
+		if len(p.Token().Groups) > 0 {
+			return by, ErrNarrowed
+		}
 		return by, nil
 	case access.Manager:
 		u, ok := a.store.Directory().User(p.ID())
@@ -34,6 +39,7 @@ func (a *API) ServiceUserActor(p access.Principal) (store.Actor, error) {
 // What a door answers to somebody who does not get in.
 var (
 	ErrUnauthenticated = NewError(http.StatusUnauthorized, "ERR_UNAUTHENTICATED", "authenticate as an admin or manager: with the credentials of a service user of that role, or as a person whom the operator has named")
+	ErrNarrowed        = NewError(http.StatusForbidden, "ERR_NGROK_4111", "this token of an admin is narrowed to permission groups, so it may not use the admin API; use a token of the admin without permission_groups, or give the work to a manager")
 	ErrNotEntitled     = NewError(http.StatusForbidden, "ERR_NGROK_4111", "this identity may not use the admin API; it takes the role admin or manager, or a name in the operator's list")
 )
 

@@ -35,6 +35,7 @@ type API struct {
 	recall *access.Recall
 	log    *zap.Logger
 	mux    *http.ServeMux
+	heavy  turns // of requests that may take a core for seconds
 }
 
 // New returns the API over a store. recall is what the data path remembers of its
@@ -265,7 +266,11 @@ func (a *API) Serve(w http.ResponseWriter, r *http.Request, by store.Actor) {
 		return
 	}
 	if r.Method == http.MethodOptions { // no CORS: other origins get nothing out of this
-		h.Set("Allow", strings.Join(append(a.allowed(r), "OPTIONS"), ", "))
+		allowed := a.allowed(r)
+		h.Set("Allow", strings.Join(append(allowed, "OPTIONS"), ", "))
+		if slices.Contains(allowed, http.MethodPatch) {
+			h.Set("Accept-Patch", acceptPatch)
+		}
 		w.WriteHeader(http.StatusNoContent)
 		return
 	}

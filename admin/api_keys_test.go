@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -121,12 +122,46 @@ func TestAPIKeys(t *testing.T) {
 	)
 }
 
+// Clients of the ngrok API, at /bot_users or by their header, get a service user without
+// a first token: they have no place for its secret.
+func TestNoFirstTokenForNgrok(t *testing.T) {
+	s := serve(t, store.Options{})
+	for i, row := range []struct {
+		path, body, header string
+		tokens             int
+	}{
+		{"/service_users", ``, "", 1},
+		{"/service_users", ``, "Ngrok-Version: 2", 0},
+		{"/service_users/", ``, "ngrok-version: 1999", 0},
+		{"/service_users", ``, "Ngrok-Version:", 0},
+		{"/service_users", `,"create_token":false`, "Ngrok-Version: 2", 0},
+		{"/service_users", `,"create_token":true`, "Ngrok-Version: 2", 1},
+		{"/bot_users", ``, "", 0},
+		{"/bot_users/", ``, "", 0},
+		{"/bot_users", ``, "Ngrok-Version: 2", 0},
+		{"/bot_users", `,"create_token":true`, "", 1},
+	} {
+		var headers []string
+		if row.header != "" {
+			headers = append(headers, row.header)
+		}
+		made := s.do(fmt.Sprintf(`POST %s {"name":"user %d"%s}`, row.path, i, row.body), headers...)
+		if made.status != 201 {
+			t.Fatalf("%+v: got %d, %s", row, made.status, made.text)
+		}
+		list := s.must(fmt.Sprintf("GET /service_users/service_%d/tokens", i+1))["tokens"].([]any)
+		if shown := strings.Contains(made.text, `"token`); len(list) != row.tokens || shown != (row.tokens > 0) {
+			t.Errorf("%+v: got %d tokens, the answer %s", row, len(list), made.text)
+		}
+	}
+}
+
 // Service users under their old name.
 func TestBotUsers(t *testing.T) {
 	s := serve(t, store.Options{})
 	s.run(
 		r(`POST /bot_users {"name":"a","active":false,"create_token":false}`, `201 {"id":"service_1","uri":"/bot_users/service_1","name":"a","active":false,"created_at":"t+1s"}`),
-		r(`POST /bot_users {"name":"b"}`, `201 {"id":"service_2","active":true,"token_id":"token_1","token":"csu_1"}`),
+		r(`POST /bot_users {"name":"b","create_token":true}`, `201 {"id":"service_2","active":true,"token_id":"token_1","token":"csu_1"}`),
 		r(`POST /bot_users {"name":"b"}`, `409 ERR_NGROK_4112 [name]`),
 		r(`POST /bot_users {}`, `400 ERR_NGROK_4109 [name]`),
 		r(`GET /bot_users/service_1`, `200 {"uri":"/bot_users/service_1"}`),

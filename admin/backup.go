@@ -24,21 +24,19 @@ const maxBackup = 64 << 30
 
 // StoreReport is what a check of the store has found.
 type StoreReport struct {
-	OK           bool             `json:"ok"`            // nothing is damaged
+	OK           bool             `json:"ok"`            // there is no finding
 	Schema       int              `json:"schema"`        // the version of the schema
 	Revision     int64            `json:"revision"`      // the number of the last change
 	ServiceUsers int64            `json:"service_users"` // how many there are
 	Head         string           `json:"head"`          // the last record of the audit trail, SEQ:HASH
 	Tables       map[string]int64 `json:"tables"`        // how many rows each has
-	Findings     []string         `json:"findings"`      // what is damaged, and what to do about it
+	Findings     []string         `json:"findings"`      // damage, and what to do about it; then values that could be written once and cannot be today, which a restore takes
 }
 
 // ShowReport brings a report into the form of the API.
 func ShowReport(r store.CheckReport) StoreReport {
-	out := StoreReport{len(r.Findings) == 0, r.Schema, r.Revision, r.ServiceUsers, r.Head.String(), r.Tables, r.Findings}
-	if out.Findings == nil {
-		out.Findings = []string{}
-	}
+	findings := append(append([]string{}, r.Findings...), r.Notes...)
+	out := StoreReport{len(findings) == 0, r.Schema, r.Revision, r.ServiceUsers, r.Head.String(), r.Tables, findings}
 	if out.Tables == nil {
 		out.Tables = map[string]int64{}
 	}

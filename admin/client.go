@@ -83,6 +83,16 @@ func (e *UnreachableError) Unwrap() error { return e.Err }
 // Do sends one request and reads the answer into out, unless that is nil. An
 // answer of 400 and above is an [*Error].
 func (c *Client) Do(ctx context.Context, method, uri string, in, out any) error {
+	return c.do(ctx, method, uri, "application/json", "", in, out)
+}
+
+// Patch is Do for a JSON merge patch (RFC 7396), for the version that etag names: the
+// answer is 412 when there was a change since. "" is any version.
+func (c *Client) Patch(ctx context.Context, uri, etag string, in, out any) error {
+	return c.do(ctx, http.MethodPatch, uri, mergePatchType, etag, in, out)
+}
+
+func (c *Client) do(ctx context.Context, method, uri, kind, etag string, in, out any) error {
 	if !strings.HasPrefix(uri, "/") { // from an answer: it must not lead the credentials to another host
 		return &UnreachableError{c.Base, fmt.Errorf("answered with the link %q, not as the service-user API does", uri)}
 	}
@@ -99,7 +109,10 @@ func (c *Client) Do(ctx context.Context, method, uri string, in, out any) error 
 		return err
 	}
 	if in != nil {
-		req.Header.Set("Content-Type", "application/json")
+		req.Header.Set("Content-Type", kind)
+	}
+	if etag != "" {
+		req.Header.Set("If-Match", etag)
 	}
 	resp, err := c.send(req)
 	if err != nil {

@@ -642,6 +642,7 @@ func TestForeignKeys(t *testing.T) {
 		}
 	}
 	var bot foreignUser
+	// A client of this API has no place for a token here, so none is made (see TestNoFirstTokenForNgrok).
 	if err := c.do("POST", "/bot_users", map[string]string{"name": "a"}, &bot); err != nil || !bot.Active || bot.URI != "/bot_users/"+bot.ID {
 		t.Fatalf("create a bot user: got %+v, %v", bot, err)
 	}

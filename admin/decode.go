@@ -21,6 +21,20 @@ import (
 // maxBody bounds a request's body.
 const maxBody = 1 << 20
 
+// mergePatchType is the Content-Type of a JSON merge patch (RFC 7396). A PATCH may have
+// it, or plain JSON; acceptPatch says so (RFC 5789, section 3.1).
+const (
+	mergePatchType = "application/merge-patch+json"
+	acceptPatch    = "application/json, " + mergePatchType
+)
+
+// mergeable is a body that means something else as a merge patch than as plain JSON:
+// its objects are merged. The other bodies have fields alone, of which those that are
+// absent stay and null empties, in both.
+type mergeable interface {
+	asMergePatch() (patch any, take func())
+}
+
 // DecodeJSON reads a JSON body of at most limit bytes into v. Unknown, repeated
 // and wrongly cased names, invalid UTF-8 and anything behind the value are
 // refused by an [*Error] with the name of the field. No body at all is the empty
@@ -36,18 +50,34 @@ func DecodeJSON(w http.ResponseWriter, r *http.Request, limit int64, v any) erro
 	case len(body) == 0:
 		return nil
 	}
-	switch kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); {
+	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	known, must := err == nil && kind == "application/json", "must be application/json"
+	if r.Method == http.MethodPatch {
+		known, must = known || err == nil && kind == mergePatchType, must+" or "+mergePatchType
+	}
+	if !known && r.Method == http.MethodPatch {
+		w.Header().Set("Accept-Patch", acceptPatch)
+	}
+	switch {
 	case r.Header.Get("Content-Type") == "":
-		return NewError(http.StatusUnsupportedMediaType, "ERR_NGROK_216", "the Content-Type is missing; it must be application/json")
-	case err != nil || kind != "application/json":
-		return NewError(http.StatusUnsupportedMediaType, "ERR_NGROK_210", "the Content-Type must be application/json")
+		return NewError(http.StatusUnsupportedMediaType, "ERR_NGROK_216", "the Content-Type is missing; it "+must)
+	case !known:
+		return NewError(http.StatusUnsupportedMediaType, "ERR_NGROK_210", "the Content-Type "+must)
 	case r.Header.Get("Content-Encoding") != "":
 		return NewError(http.StatusUnsupportedMediaType, "ERR_CONTENT_ENCODING", "the body must not be compressed")
 	}
 	if bytes.Equal(bytes.TrimSpace(body), []byte("null")) {
 		return NewError(http.StatusBadRequest, "ERR_NGROK_213", "the body must be a JSON object, not null")
 	}
-	return explainJSON(json.Unmarshal(body, v, json.RejectUnknownMembers(true)))
+	take := func() {}
+	if in, ok := v.(mergeable); ok && kind == mergePatchType {
+		v, take = in.asMergePatch()
+	}
+	if err := json.Unmarshal(body, v, json.RejectUnknownMembers(true)); err != nil {
+		return explainJSON(err)
+	}
+	take()
+	return nil
 }
 
 // explainJSON names the field that a JSON error is about.

@@ -119,7 +119,7 @@ func WriteError(w http.ResponseWriter, log *zap.Logger, operation string, err er
 	h := w.Header()
 	h.Set(OperationHeader, operation)
 	h.Set("Content-Type", "application/problem+json")
-	if e.Status == http.StatusServiceUnavailable {
+	if e.Status == http.StatusServiceUnavailable || e.Code == "ERR_BUSY" {
 		h.Set("Retry-After", "5")
 	}
 	w.WriteHeader(e.Status)

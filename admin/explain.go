@@ -2,6 +2,7 @@ package admin
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -74,6 +75,11 @@ type Grant struct {
 // explain answers why a request is allowed or refused: one that a service user
 // might make, or one that was decided.
 func (a *API) explain(c *call, in ExplainInput) (Explanation, error) {
+	done, err := a.heavy.take(c.Context(), c.by.Name)
+	if err != nil {
+		return Explanation{}, err
+	}
+	defer done()
 	if in.DecisionID != "" {
 		return a.explainDecision(c, in)
 	}
@@ -335,6 +341,10 @@ type WhoCanUser struct {
 	PermissionGroup *GroupRef `json:"permission_group"` // that the rule belongs to; null: out of your reach
 }
 
+// maxWhoCan bounds how long one request looks for who can make another: conditions cost
+// some 10 ms for each service user at worst.
+const maxWhoCan = 5 * time.Second
+
 // whoCan lists the service users that may make a request, the newest first.
 func (a *API) whoCan(c *call, q WhoCanQuery) (WhoCan, error) {
 	limit, err := q.limit()
@@ -349,6 +359,11 @@ func (a *API) whoCan(c *call, q WhoCanQuery) (WhoCan, error) {
 	if err != nil {
 		return WhoCan{}, err
 	}
+	done, err := a.heavy.take(c.Context(), c.by.Name)
+	if err != nil {
+		return WhoCan{}, err
+	}
+	defer done()
 	list := []WhoCanUser{}
 	d := a.store.Directory()
 	var users []*access.User
@@ -360,9 +375,16 @@ func (a *API) whoCan(c *call, q WhoCanQuery) (WhoCan, error) {
 		})
 		slices.SortFunc(users, func(a, b *access.User) int { return strings.Compare(b.ID, a.ID) })
 	}
+	late := time.Now().Add(maxWhoCan)
 	for _, u := range users {
 		if len(list) > limit {
 			break // nobody looks further than this page
+		}
+		if err := context.Cause(c.Context()); err != nil {
+			return WhoCan{}, err
+		}
+		if time.Now().After(late) {
+			return WhoCan{}, NewError(http.StatusBadRequest, "ERR_TOO_COSTLY", "the conditions of rules for this path take too long for so many service users; ask about some of them by explain, or make the conditions simpler").field("url")
 		}
 		p, why := d.Principal(u.ID, "", action.Address, action.Now)
 		if why != access.Granted {

@@ -585,14 +585,18 @@ func TestExplainDecision(t *testing.T) {
 		s.run(r(decision(id), `403 ERR_NGROK_4111 only an admin may ask for a decision`))
 	}
 
-	// As many as the node keeps, and none where nobody decides.
+	// As many as the node keeps, where a flood of one leaves those of another alone, and
+	// none where nobody decides.
 	s.by = store.Local
 	for i := range 100 {
 		s.refuse(fmt.Sprintf("decision_%d", i), "service_2", "token_3", "GET /v1/me", nil)
 	}
-	s.run(r(decision("decision_0"), `200 {"decision_id":"decision_0"}`), r(decision("decision_b"), `404 ERR_NOT_FOUND this decision is not remembered`))
+	s.run(
+		r(decision("decision_0"), `404 ERR_NOT_FOUND this decision is not remembered`), r(decision("decision_50"), `200 {"decision_id":"decision_50"}`),
+		r(decision("decision_put"), `200 {"service_user_id":"service_1"}`),
+	)
 	s.refuse("decision_last", "service_2", "token_3", "GET /v1/me", nil)
-	s.run(r(decision("decision_0"), `404 ERR_NOT_FOUND`), r(decision("decision_1"), `200`), r(decision("decision_last"), `200`))
+	s.run(r(decision("decision_99"), `200`), r(decision("decision_last"), `200`), r(decision("decision_put"), `200`))
 	s.api = New(s.store, nil, nil)
 	s.run(
 		r(decision("decision_last"), `404 ERR_NOT_FOUND`),

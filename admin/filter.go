@@ -1,8 +1,10 @@
 package admin
 
 import (
+	"context"
 	"fmt"
 	"maps"
+	"math"
 	"net/http"
 	"slices"
 	"strings"
@@ -11,10 +13,14 @@ import (
 
 	"cel.dev/cel-go/cel"
 	celast "cel.dev/cel-go/common/ast"
+	"cel.dev/cel-go/common/operators"
+	"cel.dev/cel-go/common/overloads"
 	"cel.dev/cel-go/common/types"
 	"cel.dev/cel-go/common/types/ref"
+	"cel.dev/cel-go/common/types/traits"
 	"cel.dev/cel-go/ext"
 
+	"github.com/serviceusers/caddy-service-users/access"
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
@@ -22,12 +28,16 @@ import (
 // and now. Times are timestamps, or null when there is none. As in the ngrok API,
 // a timestamp has subtract("7d").
 
-// maxFilterBytes bounds the text of a filter.
-const maxFilterBytes = 2000
-
-// filterCost bounds what a filter may cost for one service user, in the units of
-// CEL.
-const filterCost = 10_000
+// The bounds of a filter. Costs are in the units of CEL; a unit takes some 250 ns
+// at most, since [filterCosts] corrects those of CEL.
+const (
+	maxFilterBytes = 2000      // of its text
+	maxFilterSize  = 2000      // instructions of a pattern, entries of a list that is put together
+	maxFilterText  = 10_000    // characters of a text that is put together
+	filterRow      = 20        // what it costs to look at a service user at all
+	filterCost     = 10_000    // of one service user
+	filterBudget   = 6_000_000 // of all service users of one request
+)
 
 var filterEnv = sync.OnceValue(func() *cel.Env {
 	env, err := cel.NewEnv(
@@ -70,7 +80,8 @@ func filterTime(t time.Time) any {
 	return t
 }
 
-func compileFilter(text string, now time.Time) (func(*store.ServiceUser) (bool, error), error) {
+// compileFilter returns a filter for one list, which ends with ctx.
+func compileFilter(ctx context.Context, text string, now time.Time) (func(*store.ServiceUser) (bool, error), error) {
 	bad := func(format string, args ...any) error {
 		return NewError(http.StatusBadRequest, "invalid_cel_expression", fmt.Sprintf(format, args...)).field("filter")
 	}
@@ -90,15 +101,29 @@ func compileFilter(text string, now time.Time) (func(*store.ServiceUser) (bool, 
 	if unknown := unknownField(ast.NativeRep().Expr(), fields); unknown != "" {
 		return nil, bad("obj has no %q; it has %s", unknown, strings.Join(slices.Sorted(maps.Keys(fields)), ", "))
 	}
-	program, err := env.Program(ast, cel.EvalOptions(cel.OptOptimize), cel.CostLimit(filterCost))
+	costs := filterCosts{}
+	if problem := costs.check(ast.NativeRep()); problem != "" {
+		return nil, bad("%s", problem)
+	}
+	program, err := env.Program(ast, cel.EvalOptions(cel.OptOptimize), cel.CostTracking(costs), cel.CostLimit(filterCost), cel.InterruptCheckFrequency(100))
 	if err != nil {
 		return nil, bad("%s", err)
 	}
+	left := filterBudget
 	return func(u *store.ServiceUser) (bool, error) {
-		out, _, err := program.Eval(map[string]any{"obj": filterFields(u), "now": types.Timestamp{Time: now.UTC()}})
+		out, details, err := program.ContextEval(ctx, map[string]any{"obj": filterFields(u), "now": types.Timestamp{Time: now.UTC()}})
+		cost := uint64(filterCost)
+		if details != nil && details.ActualCost() != nil {
+			cost = min(*details.ActualCost(), cost)
+		}
+		left -= filterRow + int(cost)
 		switch {
+		case ctx.Err() != nil:
+			return false, context.Cause(ctx)
 		case err != nil && strings.Contains(err.Error(), "cost limit"):
 			return false, bad("costs too much for %s; make it simpler", u.ID)
+		case left < 0:
+			return false, bad("costs too much for so many service users; narrow the list by q, role, team or status as well, or make the filter simpler")
 		case err != nil:
 			return false, nil // such as a label that this one does not have
 		}
@@ -108,6 +133,126 @@ func compileFilter(text string, now time.Time) (func(*store.ServiceUser) (bool, 
 		}
 		return bool(fits), nil
 	}, nil
+}
+
+// filterCosts says what calls cost that CEL counts as next to nothing, because it does
+// not know the types before or because they are cheap elsewhere. It holds the number of
+// instructions of each pattern.
+type filterCosts map[string]uint64
+
+// CallCost returns the cost of a call that was made.
+func (c filterCosts) CallCost(function, overload string, args []ref.Val, result ref.Val) *uint64 {
+	size := func(v ref.Val) float64 {
+		if sized, ok := v.(traits.Sizer); ok {
+			if n, ok := sized.Size().(types.Int); ok {
+				return float64(n)
+			}
+		}
+		return 0
+	}
+	scan := func(v ref.Val) float64 { // of a text
+		if _, list := v.(traits.Lister); list {
+			return 0
+		}
+		return size(v) / 10
+	}
+	cost := 1.0
+	switch function {
+	case operators.Add:
+		bound := float64(maxFilterText)
+		if _, list := result.(traits.Lister); list {
+			bound = maxFilterSize
+		}
+		if cost += scan(result); size(result) > bound {
+			cost = filterCost + 1
+		}
+	case operators.Equals, operators.NotEquals, operators.Less, operators.LessEquals, operators.Greater, operators.GreaterEquals:
+		cost += min(size(args[0]), size(args[1])) / 10
+		if _, list := args[0].(traits.Lister); list {
+			cost += 2 * min(size(args[0]), size(args[1]))
+		}
+	case operators.In:
+		cost += size(args[1]) * (1 + scan(args[0])/2)
+	case overloads.Matches:
+		pattern, _ := args[1].(types.String)
+		cost += (size(args[0]) + 1) * float64(c[string(pattern)]) / 20
+	case overloads.Contains:
+		cost += scan(args[0]) + scan(args[1])
+	case overloads.Size, overloads.TypeConvertInt, overloads.TypeConvertUint, overloads.TypeConvertDouble, overloads.TypeConvertBool, overloads.TypeConvertString,
+		overloads.TypeConvertBytes, overloads.TypeConvertTimestamp, overloads.TypeConvertDuration, "subtract", "strings.quote":
+		cost += 3
+		for _, text := range append(args, result) {
+			cost += scan(text)
+		}
+	default:
+		if !strings.HasSuffix(overload, "_tz") {
+			return nil
+		}
+		cost = 400 // it reads the time zone from a file
+	}
+	rounded := uint64(math.Ceil(cost))
+	return &rounded
+}
+
+// check refuses calls whose cost is known too late, when they were made. It returns
+// the reason, or "".
+func (c filterCosts) check(a *celast.AST) (problem string) {
+	celast.PreOrderVisit(a.Expr(), celast.NewExprVisitor(func(e celast.Expr) {
+		switch e.Kind() {
+		case celast.ComprehensionKind:
+			loop := e.AsComprehension()
+			if slices.Contains([]string{loop.IterVar(), loop.IterVar2()}, "obj") {
+				problem = "obj is a variable already; name the one of the loop otherwise"
+			}
+		case celast.CallKind:
+			call := e.AsCall()
+			switch args := call.Args(); call.FunctionName() {
+			case "format":
+				problem = "format cannot be in a filter: nothing bounds the text that it makes; join texts by +"
+			case overloads.Matches:
+				pattern, ok := args[len(args)-1], false
+				if pattern.Kind() == celast.LiteralKind {
+					var text types.String
+					if text, ok = pattern.AsLiteral().(types.String); ok {
+						c[string(text)] = access.PatternSteps(string(text))
+						ok = c[string(text)] <= maxFilterSize
+					}
+				}
+				if !ok {
+					problem = "matches needs a simple pattern that is written out, as in matches(\"^[a-z]+$\")"
+				}
+			case operators.Equals, operators.NotEquals, operators.In:
+				if deepValue(a, args[0]) && deepValue(a, args[1]) {
+					problem = "compares values that may hold other values, at any depth; compare a field of obj, or a text, with one of them"
+				}
+			}
+		}
+	}))
+	return problem
+}
+
+// deepValue reports whether an expression may be a value that holds values that hold
+// others. What is selected from obj is none.
+func deepValue(a *celast.AST, e celast.Expr) bool {
+	if !deepType(a.GetType(e.ID())) {
+		return false
+	}
+	for root := e; ; {
+		switch {
+		case root.Kind() == celast.SelectKind:
+			root = root.AsSelect().Operand()
+		case root.Kind() == celast.CallKind && slices.Contains([]string{operators.Index, operators.OptIndex, operators.OptSelect}, root.AsCall().FunctionName()):
+			root = root.AsCall().Args()[0]
+		default:
+			return root.Kind() != celast.IdentKind || root.AsIdent() != "obj"
+		}
+	}
+}
+
+func deepType(t *types.Type) bool {
+	return t.Kind() == types.DynKind || slices.ContainsFunc(t.Parameters(), func(of *types.Type) bool {
+		return of.Kind() == types.DynKind || len(of.Parameters()) > 0
+	})
 }
 
 // unknownField finds a field of obj that there is not.

@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
@@ -8,19 +9,26 @@ import (
 	"fmt"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/serviceusers/caddy-service-users/access"
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
+// maxSearch bounds the characters of q.
+const maxSearch = 255
+
 // query brings what was asked for into the form of the store.
-func (q *UserListQuery) query(now time.Time) (out store.UserQuery, err error) {
-	out = store.UserQuery{Name: q.Name, Search: q.Q, Role: q.Role, Team: q.Team, Status: q.Status, Sort: q.Sort}
+func (q *UserListQuery) query(ctx context.Context, now time.Time) (out store.UserQuery, err error) {
+	out = store.UserQuery{Name: q.Name, Search: q.Q, Role: q.Role, Team: q.Team, Status: q.Status, Sort: q.Sort, Creator: q.CreatedBy}
 	if out.Limit, err = q.limit(); err != nil {
 		return out, err
 	}
 	if out.Deleted, err = boolean("deleted", q.Deleted); err != nil {
 		return out, err
+	}
+	if n := utf8.RuneCountInString(q.Q); n > maxSearch {
+		return out, invalidField("q", fmt.Sprintf("has %d characters, at most %d are allowed", n, maxSearch))
 	}
 	if q.Role != "" && !access.Role(q.Role).Valid() {
 		return out, invalidField("role", fmt.Sprintf("%q is none of admin, manager, member", q.Role))
@@ -37,7 +45,7 @@ func (q *UserListQuery) query(now time.Time) (out store.UserQuery, err error) {
 		out.Sort = "" // the default has the cursor that clients know
 	}
 	if q.Filter != "" {
-		if out.Filter, err = compileFilter(q.Filter, now); err != nil {
+		if out.Filter, err = compileFilter(ctx, q.Filter, now); err != nil {
 			return out, err
 		}
 	}
@@ -64,7 +72,7 @@ type cursor struct {
 
 // digest tells one list from another.
 func (q *UserListQuery) digest() string {
-	text, _ := json.Marshal([]string{q.Sort, q.Name, q.Q, q.Role, q.Team, q.Status, q.Filter, q.Deleted}) // strings always can be
+	text, _ := json.Marshal([]string{q.Sort, q.Name, q.Q, q.Role, q.Team, q.Status, q.Filter, q.Deleted, q.CreatedBy}) // strings always can be
 	sum := sha256.Sum256(text)
 	return hex.EncodeToString(sum[:8])
 }

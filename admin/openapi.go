@@ -187,7 +187,16 @@ func (d *describer) input(r route) (query []object, body object) {
 		return query, nil
 	}
 	in := d.schema(r.in)
-	body = object{"description": "what to do it with", "required": true, "content": object{"application/json": object{"schema": in}}}
+	content := object{"application/json": object{"schema": in}}
+	body = object{"description": "what to do it with", "required": true, "content": content}
+	if r.method == http.MethodPatch {
+		patch := in
+		if m, ok := reflect.New(r.in).Interface().(mergeable); ok {
+			merge, _ := m.asMergePatch()
+			patch = d.schema(reflect.TypeOf(merge).Elem())
+		}
+		content[mergePatchType] = object{"schema": patch}
+	}
 	if s := d.schemas[path.Base(in.Ref)]; s != nil {
 		body["description"], body["required"] = s.Description, s.OneOf != nil || s.Required != nil
 	}

@@ -2,6 +2,7 @@ package admin
 
 import (
 	"fmt"
+	"maps"
 	"strings"
 	"time"
 
@@ -9,15 +10,29 @@ import (
 )
 
 // createServiceUser makes a service user, together with a first token unless
-// create_token is false. The secret of the token is only in this answer.
+// create_token is false. The secret of the token is only in this answer. For clients of
+// the ngrok API, at /bot_users or with the header Ngrok-Version, create_token is false
+// by default: that API has no token there, so such a client would drop the secret and
+// leave the token alive.
 func (a *API) createServiceUser(c *call, in NewServiceUser) (ServiceUser, error) {
 	u := store.ServiceUser{Active: true}
 	if err := in.apply(&u); err != nil {
 		return ServiceUser{}, err
 	}
 	var token *store.NewToken
-	if !in.CreateToken.Set || in.CreateToken.Value {
+	foreign := len(c.Header.Values("Ngrok-Version")) > 0 || c.collection() == "/bot_users"
+	if in.CreateToken.Value || !in.CreateToken.Set && !foreign {
 		token = new(store.NewToken)
+	}
+	if in.TokenTTL.Set {
+		if token == nil {
+			return ServiceUser{}, invalidField("token_ttl", "there is no first token; leave it out, or create_token")
+		}
+		ttl, err := ParseDuration(in.TokenTTL.Value)
+		if err != nil || ttl < time.Second {
+			return ServiceUser{}, invalidField("token_ttl", fmt.Sprintf("%q is not a duration such as 90d or 36h", in.TokenTTL.Value))
+		}
+		token.ExpiresAt = a.store.Now().UTC().Add(ttl)
 	}
 	u, issued, err := a.store.CreateServiceUser(c.Context(), c.by, u, token)
 	if err != nil {
@@ -41,6 +56,9 @@ func (in *ServiceUserInput) apply(u *store.ServiceUser) error {
 	in.Role.to(&u.Role)
 	in.Teams.to(&u.Teams)
 	in.Labels.to(&u.Labels)
+	if in.merged.Set {
+		u.Labels = merge(u.Labels, in.merged.Value)
+	}
 	in.AllowedIPs.to(&u.AllowedIPs)
 	in.PermissionGroups.to(&u.Groups)
 	if in.ExpiresAt.Set {
@@ -51,6 +69,22 @@ func (in *ServiceUserInput) apply(u *store.ServiceUser) error {
 		u.ExpiresAt = at
 	}
 	return nil
+}
+
+// merge applies a merge patch (RFC 7396, section 2) to an object of texts.
+func merge(target map[string]string, patch map[string]*string) map[string]string {
+	merged := make(map[string]string)
+	if patch != nil {
+		maps.Copy(merged, target)
+	}
+	for key, value := range patch {
+		if value == nil {
+			delete(merged, key)
+		} else {
+			merged[key] = *value
+		}
+	}
+	return merged
 }
 
 // listServiceUsers lists service users, the newest first unless it is sorted, those
@@ -67,9 +101,16 @@ func (a *API) listBotUsers(c *call, q UserListQuery) (BotUserList, error) {
 }
 
 func (a *API) listUsers(c *call, q UserListQuery) ([]ServiceUser, Page, error) {
-	chosen, err := q.query(a.store.Now())
+	chosen, err := q.query(c.Context(), a.store.Now())
 	if err != nil {
 		return nil, Page{}, err
+	}
+	if chosen.Filter != nil {
+		done, err := a.heavy.take(c.Context(), c.by.Name)
+		if err != nil {
+			return nil, Page{}, err
+		}
+		defer done()
 	}
 	users, more, err := a.store.ServiceUsers(c.Context(), c.by, chosen)
 	if err != nil {
@@ -106,7 +147,8 @@ func (a *API) getServiceUser(c *call, q DeletedQuery) (ServiceUser, error) {
 	return c.showUser(u), nil
 }
 
-// updateServiceUser sets the fields that are present; the others stay.
+// updateServiceUser sets the fields that are present; the others stay. In a merge patch
+// labels that are absent stay too.
 func (a *API) updateServiceUser(c *call, in ServiceUserInput) (ServiceUser, error) {
 	id, err := c.id("id", "service")
 	if err != nil {

@@ -267,7 +267,7 @@ func TestIfMatch(t *testing.T) {
 	s := serve(t, store.Options{})
 	s.must(`POST /service_users {"name":"a"}`)
 	s.must(`POST /permission_groups {"name":"g"}`)
-	s.must(`POST /bot_users {"name":"b"}`)
+	s.must(`POST /bot_users {"name":"b","create_token":true}`)
 	for _, object := range []struct{ uri, field string }{
 		{"/service_users/service_1", "description"}, {"/service_users/service_1/tokens/token_1", "description"}, {"/permission_groups/group_1", "description"},
 		{"/bot_users/service_2", "description"}, {"/api_keys/token_2", "description"},

@@ -58,12 +58,28 @@ type ServiceUserInput struct {
 	AllowedIPs       Opt[[]string]          `json:"allowed_ips,omitzero"`       // addresses and CIDRs it may come from; [] is any
 	ExpiresAt        Opt[string]            `json:"expires_at,omitzero"`        // when every token of it is refused; "" is never
 	PermissionGroups Opt[[]string]          `json:"permission_groups,omitzero"` // ids of the groups that it is a member of by name
+
+	merged Opt[map[string]*string] // the labels of a merge patch
+}
+
+// ServiceUserPatch is a JSON merge patch (RFC 7396) of a service user. Labels that are
+// absent stay. Lists are replaced.
+type ServiceUserPatch struct {
+	ServiceUserInput
+	Labels Opt[map[string]*string] `json:"labels,omitzero"` // texts by key; null removes the label, or all of them in the place of the object
+}
+
+// asMergePatch has the body read as a merge patch into patch, and taken over by take.
+func (in *ServiceUserInput) asMergePatch() (patch any, take func()) {
+	p := new(ServiceUserPatch)
+	return p, func() { *in, in.merged = p.ServiceUserInput, p.Labels }
 }
 
 // NewServiceUser is the body of a create.
 type NewServiceUser struct {
 	ServiceUserInput
-	CreateToken Opt[bool] `json:"create_token,omitzero"` // default true: issue a first token with it
+	CreateToken Opt[bool]   `json:"create_token,omitzero"` // issue a first token with it; default true, but false at /bot_users and with the header Ngrok-Version
+	TokenTTL    Opt[string] `json:"token_ttl,omitzero"`    // how long this first token lives, such as "90d"
 }
 
 // ServiceUser is a service user as REST shows it.
@@ -296,14 +312,15 @@ type NamedListQuery struct {
 // UserListQuery chooses and sorts service users. Together, its parts narrow.
 type UserListQuery struct {
 	NamedListQuery
-	Q       string `query:"q"`       // stands in the name, display name, alias, owner, description or id
-	Role    string `query:"role"`    // admin, manager, member
-	Team    string `query:"team"`    // exactly this team
-	Status  string `query:"status"`  // active, inactive, expired
-	Sort    string `query:"sort"`    // name, role, created_at, last_active_at; "-" before it is descending; default -created_at
-	Filter  string `query:"filter"`  // CEL over obj, such as obj.role == "admin" && obj.created_at > timestamp("2026-01-01T00:00:00Z")
-	Cursor  string `query:"cursor"`  // from next_page_uri, of the same sort and filters
-	Deleted string `query:"deleted"` // "true": tombstones instead
+	Q         string `query:"q"`          // stands in the name, display name, alias, owner, description or id
+	Role      string `query:"role"`       // admin, manager, member
+	Team      string `query:"team"`       // exactly this team
+	Status    string `query:"status"`     // active, inactive, expired
+	Sort      string `query:"sort"`       // name, role, created_at, last_active_at; "-" before it is descending; default -created_at
+	Filter    string `query:"filter"`     // CEL over obj, such as obj.role == "admin" && obj.created_at > timestamp("2026-01-01T00:00:00Z")
+	Cursor    string `query:"cursor"`     // from next_page_uri, of the same sort and filters
+	Deleted   string `query:"deleted"`    // "true": tombstones instead
+	CreatedBy string `query:"created_by"` // who made it: "local", "human:NAME", or the id or name of a service user
 }
 
 // DeletedQuery asks for a tombstone as well.

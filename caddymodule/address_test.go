@@ -128,15 +128,13 @@ func afterPreface(line string, dial func(context.Context, string, string) (net.C
 func startAppendingProxy(t *testing.T, dial func(context.Context, string, string) (net.Conn, error)) string {
 	t.Helper()
 	to := must(url.Parse("http://socket.example"))
-	proxy := httputil.NewSingleHostReverseProxy(to) // it appends to X-Forwarded-For itself
-	proxy.Transport = &http.Transport{DialContext: dial, DisableKeepAlives: true}
-	toward := proxy.Director
-	proxy.Director = func(r *http.Request) {
-		toward(r)
-		r.Host = to.Host
-		client := must(netip.ParseAddrPort(r.RemoteAddr)).Addr().String()
-		r.Header.Set("X-Chain", strings.Join(append(r.Header.Values("X-Chain"), client), ", "))
-	}
+	proxy := &httputil.ReverseProxy{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}, Rewrite: func(r *httputil.ProxyRequest) {
+		r.SetURL(to)
+		r.Out.Header["X-Forwarded-For"] = r.In.Header["X-Forwarded-For"]
+		r.SetXForwarded() // it appends
+		client := must(netip.ParseAddrPort(r.In.RemoteAddr)).Addr().String()
+		r.Out.Header.Set("X-Chain", strings.Join(append(r.In.Header.Values("X-Chain"), client), ", "))
+	}}
 	server := httptest.NewServer(proxy)
 	t.Cleanup(server.Close)
 	return server.Listener.Addr().String()

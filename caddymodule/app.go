@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"net/netip"
 	"os"
@@ -40,7 +41,8 @@ func init() {
 // holds for all of them. A site without any setting gets one with its defaults.
 type App struct {
 	// Where the store is: the path of a SQLite database. A file that does not
-	// exist is made. Placeholders such as {env.SERVICE_USERS_STORE} are
+	// exist is made, unless this configuration takes the place of one whose store
+	// has service users: their clients would be locked out. Placeholders such as {env.SERVICE_USERS_STORE} are
 	// replaced. Default: service_users.db in Caddy's data directory.
 	Store string `json:"store,omitempty"`
 
@@ -260,7 +262,7 @@ func (a *App) Cleanup() error {
 	if !a.started {
 		close(a.abandoned)
 	}
-	if !a.started || caddy.Exiting() {
+	if !a.started || caddy.Exiting() || a.shared.live.Load() == nil { // what did not open is tried again by the next load
 		release()
 	} else {
 		time.AfterFunc(drain, release)
@@ -318,13 +320,20 @@ func (o *opened) fail(login string, r *http.Request, address netip.Addr, now tim
 func (s *shared) start() error {
 	s.once.Do(func() {
 		defer close(s.ready)
-		if filepath.Dir(s.path) == caddy.AppDataDir() {
+		before, users := openBefore()
+		opts := s.opts
+		opts.Existing = users > 0
+		if !opts.Existing && filepath.Dir(s.path) == caddy.AppDataDir() {
 			if s.err = os.MkdirAll(filepath.Dir(s.path), 0o700); s.err != nil {
 				return
 			}
 		}
 		var open *store.Store
-		if open, s.err = store.Open(context.Background(), s.path, s.opts); s.err == nil {
+		if open, s.err = store.Open(context.Background(), s.path, opts); opts.Existing && errors.Is(s.err, fs.ErrNotExist) {
+			s.err = fmt.Errorf("the store %q does not exist, and a new one would lock out the %s of the store in force, %q; name the right file, or put it back. To go on with an empty store on purpose, make it first: caddy service-user --store %s --create",
+				s.path, plural(users, "service user"), before, store.ShellWord(s.path))
+		}
+		if s.err == nil {
 			if name := s.opts.DefaultGroup; name != "" && len(open.Directory().GroupIDs([]string{name})) == 0 {
 				s.opts.Log.Warn("there is no permission group with the name of default_group; it counts from when it is created", zap.String("default_group", name))
 			}
@@ -348,6 +357,17 @@ func (s *shared) start() error {
 		}
 	})
 	return s.err
+}
+
+// openBefore returns the path of the store of the configuration in force, and how many
+// service users it has; without one, zero.
+func openBefore() (path string, users int) {
+	if app, err := running(); err == nil && app.shared != nil {
+		if live := app.shared.live.Load(); live != nil {
+			return live.Path(), live.Directory().Len()
+		}
+	}
+	return "", 0
 }
 
 // manyUsers is how many service users make it worth while to give back at once what

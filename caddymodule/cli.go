@@ -219,16 +219,26 @@ func dial(address string) (*admin.Client, error) {
 	return client, nil
 }
 
-// offline opens the store itself. The running Caddy, if there is one, sees the
-// changes within moments.
+// offline opens the store itself, and makes it only with --create. The running Caddy,
+// if there is one, sees the changes within moments.
 func (c *cli) offline(ctx context.Context) (*admin.Client, func() error, error) {
-	if _, err := os.Stat(c.store); err != nil {
-		return nil, nil, fmt.Errorf("--store: %w; \"caddy run\" makes a new store", err)
+	if _, err := os.Stat(c.store); err != nil && !c.create {
+		return nil, nil, fmt.Errorf("--store: %w; --create, or \"caddy run\", makes a new store", err)
 	}
 	opts, err := c.offlineOptions()
 	if err != nil {
 		return nil, nil, err
 	}
+	if c.create {
+		made, err := store.Create(ctx, c.store, time.Now())
+		if err != nil {
+			return nil, nil, err
+		}
+		if made {
+			fmt.Fprintf(c.stderr, "made the store %s\n", cell(c.store))
+		}
+	}
+	opts.Existing = true
 	s, err := store.Open(ctx, c.store, opts)
 	if err != nil {
 		return nil, nil, err

@@ -80,9 +80,11 @@ var argumentValues = map[string]values{
 
 var flagValues = map[string]values{
 	"group": groupNames, "permission": permissionKeys, "token": tokenIDs,
-	"role":   words(string(access.Member), string(access.Manager), string(access.Admin)),
-	"mode":   words(string(access.Enforce), string(access.Observe)),
-	"output": words(string(outputTable), string(outputJSON), string(outputCSV)),
+	"add-group": groupNames, "remove-group": groupNames, "set-group": groupNames,
+	"created-by": userNames,
+	"role":       words(string(access.Member), string(access.Manager), string(access.Admin)),
+	"mode":       words(string(access.Enforce), string(access.Observe)),
+	"output":     words(string(outputTable), string(outputJSON), string(outputCSV)),
 }
 
 func words(list ...string) values {

@@ -52,6 +52,8 @@ func (c *cli) checkDoors(cmd *cobra.Command) error {
 		return usageError{errors.New("--insecure-http goes with --url")}
 	case c.store != "" && c.address != "":
 		return usageError{errors.New("--store works without a running Caddy; leave out --address, or --store")}
+	case c.store == "" && c.create:
+		return usageError{errors.New("--create goes with --store, which names the file to make")}
 	case c.store == "" && c.pepperFile != "":
 		return usageError{errors.New("--pepper-file goes with --store; a running Caddy has its own")}
 	}

@@ -44,7 +44,7 @@ type cli struct {
 	address, config, adapter string
 	store, pepperFile        string
 	url, credentialsFile     string
-	insecureHTTP             bool
+	insecureHTTP, create     bool
 	output                   outputFlag
 	json                     bool   // output is JSON
 	yes                      bool   // ask nothing
@@ -68,6 +68,7 @@ func (c *cli) commands(root *cobra.Command) {
 	flags.StringVarP(&c.config, "config", "c", "", "take the address of the admin endpoint, or with --store the settings of service users, from this configuration")
 	flags.StringVarP(&c.adapter, "adapter", "a", "", "the adapter of the configuration")
 	flags.StringVar(&c.store, "store", "", "work on this store file, without a running Caddy")
+	flags.BoolVar(&c.create, "create", false, "with --store: make the store when there is none; without a command, nothing else")
 	flags.StringVar(&c.pepperFile, "pepper-file", "", "with --store: the pepper_file of the configuration")
 	flags.StringVar(&c.url, "url", "", "work through the service_users_admin of this site, such as https://admin.example.com")
 	flags.StringVar(&c.credentialsFile, "credentials-file", "", "with --url: a file with \"id:token\" or a token, which only you can read")
@@ -76,6 +77,15 @@ func (c *cli) commands(root *cobra.Command) {
 	flags.BoolVar(&c.json, "json", false, "short for --output json")
 	root.PersistentPreRunE = c.prepare
 	c.usageErrors(root)
+	help := root.RunE
+	root.RunE = func(cmd *cobra.Command, args []string) error {
+		if !c.create || len(args) > 0 {
+			return help(cmd, args)
+		}
+		return c.run(cmd, args, func(context.Context, *admin.Client, []string) error {
+			return c.done("the store is %s", c.store)
+		})
+	}
 
 	c.userCommands(root)
 	token := c.group(root, "token", "Manages the tokens of a service user",

@@ -112,6 +112,8 @@ func TestActors(t *testing.T) {
 	s.mustCLI("group", "add", "readers", "ops")
 	s.create("other", "--group", "writers", "--team", "finance")
 
+	narrowed := credentials{admin.id, strings.Fields(s.mustCLI("token", "create", "ops", "--group", "readers"))[3]}
+
 	login := func(name string) string { return "X-Test-Login: " + name }
 	for _, tt := range []struct {
 		name               string
@@ -125,6 +127,8 @@ func TestActors(t *testing.T) {
 		{"nobody", "GET", "/service_users", "", credentials{}, "", 401},
 		{"an admin by Basic", "GET", "/service_users", "", admin, "", 200},
 		{"a member by Basic", "GET", "/service_users", "", member, "", 403},
+		{"an admin by a narrowed token", "GET", "/service_users", "", narrowed, "", 403},
+		{"an admin by a narrowed token, as a Bearer", "GET", "/service_users", "", credentials{}, "Authorization: Bearer " + narrowed.secret, 403},
 		{"a person who manages", "POST", "/service_users", `{"name":"new","teams":["finance"],"permission_groups":[]}`, credentials{}, login("carol"), 201},
 		{"outside of the team", "POST", "/service_users", `{"name":"new2","teams":["legal"]}`, credentials{}, login("carol"), 403},
 		{"a role", "POST", "/service_users", `{"name":"new3","teams":["finance"],"role":"admin"}`, credentials{}, login("carol"), 403},
@@ -146,6 +150,9 @@ func TestActors(t *testing.T) {
 	if got := s.get("/service_users", admin); got.StatusCode != 200 {
 		t.Errorf("an admin behind the handler: got %d, want 200: %s", got.StatusCode, got.body)
 	}
+	if got := s.get("/service_users", narrowed); got.StatusCode != 403 || !strings.Contains(got.body, "narrowed") {
+		t.Errorf("a narrowed token of an admin behind the handler: got %d, want 403 that says why: %s", got.StatusCode, got.body)
+	}
 }
 
 // TestActorHeader checks that the header of a person is believed only directly
@@ -164,7 +171,7 @@ func TestActorHeader(t *testing.T) {
 	const forwardAuth = "forward_auth AUTH {\n uri /\n copy_headers Remote-User\n}\n"
 	const door = "service_users_admin {\n admins alice\n actor_header Remote-User\n}\n"
 
-	s := startServer(t, caddyfile(forwardAuth+door))
+	s := startServer(t, caddyfile(forwardAuth+"handle {\n"+door+"}\n")) // a block changes nothing
 	for _, tt := range []struct {
 		name   string
 		header []string
@@ -185,7 +192,7 @@ func TestActorHeader(t *testing.T) {
 		"a matcher before it":     "@some path /x\n" + strings.Replace(forwardAuth, "forward_auth", "forward_auth @some", 1) + door,
 		"another header":          strings.Replace(forwardAuth, "copy_headers Remote-User", "copy_headers X-Other", 1) + door,
 		"something between":       "route {\n" + forwardAuth + "request_header Remote-User alice\n" + door + "}\n",
-		"in another block":        forwardAuth + "handle {\n" + door + "}\n",
+		"in a block for others":   forwardAuth + "handle /x {\n" + forwardAuth + "}\nhandle {\n vars a b\n" + door + "}\n",
 		"a handler that is none":  "reverse_proxy /x AUTH\n" + door,
 		"in the error route only": "handle_errors {\n" + door + "}\n",
 	} {

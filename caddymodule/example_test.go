@@ -2,6 +2,7 @@ package caddymodule
 
 import (
 	"encoding/json"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -100,6 +101,37 @@ func TestExample(t *testing.T) {
 	expect("a new token", 200)
 	s.mustCLI("delete", "billing-sync", "--yes")
 	expect("deleted", 401)
+}
+
+// TestExamplePassword: a start with the password that everybody knows warns.
+func TestExamplePassword(t *testing.T) {
+	const warning = "with the password of Caddyfile.example, which everybody knows"
+	own := `$2a$10$` + strings.Repeat("x", 53)
+	guarded := "http://localhost:{$ADMIN_PORT} {\n\tbind 127.0.0.1\n\tbasic_auth {\n\t\t%s %s\n\t}\n\tservice_users_admin {\n\t\tadmins *\n\t}\n}\n"
+	for _, row := range []struct {
+		name, caddyfile string
+		env             []string
+		want            string // whose login the warning names
+	}{
+		{"the example", exampleCaddyfile(t), nil, "admin"},
+		{"the example with a password of its own", exampleCaddyfile(t), []string{"ADMIN_PASSWORD_HASH=" + own}, ""},
+		{"a copy of the account", fmt.Sprintf(guarded, "root", examplePassword), nil, "root"},
+		{"another account", fmt.Sprintf(guarded, "root", own), nil, ""},
+		{"inside of handle", "http://localhost:{$ADMIN_PORT} {\n\tbind 127.0.0.1\n\thandle /x/* {\n\t\tbasic_auth {\n\t\t\tops " + examplePassword + "\n\t\t}\n\t}\n\tservice_users_admin {\n\t\tadmins *\n\t}\n}\n", nil, "ops"},
+		{"a site that is not ours", "http://localhost:{$ADMIN_PORT} {\n\tbind 127.0.0.1\n\tbasic_auth {\n\t\tops " + examplePassword + "\n\t}\n\trespond 204\n}\nhttp://localhost:{$API_PORT} {\n\tbind 127.0.0.1\n\tservice_users\n\trespond 204\n}\n", nil, ""},
+	} {
+		s := startServer(t, row.caddyfile, row.env...)
+		got := ""
+		for line := range strings.Lines(s.log.String()) {
+			if strings.HasPrefix(line, `{"level":"warn"`) && strings.Contains(line, warning) {
+				_, got, _ = strings.Cut(line, `people log in as \"`)
+				got, _, _ = strings.Cut(got, `\"`)
+			}
+		}
+		if got != row.want {
+			t.Errorf("%s: got a warning of the login %q, want %q", row.name, got, row.want)
+		}
+	}
 }
 
 // TestRefusalsAreAlike compares every kind of 401 byte for byte.

@@ -393,3 +393,47 @@ func TestPlaceholdersOfNobody(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestInterceptGetsNothing checks what an intercept before service_users can
+// forward once the request has been answered, and refused: neither the secret nor
+// a header that the client has forged.
+func TestInterceptGetsNothing(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	up := startRecorder(t, s.ports["UPSTREAM_PORT"])
+	s = withCaddyfile(s, strings.Replace(proxyCaddyfile, "\tservice_users\n\treverse_proxy 127.0.0.1:{$UPSTREAM_PORT}", `	route {
+		intercept {
+			@any status 200 401 403
+			handle_response @any {
+				header -Content-Length
+				reverse_proxy 127.0.0.1:{$UPSTREAM_PORT}
+			}
+		}
+		service_users
+		reverse_proxy 127.0.0.1:{$UPSTREAM_PORT}
+	}`, 1))
+	s.mustCLI("group", "create", "readers", "--rule", "allow GET /v1/{rest...}")
+	user := s.create("billing-sync", "--group", "readers")
+	for name, tt := range map[string]struct {
+		path  string
+		user  credentials
+		times int // the upstream is asked
+	}{
+		"granted":     {"/v1/x", user, 2},
+		"not allowed": {"/v2/x", user, 1},
+		"nobody":      {"/v1/x", credentials{}, 1},
+		"wrong":       {"/v1/x", credentials{user.id, user.secret[:len(user.secret)-1] + "!"}, 1},
+	} {
+		up.reset()
+		resp := s.get(tt.path, tt.user, "X-Service-User-Role: admin", "X_Service_User_Teams: all", "Proxy-Authorization: Basic eDp5")
+		got := up.requests()
+		if len(got) != tt.times {
+			t.Errorf("%s: got %s %q, and the upstream %d requests, want %d: %q", name, resp.Status, resp.body, len(got), tt.times, got)
+		}
+		for _, request := range got {
+			if folded := foldName(request); strings.Contains(folded, "authorization") || strings.Contains(folded, "role") || strings.Contains(folded, "teams") {
+				t.Errorf("%s: the upstream got %q", name, request)
+			}
+		}
+	}
+}

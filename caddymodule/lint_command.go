@@ -103,7 +103,8 @@ func lint(file, adapter string) ([]finding, error) {
 		return nil, err
 	}
 	around, err := surroundings(text)
-	return append(app.(*App).routes(), around...), err
+	list := slices.DeleteFunc(app.(*App).routes(), func(f finding) bool { return f.load })
+	return append(list, around...), err
 }
 
 // surroundings looks for doubts in the parts of a configuration that are not

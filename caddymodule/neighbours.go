@@ -66,7 +66,7 @@ func newOurHandlers(a *App) *ourHandlers {
 // actorBit returns the bit of an actor header. Beyond 64 different ones there is
 // none, and the door stays unproven.
 func (o *ourHandlers) actorBit(name string) uint64 {
-	return 1 << slices.Index(o.actors, http.CanonicalHeaderKey(name))
+	return 1 << uint(slices.Index(o.actors, http.CanonicalHeaderKey(name)))
 }
 
 func (o *ourHandlers) numberOf(h *Handler) int {
@@ -175,7 +175,7 @@ func (w *walk) guard(h *Handler, in flow) flow {
 		return out
 	}
 	out.judged, out.known, out.certain, out.rewrite = true, true, true, 0
-	out.stranger = h.Otherwise == "pass" && !in.asked
+	out.stranger = h.Otherwise != "" && !in.asked
 	return out
 }
 
@@ -309,8 +309,11 @@ func (w *walk) unknownUpstream(module any, in flow) {
 		return
 	}
 	w.keepOriginals(in.guard)
-	for _, list := range members(tree(configuration(module)), "split_path") {
-		w.split(in.guard, texts(list))
+	var php struct {
+		SplitPath []string `json:"split_path"`
+	}
+	if _ = json.Unmarshal([]byte(configuration(module)), &php); php.SplitPath != nil { // FrankenPHP's php_server, for one
+		w.split(in.guard, php.SplitPath)
 	}
 }
 
@@ -366,8 +369,19 @@ func (w *walk) neighbour(handler caddyhttp.MiddlewareHandler, in flow) flow {
 	return out
 }
 
-// basicAuth reports a basic_auth that has nothing to check.
+// examplePassword is the hash that Caddyfile.example falls back to.
+const examplePassword = "$2a$10$bO2qzp6r5wqCRqinxDhyt.cuMJObX2Caqgf/zhsbAaudJzfwRL2N2"
+
+// basicAuth reports a basic_auth that has nothing to check, and the people who log
+// in with the password of Caddyfile.example.
 func (w *walk) basicAuth(h *caddyauth.Authentication, in flow) {
+	if basic, ok := h.Providers["http_basic"].(*caddyauth.HTTPBasicAuth); ok {
+		for _, account := range basic.Accounts {
+			if account.Password == examplePassword {
+				w.examples = append(w.examples, finding{load: true, message: fmt.Sprintf("people log in as %q with the password of Caddyfile.example, which everybody knows; set another one before anybody else reaches this site: export ADMIN_PASSWORD_HASH=\"$(./caddy hash-password)\"", account.Username)})
+			}
+		}
+	}
 	switch {
 	case h.Providers["http_basic"] == nil:
 	case in.known:
@@ -375,10 +389,28 @@ func (w *walk) basicAuth(h *caddyauth.Authentication, in flow) {
 		if in.stranger {
 			who = "no service user in"
 		}
-		w.add(false, "basic_auth behind service_users lets %s: service_users has removed Authorization; remove basic_auth, or let people and service users in side by side with \"otherwise pass\" and \"basic_auth @people\", where @people is \"not service_user\"", who)
+		w.add(false, "basic_auth behind service_users lets %s: service_users has removed Authorization; remove basic_auth, or let people and service users in side by side with \"otherwise pass unknown\" and \"basic_auth @people\", where @people is \"not service_user\"", who)
 	case in.stripped:
 		w.add(false, "basic_auth behind \"service_users sanitize\" lets nobody in: Authorization has been removed; put \"service_users sanitize\" behind it, in a route block")
 	}
+}
+
+// souin is the part of the configuration of Souin's cache that decides about us.
+type souin struct {
+	Configuration struct {
+		DefaultCache struct {
+			Key               cacheKey `json:"key"`
+			Mode              string   `json:"mode"`
+			DisableCoalescing bool     `json:"disable_coalescing"`
+		}
+		CacheKeys map[string]cacheKey `json:"cache_keys"` // of some paths
+	}
+}
+
+// cacheKey is the key of answers in a cache. With a template it ignores headers.
+type cacheKey struct {
+	Template string   `json:"template"`
+	Headers  []string `json:"headers"`
 }
 
 // cache follows a cache. Before a guard it must not give the answer to one service
@@ -388,12 +420,12 @@ func (w *walk) cache(name, text string, out *flow) {
 	if !out.reached {
 		return
 	}
-	config := members(tree(text), "Configuration")
-	headers, templates := cacheKeys(config)
-	mode := members(config, "mode")
+	var c souin
+	_ = json.Unmarshal([]byte(text), &c) // another cache has none of this
+	standard := c.Configuration.DefaultCache
+	keys := slices.AppendSeq([]cacheKey{standard.Key}, maps.Values(c.Configuration.CacheKeys))
 	f := w.here(true, "%s before service_users can give the answer to one service user to everybody: put it behind service_users, with the identity header in its key, or give Souin's cache the option disable_coalescing, no mode bypass or bypass_request, and no Authorization in its keys", name)
-	if len(config) > 0 && slices.Equal(members(config, "disable_coalescing"), []any{true}) && !slices.Contains(mode, any("bypass")) && !slices.Contains(mode, any("bypass_request")) &&
-		!strings.Contains(strings.ToLower(fmt.Sprint(headers, templates)), "authorization") {
+	if standard.DisableCoalescing && standard.Mode != "bypass" && standard.Mode != "bypass_request" && !strings.Contains(strings.ToLower(fmt.Sprint(keys)), "authorization") {
 		f.message = ""
 	}
 	w.caches = append(w.caches, f)
@@ -402,46 +434,24 @@ func (w *walk) cache(name, text string, out *flow) {
 		return
 	}
 	names := identityNames(w.guards[out.guard-1])
-	inHeaders := func(list []string) bool {
-		return slices.ContainsFunc(list, func(header string) bool { return slices.Contains(names, http.CanonicalHeaderKey(header)) })
+	if standard.Key.Template != "" {
+		keys = keys[:1] // it wins over the others
 	}
-	inTemplate := func(template string) bool {
-		return strings.Contains(template, "{http.auth.user.id}") || strings.Contains(template, "{http.auth.user.token_id}") ||
-			slices.ContainsFunc(names, func(name string) bool {
-				return strings.Contains(strings.ToLower(template), "{http.request.header."+strings.ToLower(name)+"}")
-			})
-	}
-	for i := range headers {
-		switch template := templates[i]; {
-		case template != "" && inTemplate(template):
-			if i == 0 {
-				return // it wins over the other keys
-			}
-		case template != "" || !inHeaders(headers[i]):
-			w.add(true, "the key of %s behind service_users lacks the identity, so the answer to one service user would be given to another; add it to the key, as in \"key { headers %s }\" of Souin's cache", name, slices.Concat(names, []string{"X-Service-User-Id"})[0])
-			return
-		}
+	if slices.ContainsFunc(keys, func(key cacheKey) bool { return !key.holds(names) }) {
+		w.add(true, "the key of %s behind service_users lacks the identity, so the answer to one service user would be given to another; add it to the key, as in \"key { headers %s }\" of Souin's cache", name, append(names, "X-Service-User-Id")[0])
 	}
 }
 
-// cacheKeys returns the headers and the template of each key in the configuration
-// of Souin; the first is that of all requests without one of their own. A key with
-// a template does not look at headers.
-func cacheKeys(config []any) (headers [][]string, templates []string) {
-	keys := members(members(config, "DefaultCache"), "key")
-	if len(keys) == 0 {
-		keys = []any{nil} // not understood: it holds nothing
+// holds reports whether a key tells service users apart: by one of these identity
+// headers, or by a placeholder.
+func (k cacheKey) holds(names []string) bool {
+	if k.Template == "" {
+		return slices.ContainsFunc(k.Headers, func(header string) bool { return slices.Contains(names, http.CanonicalHeaderKey(header)) })
 	}
-	for _, special := range members(config, "cache_keys") {
-		byPattern, _ := special.(map[string]any)
-		keys = slices.AppendSeq(keys, maps.Values(byPattern))
-	}
-	for _, key := range keys {
-		object, _ := key.(map[string]any)
-		template, _ := object["template"].(string)
-		headers, templates = append(headers, texts(object["headers"])), append(templates, template)
-	}
-	return headers, templates
+	return strings.Contains(k.Template, "{http.auth.user.id}") || strings.Contains(k.Template, "{http.auth.user.token_id}") ||
+		slices.ContainsFunc(names, func(name string) bool {
+			return strings.Contains(strings.ToLower(k.Template), "{http.request.header."+strings.ToLower(name)+"}")
+		})
 }
 
 // risk orders caches: 0 is none, 1 one that is safe before a guard, 2 one that is not.
@@ -453,16 +463,6 @@ func (w *walk) risk(n int) int {
 		return 1
 	}
 	return 2
-}
-
-// worstCache returns a cache that was met, one that is not safe before a guard if
-// there is one.
-func (w *walk) worstCache() int {
-	unsafe := slices.IndexFunc(w.caches, func(f finding) bool { return f.message != "" })
-	if unsafe >= 0 {
-		return unsafe + 1
-	}
-	return len(w.caches)
 }
 
 // identityNames returns the headers of a handler that tell service users apart.
@@ -529,7 +529,9 @@ func (w *walk) namesIdentity(handler any, text string) bool {
 			return false
 		}
 	case *headers.Handler, *reverseproxy.Handler:
-		text = configuration(withoutLate(tree(text)))
+		var tree any
+		_ = json.Unmarshal([]byte(text), &tree)
+		text = configuration(withoutLate(tree))
 	}
 	folded := foldName(text)
 	return strings.Contains(text, "{http.auth.user.") || strings.Contains(text, "{http.service_users.") ||
@@ -755,15 +757,20 @@ func (o *ourHandlers) sharedUpstreams() (list []finding) {
 	return list
 }
 
-// matchers looks at the matchers of a route: file matchers split paths, too.
-func (w *walk) matchers(sets caddyhttp.MatcherSets) {
+// matchers looks at the matchers of a route: file matchers split paths, and ours
+// needs a guard before it.
+func (w *walk) matchers(sets caddyhttp.MatcherSets, in flow) {
 	for _, set := range sets {
 		for _, matcher := range set {
 			switch m := matcher.(type) {
 			case *fileserver.MatchFile:
 				w.addSplits(m.SplitPath)
 			case *caddyhttp.MatchNot:
-				w.matchers(m.MatcherSets)
+				w.matchers(m.MatcherSets, in)
+			case *MatchServiceUser:
+				if in.raw {
+					w.add(false, "the matcher service_user looks at requests that service_users has not seen: nobody is a service user there; move the route behind service_users")
+				}
 			}
 		}
 	}
@@ -780,7 +787,7 @@ func byIdentity(sets caddyhttp.MatcherSets, in flow) (enter, past flow) {
 	if inverted && len(not.MatcherSets) == 1 && len(not.MatcherSets[0]) == 1 {
 		matcher = not.MatcherSets[0][0]
 	}
-	if moduleID(matcher) != "http.matchers.service_user" {
+	if _, ours := matcher.(*MatchServiceUser); !ours {
 		return in, in
 	}
 	programs, others := in, in
@@ -859,40 +866,4 @@ func configuration(module any) string {
 		return ""
 	}
 	return string(text)
-}
-
-// tree decodes JSON. Text that is none is nil.
-func tree(text string) (v any) {
-	_ = json.Unmarshal([]byte(text), &v)
-	return v
-}
-
-// members returns the values of all object members of a name, at any depth, that
-// are not empty.
-func members(v any, name string) (list []any) {
-	switch v := v.(type) {
-	case map[string]any:
-		for _, key := range slices.Sorted(maps.Keys(v)) {
-			if value := v[key]; key == name && value != nil {
-				list = append(list, value)
-			}
-			list = append(list, members(v[key], name)...)
-		}
-	case []any:
-		for _, element := range v {
-			list = append(list, members(element, name)...)
-		}
-	}
-	return list
-}
-
-// texts returns the strings of a list.
-func texts(v any) (list []string) {
-	elements, _ := v.([]any)
-	for _, element := range elements {
-		if text, ok := element.(string); ok {
-			list = append(list, text)
-		}
-	}
-	return list
 }

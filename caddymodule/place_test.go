@@ -336,6 +336,8 @@ func TestPlaces(t *testing.T) {
 		"php for some, http for others":    {routes: []string{handle(guard), when("*.php", handle(strings.Replace(proxy, `"upstreams"`, `"transport":{"protocol":"fastcgi","split_path":[".php"]},"upstreams"`, 1))), handle(proxy)}, place: &place{splits: []string{".php"}}},
 		"php behind another guard":         {routes: []string{when("/a/*", handle(guard)), when("/b/*", handle(`{"handler":"service_users","realm":"b"}`)), handle(strings.Replace(proxy, `"upstreams"`, `"transport":{"protocol":"fastcgi"},"upstreams"`, 1))}, want: []string{"without passing service_users"}, place: &place{}},
 
+		"our matcher before":            {routes: []string{`{"match":[{"not":[{"service_user":{}}]}],` + handle(pass)[1:], handle(guard, proxy)}, want: []string{"nobody is a service user there"}},
+		"our matcher behind":            {routes: []string{handle(guard), `{"match":[{"service_user":{}}],` + handle(proxy)[1:]}},
 		"a guard in an unknown module":  {routes: []string{handle(`{"handler":"unknown","inner":`+guard+`}`, proxy)}, want: []string{"inside of a module that this check does not know"}},
 		"a door in an unknown module":   {routes: []string{handle(`{"handler":"unknown","inner":{"handler":"service_users_admin","actor_header":"X-Admin"}}`)}, want: []string{"!none was found to this one"}},
 		"a door that is never invoked":  {routes: []string{handle(pass)}, named: map[string]string{"x": handle(`{"handler":"service_users_admin","actor_header":"X-Admin"}`)}, want: []string{"!none was found to this one"}},

@@ -1037,7 +1037,7 @@ func TestStreams(t *testing.T) {
 			"deleted":     func(user string) { s.mustCLI("delete", user, "--yes") },
 			"no member":   func(user string) { s.mustCLI("group", "remove", "readers", user) },
 			"denied":      func(user string) { s.mustCLI("group", "add", "deniers", user) },
-			"elsewhere":   func(user string) { s.mustCLI("update", user, "--allowed-ip", "192.0.2.0/24") },
+			"elsewhere":   func(user string) { s.mustCLI("update", user, "--set-allowed-ip", "192.0.2.0/24") },
 			"expired":     nil, // by itself
 		} {
 			if name == "denied" {

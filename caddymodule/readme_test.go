@@ -69,13 +69,11 @@ func runTranscript(t *testing.T, steps []step) {
 		}
 		return line
 	}
-	var exports []string
 	for _, step := range steps {
-		if strings.HasPrefix(step.command, "export ") {
-			exports = append(exports, real(step.command)+"; ")
-			continue
+		if typedSecret.MatchString(step.command) {
+			t.Errorf("$ %s: a secret that is typed in stays in the history of the shell", step.command)
 		}
-		cmd := exec.Command("sh", "-c", strings.Join(exports, "")+real(step.command))
+		cmd := exec.Command("sh", "-c", real(step.command))
 		cmd.Dir, cmd.Env = s.dir, s.env
 		out, err := cmd.CombinedOutput()
 		if mistake := strings.HasPrefix(step.output, "caddy service-user: "); (err != nil) != mistake {
@@ -176,9 +174,10 @@ func transcript(text string) (steps []step) {
 }
 
 var (
-	identifier = regexp.MustCompile(`(service|token|group|rule|decision)_[0-9A-Za-z]{27}|csu_[0-9A-Za-z]{49}|…[0-9A-Za-z]{4}`)
-	instant    = regexp.MustCompile(`\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ|(?m)^Date: .*$`)
-	ownLog     = regexp.MustCompile(`(?m)^\{"level":.*\n`)
+	identifier  = regexp.MustCompile(`(service|token|group|rule|decision)_[0-9A-Za-z]{27}|csu_[0-9A-Za-z]{49}|…[0-9A-Za-z]{4}`)
+	typedSecret = regexp.MustCompile(access.SecretPattern)
+	instant     = regexp.MustCompile(`\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ|(?m)^Date: .*$`)
+	ownLog      = regexp.MustCompile(`(?m)^\{"level":.*\n`)
 )
 
 // learn pairs the ids that a text shows with those that were printed.
@@ -198,7 +197,7 @@ func stable(text string) string {
 }
 
 // curl stands in for the program of that name: requests without a body, with -s,
-// -i, -u, -H and -X.
+// -i, -u, -K of a file with a user alone, -H and -X.
 func curl() {
 	var include bool
 	var user, target, fields string
@@ -210,6 +209,13 @@ func curl() {
 			include = true
 		case "-u":
 			user, args = args[1], args[1:]
+		case "-K":
+			text, err := os.ReadFile(args[1])
+			if info, statErr := os.Stat(args[1]); err != nil || statErr != nil || info.Mode().Perm() != 0o600 {
+				fmt.Fprintln(os.Stderr, "curl: the file is not there, or not private:", args[1])
+				os.Exit(1)
+			}
+			user, args = strings.TrimPrefix(strings.TrimSpace(string(text)), "user = "), args[1:]
 		case "-H":
 			fields, args = fields+args[1]+"\r\n", args[1:]
 		case "-X":

@@ -93,6 +93,83 @@ func TestFailedReload(t *testing.T) {
 	}
 }
 
+// guardCaddyfile is a guarded site without an upstream, whose settings of service
+// users are those given.
+func guardCaddyfile(settings string) string {
+	return "{\n\tservice_users {\n" + settings + "\n\t}\n}\nhttp://localhost:{$API_PORT} {\n\tbind 127.0.0.1\n\tservice_users\n\trespond 204\n}\n"
+}
+
+// TestReloadOntoMissingStore: a reload makes no store in the place of one that has
+// service users, since their clients would be locked out.
+func TestReloadOntoMissingStore(t *testing.T) {
+	s := newServer(t, "SERVICE_USERS_VOLUME=/nowhere")
+	file := func(name string) string { return filepath.Join(s.dir, name) }
+	withCaddyfile(s, guardCaddyfile("store service_users.db"))
+	if log := s.log.String(); !strings.Contains(log, `"level":"warn"`) || !strings.Contains(log, "a new one without any service user was made") {
+		t.Errorf("the first start: got log %s, want a warning that a store was made", log)
+	}
+	if out, ok := s.reload(guardCaddyfile("store second.db")); !ok {
+		t.Errorf("a store without service users: got %s, want another one taken", out)
+	}
+	s.mustCLI("group", "create", "readers", "--rule", "allow GET /v1/{rest...}")
+	user := s.create("billing-sync", "--group", "readers")
+	if err := errors.Join(os.Symlink("nowhere.db", file("dangling.db")), os.Symlink("second.db", file("link.db"))); err != nil {
+		t.Fatal(err)
+	}
+
+	const create = "to go on with an empty store on purpose, make it first: caddy service-user --store "
+	defaultPlace := filepath.Join(s.dir, "data", "caddy", "service_users.db")
+	for _, row := range []struct{ name, settings, missing, want string }{
+		{"a typo", "store secnod.db", file("secnod.db"), create + file("secnod.db") + " --create"},
+		{"the default place", "token_ttl 90d", defaultPlace, create + defaultPlace + " --create"},
+		{"a placeholder that is another directory now", "store {env.HOME}/typo.db", file("typo.db"), create + file("typo.db") + " --create"},
+		{"a volume that is not mounted", "store {env.SERVICE_USERS_VOLUME}/service_users.db", "/nowhere/service_users.db", "does not exist; create it first"},
+		{"a link that leads nowhere", "store dangling.db", file("nowhere.db"), create + file("dangling.db") + " --create"},
+	} {
+		out, ok := s.reload(guardCaddyfile(row.settings))
+		if ok || !strings.Contains(strings.ToLower(out), strings.ToLower(row.want)) || !strings.Contains(out, file("second.db")) && !strings.Contains(row.want, "create it first") {
+			t.Errorf("%s: taken: %t, got %s, want a refusal that says %q and names the store in force", row.name, ok, out, row.want)
+		}
+		if _, err := os.Lstat(row.missing); err == nil {
+			t.Errorf("%s: %s was made", row.name, row.missing)
+		}
+		if got := s.get("/v1/x", user).StatusCode; got != 204 {
+			t.Errorf("%s: afterwards got %d, want 204", row.name, got)
+		}
+	}
+	if out, ok := s.reload(guardCaddyfile("store link.db")); !ok {
+		t.Errorf("a link to the store in force: got %s, want it taken", out)
+	}
+	s.mustCLI("show", "billing-sync")
+
+	// The advice works, at once.
+	_, stderr, code := s.cli("--store", file("secnod.db"), "--create")
+	if code != 0 || stderr != "made the store "+file("secnod.db")+"\n" {
+		t.Errorf("--create: got %d, %s", code, stderr)
+	}
+	if out, ok := s.reload(guardCaddyfile("store secnod.db")); !ok {
+		t.Errorf("a store that was made on purpose: got %s, want it taken", out)
+	}
+	if got := s.get("/v1/x", user).StatusCode; got != 401 {
+		t.Errorf("an empty store: got %d, want 401", got)
+	}
+	if out, ok := s.reload(guardCaddyfile("store second.db")); !ok {
+		t.Errorf("back again: got %s, want it taken", out)
+	}
+
+	// The file vanishes, and another setting has the same path opened again.
+	for _, suffix := range append(store.Companions(), "") {
+		_ = os.Remove(file("second.db") + suffix)
+	}
+	out, ok := s.reload(guardCaddyfile("store second.db\ntoken_ttl 90d"))
+	if ok || !strings.Contains(out, "would lock out the 1 service user") {
+		t.Errorf("a store that vanished: taken: %t, got %s", ok, out)
+	}
+	if got := s.get("/v1/x", user).StatusCode; got != 204 {
+		t.Errorf("a store that vanished: got %d, want 204 out of memory", got)
+	}
+}
+
 // startLoad sends requests that have to be answered with 200 until the function
 // it returns is called; that one tells how it went.
 func startLoad(s *server, user credentials) func() (answered, wrong, dropped int64) {

@@ -27,7 +27,7 @@ func (c *cli) rightsCommands(root *cobra.Command) {
 	explain := c.command(root, "explain USER METHOD URL | explain DECISION_ID", "Says why a request is allowed or refused, and what would allow it",
 		"caddy service-user explain billing-sync GET /v1/people/7", 3,
 		func(ctx context.Context, client *admin.Client, args []string) error {
-			in := admin.ExplainInput{TokenID: tokenID, RemoteIP: remoteIP, Headers: headers}
+			in := admin.ExplainInput{TokenID: tokenID, RemoteIP: remoteIP, Headers: headers.texts()}
 			var u admin.ServiceUser
 			var err error
 			if len(args) == 1 {

@@ -24,6 +24,7 @@ import (
 // finding is a mistake, or a doubt, about the routes around our handlers.
 type finding struct {
 	fatal   bool   // fails the load; else it is a doubt, which is logged
+	load    bool   // lint leaves it out: Caddyfile.example has it on purpose
 	server  string // the name of the server in the http app
 	route   string // the matchers on the way, and the place in the server's configuration; "" is the whole server
 	message string // the harm, and the way out
@@ -137,6 +138,7 @@ type walk struct {
 	sites      map[string]bool // the hosts that were met
 	guarded    map[string]bool // the hosts with a guard directly among their routes
 	within     map[string]bool // the hosts with a guard anywhere below
+	examples   []finding       // people with the password of Caddyfile.example
 	proxied    []candidate     // proxies that requests reach without passing our handlers
 	errorPaths []candidate     // error routes that lead to a proxy
 }
@@ -165,6 +167,9 @@ func (o *ourHandlers) walkServer(name string, server *caddyhttp.Server) []findin
 	w.settle()
 	if w.ours && server.Logs != nil && server.Logs.ShouldLogCredentials {
 		w.found = append(w.found, finding{fatal: true, message: "log_credentials writes the secrets of service users to the access log; remove it from the global option \"servers\""})
+	}
+	if w.ours {
+		w.found = append(w.found, w.examples...)
 	}
 	for i := range w.found {
 		w.found[i].server = name
@@ -269,7 +274,7 @@ func (w *walk) route(route caddyhttp.Route, conditional bool, in flow) (through,
 	if !w.inErrors {
 		w.sites[w.site()] = true
 	}
-	w.matchers(route.MatcherSets)
+	w.matchers(route.MatcherSets, in)
 	enter, past := byIdentity(route.MatcherSets, in)
 	if matchesAll(route.MatcherSets) {
 		past = flow{}
@@ -361,22 +366,11 @@ func (w *walk) invoke(name string, in flow) flow {
 	key.in.guard, key.in.rewrite, key.in.reader, key.in.cache = min(in.guard, 1), w.certainty(in.rewrite), min(in.reader, 1), w.risk(in.cache)
 	if known := w.invoked[key]; known != nil {
 		w.connect(known.in.guard, in.guard)
-		out := known.out
-		switch {
-		case !in.reached:
-			return flow{}
-		case known.open: // a circle: anything may have happened on the way
+		if known.open && in.reached { // a circle: anything may have happened on the way
 			w.keepOriginals(in.guard)
-			return flow{reached: true, raw: true, judged: true, known: true, cache: w.worstCache(), nested: true, carries: true, guard: in.guard}
+			return flow{reached: true, raw: true, judged: true, known: true, cache: len(w.caches), nested: true, carries: true, guard: in.guard}
 		}
-		for _, n := range []struct{ out, before, now *int }{
-			{&out.guard, &known.in.guard, &in.guard}, {&out.rewrite, &known.in.rewrite, &in.rewrite}, {&out.reader, &known.in.reader, &in.reader}, {&out.cache, &known.in.cache, &in.cache},
-		} {
-			if *n.out == *n.before {
-				*n.out = *n.now
-			}
-		}
-		return out
+		return known.out
 	}
 	here := &invoked{in: in, open: true}
 	w.invoked[key] = here

@@ -424,7 +424,7 @@ func TestSelfRotateRefused(t *testing.T) {
 			}
 		}},
 		{name: "too often", want: "429 ", before: func(c *corner) {
-			for range 100 {
+			for range 10 {
 				c.rotate(c.own.Secret)
 			}
 		}},

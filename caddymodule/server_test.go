@@ -36,6 +36,7 @@ type server struct {
 	ports map[string]string
 	cmd   *exec.Cmd
 	log   *syncBuffer
+	as    *syscall.SysProcAttr // whom it runs as; nil is the user of the tests
 
 	exited <-chan struct{} // closed when the process has ended
 }
@@ -82,7 +83,10 @@ func (s *server) run(caddyfile string) {
 	s.t.Helper()
 	s.log = new(syncBuffer)
 	s.cmd = exec.Command(caddyBinary(), "run", "--config", caddyfile, "--adapter", "caddyfile")
-	s.cmd.Dir, s.cmd.Env, s.cmd.Stdout, s.cmd.Stderr = s.dir, s.env, s.log, s.log
+	s.cmd.Dir, s.cmd.Env, s.cmd.Stdout, s.cmd.Stderr, s.cmd.SysProcAttr = s.dir, s.env, s.log, s.log, s.as
+	if s.as != nil {
+		s.cmd.Path = filepath.Join(s.dir, "caddy")
+	}
 	if err := s.cmd.Start(); err != nil {
 		s.t.Fatal(err)
 	}

@@ -112,10 +112,10 @@ func TestConditionalStreams(t *testing.T) {
 		lose              []string // the label afterwards
 	}{
 		{"another value", "value", "env=prod", []string{"--group", "by-label"}, []string{"--label", "env=dev"}},
-		{"no value", "none", "env=prod", []string{"--group", "by-label"}, []string{"--label", "other=x"}},
+		{"no value", "none", "env=prod", []string{"--group", "by-label"}, []string{"--label", "env-"}},
 		{"no member", "member", "env=member", nil, []string{"--label", "env=prod"}},
 		{"a deny that holds", "denied", "env=prod", []string{"--group", "denied-by-label"}, []string{"--label", "env=dev"}},
-		{"a deny in doubt", "doubt", "env=prod", []string{"--group", "denied-by-label"}, []string{"--label", "other=x"}},
+		{"a deny in doubt", "doubt", "env=prod", []string{"--group", "denied-by-label"}, []string{"--label", "env-"}},
 	} {
 		user := s.create(row.user, append(row.groups, "--label", row.label)...)
 		streams := openBoth(t, s, user)
@@ -128,7 +128,7 @@ func TestConditionalStreams(t *testing.T) {
 		}
 	}
 	for _, user := range []string{"by-header", "by-address"} {
-		s.mustCLI("update", user, "--label", "env=dev", "--team", "another")
+		s.mustCLI("update", user, "--label", "env=dev", "--add-team", "another")
 	}
 	goesOn(t, up, "by header", byHeader)
 	goesOn(t, up, "by address", byAddress)

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"strings"
 	"sync"
 	"time"
@@ -219,10 +220,19 @@ type Attempt struct {
 // Anonymous is the name of an actor that nobody knows.
 const Anonymous = "anonymous"
 
-// attempts bounds how many refused attempts are written down.
+// attempts bounds how many refused attempts are written down. Each actor has a bucket
+// of its own, and each service user has one for strangers that name it as their login,
+// so that no flood of one hides what another did. All other strangers share a bucket,
+// and so do those for whom there is no bucket left: known actors never wait for
+// strangers.
 type attempts struct {
-	mu      sync.Mutex
-	buckets map[string]*bucket // by "anonymous" and "known"
+	mu               sync.Mutex
+	known, strangers buckets
+}
+
+type buckets struct {
+	byName map[string]*bucket
+	full   time.Time // until then no bucket can be dropped
 }
 
 type bucket struct {
@@ -231,32 +241,35 @@ type bucket struct {
 	leftOut int64
 }
 
-// Of attempts by somebody known, and by anybody, so many are written within so
-// long; the others are counted.
+// The bounds of the memory of attempts and, of strangers, of what they can have written.
 const (
-	knownAttempts     = 60
-	anonymousAttempts = 10
-	attemptsPerKnown  = time.Minute
-	attemptsPerAnyone = time.Hour
+	maxKnown     = 10_000
+	maxStrangers = 1000
 )
 
-func (a *attempts) admit(name string, now time.Time) (leftOut int64, ok bool) {
-	kind, most, per := "known", knownAttempts, attemptsPerKnown
-	if name == Anonymous {
-		kind, most, per = Anonymous, anonymousAttempts, attemptsPerAnyone
-	}
+// share is how many attempts of an actor are written within a time; the others are
+// counted.
+type share struct {
+	most int
+	per  time.Duration
+}
+
+var (
+	entitledShare = share{60, time.Minute} // admins and managers
+	memberShare   = share{10, time.Minute} // anybody known who is neither
+	strangerShare = share{10, time.Hour}
+)
+
+func (a *attempts) admit(name string, of share, now time.Time) (leftOut int64, ok bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.buckets == nil {
-		a.buckets = make(map[string]*bucket)
+	list, most := &a.known, maxKnown
+	if of == strangerShare {
+		list, most = &a.strangers, maxStrangers
 	}
-	b := a.buckets[kind]
-	if b == nil {
-		b = new(bucket)
-		a.buckets[kind] = b
-	}
+	b := list.bucket(name, most, now)
 	if !now.Before(b.refill) {
-		b.left, b.refill = most, now.Add(per)
+		b.left, b.refill = of.most, now.Add(of.per)
 	}
 	if b.left == 0 {
 		b.leftOut++
@@ -267,10 +280,51 @@ func (a *attempts) admit(name string, now time.Time) (leftOut int64, ok bool) {
 	return leftOut, true
 }
 
+// bucket returns the bucket of a name or, when there are too many, the shared one.
+func (l *buckets) bucket(name string, most int, now time.Time) *bucket {
+	if l.byName == nil {
+		l.byName = make(map[string]*bucket)
+	}
+	if l.byName[name] == nil && len(l.byName) >= most {
+		if !now.Before(l.full) {
+			l.full = now.Add(strangerShare.per)
+			maps.DeleteFunc(l.byName, func(_ string, b *bucket) bool {
+				if now.Before(b.refill) && b.refill.Before(l.full) {
+					l.full = b.refill
+				}
+				return !now.Before(b.refill)
+			})
+		}
+		if len(l.byName) >= most {
+			name = ""
+		}
+	}
+	if l.byName[name] == nil {
+		l.byName[name] = new(bucket)
+	}
+	return l.byName[name]
+}
+
+// shareOf returns which bucket an attempt counts in, and how large it is.
+func (s *Store) shareOf(by Actor, login string) (name string, of share) {
+	d := s.Directory()
+	if by.Name == Anonymous {
+		if u, ok := d.User(login); ok {
+			return u.ID, strangerShare
+		}
+		return "", strangerShare
+	}
+	if u, ok := d.User(by.Name); by.Scope != nil || ok && u.Role != access.Member {
+		return by.Name, entitledShare
+	}
+	return by.Name, memberShare
+}
+
 // NoteAttempt writes a refused attempt on a resource ("" is none) into the audit
 // trail. Under a flood some are left out, and their number stands in the next one.
 func (s *Store) NoteAttempt(ctx context.Context, by Actor, resource string, what Attempt) error {
-	leftOut, ok := s.attempts.admit(by.Name, s.now())
+	name, of := s.shareOf(by, what.Login)
+	leftOut, ok := s.attempts.admit(name, of, s.now())
 	if !ok {
 		return nil
 	}

@@ -170,12 +170,12 @@ func TestNoteAttempt(t *testing.T) {
 	}
 	check("the first", carol, 1, 1, 0)
 	check("many", carol, 70, 59, 0)
-	check("another one known", alice, 1, 0, 0)
+	check("another one known", alice, 1, 1, 0)
 	check("nobody", anybody, 15, 10, 0)
 	w.clock.add(time.Minute - time.Nanosecond)
 	check("too early", carol, 1, 0, 0)
 	w.clock.add(time.Nanosecond)
-	check("a minute later", carol, 1, 1, 13)
+	check("a minute later", carol, 1, 1, 12)
 	check("and again", carol, 1, 1, 0)
 	check("nobody, a minute later", anybody, 1, 0, 0)
 	w.clock.add(time.Hour)
@@ -188,5 +188,86 @@ func TestNoteAttempt(t *testing.T) {
 	}
 	if r := must(w.VerifyAudit(ctx, Local, AuditHead{})); r.BadSeq != 0 {
 		t.Errorf("the trail: got %+v", r)
+	}
+}
+
+// However many attempts of one are refused, the single one of another is written: of a
+// member beside a member, a stranger or a manager, of strangers by the login they name.
+func TestAttemptsNoisyNeighbour(t *testing.T) {
+	t.Parallel()
+	member := func(w *world, name string) Actor {
+		u, _ := addUser(w.Store, name)
+		return Actor{Name: u.ID}
+	}
+	stranger := Actor{Name: Anonymous}
+	for name, row := range map[string]struct {
+		noisy, quiet     func(w *world) Actor
+		noisyAs, quietAs string // the logins of strangers
+		written          int    // of the noisy one
+	}{
+		"two members":                  {noisy: func(w *world) Actor { return member(w, "n") }, quiet: func(w *world) Actor { return member(w, "q") }, written: 10},
+		"two people":                   {noisy: func(*world) Actor { return Actor{Name: "human:n"} }, quiet: func(*world) Actor { return Actor{Name: "human:q"} }, written: 10},
+		"a member and a manager":       {noisy: func(w *world) Actor { return member(w, "n") }, quiet: func(*world) Actor { return Actor{Name: "human:m", Scope: &Scope{}} }, written: 10},
+		"a manager and a member":       {noisy: func(*world) Actor { return Actor{Name: "human:m", Scope: &Scope{}} }, quiet: func(w *world) Actor { return member(w, "q") }, written: 60},
+		"a stranger and a member":      {noisy: func(*world) Actor { return stranger }, noisyAs: "nobody", quiet: func(w *world) Actor { return member(w, "q") }, written: 10},
+		"a member and a stranger":      {noisy: func(w *world) Actor { return member(w, "n") }, quiet: func(*world) Actor { return stranger }, quietAs: "nobody", written: 10},
+		"strangers of two logins":      {noisy: func(*world) Actor { return stranger }, noisyAs: "a", quiet: func(*world) Actor { return stranger }, quietAs: "b", written: 10},
+		"strangers of none and of one": {noisy: func(*world) Actor { return stranger }, noisyAs: "nobody", quiet: func(*world) Actor { return stranger }, quietAs: "b", written: 10},
+	} {
+		w := newWorld(t, still)
+		for _, alias := range []string{"a", "b"} {
+			mustDo(third(w.CreateServiceUser(ctx, Local, ServiceUser{Name: "user " + alias, Alias: alias, Active: true}, nil)))
+		}
+		noisy, quiet := row.noisy(w), row.quiet(w)
+		before := len(trail(t, w.Store))
+		for range 20_000 {
+			mustDo(w.NoteAttempt(ctx, noisy, "", Attempt{Login: row.noisyAs}))
+		}
+		if got := len(trail(t, w.Store)) - before; got != row.written {
+			t.Errorf("%s: got %d of the noisy one, want %d", name, got, row.written)
+		}
+		mustDo(w.NoteAttempt(ctx, quiet, "", Attempt{Login: row.quietAs}))
+		var a Attempt
+		e := must(w.trail(ctx, "", 0, 1))[0]
+		mustDo(json.Unmarshal(e.After, &a))
+		if e.Actor != quiet.Name || a.Login != row.quietAs || a.LeftOut != 0 {
+			t.Errorf("%s: got %+v as the last record, want the one of %s", name, e, quiet.Name)
+		}
+	}
+}
+
+// Buckets take bounded memory, and strangers leave those of known actors alone.
+func TestAttemptsBound(t *testing.T) {
+	t.Parallel()
+	var a attempts
+	now := newClock().Now()
+	written := func(n int, prefix string, of share) (ok int) {
+		for i := range n {
+			if _, admitted := a.admit(fmt.Sprint(prefix, i), of, now); admitted {
+				ok++
+			}
+		}
+		return ok
+	}
+	// The last ten share a bucket, with all others.
+	if got := written(20_000, "stranger", strangerShare); got != maxStrangers+strangerShare.most {
+		t.Errorf("strangers: got %d, want %d", got, maxStrangers+strangerShare.most)
+	}
+	if got := written(2*maxKnown, "member", memberShare); got != maxKnown+memberShare.most {
+		t.Errorf("members: got %d, want %d", got, maxKnown+memberShare.most)
+	}
+	if got := len(a.known.byName) + len(a.strangers.byName); got > maxKnown+maxStrangers+2 {
+		t.Errorf("got %d buckets", got)
+	}
+	now = now.Add(time.Minute)
+	if got := written(100, "new", memberShare); got != 100 {
+		t.Errorf("a minute later: got %d, want 100", got)
+	}
+	if got := written(100, "new", strangerShare); got != 0 {
+		t.Errorf("strangers, a minute later: got %d, want 0", got)
+	}
+	now = now.Add(time.Hour)
+	if got := written(100, "new", strangerShare); got != 100 || len(a.strangers.byName) != 100 {
+		t.Errorf("strangers, an hour later: got %d in %d buckets, want 100", got, len(a.strangers.byName))
 	}
 }

@@ -223,7 +223,7 @@ func (s *Store) Restore(ctx context.Context, by Actor, backup io.Reader) (r Rest
 	}
 	defer os.RemoveAll(dir)
 	path := filepath.Join(dir, "backup.db")
-	if r.Backup, err = receive(ctx, path, backup, s.opts); err != nil {
+	if r.Backup, err = receive(ctx, path, s.path, backup, s.opts); err != nil {
 		return r, err
 	}
 	if err := restoreStep("checked"); err != nil {
@@ -381,14 +381,14 @@ func (p position) restoredSince(ctx context.Context, q *sql.Tx) (restored bool, 
 }
 
 // receive writes a backup to a place of its own, checks all of it, and brings it up
-// to date.
-func receive(ctx context.Context, path string, backup io.Reader, opts Options) (Contents, error) {
+// to date. The file belongs to the owner of the store at the path store.
+func receive(ctx context.Context, path, store string, backup io.Reader, opts Options) (Contents, error) {
 	file, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return Contents{}, err
 	}
 	_, err = io.Copy(file, backup)
-	if err = errors.Join(err, file.Close()); err != nil {
+	if err = errors.Join(err, giveTo(file, store), file.Close()); err != nil {
 		return Contents{}, fmt.Errorf("receiving the backup: %w", err)
 	}
 	if err := restoreStep("received"); err != nil {
@@ -426,7 +426,7 @@ func RestoreNew(ctx context.Context, path string, by Actor, backup io.Reader, op
 	}
 	defer os.RemoveAll(dir)
 	temp := filepath.Join(dir, "backup.db")
-	if r.Backup, err = receive(ctx, temp, backup, opts); err != nil {
+	if r.Backup, err = receive(ctx, temp, path, backup, opts); err != nil {
 		return r, "", err
 	}
 	s, err := Open(ctx, temp, quiet(opts))

@@ -683,3 +683,104 @@ func TestRestoreIsKilled(t *testing.T) {
 		must(restoreFrom(again, path))
 	}
 }
+
+// unwritable are values that no API takes, each with what a check says, and whether they
+// harm a process that loads them.
+var unwritable = []struct {
+	name, damage string
+	says         string
+	harms        bool
+}{
+	{"a description of 300 MB", `UPDATE service_users SET description = CAST(zeroblob(300000000) AS TEXT)`, "service_users.description is too large", true},
+	{"a display name of 1 MB", `UPDATE service_users SET display_name = REPLACE(hex(zeroblob(500000)), '0', 'a')`, "service_users.display_name is too large", true},
+	{"metadata of 1 MB", `UPDATE tokens SET metadata = hex(zeroblob(500000))`, "tokens.metadata is too large", true},
+	{"a large description of a group", `UPDATE permission_groups SET description = hex(zeroblob(500000))`, "permission_groups.description is too large", true},
+	{"a large condition", `UPDATE rules SET condition = hex(zeroblob(500000))`, "rules.condition is too large", true},
+	{"a large id", `UPDATE rules SET id = hex(zeroblob(500000)) WHERE id = (SELECT MIN(id) FROM rules)`, "rules.id is too large", true},
+	{"invalid UTF-8", `UPDATE service_users SET owner = CAST(x'61ff62' AS TEXT)`, "service_users.owner is not valid UTF-8", true},
+	{"invalid UTF-8 in a rule", `UPDATE rules SET name = CAST(x'61ff62' AS TEXT)`, "rules.name is not valid UTF-8", true},
+	{"invalid UTF-8 in a team", `UPDATE service_users SET teams = CAST(x'5b22ff225d' AS TEXT)`, "service_users.teams is not valid UTF-8", true},
+	{"invalid UTF-8 in a creator", `UPDATE tokens SET created_by = CAST(x'ff' AS TEXT)`, "tokens.created_by is not valid UTF-8", false}, // which is not loaded
+	{"an escape character", `UPDATE service_users SET description = 'a' || char(27) || '[2J'`, "description: must not hold the control character U+001B", false},
+	{"an escape character in a name", `UPDATE service_users SET name = char(27) || 'x', name_key = service_user_name_key(char(27) || 'x')`, "name: must not hold the control character U+001B", false},
+	{"2001 characters", `UPDATE service_users SET description = REPLACE(hex(zeroblob(1001)), '0', 'a')`, "description: is 2002 characters long", false},
+	{"no name", `UPDATE service_users SET name = '', name_key = service_user_name_key('')`, "name: must not be empty", false},
+	{"the name of an id", `UPDATE service_users SET name = 'service_000000000000000000000000000', name_key = service_user_name_key('service_000000000000000000000000000')`, "name: must not look like an id", false},
+	{"an alias that is none", `UPDATE service_users SET alias = 'a b'`, "alias: must be", false},
+	{"a team that is none", `UPDATE service_users SET teams = '["a,b"]'`, "teams: ", false},
+	{"a label that is none", `UPDATE service_users SET labels = '{"":"x"}'`, "labels: ", false},
+	{"a label with an escape character", `UPDATE service_users SET labels = '{"k":"\u001b"}'`, "labels: must not hold the control character U+001B", false},
+	{"a token's description", `UPDATE tokens SET description = char(10)`, "description: must not hold the control character U+000A", false},
+	{"a token's metadata", `UPDATE tokens SET metadata = hex(zeroblob(3000))`, "metadata: must be valid UTF-8 of at most 4096 bytes", false},
+	{"a group's name", `UPDATE permission_groups SET name = ',' || name`, "name: ", false},
+	{"a group's description", `UPDATE permission_groups SET description = char(7)`, "description: must not hold the control character U+0007", false},
+	{"a rule's name", `UPDATE rules SET name = char(8206)`, "rules.name: must not hold the control character U+200E", false},
+	{"a rule's description", `UPDATE rules SET description = char(27)`, "rules.description: must not hold the control character U+001B", false},
+	{"a permission's key", `INSERT INTO permissions VALUES ('A b', 'n', '', '', 0, '["allow GET /a"]', 0, 'x', 0)`, "key: ", false},
+	{"a permission's category", `INSERT INTO permissions VALUES ('a', 'n', '', char(27), 0, '["allow GET /a"]', 0, 'x', 0)`, "category: must not hold the control character U+001B", false},
+	{"a permission without rules", `INSERT INTO permissions VALUES ('a', 'n', '', '', 0, '[]', 0, 'x', 0)`, "rules: a permission stands for 1 to 500 rules", false},
+	{"many conditions", `WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1001)
+		INSERT INTO rules SELECT printf('rule_%027d', i), group_id, i, effect, methods, host, path, 'user.name == "x"', '', '', 0 FROM n, (SELECT * FROM rules LIMIT 1)`,
+		"rules: has 1001 rules with a condition", false},
+}
+
+// What no API takes is a finding, and refused by a restore; a start refuses only what
+// harms it.
+func TestUnwritable(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, Options{})
+	good, _ := backupTo(t, w.Store)
+	seen := dump(t, w.Store)
+	for _, row := range unwritable {
+		path := place(t)
+		mustDo(os.WriteFile(path, must(os.ReadFile(good)), 0o600))
+		execute(row.damage)(path)
+		report, err := CheckFile(ctx, path, w.opts, AuditHead{})
+		if err != nil || !slices.ContainsFunc(report.Findings, func(f string) bool { return strings.Contains(f, row.says) && len(f) < 1000 }) || len(report.Notes) > 0 {
+			t.Errorf("%s: the check: got %q, %q, %v, want %q", row.name, report.Findings, report.Notes, err, row.says)
+		}
+		if _, err = restoreFrom(w.Store, path); kind(err) != "invalid value" || !strings.Contains(err.Error(), row.says) || len(err.Error()) > 5000 {
+			t.Errorf("%s: the restore: got %.500v, want that it is refused", row.name, err)
+		}
+		s, err := Open(ctx, path, w.opts)
+		if err == nil {
+			mustDo(s.Close())
+		}
+		if harmful := errors.Is(err, ErrDamaged) && len(err.Error()) < 2000; row.harms != harmful || !row.harms && err != nil {
+			t.Errorf("%s: the start: got %.500v, want that it is refused: %t", row.name, err, row.harms)
+		}
+	}
+	same(t, "the restores", dump(t, w.Store), seen)
+	if _, err := restoreFrom(w.Store, good); err != nil {
+		t.Errorf("the backup as it was: %v", err)
+	}
+}
+
+// What could be written once is a note of the check; it restores, and goes on.
+func TestNotes(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, Options{})
+	secret := w.token.Secret
+	good, _ := backupTo(t, w.Store)
+	for name, damage := range map[string]string{
+		"a secret in a description":   `UPDATE service_users SET description = 'use ` + secret + `'`,
+		"a secret in a label":         `UPDATE service_users SET labels = '{"k":"` + secret + `"}'`,
+		"a secret in metadata":        `UPDATE tokens SET metadata = '` + secret + `'`,
+		"a secret in a rule":          `UPDATE rules SET description = '` + secret + `'`,
+		"an end after the year 9999":  `UPDATE service_users SET expires_at = 300000000000`,
+		"a token of after that year":  `UPDATE tokens SET expires_at = 300000000000`,
+		"a secret in a group":         `UPDATE permission_groups SET description = '` + secret + `'`,
+		"a secret beside an escape 1": `UPDATE permission_groups SET description = '` + secret + `' || char(10)`,
+	} {
+		path := place(t)
+		mustDo(os.WriteFile(path, must(os.ReadFile(good)), 0o600))
+		execute(damage)(path)
+		report, err := CheckFile(ctx, path, w.opts, AuditHead{})
+		if err != nil || len(report.Findings) > 0 || len(report.Notes) == 0 || strings.Contains(fmt.Sprint(report), secret) {
+			t.Errorf("%s: the check: got %q, %q, %v, want a note", name, report.Findings, report.Notes, err)
+		}
+		if _, _, err := RestoreNew(ctx, place(t), alice, must(os.Open(path)), w.opts, false); err != nil {
+			t.Errorf("%s: the restore: %v", name, err)
+		}
+	}
+}

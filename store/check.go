@@ -7,11 +7,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"go.uber.org/zap"
 
@@ -22,7 +24,8 @@ import (
 type CheckReport struct {
 	Contents
 	Tables   map[string]int64 // how many rows each has
-	Findings []string         // what is damaged, and what to do about it; none is well
+	Findings []string         // damage, and what to do about it; none is well
+	Notes    []string         // values that could be written once and cannot be today; a restore takes them
 }
 
 // maxFindings bounds a report: a page that is lost shows in very many rows.
@@ -31,8 +34,8 @@ const maxFindings = 100
 const mendByRestore = "restore a backup"
 
 // Check looks at everything in the running store: that SQLite finds its pages and
-// indexes whole, that every row leads somewhere and can be enforced, and that the
-// audit trail has its chain. known is a head of it from an earlier time, or the zero
+// indexes whole, that every row leads somewhere, holds what can be written and can be
+// enforced, and that the audit trail has its chain. known is a head of it from an earlier time, or the zero
 // value. It is for admins.
 func (s *Store) Check(ctx context.Context, by Actor, known AuditHead) (CheckReport, error) {
 	return inRead(ctx, s, by, func(t *tx) (CheckReport, error) {
@@ -179,11 +182,21 @@ type checker struct {
 
 func (c *checker) found(format string, args ...any) {
 	if len(c.Findings) < maxFindings {
-		text := fmt.Sprintf(format, args...)
-		c.Findings = append(c.Findings, strings.ReplaceAll(text, "\n", " ")) // SQLite and CEL write several lines
+		c.Findings = append(c.Findings, finding(format, args))
 		return
 	}
 	c.left++
+}
+
+// noted is found for a value that is no damage.
+func (c *checker) noted(format string, args ...any) {
+	if len(c.Notes) < maxFindings {
+		c.Notes = append(c.Notes, finding(format, args))
+	}
+}
+
+func finding(format string, args []any) string {
+	return clip(strings.ReplaceAll(fmt.Sprintf(format, args...), "\n", " ")) // SQLite and CEL write several lines
 }
 
 // each reads a query row by row. What cannot be read is a finding.
@@ -238,10 +251,13 @@ func (c *checker) all(opts Options, known AuditHead) {
 			return err
 		})
 	}
-	c.users()
-	c.tokens()
-	c.policy()
-	c.numbers()
+	if c.texts(want) {
+		c.users()
+		c.tokens()
+		c.policy()
+		c.numbers()
+		c.values()
+	}
 	if report, err := c.verifyAudit(known); err != nil {
 		c.found("%v; %s", err, mendByRestore)
 	} else if report.BadSeq != 0 {
@@ -279,6 +295,127 @@ func (c *checker) pages() {
 	})
 }
 
+// texts looks for what harms a process that reads it, in every column: a value that is
+// too large, or text that is not UTF-8. It reports whether there is none.
+func (c *checker) texts(want objects) bool {
+	before := len(c.Findings) + c.left
+	for _, table := range want.tables {
+		columns := want.columns[table]
+		chosen := make([]string, len(columns))
+		for i, column := range columns {
+			most := maxRowBytes
+			switch table {
+			case "permissions":
+				most = maxPermissionBytes
+			case "audit_events": // before and after may hold a group with all of its rules
+				most = math.MaxInt32
+			}
+			chosen[i] = fmt.Sprintf(`CASE WHEN octet_length(%[1]s) > %[2]d THEN NULL ELSE %[1]s END`, column, most)
+		}
+		values, into := make([]sql.NullString, len(columns)), make([]any, len(columns))
+		for i := range values {
+			into[i] = &values[i]
+		}
+		c.each("the table "+table, `SELECT `+strings.Join(chosen, ", ")+` FROM `+table, func(rows *sql.Rows) error {
+			if err := rows.Scan(into...); err != nil {
+				return err
+			}
+			for i, v := range values {
+				switch {
+				case !v.Valid:
+					c.found("%s: %s.%s is too large; %s", clip(values[0].String), table, columns[i], mendByRestore)
+				case !utf8.ValidString(v.String):
+					c.found("%s: %s.%s is not valid UTF-8; %s", clip(values[0].String), table, columns[i], mendByRestore)
+				}
+			}
+			return nil
+		})
+	}
+	return len(c.Findings)+c.left == before
+}
+
+// values applies the rules of writing to every row. A row is checked as one that stays
+// as it is, whose faults are damage, and then as a new one, whose faults are notes: rules
+// that came later do not hold for what was there before. Rows that cannot be read were
+// found already.
+func (c *checker) values() {
+	const mend = "write it anew, or " + mendByRestore
+	judge := func(id string, kept, made error) {
+		if kept != nil {
+			c.found("%s: %v; %s", clip(id), kept, mend)
+		} else if made != nil {
+			c.noted("%s: %v; it was right when it was written, and goes on to be valid", clip(id), made)
+		}
+	}
+	// A text that holds a secret is a note, and is checked without it.
+	texts := func(id string, fields ...*string) {
+		for _, text := range fields {
+			if plain := secretInText.ReplaceAllString(*text, "…"); plain != *text {
+				c.noted("%s: a text holds a secret, which is never written today; write it anew, and refresh the token", clip(id))
+				*text = plain
+			}
+		}
+	}
+	var never time.Time // before every end
+	c.each("the table service_users", selectUser+` ORDER BY id`, func(rows *sql.Rows) error {
+		u, err := scanUser(rows)
+		if err != nil {
+			return nil
+		}
+		texts(u.ID, &u.Name, &u.DisplayName, &u.Owner, &u.Description)
+		for k, v := range u.Labels {
+			texts(u.ID, &v)
+			u.Labels[k] = v
+		}
+		before, fresh := u, u.clone()
+		judge(u.ID, u.check(never, &before), fresh.check(never, nil))
+		return nil
+	})
+	c.each("the table tokens", selectToken+` ORDER BY id`, func(rows *sql.Rows) error {
+		k, err := scanToken(rows)
+		if err != nil {
+			return nil
+		}
+		texts(k.ID, &k.Description, &k.Metadata)
+		before, fresh := k, k.clone()
+		judge(k.ID, k.check(never, &before), fresh.check(never, nil))
+		return nil
+	})
+	sizes := make(map[string][]access.Rule)
+	c.each("the table rules", `SELECT group_id, COUNT(*), SUM(CASE WHEN condition <> '' THEN 1 ELSE 0 END) FROM rules GROUP BY group_id`, func(rows *sql.Rows) error {
+		var group string
+		var all, conditional int
+		err := rows.Scan(&group, &all, &conditional)
+		sizes[group] = slices.Concat(make([]access.Rule, all-conditional), slices.Repeat([]access.Rule{{When: "true"}}, conditional))
+		return err
+	})
+	c.each("the table permission_groups", selectGroup+` WHERE deleted_at = 0 ORDER BY id`, func(rows *sql.Rows) error {
+		g, err := scanGroup(rows)
+		texts(g.ID, &g.Description, &g.MemberCondition)
+		g.Rules = sizes[g.ID] // which has their number
+		judge(g.ID, g.check(), nil)
+		return err
+	})
+	c.each("the table rules", `SELECT group_id, id, effect, methods, host, path, condition, name, description FROM rules ORDER BY id`, func(rows *sql.Rows) error {
+		_, r, err := scanRule(rows)
+		texts(r.ID, &r.When, &r.Name, &r.Description)
+		_, fault := checkRule(r)
+		judge(r.ID, fault, nil)
+		return err
+	})
+	list, err := c.permissions()
+	if err != nil {
+		return
+	}
+	if len(list) > maxCatalogue {
+		c.found("the catalogue has %d permissions, at most %d are allowed; load it anew with --replace", len(list), maxCatalogue)
+	}
+	for _, p := range list {
+		texts(p.Key, &p.Name, &p.Category, &p.Description)
+		judge(p.Key, p.check(), nil)
+	}
+}
+
 // damaged reports a value that is not of its form.
 func (c *checker) damaged(id, what string, err error) {
 	if err != nil {
@@ -291,11 +428,14 @@ func (c *checker) list(id, what, text string) {
 }
 
 func (c *checker) users() {
-	c.each("the table service_users", `SELECT id, role, teams, labels, allowed_ips FROM service_users ORDER BY id`, func(rows *sql.Rows) error {
-		var id, teams, labels, allowed string
+	c.each("the table service_users", `SELECT id, role, teams, labels, allowed_ips, name, name_key FROM service_users ORDER BY id`, func(rows *sql.Rows) error {
+		var id, teams, labels, allowed, name, key string
 		var role access.Role
-		if err := rows.Scan(&id, &role, &teams, &labels, &allowed); err != nil {
+		if err := rows.Scan(&id, &role, &teams, &labels, &allowed, &name, &key); err != nil {
 			return err
+		}
+		if key != nameKey(name) {
+			c.noted("%s: the store does not know what the name %q reads like; rename the service user", id, name)
 		}
 		if !role.Valid() {
 			c.found("%s: the role %q is none; write it anew, or %s", id, role, mendByRestore)
@@ -305,6 +445,16 @@ func (c *checker) users() {
 		_, err := prefixes(allowed)
 		c.damaged(id, "allowed addresses", err)
 		return nil
+	})
+	c.each("the table service_users", `
+		SELECT a.id, a.name, b.id, b.name FROM service_users a JOIN service_users b ON b.name_key = a.name_key AND b.id > a.id
+		WHERE a.deleted_at = 0 AND b.deleted_at = 0 AND a.name_key <> '' ORDER BY b.id, a.id`, func(rows *sql.Rows) error {
+		var id, name, other, otherName string
+		err := rows.Scan(&id, &name, &other, &otherName)
+		if err == nil {
+			c.noted("%s: the name %q reads like %q of %s; both stay valid; rename one", other, otherName, name, id)
+		}
+		return err
 	})
 }
 

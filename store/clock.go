@@ -66,5 +66,5 @@ func (s *Store) tellOfClock() {
 		s.log.Warn("the clock went back; what has expired stays expired, and time goes on from the latest that it was", fields...)
 		return
 	}
-	s.log.Error("the clock is far behind what it was; tokens are judged by the latest time. Set the clock; if it was wrong before, stop Caddy and run: caddy service-user accept-older --store "+shellWord(s.path), fields...)
+	s.log.Error("the clock is far behind what it was; tokens are judged by the latest time. Set the clock; if it was wrong before, stop Caddy and run: caddy service-user accept-older --store "+ShellWord(s.path), fields...)
 }

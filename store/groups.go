@@ -42,13 +42,17 @@ func (s *Store) CreateGroup(ctx context.Context, by Actor, g Group) (Group, erro
 		}
 		return t.audit("permission_group.create", g.ID, nil, auditGroup(g))
 	})
-	g.MemberCount = s.memberCount(by, g.ID)
+	g.MemberCount = s.memberCounts(by, g.ID)[g.ID]
 	return g, err
 }
 
 // Group returns the permission group with this id.
 func (s *Store) Group(ctx context.Context, by Actor, id string) (Group, error) {
-	return inRead(ctx, s, by, func(t *tx) (Group, error) { return t.visibleGroup(id) })
+	g, err := inRead(ctx, s, by, func(t *tx) (Group, error) { return t.visibleGroup(id) })
+	if err == nil {
+		g.MemberCount = s.memberCounts(by, id)[id]
+	}
+	return g, err
 }
 
 // Groups lists permission groups that were made before the one named before
@@ -78,6 +82,14 @@ func (s *Store) Groups(ctx context.Context, by Actor, name, before string, limit
 	})
 	if len(list) > limit {
 		list, more = list[:limit], true
+	}
+	ids := make([]string, len(list))
+	for i, g := range list {
+		ids[i] = g.ID
+	}
+	counts := s.memberCounts(by, ids...)
+	for i := range list {
+		list[i].MemberCount = counts[list[i].ID]
 	}
 	return list, more, err
 }
@@ -122,7 +134,7 @@ func (s *Store) UpdateGroup(ctx context.Context, by Actor, id string, version in
 		}
 		return t.audit("permission_group.update", id, auditGroup(before), auditGroup(g))
 	})
-	g.MemberCount = s.memberCount(by, id)
+	g.MemberCount = s.memberCounts(by, id)[id]
 	return g, err
 }
 
@@ -251,17 +263,17 @@ func (s *Store) Members(ctx context.Context, by Actor, groupID, before string, l
 	return list, more, nil
 }
 
-// memberCount counts the members that the actor may see.
-func (s *Store) memberCount(by Actor, groupID string) (n int) {
-	if by.Scope == nil {
-		return s.Directory().MemberCount(groupID)
+// memberCounts counts the members of groups that the actor may see. For a manager it
+// looks at every service user once.
+func (s *Store) memberCounts(by Actor, groups ...string) map[string]int {
+	if by.Scope != nil {
+		return s.Directory().CountMembers(groups, func(u *access.User) bool { return by.Scope.Shares(u.Teams) })
 	}
-	s.Directory().Members(groupID, func(u *access.User, _ access.Source) {
-		if by.Scope.Shares(u.Teams) {
-			n++
-		}
-	})
-	return n
+	counts := make(map[string]int)
+	for _, id := range groups {
+		counts[id] = s.Directory().MemberCount(id)
+	}
+	return counts
 }
 
 // AddMember makes a service user a member of a group. To add one that is a
@@ -437,12 +449,11 @@ func (t *tx) visibleGroup(id string) (Group, error) {
 	return g, t.fill(&g)
 }
 
-// fill reads what is not in the row of a group.
+// fill reads what is not in the row of a group, without the number of members.
 func (t *tx) fill(g *Group) (err error) {
 	if g.Rules, err = t.rulesOf(g.ID); err != nil {
 		return err
 	}
-	g.MemberCount = t.store.memberCount(t.by, g.ID)
 	g.Permissions, err = t.permissionsOf(g.ID)
 	return err
 }

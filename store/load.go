@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
@@ -154,7 +155,7 @@ func (s *Store) leadsTo(ctx context.Context, q *sql.Tx, p, next position) error 
 	case err != nil && !errors.Is(err, sql.ErrNoRows):
 		return fmt.Errorf("reading the audit trail: %w", err)
 	case hash != p.hash || next.revision <= p.revision:
-		return fmt.Errorf("%w: the database is an older or another one: its revision %d does not follow revision %d, which is in force; put the newer one back, or, if you have restored it on purpose, stop Caddy, run: caddy service-user accept-older --store %s, and start it again", ErrOlder, next.revision, p.revision, shellWord(s.path))
+		return fmt.Errorf("%w: the database is an older or another one: its revision %d does not follow revision %d, which is in force; put the newer one back, or, if you have restored it on purpose, stop Caddy, run: caddy service-user accept-older --store %s, and start it again", ErrOlder, next.revision, p.revision, ShellWord(s.path))
 	}
 	return nil
 }
@@ -163,7 +164,7 @@ func (s *Store) leadsTo(ctx context.Context, q *sql.Tx, p, next position) error 
 func loadGroups(ctx context.Context, q *sql.Tx, since int64, edit *access.Edit, read *rowCounts) error {
 	var c access.Changes
 	rows, err := q.QueryContext(ctx, `
-		SELECT id, name, mode, member_condition, deleted_at
+		SELECT id, name, mode, member_condition, octet_length(description), deleted_at
 		FROM permission_groups
 		WHERE revision > $1 AND (deleted_at = 0 OR $1 > 0)`, since)
 	if err != nil {
@@ -173,9 +174,12 @@ func loadGroups(ctx context.Context, q *sql.Tx, since int64, edit *access.Edit, 
 	place := make(map[string]int)
 	for rows.Next() {
 		var g access.Group
-		var deleted int64
-		if err := rows.Scan(&g.ID, &g.Name, &g.Mode, &g.Condition, &deleted); err != nil {
+		var described, deleted int64
+		if err := rows.Scan(&g.ID, &g.Name, &g.Mode, &g.Condition, &described, &deleted); err != nil {
 			return err
+		}
+		if err := errors.Join(bearable(g.ID, g.Name, string(g.Mode), g.Condition), bearableSize(described)); err != nil {
+			return fmt.Errorf("%q: %w", clip(g.ID), err)
 		}
 		if deleted != 0 {
 			c.RemovedGroups = append(c.RemovedGroups, g.ID)
@@ -203,8 +207,11 @@ func loadGroups(ctx context.Context, q *sql.Tx, since int64, edit *access.Edit, 
 	defer rules.Close()
 	for rules.Next() {
 		group, r, err := scanRule(rules)
+		if err == nil {
+			err = bearable(group, r.ID, string(r.Effect), strings.Join(r.Methods, ","), r.Host, r.Path, r.When, r.Name, r.Description)
+		}
 		if err != nil {
-			return err
+			return fmt.Errorf("%q: %w", clip(r.ID), err)
 		}
 		read.rules++
 		if at, ok := place[group]; ok { // else it was deleted
@@ -238,8 +245,14 @@ func loadPermissions(ctx context.Context, q *sql.Tx, since int64, c *access.Chan
 			return err
 		}
 		if known[key] == nil {
-			if known[key], err = permissionRules(key, text); err != nil {
-				return fmt.Errorf("permission %q: %w", key, err)
+			if err = bearable(key); err == nil && (len(text) > maxPermissionBytes || !utf8.ValidString(text)) {
+				err = fmt.Errorf("%w: its rules have %d bytes, or are not valid UTF-8", errRowDamaged, len(text))
+			}
+			if err == nil {
+				known[key], err = permissionRules(key, text)
+			}
+			if err != nil {
+				return fmt.Errorf("permission %q: %w", clip(key), err)
 			}
 		}
 		read.grants++
@@ -418,12 +431,20 @@ func (s *Store) loadPart(ctx context.Context, q *sql.Tx, p part, read *rowCounts
 		which, args = `WHERE +revision > $1 AND id > $2 ORDER BY id LIMIT $3`, []any{p.since, p.after, p.atOnce}
 	}
 	const columns = `id, name, display_name, alias, owner, active, role, teams, labels, allowed_ips, expires_at, created_at, deleted_at`
-	err = eachPacked(ctx, q, columns, `(SELECT `+columns+` FROM service_users `+which+`) t`, args, func(row *fields) error {
+	const described = `, octet_length(description) AS described`
+	err = eachPacked(ctx, q, columns+`, described`, `(SELECT `+columns+described+` FROM service_users `+which+`) t`, args, func(row *fields) error {
+		if err := bearable(row.values...); err != nil {
+			return err
+		}
 		u := access.User{ID: row.text(), Name: row.text(), DisplayName: row.text(), Alias: row.text(), Owner: row.text()}
 		u.Active, u.Role = row.bool(), access.Role(row.text())
 		teams, labels, allowed := row.text(), row.text(), row.text()
 		u.ExpiresAt, u.CreatedAt = row.number(), row.number()
-		if row.number() != 0 {
+		deleted := row.number() != 0
+		if err := bearableSize(row.number()); err != nil {
+			return err
+		}
+		if deleted {
 			removed = append(removed, u.ID)
 			return nil
 		}
@@ -485,6 +506,9 @@ func loadMembers(ctx context.Context, q *sql.Tx, p part, users []access.User, re
 	next := 0
 	return eachPacked(ctx, q, `t.service_user_id, t.group_id`, `members t `+which, args, func(row *fields) error {
 		read.members++
+		if err := bearable(row.values...); err != nil {
+			return err
+		}
 		if u := seek(users, &next, row.text()); u != nil { // else it was deleted
 			u.Groups = append(u.Groups, row.text())
 		}
@@ -497,16 +521,22 @@ func loadMembers(ctx context.Context, q *sql.Tx, p part, users []access.User, re
 func loadTokens(ctx context.Context, q *sql.Tx, p part, now time.Time, users []access.User, read *rowCounts) error {
 	which, args := p.owned(users)
 	const columns = `t.service_user_id, t.id, t.hash, t.pepper_id, t.expires_at, t.not_before, t.retires_at, t.allowed_ips, t.permission_groups, t.revoked_at, ` +
-		`CASE WHEN t.created_by = t.service_user_id AND t.last_used_at = 0 THEN 1 ELSE 0 END`
+		`CASE WHEN t.created_by = t.service_user_id AND t.last_used_at = 0 THEN 1 ELSE 0 END, (octet_length(t.description)+octet_length(t.metadata))`
 	from := `tokens t ` + which + ` AND (t.revoked_at = 0 OR t.revoked_at > $4)`
 	next := 0
 	return eachPacked(ctx, q, columns, from, append(args, now.Add(-revokedShown).Unix()), func(row *fields) error {
+		if err := bearable(row.values...); err != nil {
+			return err
+		}
 		user := row.text()
 		t := access.Token{ID: row.text()}
 		hash := row.text()
 		t.Pepper, t.ExpiresAt, t.NotBefore = row.text(), row.number(), row.number()
 		retires, allowed, groups := row.number(), row.text(), row.text()
 		t.Revoked, t.Unused, t.Retiring = row.number() != 0, row.bool(), retires != 0
+		if err := bearableSize(row.number()); err != nil {
+			return fmt.Errorf("%s: %w", t.ID, err)
+		}
 		if !t.Revoked {
 			read.tokens++
 		}

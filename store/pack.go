@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 )
 
 // No text of a packed row holds the characters between fields and between rows:
@@ -36,7 +37,7 @@ func eachPacked(ctx context.Context, q *sql.Tx, columns, from string, args []any
 			return errRowDamaged
 		}
 		if err := row.read(line, f); err != nil {
-			return fmt.Errorf("%q: %w", row.values[0], err)
+			return fmt.Errorf("%q: %w", clip(row.values[0]), err)
 		}
 		text = rest
 	}
@@ -63,6 +64,42 @@ func (r *fields) read(line string, f func(*fields) error) error {
 		return err
 	}
 	return r.err
+}
+
+// maxRowBytes bounds what a row may hold, but for a permission with its rules: more than
+// can be written, and less than does harm.
+const (
+	maxRowBytes        = 256 << 10
+	maxPermissionBytes = 8 << 20
+)
+
+// bearable refuses what harms a process that loads it: more than any row can have, and
+// text that is not UTF-8, which others read otherwise. Other values that no API would
+// write are findings of a check.
+func bearable(values ...string) error {
+	size := 0
+	for _, v := range values {
+		if size += len(v); !utf8.ValidString(v) {
+			return fmt.Errorf("%w: it holds text that is not valid UTF-8", errRowDamaged)
+		}
+	}
+	return bearableSize(int64(size))
+}
+
+func bearableSize(bytes int64) error {
+	if bytes > maxRowBytes {
+		return fmt.Errorf("%w: it has %d bytes, and at most %d can be right", errRowDamaged, bytes, maxRowBytes)
+	}
+	return nil
+}
+
+// clip shortens a text for a message.
+func clip(text string) string {
+	const most = 500
+	if len(text) > most {
+		text = strings.ToValidUTF8(text[:most], "") + "…"
+	}
+	return text
 }
 
 func (r *fields) text() string {

@@ -2,6 +2,9 @@ package store
 
 import (
 	"cmp"
+	"context"
+	"database/sql"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -179,3 +182,57 @@ func TestSearch(t *testing.T) {
 		t.Errorf("a filter that fails: got %v, want its error", err)
 	}
 }
+
+// TestFilterHoldsNothing: while a filter is asked, no transaction is open; what is
+// deleted or moved away meanwhile is left out; and the list ends with its context.
+func TestFilterHoldsNothing(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, still)
+	for i := range filteredAtOnce + 20 {
+		w.clock.add(time.Second)
+		mustDo(third(w.CreateServiceUser(ctx, Local, ServiceUser{Name: fmt.Sprintf("user %03d", i), Teams: []string{"ops"}, Active: true}, nil)))
+	}
+	newest := must(first2(w.ServiceUsers(ctx, Local, UserQuery{Limit: filteredAtOnce + 20})))
+	db, err := sql.Open("sqlite", w.path)
+	mustDo(err)
+	defer db.Close()
+	scope := Actor{Name: "human:carol", Scope: &Scope{Teams: []string{"ops"}}}
+	asked := 0
+	list, more, err := w.ServiceUsers(ctx, scope, UserQuery{Limit: 100, Filter: func(u *ServiceUser) (bool, error) {
+		asked++
+		if asked == 1 { // of the first part, which is read
+			w.clock.add(time.Second)
+			for _, behind := range []int{filteredAtOnce + 5, filteredAtOnce + 6} {
+				mustDo(w.deleteUser(ctx, Local, newest[behind].ID, 0))
+			}
+			mustDo(second(w.UpdateServiceUser(ctx, Local, newest[filteredAtOnce+7].ID, 0, func(u *ServiceUser) error { u.Teams = nil; return nil })))
+			var busy, log, done int
+			mustDo(db.QueryRow(`PRAGMA wal_checkpoint(TRUNCATE)`).Scan(&busy, &log, &done))
+			if busy != 0 {
+				t.Error("a transaction is open while the filter is asked")
+			}
+		}
+		return asked > filteredAtOnce, nil
+	}})
+	if err != nil || more || len(list) != 17 || asked != filteredAtOnce+17 {
+		t.Errorf("got %d of %d asked, %t, %v, want 17", len(list), asked, more, err)
+	}
+	if len(list) > 0 && (list[0].ID != newest[filteredAtOnce].ID || list[len(list)-1].ID != newest[len(newest)-1].ID) {
+		t.Errorf("got from %s to %s", list[0].Name, list[len(list)-1].Name)
+	}
+
+	gone, cancel := context.WithCancel(ctx)
+	asked = 0
+	_, _, err = w.ServiceUsers(gone, Local, UserQuery{Limit: 1, Filter: func(*ServiceUser) (bool, error) {
+		if asked++; asked == 3 {
+			cancel()
+		}
+		return false, nil
+	}})
+	if !errors.Is(err, context.Canceled) || asked != 3 {
+		t.Errorf("the client has gone: asked %d times, got %v", asked, err)
+	}
+}
+
+// first2 leaves out whether there are more.
+func first2[T any](list T, _ bool, err error) (T, error) { return list, err }

@@ -405,6 +405,97 @@ func TestRotateTooOften(t *testing.T) {
 	}
 }
 
+// Rotations are bounded by chain: those of one token and its successors, asked for again
+// or one after the other, stand in the way of no other token, no other service user and
+// no admin.
+func TestRotateTooOftenByChain(t *testing.T) {
+	t.Parallel()
+	for name, next := range map[string]func(token, successor string) string{
+		"the answer is lost":  func(token, _ string) string { return token },
+		"one after the other": func(_, successor string) string { return successor },
+	} {
+		w := newWorld(t, Options{})
+		second := must(w.CreateToken(ctx, alice, w.user.ID, NewToken{}))
+		mustDo(w.issue(second, nil))
+		other, others := addUser(w.Store, "other")
+		exhaust := func(token string) string {
+			t.Helper()
+			for n := range maxRotations {
+				issued, _, err := w.rotate(token, time.Hour)
+				if err != nil {
+					t.Fatalf("%s: rotation %d: %v", name, n, err)
+				}
+				token = next(token, issued.ID)
+			}
+			if _, _, err := w.rotate(token, time.Hour); !errors.Is(err, ErrTooOften) {
+				t.Errorf("%s: one more: got %v, want too often", name, err)
+			}
+			return token
+		}
+		first := exhaust(w.token.ID)
+		exhaust(second.ID) // as often
+		if _, _, err := w.RotateToken(ctx, Actor{Name: other.ID}, other.ID, others.ID, time.Hour); err != nil {
+			t.Errorf("%s: another service user: %v", name, err)
+		}
+		if name == "the answer is lost" {
+			first = w.row(first).ReplacedBy
+		}
+		for n, grace := range []time.Duration{time.Hour, 0, time.Hour} {
+			issued, _, err := w.RefreshToken(ctx, alice, w.user.ID, first, 0, grace, 0)
+			if err != nil {
+				t.Fatalf("%s: refresh %d by an admin: %v", name, n, err)
+			}
+			mustDo(w.issue(issued, nil))
+			first = issued.ID
+		}
+		if _, _, err := w.rotate(first, time.Hour); !errors.Is(err, ErrTooOften) {
+			t.Errorf("%s: after the refresh: got %v, want too often, since it is the same chain", name, err)
+		}
+		w.clock.add(time.Hour)
+		if _, _, err := w.rotate(first, time.Hour); err != nil {
+			t.Errorf("%s: an hour later: %v", name, err)
+		}
+	}
+}
+
+// A long grace lets a chain grow up to the bound of live tokens, for itself alone.
+func TestRotateFillsNobodysPlace(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, Options{})
+	second := must(w.CreateToken(ctx, alice, w.user.ID, NewToken{}))
+	mustDo(w.issue(second, nil))
+	token, err := w.token.ID, error(nil)
+	for n := 0; err == nil; n++ {
+		if n > 2*maxLiveTokens {
+			t.Fatal("the chain has no bound")
+		}
+		if n%maxRotations == 0 {
+			w.clock.add(time.Hour)
+		}
+		var issued *Issued
+		if issued, _, err = w.rotate(token, 1000*time.Hour); err == nil {
+			token = issued.ID
+		}
+	}
+	if got := len(w.live()); kind(err) != "conflict" || errors.Is(err, ErrTooOften) || got != maxLiveTokens {
+		t.Errorf("the chain ended with %v and %d live tokens, want a conflict at %d", err, got, maxLiveTokens)
+	}
+	if _, _, err := w.rotate(second.ID, time.Hour); err != nil {
+		t.Errorf("another token: %v", err)
+	}
+	for n, grace := range []time.Duration{time.Hour, 0} {
+		issued, _, err := w.RefreshToken(ctx, alice, w.user.ID, token, 0, grace, 0)
+		if err != nil {
+			t.Fatalf("refresh %d by an admin: %v", n, err)
+		}
+		mustDo(w.issue(issued, nil))
+		token = issued.ID
+	}
+	if made, err := w.CreateToken(ctx, alice, w.user.ID, NewToken{}); w.issue(made, err) != nil {
+		t.Errorf("a new token: %v", err)
+	}
+}
+
 // Whatever comes together: one successor is left, and it is the one that the old
 // token names.
 func TestRotateTogether(t *testing.T) {
@@ -414,7 +505,7 @@ func TestRotateTogether(t *testing.T) {
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	secrets := make(map[string]string)
-	for i := range 16 {
+	for i := range maxRotations {
 		wg.Go(func() {
 			issued, _, err := []*Store{w.Store, other}[i%2].RotateToken(ctx, w.itself(), w.user.ID, w.token.ID, time.Hour)
 			if err != nil {

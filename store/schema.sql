@@ -1,4 +1,4 @@
--- The store of service users, version 4. Times are Unix seconds in UTC; 0 means
+-- The store of service users, version 5. Times are Unix seconds in UTC; 0 means
 -- "never" or "not yet". Lists and maps are JSON text. One text serves SQLite and
 -- PostgreSQL.
 --
@@ -41,10 +41,12 @@ CREATE TABLE service_users (
 	last_active_at BIGINT  NOT NULL,
 	deleted_at     BIGINT  NOT NULL,    -- 0 is alive; else a tombstone
 	version        BIGINT  NOT NULL,
-	revision       BIGINT  NOT NULL
+	revision       BIGINT  NOT NULL,
+	name_key       TEXT    NOT NULL DEFAULT '' -- the form that names which read alike share; a new name needs a free one
 );
 CREATE UNIQUE INDEX service_users_name ON service_users (name) WHERE deleted_at = 0;
 CREATE UNIQUE INDEX service_users_alias ON service_users (alias) WHERE deleted_at = 0 AND alias <> '';
+CREATE INDEX service_users_name_key ON service_users (name_key) WHERE deleted_at = 0; -- older names may share one
 CREATE INDEX service_users_revision ON service_users (revision);
 CREATE INDEX service_users_deleted ON service_users (deleted_at) WHERE deleted_at > 0;
 

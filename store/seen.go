@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"encoding/json"
@@ -40,15 +41,15 @@ func Seen(path string) (m Mark, err error) {
 	if err != nil {
 		return Mark{}, err
 	}
-	if err := json.Unmarshal(text, &m); err != nil {
-		return Mark{}, fmt.Errorf("%q is damaged: %w", path+".seen", err)
+	if err := json.Unmarshal(text, &m); err != nil || m.Instance == "" {
+		return Mark{}, fmt.Errorf("%q is damaged: %w", path+".seen", cmp.Or(err, errors.New("it names no store")))
 	}
 	return m, nil
 }
 
-// write notes a mark beside the database at path: whole, or not at all.
+// write notes a mark beside the database at path: whole, or not at all. The note
+// belongs to the owner of the database.
 func (m Mark) write(path string) error {
-	path += ".seen"
 	text, err := json.Marshal(m) // fails after the year 9999
 	if err != nil {
 		return err
@@ -58,9 +59,9 @@ func (m Mark) write(path string) error {
 		return err
 	}
 	_, err = file.Write(append(text, '\n'))
-	err = errors.Join(err, file.Sync(), file.Close())
+	err = errors.Join(err, giveTo(file, path), file.Sync(), file.Close())
 	if err == nil {
-		err = os.Rename(file.Name(), path)
+		err = os.Rename(file.Name(), path+".seen")
 	}
 	if err != nil {
 		os.Remove(file.Name())
@@ -115,7 +116,9 @@ func AcceptOlder(ctx context.Context, path string, now time.Time) error {
 func (s *Store) takeUp(ctx context.Context, db *sql.DB) error {
 	seen, err := Seen(s.path)
 	if err != nil {
-		s.log.Error("what was seen of the store cannot be read; an older copy of it would not be noticed", zap.String("store", s.path), zap.Error(err))
+		if err := s.unread(ctx, db, err); err != nil {
+			return err
+		}
 	}
 	held, err := holds(ctx, db)
 	if err != nil {
@@ -129,7 +132,7 @@ func (s *Store) takeUp(ctx context.Context, db *sql.DB) error {
 		}
 		return nil
 	}
-	again := fmt.Sprintf("if you have restored it on purpose, run: caddy service-user accept-older --store %s", shellWord(s.path))
+	again := fmt.Sprintf("if you have restored it on purpose, run: caddy service-user accept-older --store %s", ShellWord(s.path))
 	if held.Revision < seen.Revision {
 		return fmt.Errorf("%w: the store holds revision %d, and revision %d was in force before: it is an older copy, or its log was lost; %s", ErrOlder, held.Revision, seen.Revision, again)
 	}
@@ -147,7 +150,33 @@ func (s *Store) takeUp(ctx context.Context, db *sql.DB) error {
 		return fmt.Errorf("%w: the store holds revision %d, but its audit trail has not the record %d that was there at revision %d: it is an older copy that was changed since; %s", ErrOlder, held.Revision, seen.AuditSeq, seen.Revision, again)
 	}
 	s.clock.raise(seen.Clock)
-	s.noted = seen
+	if ownNote(s.path) {
+		s.noted = seen
+	} // else it is written again, for the owner of the store
+	return nil
+}
+
+// noteSince is the version of the schema from which on every version of the program
+// gives the note to the owner of the store.
+const noteSince = 5
+
+// unread refuses a start without the note that is there, since an older copy of the
+// store would not be noticed. A store of an earlier version may have a note that its
+// owner cannot read, left by root; the first start replaces it.
+func (s *Store) unread(ctx context.Context, db *sql.DB, cause error) error {
+	mend := fmt.Sprintf("if this is the newest copy of the store, run: caddy service-user accept-older --store %s", ShellWord(s.path))
+	if errors.Is(cause, fs.ErrPermission) {
+		mend = "run: " + giveNote(s.path)
+	}
+	var version int
+	if err := db.QueryRowContext(ctx, `PRAGMA user_version`).Scan(&version); err != nil {
+		return explainSQLite(err)
+	}
+	if version >= noteSince {
+		return fmt.Errorf("the note of how far the store has come cannot be read, and without it an older copy of the store would not be noticed: %w; %s", cause, mend)
+	}
+	s.log.Warn("the note of how far the store has come cannot be read: this start does not notice an older copy of the store, and writes a new note; from the next start on a note that cannot be read is refused",
+		zap.String("store", s.path), zap.Error(cause), zap.String("advice", mend))
 	return nil
 }
 

@@ -120,18 +120,58 @@ func TestAnotherStoreIsNamed(t *testing.T) {
 	}
 }
 
-// A note that cannot be read is told of, and written anew.
-func TestDamagedNote(t *testing.T) {
-	path := place(t)
-	mustDo(must(Open(ctx, path, Options{})).Close())
+// A note that cannot be read refuses the start: an older copy would not be noticed.
+func TestUnreadableNote(t *testing.T) {
+	for name, spoil := range map[string]func(note string){
+		"cut":         func(note string) { mustDo(os.WriteFile(note, readFile(note)[:20], 0o600)) },
+		"empty":       func(note string) { mustDo(os.Truncate(note, 0)) },
+		"null":        func(note string) { mustDo(os.WriteFile(note, []byte("null"), 0o600)) },
+		"of nothing":  func(note string) { mustDo(os.WriteFile(note, []byte("{}"), 0o600)) },
+		"a directory": func(note string) { mustDo(os.Remove(note)); mustDo(os.Mkdir(note, 0o700)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := place(t)
+			mustDo(must(Open(ctx, path, Options{})).Close())
+			spoil(path + ".seen")
+			before := readFile(path)
+			s, err := Open(ctx, path, Options{})
+			if err == nil {
+				s.Close()
+				t.Fatal("opened; want an error")
+			}
+			for _, part := range []string{path + ".seen", "an older copy of the store would not be noticed", "run: caddy service-user accept-older --store " + path} {
+				if !strings.Contains(err.Error(), part) {
+					t.Errorf("got %v, want it to say %q", err, part)
+				}
+			}
+			same(t, "the database", string(readFile(path)), string(before))
+			if name == "a directory" {
+				mustDo(os.Remove(path + ".seen"))
+			}
+			mustDo(AcceptOlder(ctx, path, time.Now()))
+			open(t, path, Options{})
+		})
+	}
+}
+
+// The first start after an upgrade warns of a note that cannot be read, and writes a
+// new one; the next start relies on it.
+func TestUnreadableNoteOfAnEarlierVersion(t *testing.T) {
+	path, opts := copyOfSchema(t, schema3)
 	mustDo(os.WriteFile(path+".seen", []byte("{"), 0o600))
-	core, logs := observer.New(zap.ErrorLevel)
-	mustDo(must(Open(ctx, path, Options{Log: zap.New(core)})).Close())
-	if logs.FilterMessageSnippet("cannot be read").Len() != 1 {
-		t.Errorf("log: got %v, want a line about the note", logs.All())
+	core, logs := observer.New(zap.WarnLevel)
+	opts.Log = zap.New(core)
+	mustDo(must(Open(ctx, path, opts)).Close())
+	if got := logs.FilterMessageSnippet("this start does not notice an older copy").Len(); got != 1 {
+		t.Errorf("lines of the log about the note: got %d, want 1: %v", got, logs.All())
 	}
 	if m, err := Seen(path); err != nil || m.Instance == "" {
 		t.Errorf("the note: got %+v, %v", m, err)
+	}
+	mustDo(os.WriteFile(path+".seen", []byte("{"), 0o600))
+	if s, err := Open(ctx, path, opts); err == nil {
+		s.Close()
+		t.Error("the second start: opened, want an error")
 	}
 }
 

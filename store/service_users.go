@@ -33,17 +33,17 @@ func (s *Store) CreateServiceUser(ctx context.Context, by Actor, u ServiceUser, 
 		if err := u.check(t.now, nil); err != nil {
 			return err
 		}
-		if err := t.checkTaken("", u); err != nil {
+		if err := t.checkTaken("", u, ""); err != nil {
 			return err
 		}
 		u.keep(ServiceUser{ID: t.newID("service"), CreatedAt: t.now, CreatedBy: t.by.Name, UpdatedAt: t.now, Version: 1})
 		u.Groups = sorted(u.Groups)
 		if _, err := t.exec(`
 			INSERT INTO service_users (id, name, display_name, description, owner, alias, active, role, teams, labels,
-				allowed_ips, expires_at, created_at, created_by, updated_at, last_active_at, deleted_at, version, revision)
-			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, 0, 0, $16, $17)`,
+				allowed_ips, expires_at, created_at, created_by, updated_at, last_active_at, deleted_at, version, revision, name_key)
+			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, 0, 0, $16, $17, $18)`,
 			u.ID, u.Name, u.DisplayName, u.Description, u.Owner, u.Alias, u.Active, u.Role, toJSON(u.Teams), toJSON(u.Labels),
-			toJSON(u.AllowedIPs), unix(u.ExpiresAt), unix(u.CreatedAt), u.CreatedBy, unix(u.UpdatedAt), u.Version, t.revision); err != nil {
+			toJSON(u.AllowedIPs), unix(u.ExpiresAt), unix(u.CreatedAt), u.CreatedBy, unix(u.UpdatedAt), u.Version, t.revision, nameKey(u.Name)); err != nil {
 			return fmt.Errorf("writing the service user: %w", err)
 		}
 		for _, group := range u.Groups {
@@ -104,7 +104,7 @@ func (s *Store) UpdateServiceUser(ctx context.Context, by Actor, id string, vers
 		if err := u.check(t.now, &before); err != nil {
 			return err
 		}
-		if err := t.checkTaken(id, u); err != nil {
+		if err := t.checkTaken(id, u, before.Name); err != nil {
 			return err
 		}
 		if u.Groups = sorted(u.Groups); !slices.Equal(u.Groups, before.Groups) {
@@ -118,10 +118,10 @@ func (s *Store) UpdateServiceUser(ctx context.Context, by Actor, id string, vers
 		u.UpdatedAt, u.Version = t.now, before.Version+1
 		if _, err := t.exec(`
 			UPDATE service_users SET name = $2, display_name = $3, description = $4, owner = $5, alias = $6, active = $7,
-				role = $8, teams = $9, labels = $10, allowed_ips = $11, expires_at = $12, updated_at = $13, version = $14, revision = $15
+				role = $8, teams = $9, labels = $10, allowed_ips = $11, expires_at = $12, updated_at = $13, version = $14, revision = $15, name_key = $16
 			WHERE id = $1`,
 			id, u.Name, u.DisplayName, u.Description, u.Owner, u.Alias, u.Active,
-			u.Role, toJSON(u.Teams), toJSON(u.Labels), toJSON(u.AllowedIPs), unix(u.ExpiresAt), unix(u.UpdatedAt), u.Version, t.revision); err != nil {
+			u.Role, toJSON(u.Teams), toJSON(u.Labels), toJSON(u.AllowedIPs), unix(u.ExpiresAt), unix(u.UpdatedAt), u.Version, t.revision, nameKey(u.Name)); err != nil {
 			return fmt.Errorf("writing the service user: %w", err)
 		}
 		if err := t.withinScope(&before, &u); err != nil {
@@ -232,7 +232,7 @@ func (s *Store) UndeleteServiceUser(ctx context.Context, by Actor, id string) (u
 		if before.Name == "" || !t.now.Before(before.DeletedAt.Add(s.opts.Retention)) {
 			return conflict("", "the service user was deleted too long ago, at %s, and cannot be brought back", before.DeletedAt.Format(time.RFC3339))
 		}
-		if err := t.checkTaken(id, before); err != nil {
+		if err := t.checkTaken(id, before, ""); err != nil {
 			return err
 		}
 		u = before
@@ -280,7 +280,7 @@ func (s *Store) purge(ctx context.Context) error {
 
 func (t *tx) purgeUser(id string) error {
 	for _, statement := range []string{
-		`UPDATE service_users SET name = '', display_name = '', description = '', owner = '', alias = '', teams = '[]', labels = '{}',
+		`UPDATE service_users SET name = '', name_key = '', display_name = '', description = '', owner = '', alias = '', teams = '[]', labels = '{}',
 			allowed_ips = '[]', version = version + 1 WHERE id = $1 AND deleted_at > 0`,
 		`DELETE FROM members WHERE service_user_id = $1`,
 		`DELETE FROM tokens WHERE service_user_id = $1`,
@@ -375,14 +375,21 @@ func (t *tx) setGroups(id string, before, after []string) error {
 	return nil
 }
 
-// checkTaken reports a name or alias that another service user has.
-func (t *tx) checkTaken(id string, u ServiceUser) error {
-	for _, f := range []struct{ field, value, query string }{
-		{"name", u.Name, `SELECT id FROM service_users WHERE name = $1 AND deleted_at = 0 AND id <> $2`},
-		{"alias", u.Alias, `SELECT id FROM service_users WHERE alias = $1 AND alias <> '' AND deleted_at = 0 AND id <> $2`},
+// checkTaken reports a name that reads like that of another service user, or an alias
+// that another has. A name that is kept is not looked for, since older ones may read
+// alike. Changes come one after another, so nobody takes the name meanwhile.
+func (t *tx) checkTaken(id string, u ServiceUser, kept string) error {
+	for _, f := range []struct{ field, value, key, query string }{
+		{"name", u.Name, nameKey(u.Name), `SELECT name FROM service_users WHERE name_key = $1 AND deleted_at = 0 AND id <> $2 ORDER BY name <> $3`},
+		{"alias", u.Alias, u.Alias, `SELECT alias FROM service_users WHERE alias = $1 AND alias <> '' AND deleted_at = 0 AND id <> $2 ORDER BY alias <> $3`},
 	} {
-		var other string
-		switch err := t.row(f.query, f.value, id).Scan(&other); {
+		if f.field == "name" && u.Name == kept {
+			continue
+		}
+		var taken string
+		switch err := t.row(f.query, f.key, id, f.value).Scan(&taken); {
+		case err == nil && taken != f.value:
+			return conflict(f.field, "%q is taken by another service user, in a spelling that reads alike; choose another", f.value)
 		case err == nil:
 			return conflict(f.field, "%q is taken by another service user; choose another", f.value)
 		case !errors.Is(err, sql.ErrNoRows):

@@ -73,6 +73,11 @@ var upgrades = []string{
 		rules             = (SELECT COUNT(*) FROM rules),
 		group_permissions = (SELECT COUNT(*) FROM group_permissions),
 		members           = (SELECT COUNT(*) FROM members);` + counts,
+	// 5: names that read alike. From here on the note beside the database belongs to
+	// its owner ([noteSince]).
+	`ALTER TABLE service_users ADD COLUMN name_key TEXT NOT NULL DEFAULT '';
+	UPDATE service_users SET name_key = service_user_name_key(name);
+	CREATE INDEX service_users_name_key ON service_users (name_key) WHERE deleted_at = 0;`,
 }
 
 // schemaVersion is the version that this program reads and writes.
@@ -98,15 +103,23 @@ var ofdLocking = sync.OnceFunc(func() { _, _ = sqlite.OFDLocking(true) })
 var sqliteDriver = "sqlite"
 
 // openSQLite opens the database for reading and for writing, making it when
-// there is none. admit may refuse it before anything is written to it.
-func openSQLite(ctx context.Context, path string, now time.Time, log *zap.Logger, admit func(context.Context, *sql.DB) error) (read, write *sql.DB, file os.FileInfo, err error) {
+// there is none, unless it has to exist. admit may refuse it before anything is
+// written to it.
+func openSQLite(ctx context.Context, path string, now time.Time, log *zap.Logger, existing bool, admit func(context.Context, *sql.DB) error) (read, write *sql.DB, file os.FileInfo, err error) {
 	ofdLocking()
 	file, err = os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		if err := createSQLite(ctx, path, now); err != nil {
-			return nil, nil, nil, err
+		if missing := hasDirectory(path); missing != nil {
+			err = missing
+		} else if !existing {
+			var made bool
+			if made, err = createSQLite(ctx, path, now); err == nil {
+				file, err = os.Stat(path) // it may be somebody else's
+			}
+			if made {
+				log.Warn("there was no store, and a new one without any service user was made; if clients have credentials already, name the right file, or restore a backup", zap.String("store", path))
+			}
 		}
-		file, err = os.Stat(path) // it may be somebody else's
 	}
 	switch {
 	case err != nil:
@@ -199,48 +212,58 @@ func sqliteDSN(path, mode, extra string) string {
 	return dsn
 }
 
-// createSQLite makes a new database beside its place and moves it there whole,
-// so that a file at the place is either no store or a complete one. When
-// another process is faster, its store is taken.
-func createSQLite(ctx context.Context, path string, now time.Time) error {
+// hasDirectory reports an error when a database at path would have no directory.
+func hasDirectory(path string) error {
 	dir := filepath.Dir(path)
 	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
 		return fmt.Errorf("the directory %q does not exist; create it first", dir)
 	}
+	return nil
+}
+
+// createSQLite makes a new database beside its place and moves it there whole,
+// so that a file at the place is either no store or a complete one. When
+// another process is faster, its store is taken, and made is false.
+func createSQLite(ctx context.Context, path string, now time.Time) (made bool, err error) {
+	dir := filepath.Dir(path)
 	for _, suffix := range Companions() {
 		if _, err := os.Lstat(path + suffix); err == nil {
 			if _, err := os.Lstat(path); err == nil {
-				return nil // another process was faster
+				return false, nil // another process was faster
 			}
-			return fmt.Errorf("%w: the database is gone, but %q, which belongs to it, is still there; restore the database from a backup, or remove that too to begin a new store", ErrNotOurs, path+suffix)
+			return false, fmt.Errorf("%w: the database is gone, but %q, which belongs to it, is still there; restore the database from a backup, or remove that too to begin a new store", ErrNotOurs, path+suffix)
 		}
 	}
 	file, err := os.CreateTemp(dir, ".new-*.db") // 0600
 	if err != nil {
-		return fmt.Errorf("creating it: %w", err)
+		return false, fmt.Errorf("creating it: %w", err)
 	}
 	temp := file.Name()
-	file.Close()
+	err = errors.Join(giveTo(file, path), file.Close())
 	defer func() {
 		for _, suffix := range []string{"", "-wal", "-shm", "-journal"} {
 			os.Remove(temp + suffix)
 		}
 	}()
+	if err != nil {
+		return false, fmt.Errorf("creating it: %w", err)
+	}
 	db, err := sql.Open(sqliteDriver, sqliteDSN(temp, "rw", ""))
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer db.Close()
 	if err := initSQLite(ctx, db, now); err != nil {
-		return fmt.Errorf("creating it: %w", err)
+		return false, fmt.Errorf("creating it: %w", err)
 	}
 	if err := db.Close(); err != nil { // checkpoints and removes the log
-		return fmt.Errorf("creating it: %w", err)
+		return false, fmt.Errorf("creating it: %w", err)
 	}
-	if err := os.Link(temp, path); err != nil && !errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("creating it: %w", err)
+	err = os.Link(temp, path)
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return false, fmt.Errorf("creating it: %w", err)
 	}
-	return syncDir(dir)
+	return err == nil, syncDir(dir)
 }
 
 func initSQLite(ctx context.Context, db *sql.DB, now time.Time) error {
@@ -415,6 +438,9 @@ func copySQLite(ctx context.Context, path string) (name string, err error) {
 			os.Remove(name)
 		}
 	}()
+	if err := giveTo(file, path); err != nil {
+		return "", err
+	}
 	db, err := sql.Open(sqliteDriver, sqliteDSN(path, "ro", ""))
 	if err != nil {
 		return "", err
@@ -479,12 +505,12 @@ func withRecovery(err error, path string) error {
 	if !errors.Is(err, ErrNotOurs) && !errors.Is(err, ErrNewer) && !errors.Is(err, ErrDamaged) {
 		return err
 	}
-	word := shellWord(path)
+	word := ShellWord(path)
 	return fmt.Errorf("%w. To look closer, run: caddy service-user check --store %s; to put a backup in its place: caddy service-user restore FILE --store %s", err, word, word)
 }
 
-// shellWord quotes a path for a command line where that is needed.
-func shellWord(s string) string {
+// ShellWord quotes a path for a command line where the shell needs it.
+func ShellWord(s string) string {
 	if plainWord.MatchString(s) {
 		return s
 	}

@@ -36,6 +36,7 @@ type Options struct {
 	Retention    time.Duration    // how long a deleted service user can be brought back; 0 is 30 days
 	MaxStaleness time.Duration    // how long to answer without having found the store readable; 0 is for ever
 	Poll         time.Duration    // how often to look for changes of other processes; 0 is 5 ms
+	Existing     bool             // refuse a path where there is no store, with fs.ErrNotExist, instead of making one
 	Now          func() time.Time // nil is time.Now
 	Log          *zap.Logger      // nil is silence
 }
@@ -90,8 +91,25 @@ type Store struct {
 	stopped   sync.WaitGroup
 }
 
+// Create makes an empty store at path, unless there is a file. It reports whether it
+// has made one.
+func Create(ctx context.Context, path string, now time.Time) (made bool, err error) {
+	place, err := resolve(path)
+	if err == nil {
+		err = hasDirectory(place)
+	}
+	if _, missing := os.Lstat(place); err == nil && missing != nil {
+		ofdLocking()
+		made, err = createSQLite(ctx, place, now)
+	}
+	if err != nil {
+		return false, fmt.Errorf("making the store %q: %w", path, err)
+	}
+	return made, nil
+}
+
 // Open opens the SQLite database at path and starts to watch it. A file that
-// does not exist is made; a file that exists must be ours: an empty file,
+// does not exist is made, unless opts say Existing; a file that exists must be ours: an empty file,
 // another program's database and one of a newer version are refused and left
 // alone.
 func Open(ctx context.Context, path string, opts Options) (*Store, error) {
@@ -110,7 +128,7 @@ func Open(ctx context.Context, path string, opts Options) (*Store, error) {
 	if s.opts.Poll <= 0 {
 		s.opts.Poll = defaultPoll
 	}
-	if s.read, s.write, s.file, err = openSQLite(ctx, place, s.now(), s.log, s.takeUp); err != nil {
+	if s.read, s.write, s.file, err = openSQLite(ctx, place, s.now(), s.log, opts.Existing, s.takeUp); err != nil {
 		return nil, fmt.Errorf("opening the store %q: %w", path, withRecovery(err, place))
 	}
 	if s.opts.Retention <= 0 {

@@ -22,7 +22,7 @@ func (s *Store) CreateToken(ctx context.Context, by Actor, userID string, token 
 		if issued, err = t.createToken(token, nil); err != nil {
 			return err
 		}
-		return t.checkLive(userID)
+		return t.checkLive(userID, "")
 	})
 	return issued, err
 }
@@ -209,7 +209,7 @@ func (s *Store) RefreshToken(ctx context.Context, by Actor, userID, id string, v
 		if err := t.endToken(old); err != nil {
 			return err
 		}
-		if err := t.checkLive(userID); err != nil {
+		if err := t.checkLive(userID, ""); err != nil {
 			return err
 		}
 		return t.audit("token.refresh", id, before, old)
@@ -283,9 +283,6 @@ func (s *Store) RotateToken(ctx context.Context, by Actor, userID, id string, gr
 		default:
 			return conflict("", "the token is %s", state)
 		}
-		if err := t.checkRotations(userID); err != nil {
-			return err
-		}
 		next := Token{
 			UserID: userID, Description: access.MaskSecrets(before.Description), Metadata: access.MaskSecrets(before.Metadata),
 			AllowedIPs: before.AllowedIPs, Groups: before.Groups, NotBefore: before.NotBefore, ExpiresAt: before.ExpiresAt,
@@ -310,7 +307,7 @@ func (s *Store) RotateToken(ctx context.Context, by Actor, userID, id string, gr
 		if err := t.endToken(old); err != nil {
 			return err
 		}
-		if err := t.checkLive(userID); err != nil {
+		if err := t.checkLive(userID, issued.ID); err != nil {
 			return err
 		}
 		return t.audit("token.rotate", id, before, old)
@@ -338,21 +335,6 @@ func (t *tx) unusedSuccessor(old Token) (Token, error) {
 		return next, nil
 	}
 	return next, no
-}
-
-// checkRotations bounds how fast a service user can make rows for itself: a
-// client that loses every answer asks again and again.
-func (t *tx) checkRotations(userID string) error {
-	var made int
-	if err := t.row(`
-		SELECT COUNT(*) FROM tokens WHERE service_user_id = $1 AND created_by = $1 AND created_at > $2`,
-		userID, t.now.Add(-time.Hour).Unix()).Scan(&made); err != nil {
-		return fmt.Errorf("counting rotations: %w", err)
-	}
-	if made >= maxRotations {
-		return &Error{Kind: ErrTooOften, Msg: fmt.Sprintf("the service user has made %d tokens for itself within an hour, the most it can; try again later", made)}
-	}
-	return nil
 }
 
 // RevokeToken ends a token for good; its record stays. To revoke one that is
@@ -421,16 +403,58 @@ func (t *tx) createToken(token Token, inherited []string) (*Issued, error) {
 	return &Issued{token, secret}, nil
 }
 
-// checkLive refuses more live tokens than a service user can have.
-func (t *tx) checkLive(userID string) error {
-	var live int
-	if err := t.row(`
-		SELECT COUNT(*) FROM tokens
-		WHERE service_user_id = $1 AND revoked_at = 0 AND (expires_at = 0 OR expires_at > $2) AND (retires_at = 0 OR retires_at > $2)`,
-		userID, t.now.Unix()).Scan(&live); err != nil {
+// checkLive refuses more live tokens than a service user can have. Tokens in the grace
+// of a rotation do not count, so that a client, or a thief, that rotates without end
+// stands in the way of no other token and of no admin. rotated is the token that a
+// rotation made, or "": then those of its own chain do count, and the tokens that the
+// service user made for itself in that chain within an hour are bounded as well. A chain
+// is a token with all that it has replaced, one after the other.
+func (t *tx) checkLive(userID, rotated string) error {
+	type link struct {
+		id, next    string
+		recent, own bool // made within an hour; by the service user itself
+		live        bool
+		rotatedAway bool // in the grace of a rotation
+	}
+	rows, err := t.query(`
+		SELECT id, replaced_by, recent, created_by = service_user_id, live, live AND retires_at > 0 AND EXISTS (
+			SELECT 1 FROM tokens s WHERE s.id = k.replaced_by AND s.created_by = s.service_user_id)
+		FROM (SELECT id, service_user_id, created_by, replaced_by, retires_at, created_at > $3 AS recent,
+				revoked_at = 0 AND (expires_at = 0 OR expires_at > $2) AND (retires_at = 0 OR retires_at > $2) AS live
+			FROM tokens WHERE service_user_id = $1) k
+		WHERE recent OR live`, userID, t.now.Unix(), t.now.Add(-time.Hour).Unix())
+	if err != nil {
 		return fmt.Errorf("counting tokens: %w", err)
 	}
-	if live > maxLiveTokens {
+	links, err := collect(rows, func(rows *sql.Rows) (l link, err error) {
+		err = rows.Scan(&l.id, &l.next, &l.recent, &l.own, &l.live, &l.rotatedAway)
+		return l, err
+	})
+	if err != nil {
+		return fmt.Errorf("counting tokens: %w", err)
+	}
+	chain := map[string]bool{rotated: rotated != ""}
+	for grown := true; grown; { // a token has a successor that is newer, and mostly comes later
+		grown = false
+		for _, l := range slices.Backward(links) {
+			if chain[l.next] && !chain[l.id] {
+				chain[l.id], grown = true, true
+			}
+		}
+	}
+	made, live := 0, 0
+	for _, l := range links {
+		if l.recent && l.own && chain[l.id] {
+			made++
+		}
+		if l.live && (!l.rotatedAway || chain[l.id]) {
+			live++
+		}
+	}
+	switch {
+	case made > maxRotations:
+		return &Error{Kind: ErrTooOften, Msg: fmt.Sprintf("the token and those before it were rotated %d times within an hour, the most there can be; try again later, or ask an admin for a new token", maxRotations)}
+	case live > maxLiveTokens:
 		return conflict("", "the service user has %d live tokens already, the most there can be; revoke one first", maxLiveTokens)
 	}
 	return nil

@@ -27,9 +27,14 @@ import (
 // testdata/schema-3.db is the same store, upgraded and used by the last program with
 // schema version 3: with permissions, a token that retires when it is quiet, figures
 // of use, and a tombstone. Nor is it made again.
+//
+// testdata/schema-4.db is that one, upgraded and used by the last program with schema
+// version 4: with names that read alike, a narrowed token of an admin, and a service
+// user that a manager has made. Nor is it made again.
 const (
 	schema1 = "testdata/schema-1.db"
 	schema3 = "testdata/schema-3.db"
+	schema4 = "testdata/schema-4.db"
 )
 
 var (
@@ -100,6 +105,7 @@ func TestUpgrade(t *testing.T) {
 	}{
 		{schema1, 1, tables1, []string{"| admin |", "| manager |", "| member |", "| observe |", `["finance","ops"]`, "token.rotate", "token.first_use", "permission_group.delete"}},
 		{schema3, 3, tables3, []string{"people.export", `{"192.0.2.9":`, "service_user.delete", "| 3600\n"}},
+		{schema4, 4, tables3, []string{"| Root |", "| human:admin |", "narrowed admin", "made-by-lead"}},
 	} {
 		t.Run(row.file, func(t *testing.T) { testUpgrade(t, row.file, row.version, row.tables, row.holds) })
 	}

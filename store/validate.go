@@ -27,7 +27,7 @@ const (
 	maxCatalogue  = 2000 // permissions
 	maxGranted    = 500  // rules of a permission
 	maxLiveTokens = 100  // per service user
-	maxRotations  = 100  // within an hour, of a service user by itself
+	maxRotations  = 10   // within an hour, of a token and its successors by their service user
 )
 
 var (
@@ -89,7 +89,11 @@ func checkNoSecret(field string, texts ...string) error {
 }
 
 func (u *ServiceUser) check(now time.Time, before *ServiceUser) error {
-	if err := checkName("name", u.Name); err != nil {
+	check := checkNewName
+	if before != nil && u.Name == before.Name {
+		check = checkOldName
+	}
+	if err := check(u.Name); err != nil {
 		return err
 	}
 	for _, f := range []struct {
@@ -293,7 +297,7 @@ func checkAllowedIPs(list []string) ([]string, error) {
 	}
 	out := make([]string, 0, len(list))
 	for _, text := range list {
-		p, err := parsePrefix(text)
+		p, err := ParsePrefix(text)
 		if err != nil {
 			return nil, invalid("allowed_ips", "%q is neither an address nor a CIDR such as 10.0.0.0/8", text)
 		}
@@ -302,7 +306,9 @@ func checkAllowedIPs(list []string) ([]string, error) {
 	return sorted(out), nil
 }
 
-func parsePrefix(text string) (netip.Prefix, error) {
+// ParsePrefix reads an address or a CIDR and returns it as allowed_ips have it.
+// ParsePrefix reads an address or a CIDR and returns it as allowed_ips have it.
+func ParsePrefix(text string) (netip.Prefix, error) {
 	if addr, err := netip.ParseAddr(text); err == nil && addr.Zone() == "" {
 		addr = addr.Unmap()
 		return netip.PrefixFrom(addr, addr.BitLen()), nil

@@ -1,0 +1,92 @@
+package access
+
+import queue "container/heap"
+
+// shares records which service user has which items of a bounded memory, so that the
+// user with the most of them can make room for another. A call takes time that is
+// logarithmic in the number of users. The zero value is empty.
+type shares[T any] struct {
+	users   map[string]*share[T]
+	largest shareHeap[T]
+	added   int64
+}
+
+// share is the items of one service user, the oldest first.
+type share[T any] struct {
+	user  string
+	items []item[T]
+	index int // in the heap
+}
+
+type item[T any] struct {
+	value T
+	added int64 // a number that grows from item to item
+}
+
+// add gives an item to a user.
+func (s *shares[T]) add(user string, value T) {
+	s.added++
+	one := item[T]{value, s.added}
+	if u := s.users[user]; u != nil {
+		u.items = append(u.items, one)
+		queue.Fix(&s.largest, u.index)
+		return
+	}
+	if s.users == nil {
+		s.users = make(map[string]*share[T])
+	}
+	u := &share[T]{user: user, items: []item[T]{one}}
+	s.users[user] = u
+	queue.Push(&s.largest, u)
+}
+
+// isLargest reports whether no other user has more items.
+func (s *shares[T]) isLargest(user string) bool {
+	u := s.users[user]
+	return u != nil && len(u.items) == len(s.largest[0].items)
+}
+
+// takeFromLargest takes the oldest item of the user who has the most; of several, of
+// the one whose item is the oldest. There has to be one.
+func (s *shares[T]) takeFromLargest() T {
+	u := s.largest[0]
+	value := u.items[0].value
+	if u.items = u.items[1:]; len(u.items) == 0 {
+		queue.Pop(&s.largest)
+		delete(s.users, u.user)
+	} else {
+		queue.Fix(&s.largest, 0)
+	}
+	return value
+}
+
+// shareHeap is a [queue.Interface] with the largest share first.
+type shareHeap[T any] []*share[T]
+
+func (h shareHeap[T]) Len() int { return len(h) }
+
+func (h shareHeap[T]) Less(i, j int) bool {
+	a, b := h[i].items, h[j].items
+	if len(a) != len(b) {
+		return len(a) > len(b)
+	}
+	return a[0].added < b[0].added
+}
+
+func (h shareHeap[T]) Swap(i, j int) {
+	h[i], h[j] = h[j], h[i]
+	h[i].index, h[j].index = i, j
+}
+
+func (h *shareHeap[T]) Push(u any) {
+	u.(*share[T]).index = len(*h)
+	*h = append(*h, u.(*share[T]))
+}
+
+func (h *shareHeap[T]) Pop() any {
+	last := len(*h) - 1
+	u := (*h)[last]
+	(*h)[last] = nil
+	*h = (*h)[:last]
+	return u
+}
