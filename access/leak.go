@@ -332,8 +332,8 @@ func decodeBase64(dst, digits []byte) []byte {
 // decodeHex decodes pairs of hexadecimal digits, and leaves out NUL as well.
 func decodeHex(dst, digits []byte) []byte {
 	for i := 0; i+1 < len(digits); i += 2 {
-		if b := hexValues[digits[i]]<<4 | hexValues[digits[i+1]]; b != 0 {
-			dst = append(dst, byte(b))
+		if b := byte(hexValues[digits[i]])<<4 | byte(hexValues[digits[i+1]]); b != 0 {
+			dst = append(dst, b)
 		}
 	}
 	return dst
@@ -360,7 +360,7 @@ func escapedByte(text []byte) (b byte, n int) {
 	for _, intro := range escapes {
 		n := len(intro)
 		if n+1 < len(text) && hexValues[text[n]] >= 0 && hexValues[text[n+1]] >= 0 && foldsTo(text, intro) {
-			b = byte(hexValues[text[n]]<<4 | hexValues[text[n+1]])
+			b = byte(hexValues[text[n]])<<4 | byte(hexValues[text[n+1]])
 			if n += 2; intro == "&#x" && n < len(text) && text[n] == ';' {
 				n++
 			}
@@ -394,18 +394,16 @@ func unescape(dst, text []byte) []byte {
 	return dst
 }
 
-// Tables by byte: the values of digits (of base64, only those of letters and decimal
-// digits; of others, -1 for hexadecimal ones), and 1 for printable ASCII and blanks.
+// Tables by byte: the values of base64 digits, of those that are letters and decimal
+// digits, and 1 for printable ASCII and blanks.
 var (
 	base64Values [256]uint32
-	hexValues    [256]int16
 	printable    [256]uint8
 )
 
 func init() {
 	for c := range 256 {
 		base64Values[c] = uint32(strings.IndexByte("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789", byte(c)))
-		hexValues[c] = int16(strings.IndexByte("0123456789abcdef", lowerASCII(byte(c))))
 		if ' ' <= c && c < 0x7f || c == '\t' || c == '\r' || c == '\n' {
 			printable[c] = 1
 		}
