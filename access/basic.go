@@ -61,13 +61,18 @@ func ParseBasic(value string) (Credential, bool) {
 }
 
 // BasicLogin returns the user-id of RFC 7617 Basic credentials that may be those of
-// another authenticator, with any characters and of any length. It reports false for
-// another scheme, and for credentials that do not decode strictly or have no colon.
+// another authenticator, with any characters but controls and of any length. It
+// reports false for another scheme, and for credentials that do not decode strictly,
+// have no colon, or hold a control character.
 func BasicLogin(value string) (login string, ok bool) {
 	encoded, ok := afterScheme(value, "basic ")
+	if !ok || strings.ContainsAny(encoded, "\r\n") { // the decoder skips these
+		return "", false
+	}
 	decoded, err := strictBase64.DecodeString(encoded)
 	login, _, colon := strings.Cut(string(decoded), ":")
-	return login, ok && err == nil && colon
+	control := bytes.ContainsFunc(decoded, func(r rune) bool { return r < ' ' || r == 0x7f })
+	return login, err == nil && colon && !control
 }
 
 // ParseBearer reads the value of an Authorization field as an RFC 6750 Bearer

@@ -3,13 +3,13 @@ package admin
 import (
 	"encoding/json"
 	"errors"
-	"maps"
 	"net/http"
 	"strings"
 	"time"
 
 	"go.uber.org/zap"
 
+	"github.com/serviceusers/caddy-service-users/access"
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
@@ -102,10 +102,11 @@ func toError(err error) *Error {
 // the wrong place.
 func WriteError(w http.ResponseWriter, log *zap.Logger, operation string, err error) {
 	e := *toError(err)
-	details := maps.Clone(e.Details)
-	if details == nil {
-		details = make(map[string]string)
+	details := make(map[string]string)
+	for field, text := range e.Details {
+		details[access.MaskSecrets(field)] = access.MaskSecrets(text)
 	}
+	e.Msg = access.MaskSecrets(e.Msg)   // the client may have pasted a secret into the wrong place
 	details["operation_id"] = operation // even when a field at fault has that name
 	e.Details, e.Type, e.Title, e.Status2, e.Detail = details, "about:blank", http.StatusText(e.Status), e.Status, e.Msg
 	level, cause := zap.DebugLevel, zap.Skip()

@@ -309,7 +309,7 @@ const longestExample = 100
 
 // mask leaves out of a target what may be secret.
 func mask(target string) string {
-	target = queries.ReplaceAllString(target, "$1…")
+	target = access.MaskSecrets(queries.ReplaceAllString(target, "$1…"))
 	target = parameters.ReplaceAllString(target, "$1…")
 	target = longWords.ReplaceAllString(target, "$1$2…")
 	if len(target) > longestExample {

@@ -3,6 +3,8 @@ package caddymodule
 import (
 	"context"
 	"crypto/tls"
+	"encoding/base64"
+	"encoding/hex"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -117,6 +119,100 @@ func TestOtherwisePass(t *testing.T) {
 		{name: "two", header: "Authorization: Bearer a\nAuthorization: Bearer b", status: 400},
 		{name: "ambiguous", path: "//x", status: 400},
 		{name: "a probe is answered here", path: "/ready", status: 200},
+	})
+}
+
+// TestSpellingsOfALogin sends a valid login as only a lenient upstream would read it,
+// to paths and sites that leave the credentials of others alone. It arrives nowhere.
+func TestSpellingsOfALogin(t *testing.T) {
+	s, up, user := withUpstream(t, guarded("", "public GET /open/{rest...}\nkeep_authorization\notherwise pass unknown", ""))
+	right := basic(user.id, user.secret)
+	encoded := strings.TrimPrefix(right, "Basic ")
+	login := user.id + ":" + user.secret
+	every := func(n int, what, text string) string {
+		var b strings.Builder
+		for i := range len(text) {
+			if i > 0 && i%n == 0 {
+				b.WriteString(what)
+			}
+			b.WriteByte(text[i])
+		}
+		return b.String()
+	}
+	percent := func(text string) string { return "%" + every(2, "%", hex.EncodeToString([]byte(text))) }
+	b64 := base64.StdEncoding.EncodeToString
+	dropped := map[string]string{
+		"a foreign byte in the base64":      "Basic " + every(30, "!", encoded),
+		"an 8-bit byte in the base64":       "Basic " + every(50, "\xa0", encoded),
+		"a dash in the base64":              "Basic " + every(20, "-", encoded),
+		"a blank in the base64":             "Basic " + every(60, " ", encoded),
+		"a tab behind the scheme":           "Basic\t" + encoded,
+		"two blanks behind the scheme":      "Basic  " + encoded,
+		"quotes":                            `Basic "` + encoded + `"`,
+		"quotes around all":                 `"` + right + `"`,
+		"two schemes":                       "Basic " + right,
+		"another scheme before":             "Bearer " + right,
+		"two schemes in a list":             "Bearer x, " + right,
+		"percent escapes":                   "Basic " + percent(login),
+		"percent escapes of the base64":     "Basic " + percent(encoded),
+		"percent escapes, another scheme":   "Token " + percent(login),
+		"hex":                               "Basic " + hex.EncodeToString([]byte(login)),
+		"hex, another scheme":               "Token " + hex.EncodeToString([]byte(user.secret)),
+		"base64 of base64":                  "Basic " + b64([]byte(encoded)),
+		"base64 of UTF-16":                  "Token " + b64([]byte(every(1, "\x00", login))),
+		"no padding":                        strings.TrimRight(right, "="),
+		"no scheme":                         encoded,
+		"no blank":                          "Basic" + encoded,
+		"the token, cut":                    "Bearer " + user.secret[:len(user.secret)-1],
+		"the token, cut to its half":        "Bearer " + user.secret[:27],
+		"the token without its prefix":      "Bearer " + user.secret[4:],
+		"the token, cut, as Basic":          basic("alice", user.secret[:40]),
+		"the id with a mistyped token":      "Basic  " + b64([]byte(user.id+":secret")),
+		"Basic of others, not strictly":     strings.Replace(basic("alice", "secret"), " ", "  ", 1),
+		"Basic of others, no colon":         "Basic YWxpY2U=",
+		"Basic of others, a control inside": basic("alice", "a\x01"),
+	}
+	var attempts []attempt
+	for name, value := range dropped {
+		attempts = append(attempts, attempt{name: name + ", public", path: "/open/x", header: "Authorization: " + value, status: 200, passes: true, hasNot: "Authorization"})
+		a := attempt{name: name + ", otherwise", header: "Authorization: " + value, status: 401}
+		if !strings.HasPrefix(value, "Basic ") {
+			a.status, a.passes, a.hasNot = 200, true, "Authorization"
+		}
+		attempts = append(attempts, a)
+	}
+	for _, value := range []string{"Bearer eyJhbGciOiJub25lIn0.eyJzdWIiOiJ4In0.", basic("alice", "secret"), "Negotiate YIIBkw==", `Digest username="alice", realm="basic", uri="/"`, "Token csu_short"} {
+		for _, path := range []string{"/open/x", "/x"} {
+			attempts = append(attempts, attempt{name: value, path: path, header: "Authorization: " + value, status: 200, passes: true, has: "Authorization: " + value})
+		}
+	}
+	s.try(t, up, attempts)
+	const line = "an Authorization field was dropped"
+	if got := strings.Count(s.log.String(), line); got != 1 {
+		t.Errorf("got %d lines with %q, want 1 for the site", got, line)
+	}
+	if log := s.log.String(); strings.Contains(log, user.secret[:25]) || strings.Contains(log, encoded[:60]) {
+		t.Errorf("the log holds the login")
+	}
+}
+
+// TestMethodOverrideIsRefused: no header makes an upstream see another method than
+// the rules did.
+func TestMethodOverrideIsRefused(t *testing.T) {
+	s, up, user := withUpstream(t, guarded("", "public GET /open/{rest...}\notherwise pass\nkeep X-Method-Override X-Authentik-*", ""))
+	ours := "Authorization: " + basic(user.id, user.secret) + "\n"
+	s.try(t, up, []attempt{
+		{name: "another method", header: ours + "X-HTTP-Method-Override: DELETE", status: 400},
+		{name: "in another spelling", header: ours + "x!http*method-override: delete", status: 400},
+		{name: "its kin", header: ours + "X-HTTP-Method: DELETE", status: 400},
+		{name: "of two values", header: ours + "X-HTTP-Method: GET\nX-HTTP-Method: DELETE", status: 400},
+		{name: "on a public path", path: "/open/x", header: "X-HTTP-Method-Override: DELETE", status: 400},
+		{name: "without identity", header: "X-HTTP-Method-Override: DELETE", status: 400},
+		{name: "before the credential is looked at", header: "Authorization: " + basic("nobody", "x") + "\nX-HTTP-Method-Override: DELETE", status: 400},
+		{name: "the same method", header: ours + "X-HTTP-Method-Override: get", status: 200, passes: true, hasNot: "Override"},
+		{name: "kept", header: ours + "X-Method-Override: DELETE", status: 200, passes: true, has: "X-Method-Override: DELETE"},
+		{name: "a family that is kept", header: ours + "X-Authentik-Username: alice", status: 200, passes: true, has: "X-Authentik-Username: alice"},
+		{name: "one that is not", header: ours + "X-Remote-Groups: admin", status: 200, passes: true, hasNot: "admin"},
 	})
 }
 

@@ -1,8 +1,6 @@
 package caddymodule
 
 import (
-	"bytes"
-	"encoding/base64"
 	"fmt"
 	"maps"
 	"net/http"
@@ -10,6 +8,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -67,8 +66,8 @@ type Handler struct {
 	// "GET /healthz". No identity goes upstream there.
 	Public []string `json:"public,omitempty"`
 
-	// On public paths, leave an Authorization that is not one of ours to the
-	// upstream. Default: no.
+	// On public paths, leave an Authorization to the upstream that cannot be one of
+	// ours, in whatever spelling. Default: no.
 	KeepAuthorization bool `json:"keep_authorization,omitempty"`
 
 	// What becomes of a request without Basic (or enabled Bearer) credentials:
@@ -114,11 +113,13 @@ type Handler struct {
 	// secret stays here.
 	ForwardAuthorization bool `json:"forward_authorization,omitempty"`
 
-	// More header names that are removed from requests.
+	// More header names that are removed from requests. One that ends in "*" stands for
+	// all that begin with it.
 	Strip []string `json:"strip,omitempty"`
 
-	// Header names that are not removed although they are by default. Identity
-	// headers and credentials cannot be kept.
+	// Header names, or beginnings of names with a "*" behind, that are not removed
+	// although they are by default. Identity headers, credentials and fields that rule
+	// the connection cannot be kept.
 	Keep []string `json:"keep,omitempty"`
 
 	// Only remove what could be forged and check nothing, for error routes that
@@ -135,6 +136,7 @@ type Handler struct {
 	relax      access.Relax
 	self       *selfCorner
 	challenges []string
+	dropped    *atomic.Bool // whether the log says that an Authorization field was
 }
 
 // Self is the self-service corner: where clients ask who they are, what they may
@@ -199,6 +201,7 @@ func (h *Handler) observesStill() bool { return h.observes() && !isClosed(h.over
 // prepare sets the defaults, checks the settings and makes tables of them. The
 // Caddyfile calls it too, so that a mistake is told with its line.
 func (h *Handler) prepare() (err error) {
+	h.dropped = new(atomic.Bool)
 	if h.Mode != "" && !access.Mode(h.Mode).Valid() {
 		return fmt.Errorf("mode %q: choose \"enforce\" or \"observe\"", h.Mode)
 	}
@@ -284,7 +287,7 @@ func publicRules(texts []string) (*access.Ruleset, error) {
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	vars := varsOf(r)
 	address := h.clientAddress(r, vars)
-	authorization := h.sanitizer.clean(r, vars.fromTrustedProxy(), address)
+	authorization, overridden := h.sanitizer.clean(r, vars.fromTrustedProxy(), address)
 	if h.where().cached && len(authorization) > 0 {
 		next = withAuthorization(next, authorization)
 	}
@@ -293,6 +296,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	}
 
 	action, further, problem := h.judge(r, vars, address)
+	if problem.OK() && overridden {
+		problem = methodOverride
+	}
 	if !problem.OK() {
 		return h.refuse(w, r, refusal{status: problem.Status, detail: problem.Advice()})
 	}
@@ -349,7 +355,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 
 // count takes down what the handler, or else a group, would have decided.
 func (h *Handler) count(open *opened, p access.Principal, action access.Action, decision access.Decision, passes bool) {
-	action.Path = withoutSecretPath(action.Path)
+	action.Path = access.MaskSecrets(action.Path)
 	first, counted := open.recall.Observe(p, action, decision, passes, time.Unix(action.Now, 0))
 	if !counted {
 		return
@@ -375,7 +381,7 @@ func (h *Handler) forbid(open *opened, directory *access.Directory, p access.Pri
 		ID: newDecisionID(), At: time.Unix(action.Now, 0), UserID: p.ID(), TokenID: p.TokenID(),
 		Action: action, Revision: directory.Revision(), Reason: decision.Reason,
 	}
-	kept.Action.Path = withoutSecretPath(action.Path)
+	kept.Action.Path = access.MaskSecrets(action.Path)
 	if decision.Rule != nil {
 		kept.Rule, kept.Group = *decision.Rule, decision.Group.ID
 	}
@@ -392,7 +398,7 @@ func (h *Handler) forbid(open *opened, directory *access.Directory, p access.Pri
 func (h *Handler) needsNoIdentity(r *http.Request, vars variables, action access.Action, further []target, authorization []string) prometheus.Counter {
 	if h.isPublic(action, further) {
 		if h.KeepAuthorization {
-			keepForeign(r, authorization)
+			h.keepForeign(r, authorization)
 		}
 		return metrics.public
 	}
@@ -405,46 +411,40 @@ func (h *Handler) needsNoIdentity(r *http.Request, vars variables, action access
 	if len(authorization) == 1 && (access.HasScheme(authorization[0], "basic") || h.Bearer && access.HasScheme(authorization[0], "bearer")) {
 		return nil
 	}
-	keepForeign(r, authorization)
+	h.keepForeign(r, authorization)
 	return metrics.passed
 }
 
 // isForeign reports whether a request comes with the one Basic login of another
-// authenticator: it decodes strictly, no service user has it as id or alias, and
-// nothing in the value has the form of an id or a secret of ours.
+// authenticator: [access.CheckForeign] has nothing against it, and no service user has
+// the login as its alias.
 func (h *Handler) isForeign(directory *access.Directory, vars variables, action access.Action, authorization []string) bool {
-	if len(authorization) != 1 || h.self.owns(action.Path) || vars.identity() != nil || holdsSecret(authorization[0]) {
+	if len(authorization) != 1 || h.self.owns(action.Path) || vars.identity() != nil || access.CheckForeign(authorization[0]) != "" {
 		return false
 	}
 	login, ok := access.BasicLogin(authorization[0])
-	if !ok || strings.HasPrefix(strings.ToLower(login), "service_") {
+	if !ok {
 		return false
 	}
 	_, known := directory.User(login)
 	return !known
 }
 
-// keepForeign gives a request back a credential that is not looked at here,
-// unless it holds a secret of ours, or what looks like one, which must go nowhere
-// else.
-func keepForeign(r *http.Request, authorization []string) {
-	if len(authorization) == 1 && !holdsSecret(authorization[0]) {
+// keepForeign gives a request back a credential that is not looked at here, unless
+// it may be one of ours. The log says so once, with the reason.
+func (h *Handler) keepForeign(r *http.Request, authorization []string) {
+	if len(authorization) == 0 {
+		return
+	}
+	why := "there is more than one"
+	if len(authorization) == 1 {
+		why = access.CheckForeign(authorization[0])
+	}
+	if why == "" {
 		r.Header["Authorization"] = authorization
+	} else if !h.dropped.Swap(true) {
+		h.log.Warn("an Authorization field was dropped, not left to the next handler; later ones are dropped without a line", zap.String("why", why))
 	}
-}
-
-// holdsSecret looks for a secret of ours in a credential, as it stands there and
-// as base64, however badly that is written.
-func holdsSecret(credential string) bool {
-	_, encoded, _ := strings.Cut(credential, " ")
-	decoded := make([]byte, len(encoded))
-	for _, spelling := range []*base64.Encoding{base64.RawStdEncoding, base64.RawURLEncoding} {
-		n, _ := spelling.Decode(decoded, []byte(strings.Trim(encoded, " =")))
-		if bytes.Contains(decoded[:n], []byte(access.SecretPrefix)) {
-			return true
-		}
-	}
-	return strings.Contains(credential, access.SecretPrefix)
 }
 
 // isPreflight reports whether a request is a CORS preflight (Fetch standard,

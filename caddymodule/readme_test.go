@@ -17,6 +17,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/serviceusers/caddy-service-users/access"
 )
@@ -26,24 +27,31 @@ import (
 // from run to run; an id that a text repeats must repeat. What Caddy itself logs
 // is not in the texts.
 func TestReadme(t *testing.T) {
-	for file, atLeast := range map[string]int{"README.md": 9, "docs/permissions.md": 35} {
+	for file, row := range map[string]struct {
+		atLeast       int
+		runs, isThere string // the Caddyfile at the beginning, and a path of its admin endpoint
+	}{
+		"README.md":                      {9, "Caddyfile.example", "/service_users"},
+		"docs/permissions.md":            {35, "Caddyfile.example", "/service_users"},
+		"docs/coming-from-basic-auth.md": {25, "examples/coming-from-basic-auth/1-before.Caddyfile", "/config/"},
+	} {
 		t.Run(filepath.Base(file), func(t *testing.T) {
 			text, err := os.ReadFile("../" + file)
 			if err != nil {
 				t.Fatal(err)
 			}
 			steps := transcript(string(text))
-			if len(steps) < atLeast {
-				t.Fatalf("the text has %d commands in its transcripts, at least %d were there", len(steps), atLeast)
+			if len(steps) < row.atLeast {
+				t.Fatalf("the text has %d commands in its transcripts, at least %d were there", len(steps), row.atLeast)
 			}
-			runTranscript(t, steps)
+			runTranscript(t, steps, row.runs, row.isThere)
 		})
 	}
 }
 
 // runTranscript runs the commands where the repository's Caddyfile.example and
-// examples lie beside a built caddy.
-func runTranscript(t *testing.T, steps []step) {
+// examples lie beside a built caddy, which runs one of them.
+func runTranscript(t *testing.T, steps []step, caddyfile, isThere string) {
 	s := newServer(t)
 	binary, err := exec.LookPath(caddyBinary())
 	if err != nil {
@@ -59,8 +67,10 @@ func runTranscript(t *testing.T, steps []step) {
 	if err := os.WriteFile(example, []byte(exampleCaddyfile(t)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s.start(example)
+	s.run(filepath.Join(s.dir, caddyfile))
+	s.waitFor(isThere)
 
+	requests := 0
 	actual := map[string]string{} // what the text calls something, and what it is here
 	real := func(line string) string {
 		line = strings.ReplaceAll(line, "localhost:8080", s.addr("API_PORT"))
@@ -73,15 +83,53 @@ func runTranscript(t *testing.T, steps []step) {
 		if typedSecret.MatchString(step.command) {
 			t.Errorf("$ %s: a secret that is typed in stays in the history of the shell", step.command)
 		}
+		if strings.HasPrefix(step.command, "curl ") {
+			requests++
+		}
+		if strings.Contains(step.command, "access.log") { // a line may come after the answer
+			for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+				text, err := os.ReadFile(filepath.Join(s.dir, "access.log"))
+				if err == nil && bytes.Count(text, []byte("\n")) >= requests {
+					break
+				}
+				if time.Now().After(deadline) {
+					t.Fatalf("access.log has too few lines for %d requests: %v", requests, err)
+				}
+			}
+		}
 		cmd := exec.Command("sh", "-c", real(step.command))
 		cmd.Dir, cmd.Env = s.dir, s.env
 		out, err := cmd.CombinedOutput()
-		if mistake := strings.HasPrefix(step.output, "caddy service-user: "); (err != nil) != mistake {
+		if mistake := strings.Contains("\n"+step.output, "\ncaddy service-user: "); (err != nil) != mistake {
 			t.Fatalf("$ %s\n%v: %s", step.command, err, out)
 		}
 		learn(actual, step.output, string(out))
 		if got, want := stable(string(out)), stable(real(step.output)); got != want {
 			t.Errorf("$ %s\ngot:\n%s\nwant:\n%s", step.command, got, want)
+		}
+	}
+}
+
+// TestComingFromBasicAuthPage: the Caddyfiles that the page shows are those that its
+// commands run.
+func TestComingFromBasicAuthPage(t *testing.T) {
+	text, err := os.ReadFile("../docs/coming-from-basic-auth.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := filepath.Glob("../examples/coming-from-basic-auth/*.Caddyfile")
+	if err != nil || len(files) != 4 {
+		t.Fatalf("got %q, %v, want 4 files", files, err)
+	}
+	shown := strings.Split(string(text), "```caddyfile\n")[1:]
+	if len(shown) != len(files) {
+		t.Fatalf("the page shows %d Caddyfiles, want %d", len(shown), len(files))
+	}
+	for i, block := range shown {
+		block, _, _ = strings.Cut(block, "```")
+		file, err := os.ReadFile(files[i])
+		if err != nil || !strings.Contains(string(file), block) {
+			t.Errorf("%s (%v) does not hold\n%s", files[i], err, block)
 		}
 	}
 }

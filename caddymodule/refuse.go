@@ -6,9 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
-	"regexp"
 	"strconv"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -197,22 +195,10 @@ func logFailure(log *zap.Logger, level zapcore.Level, reason access.Reason, logi
 	}
 }
 
-// secretInText finds secrets of ours that a client has put into its URL, and most
-// of one, of which the rest could be found out.
-var secretInText = regexp.MustCompile(access.SecretPrefix + "[0-9A-Za-z]{20,}")
-
-// withoutSecretPath hides secrets that stand in a path.
-func withoutSecretPath(path string) string {
-	if !strings.Contains(path, access.SecretPrefix) {
-		return path
-	}
-	return secretInText.ReplaceAllString(path, access.SecretPrefix+"…")
-}
-
 // withoutSecret hides a login id that is a secret: clients swap the two, or give
 // the token as the user name.
 func withoutSecret(login string) string {
-	if strings.Contains(login, access.SecretPrefix) {
+	if access.FindLeak(login) == access.SecretLeak {
 		return "(a token in the place of the id)"
 	}
 	return login
@@ -227,7 +213,7 @@ func (h *Handler) warnOfPlaintext(r *http.Request) {
 		return
 	}
 	h.log.Warn("credentials arrive unencrypted; serve the site over https, or name the proxy that does in the global option servers { trusted_proxies }; require_tls refuses them",
-		zap.Stringer("client_ip", h.clientAddress(r, varsOf(r))), zap.String("host", r.Host), zap.Bool("refused", h.RequireTLS))
+		zap.Stringer("client_ip", h.clientAddress(r, varsOf(r))), zap.String("host", access.MaskSecrets(r.Host)), zap.Bool("refused", h.RequireTLS))
 }
 
 // lastPlaintextWarning is when it was last told, in Unix seconds.

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"golang.org/x/net/http/httpguts"
+
+	"github.com/serviceusers/caddy-service-users/access"
 )
 
 // sanitizer removes from a request everything that could make the upstream see
@@ -18,89 +20,201 @@ import (
 // letter nor a digit removed, since upstreams of the CGI family take "-", "_",
 // "." and the other legal characters of a name for one and the same.
 type sanitizer struct {
-	names    map[string]stripKind // by folded name
-	prefixes []string             // folded
-	keep     map[string]bool      // folded names that the operator exempts
+	rules [256][]stripRule // by placeOf the name; the first one that fits counts
 }
+
+// stripRule decides about headers whose folded name is this one, or begins with it.
+type stripRule struct {
+	name   string
+	prefix bool
+	kind   stripKind
+}
+
+func (r stripRule) fits(folded string) bool {
+	return folded == r.name || r.prefix && strings.HasPrefix(folded, r.name)
+}
+
+// overlaps reports whether some name fits both rules.
+func (r stripRule) overlaps(other stripRule) bool { return r.fits(other.name) || other.fits(r.name) }
 
 type stripKind uint8
 
 const (
-	stripAlways    stripKind = iota + 1
-	stripUntrusted           // unless the peer is one of Caddy's trusted proxies
-	stripAliases             // every spelling but the canonical one, which Caddy, or clean, sets itself
+	stripNever     stripKind = iota + 1 // what the operator keeps
+	stripAlways                         //
+	stripUntrusted                      // unless the peer is one of Caddy's trusted proxies
+	stripAliases                        // every spelling but the canonical one, which Caddy, or clean, sets itself
+	stripMethod                         // always, and another method than that of the request is a 400
 )
 
-// credentialHeaders lists what carries a credential, or rules the connection instead of
-// the request. It is removed whatever the operator says.
-var credentialHeaders = []string{"Authorization", "Proxy-Authorization", "Connection", "Proxy-Connection", "Keep-Alive", "HTTP2-Settings", "Upgrade", "TE"}
-
-// reserved lists what else is removed by default.
-var reserved = map[stripKind][]string{
-	stripAlways: {
-		// What makes an upstream judge another method or path than the rule did.
-		"X-HTTP-Method", "X-HTTP-Method-Override", "X-Method-Override", "X-Original-URL", "X-Original-URI", "X-Original-Path",
-		"X-Rewrite-URL", "X-Envoy-Original-Path",
-		// Other proxies' identity headers.
-		"Remote-User", "X-Remote-User", "X-User", "X-User-Id", "X-Authenticated-User", "X-WEBAUTH-USER", "X-Forwarded-User",
-		"X-Forwarded-Groups", "X-Forwarded-Email", "X-Forwarded-Preferred-Username", "X-Forwarded-Access-Token", "X-Forwarded-Client-Cert",
-		// CGI programs take it for HTTP_PROXY (CVE-2016-5386).
-		"Proxy",
-	},
-	stripUntrusted: {
-		"Forwarded", "X-Client-IP", "X-Cluster-Client-IP", "True-Client-IP", "CF-Connecting-IP", "X-Forwarded-Method",
-		"X-Forwarded-Uri", "X-Forwarded-Prefix", "X-Forwarded-Port", "X-Forwarded-Scheme", "X-Forwarded-Server",
-	},
-	stripAliases: {"X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Via", "X-Real-IP"},
+// stripGroup is one part of the table of what is removed by default.
+type stripGroup struct {
+	title, when string // for docs/security.md
+	kind        stripKind
+	names       []string // with "*" behind: all that begin so
 }
 
-// newSanitizer prepares the tables. identity is what our own headers begin with.
+// credentialHeaders lists what carries a credential, or rules the connection instead of the
+// request. It is removed whatever the operator says.
+var credentialHeaders = stripGroup{
+	"credentials and the connection", "always; `keep` cannot exempt them. A WebSocket keeps its `Upgrade`, `TE: trailers` stays", stripAlways,
+	[]string{"Authorization", "Proxy-Authorization", "Connection", "Proxy-Connection", "Keep-Alive", "HTTP2-Settings", "Upgrade", "TE"},
+}
+
+// reserved lists what else is removed by default. docs/security.md is written from it.
+var reserved = []stripGroup{
+	{"identity of other proxies", "always", stripAlways, []string{
+		"Remote-*", "X-Remote-*", "X-User", "X-User-Id", "X-Authenticated-*", "X-WEBAUTH-*", "X-Auth-Request-*", "X-Token-User-*",
+		"X-Token-Subject", "X-Consumer-*", "X-Credential-Identifier", "X-Authentik-*", "X-Pomerium-*", "X-Vouch-*", "Tailscale-User-*",
+		"Cf-Access-*", "X-Goog-Authenticated-*", "X-Goog-Iap-*", "X-Amzn-Oidc-*", "X-Ms-Client-Principal*", "X-Forwarded-User",
+		"X-Forwarded-Groups", "X-Forwarded-Email", "X-Forwarded-Roles", "X-Forwarded-Preferred-Username", "X-Forwarded-Access-Token",
+	}},
+	{"another request than the rule judged", "always", stripAlways, []string{
+		"X-Original-*", "X-Rewrite-*", "X-Override-*", "X-HTTP-Path-Override", "X-Replaced-Path", "X-Waws-Unencoded-Url", "X-Envoy-Original-*",
+		"X-Accel-*", "X-Sendfile*", "X-Script-Name",
+		"Proxy", // CGI programs take it for HTTP_PROXY (CVE-2016-5386)
+	}},
+	{"another method than the rule judged", "always; one that names another method than the request has is a 400", stripMethod, []string{
+		"X-HTTP-Method", "X-HTTP-Method-Override", "X-Method-Override",
+	}},
+	{"connection and forwarding", "unless the peer is in `trusted_proxies`", stripUntrusted, []string{
+		"Forwarded", "X-Client-IP", "X-Cluster-Client-IP", "True-Client-IP", "CF-Connecting-IP", "Fastly-Client-Ip", "Front-End-Https",
+		"X-SSL-*", "Ssl-Client-*", "X-Client-Cert*", "X-Forwarded-*",
+	}},
+	{"written here or by Caddy", "every spelling but this one", stripAliases, []string{
+		"X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Via", "X-Real-IP",
+	}},
+}
+
+// defaultPrefix begins the identity headers unless the operator chooses otherwise. A
+// handler around this one, or behind it, may have the default.
+const defaultPrefix = "X-Service-User-"
+
+// newSanitizer prepares the table. identity is the beginning of our own headers.
 func newSanitizer(identity string, strip, keep []string) (*sanitizer, error) {
-	own := foldName(identity)
-	if !httpguts.ValidHeaderFieldName(identity) || len(own) < 3 {
+	own := stripRule{foldName(identity), true, stripAlways}
+	if !httpguts.ValidHeaderFieldName(identity) || len(own.name) < 3 {
 		return nil, fmt.Errorf("header_prefix %q is not the beginning of a header name", identity)
 	}
-	s := &sanitizer{
-		names:    make(map[string]stripKind),
-		prefixes: []string{own, foldName("X-Service-User"), foldName("X-Auth-Request-")},
-		keep:     make(map[string]bool),
-	}
 	for _, name := range essential {
-		if strings.HasPrefix(foldName(name), own) {
+		if own.fits(foldName(name)) {
 			return nil, fmt.Errorf("header_prefix %q would remove %s from every request; choose another", identity, name)
 		}
 	}
-	for _, name := range credentialHeaders {
-		s.names[foldName(name)] = stripAlways
-	}
-	for kind, names := range reserved {
-		for _, name := range names {
-			s.names[foldName(name)] = kind
-		}
-	}
+	var chosen []stripRule
 	for _, name := range strip {
-		folded := foldName(name)
-		if !httpguts.ValidHeaderFieldName(name) || folded == "" {
-			return nil, fmt.Errorf("strip: %q is not a header name", name)
+		rule, err := parseStripRule(name, stripAlways)
+		if err != nil {
+			return nil, fmt.Errorf("strip: %w", err)
 		}
-		if slices.ContainsFunc(essential, func(e string) bool { return foldName(e) == folded }) {
-			return nil, fmt.Errorf("strip %s: without this header the request means something else", name)
+		for _, e := range essential {
+			if rule.fits(foldName(e)) {
+				return nil, fmt.Errorf("strip %s: without the header %s the request means something else", name, e)
+			}
 		}
-		s.names[folded] = stripAlways
+		chosen = append(chosen, rule)
 	}
 	for _, name := range keep {
-		folded := foldName(name)
-		switch {
-		case !httpguts.ValidHeaderFieldName(name) || folded == "":
-			return nil, fmt.Errorf("keep: %q is not a header name", name)
-		case strings.HasPrefix(folded, own) || slices.ContainsFunc(credentialHeaders, func(c string) bool { return foldName(c) == folded }):
-			return nil, fmt.Errorf("keep %s: this header cannot be kept; it carries a credential or an identity, or rules the connection", name)
-		case slices.ContainsFunc(strip, func(other string) bool { return foldName(other) == folded }):
-			return nil, fmt.Errorf("%s stands under strip and under keep; choose one", name)
+		rule, err := parseStripRule(name, stripNever)
+		if err != nil {
+			return nil, fmt.Errorf("keep: %w", err)
 		}
-		s.keep[folded] = true
+		if rule.overlaps(own) {
+			return nil, fmt.Errorf("keep %s: this would let clients send identity headers, which begin with %s; keep other names", name, identity)
+		}
+		for _, c := range credentialHeaders.names {
+			if rule.fits(foldName(c)) {
+				return nil, fmt.Errorf("keep %s: %s cannot be kept; it carries a credential or rules the connection", name, c)
+			}
+		}
+		for _, other := range chosen {
+			if other.kind == stripAlways && other.name == rule.name && other.prefix == rule.prefix {
+				return nil, fmt.Errorf("%s stands under strip and under keep; choose one", name)
+			}
+		}
+		chosen = append(chosen, rule)
 	}
+
+	// Credentials come first, then the operator's choice, then the default, and in each
+	// of them the longer names. A choice of many names leaves those that Caddy writes.
+	first, defaults := append(credentialHeaders.rules(), own), []stripRule{{foldName(defaultPrefix), true, stripAlways}}
+	for _, group := range reserved {
+		for _, rule := range group.rules() {
+			isWritten := func(e string) bool { return foldName(e) == rule.name }
+			isChosen := func(c stripRule) bool { return c.name == rule.name && !c.prefix }
+			if slices.ContainsFunc(essential, isWritten) && !slices.ContainsFunc(chosen, isChosen) {
+				first = append(first, rule)
+			} else {
+				defaults = append(defaults, rule)
+			}
+		}
+	}
+	s := new(sanitizer)
+	s.add(first)
+	s.add(chosen)
+	s.add(defaults)
 	return s, nil
+}
+
+// parseStripRule reads a header name, or the beginning of one with "*" behind.
+func parseStripRule(name string, kind stripKind) (stripRule, error) {
+	written, prefix := strings.CutSuffix(name, "*")
+	rule := stripRule{foldName(written), prefix, kind}
+	switch {
+	case !httpguts.ValidHeaderFieldName(name) || rule.name == "" && !prefix:
+		return rule, fmt.Errorf("%q is not a header name", name)
+	case strings.Contains(written, "*"):
+		return rule, fmt.Errorf("%q: a \"*\" can only be the last character, for all headers that begin with what is before it", name)
+	case prefix && len(rule.name) < 3:
+		return rule, fmt.Errorf("%q covers too many headers: put at least three letters or digits before the \"*\"", name)
+	}
+	return rule, nil
+}
+
+func (g stripGroup) rules() (rules []stripRule) {
+	for _, name := range g.names {
+		written, prefix := strings.CutSuffix(name, "*")
+		rules = append(rules, stripRule{foldName(written), prefix, g.kind})
+	}
+	return rules
+}
+
+// add puts rules behind those that are there, whole names first, then the longer
+// beginnings.
+func (s *sanitizer) add(rules []stripRule) {
+	slices.SortStableFunc(rules, func(a, b stripRule) int {
+		if a.prefix != b.prefix {
+			return map[bool]int{false: -1, true: 1}[a.prefix]
+		}
+		return len(b.name) - len(a.name)
+	})
+	for _, rule := range rules {
+		place := &s.rules[placeOf([]byte(rule.name))]
+		*place = append(*place, rule)
+	}
+}
+
+// placeOf spreads names by their first letter, or the one behind "x": most requests
+// have few names that begin as a rule does.
+func placeOf(folded []byte) byte {
+	switch {
+	case len(folded) == 0:
+		return 0
+	case folded[0] == 'x' && len(folded) > 1:
+		return folded[1] | 0x80
+	}
+	return folded[0]
+}
+
+// kindOf returns what becomes of a header, or 0.
+func (s *sanitizer) kindOf(folded []byte) stripKind {
+	rules := s.rules[placeOf(folded)]
+	for i := range rules {
+		if r := &rules[i]; len(folded) >= len(r.name) && (r.prefix || len(folded) == len(r.name)) && string(folded[:len(r.name)]) == r.name {
+			return r.kind
+		}
+	}
+	return 0
 }
 
 // essential names headers that make a request what it is.
@@ -109,22 +223,44 @@ var essential = []string{
 	"Sec-WebSocket-Key", "Sec-WebSocket-Version", "Sec-WebSocket-Protocol", "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Via",
 }
 
+// methodOverride is why a request is refused whose headers name another method.
+var methodOverride = access.Problem{
+	Status: http.StatusBadRequest,
+	Detail: "a header such as X-HTTP-Method-Override names another method than the request has: send the request with that method",
+}
+
 // clean sanitises a request in place and returns the Authorization values that
-// it came with. trusted says that the peer is one of Caddy's trusted proxies,
-// address is the client's.
-func (s *sanitizer) clean(r *http.Request, trusted bool, address netip.Addr) (authorization []string) {
+// it came with, and whether a header, now removed, named another method. trusted
+// says that the peer is one of Caddy's trusted proxies, address is the client's.
+func (s *sanitizer) clean(r *http.Request, trusted bool, address netip.Addr) (authorization []string, overridden bool) {
 	h := r.Header
 	authorization = h["Authorization"]
 	upgrade := isWebSocket(r)
 	trailers := len(h["Te"]) == 1 && h["Te"][0] == "trailers"
 
 	var buf [128]byte
-	for name := range h {
-		if s.strips(fold(buf[:0], name), name, trusted) {
-			delete(h, name)
+	keepAddress := false
+	for name, values := range h {
+		switch s.kindOf(fold(buf[:0], name)) {
+		case stripUntrusted:
+			if trusted {
+				continue
+			}
+		case stripAliases:
+			if isCanonicalForwarded(name) {
+				continue
+			}
+		case stripMethod:
+			overridden = overridden || slices.ContainsFunc(values, func(v string) bool { v = strings.TrimSpace(v); return v != "" && !strings.EqualFold(v, r.Method) })
+		case stripNever:
+			keepAddress = keepAddress || name == "X-Real-Ip"
+			continue
+		case 0:
+			continue
 		}
+		delete(h, name)
 	}
-	if h["X-Real-Ip"] != nil && !s.keep["xrealip"] { // a request without one gets none: each costs
+	if h["X-Real-Ip"] != nil && !keepAddress { // a request without one gets none: each costs
 		delete(h, "X-Real-Ip")
 		if address.IsValid() {
 			h["X-Real-Ip"] = []string{address.String()}
@@ -139,27 +275,7 @@ func (s *sanitizer) clean(r *http.Request, trusted bool, address netip.Addr) (au
 	if upgrade {
 		h["Connection"], h["Upgrade"] = []string{"Upgrade"}, []string{"websocket"}
 	}
-	return authorization
-}
-
-func (s *sanitizer) strips(folded []byte, name string, trusted bool) bool {
-	for _, prefix := range s.prefixes {
-		if len(folded) >= len(prefix) && string(folded[:len(prefix)]) == prefix {
-			return !s.keep[string(folded)]
-		}
-	}
-	kind := s.names[string(folded)]
-	if kind == 0 || s.keep[string(folded)] {
-		return false
-	}
-	switch kind {
-	case stripUntrusted:
-		return !trusted
-	case stripAliases:
-		return !isCanonicalForwarded(name)
-	default:
-		return true
-	}
+	return authorization, overridden
 }
 
 func isCanonicalForwarded(name string) bool {

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"net/http"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -12,18 +13,22 @@ import (
 )
 
 // reservedNames lists every header that clean removes from the request of an
-// untrusted peer, written down a second time, by hand.
+// untrusted peer, written down a second time, by hand. "*" stands for anything.
 var reservedNames = []string{
 	"Authorization", "Proxy-Authorization", "Connection", "Proxy-Connection", "Keep-Alive", "HTTP2-Settings", "Upgrade", "TE",
-	"X-HTTP-Method", "X-HTTP-Method-Override", "X-Method-Override", "X-Original-URL", "X-Original-URI", "X-Original-Path", "X-Rewrite-URL",
-	"X-Envoy-Original-Path", "Remote-User", "X-Remote-User", "X-User", "X-User-Id", "X-Authenticated-User", "X-WEBAUTH-USER", "X-Forwarded-User",
-	"X-Forwarded-Groups", "X-Forwarded-Email", "X-Forwarded-Preferred-Username", "X-Forwarded-Access-Token", "X-Forwarded-Client-Cert", "Proxy",
+	"X-HTTP-Method", "X-HTTP-Method-Override", "X-Method-Override",
+	"X-Original-*", "X-Rewrite-*", "X-Override-*", "X-HTTP-Path-Override", "X-Replaced-Path", "X-Waws-Unencoded-Url", "X-Envoy-Original-*", "X-Accel-*",
+	"X-Sendfile*", "X-Script-Name", "Proxy",
+	"Remote-*", "X-Remote-*", "X-User", "X-User-Id", "X-Authenticated-*", "X-WEBAUTH-*", "X-Auth-Request-*", "X-Token-User-*", "X-Token-Subject",
+	"X-Consumer-*", "X-Credential-Identifier", "X-Authentik-*", "X-Pomerium-*", "X-Vouch-*", "Tailscale-User-*", "Cf-Access-*", "X-Goog-Authenticated-*",
+	"X-Goog-Iap-*", "X-Amzn-Oidc-*", "X-Ms-Client-Principal*", "X-Forwarded-User", "X-Forwarded-Groups", "X-Forwarded-Email", "X-Forwarded-Roles",
+	"X-Forwarded-Preferred-Username", "X-Forwarded-Access-Token",
 }
 
 // proxyNames lists those that a trusted proxy may send.
 var proxyNames = []string{
-	"Forwarded", "X-Client-IP", "X-Cluster-Client-IP", "True-Client-IP", "CF-Connecting-IP", "X-Forwarded-Method", "X-Forwarded-Uri",
-	"X-Forwarded-Prefix", "X-Forwarded-Port", "X-Forwarded-Scheme", "X-Forwarded-Server",
+	"Forwarded", "X-Client-IP", "X-Cluster-Client-IP", "True-Client-IP", "CF-Connecting-IP", "Fastly-Client-Ip", "Front-End-Https", "X-SSL-*", "Ssl-Client-*",
+	"X-Client-Cert*", "X-Forwarded-*",
 }
 
 // aliasNames lists those of which only the canonical spelling passes.
@@ -40,19 +45,23 @@ func lettersAndDigits(name string) string {
 }
 
 func listed(list []string, name string) bool {
-	return slices.ContainsFunc(list, func(other string) bool { return lettersAndDigits(other) == lettersAndDigits(name) })
+	return slices.ContainsFunc(list, func(other string) bool {
+		begin, rest := strings.CutSuffix(other, "*")
+		name, begin := lettersAndDigits(name), lettersAndDigits(begin)
+		return name == begin || rest && strings.HasPrefix(name, begin)
+	})
 }
 
 // mayPass says, slowly, whether a header is left alone.
 func mayPass(name string, trusted bool) bool {
 	folded := lettersAndDigits(name)
 	switch {
-	case strings.HasPrefix(folded, "xserviceuser"), strings.HasPrefix(folded, "xauthrequest"), listed(reservedNames, name):
+	case strings.HasPrefix(folded, "xserviceuser"), listed(reservedNames, name):
 		return false
-	case listed(proxyNames, name):
-		return trusted
 	case listed(aliasNames, name):
 		return slices.Contains(aliasNames, name)
+	case listed(proxyNames, name):
+		return trusted
 	}
 	return true
 }
@@ -67,7 +76,7 @@ func checkClean(t interface {
 }, s *sanitizer, proto int, header http.Header, trusted bool) {
 	t.Helper()
 	r := &http.Request{Method: "GET", ProtoMajor: proto, Header: header.Clone(), Trailer: http.Header{"X-Service-User-Id": {"evil"}}}
-	authorization := s.clean(r, trusted, testAddress)
+	authorization, _ := s.clean(r, trusted, testAddress)
 	if !slices.Equal(authorization, header["Authorization"]) {
 		t.Errorf("clean(%q): got the credentials %q, want %q", header, authorization, header["Authorization"])
 	}
@@ -121,6 +130,7 @@ func TestCleanAnyHeader(t *testing.T) {
 	s := newTestSanitizer(t, nil, nil)
 	words := slices.Concat(reservedNames, proxyNames, aliasNames, []string{
 		"X-Service-User-Id", "X-Service-User", "X-Service-User-Assertion", "X-Service-Use", "Service-User-Id", "X-Auth-Request-User", "X-Auth-Reques",
+		"X-Remote-Groups", "Remote-Email", "X-Authentik-Jwt", "Tailscale-User-Login", "Tailscale-Use", "Cf-Access-Jwt-Assertion", "X-Forwarded-Fo", "X-Forwarded-Tls-Client-Cert",
 		"Accept", "Content-Type", "Cookie", "Host", "Range", "X-Request-Id", "Authorize", "Users", "",
 	})
 	separators := rapid.SampledFrom([]string{"-", "_", ".", "", "--", "!", "#", "$", "%", "&", "'", "*", "+", "^", "`", "|", "~", " ", "\x00", "é", "K", "ſ"})
@@ -203,6 +213,24 @@ func TestStripAndKeep(t *testing.T) {
 		{"X-Service-User-", "", "TE", false},
 		{"X-Service-User-", "", "X-Service-User-Id", false},
 		{"X-Service-User-", "", "x_service_user_anything", false},
+		{"X-Service-User-", "X-Internal-*", "X-Auth-Request-*", true},
+		{"X-Service-User-", "X-Internal-*", "X-Internal-Id", true},
+		{"X-Service-User-", "X-Internal-*", "x_internal*", false},
+		{"X-Service-User-", "Content-*", "", false},
+		{"X-Service-User-", "X-Forwarded-*", "", false},
+		{"X-Service-User-", "X*", "", false},
+		{"X-Service-User-", "*", "", false},
+		{"X-Service-User-", "", "*", false},
+		{"X-Service-User-", "", "X-*", false},
+		{"X-Service-User-", "", "X-*-Id", false},
+		{"X-Service-User-", "", "X-Service-*", false},
+		{"X-Service-User-", "", "X-Service-User-*", false},
+		{"X-Service-User-", "", "X-Service-User-Id*", false},
+		{"X-Service-User-", "", "Proxy-*", false},
+		{"X-Service-User-", "", "Auth*", false},
+		{"X-Service-User-", "", "Keep*", false},
+		{"X-Service-User-", "", "Http2-*", false},
+		{"X-Caller-", "", "X-Call*", false},
 		{"X-Caller-", "", "X-Call", true},
 		{"X-Caller-", "", "X-Caller", false},
 		{"X-Caller-", "", "X-Caller-Id", false},
@@ -220,6 +248,91 @@ func TestStripAndKeep(t *testing.T) {
 		if _, err := newSanitizer(tt.prefix, list(tt.strip), list(tt.keep)); (err == nil) != tt.ok {
 			t.Errorf("prefix %q, strip %q, keep %q: got %v, want ok %t", tt.prefix, tt.strip, tt.keep, err, tt.ok)
 		}
+	}
+}
+
+// TestKeepFamilies exempts whole families from what is removed.
+func TestKeepFamilies(t *testing.T) {
+	s := newTestSanitizer(t, []string{"X-Internal-*", "X-Authentik-Jwt", "X-Voucher-Secret"}, []string{"X-Authentik-*", "X-Forwarded-*", "X-Internal-Id", "X-Voucher-*", "X-HTTP-Method*", "X-Real-*"})
+	header := make(http.Header)
+	for _, name := range []string{
+		"X-Internal-Key", "x_internal_key", "X-Internal-Id", "X-Authentik-Username", "x.authentik.groups", "X-Authentik-Jwt", "X_authentik_jwt", "X-Vouch-User", "X-Voucher-Code", "X-Voucher-Secret",
+		"X-Forwarded-User", "X-Forwarded-Prefix", "X-Forwarded-For", "X_forwarded_for", "X_forwarded_host", "X-Http-Method-Override", "X-Method-Override", "X-Real-Ip", "X-Remote-User",
+	} {
+		header[name] = []string{"a"}
+	}
+	r := &http.Request{Method: "A", ProtoMajor: 1, Header: header}
+	_, overridden := s.clean(r, false, testAddress)
+	want := []string{
+		"X-Authentik-Username", "X-Forwarded-For", "X-Forwarded-Prefix", "X-Forwarded-User", "X-Http-Method-Override", "X-Internal-Id", "X-Real-Ip", "X-Voucher-Code", "x.authentik.groups",
+	}
+	if got := slices.Sorted(maps.Keys(r.Header)); !slices.Equal(got, want) || overridden || r.Header["X-Real-Ip"][0] != "a" {
+		t.Errorf("got %q left, X-Real-IP %q, overridden %t, want %q, the one sent, and false", got, r.Header["X-Real-Ip"], overridden, want)
+	}
+}
+
+// TestMethodOverride finds headers that name another method than the request has.
+func TestMethodOverride(t *testing.T) {
+	s, keeps := newTestSanitizer(t, nil, nil), newTestSanitizer(t, nil, []string{"X-HTTP-Method-Override"})
+	for _, tt := range []struct {
+		name       string
+		values     []string
+		overridden bool
+	}{
+		{"X-Http-Method-Override", []string{"DELETE"}, true},
+		{"X-Http-Method", []string{"DELETE"}, true},
+		{"X-Method-Override", []string{"delete"}, true},
+		{"X_http_method_override", []string{"DELETE"}, true},
+		{"X.http.method", []string{"DELETE"}, true},
+		{"X-Http-Method-Override", []string{"POST", "DELETE"}, true},
+		{"X-Http-Method-Override", []string{"POST, DELETE"}, true},
+		{"X-Http-Method-Override", []string{"POST"}, false},
+		{"X-Http-Method-Override", []string{" post "}, false},
+		{"X-Http-Method-Override", []string{""}, false},
+		{"X-Http-Methods", []string{"DELETE"}, false},
+	} {
+		r := &http.Request{Method: "POST", ProtoMajor: 1, Header: http.Header{tt.name: tt.values}}
+		if _, got := s.clean(r, true, testAddress); got != tt.overridden || tt.name != "X-Http-Methods" && len(r.Header) != 0 {
+			t.Errorf("%s %q: got %t and %q left, want %t and nothing", tt.name, tt.values, got, r.Header, tt.overridden)
+		}
+		r.Header = http.Header{tt.name: tt.values}
+		if _, got := keeps.clean(r, true, testAddress); strings.Contains(lettersAndDigits(tt.name), "httpmethodoverride") && (got || len(r.Header) != 1) {
+			t.Errorf("%s %q, kept: got %t and %q left", tt.name, tt.values, got, r.Header)
+		}
+	}
+}
+
+// The table of what is removed, in docs/security.md, between these lines.
+const (
+	securityDocs    = "../docs/security.md"
+	headerDocsBegin = "<!-- Written by: go test ./caddymodule -run HeaderDocs -update -->\n"
+	headerDocsEnd   = "<!-- Up to here. -->\n"
+)
+
+// TestHeaderDocs: the security page lists what is removed, as the code does.
+func TestHeaderDocs(t *testing.T) {
+	text, err := os.ReadFile(securityDocs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, rest, begins := strings.Cut(string(text), headerDocsBegin)
+	written, behind, ends := strings.Cut(rest, headerDocsEnd)
+	if !begins || !ends {
+		t.Fatalf("%s has no lines %s and %s", securityDocs, headerDocsBegin, headerDocsEnd)
+	}
+	want := "\n| what | headers | removed |\n|---|---|---|\n"
+	for _, group := range append([]stripGroup{credentialHeaders}, reserved...) {
+		want += "| " + group.title + " | `" + strings.Join(group.names, "`, `") + "` | " + group.when + " |\n"
+	}
+	want += "\n"
+	if *update {
+		if err := os.WriteFile(securityDocs, []byte(before+headerDocsBegin+want+headerDocsEnd+behind), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	if written != want {
+		t.Errorf("%s does not list what is removed; -update writes it. Want\n%s", securityDocs, want)
 	}
 }
 

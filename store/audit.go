@@ -329,7 +329,7 @@ func (s *Store) NoteAttempt(ctx context.Context, by Actor, resource string, what
 		return nil
 	}
 	what.LeftOut = leftOut
-	if secretInText.MatchString(what.Login) {
+	if access.FindLeak(what.Login) == access.SecretLeak {
 		what.Login = "(a token in the place of the id)"
 	}
 	by.Scope = nil // the record is ours; who has just lost its rights is written down as well

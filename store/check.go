@@ -347,12 +347,12 @@ func (c *checker) values() {
 			c.noted("%s: %v; it was right when it was written, and goes on to be valid", clip(id), made)
 		}
 	}
-	// A text that holds a secret is a note, and is checked without it.
-	texts := func(id string, fields ...*string) {
+	// A text that holds a secret is a note, and another one is checked in its place.
+	texts := func(id, other string, fields ...*string) {
 		for _, text := range fields {
-			if plain := secretInText.ReplaceAllString(*text, "…"); plain != *text {
+			if access.FindLeak(*text) == access.SecretLeak {
 				c.noted("%s: a text holds a secret, which is never written today; write it anew, and refresh the token", clip(id))
-				*text = plain
+				*text = other
 			}
 		}
 	}
@@ -362,11 +362,16 @@ func (c *checker) values() {
 		if err != nil {
 			return nil
 		}
-		texts(u.ID, &u.Name, &u.DisplayName, &u.Owner, &u.Description)
-		for k, v := range u.Labels {
-			texts(u.ID, &v)
-			u.Labels[k] = v
+		texts(u.ID, "x", &u.Name, &u.DisplayName, &u.Owner, &u.Description, &u.Alias)
+		for i := range u.Teams {
+			texts(u.ID, "x", &u.Teams[i])
 		}
+		labels := make(map[string]string)
+		for k, v := range u.Labels {
+			texts(u.ID, "x", &k, &v)
+			labels[k] = v
+		}
+		u.Labels = labels
 		before, fresh := u, u.clone()
 		judge(u.ID, u.check(never, &before), fresh.check(never, nil))
 		return nil
@@ -376,7 +381,7 @@ func (c *checker) values() {
 		if err != nil {
 			return nil
 		}
-		texts(k.ID, &k.Description, &k.Metadata)
+		texts(k.ID, "x", &k.Description, &k.Metadata)
 		before, fresh := k, k.clone()
 		judge(k.ID, k.check(never, &before), fresh.check(never, nil))
 		return nil
@@ -391,14 +396,17 @@ func (c *checker) values() {
 	})
 	c.each("the table permission_groups", selectGroup+` WHERE deleted_at = 0 ORDER BY id`, func(rows *sql.Rows) error {
 		g, err := scanGroup(rows)
-		texts(g.ID, &g.Description, &g.MemberCondition)
+		texts(g.ID, "x", &g.Name, &g.Description)
+		texts(g.ID, "true", &g.MemberCondition)
 		g.Rules = sizes[g.ID] // which has their number
 		judge(g.ID, g.check(), nil)
 		return err
 	})
 	c.each("the table rules", `SELECT group_id, id, effect, methods, host, path, condition, name, description FROM rules ORDER BY id`, func(rows *sql.Rows) error {
 		_, r, err := scanRule(rows)
-		texts(r.ID, &r.When, &r.Name, &r.Description)
+		texts(r.ID, "x", &r.Name, &r.Description)
+		texts(r.ID, "", &r.Host, &r.When)
+		texts(r.ID, "/x", &r.Path)
 		_, fault := checkRule(r)
 		judge(r.ID, fault, nil)
 		return err
@@ -411,7 +419,7 @@ func (c *checker) values() {
 		c.found("the catalogue has %d permissions, at most %d are allowed; load it anew with --replace", len(list), maxCatalogue)
 	}
 	for _, p := range list {
-		texts(p.Key, &p.Name, &p.Category, &p.Description)
+		texts(p.Key, "x", &p.Key, &p.Name, &p.Category, &p.Description)
 		judge(p.Key, p.check(), nil)
 	}
 }

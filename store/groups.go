@@ -26,7 +26,7 @@ func (s *Store) CreateGroup(ctx context.Context, by Actor, g Group) (Group, erro
 		if err := t.checkGroupTaken("", g.Name); err != nil {
 			return err
 		}
-		g.keep(Group{ID: t.newID("group"), CreatedAt: t.now, CreatedBy: by.Name, UpdatedAt: t.now, Version: 1})
+		g.keep(Group{ID: t.newID("group"), CreatedAt: t.now, CreatedBy: t.by.Name, UpdatedAt: t.now, Version: 1})
 		if _, err := t.exec(`
 			INSERT INTO permission_groups (id, name, description, mode, member_condition, created_at, created_by, updated_at, deleted_at, version, revision)
 			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 0, $9, $10)`,

@@ -36,7 +36,7 @@ func (s *Store) CreateServiceUser(ctx context.Context, by Actor, u ServiceUser, 
 		if err := t.checkTaken("", u, ""); err != nil {
 			return err
 		}
-		u.keep(ServiceUser{ID: t.newID("service"), CreatedAt: t.now, CreatedBy: by.Name, UpdatedAt: t.now, Version: 1})
+		u.keep(ServiceUser{ID: t.newID("service"), CreatedAt: t.now, CreatedBy: t.by.Name, UpdatedAt: t.now, Version: 1})
 		u.Groups = sorted(u.Groups)
 		if _, err := t.exec(`
 			INSERT INTO service_users (id, name, display_name, description, owner, alias, active, role, teams, labels,

@@ -369,6 +369,7 @@ func (s *Store) announce() {
 // enforced is rolled back, and one that is committed holds at once. When f
 // writes no audit record nothing is changed.
 func (s *Store) change(ctx context.Context, by Actor, f func(*tx) error) (err error) {
+	by.Name = access.MaskSecrets(by.Name) // it is kept, and goes to the log
 	if err := s.turn(ctx); err != nil {
 		return fmt.Errorf("waiting for another change: %w", err)
 	}

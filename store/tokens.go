@@ -184,7 +184,7 @@ func (s *Store) RefreshToken(ctx context.Context, by Actor, userID, id string, v
 			grace = 0
 		}
 		next := Token{
-			UserID: userID, Description: before.Description, Metadata: before.Metadata,
+			UserID: userID, Description: access.MaskSecrets(before.Description), Metadata: access.MaskSecrets(before.Metadata), // those of older versions
 			AllowedIPs: before.AllowedIPs, Groups: before.Groups,
 		}
 		if !before.ExpiresAt.IsZero() {
@@ -284,7 +284,7 @@ func (s *Store) RotateToken(ctx context.Context, by Actor, userID, id string, gr
 			return conflict("", "the token is %s", state)
 		}
 		next := Token{
-			UserID: userID, Description: before.Description, Metadata: before.Metadata,
+			UserID: userID, Description: access.MaskSecrets(before.Description), Metadata: access.MaskSecrets(before.Metadata),
 			AllowedIPs: before.AllowedIPs, Groups: before.Groups, NotBefore: before.NotBefore, ExpiresAt: before.ExpiresAt,
 		}
 		if limit := s.opts.MaxTokenTTL; limit > 0 && next.ExpiresAt.After(t.now.Add(limit)) {

@@ -31,10 +31,9 @@ const (
 )
 
 var (
-	groupName    = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9 ._:-]{0,63}$`)
-	labelKey     = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$`)
-	secretInText = regexp.MustCompile(access.SecretPattern)
-	idForm       = regexp.MustCompile(`^[a-z]+_[0-9A-Za-z]{27}$`)
+	groupName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9 ._:-]{0,63}$`)
+	labelKey  = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$`)
+	idForm    = regexp.MustCompile(`^[a-z]+_[0-9A-Za-z]{27}$`)
 
 	errMappedPrefix = errors.New("an IPv4-mapped prefix shorter than /96")
 )
@@ -65,14 +64,25 @@ func checkText(field, s string, limit int) error {
 	if n := utf8.RuneCountInString(s); n > limit {
 		return &Error{ErrTooLong, field, fmt.Sprintf("is %d characters long, at most %d are allowed", n, limit)}
 	}
-	if secretInText.MatchString(s) {
-		return invalid(field, "holds a secret; secrets are never stored")
+	if err := checkNoSecret(field, s); err != nil {
+		return err
 	}
 	for _, r := range s {
 		if unicode.Is(unicode.C, r) || r == '\u2028' || r == '\u2029' {
 			if r != '\n' || limit != maxText {
 				return invalid(field, "must not hold the control character U+%04X", r)
 			}
+		}
+	}
+	return nil
+}
+
+// checkNoSecret refuses texts that give away a secret of ours, whole or cut. It
+// comes before checks whose errors repeat the text.
+func checkNoSecret(field string, texts ...string) error {
+	for _, s := range texts {
+		if access.FindLeak(s) == access.SecretLeak {
+			return invalid(field, "holds a secret; secrets are never stored")
 		}
 	}
 	return nil
@@ -94,6 +104,9 @@ func (u *ServiceUser) check(now time.Time, before *ServiceUser) error {
 			return err
 		}
 	}
+	if err := checkNoSecret("alias", u.Alias); err != nil {
+		return err
+	}
 	if u.Alias != "" && (!access.ValidLogin(u.Alias) || strings.HasPrefix(u.Alias, "service_")) {
 		return invalid("alias", "must be 1 to 64 of A-Z a-z 0-9 . _ @ - and not begin with \"service_\"")
 	}
@@ -111,6 +124,9 @@ func (u *ServiceUser) check(now time.Time, before *ServiceUser) error {
 		u.Labels = map[string]string{}
 	}
 	for k, v := range u.Labels {
+		if err := checkNoSecret("labels", k); err != nil {
+			return err
+		}
 		if !labelKey.MatchString(k) {
 			return invalid("labels", "the key %q must be 1 to 63 letters, digits and \". _ / -\", and begin with a letter or digit", k)
 		}
@@ -130,6 +146,9 @@ func (u *ServiceUser) check(now time.Time, before *ServiceUser) error {
 
 func (t *Token) check(now time.Time, before *Token) error {
 	if err := checkText("description", t.Description, maxName); err != nil {
+		return err
+	}
+	if err := checkNoSecret("metadata", t.Metadata); err != nil {
 		return err
 	}
 	if len(t.Metadata) > maxMetadata || !utf8.ValidString(t.Metadata) {
@@ -159,6 +178,9 @@ func (t *Token) check(now time.Time, before *Token) error {
 }
 
 func (g *Group) check() error {
+	if err := checkNoSecret("name", g.Name); err != nil {
+		return err
+	}
 	if !groupName.MatchString(g.Name) {
 		return invalid("name", groupNameAdvice, g.Name)
 	}
@@ -204,6 +226,9 @@ func checkRuleCount(rules []access.Rule) error {
 var permissionKey = regexp.MustCompile(`^[a-z0-9_]+(\.[a-z0-9_]+){0,7}$`)
 
 func (p *Permission) check() error {
+	if err := checkNoSecret("key", p.Key); err != nil {
+		return err
+	}
 	if len(p.Key) > 64 || !permissionKey.MatchString(p.Key) {
 		return invalid("key", "%q must be lower-case words of letters, digits and \"_\", joined by dots, at most 64 characters, such as people.address.view", p.Key)
 	}
@@ -236,6 +261,9 @@ func checkRule(r access.Rule) (access.Rule, error) {
 	if err := checkText("rules.when", r.When, maxText); err != nil {
 		return r, err // first, as for the condition of a membership
 	}
+	if err := checkNoSecret("rules", r.Host, r.Path); err != nil {
+		return r, err
+	}
 	r, err := r.Check()
 	if err != nil {
 		return r, invalid("rules", "%s", err)
@@ -250,6 +278,9 @@ func checkTeams(teams []string) ([]string, error) {
 	teams = sorted(teams)
 	if len(teams) > maxTeams {
 		return nil, invalid("teams", "has %d entries, at most %d are allowed", len(teams), maxTeams)
+	}
+	if err := checkNoSecret("teams", teams...); err != nil {
+		return nil, err
 	}
 	for _, team := range teams {
 		if !groupName.MatchString(team) {
