@@ -268,7 +268,10 @@ func (d *SiteDoor) refuse(w http.ResponseWriter, r *http.Request, open *opened, 
 	if errors.Is(err, admin.ErrUnauthenticated) {
 		h.Set("WWW-Authenticate", `Basic realm="service users admin", charset="UTF-8"`)
 	}
-	closeUnread(w, r)
+	linger := closeUnread(w, r)
+	if !errors.Is(err, errThrottled) {
+		defer linger()
+	}
 	if open == nil || by.Name == store.Anonymous && login == "" {
 		admin.WriteError(w, d.log, store.NewOperationID(), err)
 		return

@@ -506,7 +506,7 @@ var wireOddities = map[string]wireRequest{
 	"CONNECT with a body":           {fields: wireFields("CONNECT", "-", ":scheme: -", ":authority: app.example:80"), body: smuggled},
 	"CONNECT with an open body":     {fields: wireFields("CONNECT", "-", ":scheme: -", ":authority: app.example:80"), body: smuggled, open: true},
 	"CONNECT to the upstream":       {fields: wireFields("CONNECT", "-", ":scheme: -", ":authority: 127.0.0.1:22"), body: smuggled},
-	"extended CONNECT":              {fields: wireFields("CONNECT", "/v1/x", ":protocol: websocket"), body: smuggled, open: true},
+	"extended CONNECT, spelled so":  {fields: wireFields("CONNECT", "/v1/x", ":protocol: WebSocket"), body: smuggled, open: true},
 	"extended CONNECT, another":     {fields: wireFields("CONNECT", "/v1/x", ":protocol: connect-udp"), body: smuggled},
 	"a protocol without CONNECT":    {fields: wireFields("GET", "/v1/x", ":protocol: websocket")},
 	"no path":                       {fields: wireFields("GET", "-")},
