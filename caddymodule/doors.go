@@ -206,7 +206,7 @@ func atShortPath(r *http.Request) *http.Request {
 func (d *SiteDoor) actor(open *opened, r *http.Request, header string) (by store.Actor, login string, err error) {
 	anonymous := store.Actor{Name: store.Anonymous}
 	if id := varsOf(r).identity(); id != nil {
-		by, err = open.api.ServiceUserActor(id.Principal)
+		by, err = open.api.ServiceUserActor(id.who())
 		return by, "", err
 	}
 	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)

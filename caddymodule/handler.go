@@ -467,7 +467,7 @@ func (h *Handler) authenticate(open *opened, directory *access.Directory, r *htt
 	case why == access.NoCredential && vars.identity() != nil:
 		// A handler around this one has taken the credential; its answer is asked
 		// for again rather than believed.
-		principal, why = directory.Resume(vars.identity().Principal, action.Address, action.Now)
+		principal, why = directory.Resume(vars.identity().who(), action.Address, action.Now)
 	}
 	if why == access.Granted {
 		return principal, refusal{}

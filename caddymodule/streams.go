@@ -98,7 +98,7 @@ func (all *streams) lookAgain() {
 func (all *streams) begin(h *Handler, w http.ResponseWriter, r *http.Request, p access.Principal, decision access.Decision, a access.Action, further []target) *stream {
 	st := &stream{all: all, handler: h, action: a, further: further, isHead: r.Method == http.MethodHead, isH2: r.ProtoMajor == 2}
 	st.ResponseWriter = w
-	st.identity = identity{p.Alone(), decision} // both are kept for as long as the stream is open
+	st.identity.principal, st.identity.decision = p, decision
 	st.unread.Store(max(r.ContentLength, 0))
 	st.unsent.Store(-1)
 	if decision.Header || opensWebSocket(r) {
@@ -152,9 +152,9 @@ func (st *stream) ring() {
 		return
 	}
 	st.mu.Lock()
-	first := !st.watched && !st.ended
-	if first {
+	if !st.watched && !st.ended {
 		st.watched = true
+		st.identity.alone()
 		st.all.mu.Lock()
 		st.all.open[st] = struct{}{}
 		st.all.mu.Unlock()
@@ -342,11 +342,11 @@ func (all *streams) judge(st *stream) {
 	directory, now := all.store.Directory(), all.store.Now()
 	action := st.action
 	action.Now = now.Unix()
-	until, lasts := int64(0), false
-	principal, why := directory.Resume(st.identity.Principal, action.Address, action.Now)
+	until, lasts, was := int64(0), false, st.identity.who()
+	principal, why := directory.Resume(was, action.Address, action.Now)
 	if why == access.TokenExpired && st.sends() {
 		lasts = true
-		principal, why = directory.ResumeExpired(st.identity.Principal, action.Address, action.Now)
+		principal, why = directory.ResumeExpired(was, action.Address, action.Now)
 	}
 	if why == access.Granted && !isClosed(all.stop) && !all.store.Stale() {
 		permits := func(a access.Action) bool {
