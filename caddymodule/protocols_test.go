@@ -298,20 +298,24 @@ func (c h3Conn) send(r wireRequest) (status int, err error) {
 		if kind != h3Headers {
 			continue
 		}
-		next := qpack.NewDecoder().Decode(payload)
-		for {
-			f, err := next()
-			if err != nil {
-				return 0, err
-			}
-			if f.Name == ":status" {
-				status, err := strconv.Atoi(f.Value)
-				if status >= 200 {
-					_, _ = io.Copy(io.Discard, in)
-					return status, err
-				}
-				break
-			}
+		if status := h3Status(payload); status >= 200 {
+			_, _ = io.Copy(io.Discard, in)
+			return status, nil
+		}
+	}
+}
+
+// h3Status returns the status in a block of fields, 0 when there is none.
+func h3Status(block []byte) int {
+	next := qpack.NewDecoder().Decode(block)
+	for {
+		f, err := next()
+		if err != nil {
+			return 0
+		}
+		if f.Name == ":status" {
+			status, _ := strconv.Atoi(f.Value)
+			return status
 		}
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -305,5 +307,45 @@ func TestUnderWayAfterExpiry(t *testing.T) {
 		if want := map[bool]string{true: fmt.Sprint(uploadBytes, " bytes"), false: "abcdef"}[e.sends]; e.err != nil || e.status != 200 || e.text != want {
 			t.Errorf("%s: got %d %q %v, want 200 %q", e.name, e.status, e.text, e.err, want)
 		}
+	}
+}
+
+// TestUnderWayOfFiles cuts the download of a file, which has no upstream that could be
+// left, to a client that reads nothing meanwhile.
+func TestUnderWayOfFiles(t *testing.T) {
+	s := newServer(t)
+	const size = 64 << 20
+	if err := os.WriteFile(filepath.Join(s.dir, "large"), make([]byte, size), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	withCaddyfile(s, strings.Replace(guarded("", "realm files", "\troot * "+s.dir), "reverse_proxy 127.0.0.1:{$UPSTREAM_PORT}", "file_server", 1))
+	s.mustCLI("group", "create", "readers", "--rule", "allow GET /large")
+	user := s.create("billing-sync", "--group", "readers")
+	r, err := http.NewRequestWithContext(t.Context(), "GET", "http://"+s.addr("API_PORT")+"/large", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.SetBasicAuth(user.id, user.secret)
+	resp, err := new(http.Transport).RoundTrip(r)
+	if err != nil || resp.StatusCode != 200 || resp.ContentLength != size {
+		t.Fatalf("got %v, %v", resp, err)
+	}
+	defer resp.Body.Close()
+	s.mustCLI("token", "revoke", "billing-sync", s.tokenID("billing-sync"), "--yes")
+	cut := "caddy_service_users_cut_streams_total 1\n"
+	deadline := time.Now().Add(watchAfter + patience)
+	for text := ""; !strings.Contains(text, cut); time.Sleep(50 * time.Millisecond) {
+		metrics, err := http.Get("http://localhost:" + s.ports["CADDY_PORT"] + "/metrics")
+		if err != nil {
+			t.Fatal(err)
+		}
+		all, _ := io.ReadAll(metrics.Body)
+		metrics.Body.Close()
+		if text = string(all); time.Now().After(deadline) {
+			t.Fatal("the download goes on")
+		}
+	}
+	if n, err := io.Copy(io.Discard, resp.Body); err == nil || n >= size/2 {
+		t.Errorf("after the revocation: got %d of %d bytes, %v", n, size, err)
 	}
 }
