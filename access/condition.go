@@ -47,6 +47,7 @@ type Condition struct {
 	cost    uint64
 	reads   []string // fields of user, sorted: "name", "labels.env", "labels" for any of them
 	params  []string // parameters of the path, sorted; "" is any of them
+	header  bool     // it looks at a header of the request
 }
 
 // The bounds of conditions. A unit of cost takes 250 ns at most.
@@ -130,6 +131,8 @@ func (e *evaluation) ResolveName(name string) (any, bool) {
 
 // Parent returns nil: there are no other variables.
 func (e *evaluation) Parent() cel.Activation { return nil }
+
+var errHeaderGone = errors.New("the header of this request has not been kept")
 
 var errLongValue = fmt.Errorf("a value of more than %d bytes is not looked at", maxValueBytes)
 
@@ -238,6 +241,9 @@ func (r *celRequest) header(name ref.Val) ref.Val {
 	if !ok {
 		return types.MaybeNoSuchOverloadErr(name)
 	}
+	if r.HeaderGone {
+		return types.WrapErr(errHeaderGone)
+	}
 	value := strings.Join(r.Header[textproto.CanonicalMIMEHeaderKey(string(text))], ", ") // RFC 9110, section 5.3
 	if len(value) > maxValueBytes {
 		return types.WrapErr(errLongValue)
@@ -332,9 +338,13 @@ func compileCondition(env *cel.Env, text string) (*Condition, error) {
 	}
 	c := &Condition{text: text, program: program, cost: max(estimate.Max, 1)}
 	for _, name := range slices.Sorted(maps.Keys(reads)) {
-		if param, ok := strings.CutPrefix(name, "params"); ok {
+		param, ok := strings.CutPrefix(name, "params")
+		switch {
+		case ok:
 			c.params = append(c.params, strings.TrimPrefix(param, "."))
-		} else {
+		case name == readsHeader:
+			c.header = true
+		default:
 			c.reads = append(c.reads, name)
 		}
 	}
@@ -476,8 +486,8 @@ func PatternSteps(pattern string) uint64 {
 }
 
 // walk collects what an expression reads: fields of the service user under their
-// names, and parameters of the path as "params.NAME", or "params" for any. It
-// refuses what cannot be followed or bounded.
+// names, parameters of the path as "params.NAME", or "params" for any, and
+// readsHeader. It refuses what cannot be followed or bounded.
 func walk(e celast.Expr, reads map[string]bool) error {
 	if of, name, ok := member(e); ok {
 		inner, field, _ := member(of)
@@ -517,6 +527,7 @@ func walk(e celast.Expr, reads map[string]bool) error {
 			if name, ok := literal(all[0]); ok && !httpguts.ValidHeaderFieldName(name) {
 				return fmt.Errorf("%q is not the name of a header", name)
 			}
+			reads[readsHeader] = true
 			if isVariable(call.Target(), "request") {
 				return walkAll(all, reads)
 			}
@@ -552,6 +563,10 @@ func walk(e celast.Expr, reads map[string]bool) error {
 	}
 	return nil
 }
+
+// readsHeader is the mark of a condition that looks at a header; no field has this
+// name.
+const readsHeader = "request.header"
 
 func walkAll(list []celast.Expr, reads map[string]bool) error {
 	for _, e := range list {

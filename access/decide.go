@@ -131,7 +131,17 @@ func (d *Directory) principal(id string, a *account, m *match) Principal {
 // an older directory: for a stream that stays open. It returns the principal as
 // d knows it, or why it would be refused now.
 func (d *Directory) Resume(p Principal, address netip.Addr, now int64) (Principal, Reason) {
-	again, why := d.lookUp(p.id, p.TokenID(), address, now)
+	return d.resume(p, address, now, false)
+}
+
+// ResumeExpired is Resume for a request that outlives the expiry of its token, and
+// nothing else: the principal that it returns ends with its service user.
+func (d *Directory) ResumeExpired(p Principal, address netip.Addr, now int64) (Principal, Reason) {
+	return d.resume(p, address, now, true)
+}
+
+func (d *Directory) resume(p Principal, address netip.Addr, now int64, outlives bool) (Principal, Reason) {
+	again, why := d.lookUp(p.id, p.TokenID(), address, now, outlives)
 	if why == Granted && again.place < 0 { // it never had a token: nobody has authenticated it
 		why = TokenRevoked
 	}
@@ -146,7 +156,7 @@ func (d *Directory) Resume(p Principal, address netip.Addr, now int64) (Principa
 // reason says whether it could authenticate at that instant from that address;
 // the zero address is any.
 func (d *Directory) Principal(userID, tokenID string, address netip.Addr, now int64) (Principal, Reason) {
-	p, why := d.lookUp(userID, tokenID, address, now)
+	p, why := d.lookUp(userID, tokenID, address, now, false)
 	if !address.IsValid() && (why == UserAddress || why == TokenAddress) {
 		why = Granted
 	}
@@ -155,7 +165,8 @@ func (d *Directory) Principal(userID, tokenID string, address netip.Addr, now in
 
 // lookUp finds a user and one of its tokens by their ids; "" is no token. The principal
 // is nobody when there is no such user or token, and not when these cannot be used now.
-func (d *Directory) lookUp(userID, token string, address netip.Addr, now int64) (Principal, Reason) {
+// To one that outlives its token the token has no end.
+func (d *Directory) lookUp(userID, token string, address netip.Addr, now int64, outlives bool) (Principal, Reason) {
 	row := d.users.get(userID)
 	if row == nil {
 		return Principal{}, UnknownID
@@ -166,6 +177,9 @@ func (d *Directory) lookUp(userID, token string, address netip.Addr, now int64) 
 		if m = a.find(nil, &id); m.place < 0 {
 			return Principal{}, TokenRevoked // so long ago that it is no longer kept
 		}
+	}
+	if outlives {
+		m.token.expires = 0
 	}
 	return d.principal(userID, &a, &m), a.usable(&m.token, address, now)
 }
@@ -216,6 +230,10 @@ type Action struct {
 	Address netip.Addr          // of the client
 	Header  map[string][]string // by canonical names: what a client may set
 	Now     int64               // Unix seconds
+
+	// HeaderGone is set when Header was not kept: a condition that asks for a header
+	// cannot be evaluated.
+	HeaderGone bool
 }
 
 // Decision is the answer for one action, with its reason. Rule and Group name
@@ -225,6 +243,7 @@ type Decision struct {
 	Rule   *Rule
 	Group  *Group
 	Would  Would
+	Header bool // a condition that was asked looks at a header
 }
 
 // Would is what groups in observe mode would have made of a decision, had they
@@ -256,12 +275,13 @@ func (d *Directory) Authorize(p Principal, a Action) Decision {
 	allow, deny := d.groupsOf(p)
 	q := question{bit: methodBit(a.Method), row: p.row, action: a}
 	if e := d.policy.denied(&q, deny.denies); e != nil {
-		return Decision{Reason: DeniedByRule, Rule: e.rule, Group: e.from}
+		return Decision{Reason: DeniedByRule, Rule: e.rule, Group: e.from, Header: q.header}
 	}
 	decision := Decision{Reason: NoRule}
 	if e := d.policy.allowed(&q, allow.allows); e != nil {
 		decision = Decision{Reason: Granted, Rule: e.rule, Group: e.from}
 	}
+	decision.Header = q.header
 	if len(deny.wouldDeny) > 0 {
 		decision.Would = d.would(&q, allow.wouldAllow, deny.wouldDeny, decision.Reason)
 	}

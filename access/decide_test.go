@@ -756,3 +756,24 @@ func TestUnknownIDCost(t *testing.T) {
 		}
 	}
 }
+
+// A request of which the header is not kept is refused where a condition asks for it:
+// an allow does not apply, and a deny does.
+func TestHeaderGone(t *testing.T) {
+	d := with(t, NewDirectory(Peppers{}, ""), Changes{Users: []User{user(1, "g")}, Groups: []Group{group(t, "g",
+		"allow GET /plain", "allow GET /denied", `deny GET /denied when request.header("X-Env") == "dev"`,
+		`allow GET /allowed when request.header("X-Env") == "prod"`, `allow GET /not when request.path == "/not" || request.header("X-Env") == ""`)}})
+	p := enter(t, d, login(1))
+	for path, want := range map[string]struct{ asks, before, after bool }{
+		"/plain": {false, true, true}, "/denied": {true, true, false}, "/allowed": {true, true, false}, "/not": {true, true, true}, "/none": {false, false, false},
+	} {
+		a := Action{Method: "GET", Path: path, Header: map[string][]string{"X-Env": {"prod"}}}
+		if got := d.Authorize(p, a); got.Allowed() != want.before || got.Header != want.asks {
+			t.Errorf("%s: got %t, asking for the header %t, want %+v", path, got.Allowed(), got.Header, want)
+		}
+		a.Header, a.HeaderGone = nil, true
+		if got := d.Authorize(p, a).Allowed(); got != want.after {
+			t.Errorf("%s without its header: got %t, want %t", path, got, want.after)
+		}
+	}
+}

@@ -250,6 +250,7 @@ type question struct {
 	action Action
 	path   string // the reading of the action's path that is being asked about
 	spent  uint64 // what the conditions have cost so far
+	header bool   // one of them looks at a header
 }
 
 var slash = []byte("/")
@@ -333,6 +334,7 @@ func (q *question) ask(c *conditional, path string) (bool, error) {
 	if q.user == nil {
 		q.user = q.row.profile()
 	}
+	q.header = q.header || c.header
 	action := q.action
 	action.Path = path
 	return c.holds(&evaluation{user: q.user, action: action, params: c.values(path)})

@@ -85,16 +85,17 @@ func TestResume(t *testing.T) {
 		want   Reason
 		allow  bool
 	}{
-		"nothing":         {Changes{Revision: 2}, Granted, true},
-		"another name":    {changed(func(u *User) { u.Name = "x" }), Granted, true},
-		"another token":   {changed(func(u *User) { u.Tokens = []Token{token(2)} }), TokenRevoked, false},
-		"revoked":         {changed(func(u *User) { u.Tokens[0].Revoked = true }), TokenRevoked, false},
-		"expired":         {changed(func(u *User) { u.Tokens[0].ExpiresAt = 100 }), TokenExpired, false},
-		"inactive":        {changed(func(u *User) { u.Active = false }), UserInactive, false},
-		"deleted":         {Changes{Revision: 2, RemovedUsers: []string{"service_1"}}, UnknownID, false},
-		"another address": {changed(func(u *User) { u.AllowedIPs = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")} }), UserAddress, false},
-		"no group":        {changed(func(u *User) { u.Groups = nil }), Granted, false},
-		"no rule":         {Changes{Revision: 2, Groups: []Group{group(t, "g")}}, Granted, false},
+		"the user expired": {changed(func(u *User) { u.ExpiresAt, u.Tokens[0].ExpiresAt = 100, 100 }), UserExpired, false},
+		"nothing":          {Changes{Revision: 2}, Granted, true},
+		"another name":     {changed(func(u *User) { u.Name = "x" }), Granted, true},
+		"another token":    {changed(func(u *User) { u.Tokens = []Token{token(2)} }), TokenRevoked, false},
+		"revoked":          {changed(func(u *User) { u.Tokens[0].Revoked = true }), TokenRevoked, false},
+		"expired":          {changed(func(u *User) { u.Tokens[0].ExpiresAt = 100 }), TokenExpired, false},
+		"inactive":         {changed(func(u *User) { u.Active = false }), UserInactive, false},
+		"deleted":          {Changes{Revision: 2, RemovedUsers: []string{"service_1"}}, UnknownID, false},
+		"another address":  {changed(func(u *User) { u.AllowedIPs = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")} }), UserAddress, false},
+		"no group":         {changed(func(u *User) { u.Groups = nil }), Granted, false},
+		"no rule":          {Changes{Revision: 2, Groups: []Group{group(t, "g")}}, Granted, false},
 	} {
 		next := with(t, d, tt.change)
 		again, why := next.Resume(p, here, 100)
@@ -103,6 +104,13 @@ func TestResume(t *testing.T) {
 		}
 		if got := next.Authorize(again, Action{Method: "GET", Path: "/a"}).Allowed(); got != tt.allow {
 			t.Errorf("%s: allowed %t, want %t", name, got, tt.allow)
+		}
+		outlives := tt.want
+		if outlives == TokenExpired {
+			outlives = Granted
+		}
+		if again, why := next.ResumeExpired(p, here, 100); why != outlives || again.Until() != 0 {
+			t.Errorf("%s, outliving its token: got %s until %d, want %s", name, why, again.Until(), outlives)
 		}
 	}
 }

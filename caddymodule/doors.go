@@ -206,7 +206,7 @@ func atShortPath(r *http.Request) *http.Request {
 func (d *SiteDoor) actor(open *opened, r *http.Request, header string) (by store.Actor, login string, err error) {
 	anonymous := store.Actor{Name: store.Anonymous}
 	if id := varsOf(r).identity(); id != nil {
-		by, err = open.api.ServiceUserActor(id.Principal)
+		by, err = open.api.ServiceUserActor(id.who())
 		return by, "", err
 	}
 	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
@@ -268,7 +268,10 @@ func (d *SiteDoor) refuse(w http.ResponseWriter, r *http.Request, open *opened, 
 	if errors.Is(err, admin.ErrUnauthenticated) {
 		h.Set("WWW-Authenticate", `Basic realm="service users admin", charset="UTF-8"`)
 	}
-	closeUnread(w, r)
+	linger := closeUnread(w, r)
+	if !errors.Is(err, errThrottled) {
+		defer linger()
+	}
 	if open == nil || by.Name == store.Anonymous && login == "" {
 		admin.WriteError(w, d.log, store.NewOperationID(), err)
 		return

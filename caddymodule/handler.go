@@ -336,21 +336,13 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		return h.refuse(w, r, h.forbid(open, directory, principal, decided, decision))
 	}
 
-	stream := isStream(r)
-	if stream {
-		principal = principal.Alone() // it is kept for as long as the stream is open
-	}
-	remember(r, vars, &identity{principal, decision})
-	if stream {
-		watched, done := open.streams.add(r, principal, action, further, h.observesStill)
-		defer done()
-		r = watched
-	}
+	st := open.streams.begin(h, w, r, principal, decision, action, further)
+	remember(r, vars, &st.identity)
 	inject(r.Header, h.identity, principal)
 	if h.ForwardAuthorization {
 		r.Header["Authorization"] = authorization
 	}
-	return next.ServeHTTP(w, r)
+	return st.serve(r, next)
 }
 
 // count takes down what the handler, or else a group, would have decided.
@@ -403,6 +395,7 @@ func (h *Handler) needsNoIdentity(r *http.Request, vars variables, action access
 		return metrics.public
 	}
 	if h.CORSPreflight && isPreflight(r) && len(authorization) == 0 {
+		r.Body, r.ContentLength = http.NoBody, 0 // HTTP/3 does not say beforehand that there is none
 		return metrics.public
 	}
 	if h.Otherwise == "" || action.Path == h.Ready || h.self.owns(action.Path) || len(authorization) > 1 || vars.identity() != nil {
@@ -452,7 +445,7 @@ func (h *Handler) keepForeign(r *http.Request, authorization []string) {
 func isPreflight(r *http.Request) bool {
 	method := r.Header["Access-Control-Request-Method"]
 	return r.Method == http.MethodOptions && len(r.Header["Origin"]) == 1 && r.Header["Origin"][0] != "" &&
-		len(method) == 1 && access.CheckMethod(method[0]).OK() && r.ContentLength == 0
+		len(method) == 1 && access.CheckMethod(method[0]).OK() && (r.ContentLength == 0 || r.ContentLength < 0 && r.ProtoMajor == 3)
 }
 
 // authenticate finds out who a request comes from, or why it is refused.
@@ -474,7 +467,7 @@ func (h *Handler) authenticate(open *opened, directory *access.Directory, r *htt
 	case why == access.NoCredential && vars.identity() != nil:
 		// A handler around this one has taken the credential; its answer is asked
 		// for again rather than believed.
-		principal, why = directory.Resume(vars.identity().Principal, action.Address, action.Now)
+		principal, why = directory.Resume(vars.identity().who(), action.Address, action.Now)
 	}
 	if why == access.Granted {
 		return principal, refusal{}
@@ -533,19 +526,25 @@ func (h *Handler) judge(r *http.Request, vars variables, address netip.Addr) (ac
 	if h.relax&access.MergedSlashes != 0 {
 		h.mergeSlashes(r)
 	}
-	was := target{method: r.Method} // as the client sent it
+	method := r.Method
+	if isWebSocketConnect(r) {
+		method = http.MethodGet
+	}
+	was := target{method: method} // as the client sent it
 	original, known := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request)
 	if known && (original.RequestURI != r.RequestURI || original.Method != r.Method) {
-		p := access.CheckMethod(original.Method)
+		if original.Method != r.Method {
+			was.method = original.Method
+		}
+		p := access.CheckMethod(was.method)
 		if !p.OK() {
 			return access.Action{}, nil, p
 		}
 		if was.path, p = h.relax.CheckTarget(original.RequestURI); !p.OK() {
 			return access.Action{}, nil, p
 		}
-		was.method = original.Method
 	}
-	if p := access.CheckMethod(r.Method); !p.OK() {
+	if p := access.CheckMethod(method); !p.OK() {
 		return access.Action{}, nil, p
 	}
 	host, p := access.CheckHost(r.Host)
@@ -565,9 +564,9 @@ func (h *Handler) judge(r *http.Request, vars variables, address netip.Addr) (ac
 	if was.path == "" {
 		was.path = path
 	}
-	further, p := h.further(r, target{r.Method, path}, was)
+	further, p := h.further(r, target{method, path}, was)
 	return access.Action{
-		Method: r.Method, Host: host, Path: path,
+		Method: method, Host: host, Path: path,
 		Address: address, Header: conditionHeader(r, vars), Now: h.now(),
 	}, further, p
 }

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/caddyserver/caddy/v2"
 
@@ -94,9 +95,27 @@ func extValue(s string) string {
 
 // identity is who a request was let through as, and why.
 type identity struct {
-	access.Principal
-	decision access.Decision
+	mu        sync.Mutex
+	principal access.Principal
+	decision  access.Decision
 }
+
+// who returns the principal.
+func (id *identity) who() access.Principal {
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	return id.principal
+}
+
+// alone lets go of the rows of other service users: for a request that lasts.
+func (id *identity) alone() {
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	id.principal = id.principal.Alone()
+}
+
+// String returns the id of the service user.
+func (id *identity) String() string { return id.who().ID() }
 
 // identityVar is the variable of the request that holds it. The admin door
 // reads it to tell service users from people.
@@ -120,19 +139,20 @@ func (id *identity) placeholder(key string) (any, bool) {
 	if id == nil { // another handler has set the variable to something else
 		return nil, false
 	}
+	p := id.who()
 	switch key {
 	case "http.auth.user.id":
-		return id.ID(), true
+		return p.ID(), true
 	case "http.auth.user.name":
-		return id.Name(), true
+		return p.Name(), true
 	case "http.auth.user.role":
-		return string(id.Role()), true
+		return string(p.Role()), true
 	case "http.auth.user.teams":
-		return strings.Join(id.Teams(), ","), true
+		return strings.Join(p.Teams(), ","), true
 	case "http.auth.user.groups":
-		return id.GroupList(), true
+		return p.GroupList(), true
 	case "http.auth.user.token_id":
-		return id.TokenID(), true
+		return p.TokenID(), true
 	case "http.service_users.decision":
 		if !id.decision.Allowed() {
 			return "observe", true

@@ -47,11 +47,11 @@ func newCollectors() *collectors {
 		}),
 		openStreams: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "caddy_service_users_open_streams",
-			Help: "WebSockets, event streams and gRPC calls of service users that are open.",
+			Help: "WebSockets of service users that are open, and their other requests that are under way for more than 5 seconds.",
 		}),
 		cutStreams: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "caddy_service_users_cut_streams_total",
-			Help: "Open streams that were cut because their service user lost the right to them.",
+			Help: "Streams and other long requests that were cut because their service user lost the right to them.",
 		}),
 		auditSeq: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "caddy_service_users_audit_seq",

@@ -298,20 +298,24 @@ func (c h3Conn) send(r wireRequest) (status int, err error) {
 		if kind != h3Headers {
 			continue
 		}
-		next := qpack.NewDecoder().Decode(payload)
-		for {
-			f, err := next()
-			if err != nil {
-				return 0, err
-			}
-			if f.Name == ":status" {
-				status, err := strconv.Atoi(f.Value)
-				if status >= 200 {
-					_, _ = io.Copy(io.Discard, in)
-					return status, err
-				}
-				break
-			}
+		if status := h3Status(payload); status >= 200 {
+			_, _ = io.Copy(io.Discard, in)
+			return status, nil
+		}
+	}
+}
+
+// h3Status returns the status in a block of fields, 0 when there is none.
+func h3Status(block []byte) int {
+	next := qpack.NewDecoder().Decode(block)
+	for {
+		f, err := next()
+		if err != nil {
+			return 0
+		}
+		if f.Name == ":status" {
+			status, _ := strconv.Atoi(f.Value)
+			return status
 		}
 	}
 }
@@ -506,7 +510,7 @@ var wireOddities = map[string]wireRequest{
 	"CONNECT with a body":           {fields: wireFields("CONNECT", "-", ":scheme: -", ":authority: app.example:80"), body: smuggled},
 	"CONNECT with an open body":     {fields: wireFields("CONNECT", "-", ":scheme: -", ":authority: app.example:80"), body: smuggled, open: true},
 	"CONNECT to the upstream":       {fields: wireFields("CONNECT", "-", ":scheme: -", ":authority: 127.0.0.1:22"), body: smuggled},
-	"extended CONNECT":              {fields: wireFields("CONNECT", "/v1/x", ":protocol: websocket"), body: smuggled, open: true},
+	"extended CONNECT, spelled so":  {fields: wireFields("CONNECT", "/v1/x", ":protocol: WebSocket"), body: smuggled, open: true},
 	"extended CONNECT, another":     {fields: wireFields("CONNECT", "/v1/x", ":protocol: connect-udp"), body: smuggled},
 	"a protocol without CONNECT":    {fields: wireFields("GET", "/v1/x", ":protocol: websocket")},
 	"no path":                       {fields: wireFields("GET", "-")},

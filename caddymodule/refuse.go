@@ -3,10 +3,12 @@ package caddymodule
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/netip"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -45,7 +47,8 @@ type problemBody struct {
 	DecisionID string `json:"decision_id,omitempty"`
 }
 
-// refuse answers. Every 401 is the same, byte for byte.
+// refuse answers. Every 401 to a gRPC call is the same, byte for byte, and so is every
+// other 401.
 func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, why refusal) error {
 	header := w.Header()
 	body := problemBody{Type: "about:blank", Title: http.StatusText(why.status), Status: why.status, Detail: why.detail}
@@ -71,12 +74,25 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, why refusal) er
 	}
 
 	header.Set("Cache-Control", "no-store")
-	closeUnread(w, r)
+	if isGRPC(r) {
+		header.Set("Grpc-Status", grpcStatus(why.status))
+		header.Set("Grpc-Message", grpcMessage(body.Detail))
+	}
 	if r.ProtoMajor == 1 && why.status == http.StatusNotImplemented {
 		header.Set("Connection", "close") // what follows a CONNECT is no request
 	}
 	if h.Errors == "caddy" {
+		hurryUnread(w, r)
 		return caddyhttp.HandlerError{StatusCode: why.status, Err: errors.New(body.Detail)}
+	}
+	linger := closeUnread(w, r)
+	if why.status != http.StatusTooManyRequests {
+		defer linger()
+	}
+	if isGRPC(r) { // a Trailers-Only response
+		header.Set("Content-Type", "application/grpc")
+		w.WriteHeader(why.status)
+		return nil
 	}
 	text, err := json.Marshal(body)
 	if err != nil {
@@ -116,13 +132,95 @@ func hold(r *http.Request) {
 	}
 }
 
-// closeUnread ends an HTTP/1 connection with an answer that leaves a body unread.
-// Caddy 2.11 would hold the answer back until the client has sent up to 256 KiB
-// of the body that nobody is going to read.
-func closeUnread(w http.ResponseWriter, r *http.Request) {
-	if r.ProtoMajor == 1 && r.ContentLength != 0 {
-		w.Header().Set("Connection", "close")
+// The bounds of what is read after a refusal, so that a client that is still sending
+// gets to read the answer: unread bytes would have its side of the connection reset.
+const (
+	lingerBytes = 32 << 20
+	lingerIdle  = 2 * time.Second
+	lingerFor   = 10 * time.Second
+	maxLinger   = 256 // connections at once
+)
+
+var lingering atomic.Int64
+
+// closeUnread ends an HTTP/1 connection with an answer that leaves a body unread:
+// Caddy 2.11 would hold the answer back until the client has sent up to 256 KiB of it.
+// The function that is returned, for after the answer, sends it, and reads on.
+func closeUnread(w http.ResponseWriter, r *http.Request) (linger func()) {
+	if r.ProtoMajor != 1 || r.ContentLength == 0 {
+		return func() {}
 	}
+	w.Header().Set("Connection", "close")
+	return func() {
+		defer lingering.Add(-1)
+		if lingering.Add(1) > maxLinger {
+			return
+		}
+		control := http.NewResponseController(w)
+		if control.Flush() != nil {
+			return
+		}
+		end := time.Now().Add(lingerFor)
+		buf := make([]byte, 32<<10)
+		for left := lingerBytes; left > 0; {
+			idle := time.Now().Add(lingerIdle)
+			if idle.After(end) {
+				idle = end
+			}
+			if control.SetReadDeadline(idle) != nil {
+				return
+			}
+			n, err := r.Body.Read(buf)
+			if left -= n; err != nil {
+				return
+			}
+		}
+	}
+}
+
+// hurryUnread is for an answer that the error route of a site writes. The route may
+// read the body, and the server reads up to 256 KiB that are left, to keep the
+// connection, but neither waits long for a body that is withheld.
+func hurryUnread(w http.ResponseWriter, r *http.Request) {
+	if r.ProtoMajor == 1 && r.ContentLength != 0 {
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(500 * time.Millisecond))
+	}
+}
+
+// grpcStatus returns the code that a gRPC client makes of an HTTP status by itself
+// (gRPC, "HTTP to gRPC Status Code Mapping").
+func grpcStatus(status int) string {
+	switch status {
+	case http.StatusBadRequest:
+		return "13" // INTERNAL
+	case http.StatusUnauthorized:
+		return "16" // UNAUTHENTICATED
+	case http.StatusForbidden:
+		return "7" // PERMISSION_DENIED
+	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
+		return "14" // UNAVAILABLE
+	}
+	return "2" // UNKNOWN
+}
+
+// grpcMessage writes a text as the value of grpc-message (gRPC over HTTP/2,
+// "Responses": Percent-Encoded).
+func grpcMessage(text string) string {
+	var out strings.Builder
+	for i := range len(text) {
+		if c := text[i]; c < ' ' || c > '~' || c == '%' {
+			fmt.Fprintf(&out, "%%%02X", c)
+		} else {
+			out.WriteByte(c)
+		}
+	}
+	return out.String()
+}
+
+// isGRPC reports whether a request is a gRPC call.
+func isGRPC(r *http.Request) bool {
+	content := r.Header["Content-Type"]
+	return len(content) == 1 && strings.HasPrefix(strings.ToLower(content[0]), "application/grpc")
 }
 
 // writeReady answers a probe.

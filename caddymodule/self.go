@@ -100,7 +100,7 @@ func (h *Handler) serveWho(w http.ResponseWriter, r *http.Request, open *opened,
 			out.Rules = append(out.Rules, text)
 		}
 	}
-	closeUnread(w, r)
+	defer closeUnread(w, r)()
 	return writeSelf(w, http.StatusOK, "application/json", out)
 }
 
@@ -208,7 +208,7 @@ func selfError(w http.ResponseWriter, r *http.Request, err error) error {
 }
 
 func selfProblem(w http.ResponseWriter, r *http.Request, status int, detail string) error {
-	closeUnread(w, r)
+	defer closeUnread(w, r)()
 	return writeSelf(w, status, "application/problem+json", problemBody{Type: "about:blank", Title: http.StatusText(status), Status: status, Detail: detail})
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"os"
@@ -14,6 +15,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/serviceusers/caddy-service-users/access"
 	"github.com/serviceusers/caddy-service-users/store"
@@ -204,8 +207,19 @@ func newStream(t *testing.T, rule string) (all *streams, user store.ServiceUser,
 		if why != access.Granted {
 			t.Fatal(why)
 		}
-		r, done := all.add(r, p, access.Action{Method: "GET", Host: "app.example", Path: "/v1/events"}, nil, func() bool { return false })
-		return r.Context(), done
+		r.Header["Upgrade"] = []string{"websocket"} // watched from the start
+		begun, over, ended := make(chan context.Context), make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(ended)
+			defer func() { _ = recover() }() // as the server does, when the stream is cut
+			st := all.begin(new(Handler), httptest.NewRecorder(), r, p, access.Decision{}, access.Action{Method: "GET", Host: "app.example", Path: "/v1/events"}, nil)
+			_ = st.serve(r, caddyhttp.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) error {
+				begun <- r.Context()
+				<-over
+				return nil
+			}))
+		}()
+		return <-begun, func() { close(over); <-ended }
 	}
 }
 

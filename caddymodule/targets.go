@@ -134,6 +134,7 @@ func (h *Handler) authorize(open *opened, directory *access.Directory, p access.
 		which = max(0, slices.IndexFunc(decisions, func(d access.Decision) bool { return !d.Allowed() }))
 	}
 	decided, decision := action, decisions[which]
+	decision.Header = slices.ContainsFunc(decisions, func(d access.Decision) bool { return d.Header })
 	switch {
 	case decision.Allowed():
 		metrics.reasons[access.Granted].Inc()

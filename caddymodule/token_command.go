@@ -96,7 +96,7 @@ func (c *cli) tokenCommands(root *cobra.Command) {
 				if err != nil {
 					return err
 				}
-				if err := c.sure("Replace %s of %s? The old token ends at once; --grace lets it go on for a while. %s", args[1], args[0], use); err != nil {
+				if err := c.sure("Replace %s of %s? The old token ends at once, and a long upload or download with it; --grace lets it go on for a while. %s", args[1], args[0], use); err != nil {
 					return err
 				}
 			}
@@ -109,13 +109,13 @@ func (c *cli) tokenCommands(root *cobra.Command) {
 			}
 			return c.printIssued(t)
 		})
-	refresh.Flags().StringVar(&grace, "grace", "", "how long the old token goes on, such as 24h; default: it is revoked at once")
+	refresh.Flags().StringVar(&grace, "grace", "", "how long the old token goes on, such as 24h; default: it is revoked at once, and its streams, uploads and downloads are cut")
 	c.issuing(refresh)
 	c.destructive(refresh, func() bool { return graceless(grace) })
 
 	refresh.Flags().StringVar(&quiet, "quiet", "", "with --grace: end the old token earlier, when nobody has used it for so long, such as 1h")
 
-	c.destructive(c.command(root, "revoke USER TOKEN", "Ends a token for good",
+	c.destructive(c.command(root, "revoke USER TOKEN", "Ends a token for good; its streams, uploads and downloads are cut",
 		"caddy service-user token revoke billing-sync token_2x… --yes", 2,
 		func(ctx context.Context, client *admin.Client, args []string) error {
 			uri, err := tokenURI(ctx, client, args)

@@ -142,7 +142,7 @@ func (c *cli) userCommands(root *cobra.Command) {
 	}
 	update.Flags().StringVar(&name, "name", "", "another name")
 
-	c.command(root, "deactivate USER", "Refuses every token of a service user from now on",
+	c.command(root, "deactivate USER", "Refuses every token of a service user from now on, and cuts its streams, uploads and downloads",
 		"caddy service-user deactivate billing-sync", 1,
 		func(ctx context.Context, client *admin.Client, args []string) error {
 			return c.setActive(ctx, client, args[0], false)
@@ -153,7 +153,7 @@ func (c *cli) userCommands(root *cobra.Command) {
 			return c.setActive(ctx, client, args[0], true)
 		})
 	var unused string
-	remove := c.command(root, "delete USER", "Deletes a service user at once; for some time it can be brought back",
+	remove := c.command(root, "delete USER", "Deletes a service user at once, and cuts its streams, uploads and downloads; for some time it can be brought back",
 		"caddy service-user delete billing-sync --unless-used-within 24h --yes", 1,
 		func(ctx context.Context, client *admin.Client, args []string) error {
 			u, err := client.FindServiceUser(ctx, args[0])
