@@ -148,6 +148,7 @@ type loggedRequest struct {
 	method, target string
 	host           string // "" is unknown
 	authorizations int    // how many Authorization fields it had, as far as known
+	overridden     bool   // whether a header named another method, as far as known
 }
 
 // problem judges a request as [Handler] does.
@@ -169,6 +170,9 @@ func (r loggedRequest) problem(allow access.Relax) access.Problem {
 	}
 	if r.authorizations > 1 {
 		return access.Problem{Status: 400, Detail: "the request has more than one Authorization field"}
+	}
+	if r.overridden {
+		return methodOverride
 	}
 	return access.Problem{}
 }
@@ -233,17 +237,28 @@ func parseJSONLine(line []byte) (r loggedRequest, ok bool) {
 		return parseRequestLine(text)
 	}
 	var request struct {
-		Method  string `json:"method"`
-		URI     string `json:"uri"`
-		Host    string `json:"host"`
-		Headers struct {
-			Authorization []json.RawMessage
-		} `json:"headers"`
+		Method  string         `json:"method"`
+		URI     string         `json:"uri"`
+		Host    string         `json:"host"`
+		Headers map[string]any `json:"headers"`
 	}
 	if json.Unmarshal(entry.Request, &request) != nil || request.Method == "" || request.URI == "" {
 		return r, false
 	}
-	return loggedRequest{request.Method, request.URI, request.Host, len(request.Headers.Authorization)}, true
+	r = loggedRequest{method: request.Method, target: request.URI, host: request.Host}
+	for name, list := range request.Headers {
+		values, _ := list.([]any)
+		if name == "Authorization" {
+			r.authorizations = len(values)
+		}
+		if isMethodHeader(name) {
+			for _, v := range values {
+				text, _ := v.(string)
+				r.overridden = r.overridden || namesOther(text, r.method)
+			}
+		}
+	}
+	return r, true
 }
 
 // parseRequestLine splits "GET /path HTTP/1.1".
@@ -309,9 +324,9 @@ const longestExample = 100
 
 // mask leaves out of a target what may be secret.
 func mask(target string) string {
-	target = access.MaskSecrets(queries.ReplaceAllString(target, "$1…"))
+	target = queries.ReplaceAllString(target, "$1…")
 	target = parameters.ReplaceAllString(target, "$1…")
-	target = longWords.ReplaceAllString(target, "$1$2…")
+	target = access.MaskSecrets(longWords.ReplaceAllString(target, "$1$2…"))
 	if len(target) > longestExample {
 		target = strings.ToValidUTF8(target[:longestExample], "") + "…"
 	}

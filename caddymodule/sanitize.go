@@ -251,7 +251,7 @@ func (s *sanitizer) clean(r *http.Request, trusted bool, address netip.Addr) (au
 				continue
 			}
 		case stripMethod:
-			overridden = overridden || slices.ContainsFunc(values, func(v string) bool { v = strings.TrimSpace(v); return v != "" && !strings.EqualFold(v, r.Method) })
+			overridden = overridden || slices.ContainsFunc(values, func(v string) bool { return namesOther(v, r.Method) })
 		case stripNever:
 			keepAddress = keepAddress || name == "X-Real-Ip"
 			continue
@@ -276,6 +276,20 @@ func (s *sanitizer) clean(r *http.Request, trusted bool, address netip.Addr) (au
 		h["Connection"], h["Upgrade"] = []string{"Upgrade"}, []string{"websocket"}
 	}
 	return authorization, overridden
+}
+
+// namesOther reports whether the value of a method override names another method.
+func namesOther(value, method string) bool {
+	value = strings.TrimSpace(value)
+	return value != "" && !strings.EqualFold(value, method)
+}
+
+// isMethodHeader reports whether a header is a method override.
+func isMethodHeader(name string) bool {
+	folded := foldName(name)
+	return slices.ContainsFunc(reserved, func(g stripGroup) bool {
+		return g.kind == stripMethod && slices.ContainsFunc(g.rules(), func(r stripRule) bool { return r.fits(folded) })
+	})
 }
 
 func isCanonicalForwarded(name string) bool {
