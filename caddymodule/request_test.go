@@ -167,12 +167,12 @@ func readings(text string, layers int) []string {
 			if strings.HasSuffix(alphabet, "_") {
 				encoding = base64.RawURLEncoding
 			}
-			for cut := range 2 { // one digit too many
-				if n := len(digits) - cut; n >= 0 {
-					if decoded, err := encoding.DecodeString(string(digits[:n])); err == nil {
-						all = append(all, readings(string(decoded), layers-1)...)
-					}
-				}
+			if len(digits)%4 == 1 { // one digit too many
+				digits = digits[:len(digits)-1]
+			}
+			if decoded, err := encoding.DecodeString(string(digits)); err == nil && !seen[string(decoded)] {
+				seen[string(decoded)] = true
+				all = append(all, readings(string(decoded), layers-1)...)
 			}
 		}
 		digits := lenientNotHex.ReplaceAllString(field, "")

@@ -34,7 +34,7 @@ func (r stripRule) fits(folded string) bool {
 	return folded == r.name || r.prefix && strings.HasPrefix(folded, r.name)
 }
 
-// overlaps reports whether some name fits both rules.
+// overlaps reports whether some header fits both rules.
 func (r stripRule) overlaps(other stripRule) bool { return r.fits(other.name) || other.fits(r.name) }
 
 type stripKind uint8
@@ -108,8 +108,11 @@ func newSanitizer(identity string, strip, keep []string) (*sanitizer, error) {
 			return nil, fmt.Errorf("strip: %w", err)
 		}
 		for _, e := range essential {
+			if rule.fits(foldName(e)) && rule.prefix {
+				return nil, fmt.Errorf("strip %s: it covers %s, and without this header the request means something else", name, e)
+			}
 			if rule.fits(foldName(e)) {
-				return nil, fmt.Errorf("strip %s: without the header %s the request means something else", name, e)
+				return nil, fmt.Errorf("strip %s: without this header the request means something else", name)
 			}
 		}
 		chosen = append(chosen, rule)
@@ -119,12 +122,11 @@ func newSanitizer(identity string, strip, keep []string) (*sanitizer, error) {
 		if err != nil {
 			return nil, fmt.Errorf("keep: %w", err)
 		}
-		if rule.overlaps(own) {
-			return nil, fmt.Errorf("keep %s: this would let clients send identity headers, which begin with %s; keep other names", name, identity)
-		}
-		for _, c := range credentialHeaders.names {
-			if rule.fits(foldName(c)) {
-				return nil, fmt.Errorf("keep %s: %s cannot be kept; it carries a credential or rules the connection", name, c)
+		for _, other := range append(credentialHeaders.names, identity+"*") {
+			if fixed := parsed(other, stripAlways); rule.overlaps(fixed) && rule.prefix && !fixed.fits(rule.name) {
+				return nil, fmt.Errorf("keep %s: it covers %s, which cannot be kept; it carries a credential or an identity, or rules the connection", name, other)
+			} else if rule.overlaps(fixed) {
+				return nil, fmt.Errorf("keep %s: this header cannot be kept; it carries a credential or an identity, or rules the connection", name)
 			}
 		}
 		for _, other := range chosen {
@@ -158,23 +160,26 @@ func newSanitizer(identity string, strip, keep []string) (*sanitizer, error) {
 
 // parseStripRule reads a header name, or the beginning of one with "*" behind.
 func parseStripRule(name string, kind stripKind) (stripRule, error) {
-	written, prefix := strings.CutSuffix(name, "*")
-	rule := stripRule{foldName(written), prefix, kind}
+	rule := parsed(name, kind)
 	switch {
-	case !httpguts.ValidHeaderFieldName(name) || rule.name == "" && !prefix:
+	case !httpguts.ValidHeaderFieldName(name) || rule.name == "" && !rule.prefix:
 		return rule, fmt.Errorf("%q is not a header name", name)
-	case strings.Contains(written, "*"):
-		return rule, fmt.Errorf("%q: a \"*\" can only be the last character, for all headers that begin with what is before it", name)
-	case prefix && len(rule.name) < 3:
+	case strings.Contains(strings.TrimSuffix(name, "*"), "*"):
+		return rule, fmt.Errorf("%q: a \"*\" can only be the last character, for all headers that begin with the text before it", name)
+	case rule.prefix && len(rule.name) < 3:
 		return rule, fmt.Errorf("%q covers too many headers: put at least three letters or digits before the \"*\"", name)
 	}
 	return rule, nil
 }
 
+func parsed(name string, kind stripKind) stripRule {
+	written, prefix := strings.CutSuffix(name, "*")
+	return stripRule{foldName(written), prefix, kind}
+}
+
 func (g stripGroup) rules() (rules []stripRule) {
 	for _, name := range g.names {
-		written, prefix := strings.CutSuffix(name, "*")
-		rules = append(rules, stripRule{foldName(written), prefix, g.kind})
+		rules = append(rules, parsed(name, g.kind))
 	}
 	return rules
 }
