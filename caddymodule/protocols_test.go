@@ -1346,7 +1346,7 @@ func TestNeighbours(t *testing.T) {
 		for _, name := range names {
 			lines += name + ": for=192.0.2.7\r\n"
 		}
-		lines += "X-Forwarded-For: 192.0.2.7\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: front.example\r\nX-Forwarded-User: evil\r\nX-HTTP-Method-Override: DELETE\r\nX!Forwarded-For: 6.6.6.6\r\n"
+		lines += "X-Forwarded-For: 192.0.2.7\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: front.example\r\nX-Forwarded-User: evil\r\nX-HTTP-Method-Override: GET\r\nX!Forwarded-For: 6.6.6.6\r\n"
 		for port, trusted := range map[string]bool{"TRUSTED_PORT": true, "NESTED_PORT": false} {
 			up.reset()
 			if status := exchange(t, s.addr(port), request("GET /v1/x", own, lines)); status != 200 {
