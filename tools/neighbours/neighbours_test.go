@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -211,14 +212,24 @@ func (u *upstream) requests() []http.Header {
 	return seen
 }
 
+// lastPort is the port that freeAddress returned last. It is below the range from
+// which the system takes the ports of connections, so that none is taken before the
+// server listens.
+var lastPort = 10_000 + rand.IntN(15_000)
+
+// freeAddress returns an address of this machine on which nobody listens.
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 1000 {
+		lastPort++
+		address := fmt.Sprintf("127.0.0.1:%d", lastPort)
+		if l, err := net.Listen("tcp", address); err == nil {
+			l.Close()
+			return address
+		}
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Fatal("no port is free")
+	return ""
 }
 
 // TestMain makes the test binary a caddy as well, which asCaddy starts.
