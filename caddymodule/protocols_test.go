@@ -988,6 +988,7 @@ func (s *server) tokenID(user string) string {
 // TestStreams opens WebSockets and event streams through the real proxy and
 // takes the right to them away: exactly the streams that lost it are cut.
 func TestStreams(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	s := newServer(t)
 	up := startBackend(t, s.ports["UPSTREAM_PORT"])
 	withCaddyfile(s, streamsCaddyfile)

@@ -98,6 +98,7 @@ http://:{$API_PORT} {
 // does not hold any more, and no other stream does. The request is asked about
 // as it came.
 func TestConditionalStreams(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	s := newServer(t)
 	up := startBackend(t, s.ports["UPSTREAM_PORT"])
 	withCaddyfile(s, changingCaddyfile)
@@ -176,6 +177,7 @@ func TestObservedStreams(t *testing.T) {
 // TestStreamsAfterGrace: a stream does not outlive its token, although the token
 // had no end when the stream began.
 func TestStreamsAfterGrace(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	s := newServer(t)
 	startBackend(t, s.ports["UPSTREAM_PORT"])
 	withCaddyfile(s, proxyCaddyfile)

@@ -247,6 +247,7 @@ func TestUnderWay(t *testing.T) {
 // TestUnderWayAfterExpiry: a body of known length is sent to its end although its token
 // expires meanwhile, and not although it is revoked then.
 func TestUnderWayAfterExpiry(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	s := newServer(t)
 	s.moreports("TLS_PORT")
 	up := startSlow(t, s.ports["UPSTREAM_PORT"])
