@@ -103,7 +103,7 @@ func spaceFor(buf *[512]byte, n int) []byte {
 	return buf[:0]
 }
 
-// plainLeak finds what a text shows in one piece. It appends the letters and decimal
+// plainLeak finds a secret or login that is in a text in one piece. It appends the letters and decimal
 // digits of the text to digits, and reports whether some bytes are escaped.
 func plainLeak(digits, text []byte) (_ []byte, found Leak, escaped bool) {
 	begin := 0 // of the base62 digits before i
@@ -269,8 +269,8 @@ func countDigits(text []byte) int {
 func isWordByte(c byte) bool { return digitValues[c] >= 0 || c == '_' || c == '-' }
 
 // textOf keeps what may be text of decoded bytes, in place: the blocks that are mostly
-// printable ASCII, with their neighbours. Of random bytes, as base64 gives them that
-// is none or is decoded from the wrong place, a tenth stays.
+// printable ASCII, with their neighbours. A wrong start, or text that is not
+// base64, decodes to random bytes, of which a tenth stays.
 func textOf(b []byte) []byte {
 	const block = 12
 	isText := func(at int) bool {
@@ -373,7 +373,7 @@ func escapedByte(text []byte) (b byte, n int) {
 // unescape undoes escapes, also those of escapes, and leaves out NUL.
 func unescape(dst, text []byte) []byte {
 	for range 3 {
-		dst = dst[:0] // what is written never overtakes what is read
+		dst = dst[:0] // the writer never overtakes the reader
 		for i := 0; i < len(text); {
 			b, n := text[i], 1
 			if b == '%' || b == '=' || b == '\\' || b == '&' {

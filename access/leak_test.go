@@ -274,7 +274,7 @@ func TestCheckForeign(t *testing.T) {
 
 func basicOf(userPass string) string { return "Basic " + b64(userPass) }
 
-// BenchmarkFindLeak looks through what the request path, logs and stored texts have
+// BenchmarkFindLeak looks through texts as the request path, logs and the store have
 // to look through, and through values that cost the most for a byte.
 func BenchmarkFindLeak(b *testing.B) {
 	random := make([]byte, 12<<10)

@@ -422,7 +422,7 @@ func TestObservedNoisyNeighbour(t *testing.T) {
 	}
 }
 
-// TestShares: whoever has most makes room, and its oldest goes first.
+// TestShares checks that the user with most items makes room, and loses its oldest first.
 func TestShares(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var s shares[int]

@@ -148,7 +148,8 @@ func (n *nfc) next(t *runeTable, r rune, c runeClass) bool {
 	return true
 }
 
-// joinsHangul does by Unicode, section 3.12, what the table does for other scripts.
+// joinsHangul reports the joining of Hangul syllables by the rule of Unicode, section
+// 3.12; for other scripts the table has it.
 func joinsHangul(a, b rune) bool {
 	return 'ᅡ' <= b && b <= 'ᅵ' && 'ᄀ' <= a && a <= 'ᄒ' || 'ᆨ' <= b && b <= 'ᇂ' && '가' <= a && a <= '힣' && (a-'가')%28 == 0
 }

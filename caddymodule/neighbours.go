@@ -290,7 +290,7 @@ func (w *walk) proxy(h *reverseproxy.Handler, in flow) flow {
 			w.keepOriginals(in.guard)
 			w.split(in.guard, t.SplitPath)
 		} else if transport != "http.reverse_proxy.transport.http" {
-			w.unknownUpstream(h.Transport, in)
+			w.unknownUpstream(configuration(h.Transport), in)
 		}
 		if namesOriginal(text) {
 			w.keepOriginals(in.guard)
@@ -315,15 +315,12 @@ func (w *walk) strangers(what string, in flow) {
 
 // unknownUpstream notes that a module behind a guard may use the original target,
 // or split the path where its configuration says so.
-func (w *walk) unknownUpstream(module any, in flow) {
-	if in.guard == 0 {
-		return
-	}
+func (w *walk) unknownUpstream(text string, in flow) {
 	w.keepOriginals(in.guard)
 	var php struct {
 		SplitPath []string `json:"split_path"`
 	}
-	if _ = json.Unmarshal([]byte(configuration(module)), &php); php.SplitPath != nil { // FrankenPHP's php_server, for one
+	if _ = json.Unmarshal([]byte(text), &php); php.SplitPath != nil { // FrankenPHP's php_server, for one
 		w.split(in.guard, php.SplitPath)
 	}
 }
@@ -344,7 +341,7 @@ func (w *walk) neighbour(handler caddyhttp.MiddlewareHandler, in flow) flow {
 	text := configuration(handler)
 	w.read(handler, text, &out, in)
 	if in.guard != 0 && (!currentTarget[name] || namesOriginal(text)) {
-		w.unknownUpstream(handler, in)
+		w.unknownUpstream(text, in)
 	}
 	switch h := handler.(type) {
 	case *encode.Encode, *logging.LogAppend, *tracing.Tracing:
@@ -524,7 +521,7 @@ func (w *walk) read(handler any, text string, out *flow, in flow) {
 	default:
 		out.carries = out.carries || strings.Contains(text, "{http.request.uri") || namesOriginal(text)
 	}
-	if in.unjudged && w.namesIdentity(handler, text) {
+	if w.namesIdentity(handler, text) {
 		name := strings.TrimPrefix(moduleID(handler), "http.handlers.")
 		directive := name
 		if h, ok := handler.(*headers.Handler); ok {
@@ -873,7 +870,7 @@ func matchedHosts(sets caddyhttp.MatcherSets) string {
 	return strings.Join(slices.Compact(hosts), " ")
 }
 
-// matcherText says what a request has to match, without values that may be
+// matcherText describes the matchers of a route, without values that may be
 // secret.
 func matcherText(sets caddyhttp.MatcherSets) string {
 	var alternatives []string

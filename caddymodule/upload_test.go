@@ -87,12 +87,12 @@ func TestRefusedUploads(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			if client != nil {
 				if _, err := exec.LookPath(client[0]); err != nil {
-					t.Skip(err)
+					t.Skipf("install %s to run this: %v", client[0], err)
 				}
 			}
 			if name == "java" {
 				if out, err := exec.Command("javac", "-d", classes, "testdata/upload/Upload.java").CombinedOutput(); err != nil {
-					t.Skipf("javac: %v: %s", err, out)
+					t.Skipf("install a JDK to run this: javac: %v: %s", err, out)
 				}
 			}
 			for _, tt := range []struct {
