@@ -3,7 +3,6 @@ package caddymodule
 import (
 	"encoding/json"
 	"fmt"
-	"maps"
 	"net"
 	"net/http"
 	"regexp"
@@ -413,97 +412,6 @@ func (w *walk) basicAuth(h *caddyauth.Authentication, in flow) {
 	}
 }
 
-// souin is the part of the configuration of Souin's cache that decides about us.
-type souin struct {
-	Configuration struct {
-		DefaultCache struct {
-			Key               cacheKey `json:"key"`
-			Mode              string   `json:"mode"`
-			DisableCoalescing bool     `json:"disable_coalescing"`
-		}
-		CacheKeys map[string]cacheKey `json:"cache_keys"` // of some paths
-	}
-}
-
-// cacheKey is the key of answers in a cache. With a template it ignores headers.
-type cacheKey struct {
-	Template string   `json:"template"`
-	Headers  []string `json:"headers"`
-}
-
-// cache follows a cache. Before a guard it must not give the answer to one service
-// user to everybody; behind a guard its key must hold the identity. Only the
-// configuration of Souin (http.handlers.cache) is understood.
-func (w *walk) cache(name, text string, out *flow) {
-	if !out.reached {
-		return
-	}
-	var c souin
-	_ = json.Unmarshal([]byte(text), &c) // another cache has none of this
-	standard := c.Configuration.DefaultCache
-	keys := slices.AppendSeq([]cacheKey{standard.Key}, maps.Values(c.Configuration.CacheKeys))
-	f := w.here(true, "%s before service_users can give the answer to one service user to everybody: put it behind service_users, with the identity header in its key, or give Souin's cache the option disable_coalescing, no mode but strict, and no Authorization in its keys", name)
-	if standard.DisableCoalescing && (standard.Mode == "" || standard.Mode == "strict") && !strings.Contains(strings.ToLower(fmt.Sprint(keys)), "authorization") {
-		f.message = ""
-	}
-	w.caches = append(w.caches, f)
-	out.cache = len(w.caches)
-	w.cacheCount++
-	if !out.known && !w.inErrors {
-		return
-	}
-	names := []string{"X-Service-User-Id"}
-	if out.guard != 0 {
-		names = identityNames(w.guards[out.guard-1])
-	}
-	if standard.Key.Template != "" {
-		keys = keys[:1] // it wins over the others
-	}
-	if slices.ContainsFunc(keys, func(key cacheKey) bool { return !key.holds(names) }) {
-		f := w.here(true, "the key of %s behind service_users lacks the identity, so the answer to one service user would be given to another; add it to the key, as in \"key { headers %s }\" of Souin's cache", name, append(names, "X-Service-User-Id")[0])
-		if out.guard == 0 { // an error route, perhaps of a site without service users
-			w.errorPaths = append(w.errorPaths, candidate{finding: f, site: w.site()})
-		} else {
-			w.report(f)
-		}
-	}
-}
-
-// holds reports whether a key tells service users apart: by one of these identity
-// headers, or by a placeholder.
-func (k cacheKey) holds(names []string) bool {
-	if k.Template == "" {
-		return slices.ContainsFunc(k.Headers, func(header string) bool { return slices.Contains(names, http.CanonicalHeaderKey(header)) })
-	}
-	return strings.Contains(k.Template, "{http.auth.user.id}") || strings.Contains(k.Template, "{http.auth.user.token_id}") ||
-		slices.ContainsFunc(names, func(name string) bool {
-			return strings.Contains(strings.ToLower(k.Template), "{http.request.header."+strings.ToLower(name)+"}")
-		})
-}
-
-// risk orders caches: 0 is none, 1 one that is safe before a guard, 2 one that is not.
-func (w *walk) risk(n int) int {
-	switch {
-	case n == 0:
-		return 0
-	case w.caches[n-1].message == "":
-		return 1
-	}
-	return 2
-}
-
-// identityNames returns the headers of a handler that tell service users apart.
-func identityNames(h *Handler) (names []string) {
-	for _, header := range h.identity {
-		for _, word := range []string{"Id", "Token-Id"} {
-			if header.name == http.CanonicalHeaderKey(h.HeaderPrefix+word) {
-				names = append(names, header.name)
-			}
-		}
-	}
-	return names
-}
-
 // reader is a handler that looks at our identity.
 type reader struct {
 	finding
@@ -587,65 +495,6 @@ func withoutLate(v any) any {
 	return v
 }
 
-// own follows the effect of header operations on the actor headers.
-func (w *walk) own(ops *headers.HeaderOps, out *flow) {
-	if ops == nil {
-		return
-	}
-	if slices.Contains(ops.Delete, "*") { // Caddy does this first
-		out.removed, out.set = ^uint64(0), 0
-	}
-	for i, name := range w.actors {
-		bit := uint64(1) << i
-		drop := func() { out.removed, out.set = out.removed&^bit, out.set&^bit }
-		named := func(field string) bool { return strings.Contains(field, "{") || http.CanonicalHeaderKey(field) == name }
-		for field := range ops.Add {
-			if named(field) {
-				drop()
-			}
-		}
-		for field, values := range ops.Set {
-			switch {
-			case !named(field):
-			case strings.Contains(field, "{") || !ofAnswer(values):
-				drop()
-			default:
-				out.removed, out.set = out.removed|bit, out.set|bit
-			}
-		}
-		for _, pattern := range ops.Delete {
-			if pattern != "*" && !strings.Contains(pattern, "{") && deletesHeader(pattern, name) {
-				out.removed, out.set = out.removed|bit, out.set&^bit
-			}
-		}
-		for field := range ops.Replace {
-			if field == "*" || named(field) {
-				drop()
-			}
-		}
-	}
-}
-
-// leavesActors reports whether header operations change no actor header.
-func (w *walk) leavesActors(ops *headers.HeaderOps) bool {
-	if ops == nil {
-		return true
-	}
-	fields := slices.Concat(slices.Collect(maps.Keys(ops.Add)), slices.Collect(maps.Keys(ops.Set)), slices.Collect(maps.Keys(ops.Replace)), ops.Delete)
-	return !slices.ContainsFunc(fields, func(field string) bool {
-		return strings.ContainsAny(field, "{*") || slices.Contains(w.actors, http.CanonicalHeaderKey(field))
-	})
-}
-
-// ofAnswer reports whether values come from the answer of the authenticator, with
-// no other placeholder among them.
-func ofAnswer(values []string) bool {
-	pieces := strings.Split(strings.Join(values, ","), "{")
-	return len(pieces) > 1 && !slices.ContainsFunc(pieces[1:], func(piece string) bool {
-		return !strings.HasPrefix(piece, "http.reverse_proxy.header.")
-	})
-}
-
 // rewriting is a change of the method or the path behind a guard.
 type rewriting struct {
 	finding
@@ -696,81 +545,6 @@ func rewriteText(h *rewrite.Rewrite) string {
 		return "uri path_regexp"
 	}
 	return ""
-}
-
-// headers looks for operations on identity headers that our handler has set, or
-// kept clients from setting.
-func (w *walk) headers(by string, ops *headers.HeaderOps, in flow) {
-	if ops == nil || in.guard == 0 {
-		return
-	}
-	if name, verb := touchedHeader(w.guards[in.guard-1], ops); name != "" {
-		w.add(false, "%s %s the identity header %s after service_users, so that the upstream believes something else than what was checked; leave it out", by, verb, name)
-	}
-}
-
-// touchedHeader returns an identity header of our handler, or a name like one,
-// that header operations change, and how. To set a header to the value that it
-// has is no change.
-func touchedHeader(h *Handler, ops *headers.HeaderOps) (name, verb string) {
-	prefix := foldName(h.HeaderPrefix)
-	like := func(name string) bool { return strings.HasPrefix(foldName(name), prefix) }
-	for _, name := range slices.Sorted(maps.Keys(ops.Set)) {
-		word, _ := strings.CutPrefix(foldName(name), prefix)
-		if same := sameValue[word]; like(name) && (same == "" || !slices.Equal(ops.Set[name], []string{same})) {
-			return name, "sets"
-		}
-	}
-	for _, name := range slices.Sorted(maps.Keys(ops.Add)) {
-		if like(name) {
-			return name, "adds to"
-		}
-	}
-	for _, pattern := range ops.Delete {
-		if !strings.Contains(pattern, "*") && like(pattern) {
-			return pattern, "deletes"
-		}
-		for _, own := range h.identity {
-			if deletesHeader(pattern, own.name) {
-				return own.name, "deletes"
-			}
-		}
-	}
-	for _, name := range slices.Sorted(maps.Keys(ops.Replace)) {
-		if name == "*" && len(h.identity) > 0 {
-			return h.identity[0].name, "replaces in"
-		}
-		if like(name) {
-			return name, "replaces in"
-		}
-	}
-	return "", ""
-}
-
-// sameValue has the placeholder of each identity header with the same value, by
-// the folded word of the header.
-var sameValue = map[string]string{
-	"id": "{http.auth.user.id}", "groups": "{http.auth.user.groups}", "role": "{http.auth.user.role}",
-	"teams": "{http.auth.user.teams}", "tokenid": "{http.auth.user.token_id}",
-}
-
-// deletesHeader reports whether a pattern of a deletion meets a header, as
-// Caddy reads it.
-func deletesHeader(pattern, name string) bool {
-	pattern, name = strings.ToLower(pattern), strings.ToLower(name)
-	before, starts := strings.CutPrefix(pattern, "*")
-	middle, ends := strings.CutSuffix(before, "*")
-	switch {
-	case pattern == "*":
-		return true
-	case starts && ends:
-		return strings.Contains(name, middle)
-	case starts:
-		return strings.HasSuffix(name, before)
-	case ends:
-		return strings.HasPrefix(name, middle)
-	}
-	return pattern == name
 }
 
 // localAddress returns an upstream's address in one spelling. "" is none, or one

@@ -1,0 +1,101 @@
+package caddymodule
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+)
+
+// souin is the part of the configuration of Souin's cache that decides about us.
+type souin struct {
+	Configuration struct {
+		DefaultCache struct {
+			Key               cacheKey `json:"key"`
+			Mode              string   `json:"mode"`
+			DisableCoalescing bool     `json:"disable_coalescing"`
+		}
+		CacheKeys map[string]cacheKey `json:"cache_keys"` // of some paths
+	}
+}
+
+// cacheKey is the key of answers in a cache. With a template it ignores headers.
+type cacheKey struct {
+	Template string   `json:"template"`
+	Headers  []string `json:"headers"`
+}
+
+// cache follows a cache. Before a guard it must not give the answer to one service
+// user to everybody; behind a guard its key must hold the identity. Only the
+// configuration of Souin (http.handlers.cache) is understood.
+func (w *walk) cache(name, text string, out *flow) {
+	if !out.reached {
+		return
+	}
+	var c souin
+	_ = json.Unmarshal([]byte(text), &c) // another cache has none of this
+	standard := c.Configuration.DefaultCache
+	keys := slices.AppendSeq([]cacheKey{standard.Key}, maps.Values(c.Configuration.CacheKeys))
+	f := w.here(true, "%s before service_users can give the answer to one service user to everybody: put it behind service_users, with the identity header in its key, or give Souin's cache the option disable_coalescing, no mode but strict, and no Authorization in its keys", name)
+	if standard.DisableCoalescing && (standard.Mode == "" || standard.Mode == "strict") && !strings.Contains(strings.ToLower(fmt.Sprint(keys)), "authorization") {
+		f.message = ""
+	}
+	w.caches = append(w.caches, f)
+	out.cache = len(w.caches)
+	w.cacheCount++
+	if !out.known && !w.inErrors {
+		return
+	}
+	names := []string{"X-Service-User-Id"}
+	if out.guard != 0 {
+		names = identityNames(w.guards[out.guard-1])
+	}
+	if standard.Key.Template != "" {
+		keys = keys[:1] // it wins over the others
+	}
+	if slices.ContainsFunc(keys, func(key cacheKey) bool { return !key.holds(names) }) {
+		f := w.here(true, "the key of %s behind service_users lacks the identity, so the answer to one service user would be given to another; add it to the key, as in \"key { headers %s }\" of Souin's cache", name, append(names, "X-Service-User-Id")[0])
+		if out.guard == 0 { // an error route, perhaps of a site without service users
+			w.errorPaths = append(w.errorPaths, candidate{finding: f, site: w.site()})
+		} else {
+			w.report(f)
+		}
+	}
+}
+
+// holds reports whether a key tells service users apart: by one of these identity
+// headers, or by a placeholder.
+func (k cacheKey) holds(names []string) bool {
+	if k.Template == "" {
+		return slices.ContainsFunc(k.Headers, func(header string) bool { return slices.Contains(names, http.CanonicalHeaderKey(header)) })
+	}
+	return strings.Contains(k.Template, "{http.auth.user.id}") || strings.Contains(k.Template, "{http.auth.user.token_id}") ||
+		slices.ContainsFunc(names, func(name string) bool {
+			return strings.Contains(strings.ToLower(k.Template), "{http.request.header."+strings.ToLower(name)+"}")
+		})
+}
+
+// risk orders caches: 0 is none, 1 one that is safe before a guard, 2 one that is not.
+func (w *walk) risk(n int) int {
+	switch {
+	case n == 0:
+		return 0
+	case w.caches[n-1].message == "":
+		return 1
+	}
+	return 2
+}
+
+// identityNames returns the headers of a handler that tell service users apart.
+func identityNames(h *Handler) (names []string) {
+	for _, header := range h.identity {
+		for _, word := range []string{"Id", "Token-Id"} {
+			if header.name == http.CanonicalHeaderKey(h.HeaderPrefix+word) {
+				names = append(names, header.name)
+			}
+		}
+	}
+	return names
+}
