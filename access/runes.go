@@ -112,7 +112,7 @@ type nfc struct {
 	starter rune      // the last rune of combining class 0
 	class   runeClass // of it
 	last    uint8     // the combining class of the last rune
-	moving  int       // runes since the last one that stays where it is
+	moving  uint8     // runes since the last one that stays where it is
 }
 
 // maxMoving bounds the marks on a letter, as the Stream-Safe Text Format does (Unicode
@@ -175,10 +175,10 @@ func pair(a, b rune) uint64 { return uint64(a)<<32 | uint64(b) }
 // take several times as long.
 type runeMap [1 << 12]struct{ key, value uint64 }
 
-func (m *runeMap) slot(key uint64) int {
-	i := int(key * 0x9e3779b97f4a7c15 >> 52)
+func (m *runeMap) slot(key uint64) uint64 {
+	i := key * 0x9e3779b97f4a7c15 >> 52
 	for m[i].key != key && m[i].key != 0 {
-		i = (i + 1) % len(m)
+		i = (i + 1) % uint64(len(m))
 	}
 	return i
 }

@@ -289,27 +289,70 @@ var (
 // or whose compatibility form holds a separator, no empty segment but the last,
 // no segment that ends in "." or a space or begins with a space.
 func (allow Relax) checkPath(path string) Problem {
+	bits, before := byte(0), byte('/')
+	for i := 1; i < len(path); i++ {
+		c := path[i]
+		if seamLeft[before]&seamRight[c] != 0 {
+			if p := allow.checkSegments(path, i); !p.OK() {
+				return p
+			}
+			bits = utf8.RuneSelf // the rest has been read, but not its runes
+			break
+		}
+		bits |= c
+		before = c
+	}
+	if before == '.' || before == ' ' {
+		if p := allow.checkSegments(path, len(path)); !p.OK() {
+			return p
+		}
+	}
+	if bits < utf8.RuneSelf {
+		return Problem{}
+	}
+	return allow.checkUnicode(path)
+}
+
+// seamLeft and seamRight say which two bytes, one behind the other, can make a segment
+// that checkSegments refuses: those whose entries have a bit in common.
+var seamLeft, seamRight = func() (left, right [256]uint8) {
+	const (
+		end   = 1 << iota // of a segment, or of its part before the parameters
+		begin             // of a segment, by a space
+		control
+	)
+	for c := range left {
+		left[c] = control
+		if c < 0x20 || c == 0x7f {
+			right[c] = control
+		}
+	}
+	for _, c := range []byte{'/', dataSlash} {
+		left[c] |= end | begin
+		right[c] |= end
+	}
+	left['.'] |= end
+	left[' '] |= end
+	right[';'] |= end
+	right[' '] |= begin
+	return left, right
+}()
+
+// checkSegments checks the segments of a path, from that which the byte at i stands in.
+func (allow Relax) checkSegments(path string, i int) Problem {
 	// A slash that is data, and what stands before a semicolon, are looked at as
 	// an upstream would that takes them for a separator and for parameters.
-	bits, semicolons := byte(0), strings.IndexByte(path, ';') >= 0
-	for start := 1; start <= len(path); {
+	for start := strings.LastIndexByte(path[:i], '/') + 1; start <= len(path); {
 		end := start
-		for ; end < len(path); end++ {
-			c := path[end]
-			bits |= c
-			if !pathStops[c] {
-				continue
-			}
-			if c == '/' || c == dataSlash && allow&EncodedSlash != 0 {
+		for ; end < len(path) && path[end] != '/'; end++ {
+			if c := path[end]; c == dataSlash && allow&EncodedSlash != 0 {
 				break
+			} else if c < 0x20 || c == 0x7f {
+				return ambiguous("the path holds a control character at position %d", end)
 			}
-			return ambiguous("the path holds a control character at position %d", end)
 		}
-		segment, more, parameters := path[start:end], end < len(path), false
-		name := segment
-		if semicolons {
-			name, _, parameters = strings.Cut(segment, ";")
-		}
+		segment, more := path[start:end], end < len(path)
+		name, _, parameters := strings.Cut(segment, ";")
 		if name == "" {
 			if more || parameters {
 				return emptySegment(start - 1)
@@ -328,36 +371,28 @@ func (allow Relax) checkPath(path string) Problem {
 		}
 		start = end + 1
 	}
-	if bits < utf8.RuneSelf {
-		return Problem{}
-	}
-	return allow.checkUnicode(path)
+	return Problem{}
 }
-
-// pathStops holds the bytes that end a segment or must not stand in one: slashes and
-// controls.
-var pathStops = func() (table [256]bool) {
-	for c := range table {
-		table[c] = c < 0x20 || c == '/' || c == 0x7f
-	}
-	return table
-}()
 
 func (allow Relax) checkUnicode(path string) Problem {
 	table := runes()
 	var text nfc
 	var p Problem
-	for i, r := range path {
-		if r < utf8.RuneSelf {
-			text = nfc{starter: r}
+	for i, size := 0, 1; i < len(path); i += size {
+		if size = 1; path[i] < utf8.RuneSelf {
 			continue
+		}
+		var r rune
+		r, size = utf8.DecodeRuneInString(path[i:])
+		if i > 0 && path[i-1] < utf8.RuneSelf {
+			text = nfc{starter: rune(path[i-1])}
 		}
 		c := table.class(r)
 		if c&^runeComposed == runeVisible && r != utf8.RuneError {
 			text = nfc{starter: r, class: c}
 			continue
 		}
-		if r == utf8.RuneError && !strings.HasPrefix(path[i:], "\uFFFD") {
+		if r == utf8.RuneError && size == 1 {
 			return ambiguous("the path is not valid UTF-8")
 		}
 		if allow&NonNFC == 0 && !text.next(table, r, c) {
