@@ -164,6 +164,7 @@ func askFrom(t *testing.T, from, to, method, path string, c credentials, body st
 // most do, and without trusted_proxies_strict: nowhere is an address believed that
 // the client has written.
 func TestAppendingProxy(t *testing.T) {
+	t.Parallel()
 	s, up := startAddresses(t, addressesCaddyfile)
 	ban := fail2ban(t)
 	s.mustCLI("group", "create", "callers", "--rule", "allow GET /near when cidr('127.0.0.0/8').containsIP(request.remote_ip)",

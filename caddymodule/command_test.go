@@ -377,6 +377,7 @@ func shellWords(line string) (words []string) {
 
 // TestExamples runs the example of every command, one after the other.
 func TestExamples(t *testing.T) {
+	t.Parallel()
 	s := startServer(t, exampleCaddyfile(t), quickExit)
 	if err := os.WriteFile(filepath.Join(s.dir, "access.log"), []byte("GET /v1/people;x\n"), 0o600); err != nil {
 		t.Fatal(err)

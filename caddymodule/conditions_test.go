@@ -149,6 +149,7 @@ var neverSeen = map[string]string{
 // TestConditions asks real rules with conditions about real requests, over
 // HTTP/1.1 and HTTP/2: they see what the upstream gets, and nothing else.
 func TestConditions(t *testing.T) {
+	t.Parallel()
 	s := newServer(t)
 	s.moreports("TRUSTED_PORT")
 	up := startRecorder(t, s.ports["UPSTREAM_PORT"])
@@ -249,6 +250,7 @@ func TestConditions(t *testing.T) {
 // TestPublicConditions: what is public under a condition needs a credential
 // where the condition does not hold or cannot be evaluated.
 func TestPublicConditions(t *testing.T) {
+	t.Parallel()
 	s := newServer(t)
 	s.moreports("TRUSTED_PORT")
 	up := startRecorder(t, s.ports["UPSTREAM_PORT"])

@@ -89,6 +89,7 @@ func connectH3(t *testing.T, s *server, path string, user credentials) (int, con
 // TestWebSocketConnect opens WebSockets by an extended CONNECT: they are judged as the
 // GET that they become, and cut like others.
 func TestWebSocketConnect(t *testing.T) {
+	t.Parallel()
 	s := newServer(t, "GODEBUG=http2xconnect=1")
 	s.moreports("TLS_PORT")
 	up := startBackend(t, s.ports["UPSTREAM_PORT"])
@@ -157,6 +158,7 @@ func TestWebSocketConnect(t *testing.T) {
 
 // TestPreflightOverH3 sends preflights over HTTP/3, which says nothing of their length.
 func TestPreflightOverH3(t *testing.T) {
+	t.Parallel()
 	s := newServer(t)
 	s.moreports("TLS_PORT")
 	up := startRecorder(t, s.ports["UPSTREAM_PORT"])

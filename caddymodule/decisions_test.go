@@ -89,6 +89,7 @@ func (s *server) recalled(id string) (e admin.Explanation, status int) {
 // TestDecisions asks about refusals by their ids: what was decided stays, and
 // what would be decided today is told beside it.
 func TestDecisions(t *testing.T) {
+	t.Parallel()
 	s, _ := startDecisions(t, decisionsCaddyfile)
 	user, none := s.create("reader", "--group", "readers"), s.create("none")
 	before := time.Now().Add(-time.Second)
@@ -202,6 +203,7 @@ func (s *server) createDenied(name string) credentials {
 
 // TestDecisionsAreBounded: as many are remembered as the operator says.
 func TestDecisionsAreBounded(t *testing.T) {
+	t.Parallel()
 	s, _ := startDecisions(t, strings.Replace(decisionsCaddyfile, "decisions 10", "decisions 3", 1))
 	none := s.create("none")
 	var ids []string
@@ -227,6 +229,7 @@ func TestDecisionsAreBounded(t *testing.T) {
 
 // TestWhoMayAsk: a decision may be about anybody, so only admins are told.
 func TestWhoMayAsk(t *testing.T) {
+	t.Parallel()
 	s, _ := startDecisions(t, strings.Replace(decisionsCaddyfile, "decisions 10", "", 1)) // ten thousand
 	chief, manager := s.create("chief", "--role", "admin"), s.create("manager", "--role", "manager", "--team", "finance", "--group", "readers")
 	member, off := s.create("member", "--team", "finance"), s.create("off", "--role", "admin")
@@ -280,6 +283,7 @@ func TestWhoMayAsk(t *testing.T) {
 // TestSecretInPath: a token that a client has put into its path is kept nowhere,
 // whole or not.
 func TestSecretInPath(t *testing.T) {
+	t.Parallel()
 	s, up := startDecisions(t, decisionsCaddyfile)
 	s.mustCLI("group", "create", "draft", "--mode", "observe", "--rule", "deny GET /v1/{rest...}")
 	user, spilled := s.create("reader", "--group", "readers", "--group", "draft"), s.create("spilled").secret
@@ -335,6 +339,7 @@ func TestSecretInPath(t *testing.T) {
 // TestDecisionsTogether refuses, lets pass, asks, lists and forgets at the same
 // time: every id explains its own request.
 func TestDecisionsTogether(t *testing.T) {
+	t.Parallel()
 	s, _ := startDecisions(t, strings.Replace(decisionsCaddyfile, "decisions 10", "decisions 1000", 1))
 	var users []credentials
 	for i := range 4 {

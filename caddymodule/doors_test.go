@@ -20,6 +20,7 @@ var demoAdmin = credentials{"admin", "change-me"}
 
 // TestSiteDoorOfExample checks who gets in at the admin site of the example.
 func TestSiteDoorOfExample(t *testing.T) {
+	t.Parallel()
 	s := startServer(t, exampleCaddyfile(t))
 	admin := s.create("ops", "--role", "admin")
 	manager := s.create("team-lead", "--role", "manager", "--team", "finance")
@@ -104,6 +105,7 @@ http://:{$API_PORT} {
 
 // TestActors checks who acts at a door, and as whom.
 func TestActors(t *testing.T) {
+	t.Parallel()
 	s := startServer(t, doorsCaddyfile)
 	admin := s.create("ops", "--role", "admin")
 	s.mustCLI("group", "create", "readers", "--rule", "allow * /{rest...}")
@@ -158,6 +160,7 @@ func TestActors(t *testing.T) {
 // TestActorHeader checks that the header of a person is believed only directly
 // behind a forward_auth that owns it.
 func TestActorHeader(t *testing.T) {
+	t.Parallel()
 	auth := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if name := r.Header.Get("X-Test-Login"); name != "" {
 			w.Header().Set("Remote-User", name)
@@ -213,6 +216,7 @@ func TestActorHeader(t *testing.T) {
 // TestLocalDoorWithoutApp checks what the admin endpoint says when no
 // configuration has service users.
 func TestLocalDoorWithoutApp(t *testing.T) {
+	t.Parallel()
 	s := newServer(t)
 	path := filepath.Join(s.dir, "Caddyfile")
 	if err := os.WriteFile(path, []byte("http://:{$API_PORT} {\n\tbind 127.0.0.1\n\trespond ok\n}\n"), 0o600); err != nil {
@@ -233,6 +237,7 @@ func TestLocalDoorWithoutApp(t *testing.T) {
 // door is not, under requests that send the actor header themselves: nobody is
 // ever believed.
 func TestActorHeaderDuringReload(t *testing.T) {
+	t.Parallel()
 	s := newServer(t)
 	auth := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	defer auth.Close()

@@ -22,6 +22,7 @@ func exampleCaddyfile(t *testing.T) string {
 
 // TestExample is the main job: the guarded API of Caddyfile.example.
 func TestExample(t *testing.T) {
+	t.Parallel()
 	s := startServer(t, exampleCaddyfile(t))
 	s.mustCLI("group", "create", "people-readers", "--rule", "allow GET /v1/people/{id}")
 	s.mustCLI("group", "create", "auditors", "--rule", "allow GET /v1/{rest...}", "--rule", "deny GET /v1/people/{id}/salary")
@@ -105,6 +106,7 @@ func TestExample(t *testing.T) {
 
 // TestExamplePassword: a start with the password that everybody knows warns.
 func TestExamplePassword(t *testing.T) {
+	t.Parallel()
 	const warning = "with the password of Caddyfile.example, which everybody knows"
 	own := `$2a$10$` + strings.Repeat("x", 53)
 	guarded := "http://localhost:{$ADMIN_PORT} {\n\tbind 127.0.0.1\n\tbasic_auth {\n\t\t%s %s\n\t}\n\tservice_users_admin {\n\t\tadmins *\n\t}\n}\n"
@@ -136,6 +138,7 @@ func TestExamplePassword(t *testing.T) {
 
 // TestRefusalsAreAlike compares every kind of 401 byte for byte.
 func TestRefusalsAreAlike(t *testing.T) {
+	t.Parallel()
 	s := startServer(t, exampleCaddyfile(t))
 	user := s.create("one")
 	off := s.create("two")
@@ -173,6 +176,7 @@ func TestRefusalsAreAlike(t *testing.T) {
 
 // TestExampleListensLocally checks that nothing but loopback is served.
 func TestExampleListensLocally(t *testing.T) {
+	t.Parallel()
 	s := startServer(t, exampleCaddyfile(t))
 	resp, err := http.Get("http://" + s.addr("CADDY_PORT") + "/config/apps/http/servers")
 	if err != nil {
@@ -213,6 +217,7 @@ func TestExampleListensLocally(t *testing.T) {
 
 // TestSideBySide runs two copies of the example at once.
 func TestSideBySide(t *testing.T) {
+	t.Parallel()
 	one, two := startServer(t, exampleCaddyfile(t)), startServer(t, exampleCaddyfile(t))
 	c := one.create("only-here")
 	if got := one.get("/v1/x", c).StatusCode; got != 403 {

@@ -113,6 +113,7 @@ func (s *server) files() int {
 // Reloads, of which a tenth fails in one way or another, leak nothing, and no
 // request is answered wrongly meanwhile.
 func TestReloadsLeakNothing(t *testing.T) {
+	t.Parallel()
 	s := withCaddyfile(newServer(t), faultsCaddyfile)
 	s.mustCLI("group", "create", "readers", "--rule", "allow GET /v1/{rest...}")
 	user := s.create("billing-sync", "--group", "readers")
@@ -236,6 +237,7 @@ func (s *server) limitFiles(n uint64) {
 // A server that may open no more files goes on deciding what comes over the
 // connections that it has, and recovers.
 func TestNoMoreFiles(t *testing.T) {
+	t.Parallel()
 	s := withCaddyfile(newServer(t), faultsCaddyfile)
 	s.mustCLI("group", "create", "readers", "--rule", "allow GET /v1/{rest...}")
 	user := s.create("billing-sync", "--group", "readers")
@@ -328,6 +330,7 @@ func TestNoMoreFiles(t *testing.T) {
 // The request that follows an acknowledged revocation is refused, whoever else
 // changes and asks at the same time.
 func TestRevokedAtOnce(t *testing.T) {
+	t.Parallel()
 	s := withCaddyfile(newServer(t), faultsCaddyfile)
 	s.mustCLI("group", "create", "readers", "--rule", "allow GET /v1/{rest...}")
 	var running sync.WaitGroup

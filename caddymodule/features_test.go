@@ -87,6 +87,7 @@ func (s *server) try(t *testing.T, up *recorder, attempts []attempt) {
 }
 
 func TestPublic(t *testing.T) {
+	t.Parallel()
 	s, up, user := withUpstream(t, guarded("", "public GET,HEAD /open/{rest...}\npublic POST /hook\npublic GET files.example/{rest...}\nkeep_authorization", ""))
 	ours := "Authorization: " + basic(user.id, user.secret)
 	s.try(t, up, []attempt{
@@ -106,6 +107,7 @@ func TestPublic(t *testing.T) {
 }
 
 func TestOtherwisePass(t *testing.T) {
+	t.Parallel()
 	s, up, user := withUpstream(t, guarded("", "otherwise pass\nready /ready", ""))
 	s.try(t, up, []attempt{
 		{name: "nothing", status: 200, passes: true, hasNot: "X-Service-User"},
@@ -125,6 +127,7 @@ func TestOtherwisePass(t *testing.T) {
 // TestSpellingsOfALogin sends a valid login as only a lenient upstream would read it,
 // to paths and sites that leave the credentials of others alone. It arrives nowhere.
 func TestSpellingsOfALogin(t *testing.T) {
+	t.Parallel()
 	s, up, user := withUpstream(t, guarded("", "public GET /open/{rest...}\nkeep_authorization\notherwise pass unknown", ""))
 	right := basic(user.id, user.secret)
 	encoded := strings.TrimPrefix(right, "Basic ")
@@ -199,6 +202,7 @@ func TestSpellingsOfALogin(t *testing.T) {
 // TestMethodOverrideIsRefused: no header makes an upstream see another method than
 // the rules did.
 func TestMethodOverrideIsRefused(t *testing.T) {
+	t.Parallel()
 	s, up, user := withUpstream(t, guarded("", "public GET /open/{rest...}\notherwise pass\nkeep X-Method-Override X-Authentik-*", ""))
 	ours := "Authorization: " + basic(user.id, user.secret) + "\n"
 	s.try(t, up, []attempt{
@@ -217,6 +221,7 @@ func TestMethodOverrideIsRefused(t *testing.T) {
 }
 
 func TestOtherwisePassUnknown(t *testing.T) {
+	t.Parallel()
 	s, up, user := withUpstream(t, guarded("", "otherwise pass unknown\nbearer\nready /ready\nself /self\nrealm x", "\troute /inner/* {\n\t\tservice_users {\n\t\t\totherwise pass unknown\n\t\t}\n\t}"))
 	s.create("with-alias", "--alias", "SERVICE-202")
 	off := s.create("inactive", "--alias", "off@example.com")
@@ -255,6 +260,7 @@ func TestOtherwisePassUnknown(t *testing.T) {
 }
 
 func TestCORSPreflight(t *testing.T) {
+	t.Parallel()
 	const preflight = "Origin: https://app.example\nAccess-Control-Request-Method: DELETE"
 	s, up, user := withUpstream(t, guarded("", "cors_preflight", ""))
 	s.try(t, up, []attempt{
@@ -273,6 +279,7 @@ func TestCORSPreflight(t *testing.T) {
 }
 
 func TestRelaxedTargets(t *testing.T) {
+	t.Parallel()
 	s, up, user := withUpstream(t, guarded("", "allow_encoded_slash\nallow_semicolon\nmerge_slashes", "\turi /rewritten/* strip_prefix /rewritten"))
 	s.mustCLI("rule", "add", "everything", "deny * /admin/{rest...}")
 	ours := "Authorization: " + basic(user.id, user.secret)
@@ -292,6 +299,7 @@ func TestRelaxedTargets(t *testing.T) {
 }
 
 func TestNestedHandlers(t *testing.T) {
+	t.Parallel()
 	s, up, user := withUpstream(t, guarded("", "realm outer\nheaders id name", "\troute /inner/* {\n\t\tservice_users {\n\t\t\theaders id groups\n\t\t}\n\t}\n\troute /none/* {\n\t\tservice_users {\n\t\t\theaders none\n\t\t}\n\t}"))
 	ours := "Authorization: " + basic(user.id, user.secret)
 	s.try(t, up, []attempt{
@@ -306,6 +314,7 @@ func TestNestedHandlers(t *testing.T) {
 }
 
 func TestErrorsCaddy(t *testing.T) {
+	t.Parallel()
 	s := newServer(t)
 	up := startRecorder(t, s.ports["UPSTREAM_PORT"])
 	withCaddyfile(s, guarded("", "errors caddy", "\thandle_errors {\n\t\tservice_users sanitize\n\t\treverse_proxy 127.0.0.1:{$UPSTREAM_PORT}\n\t}"))
@@ -353,6 +362,7 @@ func TestHold(t *testing.T) {
 }
 
 func TestThrottle(t *testing.T) {
+	t.Parallel()
 	s, _, user := withUpstream(t, guarded("throttle 5 1h", "realm x", ""))
 	wrong := credentials{user.id, user.secret[:len(user.secret)-1] + "!"}
 	bodies := make(map[string]bool)
@@ -410,6 +420,7 @@ func TestThrottle(t *testing.T) {
 
 // TestThrottleSurvivesReload checks that a reload is no amnesty.
 func TestThrottleSurvivesReload(t *testing.T) {
+	t.Parallel()
 	caddyfile := guarded("throttle 3 1h", "realm one", "")
 	s, _, _ := withUpstream(t, caddyfile)
 	for range 4 {

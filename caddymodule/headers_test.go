@@ -35,6 +35,7 @@ http://:{$API_PORT} {
 // Caddy to an upstream that keeps the raw bytes. Whatever is sent, the upstream
 // gets exactly one of each identity header, with our value, or no request.
 func TestHostileHeaders(t *testing.T) {
+	t.Parallel()
 	s := newServer(t)
 	up := startRecorder(t, s.ports["UPSTREAM_PORT"])
 	s = withCaddyfile(s, proxyCaddyfile)
@@ -126,6 +127,7 @@ func checkUpstream(t *testing.T, sent, raw, id string) {
 // TestWebSocketUpgrade checks that only an exact WebSocket handshake keeps its
 // Upgrade, with the identity beside it.
 func TestWebSocketUpgrade(t *testing.T) {
+	t.Parallel()
 	s := newServer(t)
 	up := startRecorder(t, s.ports["UPSTREAM_PORT"])
 	s = withCaddyfile(s, proxyCaddyfile)
@@ -160,6 +162,7 @@ func TestWebSocketUpgrade(t *testing.T) {
 // Caddy: what is to be refused never reaches the upstream, and what passes
 // arrives as it was sent.
 func TestHostileTargets(t *testing.T) {
+	t.Parallel()
 	s := newServer(t)
 	up := startRecorder(t, s.ports["UPSTREAM_PORT"])
 	s = withCaddyfile(s, proxyCaddyfile)
@@ -194,6 +197,7 @@ func TestHostileTargets(t *testing.T) {
 // Caddy. None of them is a live token, so each is 400 or one and the same 401;
 // the log tells a credential that could be read from one that could not.
 func TestHostileCredentials(t *testing.T) {
+	t.Parallel()
 	s := newServer(t)
 	up := startRecorder(t, s.ports["UPSTREAM_PORT"])
 	withCaddyfile(s, strings.Replace(proxyCaddyfile, "\n\t}\n}", "\n\t\tthrottle off\n\t}\n}", 1))

@@ -169,6 +169,7 @@ func TestLintRoutes(t *testing.T) {
 
 // TestExamplesAreClean: nothing is to be said about the Caddyfiles that we show.
 func TestExamplesAreClean(t *testing.T) {
+	t.Parallel()
 	files := []string{"../Caddyfile.example"}
 	for _, pattern := range []string{"../examples/*Caddyfile*", "../examples/*/*Caddyfile*"} {
 		more, err := filepath.Glob(pattern)
@@ -192,6 +193,7 @@ func TestExamplesAreClean(t *testing.T) {
 // reload, which keeps the configuration in force; what it calls a warning is a
 // line of the log that names server and route.
 func TestMisuseFailsTheLoad(t *testing.T) {
+	t.Parallel()
 	const guarded, unguarded = "service_users\n\treverse_proxy", "route {\n\t\treverse_proxy 127.0.0.1:{$UPSTREAM_PORT}\n\t\tservice_users\n\t}\n\treverse_proxy"
 	mistake := strings.Replace(proxyCaddyfile, guarded, unguarded, 1)
 	const errors = "\thandle_errors {\n\t\treverse_proxy 127.0.0.1:{$UPSTREAM_PORT}\n\t}\n"

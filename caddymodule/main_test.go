@@ -2,6 +2,7 @@ package caddymodule
 
 import (
 	"testing"
+	"time"
 
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
@@ -12,5 +13,6 @@ import (
 // PATH, which tests start as a process of its own, with real ports, and a
 // "curl" beside it.
 func TestMain(m *testing.M) {
+	watchAfter = 200 * time.Millisecond
 	testscript.Main(m, map[string]func(){"caddy": caddycmd.Main, "curl": curl})
 }

@@ -14,6 +14,7 @@ import (
 // TestServiceUserMatcher asks a site that answers with the matcher that a request
 // has met.
 func TestServiceUserMatcher(t *testing.T) {
+	t.Parallel()
 	s, _, user := withUpstream(t, guarded("", "otherwise pass\npublic GET /public\nerrors caddy\nself /self", `
 	vars /forged service_users.identity boss
 	@programs service_user
@@ -92,6 +93,7 @@ func runExample(t *testing.T, file string, env ...string) (*server, *recorder, c
 // TestPeopleAndProgramsBasicAuth: a service user never meets basic_auth, and what
 // basic_auth refuses is no service user.
 func TestPeopleAndProgramsBasicAuth(t *testing.T) {
+	t.Parallel()
 	s, up, user := runExample(t, "people-and-programs-basic_auth.Caddyfile")
 	login := func(id, secret string) string { return "Authorization: " + basic(id, secret) }
 	s.try(t, up, []attempt{
@@ -127,6 +129,7 @@ func TestPeopleAndProgramsBasicAuth(t *testing.T) {
 // TestPeopleAndProgramsForwardAuth: an authenticator that knows people by a cookie
 // is asked about people alone.
 func TestPeopleAndProgramsForwardAuth(t *testing.T) {
+	t.Parallel()
 	var asked atomic.Int32
 	authenticator := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		asked.Add(1)
@@ -168,6 +171,7 @@ func TestPeopleAndProgramsForwardAuth(t *testing.T) {
 // TestMatchersThatAreWrong shows the harm that docs/people-and-programs.md tells of:
 // one matcher sends programs to the login of people, the other lets strangers in.
 func TestMatchersThatAreWrong(t *testing.T) {
+	t.Parallel()
 	login := httptest.NewServer(http.RedirectHandler("https://login.example.com/", http.StatusFound))
 	t.Cleanup(login.Close)
 	for matcher, want := range map[string]struct{ program, stranger int }{

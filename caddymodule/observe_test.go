@@ -134,6 +134,7 @@ func (s *server) ourLog(message string) (lines []map[string]any) {
 // TestObserve sends requests to a site that observes and to one that enforces,
 // and looks at everything that tells of them.
 func TestObserve(t *testing.T) {
+	t.Parallel()
 	s, up, groups := startObserve(t)
 	reader := s.create("reader", "--group", "readers", "--group", "draft")
 	none := s.create("none")

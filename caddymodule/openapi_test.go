@@ -7,6 +7,7 @@ import (
 
 // TestOpenAPIAtTheDoors checks where the API describes itself, and to whom.
 func TestOpenAPIAtTheDoors(t *testing.T) {
+	t.Parallel()
 	s := startServer(t, doorsCaddyfile)
 	admin := s.create("ops", "--role", "admin")
 	member := s.create("worker")

@@ -187,6 +187,7 @@ http://remainder.example:{$API_PORT} {
 // TestPHP asks a PHP program that routes by REQUEST_URI, by PATH_INFO and by
 // SCRIPT_NAME, behind every kind of rewrite. Nothing that is denied gets to it.
 func TestPHP(t *testing.T) {
+	t.Parallel()
 	s := newServer(t)
 	root := startPHP(t, s)
 	s.env = append(s.env, "PHP_ROOT="+root)

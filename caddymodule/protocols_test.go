@@ -582,6 +582,7 @@ func oddities(t *testing.T, send wire, up *recorder, user credentials) {
 
 // TestHTTP2 sends everything hostile over cleartext HTTP/2, as frames.
 func TestHTTP2(t *testing.T) {
+	t.Parallel()
 	s, up := startWire(t)
 	s.mustCLI("group", "create", "everything", "--rule", "allow * /{rest...}", "--rule", "allow PROPFIND /{rest...}")
 	s.mustCLI("group", "create", "readers", "--rule", "allow GET,POST /v1/{rest...}")
@@ -597,6 +598,7 @@ func TestHTTP2(t *testing.T) {
 
 // TestHTTP3 does the same over HTTP/3.
 func TestHTTP3(t *testing.T) {
+	t.Parallel()
 	s, up := startWire(t)
 	s.mustCLI("group", "create", "everything", "--rule", "allow * /{rest...}", "--rule", "allow PROPFIND /{rest...}")
 	s.mustCLI("group", "create", "readers", "--rule", "allow GET,POST /v1/{rest...}")
@@ -710,6 +712,7 @@ func interleaved(t *testing.T, s *server, up *recorder, one, two credentials) {
 // a request arrives as 0-RTT data, which somebody else may have recorded: only a
 // safe one is served.
 func TestEarlyData(t *testing.T) {
+	t.Parallel()
 	s, up := startWire(t)
 	s.mustCLI("group", "create", "readers", "--rule", "allow GET,POST /v1/{rest...}")
 	user := s.create("billing-sync", "--group", "readers")
@@ -988,7 +991,7 @@ func (s *server) tokenID(user string) string {
 // TestStreams opens WebSockets and event streams through the real proxy and
 // takes the right to them away: exactly the streams that lost it are cut.
 func TestStreams(t *testing.T) {
-	t.Parallel() // it waits most of the time
+	t.Parallel()
 	s := newServer(t)
 	up := startBackend(t, s.ports["UPSTREAM_PORT"])
 	withCaddyfile(s, streamsCaddyfile)
@@ -1254,6 +1257,7 @@ http://:{$TRUSTED_PORT} {
 // TestNeighbours puts other handlers around ours: retries, a second directive,
 // error routes, trusted proxies.
 func TestNeighbours(t *testing.T) {
+	t.Parallel()
 	s := newServer(t)
 	s.moreports("CLOSED_PORT", "NESTED_PORT", "ERRORS_PORT", "TRUSTED_PORT")
 	up := startRecorder(t, s.ports["UPSTREAM_PORT"])
@@ -1375,6 +1379,7 @@ func TestNeighbours(t *testing.T) {
 // TestRefusalsDoNotWait withholds the body of a request that is refused: the
 // answer comes all the same, and the connection is closed.
 func TestRefusalsDoNotWait(t *testing.T) {
+	t.Parallel()
 	s := newServer(t)
 	s.moreports("ERRORS_PORT")
 	up := startRecorder(t, s.ports["UPSTREAM_PORT"])
@@ -1390,6 +1395,7 @@ http://:{$ERRORS_PORT} {
 	s.mustCLI("group", "create", "readers", "--rule", "allow GET,POST /v1/{rest...}")
 	user := s.create("billing-sync", "--group", "readers")
 	own := "Authorization: " + basic(user.id, user.secret) + "\r\n"
+	var all sync.WaitGroup
 	for _, tt := range []struct {
 		line, header string
 		want         int
@@ -1406,30 +1412,35 @@ http://:{$ERRORS_PORT} {
 		for _, body := range []string{"Content-Length: 1000000\r\n\r\n", "Content-Length: 1000000\r\n\r\nabc", "Content-Length: 1000000\r\nExpect: 100-continue\r\n\r\n",
 			"Transfer-Encoding: chunked\r\n\r\n", "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"} {
 			for _, port := range []string{"API_PORT", "ERRORS_PORT"} {
-				what := fmt.Sprintf("%s %d with %q at %s", tt.line, tt.want, body, port)
-				conn, err := net.Dial("tcp", s.addr(port))
-				if err != nil {
-					t.Fatal(err)
-				}
-				_ = conn.SetDeadline(time.Now().Add(patience))
-				if _, err := io.WriteString(conn, tt.line+" HTTP/1.1\r\nHost: app.example\r\n"+tt.header+body); err != nil {
-					t.Fatal(err)
-				}
-				resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
-				if err != nil {
-					t.Errorf("%s: %v", what, err)
-				} else {
+				all.Go(func() { // most of them wait
+					what := fmt.Sprintf("%s %d with %q at %s", tt.line, tt.want, body, port)
+					conn, err := net.Dial("tcp", s.addr(port))
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					defer conn.Close()
+					_ = conn.SetDeadline(time.Now().Add(patience))
+					if _, err := io.WriteString(conn, tt.line+" HTTP/1.1\r\nHost: app.example\r\n"+tt.header+body); err != nil {
+						t.Error(err)
+						return
+					}
+					resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+					if err != nil {
+						t.Errorf("%s: %v", what, err)
+						return
+					}
 					if resp.StatusCode != tt.want || !resp.Close {
 						t.Errorf("%s: got %d, close %t, want %d and Connection: close", what, resp.StatusCode, resp.Close, tt.want)
 					}
 					if _, err := io.Copy(io.Discard, resp.Body); err != nil {
 						t.Errorf("%s: reading the answer: %v", what, err)
 					}
-				}
-				conn.Close()
+				})
 			}
 		}
 	}
+	all.Wait()
 	if got := up.requests(); len(got) != 0 {
 		t.Errorf("%d requests reached the upstream: %q", len(got), got[0])
 	}
@@ -1438,6 +1449,7 @@ http://:{$ERRORS_PORT} {
 // TestLimits sends too much of everything. The process lives, answers properly
 // and does not keep the memory.
 func TestLimits(t *testing.T) {
+	t.Parallel()
 	s, up := startWire(t)
 	s.mustCLI("group", "create", "readers", "--rule", "allow GET,POST /v1/{rest...}")
 	user := s.create("billing-sync", "--group", "readers")

@@ -27,6 +27,7 @@ import (
 // from run to run; an id that a text repeats must repeat. What Caddy itself logs
 // is not in the texts.
 func TestReadme(t *testing.T) {
+	t.Parallel()
 	for file, row := range map[string]struct {
 		atLeast       int
 		runs, isThere string // the Caddyfile at the beginning, and a path of its admin endpoint

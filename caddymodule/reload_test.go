@@ -41,6 +41,7 @@ func (s *server) reload(caddyfile string) (string, bool) {
 // TestReload reloads under load: the store stays open, no request is dropped,
 // and every one is answered right.
 func TestReload(t *testing.T) {
+	t.Parallel()
 	s := newServer(t)
 	startRecorder(t, s.ports["UPSTREAM_PORT"])
 	withCaddyfile(s, proxyCaddyfile)
@@ -67,6 +68,7 @@ func TestReload(t *testing.T) {
 // one in force stays, requests that already got to the other are answered from
 // it, and the admin endpoint, which Caddy does not roll back, works on.
 func TestFailedReload(t *testing.T) {
+	t.Parallel()
 	s := newServer(t)
 	startRecorder(t, s.ports["UPSTREAM_PORT"])
 	withCaddyfile(s, proxyCaddyfile)
@@ -102,6 +104,7 @@ func guardCaddyfile(settings string) string {
 // TestReloadOntoMissingStore: a reload makes no store in the place of one that has
 // service users, since their clients would be locked out.
 func TestReloadOntoMissingStore(t *testing.T) {
+	t.Parallel()
 	s := newServer(t, "SERVICE_USERS_VOLUME=/nowhere")
 	file := func(name string) string { return filepath.Join(s.dir, name) }
 	withCaddyfile(s, guardCaddyfile("store service_users.db"))
@@ -222,6 +225,7 @@ func startLoad(s *server, user credentials) func() (answered, wrong, dropped int
 // TestRequestInFlight reloads twice while a request is at the upstream: it goes
 // on, although the modules that it began with have been cleaned up.
 func TestRequestInFlight(t *testing.T) {
+	t.Parallel()
 	s := newServer(t)
 	arrived, release := make(chan struct{}), make(chan struct{})
 	l, err := net.Listen("tcp", "127.0.0.1:"+s.ports["UPSTREAM_PORT"])
@@ -254,6 +258,7 @@ func TestRequestInFlight(t *testing.T) {
 
 // TestSecondProcess changes the file behind the server's back.
 func TestSecondProcess(t *testing.T) {
+	t.Parallel()
 	s := startServer(t, exampleCaddyfile(t))
 	file := filepath.Join(s.dir, "service_users.db")
 	s.mustCLI("group", "create", "readers", "--rule", "allow GET /v1/{rest...}", "--store", file)
@@ -281,6 +286,7 @@ func TestSecondProcess(t *testing.T) {
 
 // TestRefusedStores starts with files that must not be taken for a store.
 func TestRefusedStores(t *testing.T) {
+	t.Parallel()
 	for name, tt := range map[string]struct {
 		prepare func(path string) error
 		want    string

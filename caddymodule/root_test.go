@@ -67,6 +67,7 @@ func (s *server) refused(caddyfile, want string) {
 // TestRootBesideServer: what root does to the store of an unprivileged server does
 // not keep that server from noticing an older copy.
 func TestRootBesideServer(t *testing.T) {
+	t.Parallel()
 	s := unprivileged(t)
 	file, caddyfile := filepath.Join(s.dir, "service_users.db"), filepath.Join(s.dir, "Caddyfile")
 	must := func(err error) {

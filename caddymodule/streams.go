@@ -22,8 +22,8 @@ import (
 
 // watchAfter is how long a granted request is under way until it is watched: most are
 // over before, and cost no entry in a list that all of them would write. A WebSocket
-// is watched from the start.
-const watchAfter = 5 * time.Second
+// is watched from the start. It is shorter in tests.
+var watchAfter = 5 * time.Second
 
 // errCut is why a stream ends.
 var errCut = errors.New("the service user has lost the right to this stream")

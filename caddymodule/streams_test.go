@@ -98,7 +98,7 @@ http://:{$API_PORT} {
 // does not hold any more, and no other stream does. The request is asked about
 // as it came.
 func TestConditionalStreams(t *testing.T) {
-	t.Parallel() // it waits most of the time
+	t.Parallel()
 	s := newServer(t)
 	up := startBackend(t, s.ports["UPSTREAM_PORT"])
 	withCaddyfile(s, changingCaddyfile)
@@ -141,6 +141,7 @@ func TestConditionalStreams(t *testing.T) {
 // TestObservedStreams: where no rule is needed, none is needed to stay, until the
 // site enforces.
 func TestObservedStreams(t *testing.T) {
+	t.Parallel()
 	s := newServer(t)
 	up := startBackend(t, s.ports["UPSTREAM_PORT"])
 	observing := strings.Replace(proxyCaddyfile, "\tservice_users\n\treverse", "\tservice_users {\n\t\tmode observe\n\t}\n\treverse", 1)
@@ -177,7 +178,7 @@ func TestObservedStreams(t *testing.T) {
 // TestStreamsAfterGrace: a stream does not outlive its token, although the token
 // had no end when the stream began.
 func TestStreamsAfterGrace(t *testing.T) {
-	t.Parallel() // it waits most of the time
+	t.Parallel()
 	s := newServer(t)
 	startBackend(t, s.ports["UPSTREAM_PORT"])
 	withCaddyfile(s, proxyCaddyfile)

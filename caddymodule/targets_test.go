@@ -257,6 +257,7 @@ func TestStreamOfEveryTarget(t *testing.T) {
 // An HTTP upstream gets the current target alone, and rules for that are enough,
 // unless a header hands on the original one.
 func TestOriginalTargetForHTTP(t *testing.T) {
+	t.Parallel()
 	s := newServer(t)
 	up := startRecorder(t, s.ports["UPSTREAM_PORT"])
 	withCaddyfile(s, `{

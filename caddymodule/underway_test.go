@@ -203,6 +203,7 @@ var kindsUnderWay = []string{"lines", "poll", "upload", "chunked", "download", "
 // TestUnderWay takes the right to requests away that are still under way after some
 // seconds, whatever their headers say: exactly those that lost it are cut.
 func TestUnderWay(t *testing.T) {
+	t.Parallel()
 	s := newServer(t)
 	s.moreports("TLS_PORT")
 	up := startSlow(t, s.ports["UPSTREAM_PORT"])
@@ -247,7 +248,7 @@ func TestUnderWay(t *testing.T) {
 // TestUnderWayAfterExpiry: a body of known length is sent to its end although its token
 // expires meanwhile, and not although it is revoked then.
 func TestUnderWayAfterExpiry(t *testing.T) {
-	t.Parallel() // it waits most of the time
+	t.Parallel()
 	s := newServer(t)
 	s.moreports("TLS_PORT")
 	up := startSlow(t, s.ports["UPSTREAM_PORT"])
@@ -314,6 +315,7 @@ func TestUnderWayAfterExpiry(t *testing.T) {
 // TestUnderWayOfFiles cuts the download of a file, which has no upstream that could be
 // left, to a client that reads nothing meanwhile.
 func TestUnderWayOfFiles(t *testing.T) {
+	t.Parallel()
 	s := newServer(t)
 	const size = 64 << 20
 	if err := os.WriteFile(filepath.Join(s.dir, "large"), make([]byte, size), 0o600); err != nil {

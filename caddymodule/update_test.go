@@ -10,6 +10,7 @@ import (
 // TestUpdatesAtOnce: updates of one service user that come at once, from processes
 // that read it first, lose nothing of each other.
 func TestUpdatesAtOnce(t *testing.T) {
+	t.Parallel()
 	s := startServer(t, exampleCaddyfile(t), quickExit)
 	s.create("billing-sync")
 	s.mustCLI("group", "create", "readers")

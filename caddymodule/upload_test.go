@@ -72,6 +72,7 @@ func goUpload(url string, size int, login string, tries int) (out string) {
 // TestRefusedUploads uploads more than the buffers of a connection hold with the
 // clients of several languages: each of them reads the refusal.
 func TestRefusedUploads(t *testing.T) {
+	t.Parallel()
 	s := newServer(t)
 	s.moreports("ERRORS_PORT")
 	startRecorder(t, s.ports["UPSTREAM_PORT"])
@@ -82,9 +83,10 @@ func TestRefusedUploads(t *testing.T) {
 	classes := t.TempDir()
 	for name, client := range map[string][]string{
 		"go": nil, "fetch": {"node", "testdata/upload/fetch.mjs"}, "node": {"node", "testdata/upload/http.mjs"},
-		"python": {"python3", "testdata/upload/upload.py"}, "java": {"java", "-cp", classes, "Upload"},
+		"python": {"python3", "testdata/upload/upload.py"}, "java": {"java", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", classes, "Upload"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			if client != nil {
 				if _, err := exec.LookPath(client[0]); err != nil {
 					t.Skipf("install %s to run this: %v", client[0], err)
@@ -135,6 +137,7 @@ func TestRefusedUploads(t *testing.T) {
 // TestRefusedUploadsAreBounded withholds the rest of a body after the refusal: the
 // connection is closed all the same, and at once for a caller that is throttled.
 func TestRefusedUploadsAreBounded(t *testing.T) {
+	t.Parallel()
 	s := newServer(t)
 	withCaddyfile(s, strings.Replace(guarded("\t\tthrottle 1 1m", "realm off", ""), "reverse_proxy 127.0.0.1:{$UPSTREAM_PORT}", "respond ok", 1))
 	for _, want := range []int{401, 401, 429} {
