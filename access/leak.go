@@ -64,8 +64,28 @@ func leakIn(text []byte, layers int, escapes bool, budget *int) Leak {
 	if escaped && escapes {
 		found = max(found, escapedLeak(text, layers, budget))
 	}
-	if found < SecretLeak && layers > 0 && len(digits) >= (minLeak*4+2)/3 {
-		found = max(found, encodedLeak(digits, layers-1, budget))
+	if layers == 0 {
+		return found
+	}
+	if len(digits) >= 2*minLeak {
+		found = max(found, hexLeak(digits, layers-1, budget))
+	}
+	// Decoders that skip foreign bytes differ about the digits 62 and 63.
+	for _, alphabet := range []string{"", "+/", "-_"} {
+		if alphabet != "" {
+			if !bytes.ContainsAny(text, alphabet) {
+				continue
+			}
+			digits = digits[:0]
+			for _, c := range text {
+				if digitValues[c] >= 0 || c == alphabet[0] || c == alphabet[1] {
+					digits = append(digits, c)
+				}
+			}
+		}
+		if found < SecretLeak && len(digits) >= (minLeak*4+2)/3 {
+			found = max(found, base64Leak(digits, layers-1, budget))
+		}
 	}
 	return found
 }
@@ -75,22 +95,33 @@ func escapedLeak(text []byte, layers int, budget *int) Leak {
 	return leakIn(unescape(spaceFor(&buf, len(text)), text), layers, false, budget)
 }
 
-// encodedLeak decodes the digits of a text. The base64 of a secret has letters and
-// decimal digits only; decoders that skip foreign bytes differ about "+/-_", so none of
-// these is among the digits. As nothing is known of the bytes before a secret, its
-// first group may begin at any of four places.
-func encodedLeak(digits []byte, layers int, budget *int) (found Leak) {
+// base64Leak decodes the base64 digits of a text. Nothing is known of the bytes before a
+// secret, so the first group of four may begin at any of four places.
+func base64Leak(digits []byte, layers int, budget *int) (found Leak) {
 	var buf [512]byte
 	decoded := spaceFor(&buf, len(digits))
 	for skip := range 4 {
 		if found = max(found, leakIn(textOf(decodeBase64(decoded, digits[skip:])), layers, true, budget)); found == SecretLeak {
-			return found
+			break
 		}
 	}
-	if digits = hexDigitsOf(digits); len(digits) >= 2*minLeak {
-		for skip := range 2 {
-			found = max(found, leakIn(textOf(decodeHex(decoded, digits[skip:])), layers, true, budget))
+	return found
+}
+
+// hexLeak decodes the hexadecimal digits among letters and decimal digits.
+func hexLeak(digits []byte, layers int, budget *int) (found Leak) {
+	var buf, decoded [512]byte
+	hexDigits := spaceFor(&buf, len(digits))
+	for _, c := range digits {
+		if hexValues[c] >= 0 {
+			hexDigits = append(hexDigits, c)
 		}
+	}
+	if len(hexDigits) < 2*minLeak {
+		return NoLeak
+	}
+	for skip := range 2 {
+		found = max(found, leakIn(textOf(decodeHex(spaceFor(&decoded, len(digits)), hexDigits[skip:])), layers, true, budget))
 	}
 	return found
 }
@@ -301,8 +332,7 @@ func textOf(b []byte) []byte {
 
 const gap = 0xff // between texts; no part of one
 
-// decodeBase64 decodes base64 digits, all of them letters and decimal digits, and
-// leaves out NUL, so that UTF-16 reads as ASCII.
+// decodeBase64 decodes base64 digits and leaves out NUL, so that UTF-16 reads as ASCII.
 func decodeBase64(dst, digits []byte) []byte {
 	dst = dst[:len(digits)]
 	n := 0
@@ -337,18 +367,6 @@ func decodeHex(dst, digits []byte) []byte {
 		}
 	}
 	return dst
-}
-
-// hexDigitsOf keeps the hexadecimal digits, in place.
-func hexDigitsOf(digits []byte) []byte {
-	n := 0
-	for _, c := range digits {
-		digits[n] = c
-		if hexValues[c] >= 0 {
-			n++
-		}
-	}
-	return digits[:n]
 }
 
 // escapes lists what stands before two hexadecimal digits, in lower case.
@@ -394,16 +412,19 @@ func unescape(dst, text []byte) []byte {
 	return dst
 }
 
-// Tables by byte: the values of base64 digits, of those that are letters and decimal
-// digits, and 1 for printable ASCII and blanks.
+// Tables by byte: the values of base64 digits, in both alphabets, and 1 for printable
+// ASCII and blanks.
 var (
 	base64Values [256]uint32
 	printable    [256]uint8
 )
 
 func init() {
+	for i, c := range []byte("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/") {
+		base64Values[c] = uint32(i)
+	}
+	base64Values['-'], base64Values['_'] = base64Values['+'], base64Values['/']
 	for c := range 256 {
-		base64Values[c] = uint32(strings.IndexByte("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789", byte(c)))
 		if ' ' <= c && c < 0x7f || c == '\t' || c == '\r' || c == '\n' {
 			printable[c] = 1
 		}
