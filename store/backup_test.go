@@ -5,10 +5,12 @@ import (
 	"context"
 	"crypto/sha256"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -16,6 +18,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/serviceusers/caddy-service-users/access"
 )
@@ -719,6 +722,21 @@ var unwritable = []struct {
 	{"a permission's key", `INSERT INTO permissions VALUES ('A b', 'n', '', '', 0, '["allow GET /a"]', 0, 'x', 0)`, "key: ", false},
 	{"a permission's category", `INSERT INTO permissions VALUES ('a', 'n', '', char(27), 0, '["allow GET /a"]', 0, 'x', 0)`, "category: must not hold the control character U+001B", false},
 	{"a permission without rules", `INSERT INTO permissions VALUES ('a', 'n', '', '', 0, '[]', 0, 'x', 0)`, "rules: a permission stands for 1 to 500 rules", false},
+	{"a creation after the year 9999", `UPDATE service_users SET created_at = 300000000000`, "service_users.created_at holds what is never written there", false},
+	{"a use after the year 9999", `UPDATE tokens SET last_used_at = 300000000000`, "tokens.last_used_at holds what is never written there", false},
+	{"an end before 1970", `UPDATE service_users SET expires_at = -5`, "service_users.expires_at holds what is never written there", false},
+	{"a rule of long ago", `UPDATE rules SET created_at = -99999999999999`, "rules.created_at holds what is never written there", false},
+	{"a group of another time", `UPDATE permission_groups SET updated_at = 300000000000`, "permission_groups.updated_at holds what is never written there", false},
+	{"less than no use", `UPDATE tokens SET use_count = -7`, "tokens.use_count holds what is never written there", false},
+	{"a drain without end", `UPDATE tokens SET quiet_after = 9223372036854775807`, "tokens.quiet_after holds what is never written there", false},
+	{"an id that nobody can name", `UPDATE tokens SET id = 'token_'`, "tokens.id holds what is never written there", false},
+	{"an id of another kind", `UPDATE rules SET id = REPLACE(id, 'rule_', 'group_')`, "rules.id holds what is never written there", false},
+	{"a hint with an escape character", `UPDATE tokens SET hint = char(27) || '[2J'`, "tokens.hint holds what is never written there", false},
+	{"an address that is none", `UPDATE tokens SET last_used_ip = '192.0.2.7' || char(0)`, "tokens.last_used_ip holds what is never written there", false},
+	{"figures of an address that is none", `UPDATE tokens SET used_from = '{"\u001b[2J":1}'`, "the figures of use hold", false},
+	{"figures of a rule that is none", `UPDATE tokens SET used_rules = '{"\u001b[2J":1}'`, "the figures of use hold", false},
+	{"a group that is none", `UPDATE tokens SET permission_groups = '["everything"]'`, "is no id", false},
+	{"bytes in the place of a name", `UPDATE service_users SET name = CAST(name AS BLOB)`, "service_users.name holds what is never written there", false},
 	{"many conditions", `WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1001)
 		INSERT INTO rules SELECT printf('rule_%027d', i), group_id, i, effect, methods, host, path, 'user.name == "x"', '', '', 0 FROM n, (SELECT * FROM rules LIMIT 1)`,
 		"rules: has 1001 rules with a condition", false},
@@ -753,6 +771,28 @@ func TestUnwritable(t *testing.T) {
 	same(t, "the restores", dump(t, w.Store), seen)
 	if _, err := restoreFrom(w.Store, good); err != nil {
 		t.Errorf("the backup as it was: %v", err)
+	}
+}
+
+// Who has a time that JSON cannot show is shown all the same, and can be ended.
+func TestTimeBeyondText(t *testing.T) {
+	t.Parallel()
+	for _, at := range []int64{math.MaxInt64, 300000000000, -300000000000, math.MinInt64} {
+		w := newWorld(t, Options{})
+		path := w.path
+		mustDo(w.Store.Close())
+		execute(fmt.Sprintf(`UPDATE service_users SET created_at = %[1]d, updated_at = %[1]d, last_active_at = %[1]d;
+			UPDATE tokens SET created_at = %[1]d, last_used_at = %[1]d`, at))(path)
+		s := open(t, path, w.opts)
+		list, _, err := s.ServiceUsers(ctx, Local, UserQuery{Limit: 10})
+		if _, fault := json.Marshal(list); err != nil || fault != nil || len(list) == 0 {
+			t.Errorf("%d: the list: got %v, %v, %d of them", at, err, fault, len(list))
+		}
+		if _, _, err := s.RefreshToken(ctx, Local, w.user.ID, w.token.ID, 0, time.Hour, 0); err != nil {
+			t.Errorf("%d: the refresh: %v", at, err)
+		}
+		mustDo(s.RevokeToken(ctx, Local, w.user.ID, w.token.ID, 0))
+		mustDo(s.DeleteServiceUser(ctx, Local, w.user.ID, 0, 0))
 	}
 }
 

@@ -8,11 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"go.uber.org/zap"
@@ -256,6 +258,7 @@ func (c *checker) all(opts Options, known AuditHead) {
 		c.tokens()
 		c.policy()
 		c.numbers()
+		c.forms(want)
 		c.values()
 	}
 	if report, err := c.verifyAudit(known); err != nil {
@@ -334,6 +337,45 @@ func (c *checker) texts(want objects) bool {
 	return len(c.Findings)+c.left == before
 }
 
+// written are the columns of text that the program writes by itself, and that hold no
+// control character. (The names of people in created_by and actor come from others.)
+var written = []string{"hint", "pepper_id", "last_used_ip", "replaced_by", "instance_id", "action", "operation_id"}
+
+// forms looks for what the program itself never writes: times that are none, ids that no
+// request can name, bytes in the place of a text.
+func (c *checker) forms(want objects) {
+	ids := map[string]string{"service_users": "service", "tokens": "token", "permission_groups": "group", "rules": "rule"}
+	for _, table := range want.tables {
+		var wrong strings.Builder
+		for _, column := range want.columns[table] {
+			is := `typeof(` + column + `) = 'blob'`
+			switch {
+			case column == "expires_at":
+				is = `expires_at < 0` // after the year 9999 it is a note
+			case column == "at" || strings.HasSuffix(column, "_at"):
+				is = fmt.Sprintf(`%s NOT BETWEEN 0 AND %d`, column, lastInstant)
+			case column == "quiet_after":
+				is = fmt.Sprintf(`quiet_after NOT BETWEEN 0 AND %d`, math.MaxInt64/int64(time.Second))
+			case column == "version" || strings.HasSuffix(column, "_count") || column == "count_at_refresh":
+				is = column + ` < 0`
+			case column == "id" && ids[table] != "":
+				is += ` OR id NOT GLOB '` + ids[table] + `_` + strings.Repeat("[0-9A-Za-z]", 27) + `'`
+			case slices.Contains(written, column):
+				is += fmt.Sprintf(` OR %[1]s GLOB '*[' || char(1) || '-' || char(31) || char(127) || ']*' OR instr(%[1]s, char(0)) > 0`, column)
+			}
+			fmt.Fprintf(&wrong, ` WHEN %s THEN '%s'`, is, column)
+		}
+		c.each("the table "+table, `SELECT row, wrong FROM (SELECT `+want.columns[table][0]+` AS row, CASE`+wrong.String()+` END AS wrong FROM `+table+`) WHERE wrong <> ''`, func(rows *sql.Rows) error {
+			var row, column string
+			err := rows.Scan(&row, &column)
+			if err == nil {
+				c.found("%s: %s.%s holds what is never written there; %s", clip(row), table, column, mendByRestore)
+			}
+			return err
+		})
+	}
+}
+
 // values applies the rules of writing to every row. A row is checked as one that stays
 // as it is, whose faults are damage, and then as a new one, whose faults are notes: rules
 // that came later do not hold for what was there before. Rows that cannot be read were
@@ -355,6 +397,13 @@ func (c *checker) values() {
 				*text = other
 			}
 		}
+	}
+	for _, table := range []string{"service_users", "tokens"} {
+		c.each("the table "+table, fmt.Sprintf(`SELECT id FROM %s WHERE expires_at > %d ORDER BY id`, table, lastInstant), func(rows *sql.Rows) error {
+			id, err := scanString(rows)
+			judge(id, nil, errors.New("expires_at: lies after the year 9999"))
+			return err
+		})
 	}
 	var never time.Time // before every end
 	c.each("the table service_users", selectUser+` ORDER BY id`, func(rows *sql.Rows) error {
@@ -477,8 +526,25 @@ func (c *checker) tokens() {
 		}
 		_, err := prefixes(allowed)
 		c.damaged(id, "allowed addresses", err)
-		c.list(id, "permission groups", groups)
-		c.damaged(id, "figures of use", errors.Join(fromJSON(from, new(map[string]int64)), fromJSON(by, new(map[string]int64))))
+		var narrowed []string
+		c.damaged(id, "permission groups", fromJSON(groups, &narrowed))
+		seenFrom, seenBy := make(map[string]int64), make(map[string]int64)
+		c.damaged(id, "figures of use", errors.Join(fromJSON(from, &seenFrom), fromJSON(by, &seenBy)))
+		for _, group := range narrowed {
+			if !ValidID("group", group) {
+				c.found("%s: the permission group %q is no id; %s", clip(id), clip(group), mendByRestore)
+			}
+		}
+		for what := range seenBy {
+			if strings.ContainsFunc(what, unicode.IsControl) {
+				c.found("%s: the figures of use hold %q, which is no rule; %s", clip(id), clip(what), mendByRestore)
+			}
+		}
+		for what := range seenFrom {
+			if _, err := netip.ParseAddr(what); err != nil {
+				c.found("%s: the figures of use hold %q, which is no address; %s", clip(id), clip(what), mendByRestore)
+			}
+		}
 		return nil
 	})
 }

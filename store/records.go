@@ -226,9 +226,14 @@ func unix(t time.Time) int64 {
 	return t.Unix()
 }
 
+// lastInstant is the end of the year 9999, in Unix seconds: JSON has no later time.
+const lastInstant = 253402300799
+
+// fromUnix reads an instant. One that nobody can write as text counts as the nearest
+// that can be: whoever has it has to be shown, and to be ended.
 func fromUnix(seconds int64) time.Time {
 	if seconds == 0 {
 		return time.Time{}
 	}
-	return time.Unix(seconds, 0).UTC()
+	return time.Unix(min(max(seconds, -lastInstant/10), lastInstant), 0).UTC()
 }
