@@ -27,9 +27,9 @@ func checkNewName(name string) error {
 	}
 	for _, r := range name {
 		switch {
-		case strings.ContainsAny(norm.NFKC.String(string(r)), ",:"):
-			return invalid("name", "must not hold %q (U+%04X): a comma or colon separates names elsewhere", r, r)
-		case r != ' ' && (unicode.IsSpace(r) || unicode.Is(unicode.Z, r) || r == '\u2800'):
+		case strings.ContainsAny(norm.NFKC.String(string(r)), ",:"+looksLikeSeparator):
+			return invalid("name", "must not hold %q (U+%04X): a comma or colon, and what looks like one, separates names elsewhere", r, r)
+		case r != ' ' && (unicode.IsSpace(r) || unicode.Is(unicode.Z, r) || strings.ContainsRune(blank, r)):
 			return invalid("name", "must not hold the space U+%04X; write a plain one", r)
 		}
 	}
@@ -45,6 +45,15 @@ func checkNewName(name string) error {
 	}
 	return nil
 }
+
+// looksLikeSeparator are characters of no script, or of all, that people read as a comma
+// or a colon (Unicode Technical Standard 39, confusables.txt). Those of one script are
+// refused beside letters of another.
+const looksLikeSeparator = "\u02d0\u02f8\u201a\u205a\u2236\ua789"
+
+// blank are characters that are no space and show nothing: a Braille pattern without
+// dots, an object that is not there, a note without a head, and two blank hieroglyphs.
+const blank = "\u2800\ufffc\U0001d159\U00013441\U00013442"
 
 // nameKey returns the form that all names share which read alike: it has neither case
 // nor compatibility characters (NFKC_Casefold, Unicode, section 3.13), nothing that

@@ -58,9 +58,11 @@ func TestNewNames(t *testing.T) {
 		{"а𝖽𝗆𝗂𝗇", "mixes the scripts Cyrillic and Latin"}, {"Οoot", "Greek"}, {"ꮃorker", "Cherokee"}, {"😀 root ™", ""}, {"שורשroot", "Hebrew"},
 		// Separators of lists and logins.
 		{"a, b", "U+002C"}, {"a,b", "U+002C"}, {"a，b", "U+FF0C"}, {"a﹐b", "U+FE50"}, {"human:admin", "U+003A"}, {"human：admin", "U+FF1A"}, {"human﹕admin", "U+FE55"}, {"human︓admin", "U+FE13"},
-		{"a-b", ""}, {"a;b", ""},
+		{"human\ua789admin", "U+A789"}, {"human\u2236admin", "U+2236"}, {"human\u02d0admin", "U+02D0"}, {"a\u201ab", "U+201A"},
+		{"a-b", ""}, {"a;b", ""}, {"日本、東京", ""},
 		// Spaces.
 		{"a\u00a0b", "U+00A0"}, {"a\u3000b", "U+3000"}, {"a\u2003b", "U+2003"}, {"a\u202fb", "U+202F"}, {"a\u1680b", "U+1680"}, {"a\u2800b", "U+2800"}, {"a\u2029b", "U+2029"}, {"a b", ""},
+		{"root\U0001d159", "U+1D159"}, {"root\ufffc", "U+FFFC"}, {"\U00013441", "U+13441"},
 		// Not composed.
 		{"cafe\u0301", "send it as \"caf\u00e9\""}, {"\u212b", "normalisation form C"}, {"x\u0307\u0323", "normalisation form C"}, {"\u1112\u1161\u11ab", "normalisation form C"}, {"caf\u00e9", ""}, {"Việt Nam", ""}, {"한", ""},
 		// Control, format, private, unassigned.
