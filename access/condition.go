@@ -314,7 +314,13 @@ func compileCondition(env *cel.Env, text string) (*Condition, error) {
 	case strings.ContainsFunc(text, func(r rune) bool { return unicode.Is(unicode.C, r) || unicode.In(r, unicode.Zl, unicode.Zp) }):
 		return nil, fmt.Errorf("condition %q: write it on one line, without control characters", text)
 	}
-	ast, issues := env.Compile(text)
+	ast, issues := env.Parse(text)
+	if issues.Err() == nil {
+		if err := CheckNesting(ast); err != nil {
+			return nil, fmt.Errorf("condition %q: %w", text, err)
+		}
+		ast, issues = env.Check(ast)
+	}
 	if issues.Err() != nil {
 		return nil, fmt.Errorf("condition %q: %s", text, firstIssue(issues))
 	}

@@ -274,6 +274,9 @@ func TestConditionMistakes(t *testing.T) {
 		{`user.labels.all(k, user.labels.all(l, bool(request.path)))`, tooCostly},
 		{`user.labels.all(k, now.getHours("Europe/Berlin") == 1)`, tooCostly},
 		{`user.labels.all(k, user.labels == {"a": "b"} || user.labels == user.labels)`, tooCostly},
+		{`[1].all(a, [{a: a}].all(b, [{b: b}].all(c, [{c: c}].all(d, [{d: d}].all(e, [{e: e}].all(f, true))))))`, `: it has 5 maps whose keys are not written out, at most 4 are allowed`},
+		{strings.Repeat("[", 80) + strings.Repeat("]", 80) + ` == []`, `: it nests lists, maps and loops 80 deep, at most 64 are allowed`},
+		{`[1]` + strings.Repeat(".map(x, [[x]])", 22) + ` == []`, `: it nests lists, maps and loops 67 deep, at most 64 are allowed`},
 		{`[request.path]` + strings.Repeat(".map(x, x + x)", 5) + `.exists(x, x == "")`, tooCostly},
 	} {
 		want := row.want

@@ -89,7 +89,13 @@ func compileFilter(ctx context.Context, text string, now time.Time) (func(*store
 		return nil, bad("has %d bytes, at most %d are allowed", len(text), maxFilterBytes)
 	}
 	env := filterEnv()
-	ast, issues := env.Compile(text)
+	ast, issues := env.Parse(text)
+	if issues.Err() == nil {
+		if err := access.CheckNesting(ast); err != nil {
+			return nil, bad("%s", err)
+		}
+		ast, issues = env.Check(ast)
+	}
 	if issues.Err() != nil {
 		first := issues.Errors()[0]
 		return nil, bad("is not valid at character %d: %s", first.Location.Column()+1, first.Message)
@@ -142,11 +148,31 @@ type filterCosts map[string]uint64
 
 // CallCost returns the cost of a call that was made.
 func (c filterCosts) CallCost(function, overload string, args []ref.Val, result ref.Val) *uint64 {
-	size := func(v ref.Val) float64 {
-		if sized, ok := v.(traits.Sizer); ok {
-			if n, ok := sized.Size().(types.Int); ok {
+	var size func(v ref.Val) float64
+	size = func(v ref.Val) float64 {
+		switch v := v.(type) {
+		case types.String: // in bytes, since to count its characters costs more than many a call
+			return float64(len(v))
+		case *types.Optional:
+			if v.HasValue() {
+				return size(v.GetValue())
+			}
+		case traits.Sizer:
+			if n, ok := v.Size().(types.Int); ok {
 				return float64(n)
 			}
+		}
+		return 0
+	}
+	entries := func(v ref.Val, n float64) float64 { // to compare so many of them
+		if optional, ok := v.(*types.Optional); ok && optional.HasValue() {
+			v = optional.GetValue()
+		}
+		switch v.(type) {
+		case traits.Lister:
+			return 2 * n
+		case traits.Mapper:
+			return 5 * n
 		}
 		return 0
 	}
@@ -167,12 +193,10 @@ func (c filterCosts) CallCost(function, overload string, args []ref.Val, result 
 			cost = filterCost + 1
 		}
 	case operators.Equals, operators.NotEquals, operators.Less, operators.LessEquals, operators.Greater, operators.GreaterEquals:
-		cost += min(size(args[0]), size(args[1])) / 10
-		if _, list := args[0].(traits.Lister); list {
-			cost += 2 * min(size(args[0]), size(args[1]))
-		}
+		least := min(size(args[0]), size(args[1]))
+		cost += least/10 + entries(args[0], least)
 	case operators.In:
-		cost += size(args[1]) * (1 + scan(args[0])/2)
+		cost += size(args[1]) * (1 + scan(args[0])/2 + entries(args[0], size(args[0])))
 	case overloads.Matches:
 		pattern, _ := args[1].(types.String)
 		cost += (size(args[0]) + 1) * float64(c[string(pattern)]) / 20
@@ -232,10 +256,13 @@ func (c filterCosts) check(a *celast.AST) (problem string) {
 }
 
 // deepValue reports whether an expression may be a value that holds values that hold
-// others. What is selected from obj is none.
+// others. What is selected from obj is none, but obj itself is.
 func deepValue(a *celast.AST, e celast.Expr) bool {
 	if !deepType(a.GetType(e.ID())) {
 		return false
+	}
+	if e.Kind() == celast.IdentKind {
+		return true
 	}
 	for root := e; ; {
 		switch {

@@ -16,6 +16,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	"cel.dev/cel-go/common/operators"
+	"cel.dev/cel-go/common/types"
+	"cel.dev/cel-go/common/types/ref"
 	"go.uber.org/zap"
 
 	"github.com/serviceusers/caddy-service-users/access"
@@ -63,6 +66,11 @@ var hostile = map[string]string{
 	"subtract":       `obj.teams.all(t, now.subtract("7d") < now)`,
 	"upper":          `obj.teams.all(t, obj.description.lowerAscii() != "x")`,
 	"join":           twice("obj.teams", 4, "a + a") + `.all(a, a.join(obj.description) == "x")`,
+	"maps":           `obj.labels.all(k, obj.labels.all(l, obj.labels == obj.labels))`,
+	"maps, optional": `obj.labels.all(k, obj.?labels == obj.?labels)`,
+	"maps in a list": `obj.labels.all(k, obj.labels in [obj.labels])`,
+	"lists in one":   `obj.labels.all(k, obj.teams in [obj.allowed_ips, obj.teams])`,
+	"long texts":     `[obj.description + obj.description].all(x, obj.labels.all(k, obj.labels.all(l, x > "")))`,
 	"comparisons":    `obj.teams.all(t, obj.description <= obj.description)`,
 	"bytes":          `obj.teams.all(t, bytes(obj.description) + bytes(obj.description) != b"x")`,
 }
@@ -76,7 +84,21 @@ var refused = map[string]string{
 	"nested values, in":  twice("obj.name", 40, "[a, a]") + `.all(a, a in [a])`,
 	"nested maps":        twice("obj.name", 40, `{"x": a, "y": a}`) + `.all(a, a != a)`,
 	"another obj":        twice(`[[1]]`, 1, "a") + `.map(obj, {"a": [obj, obj]}).all(obj, obj.a == obj.a)`,
+	"obj itself":         `obj == obj`,
+	"obj itself, in":     `obj in [obj]`,
+	"doubled types":      doubledTypes(14),
+	"deep types":         strings.Repeat("[", 80) + strings.Repeat("]", 80) + " == []",
 	"another obj, again": `[{"a": [[1]]}].exists_one(obj, obj.a == obj.a)`,
+}
+
+// doubledTypes makes an expression of which each loop has a type of twice the size, which
+// takes twice as long to check.
+func doubledTypes(loops int) string {
+	text := "[1].all(v0, "
+	for i := range loops - 1 {
+		text += fmt.Sprintf("[{v%d: v%[1]d}].all(v%d, ", i, i+1)
+	}
+	return text + "true" + strings.Repeat(")", loops)
 }
 
 func TestFilterRefused(t *testing.T) {
@@ -119,6 +141,31 @@ func TestFilterBudget(t *testing.T) {
 			t.Errorf("%s: got %v", name, err)
 		}
 		t.Logf("%-16s %8d rows in %8.1f ms of a core", name, rows, (cpu()-begun).Seconds()*1000)
+	}
+}
+
+// What is compared is charged by what it holds, and no call is charged after its texts
+// were counted character by character.
+func TestFilterCharges(t *testing.T) {
+	value := types.DefaultTypeAdapter.NativeToValue
+	labels, list := make(map[string]string), make([]string, 64)
+	for i := range 64 {
+		labels[fmt.Sprint(i)] = "x"
+	}
+	for _, row := range []struct {
+		function string
+		args     []ref.Val
+		least    uint64
+	}{
+		{operators.Equals, []ref.Val{value(labels), value(labels)}, 300},
+		{operators.NotEquals, []ref.Val{types.OptionalOf(value(labels)), types.OptionalOf(value(labels))}, 300},
+		{operators.In, []ref.Val{value(labels), value([]any{labels, labels})}, 600},
+		{operators.In, []ref.Val{value(list), value([]any{list, list})}, 200},
+		{operators.Less, []ref.Val{types.String(strings.Repeat("é", 1000)), types.String(strings.Repeat("é", 1000))}, 200},
+	} {
+		if cost := *filterCosts(nil).CallCost(row.function, "", row.args, types.True); cost < row.least {
+			t.Errorf("%s of %s: got %d, want %d at least", row.function, row.args[0].Type(), cost, row.least)
+		}
 	}
 }
 

@@ -101,16 +101,16 @@ func (a *API) listBotUsers(c *call, q UserListQuery) (BotUserList, error) {
 }
 
 func (a *API) listUsers(c *call, q UserListQuery) ([]ServiceUser, Page, error) {
-	chosen, err := q.query(c.Context(), a.store.Now())
-	if err != nil {
-		return nil, Page{}, err
-	}
-	if chosen.Filter != nil {
+	if q.Filter != "" {
 		done, err := a.heavy.take(c.Context(), c.by.Name)
 		if err != nil {
 			return nil, Page{}, err
 		}
 		defer done()
+	}
+	chosen, err := q.query(c.Context(), a.store.Now())
+	if err != nil {
+		return nil, Page{}, err
 	}
 	users, more, err := a.store.ServiceUsers(c.Context(), c.by, chosen)
 	if err != nil {
