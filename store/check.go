@@ -421,6 +421,9 @@ func (c *checker) values() {
 			labels[k] = v
 		}
 		u.Labels = labels
+		if u.Name == "" && !u.DeletedAt.IsZero() {
+			u.Name = "x" // it was removed with all that is personal, see purge
+		}
 		before, fresh := u, u.clone()
 		judge(u.ID, u.check(never, &before), fresh.check(never, nil))
 		return nil

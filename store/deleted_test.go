@@ -176,6 +176,14 @@ func TestPurge(t *testing.T) {
 	mustDo(w.purge(ctx))
 	same(t, "again", dump(t, w.Store), before)
 
+	// What is left of them is no damage: a backup comes back.
+	path, _ := backupTo(t, w.Store)
+	report, err := CheckFile(ctx, path, w.opts, AuditHead{})
+	if err != nil || len(report.Findings)+len(report.Notes) > 0 {
+		t.Errorf("the check: got %q, %q, %v, want none", report.Findings, report.Notes, err)
+	}
+	must(restoreFrom(w.Store, path))
+
 	// Names are free, ids are not.
 	if _, _, err := w.CreateServiceUser(ctx, Local, private, nil); err != nil {
 		t.Errorf("the same name: got %v", err)
