@@ -79,7 +79,7 @@ func (c *Condition) String() string { return c.text }
 // Member reports whether a service user meets the condition of a membership. An
 // error means that it cannot be said, such as for a label that it does not have.
 func (c *Condition) Member(u *User) (bool, error) {
-	return c.holds(&evaluation{user: u})
+	return c.isTrue(&evaluation{user: u})
 }
 
 // checkParams refuses a condition that looks at a parameter that the path does
@@ -93,7 +93,7 @@ func (c *Condition) checkParams(segments []segment) error {
 	return nil
 }
 
-func (c *Condition) holds(e *evaluation) (bool, error) {
+func (c *Condition) isTrue(e *evaluation) (bool, error) {
 	for _, value := range e.params {
 		if len(value) > maxValueBytes {
 			return false, errLongValue
@@ -150,8 +150,8 @@ var (
 	textMap     = cel.MapType(cel.StringType, cel.StringType)
 )
 
-// fieldsOf says what the fields of the variables are, and how to read one.
-var fieldsOf = map[string]map[string]*types.FieldType{
+// celFields says what the fields of the variables are, and how to read one.
+var celFields = map[string]map[string]*types.FieldType{
 	"user": {
 		"id":           field(cel.StringType, func(u *User) (any, error) { return u.ID, nil }),
 		"name":         field(cel.StringType, func(u *User) (any, error) { return u.Name, nil }),
@@ -208,7 +208,7 @@ type variableTypes struct {
 }
 
 func (p variableTypes) fields(name string) (map[string]*types.FieldType, bool) {
-	return fieldsOf[name], slices.Contains(p.of, name)
+	return celFields[name], slices.Contains(p.of, name)
 }
 
 func (p variableTypes) FindStructType(name string) (*types.Type, bool) {
@@ -328,7 +328,7 @@ func compileCondition(env *cel.Env, text string) (*Condition, error) {
 		return nil, fmt.Errorf("condition %q is a %s, and must be true or false; compare it with something", text, ast.OutputType())
 	}
 	reads := make(map[string]bool)
-	if err := walk(ast.NativeRep().Expr(), reads); err != nil {
+	if err := collectReads(ast.NativeRep().Expr(), reads); err != nil {
 		return nil, fmt.Errorf("condition %q: %w", text, err)
 	}
 	estimate, err := env.EstimateCost(ast, valueSizes{})
@@ -442,7 +442,7 @@ func (valueSizes) EstimateCallCost(function, overload string, target *checker.As
 		return costs(steps.MultiplyByCostFactor(0.05))
 	case overload == overloads.ContainsString:
 		return costs(size(0).Add(size(1)).MultiplyByCostFactor(0.1))
-	case (equality || function == operators.In) && deep(args[0].Type()) && deep(args[1].Type()):
+	case (equality || function == operators.In) && canNest(args[0].Type()) && canNest(args[1].Type()):
 		return costs(checker.UnknownCostEstimate())
 	case equality && len(args[0].Type().Parameters()) > 0:
 		return costs(checker.CostEstimate{Max: min(size(0).Max, size(1).Max)}.MultiplyByCostFactor(2))
@@ -470,8 +470,8 @@ var readsAddress = []string{
 	"is_ip", "is_cidr", "string_to_ip", "string_to_cidr", "ip_is_canonical", "cidr_contains_ip_string", "cidr_contains_cidr_string",
 }
 
-// deep reports whether a value of this type may hold values that hold others.
-func deep(t *types.Type) bool {
+// canNest reports whether a value of this type may hold values that hold others.
+func canNest(t *types.Type) bool {
 	return t.Kind() == types.DynKind || slices.ContainsFunc(t.Parameters(), func(of *types.Type) bool {
 		return of.Kind() == types.DynKind || len(of.Parameters()) > 0
 	})
@@ -491,10 +491,10 @@ func PatternSteps(pattern string) uint64 {
 	return uint64(len(prog.Inst))
 }
 
-// walk collects what an expression reads: fields of the service user under their
+// collectReads collects what an expression reads: fields of the service user under their
 // names, parameters of the path as "params.NAME", or "params" for any, and
 // readsHeader. It refuses what cannot be followed or bounded.
-func walk(e celast.Expr, reads map[string]bool) error {
+func collectReads(e celast.Expr, reads map[string]bool) error {
 	if of, name, ok := member(e); ok {
 		inner, field, _ := member(of)
 		switch selected := e.Kind() == celast.SelectKind; {
@@ -524,7 +524,7 @@ func walk(e celast.Expr, reads map[string]bool) error {
 			reads["params"] = true
 		}
 	case celast.SelectKind:
-		return walk(e.AsSelect().Operand(), reads)
+		return collectReads(e.AsSelect().Operand(), reads)
 	case celast.CallKind:
 		call := e.AsCall()
 		all := call.Args()
@@ -535,7 +535,7 @@ func walk(e celast.Expr, reads map[string]bool) error {
 			}
 			reads[readsHeader] = true
 			if isVariable(call.Target(), "request") {
-				return walkAll(all, reads)
+				return collectAllReads(all, reads)
 			}
 		case name == "format" || name == "join":
 			return fmt.Errorf("%s cannot stand in a condition: nothing bounds the text that it makes", name)
@@ -547,12 +547,12 @@ func walk(e celast.Expr, reads map[string]bool) error {
 		if call.IsMemberFunction() {
 			all = slices.Concat([]celast.Expr{call.Target()}, all)
 		}
-		return walkAll(all, reads)
+		return collectAllReads(all, reads)
 	case celast.ListKind:
-		return walkAll(e.AsList().Elements(), reads)
+		return collectAllReads(e.AsList().Elements(), reads)
 	case celast.MapKind:
 		for _, entry := range e.AsMap().Entries() {
-			if err := walkAll([]celast.Expr{entry.AsMapEntry().Key(), entry.AsMapEntry().Value()}, reads); err != nil {
+			if err := collectAllReads([]celast.Expr{entry.AsMapEntry().Key(), entry.AsMapEntry().Value()}, reads); err != nil {
 				return err
 			}
 		}
@@ -565,7 +565,7 @@ func walk(e celast.Expr, reads map[string]bool) error {
 				return fmt.Errorf("%s is a variable already; name the one of the loop otherwise", name)
 			}
 		}
-		return walkAll([]celast.Expr{c.IterRange(), c.AccuInit(), c.LoopCondition(), c.LoopStep(), c.Result()}, reads)
+		return collectAllReads([]celast.Expr{c.IterRange(), c.AccuInit(), c.LoopCondition(), c.LoopStep(), c.Result()}, reads)
 	}
 	return nil
 }
@@ -574,9 +574,9 @@ func walk(e celast.Expr, reads map[string]bool) error {
 // name.
 const readsHeader = "request.header"
 
-func walkAll(list []celast.Expr, reads map[string]bool) error {
+func collectAllReads(list []celast.Expr, reads map[string]bool) error {
 	for _, e := range list {
-		if err := walk(e, reads); err != nil {
+		if err := collectReads(e, reads); err != nil {
 			return err
 		}
 	}

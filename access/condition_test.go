@@ -33,7 +33,7 @@ var pathParams = map[string]string{"id": "7", "rest": "a/b"}
 
 // judged says what a condition comes to.
 func judged(c *Condition, e *evaluation) string {
-	holds, err := c.holds(e)
+	holds, err := c.isTrue(e)
 	if err != nil {
 		return "error: " + err.Error()
 	}
@@ -577,7 +577,7 @@ func BenchmarkCondition(b *testing.B) {
 			}
 			b.ReportAllocs()
 			for b.Loop() {
-				c.holds(e)
+				c.isTrue(e)
 			}
 		})
 	}

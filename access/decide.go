@@ -26,8 +26,8 @@ func (d *Directory) Authenticate(c Credential, address netip.Addr, now int64) (P
 		}
 		return Principal{}, WrongSecret
 	}
-	if why := a.usable(&m.token, address, now); why != Granted {
-		return Principal{}, why
+	if reason := a.usable(&m.token, address, now); reason != Granted {
+		return Principal{}, reason
 	}
 	return d.principal(id, &a, &m), Granted
 }
@@ -75,23 +75,23 @@ func (d *Directory) byLogin(login string) (id string, row userRow) {
 
 // match is one token of an account.
 type match struct {
-	token tokenRow
-	place int // among the tokens; negative is none
-	class int // which number among the classes is that of its allows
+	token    tokenRow
+	place    int // among the tokens; negative is none
+	setIndex int // which number among the classes is that of its allows
 }
 
 // find looks for a token, by its secret or else by its id. It looks at every one of
 // them, whichever it is, and compares secrets in constant time.
 func (a *account) find(digest *digests, id *tokenID) match {
 	m := match{place: -1}
-	tokens, class := a.tokens, 0
-	if a.bits&wasNamed != 0 {
-		class = 1
+	tokens, setIndex := a.tokens, 0
+	if a.bits&hasNamedSet != 0 {
+		setIndex = 1
 	}
 	for i := range a.count {
 		t := tokens.token()
 		if t.bits&isNarrowed != 0 {
-			class++
+			setIndex++
 		}
 		var is bool
 		if digest != nil {
@@ -103,7 +103,7 @@ func (a *account) find(digest *digests, id *tokenID) match {
 		if is {
 			m = match{token: t, place: i}
 			if t.bits&isNarrowed != 0 {
-				m.class = class
+				m.setIndex = setIndex
 			}
 		}
 	}
@@ -116,12 +116,12 @@ func (d *Directory) principal(id string, a *account, m *match) Principal {
 	if t := m.token.expires; t != 0 && (p.until == 0 || t < p.until) {
 		p.until = t
 	}
-	classes := a.classes
-	p.own = d.sets[classes.number()]
-	p.set = p.own
-	for i := range m.class {
-		if class := classes.number(); i == m.class-1 {
-			p.set = d.sets[class]
+	setIDs := a.setIDs
+	p.userSet = d.sets[setIDs.number()]
+	p.tokenSet = p.userSet
+	for i := range m.setIndex {
+		if id := setIDs.number(); i == m.setIndex-1 {
+			p.tokenSet = d.sets[id]
 		}
 	}
 	return p
@@ -129,7 +129,7 @@ func (d *Directory) principal(id string, a *account, m *match) Principal {
 
 // Resume asks again about a principal that was authenticated before, perhaps by
 // an older directory: for a stream that stays open. It returns the principal as
-// d knows it, or why it would be refused now.
+// d knows it, or reason it would be refused now.
 func (d *Directory) Resume(p Principal, address netip.Addr, now int64) (Principal, Reason) {
 	return d.resume(p, address, now, false)
 }
@@ -141,12 +141,12 @@ func (d *Directory) ResumeExpired(p Principal, address netip.Addr, now int64) (P
 }
 
 func (d *Directory) resume(p Principal, address netip.Addr, now int64, outlives bool) (Principal, Reason) {
-	again, why := d.lookUp(p.id, p.TokenID(), address, now, outlives)
-	if why == Granted && again.place < 0 { // it never had a token: nobody has authenticated it
-		why = TokenRevoked
+	again, reason := d.lookUp(p.id, p.TokenID(), address, now, outlives)
+	if reason == Granted && again.place < 0 { // it never had a token: nobody has authenticated it
+		reason = TokenRevoked
 	}
-	if why != Granted {
-		return Principal{}, why
+	if reason != Granted {
+		return Principal{}, reason
 	}
 	return again, Granted
 }
@@ -156,11 +156,11 @@ func (d *Directory) resume(p Principal, address netip.Addr, now int64, outlives 
 // reason says whether it could authenticate at that instant from that address;
 // the zero address is any.
 func (d *Directory) Principal(userID, tokenID string, address netip.Addr, now int64) (Principal, Reason) {
-	p, why := d.lookUp(userID, tokenID, address, now, false)
-	if !address.IsValid() && (why == UserAddress || why == TokenAddress) {
-		why = Granted
+	p, reason := d.lookUp(userID, tokenID, address, now, false)
+	if !address.IsValid() && (reason == UserAddress || reason == TokenAddress) {
+		reason = Granted
 	}
-	return p, why
+	return p, reason
 }
 
 // lookUp finds a user and one of its tokens by their ids; "" is no token. The principal
@@ -273,7 +273,7 @@ func (d *Directory) Authorize(p Principal, a Action) Decision {
 		return Decision{Reason: NoRule}
 	}
 	allow, deny := d.groupsOf(p)
-	q := question{bit: methodBit(a.Method), row: p.row, action: a}
+	q := ruleQuery{bit: methodBit(a.Method), row: p.row, action: a}
 	if e := d.policy.denied(&q, deny.denies); e != nil {
 		return Decision{Reason: DeniedByRule, Rule: e.rule, Group: e.from, Header: q.header}
 	}
@@ -292,23 +292,23 @@ func (d *Directory) Authorize(p Principal, a Action) Decision {
 // whose denies do: narrowing a token lifts no deny. They are those of d, even when
 // the principal was found in the directory before it.
 func (d *Directory) groupsOf(p Principal) (allow, deny *groupSet) {
-	if !d.holds(p.set) || !d.holds(p.own) {
+	if !d.hasGroupSet(p.tokenSet) || !d.hasGroupSet(p.userSet) {
 		return noGroups, noGroups // the principal is not one of this store
 	}
-	return d.sets[p.set.class], d.sets[p.own.class]
+	return d.sets[p.tokenSet.id], d.sets[p.userSet.id]
 }
 
 // holds reports whether a combination of groups is one of this directory, whatever
 // these have become.
-func (d *Directory) holds(s *groupSet) bool {
-	return s != nil && s.class < len(d.sets) && d.sets[s.class].combination == s.combination
+func (d *Directory) hasGroupSet(s *groupSet) bool {
+	return s != nil && s.id < len(d.sets) && d.sets[s.id].groupKey == s.groupKey
 }
 
-var noGroups = &groupSet{combination: new(combination)}
+var noGroups = &groupSet{groupKey: new(groupKey)}
 
 // would finds out what groups in observe mode would have done. What they ask
 // does not count against the budget of those that are enforced.
-func (d *Directory) would(q *question, allows, denies indices, reason Reason) Would {
+func (d *Directory) would(q *ruleQuery, allows, denies indices, reason Reason) Would {
 	q.spent = 0
 	denied := d.policy.denied(q, denies)
 	switch {

@@ -38,7 +38,7 @@ type User struct {
 	Groups      []string       // ids of the permission groups it is a member of
 	Tokens      []Token
 
-	class int // its group set
+	groupSetID int // of the groups that it is in
 }
 
 // Token is one token of a service user as requests see it.
@@ -78,7 +78,7 @@ type Group struct {
 
 	Condition string // of membership: who meets it is a member; "" is nobody
 
-	index      uint32       // its place in question.groups; kept for as long as the directory lives
+	index      uint32       // its place in ruleQuery.groups; kept for as long as the directory lives
 	conditions []*Condition // of Rules
 	membership *Condition
 }
@@ -109,16 +109,16 @@ type Directory struct {
 	nextGroup   uint32            // the index of the next group
 	sets        []*groupSet       // by class: that of a user, or of a token
 	sizes       tally             // the number of users of each class
-	classes     shards[string, int]
+	setIDs      shards[string, int]
 	policy      *policy
 }
 
 // groupSet is a distinct combination of groups. Users and tokens share it, so
 // that a change of a group touches no user.
 type groupSet struct {
-	*combination
+	*groupKey
 
-	class          int      // its place in Directory.sets
+	id             int      // its place in Directory.sets
 	allows, denies indices  // of the groups that enforce
 	wouldAllow     indices  // of those that observe
 	wouldDeny      indices  //
@@ -128,10 +128,10 @@ type groupSet struct {
 
 // combination is what a class stands for. Its address tells a class of this
 // directory, and of those before and after it, from one of any other.
-type combination struct {
-	ids    []string // the user's groups, by name and by condition, sorted
-	doubts []string // groups of which it cannot be said whether the user is in them, sorted
-	only   []string // the token's narrowing, sorted; nil is none
+type groupKey struct {
+	ids         []string // the user's groups, by name and by condition, sorted
+	undecided   []string // groups of which it cannot be said whether the user is in them, sorted
+	tokenGroups []string // the token's narrowing, sorted; nil is none
 }
 
 // indices are those of groups, sorted. A group of which it is in doubt whether
@@ -216,13 +216,13 @@ func (d *Directory) Memberships(u *User) []Membership {
 			list = append(list, Membership{g, ByName})
 		}
 	}
-	ids, doubts := d.members(u)
+	ids, undecided := d.members(u)
 	for _, g := range d.conditional {
 		switch {
 		case slices.Contains(u.Groups, g.ID):
 		case slices.Contains(ids, g.ID):
 			list = append(list, Membership{g, ByCondition})
-		case slices.Contains(doubts, g.ID) && g != d.everybody:
+		case slices.Contains(undecided, g.ID) && g != d.everybody:
 			list = append(list, Membership{g, InDoubt})
 		}
 	}
@@ -258,7 +258,7 @@ func (d *Directory) Members(group string, f func(*User, Source)) {
 	}
 	d.users.each(d.sets, func(u *User) {
 		switch {
-		case !in[u.class]:
+		case !in[u.groupSetID]:
 		case slices.Contains(u.Groups, group):
 			f(u, ByName)
 		default:
@@ -294,8 +294,8 @@ func (d *Directory) CountMembers(groups []string, f func(*User) bool) map[string
 	}
 	counts := make(map[string]int)
 	d.users.each(d.sets, func(u *User) {
-		if len(in[u.class]) > 0 && f(u) {
-			for _, id := range in[u.class] {
+		if len(in[u.groupSetID]) > 0 && f(u) {
+			for _, id := range in[u.groupSetID] {
 				counts[id]++
 			}
 		}
@@ -332,15 +332,15 @@ func (d *Directory) With(c Changes) (*Directory, error) {
 }
 
 // resolve finds the groups behind a combination of ids, which has this number.
-func (d *Directory) resolve(class int, c *combination) *groupSet {
-	s := &groupSet{combination: c, class: class}
+func (d *Directory) resolve(id int, c *groupKey) *groupSet {
+	s := &groupSet{groupKey: c, id: id}
 	add := func(g *Group, doubt bool) {
 		allows, denies := &s.allows, &s.denies
 		if g.Mode == Observe {
 			allows, denies = &s.wouldAllow, &s.wouldDeny
 		}
 		*denies = append(*denies, g.index)
-		if doubt || c.only != nil && !slices.Contains(c.only, g.ID) {
+		if doubt || c.tokenGroups != nil && !slices.Contains(c.tokenGroups, g.ID) {
 			return
 		}
 		*allows = append(*allows, g.index)
@@ -356,7 +356,7 @@ func (d *Directory) resolve(class int, c *combination) *groupSet {
 	if d.everybody != nil && !slices.Contains(c.ids, d.everybody.ID) {
 		add(d.everybody, false)
 	}
-	for _, id := range c.doubts {
+	for _, id := range c.undecided {
 		if g := d.groups[id]; g != nil && g != d.everybody {
 			add(g, true)
 		}
@@ -371,17 +371,17 @@ func (d *Directory) resolve(class int, c *combination) *groupSet {
 
 // members finds out which groups a user is in, by name and by condition, and
 // those of which it cannot be said; both sorted.
-func (d *Directory) members(u *User) (ids, doubts []string) {
+func (d *Directory) members(u *User) (ids, undecided []string) {
 	ids = slices.Clone(u.Groups)
 	for _, g := range d.conditional {
-		if holds, err := g.membership.Member(u); err != nil {
-			doubts = append(doubts, g.ID)
-		} else if holds {
+		if member, err := g.membership.Member(u); err != nil {
+			undecided = append(undecided, g.ID)
+		} else if member {
 			ids = append(ids, g.ID)
 		}
 	}
 	ids = sortedCopy(ids)
-	return ids, slices.DeleteFunc(doubts, func(id string) bool { return slices.Contains(ids, id) })
+	return ids, slices.DeleteFunc(undecided, func(id string) bool { return slices.Contains(ids, id) })
 }
 
 // copied returns strings that hold on to no text that they were cut out of.

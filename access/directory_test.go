@@ -147,7 +147,7 @@ func TestWithKeepsItsOwn(t *testing.T) {
 	if u := spare[:2][1]; u.ID != "" {
 		t.Errorf("With wrote %s behind the changes it was given", u.ID)
 	}
-	if u := c.Users[0]; u.class != 0 || u.Groups[0] != "g9" || u.Tokens[0].Groups[0] != "g9" {
+	if u := c.Users[0]; u.groupSetID != 0 || u.Groups[0] != "g9" || u.Tokens[0].Groups[0] != "g9" {
 		t.Errorf("With wrote to the changes it was given: %+v", u)
 	}
 }
@@ -459,7 +459,7 @@ func TestMemberships(t *testing.T) {
 		u, _ := d.User(login(n).ID)
 		expect(t, fmt.Sprint("the groups of user ", n), described(d.Memberships(u)), want)
 		stranger := *u
-		stranger.ID, stranger.class = "service_99", 0
+		stranger.ID, stranger.groupSetID = "service_99", 0
 		expect(t, fmt.Sprint("the groups of a user like ", n), described(d.Memberships(&stranger)), want)
 	}
 	for id, want := range map[string]string{
@@ -683,7 +683,7 @@ func TestPrincipal(t *testing.T) {
 			t.Errorf("%s with %q from %v: got %v in %q, want %v in %q", row.id, row.token, row.address, why, p.GroupList(), row.want, row.list)
 		}
 		if row.may == "" {
-			if p.ID() != "" || p.row != nil || p.set != nil {
+			if p.ID() != "" || p.row != nil || p.tokenSet != nil {
 				t.Errorf("%s with %q: got %v, want nobody", row.id, row.token, p)
 			}
 			continue

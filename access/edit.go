@@ -13,14 +13,14 @@ import (
 // groups, then the users. It belongs to one goroutine, but for [Edit.Users]. After
 // an error there is nothing to do with it.
 type Edit struct {
-	mu      sync.Mutex // of what follows
-	base    *Directory
-	next    Directory
-	users   *tableEdit
-	logins  *shardEdit[string, string]
-	classes *shardEdit[string, int]
-	sizes   *tallyEdit
-	moved   []string // groups whose condition of membership is another one than before
+	mu     sync.Mutex // of what follows
+	base   *Directory
+	next   Directory
+	users  *tableEdit
+	logins *shardEdit[string, string]
+	setIDs *shardEdit[string, int]
+	sizes  *tallyEdit
+	moved  []string // groups whose condition of membership is another one than before
 }
 
 // Edit begins the directory of a revision.
@@ -89,8 +89,8 @@ func (e *Edit) Groups(changed []Group, removed []string) error {
 	in := func(id string) bool { return touched[id] }
 	sets := slices.Clone(d.sets)
 	for i, s := range sets {
-		if everybody != d.everybody || slices.ContainsFunc(s.ids, in) || slices.ContainsFunc(s.doubts, in) {
-			sets[i] = d.resolve(i, s.combination)
+		if everybody != d.everybody || slices.ContainsFunc(s.ids, in) || slices.ContainsFunc(s.undecided, in) {
+			sets[i] = d.resolve(i, s.groupKey)
 		}
 	}
 	d.sets = sets
@@ -141,17 +141,17 @@ func (g *Group) compile(known *Group) (patterns [][]segment, err error) {
 
 // moves reports whether a user is in others of these groups than before.
 func (d *Directory) moves(u *User, groups []string) bool {
-	was := d.sets[u.class]
+	was := d.sets[u.groupSetID]
 	for _, id := range groups {
 		g := d.groups[id]
 		if slices.Contains(u.Groups, id) {
 			continue
 		}
-		holds, err := false, error(nil)
+		member, err := false, error(nil)
 		if g != nil && g.membership != nil {
-			holds, err = g.membership.Member(u)
+			member, err = g.membership.Member(u)
 		}
-		if slices.Contains(was.ids, id) != (holds && err == nil) || slices.Contains(was.doubts, id) != (err != nil) {
+		if slices.Contains(was.ids, id) != (member && err == nil) || slices.Contains(was.undecided, id) != (err != nil) {
 			return true
 		}
 	}
@@ -162,26 +162,26 @@ func (d *Directory) moves(u *User, groups []string) bool {
 func (e *Edit) begin() {
 	if e.users == nil {
 		d := &e.next
-		e.users, e.logins, e.classes = d.users.edit(), d.logins.edit(), d.classes.edit()
+		e.users, e.logins, e.setIDs = d.users.edit(), d.logins.edit(), d.setIDs.edit()
 		d.sets, e.sizes = slices.Clip(d.sets), d.sizes.edit()
 	}
 }
 
 // class returns the number of a combination of groups.
-func (e *Edit) class(ids, doubts, only []string) int {
+func (e *Edit) groupSetID(ids, undecided, tokenGroups []string) int {
 	key := strings.Join(ids, ",")
-	if len(doubts) > 0 || only != nil {
-		key += "?" + strings.Join(doubts, ",")
+	if len(undecided) > 0 || tokenGroups != nil {
+		key += "?" + strings.Join(undecided, ",")
 	}
-	if only != nil {
-		key += "|" + strings.Join(only, ",")
+	if tokenGroups != nil {
+		key += "|" + strings.Join(tokenGroups, ",")
 	}
-	n, ok := e.classes.get(key)
+	n, ok := e.setIDs.get(key)
 	if !ok {
 		d := &e.next
 		n = len(d.sets)
-		d.sets = append(d.sets, d.resolve(n, &combination{copied(ids), copied(doubts), copied(only)}))
-		e.classes.set(strings.Clone(key), n)
+		d.sets = append(d.sets, d.resolve(n, &groupKey{copied(ids), copied(undecided), copied(tokenGroups)}))
+		e.setIDs.set(strings.Clone(key), n)
 	}
 	return n
 }
@@ -193,7 +193,7 @@ func (e *Edit) forget(w *written) {
 	}
 	old := e.users.get(w, e.next.sets)
 	e.users.removeHashes(w, old)
-	e.sizes.add(old.class, -1)
+	e.sizes.add(old.groupSetID, -1)
 	e.logins.remove(old.Alias)
 }
 
@@ -234,7 +234,7 @@ func (e *Edit) Users(changed []User, removed []string) error {
 	return nil
 }
 
-// prepare takes out what is known of the users so far, and gives them classes.
+// prepare takes out what is known of the users so far, and gives them setIDs.
 func (e *Edit) prepare(drafts []draft, removed []string) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -255,7 +255,7 @@ func (e *Edit) prepare(drafts []draft, removed []string) error {
 		}
 	}
 	for i := range drafts {
-		if err := e.classify(&drafts[i]); err != nil {
+		if err := e.assignGroupSets(&drafts[i]); err != nil {
 			return err
 		}
 	}
@@ -265,14 +265,14 @@ func (e *Edit) prepare(drafts []draft, removed []string) error {
 // draft is a user on its way into the table.
 type draft struct {
 	written
-	user    User
-	row     []byte   // without the classes
-	classes []byte   // what stands before it
-	buf     [8]byte  // for classes
-	ids     []string // of the groups that the user is in, sorted …
-	doubts  []string // … of those of which it cannot be said …
-	named   []string // … and of those that name it …
-	other   bool     // … which are others
+	user        User
+	row         []byte   // without the setIDs
+	setIDs      []byte   // what stands before it
+	buf         [8]byte  // for setIDs
+	ids         []string // of the groups that the user is in, sorted …
+	undecided   []string // … of those of which it cannot be said …
+	namedGroups []string // … and of those that name it …
+	hasNamedSet bool     // … which are others
 }
 
 // draft checks a user and makes it ready. Its tokens belong to the caller no more.
@@ -286,29 +286,29 @@ func (e *Edit) draft(u User) (draft, error) {
 		}
 	}
 	d := draft{written: newWritten(u.ID), user: u}
-	d.ids, d.doubts = e.next.members(&u)
-	d.named = sortedCopy(u.Groups)
-	d.other = !slices.Equal(d.named, d.ids)
-	d.row = appendUser(make([]byte, 0, 256), &u, d.other)
+	d.ids, d.undecided = e.next.members(&u)
+	d.namedGroups = sortedCopy(u.Groups)
+	d.hasNamedSet = !slices.Equal(d.namedGroups, d.ids)
+	d.row = appendUser(make([]byte, 0, 256), &u, d.hasNamedSet)
 	return d, nil
 }
 
-// classify numbers the combinations of groups of a user and of its tokens.
-func (e *Edit) classify(d *draft) error {
-	class := e.class(d.ids, d.doubts, nil)
-	e.sizes.add(class, 1)
-	classes := []int{class}
-	if d.other {
-		classes = append(classes, e.class(d.named, nil, nil))
+// assignGroupSets numbers the combinations of groups of a user and of its tokens.
+func (e *Edit) assignGroupSets(d *draft) error {
+	id := e.groupSetID(d.ids, d.undecided, nil)
+	e.sizes.add(id, 1)
+	setIDs := []int{id}
+	if d.hasNamedSet {
+		setIDs = append(setIDs, e.groupSetID(d.namedGroups, nil, nil))
 	}
 	for i := range d.user.Tokens {
-		if only := d.user.Tokens[i].Groups; len(only) > 0 {
-			classes = append(classes, e.class(d.ids, d.doubts, sortedCopy(only)))
+		if groups := d.user.Tokens[i].Groups; len(groups) > 0 {
+			setIDs = append(setIDs, e.groupSetID(d.ids, d.undecided, sortedCopy(groups)))
 		}
 	}
-	d.classes = binary.AppendUvarint(d.buf[:0], uint64(len(classes)))
-	for _, c := range classes {
-		d.classes = binary.AppendUvarint(d.classes, uint64(c))
+	d.setIDs = binary.AppendUvarint(d.buf[:0], uint64(len(setIDs)))
+	for _, c := range setIDs {
+		d.setIDs = binary.AppendUvarint(d.setIDs, uint64(c))
 	}
 	if alias := d.user.Alias; alias != "" {
 		if other, taken := e.logins.get(alias); taken {
@@ -321,7 +321,7 @@ func (e *Edit) classify(d *draft) error {
 
 // write enters a user.
 func (e *Edit) write(d *draft) error {
-	if err := e.users.set(&d.written, d.row, d.classes, d.user.Tokens); err != nil {
+	if err := e.users.set(&d.written, d.row, d.setIDs, d.user.Tokens); err != nil {
 		return fmt.Errorf("service user %s %w", d.user.ID, err)
 	}
 	return nil
@@ -343,7 +343,7 @@ func (e *Edit) Done() (*Directory, error) {
 				e.forget(&w)
 				var moved draft
 				if moved, err = e.draft(*u); err == nil {
-					err = e.classify(&moved)
+					err = e.assignGroupSets(&moved)
 				}
 				if err == nil {
 					err = e.write(&moved)
@@ -355,7 +355,7 @@ func (e *Edit) Done() (*Directory, error) {
 		}
 	}
 	if e.users != nil {
-		d.users, d.logins, d.classes, d.sizes = e.users.done(), e.logins.done(), e.classes.done(), e.sizes.done()
+		d.users, d.logins, d.setIDs, d.sizes = e.users.done(), e.logins.done(), e.setIDs.done(), e.sizes.done()
 	}
 	done := *d // what is in force must not hold on to the edit, and so to every version before
 	return &done, nil

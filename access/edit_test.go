@@ -52,8 +52,8 @@ func TestEditAtRandom(t *testing.T) {
 		if got.Name != want.Name || got.Alias != want.Alias || !slices.Equal(got.Groups, want.Groups) || !maps.Equal(got.Labels, want.Labels) || len(got.Tokens) != len(want.Tokens) {
 			t.Fatalf("user %d: got %+v, want %+v", n, got, want)
 		}
-		if in := slices.Contains(d.EffectiveGroups(got), "c"); in != (want.Labels["env"] == v.env) || slices.Contains(d.sets[got.class].ids, "c") != in {
-			t.Fatalf("user %d: got in %t, class %q, want %t", n, in, d.sets[got.class].ids, want.Labels["env"] == v.env)
+		if in := slices.Contains(d.EffectiveGroups(got), "c"); in != (want.Labels["env"] == v.env) || slices.Contains(d.sets[got.groupSetID].ids, "c") != in {
+			t.Fatalf("user %d: got in %t, class %q, want %t", n, in, d.sets[got.groupSetID].ids, want.Labels["env"] == v.env)
 		}
 		if want.Alias != "" {
 			if other, _ := d.User(want.Alias); other == nil || other.ID != want.ID {

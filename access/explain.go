@@ -73,9 +73,9 @@ func (d *Directory) Explain(p Principal, a Action, groups func(*Group) bool) Exp
 		return out
 	}
 	out.Grant = SmallestRule(a.Method, a.Path)
-	q := question{bit: methodBit(a.Method), user: u, action: a}
+	q := ruleQuery{bit: methodBit(a.Method), user: u, action: a}
 	for _, g := range d.groups {
-		if member[g] || g.Mode != Enforce || !visible(g) || allow.only != nil && !slices.Contains(allow.only, g.ID) {
+		if member[g] || g.Mode != Enforce || !visible(g) || allow.tokenGroups != nil && !slices.Contains(allow.tokenGroups, g.ID) {
 			continue
 		}
 		if left < 0 {
@@ -96,7 +96,7 @@ func (d *Directory) Explain(p Principal, a Action, groups func(*Group) bool) Exp
 func consider(u *User, allow *groupSet, m Membership, i int, a Action, verdict Decision, left *int) Considered {
 	g, r := m.Group, &m.Group.Rules[i]
 	c := Considered{Rule: r, Group: g, Source: m.Source}
-	why := func(off int, text string) {
+	addReason := func(off int, text string) {
 		c.off += off
 		if c.Why != "" {
 			c.Why += "; "
@@ -104,9 +104,9 @@ func consider(u *User, allow *groupSet, m Membership, i int, a Action, verdict D
 		c.Why += text
 	}
 	deny := r.Effect == Deny
-	q := question{bit: methodBit(a.Method), deny: deny, groups: onlyGroup, user: u, action: a}
+	q := ruleQuery{bit: methodBit(a.Method), deny: deny, groups: onlyGroup, user: u, action: a}
 	if verdict.Rule == r {
-		c.Applies, c.Why = true, doubt(r, g.conditions[i], &q)
+		c.Applies, c.Why = true, whyUndecided(r, g.conditions[i], &q)
 		return c
 	}
 	if !newMethodSet(r).covers(q.bit, a.Method) {
@@ -114,21 +114,21 @@ func consider(u *User, allow *groupSet, m Membership, i int, a Action, verdict D
 		if methods[0] == "*" {
 			methods = registered[:]
 		}
-		why(2, "the method "+a.Method+" is not among "+strings.Join(methods, ","))
+		addReason(2, "the method "+a.Method+" is not among "+strings.Join(methods, ","))
 	}
 	if !coversHost(r.Host, a.Host, deny) {
-		why(2, "the host "+strconv.Quote(a.Host)+" is not "+r.Host)
+		addReason(2, "the host "+strconv.Quote(a.Host)+" is not "+r.Host)
 	}
 	pathOnly := *r
 	pathOnly.Host, pathOnly.Methods = "", []string{"*"}
 	if !coversPath(pathOnly, nil, q) {
 		off, text := pathDistance(r.Path, a.Path, deny)
-		why(2*off, text)
+		addReason(2*off, text)
 	} else if when := g.conditions[i]; when != nil && *left < 0 {
-		why(1, "its condition is not looked at: those before it cost too much to look at all")
+		addReason(1, "its condition is not looked at: those before it cost too much to look at all")
 	} else if when != nil && !coversPath(pathOnly, when, q) {
 		*left -= 3 * int(when.cost) // it is asked in either form of the path, and why
-		why(1, "its condition does not hold: "+whyNot(&pathOnly, when, &q))
+		addReason(1, "its condition does not hold: "+whyNot(&pathOnly, when, &q))
 	}
 	if when := g.conditions[i]; when != nil && c.off == 0 {
 		*left -= 3 * int(when.cost)
@@ -137,15 +137,15 @@ func consider(u *User, allow *groupSet, m Membership, i int, a Action, verdict D
 	case c.off > 0:
 		return c
 	case g.Mode == Observe:
-		why(1, "the permission group only observes")
+		addReason(1, "the permission group only observes")
 	case m.Source == InDoubt && !deny:
-		why(1, "the permission group's condition of membership cannot be evaluated, so that its allows do not hold")
+		addReason(1, "the permission group's condition of membership cannot be evaluated, so that its allows do not hold")
 	case !deny && !slices.Contains(allow.allows, g.index):
-		why(1, "the token is restricted to other permission groups")
+		addReason(1, "the token is restricted to other permission groups")
 	case !deny && verdict.Reason == NoRule:
-		why(1, errBudget.Error())
+		addReason(1, errBudget.Error())
 	default:
-		c.Applies, c.Why = true, doubt(r, g.conditions[i], &q)
+		c.Applies, c.Why = true, whyUndecided(r, g.conditions[i], &q)
 		if !deny && verdict.Reason == DeniedByRule {
 			c.Why = "a deny wins"
 		}
@@ -153,8 +153,8 @@ func consider(u *User, allow *groupSet, m Membership, i int, a Action, verdict D
 	return c
 }
 
-// doubt says why a deny applies although its condition does not hold.
-func doubt(r *Rule, when *Condition, q *question) string {
+// whyUndecided says why a deny applies although its condition does not hold.
+func whyUndecided(r *Rule, when *Condition, q *ruleQuery) string {
 	if when == nil || r.Effect == Allow {
 		return ""
 	}
@@ -165,7 +165,7 @@ func doubt(r *Rule, when *Condition, q *question) string {
 }
 
 // coversPath asks about one rule by itself, as the trees do.
-func coversPath(r Rule, when *Condition, q question) bool {
+func coversPath(r Rule, when *Condition, q ruleQuery) bool {
 	if when == nil {
 		r.When = ""
 	}
@@ -178,17 +178,17 @@ func coversPath(r Rule, when *Condition, q question) bool {
 }
 
 // outcome evaluates the condition of one rule by itself.
-func outcome(r *Rule, when *Condition, q *question) (bool, error) {
+func outcome(r *Rule, when *Condition, q *ruleQuery) (bool, error) {
 	segments, err := parsePattern(r.Path)
 	if err != nil {
 		return false, err
 	}
 	c := &conditional{when, segments}
-	return c.holds(&evaluation{user: q.user, action: q.action, params: c.values(q.action.Path)})
+	return c.isTrue(&evaluation{user: q.user, action: q.action, params: c.values(q.action.Path)})
 }
 
 // whyNot says what the condition of a rule that does not apply came to.
-func whyNot(r *Rule, when *Condition, q *question) string {
+func whyNot(r *Rule, when *Condition, q *ruleQuery) string {
 	if _, err := outcome(r, when, q); err != nil {
 		return err.Error()
 	}
@@ -203,7 +203,7 @@ func pathDistance(pattern, path string, deny bool) (off int, text string) {
 		return 1, err.Error()
 	}
 	parts := strings.Split(strings.TrimPrefix(path, "/"), "/")
-	note := func(s string) {
+	mismatch := func(s string) {
 		off++
 		if text == "" {
 			text = s
@@ -213,19 +213,19 @@ func pathDistance(pattern, path string, deny bool) (off int, text string) {
 		switch {
 		case s.kind == restSegment:
 			if i >= len(parts) {
-				note("the path is shorter than " + pattern)
+				mismatch("the path is shorter than " + pattern)
 			}
 			return max(off, 1), text
 		case i >= len(parts):
-			note("the path is shorter than " + pattern)
+			mismatch("the path is shorter than " + pattern)
 		case s.kind == literalSegment && s.text != parts[i] && !(deny && foldCase(s.text) == foldCase(parts[i])):
-			note("the path has " + strconv.Quote(parts[i]) + " where " + pattern + " has " + strconv.Quote(s.text))
+			mismatch("the path has " + strconv.Quote(parts[i]) + " where " + pattern + " has " + strconv.Quote(s.text))
 		case s.kind == paramSegment && parts[i] == "":
-			note("the path has nothing where " + pattern + " has {" + s.text + "}")
+			mismatch("the path has nothing where " + pattern + " has {" + s.text + "}")
 		}
 	}
 	if len(parts) > len(segments) {
-		note("the path is longer than " + pattern)
+		mismatch("the path is longer than " + pattern)
 		off += len(parts) - len(segments) - 1
 	}
 	return max(off, 1), text

@@ -102,14 +102,14 @@ type conditional struct {
 // edit begins a new policy. The old one stays as it is; the new one shares every
 // node that no change leads through.
 func (p *policy) edit() *policyEdit {
-	e := &policyEdit{next: *p, own: make(map[*node]bool)}
+	e := &policyEdit{next: *p, created: make(map[*node]bool)}
 	e.next.allow.literal, e.next.deny.literal = p.allow.literal.clone(), p.deny.literal.clone()
 	return e
 }
 
 type policyEdit struct {
-	next policy
-	own  map[*node]bool // nodes that this edit has made
+	next    policy
+	created map[*node]bool // nodes that this edit has made
 }
 
 func (e *policyEdit) done() *policy {
@@ -125,17 +125,17 @@ func (e *policyEdit) tree(effect Effect, pattern []segment) (*node, []segment) {
 	return &e.next.allow, pattern
 }
 
-// mine returns a node that may be written in the place of another one.
-func (e *policyEdit) mine(n *node) *node {
+// writable returns a node that may be written in the place of another one.
+func (e *policyEdit) writable(n *node) *node {
 	switch {
 	case n == nil:
 		n = new(node)
-	case e.own[n]:
+	case e.created[n]:
 		return n
 	default:
 		n = &node{literal: n.literal.clone(), param: n.param, end: n.end, rest: n.rest}
 	}
-	e.own[n] = true
+	e.created[n] = true
 	return n
 }
 
@@ -154,10 +154,10 @@ func (e *policyEdit) add(g *Group, patterns [][]segment) {
 			case restSegment:
 				rest = true // always last
 			case paramSegment:
-				n.param = e.mine(n.param)
+				n.param = e.writable(n.param)
 				n = n.param
 			default:
-				child := e.mine(n.literal.get([]byte(s.text)))
+				child := e.writable(n.literal.get([]byte(s.text)))
 				n.literal.set(s.text, child)
 				n = child
 			}
@@ -186,13 +186,13 @@ func (e *policyEdit) remove(g *Group) {
 			panic("access: removing an unchecked rule: " + err.Error())
 		}
 		n, pattern := e.tree(r.Effect, pattern)
-		e.take(n, pattern, g.index)
+		e.removeEntries(n, pattern, g.index)
 	}
 }
 
-// take removes a group's entries at the end of a pattern, and the nodes that lead
+// removeEntries removes a group's entries at the end of a pattern, and the nodes that lead
 // to nothing then.
-func (e *policyEdit) take(n *node, pattern []segment, group uint32) {
+func (e *policyEdit) removeEntries(n *node, pattern []segment, group uint32) {
 	of := func(e entry) bool { return e.group == group }
 	if len(pattern) == 0 {
 		n.end = slices.DeleteFunc(slices.Clone(n.end), of)
@@ -204,17 +204,17 @@ func (e *policyEdit) take(n *node, pattern []segment, group uint32) {
 		n.rest = slices.DeleteFunc(slices.Clone(n.rest), of)
 	case paramSegment:
 		if n.param != nil {
-			n.param = e.mine(n.param)
-			e.take(n.param, pattern[1:], group)
+			n.param = e.writable(n.param)
+			e.removeEntries(n.param, pattern[1:], group)
 			if n.param.empty() {
 				n.param = nil
 			}
 		}
 	default:
 		if known := n.literal.get([]byte(s.text)); known != nil {
-			child := e.mine(known)
+			child := e.writable(known)
 			n.literal.set(s.text, child)
-			e.take(child, pattern[1:], group)
+			e.removeEntries(child, pattern[1:], group)
 			if child.empty() {
 				n.literal.remove(s.text)
 			}
@@ -240,8 +240,8 @@ func compileGroup(g *Group) *policy {
 	return e.done()
 }
 
-// question is one request as the trees see it.
-type question struct {
+// ruleQuery is one request as the trees see it.
+type ruleQuery struct {
 	groups indices
 	bit    methodSet
 	deny   bool
@@ -259,7 +259,7 @@ var slash = []byte("/")
 // segment remains, which differs from one empty segment: "/v1" and "/v1/".
 // Literals are preferred to parameters, these to {rest...}, so that the rule
 // that is named in a decision is the most specific one.
-func (n *node) find(path []byte, more bool, q *question) *entry {
+func (n *node) find(path []byte, more bool, q *ruleQuery) *entry {
 	if !more {
 		if e := q.first(n.end); e != nil || !q.deny {
 			return e
@@ -282,7 +282,7 @@ func (n *node) find(path []byte, more bool, q *question) *entry {
 
 // first returns the first entry that belongs to one of the groups and covers
 // method and host. Both lists are sorted; the shorter one is walked.
-func (q *question) first(entries []entry) *entry {
+func (q *ruleQuery) first(entries []entry) *entry {
 	if len(entries) <= len(q.groups) {
 		for i := range entries {
 			if _, ok := slices.BinarySearch(q.groups, entries[i].group); ok && q.applies(&entries[i]) {
@@ -305,7 +305,7 @@ func (q *question) first(entries []entry) *entry {
 // applies reports whether an entry of one of the groups covers the rest of the
 // request. A condition that cannot be evaluated leaves a doubt, and a doubt
 // favours refusal: then an allow does not apply, and a deny does.
-func (q *question) applies(e *entry) bool {
+func (q *ruleQuery) applies(e *entry) bool {
 	if !e.methods.covers(q.bit, q.action.Method) || !coversHost(e.host, q.action.Host, q.deny) {
 		return false
 	}
@@ -316,18 +316,18 @@ func (q *question) applies(e *entry) bool {
 	if q.deny && path != "/" {
 		path = strings.TrimSuffix(path, "/")
 	}
-	holds, err := q.ask(e.when, path)
+	holds, err := q.evaluate(e.when, path)
 	if !holds && err == nil && path != q.path {
-		holds, err = q.ask(e.when, q.path) // a deny holds in either form
+		holds, err = q.evaluate(e.when, q.path) // a deny holds in either form
 	}
 	return holds || err != nil && q.deny
 }
 
 var errBudget = fmt.Errorf("the conditions that this request has to be checked against cost more than %d", conditionBudget)
 
-// ask evaluates a condition as if this were the action's path. All that one
+// evaluate evaluates a condition as if this were the action's path. All that one
 // request asks is bounded too.
-func (q *question) ask(c *conditional, path string) (bool, error) {
+func (q *ruleQuery) evaluate(c *conditional, path string) (bool, error) {
 	if q.spent += c.cost; q.spent > conditionBudget {
 		return false, errBudget
 	}
@@ -337,7 +337,7 @@ func (q *question) ask(c *conditional, path string) (bool, error) {
 	q.header = q.header || c.header
 	action := q.action
 	action.Path = path
-	return c.holds(&evaluation{user: q.user, action: action, params: c.values(path)})
+	return c.isTrue(&evaluation{user: q.user, action: action, params: c.values(path)})
 }
 
 // values returns what the parameters of the pattern stand for in a path that
@@ -442,7 +442,7 @@ type pathBuffer [256]byte
 // brought into the same form. Where the operator lets a slash or a semicolon in a
 // segment pass, a deny also covers what an upstream makes of them that takes the
 // one for a separator, or the other for the beginning of parameters.
-func (p *policy) denied(q *question, groups indices) *entry {
+func (p *policy) denied(q *ruleQuery, groups indices) *entry {
 	q.deny, q.groups = true, groups
 	path := q.action.Path
 	if strings.ContainsAny(path, "\x00;") {
@@ -465,7 +465,7 @@ func withoutParameters(path string) string {
 	return strings.Join(segments, "/")
 }
 
-func (p *policy) deniedAs(path string, q *question) *entry {
+func (p *policy) deniedAs(path string, q *ruleQuery) *entry {
 	q.path = path
 	var buf pathBuffer
 	folded, more := bytes.CutPrefix(appendFolded(buf[:0], strings.TrimSuffix(path, "/")), slash)
@@ -474,7 +474,7 @@ func (p *policy) deniedAs(path string, q *question) *entry {
 
 // allowed finds an allow of these groups that covers the action's path. None
 // covers what is no path.
-func (p *policy) allowed(q *question, groups indices) *entry {
+func (p *policy) allowed(q *ruleQuery, groups indices) *entry {
 	q.deny, q.groups, q.path = false, groups, q.action.Path
 	rest, ok := strings.CutPrefix(q.path, "/")
 	if !ok {
@@ -535,7 +535,7 @@ func (s *Ruleset) Covers(a Action) bool {
 	if s.policy == nil {
 		return false
 	}
-	q := question{bit: methodBit(a.Method), user: noUser, action: a}
+	q := ruleQuery{bit: methodBit(a.Method), user: noUser, action: a}
 	return s.policy.allowed(&q, onlyGroup) != nil
 }
 

@@ -6,15 +6,15 @@ import "slices"
 // came with. The zero value is nobody. It holds on to a part of the table that it was
 // found in: see [Principal.Alone].
 type Principal struct {
-	id    string // of the service user
-	row   userRow
-	name  []byte    // in the row
-	place int       // of the token in the row; negative is none
-	bits  uint64    // of the token
-	hash  *Hash     // of its secret
-	until int64     // Unix seconds; 0 is for ever
-	own   *groupSet // of the user
-	set   *groupSet // of the token's allows
+	id       string // of the service user
+	row      userRow
+	name     []byte    // in the row
+	place    int       // of the token in the row; negative is none
+	bits     uint64    // of the token
+	hash     *Hash     // of its secret
+	until    int64     // Unix seconds; 0 is for ever
+	userSet  *groupSet // of the user
+	tokenSet *groupSet // of the token's allows
 }
 
 // Alone returns the same principal, which holds on to the rows of nobody else: for
@@ -71,8 +71,8 @@ func (p Principal) Token() Token {
 		return Token{}
 	}
 	out := t.decode()
-	if p.set != p.own {
-		out.Groups = slices.Clone(p.set.only)
+	if p.tokenSet != p.userSet {
+		out.Groups = slices.Clone(p.tokenSet.tokenGroups)
 	}
 	return out
 }
@@ -110,16 +110,16 @@ func (p Principal) Unused() bool { return p.bits&isUnused != 0 }
 // Groups returns the names of the permission groups in effect, sorted. The
 // caller must not change them.
 func (p Principal) Groups() []string {
-	if p.set == nil {
+	if p.tokenSet == nil {
 		return nil
 	}
-	return p.set.names
+	return p.tokenSet.names
 }
 
 // GroupList returns the same, separated by commas.
 func (p Principal) GroupList() string {
-	if p.set == nil {
+	if p.tokenSet == nil {
 		return ""
 	}
-	return p.set.joined
+	return p.tokenSet.joined
 }

@@ -59,7 +59,7 @@ const (
 	hasLabels
 	hasUserIPs
 	userExpires
-	wasNamed // the groups that name it are others than those that it is in
+	hasNamedSet // the groups that name it are others than those that it is in
 )
 
 // The bits of a token.
@@ -77,7 +77,7 @@ const (
 
 // appendUser writes all of a user but the numbers of its classes. other says that the
 // groups that name it are others than those that it is in.
-func appendUser(b []byte, u *User, other bool) []byte {
+func appendUser(b []byte, u *User, hasNamed bool) []byte {
 	bits := uint64(0)
 	mark := func(set bool, bit uint64) {
 		if set {
@@ -97,7 +97,7 @@ func appendUser(b []byte, u *User, other bool) []byte {
 	mark(len(u.Labels) > 0, hasLabels)
 	mark(len(u.AllowedIPs) > 0, hasUserIPs)
 	mark(u.ExpiresAt != 0, userExpires)
-	mark(other, wasNamed)
+	mark(hasNamed, hasNamedSet)
 	b = binary.AppendUvarint(b, bits)
 	if short {
 		b = append(b, digits...)
@@ -202,15 +202,15 @@ func (r userRow) size() int {
 }
 
 // fields returns the row after its classes, ready to be read, and the classes.
-func (r userRow) fields() (fields, classes reader) {
+func (r userRow) fields() (fields, setIDs reader) {
 	n, head := binary.Uvarint(r)
 	fields.b = r[head : head+int(n)]
 	count := int(fields.number())
-	classes = fields
+	setIDs = fields
 	for range count {
 		fields.number()
 	}
-	return fields, classes
+	return fields, setIDs
 }
 
 // id returns the id of the user in pieces: what it begins with, and the rest.
@@ -297,12 +297,12 @@ type account struct {
 	allowed []byte // the prefixes, one after the other; none is any
 	count   int    // of tokens
 	tokens  reader
-	classes reader
+	setIDs  reader
 }
 
 func (r userRow) account() (a account) {
 	a.row = r
-	a.tokens, a.classes = r.fields()
+	a.tokens, a.setIDs = r.fields()
 	f := &a.tokens
 	a.bits = f.number()
 	a.prefix, a.id = f.userID(a.bits)
@@ -441,15 +441,15 @@ func (r userRow) decode(sets []*groupSet) *User {
 	}
 	u := a.profile(a.tokens)
 	u.Tokens = tokens
-	u.class = int(a.classes.number())
-	named := u.class
-	if a.bits&wasNamed != 0 {
-		named = int(a.classes.number())
+	u.groupSetID = int(a.setIDs.number())
+	named := u.groupSetID
+	if a.bits&hasNamedSet != 0 {
+		named = int(a.setIDs.number())
 	}
 	u.Groups = sets[named].ids
 	for i := range tokens {
 		if narrowed[i] {
-			tokens[i].Groups = slices.Clone(sets[a.classes.number()].only)
+			tokens[i].Groups = slices.Clone(sets[a.setIDs.number()].tokenGroups)
 		}
 	}
 	return u

@@ -24,7 +24,7 @@ const MaxFoundBytes = 256
 // stands before it there. It takes what looks like a secret and has no right
 // checksum for none.
 func FindSecrets(text []byte) (found []FoundSecret) {
-	each(text, SecretPrefix, func(at int) {
+	eachIndex(text, SecretPrefix, func(at int) {
 		if len(text)-at < SecretLength {
 			return
 		}
@@ -33,7 +33,7 @@ func FindSecrets(text []byte) (found []FoundSecret) {
 		}
 	})
 	for _, m := range encodedPrefixes {
-		each(text, m.marker, func(at int) {
+		eachIndex(text, m.marker, func(at int) {
 			encoded := text[at:min(len(text), at+MaxFoundBytes)][m.skip:]
 			if s := m.known + decodeSome(encoded, SecretLength-len(m.known)); WellFormedSecret(s) {
 				found = append(found, FoundSecret{Offset: at, Base64: true, Secret: s})
@@ -58,9 +58,9 @@ var encodedPrefixes = []struct {
 	{"jc3Vf", 1, "c"},
 }
 
-func each(text []byte, what string, f func(at int)) {
+func eachIndex(text []byte, marker string, f func(at int)) {
 	for at := 0; ; at++ {
-		i := bytes.Index(text[at:], []byte(what))
+		i := bytes.Index(text[at:], []byte(marker))
 		if i < 0 {
 			return
 		}

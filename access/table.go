@@ -308,8 +308,8 @@ const maxPlaces = placeMask
 
 // set writes a user: its row in two parts, and the hashes of its tokens. One that is
 // there already is replaced; its old hashes have to be removed before.
-func (e *tableEdit) set(w *written, row, classes []byte, tokens []Token) error {
-	if err := e.setRow(w, row, classes); err != nil {
+func (e *tableEdit) set(w *written, row, setIDs []byte, tokens []Token) error {
+	if err := e.setRow(w, row, setIDs); err != nil {
 		return err
 	}
 	for i := range tokens {
@@ -323,7 +323,7 @@ var (
 	errFull  = errors.New("finds no room: the directory can hold no more service users")
 )
 
-func (e *tableEdit) setRow(w *written, row, classes []byte) error {
+func (e *tableEdit) setRow(w *written, row, setIDs []byte) error {
 	defer e.shards.lock(w.shard).Unlock()
 	if e.findLocked(w); w.twice {
 		return errTwice
@@ -340,8 +340,8 @@ func (e *tableEdit) setRow(w *written, row, classes []byte) error {
 	}
 	start := len(s.arena)
 	s.rows[w.place] = uint32(start) + 1
-	s.arena = binary.AppendUvarint(s.arena, uint64(len(classes)+len(row)))
-	s.arena = append(append(s.arena, classes...), row...)
+	s.arena = binary.AppendUvarint(s.arena, uint64(len(setIDs)+len(row)))
+	s.arena = append(append(s.arena, setIDs...), row...)
 	s.live += len(s.arena) - start
 	return nil
 }
