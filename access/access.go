@@ -1,25 +1,25 @@
 // Package access decides which requests of service users get through.
 //
-// It is the pure core of the product: secrets, credentials, request targets,
-// rules, the directory of service users, and decisions. It does no I/O, has no
-// clock and no logger of its own, and knows neither Caddy nor SQL: a caller
-// hands in bytes, an instant and an address, and gets a value back.
+// The package is the pure core of the product: secrets, credentials, request targets, rules, the
+// directory of service users, and decisions. It does no I/O, reads no clock, writes no log, and
+// imports neither Caddy nor SQL. A caller passes bytes, an instant and an address, and gets a
+// value back.
 //
-// The life of a request, in the order of the data:
+// The calls for one request, in order:
 //
-//	target, problem := access.CheckTarget(…)            // refuse what is ambiguous
-//	credential, ok  := access.ParseBasic(authorization) // RFC 7617
-//	principal, why  := directory.Authenticate(credential, address, now)
-//	decision        := directory.Authorize(principal, access.Action{…})
+//	target, problem   := access.CheckTarget(…)            // reject ambiguous targets
+//	credential, ok    := access.ParseBasic(authorization) // RFC 7617
+//	principal, reason := directory.Authenticate(credential, address, now)
+//	decision          := directory.Authorize(principal, access.Action{…})
 //
-// [Directory] is an immutable value. [Directory.With] builds a new one from a
-// set of changes; readers keep the one they have.
+// [Directory] is an immutable value. [Directory.With] builds a new Directory from a set of
+// changes. Requests in progress keep the Directory that they began with.
 package access
 
 import "fmt"
 
-// Reason says why a request was let through or refused. It is meant for logs,
-// metrics and admins; a caller never learns more than the status.
+// Reason says why a request was let through or refused. Reasons are for logs, metrics and admins:
+// the response to the caller contains the status only.
 type Reason uint8
 
 // The reasons of authentication and authorisation. [Granted] is the only one
@@ -29,8 +29,8 @@ const (
 	NoCredential         // no Authorization field
 	BadCredential        // a field that is not a usable credential
 	UnknownID            // no service user has this id or alias
-	BadChecksum          // not a secret of ours, or one with a typo
-	WrongSecret          // a well-formed secret that belongs to no live token of this user
+	BadChecksum          // the secret does not have our format, or has a typo
+	WrongSecret          // the secret is well-formed, but not the secret of any token of this user
 	TokenExpired         // the token's expires_at has passed
 	TokenNotYet          // the token's not_before has not come
 	TokenRevoked         // the token was revoked
@@ -38,9 +38,9 @@ const (
 	UserInactive         // the service user is deactivated
 	UserExpired          // the service user's expires_at has passed
 	UserAddress          // the client's address is not in the user's allowed_ips
-	NoRule               // known, but no allow applies
-	DeniedByRule         // known, and a deny applies
-	reasonCount   = iota // how many there are, for tables indexed by reason
+	NoRule               // the user is authenticated, but no allow applies
+	DeniedByRule         // the user is authenticated, and a deny applies
+	reasonCount   = iota // the number of reasons, for tables indexed by reason
 )
 
 var reasonNames = [reasonCount]string{
@@ -59,7 +59,7 @@ func (r Reason) String() string {
 	return fmt.Sprintf("reason(%d)", uint8(r))
 }
 
-// Reasons lists every reason, for tables that are prepared ahead.
+// Reasons returns every reason, for callers that prepare one counter per reason, for example.
 func Reasons() []Reason {
 	all := make([]Reason, reasonCount)
 	for i := range all {

@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// The limits of a credential. A longer one is refused before any work is done.
+// The limits of a credential. Longer credentials are refused before any other work.
 const (
 	MaxCredentialBytes = 1024 // of the whole field value
 	MaxLoginBytes      = 64   // of an id or alias
@@ -15,34 +15,37 @@ const (
 	maxBasic = MaxLoginBytes + len(":") + MaxTokenBytes // decoded
 )
 
-// Credential is what a client presented: who it says it is, and its secret.
-// ID is empty for a Bearer credential, which names nobody.
+// Credential is the login id and the secret that a client sent. ID is empty for a Bearer
+// credential, which contains only a secret.
 type Credential struct {
 	ID     string
 	Secret string `json:"-"`
 }
 
-// String returns the id only, so that a credential that reaches a log by
-// mistake tells no secret.
+// String returns the id only. A Credential that is logged by mistake does not reveal its secret.
 func (c Credential) String() string { return c.ID }
 
-// GoString does the same for %#v.
+// GoString omits the secret too: fmt calls it for %#v.
 func (c Credential) GoString() string { return "access.Credential{ID:" + c.ID + "}" }
 
-// strictBase64 takes exactly one spelling of each value: padded, no line
-// breaks, no stray bits behind the last byte (RFC 4648, section 3.5).
+// strictBase64 accepts exactly one spelling of each value: padded, and without stray bits after the
+// last byte (RFC 4648, section 3.5). It ignores line breaks, so callers must check for them.
 var strictBase64 = base64.StdEncoding.Strict()
 
-// ParseBasic reads the value of an Authorization field as RFC 7617 Basic
-// credentials: the scheme in any case, one space, padded base64, split at the
-// first colon. The id is 1 to 64 characters of [A-Za-z0-9._@-], the secret 1 to
-// 256 visible ASCII characters. It reports false for anything else; whoever
-// sent that has no usable credential.
+// ParseBasic parses the value of an Authorization field as RFC 7617 Basic credentials: the scheme
+// in any case, one space, padded base64, split at the first colon. The id is 1 to 64 characters of
+// [A-Za-z0-9._@-], the secret 1 to 256 visible ASCII characters. ParseBasic reports false for any
+// other value: the request then has no usable credential.
 func ParseBasic(value string) (Credential, bool) {
 	encoded, ok := afterScheme(value, "basic ")
+	// Both arrays stay on the stack: a request without a valid credential costs no allocation.
 	var in [(maxBasic + 2) / 3 * 4]byte
 	var buf [maxBasic + 2]byte
-	if !ok || len(encoded) > len(in) || strings.IndexByte(encoded, '\r') >= 0 || strings.IndexByte(encoded, '\n') >= 0 {
+	if !ok || len(encoded) > len(in) {
+		return Credential{}, false
+	}
+	// The decoder skips line breaks, even the strict one.
+	if strings.IndexByte(encoded, '\r') >= 0 || strings.IndexByte(encoded, '\n') >= 0 {
 		return Credential{}, false
 	}
 	n, err := strictBase64.Decode(buf[:], in[:copy(in[:], encoded)])
@@ -53,20 +56,21 @@ func ParseBasic(value string) (Credential, bool) {
 	if !ok {
 		return Credential{}, false
 	}
-	c := Credential{ID: string(id), Secret: string(secret)} // apart: the id is kept for longer
+	// Two strings, not two parts of one: a principal keeps the id for longer than the secret.
+	c := Credential{ID: string(id), Secret: string(secret)}
 	if !ValidLogin(c.ID) || !validToken(c.Secret) {
 		return Credential{}, false
 	}
 	return c, true
 }
 
-// BasicLogin returns the user-id of RFC 7617 Basic credentials that may be those of
-// another authenticator, with any characters but controls and of any length. It
-// reports false for another scheme, and for credentials that do not decode strictly,
-// have no colon, or hold a control character.
+// BasicLogin returns the user-id of RFC 7617 Basic credentials that may belong to another
+// authenticator. The user-id may have any length and any characters except control characters.
+// BasicLogin reports false for another scheme, and for credentials that do not decode strictly,
+// have no colon, or contain a control character.
 func BasicLogin(value string) (login string, ok bool) {
 	encoded, ok := afterScheme(value, "basic ")
-	if !ok || strings.ContainsAny(encoded, "\r\n") { // the decoder skips these
+	if !ok || strings.ContainsAny(encoded, "\r\n") { // the decoder skips line breaks
 		return "", false
 	}
 	decoded, err := strictBase64.DecodeString(encoded)
@@ -75,8 +79,8 @@ func BasicLogin(value string) (login string, ok bool) {
 	return login, err == nil && colon && !control
 }
 
-// ParseBearer reads the value of an Authorization field as an RFC 6750 Bearer
-// token. The limits of the secret are those of [ParseBasic].
+// ParseBearer parses the value of an Authorization field as an RFC 6750 Bearer token. The secret
+// has the same limits as in [ParseBasic].
 func ParseBearer(value string) (Credential, bool) {
 	secret, ok := afterScheme(value, "bearer ")
 	if !ok || len(value) > MaxCredentialBytes || !validToken(secret) {
@@ -85,18 +89,19 @@ func ParseBearer(value string) (Credential, bool) {
 	return Credential{Secret: secret}, true
 }
 
-// HasScheme reports whether the value of an Authorization field names an
-// authentication scheme, given in lower case, whatever follows.
+// HasScheme reports whether the value of an Authorization field begins with the authentication
+// scheme, given in lower case. It does not look at the rest of the value.
 func HasScheme(value, scheme string) bool {
-	if len(value) == len(scheme) {
+	if len(value) == len(scheme) { // the scheme may be the whole value, without a space
 		value += " "
 	}
 	_, ok := afterScheme(value, scheme+" ")
 	return ok
 }
 
-// afterScheme cuts an authentication scheme, given in lower case with its
-// space, off a field value. Schemes fold in ASCII only (RFC 9110, section 11.1).
+// afterScheme returns the part of a field value after an authentication scheme, which is given in
+// lower case with its space. Case is ignored for ASCII letters only (RFC 9110, section 11.1):
+// strings.EqualFold would also accept the Kelvin sign for "k".
 func afterScheme(value, scheme string) (rest string, ok bool) {
 	if len(value) < len(scheme) {
 		return "", false
@@ -116,8 +121,8 @@ func lowerASCII(c byte) byte {
 	return c
 }
 
-// ValidLogin reports whether s can be an id or alias that a client logs in
-// with: 1 to 64 characters of [A-Za-z0-9._@-] and the underscore of our ids.
+// ValidLogin reports whether s can be the id or the alias that a client logs in with: 1 to 64
+// characters of [A-Za-z0-9._@-]. Our own ids contain an underscore.
 func ValidLogin(s string) bool {
 	if s == "" || len(s) > MaxLoginBytes {
 		return false

@@ -5,19 +5,19 @@ import (
 	"net/netip"
 )
 
-// Authenticate finds out whose credential this is. now is in Unix seconds;
-// address is the client's. The reason is [Granted] for a live token of an
-// active service user and otherwise says what is wrong; a caller must not
-// learn it.
+// Authenticate returns the principal that the credential belongs to. now is in Unix seconds;
+// address is the address of the client. The reason is [Granted] for a usable token of an active
+// service user; any other reason explains the refusal and must not reach the client.
 //
-// A known and an unknown id cost the same: the secret is hashed in either
-// case, and compared in constant time with at least one hash.
+// A known and an unknown id take the same time: in both cases Authenticate hashes the secret and
+// compares it in constant time with at least one hash.
 func (d *Directory) Authenticate(c Credential, address netip.Addr, now int64) (Principal, Reason) {
 	digest := d.peppers.digest(c.Secret)
 	id, a := d.candidate(c, &digest)
 	m := a.find(&digest, nil)
 	if m.place < 0 {
-		wellFormed := WellFormedSecret(c.Secret) // for an unknown id too: it must not be cheaper
+		// Checked for an unknown id too, which would otherwise take less time than a known one.
+		wellFormed := WellFormedSecret(c.Secret)
 		switch {
 		case id == "" && c.ID != "":
 			return Principal{}, UnknownID
@@ -32,18 +32,21 @@ func (d *Directory) Authenticate(c Credential, address netip.Addr, now int64) (P
 	return d.principal(id, &a, &m), Granted
 }
 
-// nobody stands in for an unknown user, and for one without tokens. It has one token,
-// which has no id and whose hash no secret has, and is not active.
+// nobody is the placeholder account for a failed look-up, and for a user without tokens. It is
+// inactive and has one token, so that a miss costs as much as a hit. The token has an empty hash
+// and no id: account.find never returns it.
 var nobody = func() userRow {
+	// The bytes 1 and 0 are the list of group set ids: a list of one id, 0.
 	fields := append([]byte{1, 0}, appendUser(nil, &User{Tokens: make([]Token, 1)}, false)...)
 	return append([]byte{byte(len(fields))}, fields...)
 }()
 
-// candidate returns the id of the user that the credential names, or "", and its
-// account, or that of nobody, which has a token to compare with as well. A Bearer
-// credential names none; the secret is looked up.
+// candidate returns the id and the account of the user that the credential names. If there is no
+// such user, candidate returns "" and the account of nobody. A Bearer credential does not contain
+// an id: candidate looks for the owner of the secret instead.
 func (d *Directory) candidate(c Credential, digest *digests) (id string, a account) {
 	if c.ID == "" {
+		// A token may be hashed without a pepper (entry 0) or with any of the peppers.
 		for i := range len(d.peppers.keys) + 1 {
 			if row := d.users.owner(&digest[i]); row != nil {
 				a = row.account()
@@ -56,7 +59,7 @@ func (d *Directory) candidate(c Credential, digest *digests) (id string, a accou
 	if row != nil {
 		a = row.account()
 	}
-	if a.count == 0 {
+	if a.count == 0 { // the user is unknown, or has no token to compare with
 		a = nobody.account()
 	}
 	return id, a
@@ -76,12 +79,13 @@ func (d *Directory) byLogin(login string) (id string, row userRow) {
 // match is one token of an account.
 type match struct {
 	token    tokenRow
-	place    int // among the tokens; negative is none
-	setIndex int // which number among the classes is that of its allows
+	place    int // index of the token in the account; negative is none
+	setIndex int // index in account.setIDs of the group set with the allows of the token
 }
 
-// find looks for a token, by its secret or else by its id. It looks at every one of
-// them, whichever it is, and compares secrets in constant time.
+// find returns the token with a secret, given as its digests, or with an id if digest is nil. It
+// reads every token of the account, even after a match, and compares secrets in constant time: the
+// time does not depend on the position of the token.
 func (a *account) find(digest *digests, id *tokenID) match {
 	m := match{place: -1}
 	tokens, setIndex := a.tokens, 0
@@ -90,17 +94,19 @@ func (a *account) find(digest *digests, id *tokenID) match {
 	}
 	for i := range a.count {
 		t := tokens.token()
-		if t.bits&isNarrowed != 0 {
+		if t.bits&isNarrowed != 0 { // each narrowed token has a group set of its own, in order
 			setIndex++
 		}
-		var is bool
+		var matches bool
 		if digest != nil {
+			// A token with an unknown pepper (-1) is compared too, with entry 0, for the time that
+			// it takes. The conditions in the next line then reject it, and the token of nobody.
 			same := subtle.ConstantTimeCompare(t.hash[:], digest[max(t.pepper, 0)][:])
-			is = same == 1 && t.pepper >= 0 && len(t.id) > 0
+			matches = same == 1 && t.pepper >= 0 && len(t.id) > 0
 		} else {
-			is = t.idIs(id)
+			matches = t.idIs(id)
 		}
-		if is {
+		if matches {
 			m = match{token: t, place: i}
 			if t.bits&isNarrowed != 0 {
 				m.setIndex = setIndex
@@ -110,15 +116,24 @@ func (a *account) find(digest *digests, id *tokenID) match {
 	return m
 }
 
-// principal is a user with one of its tokens. id is that of the account.
+// principal returns the Principal of an account and one of its tokens. id is the id of the account.
 func (d *Directory) principal(id string, a *account, m *match) Principal {
-	p := Principal{id: id, row: a.row, name: a.name, place: m.place, bits: m.token.bits, hash: m.token.hash, until: a.expires}
+	p := Principal{
+		id:    id,
+		row:   a.row,
+		name:  a.name,
+		place: m.place,
+		bits:  m.token.bits,
+		hash:  m.token.hash,
+		until: a.expires,
+	}
 	if t := m.token.expires; t != 0 && (p.until == 0 || t < p.until) {
 		p.until = t
 	}
 	setIDs := a.setIDs
 	p.userSet = d.sets[setIDs.number()]
 	p.tokenSet = p.userSet
+	// The ids are varints: reading one means reading all ids before it.
 	for i := range m.setIndex {
 		if id := setIDs.number(); i == m.setIndex-1 {
 			p.tokenSet = d.sets[id]
@@ -127,22 +142,23 @@ func (d *Directory) principal(id string, a *account, m *match) Principal {
 	return p
 }
 
-// Resume asks again about a principal that was authenticated before, perhaps by
-// an older directory: for a stream that stays open. It returns the principal as
-// d knows it, or reason it would be refused now.
+// Resume checks a principal again, for a stream that stays open. The principal may come from an
+// older directory. Resume returns the principal as it is in d, or the reason for which it would be
+// refused now.
 func (d *Directory) Resume(p Principal, address netip.Addr, now int64) (Principal, Reason) {
 	return d.resume(p, address, now, false)
 }
 
-// ResumeExpired is Resume for a request that outlives the expiry of its token, and
-// nothing else: the principal that it returns ends with its service user.
+// ResumeExpired is Resume for a request that may outlive the expiry of its token. Every other check
+// still applies. [Principal.Until] of the result is the expiry of the service user.
 func (d *Directory) ResumeExpired(p Principal, address netip.Addr, now int64) (Principal, Reason) {
 	return d.resume(p, address, now, true)
 }
 
-func (d *Directory) resume(p Principal, address netip.Addr, now int64, outlives bool) (Principal, Reason) {
-	again, reason := d.lookUp(p.id, p.TokenID(), address, now, outlives)
-	if reason == Granted && again.place < 0 { // it never had a token: nobody has authenticated it
+func (d *Directory) resume(p Principal, address netip.Addr, now int64, ignoreExpiry bool) (Principal, Reason) {
+	again, reason := d.lookUp(p.id, p.TokenID(), address, now, ignoreExpiry)
+	// A principal without a token comes from Directory.Principal, not from Authenticate.
+	if reason == Granted && again.place < 0 {
 		reason = TokenRevoked
 	}
 	if reason != Granted {
@@ -151,10 +167,10 @@ func (d *Directory) resume(p Principal, address netip.Addr, now int64, outlives 
 	return again, Granted
 }
 
-// Principal returns a service user without a credential, to ask what it may do:
-// with one of its tokens, or, with "", with none that narrows anything. The
-// reason says whether it could authenticate at that instant from that address;
-// the zero address is any.
+// Principal returns the principal of a service user without a credential, for questions such as
+// [Directory.Explain]. tokenID selects one of its tokens; with "" no token narrows the allows. The
+// reason says whether the service user could authenticate at that instant from that address. With
+// the zero address, Principal ignores allowed_ips.
 func (d *Directory) Principal(userID, tokenID string, address netip.Addr, now int64) (Principal, Reason) {
 	p, reason := d.lookUp(userID, tokenID, address, now, false)
 	if !address.IsValid() && (reason == UserAddress || reason == TokenAddress) {
@@ -163,10 +179,11 @@ func (d *Directory) Principal(userID, tokenID string, address netip.Addr, now in
 	return p, reason
 }
 
-// lookUp finds a user and one of its tokens by their ids; "" is no token. The principal
-// is nobody when there is no such user or token, and not when these cannot be used now.
-// To one that outlives its token the token has no end.
-func (d *Directory) lookUp(userID, token string, address netip.Addr, now int64, outlives bool) (Principal, Reason) {
+// lookUp returns the principal of a user and one of its tokens, both given by id; token "" means
+// none. The principal is the zero Principal only if the user or token does not exist: a principal
+// that cannot be used now is returned together with the reason. With ignoreExpiry the token has no
+// expiry.
+func (d *Directory) lookUp(userID, token string, address netip.Addr, now int64, ignoreExpiry bool) (Principal, Reason) {
 	row := d.users.get(userID)
 	if row == nil {
 		return Principal{}, UnknownID
@@ -175,16 +192,17 @@ func (d *Directory) lookUp(userID, token string, address netip.Addr, now int64, 
 	if token != "" {
 		id := newTokenID(token)
 		if m = a.find(nil, &id); m.place < 0 {
-			return Principal{}, TokenRevoked // so long ago that it is no longer kept
+			return Principal{}, TokenRevoked // the store drops tokens some time after their end
 		}
 	}
-	if outlives {
+	if ignoreExpiry {
 		m.token.expires = 0
 	}
 	return d.principal(userID, &a, &m), a.usable(&m.token, address, now)
 }
 
-// usable checks everything that can be wrong with a token whose secret is right.
+// usable checks everything except the secret: whether the token and its service user may be used
+// now, from this address.
 func (a *account) usable(t *tokenRow, address netip.Addr, now int64) Reason {
 	switch {
 	case t.bits&isRevoked != 0:
@@ -205,8 +223,8 @@ func (a *account) usable(t *tokenRow, address netip.Addr, now int64) Reason {
 	return Granted
 }
 
-// allowedAddress reports whether an address is in a list of prefixes, as a row has
-// it. None is any.
+// allowedAddress reports whether an address is in an encoded list of prefixes, see appendPrefixes.
+// An empty list allows every address.
 func allowedAddress(list []byte, address netip.Addr) bool {
 	if len(list) == 0 {
 		return true
@@ -220,19 +238,18 @@ func allowedAddress(list []byte, address netip.Addr) bool {
 	return false
 }
 
-// Action is what a request wants to do: the method, and host and path as
-// [CheckHost] and [CheckTarget] returned them. The other fields are for rules
-// with conditions.
+// Action is one attempt to use the API: a method, and host and path as [CheckHost] and
+// [CheckTarget] returned them. The other fields are for rules with conditions.
 type Action struct {
 	Method  string
 	Host    string
 	Path    string
 	Address netip.Addr          // of the client
-	Header  map[string][]string // by canonical names: what a client may set
+	Header  map[string][]string // the headers that a client may set, by canonical name
 	Now     int64               // Unix seconds
 
-	// HeaderGone is set when Header was not kept: a condition that asks for a header
-	// cannot be evaluated.
+	// HeaderGone means that Header was not kept. Conditions that read a header then fail to
+	// evaluate.
 	HeaderGone bool
 }
 
@@ -243,13 +260,13 @@ type Decision struct {
 	Rule   *Rule
 	Group  *Group
 	Would  Would
-	Header bool // a condition that was asked looks at a header
+	Header bool // an evaluated condition reads a header
 }
 
-// Would is what groups in observe mode would have made of a decision, had they
-// been enforced. The zero value is the same.
+// Would is the change that groups in observe mode would make to a decision if they were enforced.
+// The zero value means no change.
 type Would struct {
-	Effect Effect // deny what was allowed, or allow what no rule allows
+	Effect Effect // Deny of an allowed request, or Allow of a request without an allow
 	Rule   *Rule
 	Group  *Group
 }
@@ -265,9 +282,8 @@ func (d Decision) RuleID() string {
 	return d.Rule.ID
 }
 
-// Authorize decides whether the principal may do this. Deny by default; a deny
-// wins over any allow, whatever the order. Nothing is granted to the zero
-// Principal.
+// Authorize decides whether the principal may perform the action. The default is to refuse. A deny
+// wins over any allow, in any order. The zero Principal may do nothing.
 func (d *Directory) Authorize(p Principal, a Action) Decision {
 	if p.row == nil {
 		return Decision{Reason: NoRule}
@@ -288,28 +304,27 @@ func (d *Directory) Authorize(p Principal, a Action) Decision {
 	return decision
 }
 
-// groupsOf returns the groups whose allows count for the principal, and those
-// whose denies do: narrowing a token lifts no deny. They are those of d, even when
-// the principal was found in the directory before it.
+// groupsOf returns two group sets: one with the allows for the principal, and one with its denies.
+// They differ for a narrowed token, since narrowing does not remove any deny. Both come from d,
+// even if the principal comes from an earlier directory.
 func (d *Directory) groupsOf(p Principal) (allow, deny *groupSet) {
 	if !d.hasGroupSet(p.tokenSet) || !d.hasGroupSet(p.userSet) {
-		return noGroups, noGroups // the principal is not one of this store
+		return noGroups, noGroups // the principal belongs to another store
 	}
+	// The id is the same in every version of the directory; the groups behind it may change.
 	return d.sets[p.tokenSet.id], d.sets[p.userSet.id]
 }
 
-// holds reports whether a combination of groups is one of this directory, whatever
-// these have become.
+// hasGroupSet reports whether s comes from this directory or from another version of it.
 func (d *Directory) hasGroupSet(s *groupSet) bool {
 	return s != nil && s.id < len(d.sets) && d.sets[s.id].groupKey == s.groupKey
 }
 
 var noGroups = &groupSet{groupKey: new(groupKey)}
 
-// would finds out what groups in observe mode would have done. What they ask
-// does not count against the budget of those that are enforced.
+// would applies the rules of groups in observe mode to a decision with this reason.
 func (d *Directory) would(q *ruleQuery, allows, denies indices, reason Reason) Would {
-	q.spent = 0
+	q.spent = 0 // their conditions have a budget of their own
 	denied := d.policy.denied(q, denies)
 	switch {
 	case denied != nil && reason == Granted:

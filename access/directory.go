@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// Role is what a service user may do on the admin API. It gives no right on
-// the data path.
+// Role says how much of the admin API a service user may use. A role gives no right on the data
+// path.
 type Role string
 
 // The roles, from the weakest to the strongest.
@@ -21,7 +21,7 @@ const (
 // Valid reports whether r is one of the three roles.
 func (r Role) Valid() bool { return r == Member || r == Manager || r == Admin }
 
-// User is a service user as requests see it.
+// User is a service user, with the fields that decisions and conditions need.
 type User struct {
 	ID          string // service_…
 	Name        string
@@ -41,7 +41,7 @@ type User struct {
 	groupSetID int // of the groups that it is in
 }
 
-// Token is one token of a service user as requests see it.
+// Token is one token of a service user, with the fields that decisions need.
 type Token struct {
 	ID         string // token_…
 	Hash       Hash
@@ -50,14 +50,14 @@ type Token struct {
 	ExpiresAt  int64  // Unix seconds; 0 is never
 	AllowedIPs []netip.Prefix
 	Groups     []string // narrows the allows to these groups; empty is all
-	Revoked    bool     // kept for a while, so that a log can say why it was refused
-	Retiring   bool     // has a successor; valid until the grace ends
-	Unused     bool     // made by its own user and not seen yet: its first use has to be noted
+	Revoked    bool     // kept for a while, so that a refusal can have the reason token_revoked
+	Retiring   bool     // has a successor; valid until the grace period ends
+	Unused     bool     // made by its own user and never used: its first use has to be recorded
 
 	pepper int // index into digests; -1 when the pepper is unknown
 }
 
-// Mode is what a permission group does.
+// Mode says whether the rules of a permission group are enforced.
 type Mode string
 
 // The modes of a permission group.
@@ -74,17 +74,17 @@ type Group struct {
 	ID    string // group_…
 	Name  string
 	Mode  Mode
-	Rules []Rule // its own, and those of the permissions that it was given
+	Rules []Rule // its own rules, and those of its permissions
 
-	Condition string // of membership: who meets it is a member; "" is nobody
+	Condition string // every user that meets this condition is a member; "" is no condition
 
-	index      uint32       // its place in ruleQuery.groups; kept for as long as the directory lives
-	conditions []*Condition // of Rules
+	index      uint32       // the number in ruleQuery.groups; the same in later versions of the directory
+	conditions []*Condition // of Rules, by the same index; nil is none
 	membership *Condition
 }
 
-// Changes is what differs between two revisions of the store. A user or group
-// in it is complete and replaces what was known under its id.
+// Changes is the difference between two revisions of the store. Each User or Group is complete: it
+// replaces the one with the same id.
 type Changes struct {
 	Revision      int64
 	Users         []User
@@ -93,49 +93,49 @@ type Changes struct {
 	RemovedGroups []string
 }
 
-// Directory is everything that requests are checked against: an immutable
-// value that many goroutines may read.
+// Directory contains the service users, groups and rules in the form that requests are checked
+// against. It is an immutable value: any number of goroutines may read it.
 type Directory struct {
 	revision     int64
 	peppers      Peppers
-	defaultGroup string // the name of the group that everybody is in; "" is none
+	defaultGroup string // the name of the group that every service user is in; "" is none
 
 	users  table                  // by id, and by the hashes of their tokens
 	logins shards[string, string] // ids by alias
 
-	groups      map[string]*Group // by id
-	everybody   *Group            // the default group, when there is one of that name
-	conditional []*Group          // those with a condition of membership
-	nextGroup   uint32            // the index of the next group
-	sets        []*groupSet       // by class: that of a user, or of a token
-	sizes       tally             // the number of users of each class
-	setIDs      shards[string, int]
+	groups      map[string]*Group   // by id
+	everybody   *Group              // the default group; nil if no group has that name
+	conditional []*Group            // groups with a condition of membership, by id
+	nextGroup   uint32              // the index of the next new group
+	sets        []*groupSet         // by groupSet.id
+	sizes       tally               // the number of users in each group set, by groupSet.id
+	setIDs      shards[string, int] // ids of group sets, by the key that Edit.groupSetID makes
 	policy      *policy
 }
 
-// groupSet is a distinct combination of groups. Users and tokens share it, so
-// that a change of a group touches no user.
+// groupSet is one combination of groups that a user, or a narrowed token, has. All users and
+// tokens with the same combination share it, so a change of a group rewrites a few group sets and
+// no user.
 type groupSet struct {
 	*groupKey
 
-	id             int      // its place in Directory.sets
-	allows, denies indices  // of the groups that enforce
-	wouldAllow     indices  // of those that observe
-	wouldDeny      indices  //
+	id             int      // the index in Directory.sets
+	allows, denies indices  // groups in enforce mode
+	wouldAllow     indices  // groups in observe mode
+	wouldDeny      indices  // groups in observe mode
 	names          []string // of allows, sorted
-	joined         string   // the same, separated by commas
+	joined         string   // names, separated by commas
 }
 
-// combination is what a class stands for. Its address tells a class of this
-// directory, and of those before and after it, from one of any other.
+// groupKey identifies a group set by the ids of its groups. All versions of a directory share the
+// pointer to it, so comparing pointers shows whether a group set belongs to another store.
 type groupKey struct {
 	ids         []string // the user's groups, by name and by condition, sorted
-	undecided   []string // groups of which it cannot be said whether the user is in them, sorted
-	tokenGroups []string // the token's narrowing, sorted; nil is none
+	undecided   []string // groups whose condition fails to evaluate for the user, sorted
+	tokenGroups []string // the groups that a token is narrowed to, sorted; nil if it is not narrowed
 }
 
-// indices are those of groups, sorted. A group of which it is in doubt whether
-// the user is in it stands among the denies only.
+// indices is a sorted list of Group.index. An undecided group appears in lists of denies only.
 type indices []uint32
 
 // NewDirectory returns an empty directory of revision 0. defaultGroup is the
@@ -144,15 +144,14 @@ func NewDirectory(peppers Peppers, defaultGroup string) *Directory {
 	return &Directory{peppers: peppers, defaultGroup: defaultGroup, policy: new(policy)}
 }
 
-// Revision returns the revision of the store that d shows.
+// Revision returns the revision of the store that d was made from.
 func (d *Directory) Revision() int64 { return d.revision }
 
 // Len returns the number of service users.
 func (d *Directory) Len() int { return d.users.count }
 
-// User returns the service user with this id or alias, made anew for whoever asks, but
-// for the list of its groups, which the caller must not change. It does not say which
-// peppers are in the hashes of the tokens.
+// User returns the service user with this id or alias. Each call makes a new User, except for
+// Groups, which the caller must not change. Token.Pepper is empty in the result.
 func (d *Directory) User(login string) (*User, bool) {
 	_, row := d.byLogin(login)
 	if row == nil {
@@ -167,9 +166,8 @@ func (d *Directory) Group(id string) (*Group, bool) {
 	return g, ok
 }
 
-// Rules returns the rules that decide about the principal, by the names of their
-// groups: what its token allows, and every deny of its user. The caller must not
-// change them.
+// Rules returns the rules that apply to the principal, ordered by group name: the allows of the
+// groups of its token, and every deny of its user. The caller must not change them.
 func (d *Directory) Rules(p Principal) []Rule {
 	allow, deny := d.groupsOf(p)
 	var groups []*Group
@@ -190,25 +188,28 @@ func (d *Directory) Rules(p Principal) []Rule {
 	return rules
 }
 
-// Source is how a service user came into a permission group.
+// Source says why a service user is in a permission group.
 type Source string
 
 // The sources of a membership.
 const (
-	ByName      Source = "name"      // the group names it
-	ByCondition Source = "condition" // it meets the group's condition
-	ByDefault   Source = "default"   // everybody is in the default group
-	InDoubt     Source = "doubt"     // the condition cannot be evaluated: the group's denies hold, its allows do not
+	ByName      Source = "name"      // the group lists the service user
+	ByCondition Source = "condition" // the service user meets the group's condition
+	ByDefault   Source = "default"   // every service user is in the default group
+
+	// InDoubt means that the group's condition fails to evaluate for the service user. The group's
+	// denies apply then, and its allows do not.
+	InDoubt Source = "doubt"
 )
 
-// Membership is a service user's being in a permission group.
+// Membership is one permission group of a service user, and the reason why the user is in it.
 type Membership struct {
 	Group  *Group
 	Source Source
 }
 
-// Memberships finds out which groups a service user is in, whether or not it is
-// in the directory, by the names of the groups.
+// Memberships returns the groups that a service user is in, or may be in ([InDoubt]), ordered by
+// name. The service user need not be in the directory.
 func (d *Directory) Memberships(u *User) []Membership {
 	var list []Membership
 	for _, id := range sortedCopy(u.Groups) {
@@ -219,7 +220,7 @@ func (d *Directory) Memberships(u *User) []Membership {
 	ids, undecided := d.members(u)
 	for _, g := range d.conditional {
 		switch {
-		case slices.Contains(u.Groups, g.ID):
+		case slices.Contains(u.Groups, g.ID): // listed above, as ByName
 		case slices.Contains(ids, g.ID):
 			list = append(list, Membership{g, ByCondition})
 		case slices.Contains(undecided, g.ID) && g != d.everybody:
@@ -233,8 +234,8 @@ func (d *Directory) Memberships(u *User) []Membership {
 	return list
 }
 
-// EffectiveGroups returns the ids of the groups that the user is in, whatever
-// their mode, sorted.
+// EffectiveGroups returns the ids of the groups that the user is in, of either mode, sorted. Groups
+// in doubt are not included.
 func (d *Directory) EffectiveGroups(u *User) []string {
 	var ids []string
 	for _, m := range d.Memberships(u) {
@@ -246,12 +247,13 @@ func (d *Directory) EffectiveGroups(u *User) []string {
 	return ids
 }
 
-// Members calls f for every service user that is in a group by name or by
-// condition, in no order.
+// Members calls f for every service user that is in a group by name or by condition, in no
+// particular order.
 func (d *Directory) Members(group string, f func(*User, Source)) {
 	if d.groups[group] == nil {
-		return // its members may still name it
+		return // users may still have the id of a removed group in User.Groups
 	}
+	// Group sets are few and users are many: look for the group in each set once.
 	in := make([]bool, len(d.sets))
 	for i, s := range d.sets {
 		in[i] = slices.Contains(s.ids, group)
@@ -281,10 +283,10 @@ func (d *Directory) MemberCount(group string) (n int) {
 	return n
 }
 
-// CountMembers counts, for each of the groups, the members by name or by condition that f
-// is true for. It looks at every service user once.
+// CountMembers returns, by group id, how many members by name or by condition satisfy f. It calls
+// f at most once for each service user.
 func (d *Directory) CountMembers(groups []string, f func(*User) bool) map[string]int {
-	in := make([][]string, len(d.sets)) // of the groups
+	in := make([][]string, len(d.sets)) // those of the groups that a group set contains
 	for i, s := range d.sets {
 		for _, id := range groups {
 			if d.groups[id] != nil && slices.Contains(s.ids, id) {
@@ -303,20 +305,20 @@ func (d *Directory) CountMembers(groups []string, f func(*User) bool) map[string
 	return counts
 }
 
-// Users calls f for every service user, in no order.
+// Users calls f for every service user, in no particular order.
 func (d *Directory) Users(f func(*User)) {
 	d.users.each(d.sets, f)
 }
 
-// Groups returns every permission group, in no order.
+// Groups returns every permission group, in no particular order.
 func (d *Directory) Groups() []*Group { return slices.Collect(maps.Values(d.groups)) }
 
-// DefaultGroup returns the group that everybody is in, or nil.
+// DefaultGroup returns the group that every service user is in, or nil.
 func (d *Directory) DefaultGroup() *Group { return d.everybody }
 
-// With returns the directory after the changes. It fails, and changes nothing,
-// when they are older than d or hold something that cannot be enforced: a
-// directory is taken whole or not at all.
+// With returns a new directory that includes the changes. With fails if the changes are older than
+// d, or if any of them is invalid, such as a rule that does not parse. Requests then continue with
+// d: a set of changes is applied as a whole or not at all.
 func (d *Directory) With(c Changes) (*Directory, error) {
 	e, err := d.Edit(c.Revision)
 	if err == nil {
@@ -331,16 +333,18 @@ func (d *Directory) With(c Changes) (*Directory, error) {
 	return e.Done()
 }
 
-// resolve finds the groups behind a combination of ids, which has this number.
+// resolve makes the group set of a key, with this id, from the groups of the directory.
 func (d *Directory) resolve(id int, c *groupKey) *groupSet {
 	s := &groupSet{groupKey: c, id: id}
-	add := func(g *Group, doubt bool) {
+	add := func(g *Group, undecided bool) {
 		allows, denies := &s.allows, &s.denies
 		if g.Mode == Observe {
 			allows, denies = &s.wouldAllow, &s.wouldDeny
 		}
+		// The denies of a group always apply: neither an undecided membership nor a narrowed token
+		// removes them.
 		*denies = append(*denies, g.index)
-		if doubt || c.tokenGroups != nil && !slices.Contains(c.tokenGroups, g.ID) {
+		if undecided || c.tokenGroups != nil && !slices.Contains(c.tokenGroups, g.ID) {
 			return
 		}
 		*allows = append(*allows, g.index)
@@ -349,7 +353,7 @@ func (d *Directory) resolve(id int, c *groupKey) *groupSet {
 		}
 	}
 	for _, id := range c.ids {
-		if g := d.groups[id]; g != nil {
+		if g := d.groups[id]; g != nil { // nil if the group was removed, and its members not yet changed
 			add(g, false)
 		}
 	}
@@ -369,8 +373,8 @@ func (d *Directory) resolve(id int, c *groupKey) *groupSet {
 	return s
 }
 
-// members finds out which groups a user is in, by name and by condition, and
-// those of which it cannot be said; both sorted.
+// members returns the ids of the groups that a user is in, by name and by condition, and of the
+// groups whose condition fails to evaluate for the user. Both lists are sorted.
 func (d *Directory) members(u *User) (ids, undecided []string) {
 	ids = slices.Clone(u.Groups)
 	for _, g := range d.conditional {
@@ -381,10 +385,12 @@ func (d *Directory) members(u *User) (ids, undecided []string) {
 		}
 	}
 	ids = sortedCopy(ids)
+	// A user that the group lists is a member, even if the condition of the group fails.
 	return ids, slices.DeleteFunc(undecided, func(id string) bool { return slices.Contains(ids, id) })
 }
 
-// copied returns strings that hold on to no text that they were cut out of.
+// copied returns deep copies of the strings. A string that is a part of a larger text would keep
+// the whole text in memory.
 func copied(list []string) []string {
 	list = slices.Clone(list)
 	for i, s := range list {
@@ -399,8 +405,8 @@ func sortedCopy(s []string) []string {
 	return slices.Compact(s)
 }
 
-// GroupIDs returns the ids of the groups with these names, sorted; a name that
-// no group has is left out.
+// GroupIDs returns the ids of the groups with these names, sorted. It ignores names that do not
+// belong to a group.
 func (d *Directory) GroupIDs(names []string) []string {
 	var ids []string
 	for _, g := range d.groups {
@@ -412,8 +418,8 @@ func (d *Directory) GroupIDs(names []string) []string {
 	return ids
 }
 
-// Reads lists the fields of the service user that the conditions of the group's
-// rules look at, as [Condition.Reads] does, sorted.
+// Reads returns the fields of the service user that the conditions of the group's rules read, in
+// the form of [Condition.Reads], sorted.
 func (g *Group) Reads() []string {
 	var fields []string
 	for _, c := range g.conditions {

@@ -9,21 +9,20 @@ import (
 	"sync"
 )
 
-// Edit is a directory in the making, for changes that come in parts: first the
-// groups, then the users. It belongs to one goroutine, but for [Edit.Users]. After
-// an error there is nothing to do with it.
+// Edit builds a new version of a directory from changes that arrive in parts: first the groups,
+// then the users. Only [Edit.Users] may be called concurrently. Discard the Edit after an error.
 type Edit struct {
-	mu     sync.Mutex // of what follows
+	mu     sync.Mutex // guards the fields below while goroutines call Users; users has its own locks too
 	base   *Directory
 	next   Directory
 	users  *tableEdit
 	logins *shardEdit[string, string]
 	setIDs *shardEdit[string, int]
 	sizes  *tallyEdit
-	moved  []string // groups whose condition of membership is another one than before
+	moved  []string // ids of groups whose condition of membership has changed
 }
 
-// Edit begins the directory of a revision.
+// Edit begins the next version of the directory, which shows this revision of the store.
 func (d *Directory) Edit(revision int64) (*Edit, error) {
 	if revision < d.revision {
 		return nil, fmt.Errorf("revision %d is older than %d, which is in force", revision, d.revision)
@@ -33,7 +32,7 @@ func (d *Directory) Edit(revision int64) (*Edit, error) {
 	return e, nil
 }
 
-// Groups takes groups over, and others out.
+// Groups adds or replaces the changed groups, and removes others by id.
 func (e *Edit) Groups(changed []Group, removed []string) error {
 	if len(changed) == 0 && len(removed) == 0 {
 		return nil
@@ -56,6 +55,7 @@ func (e *Edit) Groups(changed []Group, removed []string) error {
 		}
 	}
 	for _, g := range changed {
+		// The group keeps its index, which group sets and policy entries refer to.
 		known := old[g.ID]
 		if known == nil {
 			known = &Group{index: d.nextGroup}
@@ -87,6 +87,8 @@ func (e *Edit) Groups(changed []Group, removed []string) error {
 	}
 	slices.SortFunc(d.conditional, func(a, b *Group) int { return strings.Compare(a.ID, b.ID) })
 	in := func(id string) bool { return touched[id] }
+	// Only the group sets with a touched group are made again. The clone keeps the list of the
+	// base directory as it is, for the requests that still read it.
 	sets := slices.Clone(d.sets)
 	for i, s := range sets {
 		if everybody != d.everybody || slices.ContainsFunc(s.ids, in) || slices.ContainsFunc(s.undecided, in) {
@@ -97,22 +99,24 @@ func (e *Edit) Groups(changed []Group, removed []string) error {
 	return nil
 }
 
-// compile checks a group and prepares it for requests. known is the same group
-// as it was before. The patterns are those of the rules.
+// compile checks a group and compiles its rules and conditions. known is the previous version of
+// the group: conditions that have not changed are taken from it. compile returns the path patterns
+// of the rules, in the order of the rules.
 func (g *Group) compile(known *Group) (patterns [][]segment, err error) {
 	if g.ID == "" {
 		return nil, fmt.Errorf("permission group %q has no id", g.Name)
 	}
 	if !g.Mode.Valid() {
-		return nil, fmt.Errorf("permission group %s: mode %q is neither \"enforce\" nor \"observe\"", g.ID, g.Mode)
+		return nil, fmt.Errorf("permission group %s: mode %q is neither \"enforce\" nor \"observe\"",
+			g.ID, g.Mode)
 	}
-	compiled := make(map[string]*Condition)
+	compiled := make(map[string]*Condition) // by text: compiling one takes much longer than the rest
 	for _, c := range known.conditions {
 		if c != nil {
 			compiled[c.text] = c
 		}
 	}
-	g.Rules = slices.Clone(g.Rules)
+	g.Rules = slices.Clone(g.Rules) // the caller keeps its own list, in the form that it wrote
 	g.conditions, patterns = make([]*Condition, len(g.Rules)), make([][]segment, len(g.Rules))
 	for i, r := range g.Rules {
 		checked, pattern, when, err := r.compile(compiled)
@@ -139,36 +143,41 @@ func (g *Group) compile(known *Group) (patterns [][]segment, err error) {
 	return patterns, nil
 }
 
-// moves reports whether a user is in others of these groups than before.
+// moves reports whether the membership of a user in any of these groups has changed.
 func (d *Directory) moves(u *User, groups []string) bool {
 	was := d.sets[u.groupSetID]
 	for _, id := range groups {
 		g := d.groups[id]
 		if slices.Contains(u.Groups, id) {
-			continue
+			continue // the group lists the user, so its condition does not matter
 		}
 		member, err := false, error(nil)
 		if g != nil && g.membership != nil {
 			member, err = g.membership.Member(u)
 		}
-		if slices.Contains(was.ids, id) != (member && err == nil) || slices.Contains(was.undecided, id) != (err != nil) {
+		wasMember, wasUndecided := slices.Contains(was.ids, id), slices.Contains(was.undecided, id)
+		if wasMember != (member && err == nil) || wasUndecided != (err != nil) {
 			return true
 		}
 	}
 	return false
 }
 
-// begin makes what users are written to.
+// begin makes the edits of the tables that contain users, before the first use of them. An Edit of
+// groups alone does not need them.
 func (e *Edit) begin() {
 	if e.users == nil {
 		d := &e.next
+		// Clip makes append copy the list: the base directory shares its array.
 		e.users, e.logins, e.setIDs = d.users.edit(), d.logins.edit(), d.setIDs.edit()
 		d.sets, e.sizes = slices.Clip(d.sets), d.sizes.edit()
 	}
 }
 
-// class returns the number of a combination of groups.
+// groupSetID returns the id of the group set with these groups. It makes the group set if there is
+// none yet. The parameters are the fields of [groupKey].
 func (e *Edit) groupSetID(ids, undecided, tokenGroups []string) int {
+	// The store's ids contain neither ",", "?" nor "|": different groups make different keys.
 	key := strings.Join(ids, ",")
 	if len(undecided) > 0 || tokenGroups != nil {
 		key += "?" + strings.Join(undecided, ",")
@@ -186,7 +195,8 @@ func (e *Edit) groupSetID(ids, undecided, tokenGroups []string) int {
 	return n
 }
 
-// forget takes out what leads to a user, but not its row.
+// forget removes the index entries of a user: the hashes of its tokens, its alias, and its share in
+// the size of its group set. It keeps the row, which write replaces or remove frees.
 func (e *Edit) forget(w *written) {
 	if !w.known {
 		return
@@ -197,8 +207,8 @@ func (e *Edit) forget(w *written) {
 	e.logins.remove(old.Alias)
 }
 
-// Expect makes room in a directory that is empty for so many service users and
-// tokens. It need not be true.
+// Expect reserves memory for up to this many service users and tokens, if the directory is empty.
+// The numbers may be wrong: they are a hint only.
 func (e *Edit) Expect(users, tokens int64) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -206,15 +216,16 @@ func (e *Edit) Expect(users, tokens int64) {
 	e.users.expect(users, tokens)
 }
 
-// Users takes users over, and others out. It may be called again for others, by
-// several goroutines, after the groups are in.
+// Users adds or replaces the changed users, and removes others by id. Call it after Groups. Several
+// goroutines may call it at the same time, each with different users.
 func (e *Edit) Users(changed []User, removed []string) error {
 	if len(changed) == 0 && len(removed) == 0 {
 		return nil
 	}
 	drafts := make([]draft, len(changed))
+	// Encoding a user takes most of the time and needs no lock. Only prepare takes e.mu.
 	for i, u := range changed {
-		u.Tokens = slices.Clone(u.Tokens)
+		u.Tokens = slices.Clone(u.Tokens) // the loop below sets their peppers
 		for j := range u.Tokens {
 			u.Tokens[j].pepper = e.next.peppers.index(u.Tokens[j].Pepper)
 		}
@@ -234,7 +245,7 @@ func (e *Edit) Users(changed []User, removed []string) error {
 	return nil
 }
 
-// prepare takes out what is known of the users so far, and gives them setIDs.
+// prepare removes the old index entries of the users, and assigns their group sets.
 func (e *Edit) prepare(drafts []draft, removed []string) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -246,10 +257,11 @@ func (e *Edit) prepare(drafts []draft, removed []string) error {
 			e.users.remove(&w)
 		}
 	}
-	if e.base.users.count > 0 { // all of them first: an alias may move from one to another
+	if e.base.users.count > 0 {
+		// Old aliases go first, for all users: an alias may move from one user to another.
 		for i := range drafts {
 			w := drafts[i].written
-			if e.users.find(&w); !w.twice { // else it is refused when it is written
+			if e.users.find(&w); !w.twice { // write returns the error for a user that appears twice
 				e.forget(&w)
 			}
 		}
@@ -266,22 +278,22 @@ func (e *Edit) prepare(drafts []draft, removed []string) error {
 type draft struct {
 	written
 	user        User
-	row         []byte   // without the setIDs
-	setIDs      []byte   // what stands before it
-	buf         [8]byte  // for setIDs
-	ids         []string // of the groups that the user is in, sorted …
-	undecided   []string // … of those of which it cannot be said …
-	namedGroups []string // … and of those that name it …
-	hasNamedSet bool     // … which are others
+	row         []byte   // the encoded user, without the group set ids
+	setIDs      []byte   // the encoded group set ids, which precede row in the table
+	buf         [8]byte  // memory for setIDs
+	ids         []string // ids of the groups that the user is in, sorted
+	undecided   []string // ids of the groups whose condition fails to evaluate, sorted
+	namedGroups []string // ids of the groups that list the user, sorted
+	hasNamedSet bool     // namedGroups differs from ids
 }
 
-// draft checks a user and makes it ready. Its tokens belong to the caller no more.
+// draft checks a user and encodes it. The draft keeps u.Tokens: the caller must not use them again.
 func (e *Edit) draft(u User) (draft, error) {
 	if u.ID == "" || !u.Role.Valid() {
 		return draft{}, fmt.Errorf("service user %q: role %q is none of admin, manager, member", u.ID, u.Role)
 	}
 	for i := range u.Tokens {
-		if t := &u.Tokens[i]; t.Hash == (Hash{}) {
+		if t := &u.Tokens[i]; t.Hash == (Hash{}) { // digests of an overlong secret are zero too
 			return draft{}, fmt.Errorf("service user %s, token %s: the hash is empty", u.ID, t.ID)
 		}
 	}
@@ -293,7 +305,8 @@ func (e *Edit) draft(u User) (draft, error) {
 	return d, nil
 }
 
-// assignGroupSets numbers the combinations of groups of a user and of its tokens.
+// assignGroupSets finds or makes the group sets of a user and of its tokens, and encodes their ids.
+// It also registers the alias of the user. The caller has locked e.mu.
 func (e *Edit) assignGroupSets(d *draft) error {
 	id := e.groupSetID(d.ids, d.undecided, nil)
 	e.sizes.add(id, 1)
@@ -319,7 +332,7 @@ func (e *Edit) assignGroupSets(d *draft) error {
 	return nil
 }
 
-// write enters a user.
+// write adds the user to the table.
 func (e *Edit) write(d *draft) error {
 	if err := e.users.set(&d.written, d.row, d.setIDs, d.user.Tokens); err != nil {
 		return fmt.Errorf("service user %s %w", d.user.ID, err)
@@ -327,8 +340,8 @@ func (e *Edit) write(d *draft) error {
 	return nil
 }
 
-// Done returns the directory. Users whom a changed condition of membership moves
-// into other groups are written as well.
+// Done returns the new directory. Before that it rewrites the users that a changed condition of
+// membership adds to a group or removes from one.
 func (e *Edit) Done() (*Directory, error) {
 	d := &e.next
 	if len(e.moved) > 0 && e.base.users.count > 0 {
@@ -339,6 +352,7 @@ func (e *Edit) Done() (*Directory, error) {
 				return
 			}
 			w := newWritten(u.ID)
+			// Users that this edit has removed or written already are left as they are.
 			if e.users.find(&w); w.known && !w.twice {
 				e.forget(&w)
 				var moved draft
@@ -355,8 +369,10 @@ func (e *Edit) Done() (*Directory, error) {
 		}
 	}
 	if e.users != nil {
-		d.users, d.logins, d.setIDs, d.sizes = e.users.done(), e.logins.done(), e.setIDs.done(), e.sizes.done()
+		d.users, d.logins = e.users.done(), e.logins.done()
+		d.setIDs, d.sizes = e.setIDs.done(), e.sizes.done()
 	}
-	done := *d // what is in force must not hold on to the edit, and so to every version before
+	// A copy: a pointer to e.next would keep the Edit in memory, and with it every earlier version.
+	done := *d
 	return &done, nil
 }
