@@ -405,7 +405,7 @@ func TestRuleset(t *testing.T) {
 		t.Errorf("%v: got true, want false", asking)
 	}
 	for text, want := range map[string]string{
-		"deny GET /a": `rule "deny GET /a": only an allow can stand here`,
+		"deny GET /a": `rule "deny GET /a": only an allow is possible here`,
 		`allow GET /a when user.labels.env == "prod"`: "there is no service user here, so the condition cannot look at user.labels.env",
 		`allow GET /a when has(user.alias)`:           "there is no service user here, so the condition cannot look at user.alias",
 	} {

@@ -196,8 +196,8 @@ func TestWithRefuses(t *testing.T) {
 		{change(user(1), func(u *User) { u.Tokens[0].Hash = Hash{} }), "service user service_1, token token_1: the hash is empty"},
 		{change(user(1), func(u *User) { u.Alias = "alias_2" }), "service users service_2 and service_1 have the same alias"},
 		{Changes{Revision: 8, Users: []User{aliased(4, "same"), aliased(5, "same")}}, "service users service_4 and service_5 have the same alias"},
-		{Changes{Revision: 8, Users: []User{aliased(4, "one"), aliased(4, "two")}}, "service user service_4 stands twice in the changes"},
-		{Changes{Revision: 8, Users: []User{user(1), user(1)}}, "service user service_1 stands twice in the changes"},
+		{Changes{Revision: 8, Users: []User{aliased(4, "one"), aliased(4, "two")}}, "service user service_4 appears twice in the changes"},
+		{Changes{Revision: 8, Users: []User{user(1), user(1)}}, "service user service_1 appears twice in the changes"},
 	} {
 		next, err := d.With(row.changes)
 		if err == nil || !strings.Contains(err.Error(), row.want) || next != nil {

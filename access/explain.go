@@ -7,34 +7,49 @@ import (
 	"strings"
 )
 
-// Explanation is why a service user may or may not do something.
+// Explanation is a Decision with the rules that led to it.
 type Explanation struct {
 	Decision
-	Source     Source       // how the user came into the deciding group
-	Considered []Considered // every rule of every group that the user is in; those that apply first, then by how close they came
-	Nearest    *Considered  // the allow that came closest; nil when it is allowed or there is none
-	Grant      string       // the smallest rule that would allow it; "" when it is allowed, or a deny stands in the way
-	Groups     []*Group     // other groups with a rule that would allow it, by name; membership would do as well
+	Source Source // why the user is in the deciding group
+
+	// Considered lists every rule of every group that the user is in: first the rules that apply,
+	// then the others, the nearest to applying first.
+	Considered []Considered
+
+	// Nearest is the allow that is nearest to applying. It is nil if the request is allowed, or if
+	// the groups have no allows.
+	Nearest *Considered
+
+	// Grant is the smallest rule that would allow the request. It is "" if the request is allowed,
+	// or if a deny applies.
+	Grant string
+
+	// Groups lists, by name, other groups that would allow the request if the user joined them.
+	Groups []*Group
 }
 
-// Considered is one rule as it was looked at.
+// Considered is one rule, with the reason why it does or does not apply to a request.
 type Considered struct {
 	Rule    *Rule
 	Group   *Group
 	Source  Source
 	Applies bool
-	Why     string // why it does not apply, or does not decide although it does
-	off     int    // how much keeps it from applying: two for each part of the request that it does not cover
+	Why     string // why the rule does not apply, or why it applies but does not decide
+
+	// off says how far the rule is from applying: 2 for each part of the request that the rule does
+	// not cover, 1 for each other reason.
+	off int
 }
 
-// explainBudget bounds the cost of all conditions that one explanation asks.
+// explainBudget bounds the cost of all conditions that one explanation evaluates.
 const explainBudget = 4_000_000
 
-// Explain says why the principal may or may not do this. The verdict comes from
-// [Directory.Authorize]; the rest tells how each rule contributed to it. groups
-// bounds what is shown; nil is everything. Of a principal that d does not know there
-// is the verdict alone. Conditions beyond explainBudget are not asked: their rules say
-// so, and groups beyond it are not among the Groups.
+// Explain says why the principal may or may not perform the action. The decision comes from
+// [Directory.Authorize]; the rest says how each rule contributed to it. Only rules and groups for
+// which groups returns true are shown; nil shows all of them. For a principal that d does not
+// contain, the result is the decision alone. After conditions have cost explainBudget, Explain
+// evaluates no more of them: the rules with the remaining conditions say so in Why, and the
+// remaining groups do not appear in Groups.
 func (d *Directory) Explain(p Principal, a Action, groups func(*Group) bool) Explanation {
 	out := Explanation{Decision: d.Authorize(p, a)}
 	u, ok := d.User(p.id)
@@ -58,7 +73,8 @@ func (d *Directory) Explain(p Principal, a Action, groups func(*Group) bool) Exp
 		}
 	}
 	slices.SortStableFunc(out.Considered, func(a, b Considered) int {
-		return cmp.Or(cmp.Compare(a.off, b.off), strings.Compare(string(b.Rule.Effect), string(a.Rule.Effect))) // a deny first
+		// The effects compare in reverse, so a deny comes first.
+		return cmp.Or(cmp.Compare(a.off, b.off), strings.Compare(string(b.Rule.Effect), string(a.Rule.Effect)))
 	})
 	if out.Allowed() {
 		return out
@@ -69,20 +85,23 @@ func (d *Directory) Explain(p Principal, a Action, groups func(*Group) bool) Exp
 			break
 		}
 	}
-	if out.Reason == DeniedByRule {
+	if out.Reason == DeniedByRule { // another allow would not help
 		return out
 	}
 	out.Grant = SmallestRule(a.Method, a.Path)
 	q := ruleQuery{bit: methodBit(a.Method), user: u, action: a}
 	for _, g := range d.groups {
-		if member[g] || g.Mode != Enforce || !visible(g) || allow.tokenGroups != nil && !slices.Contains(allow.tokenGroups, g.ID) {
+		// A narrowed token gains nothing from groups that it is not narrowed to.
+		outside := allow.tokenGroups != nil && !slices.Contains(allow.tokenGroups, g.ID)
+		if member[g] || g.Mode != Enforce || !visible(g) || outside {
 			continue
 		}
 		if left < 0 {
 			break
 		}
-		q.spent = 0
-		if e := d.policy.allowed(&q, indices{g.index}); e != nil && d.policy.denied(&q, indices{g.index}) == nil {
+		q.spent = 0 // each group has the whole budget of a request
+		only := indices{g.index}
+		if d.policy.allowed(&q, only) != nil && d.policy.denied(&q, only) == nil {
 			out.Groups = append(out.Groups, g)
 		}
 		left -= int(q.spent)
@@ -91,8 +110,8 @@ func (d *Directory) Explain(p Principal, a Action, groups func(*Group) bool) Exp
 	return out
 }
 
-// consider looks at one rule of a group that the user is in. allow are the groups whose
-// allows count, and left is how much conditions may cost yet.
+// consider explains rule i of a group that the user is in. allow is the group set with the allows
+// of the principal. left is the remaining part of explainBudget.
 func consider(u *User, allow *groupSet, m Membership, i int, a Action, verdict Decision, left *int) Considered {
 	g, r := m.Group, &m.Group.Rules[i]
 	c := Considered{Rule: r, Group: g, Source: m.Source}
@@ -105,7 +124,7 @@ func consider(u *User, allow *groupSet, m Membership, i int, a Action, verdict D
 	}
 	deny := r.Effect == Deny
 	q := ruleQuery{bit: methodBit(a.Method), deny: deny, groups: onlyGroup, user: u, action: a}
-	if verdict.Rule == r {
+	if verdict.Rule == r { // Authorize has evaluated its condition already
 		c.Applies, c.Why = true, whyUndecided(r, g.conditions[i], &q)
 		return c
 	}
@@ -119,15 +138,17 @@ func consider(u *User, allow *groupSet, m Membership, i int, a Action, verdict D
 	if !coversHost(r.Host, a.Host, deny) {
 		addReason(2, "the host "+strconv.Quote(a.Host)+" is not "+r.Host)
 	}
+	// With any host and method, a mismatch of the path is found apart from the others.
 	pathOnly := *r
 	pathOnly.Host, pathOnly.Methods = "", []string{"*"}
 	if !coversPath(pathOnly, nil, q) {
 		off, text := pathDistance(r.Path, a.Path, deny)
 		addReason(2*off, text)
 	} else if when := g.conditions[i]; when != nil && *left < 0 {
-		addReason(1, "its condition is not looked at: those before it cost too much to look at all")
+		addReason(1, "its condition is not evaluated: the conditions before it cost too much")
 	} else if when != nil && !coversPath(pathOnly, when, q) {
-		*left -= 3 * int(when.cost) // it is asked in either form of the path, and why
+		// Up to three evaluations: with and without the trailing slash of the path, and in whyNot.
+		*left -= 3 * int(when.cost)
 		addReason(1, "its condition does not hold: "+whyNot(&pathOnly, when, &q))
 	}
 	if when := g.conditions[i]; when != nil && c.off == 0 {
@@ -139,10 +160,12 @@ func consider(u *User, allow *groupSet, m Membership, i int, a Action, verdict D
 	case g.Mode == Observe:
 		addReason(1, "the permission group only observes")
 	case m.Source == InDoubt && !deny:
-		addReason(1, "the permission group's condition of membership cannot be evaluated, so that its allows do not hold")
+		addReason(1, "the permission group's condition of membership cannot be evaluated,"+
+			" so its allows do not apply")
 	case !deny && !slices.Contains(allow.allows, g.index):
 		addReason(1, "the token is restricted to other permission groups")
 	case !deny && verdict.Reason == NoRule:
+		// The allow applies by itself, so Authorize must have run out of budget before it.
 		addReason(1, errBudget.Error())
 	default:
 		c.Applies, c.Why = true, whyUndecided(r, g.conditions[i], &q)
@@ -153,7 +176,8 @@ func consider(u *User, allow *groupSet, m Membership, i int, a Action, verdict D
 	return c
 }
 
-// whyUndecided says why a deny applies although its condition does not hold.
+// whyUndecided returns the reason why a deny with a condition that fails to evaluate applies. It
+// returns "" for other rules.
 func whyUndecided(r *Rule, when *Condition, q *ruleQuery) string {
 	if when == nil || r.Effect == Allow {
 		return ""
@@ -164,11 +188,13 @@ func whyUndecided(r *Rule, when *Condition, q *ruleQuery) string {
 	return ""
 }
 
-// coversPath asks about one rule by itself, as the trees do.
+// coversPath reports whether one rule, alone in a policy, covers a request. With when nil it ignores
+// the condition of the rule.
 func coversPath(r Rule, when *Condition, q ruleQuery) bool {
 	if when == nil {
 		r.When = ""
 	}
+	// A real policy of one rule cannot disagree with the policy that decides.
 	one := compileGroup(&Group{Mode: Enforce, Rules: []Rule{r}, conditions: []*Condition{when}})
 	q.bit = methodSet{bits: anyBits}
 	if q.deny {
@@ -187,7 +213,8 @@ func outcome(r *Rule, when *Condition, q *ruleQuery) (bool, error) {
 	return c.isTrue(&evaluation{user: q.user, action: q.action, params: c.values(q.action.Path)})
 }
 
-// whyNot says what the condition of a rule that does not apply came to.
+// whyNot returns the error of a condition that fails to evaluate, or the text of a condition that
+// is false.
 func whyNot(r *Rule, when *Condition, q *ruleQuery) string {
 	if _, err := outcome(r, when, q); err != nil {
 		return err.Error()
@@ -195,8 +222,8 @@ func whyNot(r *Rule, when *Condition, q *ruleQuery) string {
 	return when.text
 }
 
-// pathDistance counts the segments of a pattern that keep it from matching a
-// path, and names the first.
+// pathDistance returns the number of segments in which a pattern and a path differ, at least 1, and
+// a text about the first of them.
 func pathDistance(pattern, path string, deny bool) (off int, text string) {
 	segments, err := parsePattern(pattern)
 	if err != nil {
@@ -218,29 +245,34 @@ func pathDistance(pattern, path string, deny bool) (off int, text string) {
 			return max(off, 1), text
 		case i >= len(parts):
 			mismatch("the path is shorter than " + pattern)
-		case s.kind == literalSegment && s.text != parts[i] && !(deny && foldCase(s.text) == foldCase(parts[i])):
-			mismatch("the path has " + strconv.Quote(parts[i]) + " where " + pattern + " has " + strconv.Quote(s.text))
+		case s.kind == literalSegment:
+			if s.text != parts[i] && !(deny && foldCase(s.text) == foldCase(parts[i])) {
+				mismatch("the path has " + strconv.Quote(parts[i]) + " where " + pattern +
+					" has " + strconv.Quote(s.text))
+			}
 		case s.kind == paramSegment && parts[i] == "":
 			mismatch("the path has nothing where " + pattern + " has {" + s.text + "}")
 		}
 	}
 	if len(parts) > len(segments) {
 		mismatch("the path is longer than " + pattern)
-		off += len(parts) - len(segments) - 1
+		off += len(parts) - len(segments) - 1 // mismatch has counted one of them
 	}
 	return max(off, 1), text
 }
 
-// SmallestRule writes the allow that covers this method and path and as little
-// else as a rule can say.
+// SmallestRule returns the narrowest allow that covers a method and a path, in the one-line form of
+// a rule: "allow GET /v1/people/7/address", for example.
 func SmallestRule(method, path string) string {
 	return smallestRule(method, path, func(string) bool { return false })
 }
 
-// smallestRule writes an allow for a path, with a parameter in the place of the
-// segments that vary, and of those that a pattern cannot spell or has no room for.
+// smallestRule is SmallestRule with a parameter in the place of each segment for which varies
+// returns true: "allow GET /v1/people/{id}/address", for example. A segment that a pattern cannot
+// spell, or has no room for, becomes a parameter too.
 func smallestRule(method, path string, varies func(segment string) bool) string {
 	parts := strings.Split(strings.TrimPrefix(path, "/"), "/")
+	// room is the number of bytes left for literals when every segment may become a parameter.
 	n, room := 0, maxPatternBytes-maxPatternSegments*len("/{id32}")
 	for i, part := range parts {
 		if i == maxPatternSegments-1 && len(parts) > maxPatternSegments {
@@ -250,8 +282,10 @@ func smallestRule(method, path string, varies func(segment string) bool) string 
 		if part == "" && i == len(parts)-1 {
 			break // the trailing slash
 		}
-		text := "allow GET /" + part
-		if r, err := ParseRule(text); varies(part) || err != nil || r.Path != "/"+part || strings.ContainsAny(part, "{}") || len(part) > room {
+		// A part such as "x when y" parses, but not as the path that it was.
+		r, err := ParseRule("allow GET /" + part)
+		literal := err == nil && r.Path == "/"+part && !strings.ContainsAny(part, "{}")
+		if varies(part) || !literal || len(part) > room {
 			n++
 			parts[i] = "{id}"
 			if n > 1 {

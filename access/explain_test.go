@@ -70,7 +70,7 @@ func TestExplainWhy(t *testing.T) {
 		{`allow GET /a when user.labels.x == "y"`, "GET /a", "its condition does not hold: no such key: x"},
 		{`allow GET /{x} when params.x == "1" && user.labels[params.x] == "y"`, "GET /1", "its condition does not hold: no such key: 1"},
 		{`allow GET /{rest...} when user.labels[params.rest] == "y"`, "GET /a/b", "its condition does not hold: no such key: a/b"},
-		{`allow GET /a when request.header("X-Long") == ""`, "GET /a", "its condition does not hold: a value of more than 2048 bytes is not looked at"},
+		{`allow GET /a when request.header("X-Long") == ""`, "GET /a", "its condition does not hold: a condition cannot read a value of more than 2048 bytes"},
 		{`allow GET /b when user.labels.x == "y"`, "GET /a", `the path has "a" where /b has "b"`},
 
 		{"allow POST h.example/a", "GET x.example/b/c", `the method GET is not among POST; the host "x.example" is not h.example; the path has "b" where /a has "a"`},
@@ -123,7 +123,7 @@ doubtful (doubt) "deny GET /y" applies
 nearest "allow GET /c"`},
 		{"an allow in doubt", "", "GET /x", `
 no_rule
-doubtful (doubt) "allow GET /x": the permission group's condition of membership cannot be evaluated, so that its allows do not hold
+doubtful (doubt) "allow GET /x": the permission group's condition of membership cannot be evaluated, so its allows do not apply
 nearest "allow GET /x"
 grant "allow GET /x"`},
 		{"observing", "", "GET /o", `
@@ -198,7 +198,7 @@ func TestExplainBudget(t *testing.T) {
 		t.Errorf("denies: got %s", whole(got))
 	}
 	e := d.Explain(p, action("GET /b"), nil)
-	want := "the conditions that this request has to be checked against cost more than 50000"
+	want := "the conditions for this request cost more than 50000"
 	if e.Reason != NoRule || e.Nearest == nil || e.Nearest.Rule.When == "true" && e.Nearest.Why != want {
 		t.Errorf("allows: got %s", whole(e))
 	}
@@ -590,7 +590,7 @@ func TestExplainAsksBounded(t *testing.T) {
 		switch {
 		case strings.HasPrefix(r.Why, "its condition does not hold"):
 			asked++
-		case strings.HasPrefix(r.Why, "its condition is not looked at"):
+		case strings.HasPrefix(r.Why, "its condition is not evaluated"):
 			left++
 		default:
 			t.Fatalf("got %q", r.Why)

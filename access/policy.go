@@ -323,7 +323,7 @@ func (q *ruleQuery) applies(e *entry) bool {
 	return holds || err != nil && q.deny
 }
 
-var errBudget = fmt.Errorf("the conditions that this request has to be checked against cost more than %d", conditionBudget)
+var errBudget = fmt.Errorf("the conditions for this request cost more than %d", conditionBudget)
 
 // evaluate evaluates a condition as if this were the action's path. All that one
 // request asks is bounded too.
@@ -521,7 +521,7 @@ func NewRuleset(rules []Rule) (*Ruleset, error) {
 		case err != nil:
 			return nil, err
 		case r.Effect != Allow:
-			return nil, fmt.Errorf("rule %q: only an allow can stand here", r)
+			return nil, fmt.Errorf("rule %q: only an allow is possible here", r)
 		case when != nil && len(when.reads) > 0:
 			return nil, fmt.Errorf("rule %q: there is no service user here, so the condition cannot look at user.%s", r, when.reads[0])
 		}

@@ -141,7 +141,7 @@ func checkMethods(methods []string) ([]string, error) {
 	for _, m := range methods {
 		switch {
 		case m == "*" && len(methods) > 1:
-			return nil, fmt.Errorf("method \"*\" stands alone: it already covers the others")
+			return nil, fmt.Errorf("method \"*\" cannot be combined with others: it already covers them")
 		case m == "*":
 		case m == "CONNECT" || m == "TRACE" || m == "TRACK" || m == "PRI":
 			return nil, fmt.Errorf("method %q never passes, so no rule can name it", m)
@@ -166,7 +166,7 @@ func checkHostPattern(host string) (string, error) {
 	withPort := strings.LastIndexByte(name, ':') > strings.LastIndexByte(name, ']')
 	switch clean, p := CheckHost(name); {
 	case strings.Contains(name, "*"):
-		return "", fmt.Errorf("host %q: \"*\" stands only at the front, as in \"*.example.com\"", host)
+		return "", fmt.Errorf("host %q: \"*\" is allowed only at the front, as in \"*.example.com\"", host)
 	case !p.OK() || withPort || strings.HasSuffix(name, "."):
 		return "", fmt.Errorf("host %q is not a host name without a port, such as \"api.example.com\" or \"*.example.com\"", host)
 	case wildcard && name[0] == '[':
@@ -209,7 +209,7 @@ func parsePattern(path string) ([]segment, error) {
 	case strings.ContainsAny(path, `\;`):
 		return nil, fmt.Errorf("path %q: a request whose path holds \"\\\" or \";\" never passes", path)
 	case strings.Contains(path+" ", " when "):
-		return nil, fmt.Errorf("path %q: \" when \" begins a condition and cannot stand in a path", path)
+		return nil, fmt.Errorf("path %q: \" when \" begins a condition and cannot be part of a path", path)
 	case strings.ContainsFunc(path, func(r rune) bool { return r != ' ' && unicode.IsSpace(r) }):
 		return nil, fmt.Errorf("path %q holds white space that never passes", path)
 	case strings.ContainsFunc(path, unicode.IsControl):
@@ -230,11 +230,11 @@ func parsePattern(path string) ([]segment, error) {
 			return nil, fmt.Errorf("path %q: %w", path, err)
 		}
 		if s.kind == restSegment && i < len(parts)-1 {
-			return nil, fmt.Errorf("path %q: {%s...} takes all that follows, so it can only stand at the end", path, s.text)
+			return nil, fmt.Errorf("path %q: {%s...} takes all that follows, so it must be at the end", path, s.text)
 		}
 		if s.kind != literalSegment {
 			if seen[s.text] {
-				return nil, fmt.Errorf("path %q: the name {%s} stands in it twice", path, s.text)
+				return nil, fmt.Errorf("path %q: the name {%s} appears in it twice", path, s.text)
 			}
 			seen[s.text] = true
 		}

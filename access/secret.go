@@ -135,7 +135,7 @@ func ParsePeppers(text string) (Peppers, error) {
 		made := newPepper([]byte(key))
 		for _, other := range p.keys {
 			if other.id == made.id {
-				return Peppers{}, fmt.Errorf("pepper on line %d stands in the file twice", i+1)
+				return Peppers{}, fmt.Errorf("pepper on line %d is in the file twice", i+1)
 			}
 		}
 		p.keys = append(p.keys, made)

@@ -162,7 +162,7 @@ func TestParsePeppers(t *testing.T) {
 		{"\n \n# a comment\n", "holds no key"},
 		{"short", "line 1 has 5 bytes, at least 16"},
 		{"# new\n" + newKey + "\n\n123456789012345\n", "line 4 has 15 bytes"},
-		{newKey + "\n" + oldKey + "\n  " + newKey + "  \n", "line 3 stands in the file twice"},
+		{newKey + "\n" + oldKey + "\n  " + newKey + "  \n", "line 3 is in the file twice"},
 		{nine, "holds 9 keys, at most 8"},
 	} {
 		p, err := ParsePeppers(row.text)

@@ -319,8 +319,8 @@ func (e *tableEdit) set(w *written, row, setIDs []byte, tokens []Token) error {
 }
 
 var (
-	errTwice = errors.New("stands twice in the changes")
-	errFull  = errors.New("finds no room: the directory can hold no more service users")
+	errTwice = errors.New("appears twice in the changes")
+	errFull  = errors.New("does not fit: the directory can hold no more service users")
 )
 
 func (e *tableEdit) setRow(w *written, row, setIDs []byte) error {

@@ -216,7 +216,7 @@ func (allow Relax) badByte(raw string, i int) Problem {
 	if raw[i] == ';' && allow&Semicolon != 0 {
 		return Problem{}
 	}
-	p := ambiguous("the path holds the byte 0x%02x at position %d, which must not stand in a path", raw[i], i)
+	p := ambiguous("the path holds the byte 0x%02x at position %d, which is not allowed in a path", raw[i], i)
 	if raw[i] == ';' {
 		p = p.allowedBy(Semicolon)
 	}

@@ -143,7 +143,7 @@ func TestExplain(t *testing.T) {
 		{`service_2 GET /hello/private`, `deny denied_by_rule rule_2 of group_1 by default; nearest rule_1: the path is longer than /hello`},
 		{`service_1 GET /team`, `allow granted rule_15 of group_5 by condition`},
 		{`service_1 GET /team/secret`, `deny denied_by_rule rule_16 of group_5 by condition; nearest …`},
-		{`service_2 GET /team`, `deny no_rule; grant allow GET /team; nearest rule_15: the permission group's condition of membership cannot be evaluated, so that its allows do not hold`},
+		{`service_2 GET /team`, `deny no_rule; grant allow GET /team; nearest rule_15: the permission group's condition of membership cannot be evaluated, so its allows do not apply`},
 		{`service_2 GET /team/secret`, `deny denied_by_rule rule_16 of group_5 by doubt; nearest rule_15: the path is longer than /team`},
 
 		// A deny wins, in any spelling.
@@ -224,7 +224,7 @@ func TestExplain(t *testing.T) {
 		`service_1 GET /v1//people`:           `the request is refused with status 400 before any rule is read: the path has an empty segment at position 4; the option merge_slashes would let it pass`,
 		`service_1 GET /a%2Fb`:                `the request is refused with status 400 before any rule is read: the path holds %2F at position 2, which programs read differently; the option allow_encoded_slash would let it pass`,
 		`service_1 GET /a/../b`:               `the request is refused with status 400 before any rule is read: the path has a dot segment at position 3`,
-		`service_1 GET /a#b`:                  `the request is refused with status 400 before any rule is read: the path holds the byte 0x23 at position 2, which must not stand in a path`,
+		`service_1 GET /a#b`:                  `the request is refused with status 400 before any rule is read: the path holds the byte 0x23 at position 2, which is not allowed in a path`,
 		`service_1 CONNECT /hello`:            `the request is refused with status 501 before any rule is read: the method CONNECT is not supported`,
 		`service_1 TRACE /a/../b`:             `the request is refused with status 405 before any rule is read: the method TRACE is not allowed`,
 		`service_3 TRACE https://example.com`: `the request is refused with status 405 before any rule is read: the method TRACE is not allowed`,
@@ -239,7 +239,7 @@ func TestExplain(t *testing.T) {
 	for _, row := range []struct{ ask, rule, why string }{
 		{`service_1 DELETE /v1/people/7`, "rule_17", `the permission group only observes`},
 		{`service_1 GET /v1/people/8`, "rule_18", `the permission group only observes`},
-		{`service_2 GET /team`, "rule_15", `the permission group's condition of membership cannot be evaluated, so that its allows do not hold`},
+		{`service_2 GET /team`, "rule_15", `the permission group's condition of membership cannot be evaluated, so its allows do not apply`},
 		{`service_2 GET /team`, "rule_16", `the path is shorter than /team/secret`},
 		{`service_1 GET /label`, "rule_10", `its condition does not hold: no such key: env`},
 		{`service_1 GET /from`, "rule_13", `its condition does not hold: request.remote_ip == '10.1.2.3'`},

@@ -63,7 +63,7 @@ func TestValidate(t *testing.T) {
 		refuses("empty pepper_file", app("pepper_file empty"), `pepper_file \"empty\": the file holds no key: put one key on a line`),
 		refuses("pepper_file of comments", app("pepper_file comments"), `pepper_file \"comments\": the file holds no key`),
 		refuses("short pepper", app("pepper_file short"), `pepper_file \"short\": pepper on line 2 has 15 bytes, at least 16 are needed`),
-		refuses("pepper twice", app("pepper_file twice"), `pepper_file \"twice\": pepper on line 2 stands in the file twice`),
+		refuses("pepper twice", app("pepper_file twice"), `pepper_file \"twice\": pepper on line 2 is in the file twice`),
 		refuses("pepper_file is a directory", app("pepper_file ."), "pepper_file: read .: is a directory"),
 
 		accepts("lifetimes", app("token_ttl 30d", "max_token_ttl 30d")),

@@ -419,7 +419,7 @@ func TestBadRules(t *testing.T) {
 		{"no method", "rules", "1 to 32 methods", access.Rule{Effect: "allow", Path: "/"}},
 		{"method in small letters", "rules", `"GET"`, access.Rule{Effect: "allow", Methods: []string{"get"}, Path: "/"}},
 		{"method with a comma", "rules", "separated by commas", access.Rule{Effect: "allow", Methods: []string{"GET,PUT"}, Path: "/"}},
-		{"star among others", "rules", "stands alone", access.Rule{Effect: "allow", Methods: []string{"GET", "*"}, Path: "/"}},
+		{"star among others", "rules", "cannot be combined with others", access.Rule{Effect: "allow", Methods: []string{"GET", "*"}, Path: "/"}},
 		{"CONNECT", "rules", "never passes", access.Rule{Effect: "deny", Methods: []string{"CONNECT"}, Path: "/"}},
 		{"host with a port", "rules", "without a port", access.Rule{Effect: "allow", Methods: get, Host: "a:80", Path: "/"}},
 		{"no path", "rules", `a path starts with "/"`, access.Rule{Effect: "allow", Methods: get}},
