@@ -6,52 +6,55 @@ import (
 	"strings"
 )
 
-// Leak is the worst thing that a text gives away.
+// Leak says how harmful it would be to show a text.
 type Leak uint8
 
-// The leaks, in the order of the harm that they do.
+// The leaks, from harmless to worst.
 const (
 	NoLeak     Leak = iota
-	LoginLeak       // the id of a service user with a colon behind it, as in credentials
-	SecretLeak      // a secret, or so much of one that the rest can be found out
+	LoginLeak       // the id of a service user followed by a colon, as in credentials
+	SecretLeak      // a secret, or enough of a secret to guess the rest
 )
 
-// cutDigits is how many random characters of a secret a text may show. Behind 16,
-// 27 are unknown: 160 bits, or 128 to a reader who knows the whole checksum (32 bits)
+// cutDigits is the number of random characters of a secret that a text may show. After 16 of them,
+// 27 are unknown. These are 160 bits, or 128 bits if the reader knows the whole checksum (32 bits)
 // from elsewhere, such as [Hint].
 const cutDigits = 16
 
 const (
 	minLeak     = len(SecretPrefix) + cutDigits + 1
-	longestWord = 100 // in which the prefix of a secret is not taken for chance
-	leakLayers  = 2
+	longestWord = 100 // in longer words, "csu_" may be there by chance; see isCutSecret
+	leakLayers  = 2   // base64 in base64 is decoded, a third layer is not
 )
 
-// FindLeak finds secrets and logins of ours in a text, as any lenient reader could:
-// whole or cut, in another case, with foreign bytes between, with escapes (percent, \x,
-// \u, &#x, quoted-printable), in UTF-16, and inside of base64 and hexadecimal digits,
-// two layers deep. A piece of a secret without its beginning is no leak unless only
-// its prefix is missing: it looks like any other word.
+// FindLeak finds our secrets and logins in a text, in every form that a lenient reader might
+// decode: whole or cut, in another case, with other bytes in between, with escapes (percent, \x,
+// \u, &#x, quoted-printable), in UTF-16, and inside of base64 and hexadecimal digits, two layers
+// deep. A part of a secret without its beginning is not a leak, because it looks like any other
+// word; a secret that lacks only its prefix is a leak.
 //
-// The request path, logs, the audit trail and stored texts all rely on this function.
-// Its time grows in proportion to the text; a text that is made to take more than any
-// real one counts as a secret.
+// The request path, logs, the audit trail and stored texts all rely on this function. Its time
+// grows in proportion to the text. A text that is crafted to take longer than any real text counts
+// as a secret.
 func FindLeak(text string) Leak {
 	if len(text) < minLeak {
 		return NoLeak
 	}
 	var buf [512]byte
 	plain := spaceFor(&buf, len(text))
+	// Without NUL, UTF-16 reads as ASCII.
 	for i := range len(text) {
 		if text[i] != 0 {
 			plain = append(plain, text[i])
 		}
 	}
-	budget := 8*len(text) + 16<<10
+	budget := 8*len(text) + 16<<10 // bytes to look at, in all decoded forms together
 	return leakIn(plain, leakLayers, true, &budget)
 }
 
-// leakIn looks into a text, and into the texts that it encodes.
+// leakIn looks for leaks in a text and in the texts that it encodes. It decodes up to this number
+// of layers of base64 or hexadecimal, and escapes only if escapes is true. It reduces budget by the
+// length of each text, and reports SecretLeak when the budget is spent.
 func leakIn(text []byte, layers int, escapes bool, budget *int) Leak {
 	if *budget -= len(text); *budget < 0 {
 		return SecretLeak
@@ -70,10 +73,11 @@ func leakIn(text []byte, layers int, escapes bool, budget *int) Leak {
 	if len(digits) >= 2*minLeak {
 		found = max(found, hexLeak(digits, layers-1, budget))
 	}
-	// Decoders that skip foreign bytes differ about the digits 62 and 63.
+	// Decoders that skip other bytes disagree about the digits 62 and 63: some read "+/", some "-_",
+	// and some skip both. So the text is read in all three ways.
 	for _, alphabet := range []string{"", "+/", "-_"} {
 		if alphabet != "" {
-			if !bytes.ContainsAny(text, alphabet) {
+			if !bytes.ContainsAny(text, alphabet) { // the digits are those of the first reading
 				continue
 			}
 			digits = digits[:0]
@@ -83,6 +87,7 @@ func leakIn(text []byte, layers int, escapes bool, budget *int) Leak {
 				}
 			}
 		}
+		// Shorter base64 has no room for a leak.
 		if found < SecretLeak && len(digits) >= (minLeak*4+2)/3 {
 			found = max(found, base64Leak(digits, layers-1, budget))
 		}
@@ -90,25 +95,29 @@ func leakIn(text []byte, layers int, escapes bool, budget *int) Leak {
 	return found
 }
 
+// escapedLeak looks for leaks in a text after undoing its escapes. Unescape undoes nested escapes,
+// so leakIn need not look for escapes again.
 func escapedLeak(text []byte, layers int, budget *int) Leak {
 	var buf [512]byte
 	return leakIn(unescape(spaceFor(&buf, len(text)), text), layers, false, budget)
 }
 
-// base64Leak decodes the base64 digits of a text. Nothing is known of the bytes before a
-// secret, so the first group of four may begin at any of four places.
+// base64Leak looks for leaks in the base64 digits of a text. The bytes before the secret are unknown,
+// so its first group of four digits may begin at any of four places.
 func base64Leak(digits []byte, layers int, budget *int) (found Leak) {
 	var buf [512]byte
 	decoded := spaceFor(&buf, len(digits))
 	for skip := range 4 {
-		if found = max(found, leakIn(textOf(decodeBase64(decoded, digits[skip:])), layers, true, budget)); found == SecretLeak {
+		text := textOf(decodeBase64(decoded, digits[skip:]))
+		if found = max(found, leakIn(text, layers, true, budget)); found == SecretLeak {
 			break
 		}
 	}
 	return found
 }
 
-// hexLeak decodes the hexadecimal digits among letters and decimal digits.
+// hexLeak looks for leaks in the hexadecimal digits among letters and decimal digits. A pair of
+// digits may begin at any of two places.
 func hexLeak(digits []byte, layers int, budget *int) (found Leak) {
 	var buf, decoded [512]byte
 	hexDigits := spaceFor(&buf, len(digits))
@@ -121,12 +130,14 @@ func hexLeak(digits []byte, layers int, budget *int) (found Leak) {
 		return NoLeak
 	}
 	for skip := range 2 {
-		found = max(found, leakIn(textOf(decodeHex(spaceFor(&decoded, len(digits)), hexDigits[skip:])), layers, true, budget))
+		text := textOf(decodeHex(spaceFor(&decoded, len(digits)), hexDigits[skip:]))
+		found = max(found, leakIn(text, layers, true, budget))
 	}
 	return found
 }
 
-// spaceFor is an empty slice for n bytes.
+// spaceFor returns an empty slice with room for n bytes: buf, on the stack of the caller, if it is
+// large enough.
 func spaceFor(buf *[512]byte, n int) []byte {
 	if n > len(buf) {
 		return make([]byte, 0, n)
@@ -134,10 +145,10 @@ func spaceFor(buf *[512]byte, n int) []byte {
 	return buf[:0]
 }
 
-// plainLeak finds a secret or login that is in a text in one piece. It appends the letters and decimal
-// digits of the text to digits, and reports whether some bytes are escaped.
+// plainLeak finds a secret or login that is in a text in one piece. It also appends the letters and
+// decimal digits of the text to digits, and reports whether the text contains escaped bytes.
 func plainLeak(digits, text []byte) (_ []byte, found Leak, escaped bool) {
-	begin := 0 // of the base62 digits before i
+	begin := 0 // of the run of base62 digits that ends at i
 	for i, c := range text {
 		if digitValues[c] >= 0 {
 			digits = append(digits, c)
@@ -148,12 +159,15 @@ func plainLeak(digits, text []byte) (_ []byte, found Leak, escaped bool) {
 		}
 		switch c {
 		case '_':
-			if at := i + 1 - len(SecretPrefix); at >= begin && foldsTo(text[at:], SecretPrefix) && isCutSecret(text, at) {
+			at := i + 1 - len(SecretPrefix)
+			if at >= begin && foldsTo(text[at:], SecretPrefix) && isCutSecret(text, at) {
 				return digits, SecretLeak, escaped
 			}
-			if at := i + 1 - len(userPrefix); at >= begin && foldsTo(text[at:], userPrefix) {
-				if n := countDigits(text[i+1:]); n == idDigits && i+1+n < len(text) && text[i+1+n] == ':' {
-					found = LoginLeak
+			at = i + 1 - len(userPrefix)
+			if at >= begin && foldsTo(text[at:], userPrefix) {
+				n := countDigits(text[i+1:])
+				if n == idDigits && i+1+n < len(text) && text[i+1+n] == ':' {
+					found = LoginLeak // and go on: a secret may follow
 				}
 			}
 		case '%', '=', '\\', '&':
@@ -173,9 +187,10 @@ func isBareSecret(word []byte) bool {
 	return len(word) == randomDigits+checkDigits && WellFormedSecret(SecretPrefix+string(word))
 }
 
-// isCutSecret reports whether the prefix at this place begins a secret, whole or cut.
-// Random base64url, as in the tokens of others, has this prefix once in some thousand
-// tokens: amid a word it must be spelled exactly, and a long word needs a checksum.
+// isCutSecret reports whether the prefix at text[at:] begins a secret, whole or cut. The tokens of
+// other systems are often random base64url, and one in some thousand of them contains the prefix by
+// chance. So inside of a word the prefix must have the right case, and inside of a word of more
+// than longestWord bytes a whole secret with the right checksum must follow.
 func isCutSecret(text []byte, at int) bool {
 	if countDigits(text[at+len(SecretPrefix):]) <= cutDigits {
 		return false
@@ -196,11 +211,12 @@ func isCutSecret(text []byte, at int) bool {
 	return len(text)-at >= SecretLength && WellFormedSecret(string(text[at:][:SecretLength]))
 }
 
-// holdsJoined reports whether the digits of a text, with everything else left out,
-// hold a whole secret.
+// holdsJoined reports whether the letters and digits of a text, without the bytes in between,
+// contain a whole secret.
 func holdsJoined(digits []byte) bool {
-	const prefix = len(SecretPrefix) - 1 // its underscore is no digit
+	const prefix = len(SecretPrefix) - 1 // without the underscore, which is not a digit
 	for i := prefix; i <= len(digits)-(randomDigits+checkDigits); i++ {
+		// Setting the bit 0x20 makes a letter lower case.
 		if digits[i-1]|0x20 == 'u' && digits[i-2]|0x20 == 's' && digits[i-3]|0x20 == 'c' &&
 			WellFormedSecret(SecretPrefix+string(digits[i:][:randomDigits+checkDigits])) {
 			return true
@@ -209,12 +225,13 @@ func holdsJoined(digits []byte) bool {
 	return false
 }
 
-// wholeSecret is a secret in one piece; what follows without a gap may belong to it.
+// wholeSecret matches a secret in one piece. It includes any digits directly after the secret, which
+// may belong to it.
 var wholeSecret = regexp.MustCompile(`(?i)csu_[0-9A-Za-z]{49,}`)
 
-// MaskSecrets returns a text without the secrets of ours in it: "csu_…" in the place
-// of a whole one. From the first segment on that holds one in another form, nothing is
-// left, since the rest of a secret may follow.
+// MaskSecrets returns a text, such as a path, without our secrets. It replaces a whole secret by
+// "csu_…". If a segment of the path contains a secret in another form, MaskSecrets replaces that
+// segment and everything after it by "…", since the rest of the secret may follow.
 func MaskSecrets(text string) string {
 	if FindLeak(text) != SecretLeak {
 		return text
@@ -224,9 +241,11 @@ func MaskSecrets(text string) string {
 		return text
 	}
 	for begin := 0; begin < len(text); {
+		// The added slash makes IndexByte find the end of the last segment too.
 		end := begin + strings.IndexByte(text[begin:]+"/", '/')
 		if segment := []byte(text[begin:end]); FindLeak(text[begin:end]) == SecretLeak {
 			mask := "…"
+			// Keep the part of the segment before the prefix of a secret, if the prefix is readable.
 			for at := range segment {
 				if foldsTo(segment[at:], SecretPrefix) && isCutSecret(segment, at) {
 					begin, mask = begin+at, SecretPrefix+mask
@@ -240,17 +259,18 @@ func MaskSecrets(text string) string {
 		}
 		begin = end + 1
 	}
+	// The secret is spread over several segments.
 	return "…"
 }
 
-// maxForeign is the longest credential of others that is looked through.
+// maxForeign is the length of the longest credential that CheckForeign searches, in bytes.
 const maxForeign = 16 << 10
 
-// CheckForeign returns why the value of an Authorization field must not be left to
-// another authenticator, or "". It must not when it gives away a login or a secret of
-// ours, in whatever spelling, and when it is Basic in a form that RFC 7617 and RFC
-// 4648 do not allow, which other programs may read in another way than this one. Other
-// schemes may hold anything else.
+// CheckForeign returns the reason why the value of an Authorization field must not be passed on to
+// another authenticator, or "" if it may be. The value must not contain one of our logins or secrets
+// in any spelling. If its scheme is Basic, it must have the form of RFC 7617 and RFC 4648, since
+// other programs may decode a different form in another way than this one. Values of other schemes
+// may contain anything else.
 func CheckForeign(value string) (why string) {
 	if len(value) > maxForeign {
 		return "it is longer than 16 KiB"
@@ -261,6 +281,7 @@ func CheckForeign(value string) (why string) {
 	case LoginLeak:
 		return "it holds the id of a service user, as a login"
 	}
+	// A lenient program may skip bytes before the scheme, so they are skipped here too.
 	scheme := strings.TrimLeftFunc(value, func(r rune) bool { return r >= 0x80 || digitValue(byte(r)) < 0 })
 	if len(scheme) < len("basic") || !strings.EqualFold(scheme[:len("basic")], "basic") {
 		return ""
@@ -275,6 +296,7 @@ func CheckForeign(value string) (why string) {
 	return ""
 }
 
+// foldsTo reports whether a text begins with lower, in any case.
 func foldsTo(text []byte, lower string) bool {
 	if len(text) < len(lower) {
 		return false
@@ -287,7 +309,7 @@ func foldsTo(text []byte, lower string) bool {
 	return true
 }
 
-// countDigits returns with how many base62 digits a text begins.
+// countDigits returns the number of base62 digits at the beginning of a text.
 func countDigits(text []byte) int {
 	for i, c := range text {
 		if digitValues[c] < 0 {
@@ -299,9 +321,9 @@ func countDigits(text []byte) int {
 
 func isWordByte(c byte) bool { return digitValues[c] >= 0 || c == '_' || c == '-' }
 
-// textOf keeps what may be text of decoded bytes, in place: the blocks that are mostly
-// printable ASCII, with their neighbours. A wrong start, or text that is not
-// base64, decodes to random bytes, of which a tenth stays.
+// textOf keeps the parts of decoded bytes that may be text: the blocks that are mostly printable
+// ASCII, and the blocks next to them. It works in place. Decoding from a wrong start, or decoding a
+// text that is not base64, gives random bytes; about a tenth of those blocks remains.
 func textOf(b []byte) []byte {
 	const block = 12
 	isText := func(at int) bool {
@@ -313,7 +335,7 @@ func textOf(b []byte) []byte {
 		for _, c := range some {
 			n += int(printable[c])
 		}
-		return 3*n >= 2*len(some)
+		return 3*n >= 2*len(some) // two thirds
 	}
 	n := 0
 	before, here := false, isText(0)
@@ -321,7 +343,7 @@ func textOf(b []byte) []byte {
 		behind := isText(at + block)
 		if before || here || behind {
 			n += copy(b[n:], b[at:min(len(b), at+block)])
-		} else if n > 0 && b[n-1] != gap {
+		} else if n > 0 && b[n-1] != gap { // texts on both sides must not join
 			b[n] = gap
 			n++
 		}
@@ -330,9 +352,11 @@ func textOf(b []byte) []byte {
 	return b[:n]
 }
 
-const gap = 0xff // between texts; no part of one
+// gap is the byte that textOf puts between two texts. It is not part of any text.
+const gap = 0xff
 
-// decodeBase64 decodes base64 digits and leaves out NUL, so that UTF-16 reads as ASCII.
+// decodeBase64 decodes base64 digits of either alphabet. It omits NUL bytes, so that UTF-16 reads as
+// ASCII.
 func decodeBase64(dst, digits []byte) []byte {
 	dst = dst[:len(digits)]
 	n := 0
@@ -342,13 +366,14 @@ func decodeBase64(dst, digits []byte) []byte {
 		}
 	}
 	for len(digits) >= 4 {
-		bits := base64Values[digits[0]]<<18 | base64Values[digits[1]]<<12 | base64Values[digits[2]]<<6 | base64Values[digits[3]]
+		bits := base64Values[digits[0]]<<18 | base64Values[digits[1]]<<12 |
+			base64Values[digits[2]]<<6 | base64Values[digits[3]]
 		put(bits >> 16)
 		put(bits >> 8)
 		put(bits)
 		digits = digits[4:]
 	}
-	switch len(digits) {
+	switch len(digits) { // of the last group; one digit alone has no whole byte
 	case 2:
 		put(base64Values[digits[0]]<<2 | base64Values[digits[1]]>>4)
 	case 3:
@@ -359,7 +384,7 @@ func decodeBase64(dst, digits []byte) []byte {
 	return dst[:n]
 }
 
-// decodeHex decodes pairs of hexadecimal digits, and leaves out NUL as well.
+// decodeHex decodes pairs of hexadecimal digits. It omits NUL bytes too.
 func decodeHex(dst, digits []byte) []byte {
 	for i := 0; i+1 < len(digits); i += 2 {
 		if b := byte(hexValues[digits[i]])<<4 | byte(hexValues[digits[i+1]]); b != 0 {
@@ -369,11 +394,11 @@ func decodeHex(dst, digits []byte) []byte {
 	return dst
 }
 
-// escapes lists what stands before two hexadecimal digits, in lower case.
+// escapes lists the beginnings of escapes in lower case; two hexadecimal digits follow them.
 var escapes = []string{"%", "=", `\x`, `\u00`, "%u00", "&#x"}
 
-// escapedByte returns the byte that a text begins with in an escaped form, and how
-// long that form is, or 0.
+// escapedByte decodes the escape at the beginning of a text: it returns the byte and the length of
+// the escape. The length is 0 if the text does not begin with an escape.
 func escapedByte(text []byte) (b byte, n int) {
 	for _, intro := range escapes {
 		n := len(intro)
@@ -388,10 +413,10 @@ func escapedByte(text []byte) (b byte, n int) {
 	return 0, 0
 }
 
-// unescape undoes escapes, also those of escapes, and leaves out NUL.
+// unescape undoes escapes, and escapes of escapes, up to three levels. It omits NUL bytes.
 func unescape(dst, text []byte) []byte {
 	for range 3 {
-		dst = dst[:0] // the writer never overtakes the reader
+		dst = dst[:0] // text may be dst: writing stays behind reading, as an escape is longer than its byte
 		for i := 0; i < len(text); {
 			b, n := text[i], 1
 			if b == '%' || b == '=' || b == '\\' || b == '&' {
@@ -412,8 +437,8 @@ func unescape(dst, text []byte) []byte {
 	return dst
 }
 
-// Tables by byte: the values of base64 digits, in both alphabets, and 1 for printable
-// ASCII and blanks.
+// Two tables by byte. base64Values contains the values of the base64 digits of both alphabets.
+// printable contains 1 for printable ASCII, space, tab and line breaks.
 var (
 	base64Values [256]uint32
 	printable    [256]uint8
