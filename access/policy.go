@@ -13,28 +13,27 @@ import (
 	"golang.org/x/text/unicode/norm"
 )
 
-// policy is every rule of every group, compiled into two trees of path segments. A
-// look-up walks the request's path once, whatever the number of rules: the cost
-// depends on the length of the path and on how many patterns overlap on it (at most
-// maxPatternSegments deep).
+// policy contains the rules of all groups, compiled into two trees of path segments. A look-up walks
+// the path of the request once, however many rules there are. Its cost depends on the length of the
+// path and on the number of patterns that overlap on the path (at most maxPatternSegments deep).
 type policy struct {
-	allow node // compared exactly
-	deny  node // compared case-folded and without the trailing slash
+	allow node // paths are compared exactly
+	deny  node // paths are compared after case folding and without the trailing slash
 }
 
 // node is one segment in a tree.
 type node struct {
 	literal children
 	param   *node
-	end     []entry // rules whose pattern ends here, by group
-	rest    []entry // rules whose {rest...} begins here, by group
+	end     []entry // rules whose pattern ends here, sorted by group
+	rest    []entry // rules whose {rest...} begins here, sorted by group
 }
 
-// children are nodes by the text that leads to them. Most nodes have few, and a
-// short list is smaller and faster than a map.
+// children maps the literal text of a segment to its node. Most nodes have few children, and a short
+// list is smaller and faster than a map.
 type children struct {
 	few  []child
-	many map[string]*node // all of them, once there were more than maxFew
+	many map[string]*node // all children, once there were more than maxFew; few is empty then
 }
 
 type child struct {
@@ -88,36 +87,37 @@ type entry struct {
 	group   uint32 // Group.index
 	methods methodSet
 	host    string       // as in Rule.Host
-	when    *conditional // nil is always
+	when    *conditional // nil for a rule without a condition
 	rule    *Rule
 	from    *Group
 }
 
-// conditional is what an entry with a condition needs besides.
+// conditional is the condition of an entry, together with the pattern that gives params its values.
 type conditional struct {
 	*Condition
 	segments []segment // of the rule's path, as it was written
 }
 
-// edit begins a new policy. The old one stays as it is; the new one shares every
-// node that no change leads through.
+// edit begins a new policy, which shares every unchanged node with p. It does not change p.
 func (p *policy) edit() *policyEdit {
 	e := &policyEdit{next: *p, created: make(map[*node]bool)}
+	// The two roots are copied here. Every node below them goes through writable.
 	e.next.allow.literal, e.next.deny.literal = p.allow.literal.clone(), p.deny.literal.clone()
 	return e
 }
 
+// policyEdit is a new version of a policy under construction.
 type policyEdit struct {
 	next    policy
-	created map[*node]bool // nodes that this edit has made
+	created map[*node]bool // nodes that this edit has made, and may change
 }
 
 func (e *policyEdit) done() *policy {
-	done := e.next // without the edit, which nobody needs any more
+	done := e.next // a copy: a pointer to e.next would keep created in memory
 	return &done
 }
 
-// tree returns the tree of an effect, and the pattern as it is compared there.
+// tree returns the tree for an effect, and the pattern in the form that the tree compares.
 func (e *policyEdit) tree(effect Effect, pattern []segment) (*node, []segment) {
 	if effect == Deny {
 		return &e.next.deny, denySegments(slices.Clone(pattern))
@@ -125,7 +125,8 @@ func (e *policyEdit) tree(effect Effect, pattern []segment) (*node, []segment) {
 	return &e.next.allow, pattern
 }
 
-// writable returns a node that may be written in the place of another one.
+// writable returns a node that this edit may change: a new node for nil, n itself if this edit has
+// made it, and otherwise a copy, since earlier policies still use n.
 func (e *policyEdit) writable(n *node) *node {
 	switch {
 	case n == nil:
@@ -133,13 +134,14 @@ func (e *policyEdit) writable(n *node) *node {
 	case e.created[n]:
 		return n
 	default:
+		// end and rest are shared: withEntry and removeEntries replace these lists as a whole.
 		n = &node{literal: n.literal.clone(), param: n.param, end: n.end, rest: n.rest}
 	}
 	e.created[n] = true
 	return n
 }
 
-// add enters the rules of a group, which have been checked.
+// add adds the rules of a group. The rules have been checked, and patterns are their parsed paths.
 func (e *policyEdit) add(g *Group, patterns [][]segment) {
 	for i := range g.Rules {
 		r := &g.Rules[i]
@@ -152,7 +154,7 @@ func (e *policyEdit) add(g *Group, patterns [][]segment) {
 		for _, s := range pattern {
 			switch s.kind {
 			case restSegment:
-				rest = true // always last
+				rest = true // the last segment, so the loop ends here
 			case paramSegment:
 				n.param = e.writable(n.param)
 				n = n.param
@@ -170,14 +172,15 @@ func (e *policyEdit) add(g *Group, patterns [][]segment) {
 	}
 }
 
-// withEntry adds an entry behind those of its group, in a new list.
+// withEntry returns a new list with an entry added after the other entries of its group.
 func withEntry(list []entry, e entry) []entry {
-	i, _ := slices.BinarySearchFunc(list, e.group+1, func(e entry, group uint32) int { return cmp.Compare(e.group, group) })
+	byGroup := func(e entry, group uint32) int { return cmp.Compare(e.group, group) }
+	i, _ := slices.BinarySearchFunc(list, e.group+1, byGroup)
 	out := make([]entry, 0, len(list)+1)
 	return append(append(append(out, list[:i]...), e), list[i:]...)
 }
 
-// remove takes the rules of a group out.
+// remove removes the rules of a group.
 func (e *policyEdit) remove(g *Group) {
 	for i := range g.Rules {
 		r := &g.Rules[i]
@@ -190,10 +193,11 @@ func (e *policyEdit) remove(g *Group) {
 	}
 }
 
-// removeEntries removes a group's entries at the end of a pattern, and the nodes that lead
-// to nothing then.
+// removeEntries removes the entries of a group at the end of a pattern, and then every node on the
+// way that has neither entries nor children any more.
 func (e *policyEdit) removeEntries(n *node, pattern []segment, group uint32) {
 	of := func(e entry) bool { return e.group == group }
+	// DeleteFunc changes its list in place, and earlier policies share the list: clone it first.
 	if len(pattern) == 0 {
 		n.end = slices.DeleteFunc(slices.Clone(n.end), of)
 		return
@@ -211,6 +215,7 @@ func (e *policyEdit) removeEntries(n *node, pattern []segment, group uint32) {
 			}
 		}
 	default:
+		// The node may be gone already: two rules of a group may have the same path.
 		if known := n.literal.get([]byte(s.text)); known != nil {
 			child := e.writable(known)
 			n.literal.set(s.text, child)
@@ -226,7 +231,7 @@ func (n *node) empty() bool {
 	return n.literal.empty() && n.param == nil && len(n.end) == 0 && len(n.rest) == 0
 }
 
-// compileGroup builds the trees of one group, whose rules have been checked.
+// compileGroup builds a policy of one group. The rules of the group have been checked.
 func compileGroup(g *Group) *policy {
 	patterns := make([][]segment, len(g.Rules))
 	for i, r := range g.Rules {
@@ -240,31 +245,30 @@ func compileGroup(g *Group) *policy {
 	return e.done()
 }
 
-// ruleQuery is one request as the trees see it.
+// ruleQuery is one look-up of a request in a tree.
 type ruleQuery struct {
-	groups indices
-	bit    methodSet
-	deny   bool
-	row    userRow // of the user that conditions are asked about …
-	user   *User   // … which is read when the first one is; groups and tokens may be missing
+	groups indices   // only rules of these groups count
+	bit    methodSet // of the request's method
+	deny   bool      // the look-up is for a deny
+	row    userRow   // the user that conditions read
+	user   *User     // row, decoded for the first condition; groups and tokens may be missing
 	action Action
-	path   string // the reading of the action's path that is being asked about
-	spent  uint64 // what the conditions have cost so far
-	header bool   // one of them looks at a header
+	path   string // the path to look up: action.Path, or another form of it (see policy.denied)
+	spent  uint64 // the cost of the conditions so far
+	header bool   // an evaluated condition reads a header
 }
 
 var slash = []byte("/")
 
-// find looks for a rule that covers the rest of a path. more is false when no
-// segment remains, which differs from one empty segment: "/v1" and "/v1/".
-// Literals are preferred to parameters, these to {rest...}, so that the rule
-// that is named in a decision is the most specific one.
+// find returns an entry that covers the rest of a path, or nil. more is false if no segment remains.
+// That differs from one empty segment: it is the difference between "/v1" and "/v1/". find prefers
+// literals to parameters, and parameters to {rest...}, so a decision names the most specific rule.
 func (n *node) find(path []byte, more bool, q *ruleQuery) *entry {
 	if !more {
 		if e := q.first(n.end); e != nil || !q.deny {
 			return e
 		}
-		return q.first(n.rest) // in a deny, {rest...} matches nothing at all too
+		return q.first(n.rest) // in a deny, {rest...} also matches when no segment remains
 	}
 	segment, tail, more := bytes.Cut(path, slash)
 	if child := n.literal.get(segment); child != nil {
@@ -280,8 +284,8 @@ func (n *node) find(path []byte, more bool, q *ruleQuery) *entry {
 	return q.first(n.rest)
 }
 
-// first returns the first entry that belongs to one of the groups and covers
-// method and host. Both lists are sorted; the shorter one is walked.
+// first returns the first entry that belongs to one of the groups and applies to the request. Both
+// lists are sorted by group: first walks the shorter one and searches the other.
 func (q *ruleQuery) first(entries []entry) *entry {
 	if len(entries) <= len(q.groups) {
 		for i := range entries {
@@ -292,7 +296,9 @@ func (q *ruleQuery) first(entries []entry) *entry {
 		return nil
 	}
 	for _, g := range q.groups {
-		i, _ := slices.BinarySearchFunc(entries, g, func(e entry, g uint32) int { return int(e.group) - int(g) })
+		// The search finds the first entry of the group; its others follow.
+		byGroup := func(e entry, g uint32) int { return int(e.group) - int(g) }
+		i, _ := slices.BinarySearchFunc(entries, g, byGroup)
 		for ; i < len(entries) && entries[i].group == g; i++ {
 			if q.applies(&entries[i]) {
 				return &entries[i]
@@ -302,9 +308,9 @@ func (q *ruleQuery) first(entries []entry) *entry {
 	return nil
 }
 
-// applies reports whether an entry of one of the groups covers the rest of the
-// request. A condition that cannot be evaluated leaves a doubt, and a doubt
-// favours refusal: then an allow does not apply, and a deny does.
+// applies reports whether an entry whose path matches covers the method and the host of the request,
+// and its condition is true. If the condition fails to evaluate, the request is refused rather than
+// allowed: a deny applies then, and an allow does not.
 func (q *ruleQuery) applies(e *entry) bool {
 	if !e.methods.covers(q.bit, q.action.Method) || !coversHost(e.host, q.action.Host, q.deny) {
 		return false
@@ -318,20 +324,21 @@ func (q *ruleQuery) applies(e *entry) bool {
 	}
 	holds, err := q.evaluate(e.when, path)
 	if !holds && err == nil && path != q.path {
-		holds, err = q.evaluate(e.when, q.path) // a deny holds in either form
+		// A deny ignores the trailing slash, so it applies if its condition is true with or without it.
+		holds, err = q.evaluate(e.when, q.path)
 	}
 	return holds || err != nil && q.deny
 }
 
 var errBudget = fmt.Errorf("the conditions for this request cost more than %d", conditionBudget)
 
-// evaluate evaluates a condition as if this were the action's path. All that one
-// request asks is bounded too.
+// evaluate evaluates a condition as if path were the path of the action. It returns errBudget if the
+// conditions of the request have cost more than conditionBudget.
 func (q *ruleQuery) evaluate(c *conditional, path string) (bool, error) {
 	if q.spent += c.cost; q.spent > conditionBudget {
 		return false, errBudget
 	}
-	if q.user == nil {
+	if q.user == nil { // decoding a row takes time that most requests can save
 		q.user = q.row.profile()
 	}
 	q.header = q.header || c.header
@@ -340,10 +347,10 @@ func (q *ruleQuery) evaluate(c *conditional, path string) (bool, error) {
 	return c.isTrue(&evaluation{user: q.user, action: action, params: c.values(path)})
 }
 
-// values returns what the parameters of the pattern stand for in a path that
-// matches it.
+// values returns the values of the parameters of the pattern, for a path that the pattern matches.
+// For the pattern "/v1/{id}" and the path "/v1/7", for example, the value of id is "7".
 func (c *conditional) values(path string) map[string]string {
-	if len(c.params) == 0 {
+	if len(c.params) == 0 { // the condition reads none of them
 		return nil
 	}
 	values := make(map[string]string)
@@ -351,7 +358,7 @@ func (c *conditional) values(path string) map[string]string {
 	for i, s := range c.segments {
 		switch {
 		case s.kind == literalSegment:
-		case i >= len(parts):
+		case i >= len(parts): // {rest...} of a deny, with no segment left
 			values[s.text] = ""
 		case s.kind == restSegment:
 			values[s.text] = PlainPath(strings.Join(parts[i:], "/"))
@@ -362,24 +369,25 @@ func (c *conditional) values(path string) map[string]string {
 	return values
 }
 
-// coversHost reports whether a rule's host pattern covers a host name. "*." is
-// one label in an allow and any number of labels in a deny.
+// coversHost reports whether the host pattern of a rule covers a host name. "*." matches one label
+// in an allow and any number of labels in a deny.
 func coversHost(pattern, host string, deny bool) bool {
 	if pattern == "" || pattern == host {
 		return true
 	}
 	suffix, wildcard := strings.CutPrefix(pattern, "*")
+	// "*.example.com" does not cover "example.com": the suffix begins with the dot.
 	if !wildcard || len(host) <= len(suffix) || !strings.HasSuffix(host, suffix) {
 		return false
 	}
 	return deny || !strings.Contains(host[:len(host)-len(suffix)], ".")
 }
 
-// methodSet holds the methods of a rule: a bit for each registered method, and
-// the names of others.
+// methodSet contains the methods of a rule: a bit for each registered method, and the names of other
+// methods.
 type methodSet struct {
 	bits  uint8
-	all   bool // a deny of "*": every method there is
+	all   bool // every method, even an unregistered one: "*" in a deny
 	other []string
 }
 
@@ -403,7 +411,7 @@ func newMethodSet(r *Rule) (s methodSet) {
 			s.other = append(s.other, m)
 		}
 	}
-	if s.bits&getBit != 0 {
+	if s.bits&getBit != 0 { // a rule for GET covers HEAD
 		s.bits |= headBit
 	}
 	return s
@@ -421,8 +429,8 @@ func (s methodSet) covers(bit methodSet, method string) bool {
 	return s.all || s.bits&bit.bits != 0 || s.other != nil && slices.Contains(s.other, method)
 }
 
-// denySegments brings a pattern into the form that denies are compared in:
-// without letter case and without the trailing slash.
+// denySegments converts a pattern to the form that the tree of denies compares: case-folded, and
+// without the trailing slash. It changes segments.
 func denySegments(segments []segment) []segment {
 	if last := segments[len(segments)-1]; last.kind == literalSegment && last.text == "" {
 		segments = segments[:len(segments)-1]
@@ -435,18 +443,28 @@ func denySegments(segments []segment) []segment {
 	return segments
 }
 
-// pathBuffer holds most paths, so that a look-up allocates nothing.
+// pathBuffer is large enough for most paths, so a look-up usually does not allocate.
 type pathBuffer [256]byte
 
-// denied finds a deny of these groups that covers the action's path, which is
-// brought into the same form. Where the operator lets a slash or a semicolon in a
-// segment pass, a deny also covers what an upstream makes of them that takes the
-// one for a separator, or the other for the beginning of parameters.
+// denied returns a deny of these groups that covers the path of the action, or nil. It converts the
+// path to the form of denySegments.
+//
+// An operator may let encoded slashes and semicolons pass. An upstream may then read the slash as a
+// separator, and the semicolon as the beginning of parameters. A deny covers the request if it
+// covers the path in any of these forms: a deny of "/a/b" also covers "/a%2Fb" and "/a;x/b".
 func (p *policy) denied(q *ruleQuery, groups indices) *entry {
 	q.deny, q.groups = true, groups
 	path := q.action.Path
-	if strings.ContainsAny(path, "\x00;") {
-		for _, reading := range []string{path, withoutParameters(path), PlainPath(path), PlainPath(withoutParameters(path)), withoutParameters(PlainPath(path))} {
+	if strings.ContainsAny(path, string(dataSlash)+";") {
+		// The last two differ: in "a;x%2Fb" the upstream may cut the parameters before or after it
+		// decodes the slash.
+		for _, reading := range []string{
+			path,
+			withoutParameters(path),
+			PlainPath(path),
+			PlainPath(withoutParameters(path)),
+			withoutParameters(PlainPath(path)),
+		} {
 			if e := p.deniedAs(reading, q); e != nil {
 				return e
 			}
@@ -456,7 +474,7 @@ func (p *policy) denied(q *ruleQuery, groups indices) *entry {
 	return p.deniedAs(path, q)
 }
 
-// withoutParameters drops what follows a semicolon in each segment.
+// withoutParameters removes the first semicolon of each segment and everything after it.
 func withoutParameters(path string) string {
 	segments := strings.Split(path, "/")
 	for i := range segments {
@@ -465,6 +483,7 @@ func withoutParameters(path string) string {
 	return strings.Join(segments, "/")
 }
 
+// deniedAs is denied for one form of the path.
 func (p *policy) deniedAs(path string, q *ruleQuery) *entry {
 	q.path = path
 	var buf pathBuffer
@@ -472,8 +491,8 @@ func (p *policy) deniedAs(path string, q *ruleQuery) *entry {
 	return p.deny.find(folded, more, q)
 }
 
-// allowed finds an allow of these groups that covers the action's path. None
-// covers what is no path.
+// allowed returns an allow of these groups that covers the path of the action, or nil. It returns
+// nil for a path that does not begin with a slash, such as "*".
 func (p *policy) allowed(q *ruleQuery, groups indices) *entry {
 	q.deny, q.groups, q.path = false, groups, q.action.Path
 	rest, ok := strings.CutPrefix(q.path, "/")
@@ -484,18 +503,17 @@ func (p *policy) allowed(q *ruleQuery, groups indices) *entry {
 	return p.allow.find(append(buf[:0], rest...), true, q)
 }
 
-// foldCase returns the one form that all spellings of s share that differ in
-// case only.
+// foldCase returns the case-folded form of s. Two texts that differ in case only have the same form.
 func foldCase(s string) string { return string(appendFolded(nil, s)) }
 
-// appendFolded appends the same to b.
+// appendFolded appends foldCase(s) to b.
 func appendFolded(b []byte, s string) []byte {
 	start := len(b)
 	b = append(b, s...)
 	for i := start; i < len(b); i++ {
 		if b[i] >= utf8.RuneSelf {
-			// Upper case first, since cases.Fold exchanges the two cases of Cherokee;
-			// NFC last, since full folding takes some letters and marks apart.
+			// Upper case comes first, since cases.Fold exchanges the two cases of Cherokee. NFC comes
+			// last, since full folding decomposes some letters with marks.
 			return append(b[:start], norm.NFC.String(cases.Fold().String(strings.ToUpper(s)))...)
 		}
 		b[i] = lowerASCII(b[i])
@@ -503,13 +521,13 @@ func appendFolded(b []byte, s string) []byte {
 	return b
 }
 
-// Ruleset is a list of allows without groups, for what needs no service user.
-// The zero value covers nothing.
+// Ruleset is a list of allows without groups, for requests that need no service user. The zero value
+// covers no request.
 type Ruleset struct {
 	policy *policy
 }
 
-// NewRuleset compiles allows. A condition in them can only be over the request.
+// NewRuleset compiles a list of allows. Their conditions may read the request, but not user.
 func NewRuleset(rules []Rule) (*Ruleset, error) {
 	if len(rules) == 0 {
 		return new(Ruleset), nil
@@ -523,7 +541,8 @@ func NewRuleset(rules []Rule) (*Ruleset, error) {
 		case r.Effect != Allow:
 			return nil, fmt.Errorf("rule %q: only an allow is possible here", r)
 		case when != nil && len(when.reads) > 0:
-			return nil, fmt.Errorf("rule %q: there is no service user here, so the condition cannot look at user.%s", r, when.reads[0])
+			return nil, fmt.Errorf("rule %q: there is no service user here,"+
+				" so the condition cannot look at user.%s", r, when.reads[0])
 		}
 		g.Rules, g.conditions = append(g.Rules, r), append(g.conditions, when)
 	}
@@ -540,6 +559,6 @@ func (s *Ruleset) Covers(a Action) bool {
 }
 
 var (
-	onlyGroup = indices{0}
-	noUser    = new(User)
+	onlyGroup = indices{0} // the only group of a policy from compileGroup
+	noUser    = new(User)  // never read, but ruleQuery.evaluate decodes a row if there is no user
 )

@@ -2,28 +2,29 @@ package access
 
 import "slices"
 
-// Principal is who a request turned out to be: a service user and the token that it
-// came with. The zero value is nobody. It holds on to a part of the table that it was
-// found in: see [Principal.Alone].
+// Principal is the authenticated origin of a request: a service user and the token that the request
+// contains. The zero value is not a service user and may do nothing. A Principal keeps a part of the
+// directory in memory: see [Principal.Alone].
 type Principal struct {
-	id       string // of the service user
-	row      userRow
-	name     []byte    // in the row
-	place    int       // of the token in the row; negative is none
-	bits     uint64    // of the token
-	hash     *Hash     // of its secret
-	until    int64     // Unix seconds; 0 is for ever
-	userSet  *groupSet // of the user
-	tokenSet *groupSet // of the token's allows
+	id       string    // the id of the service user
+	row      userRow   // nil in the zero Principal
+	name     []byte    // the name of the service user, a part of row
+	place    int       // the index of the token in row; negative is none
+	bits     uint64    // the bits of the token
+	hash     *Hash     // the hash of the token's secret, a part of row
+	until    int64     // the earlier expiry of token and service user, Unix seconds; 0 is never
+	userSet  *groupSet // the groups of the service user, for its denies
+	tokenSet *groupSet // the groups of the token, for its allows; userSet if it is not narrowed
 }
 
-// Alone returns the same principal, which holds on to the rows of nobody else: for
-// whoever keeps it while the directory changes.
+// Alone returns a copy of the principal that does not keep the rows of other users in memory. Use
+// it to store a principal for longer than a request, such as for an open stream.
 func (p Principal) Alone() Principal {
 	if p.row == nil {
 		return p
 	}
 	p.row = slices.Clone(p.row[:p.row.size()])
+	// name and hash point into the old row: read them from the new one.
 	a := p.row.account()
 	p.name = a.name
 	if t, ok := p.token(); ok {
@@ -32,10 +33,10 @@ func (p Principal) Alone() Principal {
 	return p
 }
 
-// ID returns the id of the service user; "" is nobody's.
+// ID returns the id of the service user. It is "" for the zero Principal.
 func (p Principal) ID() string { return p.id }
 
-// String returns the same.
+// String returns the id of the service user, for logs.
 func (p Principal) String() string { return p.id }
 
 // Name returns the name of the service user.
@@ -53,10 +54,10 @@ func (p Principal) Role() Role {
 // DisplayName returns the display name of the service user; "" is none.
 func (p Principal) DisplayName() string { return p.profile().DisplayName }
 
-// Teams returns the teams of the service user, made anew for whoever asks.
+// Teams returns the teams of the service user. The caller may change the list.
 func (p Principal) Teams() []string { return p.profile().Teams }
 
-// profile reads all of the service user but its groups and its tokens.
+// profile returns the service user without its groups and tokens.
 func (p Principal) profile() *User {
 	if p.row == nil {
 		return new(User)
@@ -64,14 +65,15 @@ func (p Principal) profile() *User {
 	return p.row.profile()
 }
 
-// Token returns the token, without its pepper; the zero Token is none.
+// Token returns the token, with an empty Pepper. It returns the zero Token for a principal without
+// a token.
 func (p Principal) Token() Token {
 	t, ok := p.token()
 	if !ok {
 		return Token{}
 	}
 	out := t.decode()
-	if p.tokenSet != p.userSet {
+	if p.tokenSet != p.userSet { // the token is narrowed
 		out.Groups = slices.Clone(p.tokenSet.tokenGroups)
 	}
 	return out
@@ -91,7 +93,7 @@ func (p Principal) token() (t tokenRow, ok bool) {
 		return t, false
 	}
 	a := p.row.account()
-	for range p.place + 1 {
+	for range p.place + 1 { // tokens differ in length, so read all before it
 		t = a.tokens.token()
 	}
 	return t, true
@@ -104,7 +106,7 @@ func (p Principal) Until() int64 { return p.until }
 // Retiring reports whether the token has a successor.
 func (p Principal) Retiring() bool { return p.bits&isRetiring != 0 }
 
-// Unused reports whether the token was made by its own user and had not been seen.
+// Unused reports whether the token was made by its own user and had never been used before.
 func (p Principal) Unused() bool { return p.bits&isUnused != 0 }
 
 // Groups returns the names of the permission groups in effect, sorted. The
@@ -116,7 +118,7 @@ func (p Principal) Groups() []string {
 	return p.tokenSet.names
 }
 
-// GroupList returns the same, separated by commas.
+// GroupList returns the names of Groups, separated by commas.
 func (p Principal) GroupList() string {
 	if p.tokenSet == nil {
 		return ""

@@ -8,29 +8,29 @@ import (
 	"time"
 )
 
-// Recall remembers, in bounded memory, what an admin may ask about later: the
-// last refusals by their decision ids, and what observe mode has counted. It is
-// lost when the process ends. The zero value remembers nothing.
+// Recall keeps, in bounded memory, information for later questions of admins: the latest refusals by
+// their decision ids, and the counts of observe mode. The information is lost when the process ends.
+// The zero value keeps nothing.
 //
-// Both memories are shared out among the service users: as long as there is room
-// one may have all of it, and when there is none the one that has most makes room,
-// so that no flood of one hides what another did.
+// The service users share both memories. One service user may fill a memory as long as there is
+// room. When it is full, the service user with the most entries loses its oldest one, so the
+// requests of one service user cannot push out the entries of the others.
 type Recall struct {
 	mu        sync.Mutex
 	decisions []Recalled
-	byID      map[string]int // the place in decisions
-	limit     int
-	kept      shares[int] // places in decisions
+	byID      map[string]int // index in decisions, by decision id
+	limit     int            // the most decisions that are kept
+	kept      shares[int]    // indices in decisions
 
 	observed map[observedKey]*Observed
-	counted  shares[observedKey]
-	missed   int64
+	counted  shares[observedKey] // the keys of observed
+	missed   int64               // requests that are not counted in observed
 }
 
 // maxObserved bounds the rows of [Recall.Observed].
 const maxObserved = 10_000
 
-// maxRecalledPath bounds the path that is kept of a request.
+// maxRecalledPath bounds the path that is kept of a request, in bytes.
 const maxRecalledPath = 1024
 
 // Recalled is one decision as it was made.
@@ -42,23 +42,24 @@ type Recalled struct {
 	Action   Action // without headers
 	Revision int64  // of the directory that decided
 	Reason   Reason
-	Rule     Rule   // the zero value when none decided
-	Group    string // its id
+	Rule     Rule   // the rule that decided; the zero value if none did
+	Group    string // the id of the rule's permission group
 }
 
-// NewRecall remembers so many decisions.
+// NewRecall returns a Recall that keeps up to this number of decisions.
 func NewRecall(decisions int) *Recall {
 	return &Recall{limit: decisions, byID: make(map[string]int), observed: make(map[observedKey]*Observed)}
 }
 
-// Keep remembers a decision.
+// Keep adds a decision. It keeps neither the headers nor more than maxRecalledPath bytes of the path.
 func (m *Recall) Keep(r Recalled) {
 	if m.limit <= 0 {
 		return
 	}
 	r.Action.Header = nil
-	// A copy, so that the rest of the request can go.
-	r.Action.Method, r.Action.Host, r.Action.Path = strings.Clone(r.Action.Method), strings.Clone(r.Action.Host), strings.Clone(clip(r.Action.Path))
+	// Copies: these strings may be parts of larger ones, which would stay in memory.
+	r.Action.Method, r.Action.Host = strings.Clone(r.Action.Method), strings.Clone(r.Action.Host)
+	r.Action.Path = strings.Clone(clip(r.Action.Path))
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	place := len(m.decisions)
@@ -73,14 +74,17 @@ func (m *Recall) Keep(r Recalled) {
 	m.kept.add(r.UserID, place)
 }
 
+// clip shortens a path to maxRecalledPath bytes.
 func clip(path string) string {
 	if len(path) > maxRecalledPath {
+		// The cut may split a character; ToValidUTF8 removes the rest of it.
 		path = strings.ToValidUTF8(path[:maxRecalledPath], "")
 	}
 	return path
 }
 
-// Decision returns the decision of this id, when it is still remembered.
+// Decision returns the decision with this id. It reports false if the decision is not kept, or not
+// kept any more.
 func (m *Recall) Decision(id string) (Recalled, bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -91,19 +95,19 @@ func (m *Recall) Decision(id string) (Recalled, bool) {
 	return m.decisions[i], true
 }
 
-// Observed counts the requests of one service user that enforcing would have
-// decided otherwise than they were, by method and pattern of the path.
+// Observed counts the requests of one service user, with one method and one pattern of the path,
+// that would have had another decision if the observing groups had been enforced.
 type Observed struct {
 	UserID  string
 	Method  string
-	Pattern string // parts of a path that look like ids are parameters
-	Effect  Effect // what enforcing would have done
-	GroupID string // of the observing group; "" when the whole handler observes
-	RuleID  string // the rule that would have decided; "" is none: no allow applies
+	Pattern string // the path, with parameters for segments that look like ids
+	Effect  Effect // the decision if the groups were enforced
+	GroupID string // the observing group; "" if the whole handler is in observe mode
+	RuleID  string // the rule that would have decided; "" if no allow applies
 	Count   int64
 	First   time.Time
 	Last    time.Time
-	Path    string // of the last one
+	Path    string // of the last request
 }
 
 type observedKey struct {
@@ -111,12 +115,13 @@ type observedKey struct {
 	effect                             Effect
 }
 
-// Grant returns the smallest rule that would allow what was counted.
+// Grant returns the smallest rule that would allow the counted requests.
 func (o *Observed) Grant() string { return "allow " + o.Method + " " + o.Pattern }
 
-// Observe counts a request. A decision that observing would not have changed is
-// not counted; passed says that the handler let it pass although no rule allows
-// it.
+// Observe counts a request whose decision would have been different without observe mode, and
+// ignores every other request. passed means that the handler let the request pass although no rule
+// allows it. Observe reports whether it counted the request, and whether the request is the first
+// one of its row in [Recall.Observed].
 func (m *Recall) Observe(p Principal, a Action, d Decision, passed bool, at time.Time) (first, counted bool) {
 	key := observedKey{user: p.id, method: a.Method}
 	switch {
@@ -127,24 +132,32 @@ func (m *Recall) Observe(p Principal, a Action, d Decision, passed bool, at time
 	default:
 		return false, false
 	}
+	// The rule is "allow METHOD PATTERN".
 	_, key.pattern, _ = strings.Cut(strings.TrimPrefix(smallestRule(a.Method, a.Path, looksLikeID), "allow "), " ")
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	o, known := m.observed[key]
 	if !known {
 		full := len(m.observed) >= maxObserved
+		// A user with the most rows would only replace its own: its new row is not counted.
 		if m.observed == nil || full && m.counted.isLargest(key.user) {
 			m.missed++
 			return false, false
 		}
 		if full {
 			oldest := m.counted.takeFromLargest()
-			m.missed += m.observed[oldest].Count
+			m.missed += m.observed[oldest].Count // requests that no row counts any more
 			delete(m.observed, oldest)
 		}
 		key.user, key.method = strings.Clone(key.user), strings.Clone(key.method)
 		o = &Observed{
-			UserID: key.user, Method: key.method, Pattern: key.pattern, Effect: key.effect, GroupID: key.group, RuleID: key.rule, First: at,
+			UserID:  key.user,
+			Method:  key.method,
+			Pattern: key.pattern,
+			Effect:  key.effect,
+			GroupID: key.group,
+			RuleID:  key.rule,
+			First:   at,
 		}
 		m.observed[key] = o
 		m.counted.add(key.user, key)
@@ -154,15 +167,16 @@ func (m *Recall) Observe(p Principal, a Action, d Decision, passed bool, at time
 	return !known, true
 }
 
-// looksLikeID reports whether a segment of a path names one thing of many: it
-// holds a digit, but for a version such as "v1", or is very long.
+// looksLikeID reports whether a segment of a path is likely to be an id: it contains a digit, or has
+// more than 40 bytes. A version such as "v1" is not an id.
 func looksLikeID(segment string) bool {
-	version := len(segment) <= 4 && strings.TrimLeft(segment, "v") != segment && strings.Trim(segment[1:], "0123456789") == ""
+	version := len(segment) <= 4 && strings.TrimLeft(segment, "v") != segment &&
+		strings.Trim(segment[1:], "0123456789") == ""
 	return len(segment) > 40 || !version && strings.ContainsAny(segment, "0123456789")
 }
 
-// Observed returns what was counted, the most frequent first, and how many
-// requests were not counted any more because there were too many kinds of them.
+// Observed returns the counts, the largest first. missed is the number of requests that are not in
+// the list, because there were more than maxObserved kinds of them.
 func (m *Recall) Observed() (list []Observed, missed int64) {
 	m.mu.Lock()
 	for _, o := range m.observed {
@@ -171,13 +185,15 @@ func (m *Recall) Observed() (list []Observed, missed int64) {
 	missed = m.missed
 	m.mu.Unlock()
 	slices.SortFunc(list, func(a, b Observed) int {
-		return cmp.Or(cmp.Compare(b.Count, a.Count), strings.Compare(a.UserID, b.UserID), strings.Compare(a.Method, b.Method),
-			strings.Compare(a.Pattern, b.Pattern), strings.Compare(a.GroupID, b.GroupID), strings.Compare(a.RuleID, b.RuleID), strings.Compare(string(a.Effect), string(b.Effect)))
+		return cmp.Or(cmp.Compare(b.Count, a.Count),
+			strings.Compare(a.UserID, b.UserID), strings.Compare(a.Method, b.Method),
+			strings.Compare(a.Pattern, b.Pattern), strings.Compare(a.GroupID, b.GroupID),
+			strings.Compare(a.RuleID, b.RuleID), strings.Compare(string(a.Effect), string(b.Effect)))
 	})
 	return list, missed
 }
 
-// ForgetObserved begins to count again.
+// ForgetObserved removes all counts of observe mode and begins to count again.
 func (m *Recall) ForgetObserved() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
