@@ -11,32 +11,41 @@ import (
 	"github.com/segmentio/ksuid"
 )
 
-// userRow is a service user as bytes: how many follow; the numbers of its classes,
-// and before them how many; and then each field, numbers as varints, texts with
-// their length before them. Bits say which of the fields that are mostly empty are
-// there. What every request asks comes first. The classes are its own, that of the
-// groups that name it, when these are others, and those of tokens that are narrowed.
+// userRow is a service user encoded as bytes:
+//
+//	length │ n, n group set ids │ bits │ id │ name │ [expires] │ [allowed IPs] │
+//	n, n tokens │ created │ [display name] │ [alias] │ [owner] │ [teams] │ [labels]
+//
+// The length is the number of bytes after it. Numbers are varints, and a text is its length followed
+// by its bytes. The bits say which of the fields in brackets are present; most of these are empty in
+// most rows. The fields that every request needs come first.
+//
+// The group set ids are, in this order: the set of the groups that the user is in; the set of the
+// groups that list it by name, if that is a different set (hasNamedSet); and one set for each
+// narrowed token.
+//
+// A row is usually a slice of a larger array, and may be followed by other rows: see userRow.size.
 type userRow []byte
 
-// Most ids are one of these and a KSUID of 27 digits. In a row a user has the digits,
-// since every request compares them, and a token the 20 bytes that they stand for.
+// Most ids are one of these prefixes and the 27 digits of a KSUID. The row of a user contains the
+// digits, because every request compares them. A token contains the 20 bytes that its digits encode.
 const (
 	userPrefix  = "service_"
 	tokenPrefix = "token_"
 	idDigits    = 27
 )
 
-// tokenID is the id of a token in the form that it has in rows.
+// tokenID is the id of a token in the form in which rows contain it.
 type tokenID struct {
-	bytes ksuid.KSUID
-	short bool
-	text  string // when it is not short
+	bytes ksuid.KSUID // the KSUID, if the id has one
+	short bool        // the id is tokenPrefix and a KSUID
+	text  string      // the whole id, if it is not short
 }
 
 func newTokenID(text string) tokenID {
 	digits, ok := strings.CutPrefix(text, tokenPrefix)
 	for i := 0; ok && i < len(digits); i++ {
-		ok = digitValue(digits[i]) >= 0 // Parse reads others as digits too
+		ok = digitValue(digits[i]) >= 0 // Parse accepts other characters as digits too
 	}
 	if ok {
 		if k, err := ksuid.Parse(digits); err == nil {
@@ -59,7 +68,7 @@ const (
 	hasLabels
 	hasUserIPs
 	userExpires
-	hasNamedSet // the groups that name it are others than those that it is in
+	hasNamedSet // the groups that list the user by name differ from the groups that it is in
 )
 
 // The bits of a token.
@@ -75,8 +84,8 @@ const (
 	hasPepper
 )
 
-// appendUser writes all of a user but the numbers of its classes. other says that the
-// groups that name it are others than those that it is in.
+// appendUser appends a row without its length and group set ids, which are not known yet when a user
+// is encoded. hasNamed is the bit hasNamedSet.
 func appendUser(b []byte, u *User, hasNamed bool) []byte {
 	bits := uint64(0)
 	mark := func(set bool, bit uint64) {
@@ -84,6 +93,7 @@ func appendUser(b []byte, u *User, hasNamed bool) []byte {
 			bits |= bit
 		}
 	}
+	// Unlike the id of a token, the digits are copied as they are: they need not be a valid KSUID.
 	digits, short := strings.CutPrefix(u.ID, userPrefix)
 	short = short && len(digits) == idDigits
 	mark(short, shortID)
@@ -139,6 +149,8 @@ func appendUser(b []byte, u *User, hasNamed bool) []byte {
 	return b
 }
 
+// appendToken appends a token: its bits, its id, its hash, and the fields that the bits announce.
+// Narrowing is not among them: the group set ids of the row contain it.
 func appendToken(b []byte, t *Token) []byte {
 	id := newTokenID(t.ID)
 	bits := uint64(0)
@@ -182,7 +194,7 @@ func appendText(b []byte, s string) []byte {
 	return append(binary.AppendUvarint(b, uint64(len(s))), s...)
 }
 
-// appendPrefixes writes a list as one text, which can be passed over.
+// appendPrefixes appends a list of prefixes as one text, so that a reader can skip the whole list.
 func appendPrefixes(b []byte, list []netip.Prefix) []byte {
 	var all []byte
 	for _, p := range list {
@@ -195,43 +207,45 @@ func appendPrefixes(b []byte, list []netip.Prefix) []byte {
 	return appendText(b, string(all))
 }
 
-// size returns how many bytes of r belong to the row.
+// size returns the number of bytes of the row, which may be less than len(r).
 func (r userRow) size() int {
 	n, head := binary.Uvarint(r)
 	return head + int(n)
 }
 
-// fields returns the row after its classes, ready to be read, and the classes.
+// fields returns two readers: one at the bits of the row, and one at its group set ids.
 func (r userRow) fields() (fields, setIDs reader) {
 	n, head := binary.Uvarint(r)
 	fields.b = r[head : head+int(n)]
 	count := int(fields.number())
 	setIDs = fields
-	for range count {
+	for range count { // skip the ids
 		fields.number()
 	}
 	return fields, setIDs
 }
 
-// id returns the id of the user in pieces: what it begins with, and the rest.
+// id returns the id of the user in two parts, so that it need not allocate to join them.
 func (r userRow) id() (prefix string, rest []byte) {
 	f, _ := r.fields()
 	return f.userID(f.number())
 }
 
-// idIs reports whether this is the row of a user.
+// idIs reports whether this is the row of the user with this id.
 func (r userRow) idIs(id string) bool {
 	prefix, rest := r.id()
 	return strings.HasPrefix(id, prefix) && id[len(prefix):] == string(rest)
 }
 
+// idHash returns the same as the function idHash for the id of the row.
 func (r userRow) idHash() uint64 {
 	prefix, rest := r.id()
 	var buf [64]byte
 	return maphash.Bytes(shardSeed, append(append(buf[:0], prefix...), rest...))
 }
 
-// reader reads one field after the other.
+// reader reads the fields of a row in order. Copying a reader keeps its position. Rows come from
+// appendUser, so reading them does not check for errors.
 type reader struct{ b []byte }
 
 func (r *reader) number() uint64 {
@@ -254,7 +268,7 @@ func (r *reader) bytes(n int) []byte {
 
 func (r *reader) text() []byte { return r.bytes(int(r.number())) }
 
-// userID reads an id of a user with these bits.
+// userID reads the id of a user with these bits.
 func (r *reader) userID(bits uint64) (prefix string, rest []byte) {
 	if bits&shortID != 0 {
 		return userPrefix, r.bytes(idDigits)
@@ -262,7 +276,7 @@ func (r *reader) userID(bits uint64) (prefix string, rest []byte) {
 	return "", r.text()
 }
 
-// tokenID reads an id of a token with these bits.
+// tokenID reads the id of a token with these bits, in the form of the row.
 func (r *reader) tokenID(bits uint64) []byte {
 	if bits&shortTokenID != 0 {
 		return r.bytes(len(ksuid.KSUID{}))
@@ -270,7 +284,7 @@ func (r *reader) tokenID(bits uint64) []byte {
 	return r.text()
 }
 
-// prefix reads one of a list of prefixes.
+// prefix reads the next prefix of a list.
 func (r *reader) prefix() (p netip.Prefix) {
 	if err := p.UnmarshalBinary(r.text()); err != nil {
 		panic("access: a damaged prefix in memory: " + err.Error())
@@ -278,7 +292,7 @@ func (r *reader) prefix() (p netip.Prefix) {
 	return p
 }
 
-// prefixesOf reads a list of prefixes as a row has it.
+// prefixesOf decodes a list of prefixes from a row.
 func prefixesOf(list []byte) (all []netip.Prefix) {
 	for r := (reader{list}); len(r.b) > 0; {
 		all = append(all, r.prefix())
@@ -286,18 +300,19 @@ func prefixesOf(list []byte) (all []netip.Prefix) {
 	return all
 }
 
-// account is what of a row a request asks: the rest is not read.
+// account contains the fields of a row that every request needs. Making one does not read the rest
+// of the row, and does not allocate.
 type account struct {
 	row     userRow
 	bits    uint64
-	prefix  string // of the id …
-	id      []byte // … and the rest
+	prefix  string // the first part of the id, see userRow.id
+	id      []byte // the rest of the id
 	name    []byte
 	expires int64  // Unix seconds; 0 is never
-	allowed []byte // the prefixes, one after the other; none is any
-	count   int    // of tokens
-	tokens  reader
-	setIDs  reader
+	allowed []byte // the encoded list of allowed prefixes; empty allows every address
+	count   int    // the number of tokens
+	tokens  reader // at the first token; after count tokens, at the fields behind them
+	setIDs  reader // at the first group set id
 }
 
 func (r userRow) account() (a account) {
@@ -317,7 +332,7 @@ func (r userRow) account() (a account) {
 	return a
 }
 
-// tokenRow is a token as it is in a row.
+// tokenRow is a token of a row. Its slices and its hash point into the row.
 type tokenRow struct {
 	bits      uint64
 	id        []byte
@@ -348,7 +363,7 @@ func (r *reader) token() (t tokenRow) {
 	return t
 }
 
-// idIs reports whether this is the row of a token.
+// idIs reports whether this is the token with this id.
 func (t *tokenRow) idIs(id *tokenID) bool {
 	if t.bits&shortTokenID != 0 {
 		return id.short && bytes.Equal(t.id, id.bytes[:])
@@ -356,15 +371,22 @@ func (t *tokenRow) idIs(id *tokenID) bool {
 	return !id.short && string(t.id) == id.text
 }
 
-// decode reads a token but for its groups and the id of its pepper.
+// decode returns the token without Groups, which the group sets contain, and without Pepper.
 func (t *tokenRow) decode() Token {
 	return Token{
-		ID: t.longID(), Hash: *t.hash, pepper: t.pepper, NotBefore: t.notBefore, ExpiresAt: t.expires,
-		Revoked: t.bits&isRevoked != 0, Retiring: t.bits&isRetiring != 0, Unused: t.bits&isUnused != 0, AllowedIPs: prefixesOf(t.allowed),
+		ID:         t.longID(),
+		Hash:       *t.hash,
+		pepper:     t.pepper,
+		NotBefore:  t.notBefore,
+		ExpiresAt:  t.expires,
+		Revoked:    t.bits&isRevoked != 0,
+		Retiring:   t.bits&isRetiring != 0,
+		Unused:     t.bits&isUnused != 0,
+		AllowedIPs: prefixesOf(t.allowed),
 	}
 }
 
-// longID is the id as everybody else knows it.
+// longID returns the id in its public form, "token_…".
 func (t *tokenRow) longID() string {
 	if t.bits&shortTokenID == 0 {
 		return string(t.id)
@@ -373,10 +395,10 @@ func (t *tokenRow) longID() string {
 	return string(ksuid.KSUID(t.id).Append(buf))
 }
 
-// longID is the id as everybody else knows it.
+// longID returns the id in its public form, "service_…".
 func (a *account) longID() string { return a.prefix + string(a.id) }
 
-// profile reads a user without groups and tokens. rest are the fields behind the
+// profile returns the user without groups and tokens. rest is a reader at the fields after the
 // tokens.
 func (a *account) profile(rest reader) *User {
 	u := &User{
@@ -420,17 +442,17 @@ func (a *account) role() Role {
 	return Member
 }
 
-// profile reads a user without groups and tokens.
+// profile returns the user without groups and tokens.
 func (r userRow) profile() *User {
 	a := r.account()
-	for range a.count {
+	for range a.count { // skip the tokens
 		a.tokens.token()
 	}
 	return a.profile(a.tokens)
 }
 
-// decode reads a user out of its row. sets are the directory's, which the groups of the
-// user belong to.
+// decode returns the user of a row. sets is Directory.sets, which the group set ids of the row refer
+// to.
 func (r userRow) decode(sets []*groupSet) *User {
 	a := r.account()
 	tokens := make([]Token, a.count)
@@ -446,7 +468,8 @@ func (r userRow) decode(sets []*groupSet) *User {
 	if a.bits&hasNamedSet != 0 {
 		named = int(a.setIDs.number())
 	}
-	u.Groups = sets[named].ids
+	u.Groups = sets[named].ids // shared with the directory: see Directory.User
+	// The ids of the narrowed tokens follow, in the order of the tokens.
 	for i := range tokens {
 		if narrowed[i] {
 			tokens[i].Groups = slices.Clone(sets[a.setIDs.number()].tokenGroups)
