@@ -9,32 +9,32 @@ import (
 	"golang.org/x/text/unicode/norm"
 )
 
-// runeClass is a set of facts about a rune; the high byte is its canonical combining
-// class. 0 is a rune that no path holds: a control, format, separator or unassigned
-// character.
+// runeClass is a set of properties of a rune. Its high byte is the canonical combining class. The
+// value 0 means that the rune must not appear in a path: it is a control, format, separator or
+// unassigned character.
 type runeClass uint16
 
 const (
 	runeVisible   runeClass = 1 << iota // a letter, mark, number, punctuation or symbol
 	runeFolds                           // see foldsToASCII
-	runeSeparates                       // its compatibility form (NFKC) holds a separator
+	runeSeparates                       // its compatibility form (NFKC) contains a separator
 	runeMoves                           // NFC may reorder it, or join it to a rune before it
-	runeJoins                           // the second of two runes that NFC makes one of
-	runeComposed                        // NFC made it of two runes
-	runeNeverNFC                        // text in NFC does not hold it
+	runeJoins                           // NFC joins some rune and this one into one rune
+	runeComposed                        // NFC joins two runes into this one
+	runeNeverNFC                        // text in NFC does not contain it
 )
 
 func (c runeClass) combining() uint8 { return uint8(c >> 8) }
 
-// runeTable makes a rune of a path cost little more than an ASCII letter. To normalise
-// U+FDFA, as the check would have to without it, takes two hundred times as long.
+// runeTable makes checking any rune almost as cheap as checking an ASCII letter. Without the table,
+// the check would have to normalise the text, which takes two hundred times as long for U+FDFA.
 type runeTable struct {
-	blocks [unicode.MaxRune>>8 + 1]*[256]runeClass // many are the same one
-	joined runeMap                                 // two runes → the one that NFC makes of them
-	apart  runeMap                                 // the reverse
+	blocks [unicode.MaxRune>>8 + 1]*[256]runeClass // by the high bits of the rune; equal blocks are shared
+	joined runeMap                                 // from a pair of runes to the rune that NFC joins them into
+	apart  runeMap                                 // the reverse of joined
 }
 
-// runes makes the table when the first path comes that is not ASCII, within some 50 ms.
+// runes makes the table, which takes about 50 ms, for the first path that is not ASCII.
 var runes = sync.OnceValue(func() *runeTable {
 	t, none := new(runeTable), new([256]runeClass)
 	for i := range t.blocks {
@@ -47,12 +47,16 @@ var runes = sync.OnceValue(func() *runeTable {
 				t.blocks[r>>8] = new([256]runeClass)
 			}
 			t.blocks[r>>8][r&0xff] = classify(r)
-			if !norm.NFD.IsNormalString(string(r)) && t.class(r)&runeNeverNFC == 0 && !unicode.Is(unicode.Hangul, r) {
+			// Hangul syllables are computed instead, see joinsHangul: there are 11,172 of them.
+			isNFC := t.class(r)&runeNeverNFC == 0
+			if isNFC && !norm.NFD.IsNormalString(string(r)) && !unicode.Is(unicode.Hangul, r) {
 				composed = append(composed, r)
 			}
 		}
 	}
 	for _, r := range composed {
+		// NFD splits a rune into all its parts. The pair is the last part and the NFC of the others:
+		// "ệ" is "ẹ" and a circumflex, not "e" and two marks.
 		apart := norm.NFD.String(string(r))
 		second, size := utf8.DecodeLastRuneInString(apart)
 		first, _ := utf8.DecodeRuneInString(norm.NFC.String(apart[:len(apart)-size]))
@@ -61,6 +65,7 @@ var runes = sync.OnceValue(func() *runeTable {
 		t.blocks[r>>8][r&0xff] |= runeComposed
 		t.blocks[second>>8][second&0xff] |= runeJoins
 	}
+	// Most blocks have an equal one elsewhere: sharing them saves most of the memory.
 	shared := make(map[[256]runeClass]*[256]runeClass)
 	for i, block := range t.blocks {
 		if shared[*block] == nil {
@@ -87,6 +92,7 @@ func allRunes(table *unicode.RangeTable) func(yield func(rune) bool) {
 	}
 }
 
+// classify returns the class of a rune, without runeJoins and runeComposed.
 func classify(r rune) runeClass {
 	c, s := runeVisible, string(r)
 	if foldsToASCII(r) {
@@ -107,37 +113,41 @@ func classify(r rune) runeClass {
 
 func (t *runeTable) class(r rune) runeClass { return t.blocks[r>>8][r&0xff] }
 
-// nfc reads a text, rune by rune, and finds out whether it is in normalisation form C.
+// nfc checks rune by rune whether a text is in normalisation form C.
 type nfc struct {
 	starter rune      // the last rune of combining class 0
-	class   runeClass // of it
+	class   runeClass // the class of starter
 	last    uint8     // the combining class of the last rune
-	moving  uint8     // runes since the last one that stays where it is
+	moving  uint8     // the number of runes since the last one without runeMoves
 }
 
-// maxMoving bounds the marks on a letter, as the Stream-Safe Text Format does (Unicode
-// Standard Annex 15, section 13).
+// maxMoving bounds the marks on a letter, as the Stream-Safe Text Format does (Unicode Standard
+// Annex 15, section 13).
 const maxMoving = 30
 
-// next reports whether the text is in NFC up to and with this rune (Unicode, section
-// 3.11): nothing in it would be moved, or joined to the last starter.
+// next reports whether the text up to and including this rune is in NFC (Unicode, section 3.11): NFC
+// would neither reorder a rune nor join one to the last starter. Do not call next again after false.
 func (n *nfc) next(t *runeTable, r rune, c runeClass) bool {
-	if c&(runeMoves|runeNeverNFC) == 0 {
+	if c&(runeMoves|runeNeverNFC) == 0 { // NFC leaves the rune, and starts again with it
 		*n = nfc{starter: r, class: c}
 		return true
 	}
 	combining, last := c.combining(), n.last
 	n.moving++
+	// NFC sorts marks by their combining class, so a descending class is not in NFC.
 	if c&runeNeverNFC != 0 || n.moving > maxMoving || combining != 0 && last > combining {
 		return false
 	}
+	// A mark after another one of the same class is blocked: it cannot join the starter.
 	if last == 0 || last < combining {
 		switch {
 		case c&runeJoins == 0:
 			if joinsHangul(n.starter, r) {
 				return false
 			}
-		case t.joined.value(pair(n.starter, r)) != 0 || n.class&runeComposed != 0 && t.joinsPart(n.starter, r, combining):
+		case t.joined.value(pair(n.starter, r)) != 0:
+			return false
+		case n.class&runeComposed != 0 && t.joinsPart(n.starter, r, combining):
 			return false
 		}
 	}
@@ -148,14 +158,17 @@ func (n *nfc) next(t *runeTable, r rune, c runeClass) bool {
 	return true
 }
 
-// joinsHangul reports the joining of Hangul syllables by the rule of Unicode, section
-// 3.12; for other scripts the table has it.
+// joinsHangul reports whether NFC joins two runes into a Hangul syllable, by the rule of Unicode,
+// section 3.12. runeTable.joined contains the pairs of other scripts.
 func joinsHangul(a, b rune) bool {
-	return 'ᅡ' <= b && b <= 'ᅵ' && 'ᄀ' <= a && a <= 'ᄒ' || 'ᆨ' <= b && b <= 'ᇂ' && '가' <= a && a <= '힣' && (a-'가')%28 == 0
+	leadAndVowel := 'ᄀ' <= a && a <= 'ᄒ' && 'ᅡ' <= b && b <= 'ᅵ'
+	// Every 28th syllable has no trailing consonant yet.
+	syllableAndTrail := '가' <= a && a <= '힣' && (a-'가')%28 == 0 && 'ᆨ' <= b && b <= 'ᇂ'
+	return leadAndVowel || syllableAndTrail
 }
 
-// joinsPart reports whether NFC joins b to what is left of a without the marks that b
-// would go before.
+// joinsPart reports whether NFC joins b to a part of a. The composed rune a may contain marks that
+// NFC would sort after b: the part is a without these marks.
 func (t *runeTable) joinsPart(a, b rune, combining uint8) bool {
 	for t.class(a)&runeComposed != 0 {
 		parts := t.apart.value(uint64(a))
@@ -171,12 +184,12 @@ func (t *runeTable) joinsPart(a, b rune, combining uint8) bool {
 
 func pair(a, b rune) uint64 { return uint64(a)<<32 | uint64(b) }
 
-// runeMap holds the thousand compositions of Unicode. A look-up in a map of Go would
-// take several times as long.
+// runeMap is a hash table for the thousand compositions of Unicode, with open addressing. A Go map
+// would take several times as long for a look-up. Key 0 marks a free slot.
 type runeMap [1 << 12]struct{ key, value uint64 }
 
 func (m *runeMap) slot(key uint64) uint64 {
-	i := key * 0x9e3779b97f4a7c15 >> 52
+	i := key * 0x9e3779b97f4a7c15 >> 52 // Fibonacci hashing: the top 12 bits of the product
 	for m[i].key != key && m[i].key != 0 {
 		i = (i + 1) % uint64(len(m))
 	}
@@ -188,5 +201,5 @@ func (m *runeMap) put(key, value uint64) {
 	m[i].key, m[i].value = key, value
 }
 
-// value returns 0 when there is none.
+// value returns the value of a key, or 0 if the table does not contain the key.
 func (m *runeMap) value(key uint64) uint64 { return m[m.slot(key)].value }

@@ -8,21 +8,20 @@ import (
 	"slices"
 )
 
-// FoundSecret is a secret that stands in a text.
+// FoundSecret is a secret in a text.
 type FoundSecret struct {
-	Offset int    // where it begins, in bytes
-	Base64 bool   // it stands there encoded, as in the value of a Basic header
+	Offset int    // the position where the secret begins, in bytes
+	Base64 bool   // the secret is encoded, as in the value of an Authorization header with Basic
 	Secret string `json:"-"`
 }
 
-// MaxFoundBytes is the longest stretch of a text, from the offset on, that a
-// secret is looked for in: encoded and broken into lines.
+// MaxFoundBytes is the most bytes that a secret may occupy in a text, from its offset on. A secret
+// in base64 that is broken into lines needs the most.
 const MaxFoundBytes = 256
 
-// FindSecrets returns every secret in a text, by its form and checksum, in the
-// order of the text: plain, and inside of base64, standard or URL-safe, whatever
-// stands before it there. It takes what looks like a secret and has no right
-// checksum for none.
+// FindSecrets returns every secret in a text, in the order of the text: plain, and inside of base64,
+// standard or URL-safe, with any bytes before it. It ignores a text that has the form of a secret
+// but the wrong checksum.
 func FindSecrets(text []byte) (found []FoundSecret) {
 	eachIndex(text, SecretPrefix, func(at int) {
 		if len(text)-at < SecretLength {
@@ -44,20 +43,19 @@ func FindSecrets(text []byte) (found []FoundSecret) {
 	return found
 }
 
-// encodedPrefixes are what base64 makes of SecretPrefix, whose four bytes may
-// begin at any of three places in a group of three: the characters that depend on
-// nothing before them, how many of those belong to a group that begins earlier,
-// and what of the prefix that group holds.
+// encodedPrefixes contains the three base64 forms of SecretPrefix. Base64 encodes groups of three
+// bytes, and the prefix may begin at any of the three places in a group.
 var encodedPrefixes = []struct {
-	marker string
-	skip   int
-	known  string
+	marker string // the base64 characters that depend on bytes of the prefix only
+	skip   int    // the number of characters at the start of marker that belong to an earlier group
+	known  string // the bytes of the prefix in that earlier group
 }{
 	{"Y3N1X", 0, ""},
 	{"NzdV", 2, "cs"},
 	{"jc3Vf", 1, "c"},
 }
 
+// eachIndex calls f with the position of each marker in a text.
 func eachIndex(text []byte, marker string, f func(at int)) {
 	for at := 0; ; at++ {
 		i := bytes.Index(text[at:], []byte(marker))
@@ -69,17 +67,19 @@ func eachIndex(text []byte, marker string, f func(at int)) {
 	}
 }
 
-// decodeSome decodes the base64 that a text begins with, up to n bytes. It reads
-// over line breaks, with the indentation of the next line.
+// decodeSome decodes n bytes of the base64 at the beginning of a text. It skips line breaks and the
+// indentation after them. It returns "" if the text does not begin with enough base64.
 func decodeSome(text []byte, n int) string {
 	digits := make([]byte, 0, 2*SecretLength)
 	need := base64.RawStdEncoding.EncodedLen(n)
-	broken := false // by the end of a line, and nothing but blanks since
+	broken := false // a line has ended, and only blanks have followed
 	for _, c := range text {
 		switch {
 		case digitValue(c) >= 0:
 			digits = append(digits, c)
-		case c == '+' || c == '/' || c == '-' || c == '_': // only what stands behind a secret makes one
+		case c == '+' || c == '/' || c == '-' || c == '_':
+			// The base64 of a secret does not contain these characters, only the bytes after it do.
+			// So any of them will do.
 			digits = append(digits, '/')
 		case c == '\n' || c == '\r':
 			broken = true
@@ -100,9 +100,9 @@ func decodeSome(text []byte, n int) string {
 	return string(out)
 }
 
-// FindDigest returns the token whose secret has this SHA-256, with its service
-// user, or nil. The token may be expired, or revoked not long ago. It serves who has
-// found a secret and asks whose it is, and need not tell it for that.
+// FindDigest returns the token whose secret has this SHA-256, and its service user, or nil. The token
+// may be expired, or revoked recently. A caller that found a leaked secret can identify its token by
+// digest, without sending the secret.
 func (d *Directory) FindDigest(digest [sha256.Size]byte) (*User, *Token) {
 	plain := Hash(digest)
 	for i := range len(d.peppers.keys) + 1 {
@@ -110,7 +110,8 @@ func (d *Directory) FindDigest(digest [sha256.Size]byte) (*User, *Token) {
 		if i > 0 {
 			hash = d.peppers.keys[i-1].mac(plain)
 		}
-		// The hash in the row of another pepper is no digest of a secret.
+		// The token must have pepper i. Otherwise a caller could find a token by the peppered hash from
+		// its row, without the secret.
 		row := d.users.owner(&hash)
 		if row == nil {
 			continue

@@ -12,9 +12,9 @@ import (
 	"strings"
 )
 
-// A secret is SecretPrefix + 43 base62 characters (256 random bits) + 6 base62
-// characters of CRC-32 (IEEE) over everything before them. Letters, digits and
-// one underscore: a double-click selects it whole, and secret scanners find it.
+// A secret is SecretPrefix + 43 base62 characters (256 random bits) + 6 base62 characters of CRC-32
+// (IEEE) over everything before them. It consists of letters, digits and one underscore: a
+// double-click selects all of it, and secret scanners find it.
 const (
 	SecretPrefix = "csu_"
 	SecretLength = len(SecretPrefix) + randomDigits + checkDigits
@@ -28,7 +28,7 @@ const SecretPattern = `csu_[0-9A-Za-z]{49}`
 
 const base62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
-// NewSecret makes a secret from 256 bits of the operating system's randomness.
+// NewSecret returns a new secret with 256 random bits from the operating system.
 func NewSecret() string {
 	var seed [32]byte
 	rand.Read(seed[:]) // never fails: crypto/rand ends the program instead
@@ -41,11 +41,11 @@ func formatSecret(seed [32]byte) string {
 	return body + digits62(big.NewInt(int64(sum)), checkDigits)
 }
 
-// digits62 writes n in base 62 with leading zeros to the given width.
+// digits62 formats n in base 62, with leading zeros up to the given width.
 func digits62(n *big.Int, width int) string {
 	out := make([]byte, width)
 	base, rest := big.NewInt(62), new(big.Int)
-	n = new(big.Int).Set(n)
+	n = new(big.Int).Set(n) // DivMod changes it
 	for i := width - 1; i >= 0; i-- {
 		n.DivMod(n, base, rest)
 		out[i] = base62[rest.Int64()]
@@ -53,9 +53,9 @@ func digits62(n *big.Int, width int) string {
 	return string(out)
 }
 
-// WellFormedSecret reports whether s has the form of a secret and a checksum
-// that fits. It needs no store: a typo is told from a wrong secret offline.
-// It is no proof of anything else.
+// WellFormedSecret reports whether s has the form of a secret and the right checksum. It needs no
+// store, so it distinguishes a typo from a wrong secret offline. Anyone can make a well-formed
+// secret: the result does not show that a token with this secret exists.
 func WellFormedSecret(s string) bool {
 	if len(s) != SecretLength || !strings.HasPrefix(s, SecretPrefix) {
 		return false
@@ -70,7 +70,7 @@ func WellFormedSecret(s string) bool {
 			check = check*62 + uint64(d)
 		}
 	}
-	// crc32.ChecksumIEEE of a string, without the copy that it moves to the heap.
+	// This is crc32.ChecksumIEEE for a string. Converting s to bytes would allocate.
 	sum := ^uint32(0)
 	for i := range len(s) - checkDigits {
 		sum = crc32.IEEETable[byte(sum)^s[i]] ^ sum>>8
@@ -80,7 +80,7 @@ func WellFormedSecret(s string) bool {
 
 func digitValue(c byte) int { return int(digitValues[c]) }
 
-// digitValues are the places of characters in base62, or -1.
+// digitValues contains the value of each base62 digit, and -1 for all other bytes.
 var digitValues = func() (values [256]int8) {
 	for c := range values {
 		values[c] = int8(strings.IndexByte(base62, byte(c)))
@@ -88,8 +88,8 @@ var digitValues = func() (values [256]int8) {
 	return values
 }()
 
-// Hint returns the last four characters of a secret: enough for an admin to
-// tell two tokens apart, useless to anybody else (they belong to the checksum).
+// Hint returns the last four characters of a secret. An admin can distinguish two tokens by them.
+// They are part of the checksum, so they do not help to guess the secret.
 func Hint(secret string) string {
 	if len(secret) < 4 {
 		return ""
@@ -97,31 +97,29 @@ func Hint(secret string) string {
 	return secret[len(secret)-4:]
 }
 
-// Hash is what the store keeps of a secret: SHA-256(secret), or with a pepper
-// HMAC-SHA-256(pepper, SHA-256(secret)). The secrets carry 256 random bits, so
-// a fast hash is the right one (NIST SP 800-63B, look-up secrets): a wrong
-// guess costs a microsecond, not a second of CPU.
+// Hash is the hash of a secret in the store: SHA-256(secret), or with a pepper
+// HMAC-SHA-256(pepper, SHA-256(secret)). Secrets have 256 random bits, so a fast hash is the right
+// one (NIST SP 800-63B, look-up secrets): a wrong guess costs a microsecond of CPU, not a second.
 type Hash [sha256.Size]byte
 
-// Peppers is a list of keys that are kept outside of the database, so that a
-// stolen database cannot be used to check guesses. The first one hashes new
-// secrets, all of them verify, so that one can be added or rotated without a
-// token dying. The zero value means no pepper.
+// Peppers is a list of keys that are kept outside of the database. A thief of the database cannot
+// check guesses without them. The first key hashes new secrets and all keys verify, so an operator
+// can add or rotate a key while all tokens stay valid. The zero value means no pepper.
 type Peppers struct {
 	keys []pepper
 }
 
 type pepper struct {
 	id           string
-	inner, outer [sha256.BlockSize]byte // the key, padded and masked as RFC 2104 says
+	inner, outer [sha256.BlockSize]byte // the key, padded and XORed with the constants of RFC 2104
 }
 
-// minPepperBytes is the shortest key accepted; NIST SP 800-107 asks for at
-// least the security strength wanted, here 128 bits.
+// minPepperBytes is the length of the shortest key. NIST SP 800-107 requires at least the wanted
+// security strength, here 128 bits.
 const minPepperBytes = 16
 
-// ParsePeppers reads a pepper file: one key a line, at least 16 bytes, blank
-// lines and lines that begin with # ignored.
+// ParsePeppers parses a pepper file, which has one key of at least 16 bytes on each line. It ignores
+// blank lines and lines that begin with "#".
 func ParsePeppers(text string) (Peppers, error) {
 	var p Peppers
 	for i, line := range strings.Split(text, "\n") {
@@ -130,7 +128,8 @@ func ParsePeppers(text string) (Peppers, error) {
 			continue
 		}
 		if len(key) < minPepperBytes {
-			return Peppers{}, fmt.Errorf("pepper on line %d has %d bytes, at least %d are needed: make one with \"openssl rand -hex 32\"", i+1, len(key), minPepperBytes)
+			return Peppers{}, fmt.Errorf("pepper on line %d has %d bytes, at least %d are needed:"+
+				" make one with \"openssl rand -hex 32\"", i+1, len(key), minPepperBytes)
 		}
 		made := newPepper([]byte(key))
 		for _, other := range p.keys {
@@ -141,21 +140,23 @@ func ParsePeppers(text string) (Peppers, error) {
 		p.keys = append(p.keys, made)
 	}
 	if len(p.keys) > maxPeppers {
-		return Peppers{}, fmt.Errorf("the file holds %d keys, at most %d are accepted: remove the oldest ones once no token uses them", len(p.keys), maxPeppers)
+		return Peppers{}, fmt.Errorf("the file holds %d keys, at most %d are accepted:"+
+			" remove the oldest ones once no token uses them", len(p.keys), maxPeppers)
 	}
 	if len(p.keys) == 0 {
-		return Peppers{}, errors.New("the file holds no key: put one key on a line, for example from \"openssl rand -hex 32\"")
+		return Peppers{}, errors.New("the file holds no key: put one key on a line," +
+			" for example from \"openssl rand -hex 32\"")
 	}
 	return p, nil
 }
 
 func newPepper(key []byte) pepper {
-	// The id names the key in a row of the database. It is a MAC of a constant,
-	// so it tells nothing about the key.
+	// The id identifies the key in a row of the database. It is a MAC of a constant, so it reveals
+	// nothing about the key.
 	mac := hmac.New(sha256.New, key)
 	mac.Write([]byte("caddy-service-users pepper id"))
 	p := pepper{id: hex.EncodeToString(mac.Sum(nil)[:4])}
-	if len(key) > sha256.BlockSize {
+	if len(key) > sha256.BlockSize { // RFC 2104, section 2: a longer key is hashed first
 		sum := sha256.Sum256(key)
 		key = sum[:]
 	}
@@ -168,8 +169,8 @@ func newPepper(key []byte) pepper {
 	return p
 }
 
-// mac is HMAC-SHA-256 (RFC 2104) of one hash, on the stack: crypto/hmac costs
-// five allocations and eight times the time.
+// mac returns HMAC-SHA-256 (RFC 2104) of one hash, without an allocation. crypto/hmac makes five
+// allocations and takes eight times as long.
 func (p *pepper) mac(h Hash) Hash {
 	var block [sha256.BlockSize + sha256.Size]byte
 	copy(block[:], p.inner[:])
@@ -188,11 +189,12 @@ func (p Peppers) Current() string {
 	return p.keys[0].id
 }
 
-// Knows reports whether a hash made with the pepper of this id can be verified.
-// The id "" (no pepper) is always known.
+// Knows reports whether the list contains the pepper with this id, so that hashes made with it can
+// be verified. The id "" (no pepper) is always known.
 func (p Peppers) Knows(id string) bool { return p.index(id) >= 0 }
 
-// index is 0 for no pepper and 1 + the key's place otherwise; -1 is unknown.
+// index returns the index in digests for the pepper with this id: 0 for no pepper, 1 + the index of
+// the key otherwise. It returns -1 for an unknown pepper.
 func (p Peppers) index(id string) int {
 	if id == "" {
 		return 0
@@ -205,8 +207,8 @@ func (p Peppers) index(id string) int {
 	return -1
 }
 
-// IDs lists the ids of the peppers in the order of the file, for the key of a
-// pool and for messages.
+// IDs returns the ids of the peppers in the order of the file, for messages, and for the key of a
+// pool of stores.
 func (p Peppers) IDs() []string {
 	ids := make([]string, len(p.keys))
 	for i := range p.keys {
@@ -215,8 +217,7 @@ func (p Peppers) IDs() []string {
 	return ids
 }
 
-// Hash hashes a new secret with the current pepper and returns the pepper's id
-// with it.
+// Hash returns the hash of a new secret, made with the current pepper, and the id of that pepper.
 func (p Peppers) Hash(secret string) (Hash, string) {
 	h := Hash(sha256.Sum256([]byte(secret)))
 	if len(p.keys) == 0 {
@@ -225,18 +226,18 @@ func (p Peppers) Hash(secret string) (Hash, string) {
 	return p.keys[0].mac(h), p.keys[0].id
 }
 
-// maxPeppers bounds the work of a guess and keeps digests on the stack.
+// maxPeppers bounds the work for a wrong secret, and lets digests stay on the stack.
 const maxPeppers = 8
 
-// digests holds the hash of one presented secret under every pepper; entry 0
-// is the one without.
+// digests contains the hashes of one secret: entry 0 without a pepper, entry i+1 with the key at
+// index i.
 type digests [maxPeppers + 1]Hash
 
-// digest computes all of them, whoever is asking, so that the work does not
-// depend on which pepper a user's token was hashed with. A secret longer than
-// MaxTokenBytes, which no parser lets through, gets digests that no token has.
+// digest returns the hashes of a secret with every pepper. The work does not depend on the pepper
+// with which a token was hashed. A secret longer than MaxTokenBytes, which no parser accepts, gets
+// zero digests, which no token has.
 func (p *Peppers) digest(secret string) (d digests) {
-	var buf [MaxTokenBytes]byte
+	var buf [MaxTokenBytes]byte // on the stack: converting the secret to bytes might allocate
 	n := copy(buf[:], secret)
 	if n < len(secret) {
 		return d
