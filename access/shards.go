@@ -2,17 +2,17 @@ package access
 
 import "hash/maphash"
 
-// shards is an immutable map that can be changed by copying a small part of
-// it: a new version shares every shard that the change does not touch. Readers
-// need no lock. The zero value is empty.
+// shards is an immutable map in many parts. A new version copies only the shards that change, and
+// shares the others with the old version. Readers need no lock. The zero value is empty.
 type shards[K comparable, V any] struct {
 	table *[shardCount]map[K]V
 }
 
-// shardCount is a compromise: a version costs one copy of the table (8 KiB)
-// and of each shard that changes (1/1024 of the entries).
+// shardCount is a compromise: a new version copies the table (8 KiB), and each shard that changes
+// (1/1024 of the entries).
 const shardCount = 1024
 
+// shardSeed is random, so that nobody can choose keys that all fall into one shard.
 var shardSeed = maphash.MakeSeed()
 
 func shardOf[K comparable](key K) uint64 {
@@ -27,7 +27,7 @@ func (s shards[K, V]) get(key K) (v V, ok bool) {
 	return v, ok
 }
 
-// each calls f for every entry, in no order.
+// each calls f for every entry, in no particular order.
 func (s shards[K, V]) each(f func(K, V)) {
 	if s.table == nil {
 		return
@@ -49,7 +49,7 @@ func (s shards[K, V]) len() (n int) {
 	return n
 }
 
-// edit begins a new version. The old one stays as it is.
+// edit begins a new version. It does not change s.
 func (s shards[K, V]) edit() *shardEdit[K, V] {
 	e := &shardEdit[K, V]{table: new([shardCount]map[K]V)}
 	if s.table != nil {
@@ -58,12 +58,13 @@ func (s shards[K, V]) edit() *shardEdit[K, V] {
 	return e
 }
 
-// shardEdit is a version in the making; it belongs to one goroutine.
+// shardEdit is a new version of shards under construction. Only one goroutine may use it at a time.
 type shardEdit[K comparable, V any] struct {
 	table *[shardCount]map[K]V
 	owned [shardCount]bool // shards that this edit has already copied
 }
 
+// shard returns the shard of a key, for writing. It copies the shard before the first change.
 func (e *shardEdit[K, V]) shard(key K) map[K]V {
 	i := shardOf(key)
 	if !e.owned[i] {
@@ -84,15 +85,15 @@ func (e *shardEdit[K, V]) get(key K) (v V, ok bool) {
 func (e *shardEdit[K, V]) set(key K, v V) { e.shard(key)[key] = v }
 
 func (e *shardEdit[K, V]) remove(key K) {
-	if _, ok := e.get(key); ok {
+	if _, ok := e.get(key); ok { // do not copy a shard for nothing
 		delete(e.shard(key), key)
 	}
 }
 
 func (e *shardEdit[K, V]) done() shards[K, V] { return shards[K, V]{e.table} }
 
-// tally is an immutable list of counts, which are 0 until they are added to. A new
-// version shares every page that a change does not touch.
+// tally is an immutable list of counts, which begin at 0. A new version copies only the pages that
+// change.
 type tally struct {
 	pages []*tallyPage
 }
@@ -106,12 +107,12 @@ func (t tally) of(i int) int {
 	return t.pages[i/len(tallyPage{})][i%len(tallyPage{})]
 }
 
-// edit begins a new version. The old one stays as it is.
+// edit begins a new version. It does not change t.
 func (t tally) edit() *tallyEdit {
 	return &tallyEdit{pages: append([]*tallyPage(nil), t.pages...), owned: make([]bool, len(t.pages))}
 }
 
-// tallyEdit is a version in the making; it belongs to one goroutine.
+// tallyEdit is a new version of a tally under construction. Only one goroutine may use it at a time.
 type tallyEdit struct {
 	pages []*tallyPage
 	owned []bool // pages that this edit has already copied

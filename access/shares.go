@@ -2,9 +2,9 @@ package access
 
 import queue "container/heap"
 
-// shares records which service user has which items of a bounded memory, so that the
-// user with the most of them can make room for another. A call takes time that is
-// logarithmic in the number of users. The zero value is empty.
+// shares records which service user owns which items of a bounded memory. When the memory is full,
+// the user with the most items loses its oldest one. A call takes time that is logarithmic in the
+// number of users. The zero value is empty.
 type shares[T any] struct {
 	users   map[string]*share[T]
 	largest shareHeap[T]
@@ -15,15 +15,15 @@ type shares[T any] struct {
 type share[T any] struct {
 	user  string
 	items []item[T]
-	index int // in the heap
+	index int // the position in the heap
 }
 
 type item[T any] struct {
 	value T
-	added int64 // a number that grows from item to item
+	added int64 // a serial number: an older item has a smaller one
 }
 
-// add gives an item to a user.
+// add adds an item to the share of a user.
 func (s *shares[T]) add(user string, value T) {
 	s.added++
 	one := item[T]{value, s.added}
@@ -40,14 +40,14 @@ func (s *shares[T]) add(user string, value T) {
 	queue.Push(&s.largest, u)
 }
 
-// isLargest reports whether no other user has more items.
+// isLargest reports whether the user has items, and no other user has more.
 func (s *shares[T]) isLargest(user string) bool {
 	u := s.users[user]
 	return u != nil && len(u.items) == len(s.largest[0].items)
 }
 
-// takeFromLargest takes the oldest item of the user who has the most; of several, of
-// the one whose item is the oldest. There has to be one.
+// takeFromLargest removes and returns the oldest item of the user with the most items. If several
+// users have the most, it takes the oldest of all their items. It panics if there are no items.
 func (s *shares[T]) takeFromLargest() T {
 	u := s.largest[0]
 	value := u.items[0].value
@@ -70,7 +70,7 @@ func (h shareHeap[T]) Less(i, j int) bool {
 	if len(a) != len(b) {
 		return len(a) > len(b)
 	}
-	return a[0].added < b[0].added
+	return a[0].added < b[0].added // no share in the heap is empty
 }
 
 func (h shareHeap[T]) Swap(i, j int) {
@@ -86,7 +86,7 @@ func (h *shareHeap[T]) Push(u any) {
 func (h *shareHeap[T]) Pop() any {
 	last := len(*h) - 1
 	u := (*h)[last]
-	(*h)[last] = nil
+	(*h)[last] = nil // free the share for the garbage collector
 	*h = (*h)[:last]
 	return u
 }

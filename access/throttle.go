@@ -7,18 +7,16 @@ import (
 	"time"
 )
 
-// Throttle counts failed attempts per login id and per client address, in a
-// bounded amount of memory. It never stands in the way of a right secret: it is
-// asked only after a wrong one.
+// Throttle counts failed attempts per login id and per client address, in a bounded amount of
+// memory. Callers use it only after a wrong secret, so it never delays a request with the right one.
 //
-// Each key has a token bucket, kept as the one instant at which it would be full
-// again (the generic cell rate algorithm, ITU-T I.371): a failure moves that
-// instant on. Keys are hashed into a table of fixed size; where it is full the
-// key whose bucket fills up first, the one nearest to being forgotten anyway,
-// makes room.
+// Each key has a token bucket. A bucket is stored as one number: the instant at which it will be full
+// again (the generic cell rate algorithm, ITU-T I.371). Each failure moves that instant into the
+// future. A table of fixed size contains the buckets by the hash of the key. A new key in a full set
+// replaces the key whose bucket will be full first, since that bucket is the first to be forgotten.
 type Throttle struct {
-	burst    int64 // failures that may come at once
-	interval int64 // nanoseconds until one of them is forgotten
+	burst    int64 // the number of failures that may come at once
+	interval int64 // nanoseconds until one failure is forgotten
 	seed     maphash.Seed
 	buckets  [throttleShards]throttleShard
 }
@@ -39,15 +37,15 @@ type throttleCell struct {
 	full int64  // Unix nanoseconds
 }
 
-// NewThrottle lets failures of one login id, or from one address, be answered
-// as such n times within a period.
+// NewThrottle returns a Throttle that accepts n failures of one login id, or from one address, within
+// a period. [Throttle.Fail] asks for a delay after more of them.
 func NewThrottle(n int, period time.Duration) *Throttle {
 	return &Throttle{burst: int64(n), interval: max(1, int64(period)/int64(n)), seed: maphash.MakeSeed()}
 }
 
-// Fail counts a failed attempt. It returns 0 while the rate is kept, and above
-// it how long the client had better wait. login may be empty, and address
-// invalid (a trusted proxy's own): what is not known is not counted.
+// Fail counts a failed attempt. It returns 0 while the rate of failures is accepted. Above that rate
+// it returns the time that the client should wait. Fail does not count an empty login, or an invalid
+// address: the client behind a trusted proxy may be unknown.
 func (t *Throttle) Fail(login string, address netip.Addr, now time.Time) time.Duration {
 	var wait time.Duration
 	if login != "" {
@@ -59,8 +57,8 @@ func (t *Throttle) Fail(login string, address netip.Addr, now time.Time) time.Du
 	return wait
 }
 
-// addressKey is the unit in which addresses are given to clients: one IPv4
-// address, or an IPv6 /64.
+// addressKey returns the network of an address that one client usually has for itself: a single IPv4
+// address, or an IPv6 /64. It reports false for an invalid address.
 func addressKey(address netip.Addr) (netip.Prefix, bool) {
 	address = address.Unmap().WithZone("")
 	bits := 32
@@ -72,13 +70,14 @@ func addressKey(address netip.Addr) (netip.Prefix, bool) {
 }
 
 func (t *Throttle) fail(key uint64, now time.Time) time.Duration {
-	key |= 1 // never 0
+	key |= 1 // 0 marks a free cell
 	shard := &t.buckets[key>>8%throttleShards]
 	set := &shard.sets[key>>16%throttleSets]
 	at := now.UnixNano()
 
 	shard.mu.Lock()
 	defer shard.mu.Unlock()
+	// Take the cell of the key, or else the one that is full first. Free cells have full 0.
 	cell := &set[0]
 	for i := range set {
 		if set[i].key == key {
@@ -94,7 +93,8 @@ func (t *Throttle) fail(key uint64, now time.Time) time.Duration {
 	}
 	full := max(cell.full, at) + t.interval
 	if over := full - at - t.burst*t.interval; over > 0 {
-		return time.Duration(over) // not counted: a flood does not lock out for ever
+		// This failure is not counted, so even a flood of failures delays a client for a short time only.
+		return time.Duration(over)
 	}
 	cell.full = full
 	return 0

@@ -8,15 +8,16 @@ import (
 	"sync/atomic"
 )
 
-// Uses counts what the tokens are used for that are active, until they are counted
-// anew. Requests write it without a lock.
+// Uses counts how the active tokens are used, from one [Uses.Renew] to the next. Requests write to
+// it without a lock.
 //
-// It is a table of pairs of slots, in one of which a token's count is found by its
-// hash. Where three are active that share a pair, one is begun again, and when the
-// table grows, all are: whoever keeps the figures adds up those of a token.
+// Uses is a table of pairs of slots. The hash of a token selects a pair, and one of its two slots
+// contains the [Use] of the token. If three active tokens share a pair, one of them loses its slot
+// and gets a new Use later. If the table grows, every token gets a new Use. So there may be several
+// Uses of one token: the caller keeps every Use that [Uses.Note] returns, and adds up their figures.
 type Uses struct {
 	slots atomic.Pointer[[]useSlots]
-	begun atomic.Int64 // counts, since everything was begun anew
+	begun atomic.Int64 // the number of new Uses since the last Renew
 }
 
 type useSlots [2]atomic.Pointer[Use]
@@ -27,16 +28,17 @@ const (
 	maxUseSlots = 1 << 18
 )
 
-// NewUses returns an empty count.
+// NewUses returns a Uses without any Use.
 func NewUses() *Uses {
 	s := new(Uses)
 	s.Renew()
 	return s
 }
 
-// Renew begins everything anew. What requests write that are under way goes into
-// the old counts for some moments more.
+// Renew starts all counts again from zero. Requests in progress may still write to the old counts for
+// some moments.
 func (s *Uses) Renew() {
+	// Make the table large enough for as many tokens as since the last Renew.
 	n := minUseSlots
 	for begun := s.begun.Swap(0); crowded(begun, n); {
 		n *= 2
@@ -45,15 +47,15 @@ func (s *Uses) Renew() {
 	s.slots.Store(&slots)
 }
 
-// crowded reports whether so many counts are better spread over more pairs: three
-// share one of so few only rarely.
+// crowded reports whether a table of this number of pairs is too small for this number of Uses. Below
+// that number, three active tokens share a pair only rarely.
 func crowded(begun int64, pairs int) bool { return 2*begun > int64(pairs) && pairs < maxUseSlots }
 
-// Note takes down that the principal's token was used. rule is the id of the rule
-// that let it through, or "". The result is not nil when a new count has begun:
-// whoever keeps the figures has to know of it.
+// Note records a use of the principal's token. rule is the id of the rule that allowed the request,
+// or "". If this use begins a new Use, Note returns the Use, and the caller must keep it: Uses may
+// drop it at any time.
 func (s *Uses) Note(p Principal, now int64, from netip.Addr, rule string) (begun *Use) {
-	if p.hash == nil {
+	if p.hash == nil { // the zero Principal
 		return nil
 	}
 	token := useKey(p.hash[:])
@@ -72,16 +74,18 @@ func (s *Uses) Note(p Principal, now int64, from netip.Addr, rule string) (begun
 		if rule != "" {
 			u.rules.begin(rule, now)
 		}
+		// The older Use of the pair makes room. Two goroutines may do this at the same time: one of the
+		// new Uses is then lost from the table, but not its counts, since the caller keeps it.
 		slots[1].Store(slots[0].Load())
 		slots[0].Store(u)
 		begun = u
 		if crowded(s.begun.Add(1), len(*all)) {
 			larger := make([]useSlots, 2*len(*all))
-			s.slots.CompareAndSwap(all, &larger)
+			s.slots.CompareAndSwap(all, &larger) // fails if another goroutine was first
 		}
 	}
 	u.count.Add(1)
-	if u.last.Load() < now {
+	if u.last.Load() < now { // most requests find it current, and need not write
 		u.last.Store(now)
 	}
 	u.from.note(from, now)
@@ -91,25 +95,25 @@ func (s *Uses) Note(p Principal, now int64, from netip.Addr, rule string) (begun
 	return begun
 }
 
-// Use counts what a token is used for, for a while: when, how often, from where
-// and by which rules. What most requests write lies together.
+// Use counts the uses of one token for some time: how often, when, from which addresses, and by which
+// rules. The fields that most requests write are next to each other.
 type Use struct {
 	token useKey
 	count atomic.Int64
 	last  atomic.Int64 // Unix seconds
 	from  recent[netip.Addr]
 	rules recent[string]
-	_     [24]byte // to 128 bytes, two lines of the processor's cache
+	_     [24]byte // padding to 128 bytes, two lines of the processor's cache
 }
 
-// useKey is the beginning of a token's hash, which no two of them share.
+// useKey is the first half of a token's hash: 128 bits, which are different for every token.
 type useKey [16]byte
 
-// recentCount is how many addresses, and how many rules, are remembered of a token.
+// recentCount is the number of addresses, and of rules, that a Use remembers.
 const recentCount = 8
 
-// recent remembers the last of the values that it has seen, and the first one apart:
-// most see no other.
+// recent remembers the latest values of a token. The first value has a place of its own, because most
+// tokens have only one value: others is nil for them.
 type recent[K comparable] struct {
 	first  seen[K]
 	others atomic.Pointer[[recentCount]atomic.Pointer[seen[K]]]
@@ -117,17 +121,17 @@ type recent[K comparable] struct {
 
 type seen[K comparable] struct {
 	value K
-	at    atomic.Int64 // 0 is nothing
+	at    atomic.Int64 // Unix seconds; 0 means that there is no value
 }
 
-// begin takes down the first value, before anybody else has r.
+// begin records the first value. No other goroutine may use r yet.
 func (r *recent[K]) begin(value K, now int64) {
 	r.first.value = value
 	r.first.at.Store(now)
 }
 
-// note takes down that a value was seen. When two do so at once for a value that
-// is new, one of them may be lost; the next time it is there.
+// note records a value. If two goroutines record new values at the same time, one value may be lost
+// until it is recorded again.
 func (r *recent[K]) note(value K, now int64) {
 	if r.first.value == value {
 		if r.first.at.Load() != now {
@@ -159,17 +163,17 @@ func (r *recent[K]) note(value K, now int64) {
 	}
 	old := others[oldest].Load()
 	if old != nil && old.at.Load() == now {
-		return // more of them within a second than can be remembered
+		return // all places have values of this second
 	}
 	s := &seen[K]{value: value}
 	s.at.Store(now)
-	others[oldest].CompareAndSwap(old, s)
+	others[oldest].CompareAndSwap(old, s) // if another goroutine was first, the value is lost
 }
 
-// Seen is a value with the instant at which it was seen last, in Unix seconds.
+// Seen is a value, and the time when it was recorded last.
 type Seen[K comparable] struct {
 	Value K
-	At    int64
+	At    int64 // Unix seconds
 }
 
 func (r *recent[K]) list() (list []Seen[K]) {
@@ -187,7 +191,7 @@ func (r *recent[K]) list() (list []Seen[K]) {
 	return list[:min(len(list), recentCount)]
 }
 
-// Figures are what was counted.
+// Figures are the counts of a Use.
 type Figures struct {
 	Count int64
 	Last  int64              // Unix seconds; 0 is never
@@ -195,7 +199,7 @@ type Figures struct {
 	Rules []Seen[string]     // the latest first
 }
 
-// Figures returns what was counted so far.
+// Figures returns the counts so far.
 func (u *Use) Figures() Figures {
 	return Figures{u.count.Load(), u.last.Load(), u.from.list(), u.rules.list()}
 }
