@@ -2,8 +2,8 @@
 //
 // The package is the pure core of the product: secrets, credentials, request targets, rules, the
 // directory of service users, and decisions. It does no I/O, reads no clock, writes no log, and
-// imports neither Caddy nor SQL. A caller passes bytes, an instant and an address, and gets a
-// value back.
+// imports neither Caddy nor SQL. A caller passes bytes, an instant and an address, and gets a value
+// back.
 //
 // The calls for one request, in order:
 //
@@ -12,8 +12,8 @@
 //	principal, reason := directory.Authenticate(credential, address, now)
 //	decision          := directory.Authorize(principal, access.Action{…})
 //
-// [Directory] is an immutable value. [Directory.With] builds a new Directory from a set of
-// changes. Requests in progress keep the Directory that they began with.
+// [Directory] is an immutable value. [Directory.With] builds a new Directory from a set of changes.
+// Requests in progress keep the Directory that they began with.
 package access
 
 import "fmt"
@@ -22,8 +22,8 @@ import "fmt"
 // the response to the caller contains the status only.
 type Reason uint8
 
-// The reasons of authentication and authorisation. [Granted] is the only one
-// that lets a request through.
+// The reasons of authentication and authorisation. [Granted] is the only one that lets a request
+// through.
 const (
 	Granted       Reason = iota
 	NoCredential         // no Authorization field

@@ -128,7 +128,7 @@ func (e *evaluation) ResolveName(name string) (any, bool) {
 	return nil, false
 }
 
-// Parent returns nil: there are no other variables.
+// Parent returns nil: every variable is in e.
 func (e *evaluation) Parent() cel.Activation { return nil }
 
 var errHeaderGone = errors.New("the headers of this request have not been kept")
@@ -309,8 +309,8 @@ func newEnv(withFields []string, variables ...cel.EnvOption) *cel.Env {
 			return cel.CustomTypeProvider(variableTypes{env.CELTypeProvider(), withFields})(env)
 		},
 	}, variables...)
-	// ext.Network registers its own cost estimates, which would win over valueSizes. These options
-	// pass its overloads on to valueSizes again.
+	// ext.Network registers its own cost estimates, which would win over valueSizes. These
+	// options pass its overloads on to valueSizes again.
 	for _, overload := range readsAddress {
 		estimate := func(
 			e checker.CostEstimator, target *checker.AstNode, args []checker.AstNode,
@@ -372,7 +372,8 @@ func compileCondition(env *cel.Env, text string) (*Condition, error) {
 	if err != nil {
 		return nil, fmt.Errorf("condition %q: %w", text, err)
 	}
-	// At least 1, so that any number of conditions exhausts the budget of a request at some point.
+	// At least 1, so that any number of conditions exhausts the budget of a request at some
+	// point.
 	c := &Condition{text: text, program: program, cost: max(estimate.Max, 1)}
 	for _, name := range slices.Sorted(maps.Keys(reads)) {
 		param, ok := strings.CutPrefix(name, "params")
@@ -423,7 +424,8 @@ var sizeOf = map[string]uint64{
 // EstimateSize returns the bound of a value, or nil if CEL knows the size itself.
 func (valueSizes) EstimateSize(node checker.AstNode) *checker.SizeEstimate {
 	path := node.Path()
-	// CEL gives user.labels.?env and params[?"id"] an empty path: find their map in the expression.
+	// CEL gives user.labels.?env and params[?"id"] an empty path: find their map in the
+	// expression.
 	if e := node.Expr(); len(path) == 0 && e.Kind() == celast.CallKind {
 		if f := e.AsCall().FunctionName(); f == operators.OptSelect || f == operators.OptIndex {
 			switch of := e.AsCall().Args()[0]; {
@@ -485,7 +487,8 @@ func (valueSizes) EstimateCallCost(
 	case overload == overloads.ContainsString:
 		return costs(size(0).Add(size(1)).MultiplyByCostFactor(0.1))
 	case (equality || function == operators.In) && canNest(args[0].Type()) && canNest(args[1].Type()):
-		// Comparing lists of lists compares everything in them, and their sizes are unknown.
+		// Comparing lists of lists compares everything in them, and their sizes are
+		// unknown.
 		return costs(checker.UnknownCostEstimate())
 	case equality && len(args[0].Type().Parameters()) > 0:
 		return costs(checker.CostEstimate{Max: min(size(0).Max, size(1).Max)}.MultiplyByCostFactor(2))
@@ -611,10 +614,9 @@ func collectReads(e celast.Expr, reads map[string]bool) error {
 	case celast.ComprehensionKind:
 		c := e.AsComprehension()
 		for _, name := range []string{c.IterVar(), c.IterVar2(), c.AccuVar()} {
-			// A loop variable named user would hide ours: isVariable compares names only.
+			// A loop variable named user would hide ours: isVariable compares names.
 			if slices.Contains([]string{"user", "request", "params", "now"}, name) {
-				return fmt.Errorf("%s is a variable already; choose another name for the variable of the loop",
-					name)
+				return fmt.Errorf("%s is a variable already; choose another name for the loop's variable", name)
 			}
 		}
 		parts := []celast.Expr{c.IterRange(), c.AccuInit(), c.LoopCondition(), c.LoopStep(), c.Result()}

@@ -16,7 +16,8 @@ func (d *Directory) Authenticate(c Credential, address netip.Addr, now int64) (P
 	id, a := d.candidate(c, &digest)
 	m := a.find(&digest, nil)
 	if m.place < 0 {
-		// Checked for an unknown id too, which would otherwise take less time than a known one.
+		// Checked for an unknown id too, which would otherwise take less time than a known
+		// one.
 		wellFormed := WellFormedSecret(c.Secret)
 		switch {
 		case id == "" && c.ID != "":
@@ -41,8 +42,8 @@ var nobody = func() userRow {
 	return append([]byte{byte(len(fields))}, fields...)
 }()
 
-// candidate returns the id and the account of the user that the credential names. If there is no
-// such user, candidate returns "" and the account of nobody. A Bearer credential does not contain
+// candidate returns the id and the account of the user that the credential names. If the user does
+// not exist, candidate returns "" and the account of nobody. A Bearer credential does not contain
 // an id: candidate looks for the owner of the secret instead.
 func (d *Directory) candidate(c Credential, digest *digests) (id string, a account) {
 	if c.ID == "" {
@@ -79,7 +80,7 @@ func (d *Directory) byLogin(login string) (id string, row userRow) {
 // match is one token of an account.
 type match struct {
 	token    tokenRow
-	place    int // index of the token in the account; negative is none
+	place    int // index of the token in the account; negative for none
 	setIndex int // index in account.setIDs of the group set with the allows of the token
 }
 
@@ -99,8 +100,9 @@ func (a *account) find(digest *digests, id *tokenID) match {
 		}
 		var matches bool
 		if digest != nil {
-			// A token with an unknown pepper (-1) is compared too, with entry 0, for the time that
-			// it takes. The conditions in the next line then reject it, and the token of nobody.
+			// A token with an unknown pepper (-1) is compared too, with entry 0, for
+			// the time that it takes. The conditions in the next line then reject it,
+			// and the token of nobody.
 			same := subtle.ConstantTimeCompare(t.hash[:], digest[max(t.pepper, 0)][:])
 			matches = same == 1 && t.pepper >= 0 && len(t.id) > 0
 		} else {
@@ -253,8 +255,8 @@ type Action struct {
 	HeaderGone bool
 }
 
-// Decision is the answer for one action, with its reason. Rule and Group name
-// the rule that decided; they are nil when none did.
+// Decision is the answer for one action, with its reason. Rule and Group name the rule that
+// decided; they are nil when none did.
 type Decision struct {
 	Reason Reason
 	Rule   *Rule

@@ -26,7 +26,7 @@ type User struct {
 	ID          string // service_…
 	Name        string
 	DisplayName string
-	Alias       string // a second login id; "" is none
+	Alias       string // a second login id; "" for none
 	Owner       string
 	Role        Role
 	Teams       []string
@@ -45,7 +45,7 @@ type User struct {
 type Token struct {
 	ID         string // token_…
 	Hash       Hash
-	Pepper     string // the id of the pepper in Hash; "" is none
+	Pepper     string // the id of the pepper in Hash; "" for none
 	NotBefore  int64  // Unix seconds; 0 is always
 	ExpiresAt  int64  // Unix seconds; 0 is never
 	AllowedIPs []netip.Prefix
@@ -76,10 +76,10 @@ type Group struct {
 	Mode  Mode
 	Rules []Rule // its own rules, and those of its permissions
 
-	Condition string // every user that meets this condition is a member; "" is no condition
+	Condition string // every user that meets this condition is a member; "" for none
 
 	index      uint32       // the number in ruleQuery.groups; the same in later versions of the directory
-	conditions []*Condition // of Rules, by the same index; nil is none
+	conditions []*Condition // of Rules, by the same index; nil for none
 	membership *Condition
 }
 
@@ -98,7 +98,7 @@ type Changes struct {
 type Directory struct {
 	revision     int64
 	peppers      Peppers
-	defaultGroup string // the name of the group that every service user is in; "" is none
+	defaultGroup string // the name of the group that every service user is in; "" for none
 
 	users  table                  // by id, and by the hashes of their tokens
 	logins shards[string, string] // ids by alias
@@ -113,9 +113,8 @@ type Directory struct {
 	policy      *policy
 }
 
-// groupSet is one combination of groups that a user, or a narrowed token, has. All users and
-// tokens with the same combination share it, so a change of a group rewrites a few group sets and
-// no user.
+// groupSet is one combination of groups that a user, or a narrowed token, has. All users and tokens
+// with the same combination share it, so a change of a group rewrites a few group sets and no user.
 type groupSet struct {
 	*groupKey
 
@@ -138,8 +137,8 @@ type groupKey struct {
 // indices is a sorted list of Group.index. An undecided group appears in lists of denies only.
 type indices []uint32
 
-// NewDirectory returns an empty directory of revision 0. defaultGroup is the
-// name of a permission group that every service user belongs to, or "".
+// NewDirectory returns an empty directory of revision 0. defaultGroup is the name of a permission
+// group that every service user belongs to, or "".
 func NewDirectory(peppers Peppers, defaultGroup string) *Directory {
 	return &Directory{peppers: peppers, defaultGroup: defaultGroup, policy: new(policy)}
 }
@@ -197,8 +196,8 @@ const (
 	ByCondition Source = "condition" // the service user meets the group's condition
 	ByDefault   Source = "default"   // every service user is in the default group
 
-	// InDoubt means that the group's condition fails to evaluate for the service user. The group's
-	// denies apply then, and its allows do not.
+	// InDoubt means that the group's condition fails to evaluate for the service user. The
+	// group's denies apply then, and its allows do not.
 	InDoubt Source = "doubt"
 )
 
@@ -269,8 +268,7 @@ func (d *Directory) Members(group string, f func(*User, Source)) {
 	})
 }
 
-// MemberCount returns the number of service users that are in a group by name or
-// by condition.
+// MemberCount returns the number of service users that are in a group by name or by condition.
 func (d *Directory) MemberCount(group string) (n int) {
 	if d.groups[group] == nil {
 		return 0
@@ -283,8 +281,8 @@ func (d *Directory) MemberCount(group string) (n int) {
 	return n
 }
 
-// CountMembers returns, by group id, how many members by name or by condition satisfy f. It calls
-// f at most once for each service user.
+// CountMembers returns, by group id, how many members by name or by condition satisfy f. It calls f
+// at most once for each service user.
 func (d *Directory) CountMembers(groups []string, f func(*User) bool) map[string]int {
 	in := make([][]string, len(d.sets)) // those of the groups that a group set contains
 	for i, s := range d.sets {
@@ -341,8 +339,8 @@ func (d *Directory) resolve(id int, c *groupKey) *groupSet {
 		if g.Mode == Observe {
 			allows, denies = &s.wouldAllow, &s.wouldDeny
 		}
-		// The denies of a group always apply: neither an undecided membership nor a narrowed token
-		// removes them.
+		// The denies of a group always apply: neither an undecided membership nor a
+		// narrowed token removes them.
 		*denies = append(*denies, g.index)
 		if undecided || c.tokenGroups != nil && !slices.Contains(c.tokenGroups, g.ID) {
 			return

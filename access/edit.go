@@ -174,8 +174,8 @@ func (e *Edit) begin() {
 	}
 }
 
-// groupSetID returns the id of the group set with these groups. It makes the group set if there is
-// none yet. The parameters are the fields of [groupKey].
+// groupSetID returns the id of the group set with these groups. It makes the group set if it does
+// not exist yet. The parameters are the fields of [groupKey].
 func (e *Edit) groupSetID(ids, undecided, tokenGroups []string) int {
 	// The store's ids contain neither ",", "?" nor "|": different groups make different keys.
 	key := strings.Join(ids, ",")
@@ -372,7 +372,8 @@ func (e *Edit) Done() (*Directory, error) {
 		d.users, d.logins = e.users.done(), e.logins.done()
 		d.setIDs, d.sizes = e.setIDs.done(), e.sizes.done()
 	}
-	// A copy: a pointer to e.next would keep the Edit in memory, and with it every earlier version.
+	// A copy: a pointer to e.next would keep the Edit in memory, and with it every earlier
+	// version.
 	done := *d
 	return &done, nil
 }

@@ -12,16 +12,16 @@ type Explanation struct {
 	Decision
 	Source Source // why the user is in the deciding group
 
-	// Considered lists every rule of every group that the user is in: first the rules that apply,
-	// then the others, the nearest to applying first.
+	// Considered lists every rule of every group that the user is in: first the rules that
+	// apply, then the others, the nearest to applying first.
 	Considered []Considered
 
-	// Nearest is the allow that is nearest to applying. It is nil if the request is allowed, or if
-	// the groups have no allows.
+	// Nearest is the allow that is nearest to applying. It is nil if the request is allowed, or
+	// if the groups have no allows.
 	Nearest *Considered
 
-	// Grant is the smallest rule that would allow the request. It is "" if the request is allowed,
-	// or if a deny applies.
+	// Grant is the smallest rule that would allow the request. It is "" if the request is
+	// allowed, or if a deny applies.
 	Grant string
 
 	// Groups lists, by name, other groups that would allow the request if the user joined them.
@@ -36,8 +36,8 @@ type Considered struct {
 	Applies bool
 	Why     string // why the rule does not apply, or why it applies but does not decide
 
-	// off says how far the rule is from applying: 2 for each part of the request that the rule does
-	// not cover, 1 for each other reason.
+	// off says how far the rule is from applying: 2 for each part of the request that the rule
+	// does not cover, 1 for each other reason.
 	off int
 }
 
@@ -147,7 +147,8 @@ func consider(u *User, allow *groupSet, m Membership, i int, a Action, verdict D
 	} else if when := g.conditions[i]; when != nil && *left < 0 {
 		addReason(1, "its condition is not evaluated: the conditions before it cost too much")
 	} else if when != nil && !coversPath(pathOnly, when, q) {
-		// Up to three evaluations: with and without the trailing slash of the path, and in whyNot.
+		// Up to three evaluations: with and without the trailing slash of the path, and in
+		// whyNot.
 		*left -= 3 * int(when.cost)
 		addReason(1, "its condition does not hold: "+whyNot(&pathOnly, when, &q))
 	}
@@ -188,8 +189,8 @@ func whyUndecided(r *Rule, when *Condition, q *ruleQuery) string {
 	return ""
 }
 
-// coversPath reports whether one rule, alone in a policy, covers a request. With when nil it ignores
-// the condition of the rule.
+// coversPath reports whether one rule, alone in a policy, covers a request. With when nil it
+// ignores the condition of the rule.
 func coversPath(r Rule, when *Condition, q ruleQuery) bool {
 	if when == nil {
 		r.When = ""

@@ -73,8 +73,8 @@ func leakIn(text []byte, layers int, escapes bool, budget *int) Leak {
 	if len(digits) >= 2*minLeak {
 		found = max(found, hexLeak(digits, layers-1, budget))
 	}
-	// Decoders that skip other bytes disagree about the digits 62 and 63: some read "+/", some "-_",
-	// and some skip both. So the text is read in all three ways.
+	// Decoders that skip other bytes disagree about the digits 62 and 63: some read "+/", some
+	// "-_", and some skip both. So the text is read in all three ways.
 	for _, alphabet := range []string{"", "+/", "-_"} {
 		if alphabet != "" {
 			if !bytes.ContainsAny(text, alphabet) { // the digits are those of the first reading
@@ -102,8 +102,8 @@ func escapedLeak(text []byte, layers int, budget *int) Leak {
 	return leakIn(unescape(spaceFor(&buf, len(text)), text), layers, false, budget)
 }
 
-// base64Leak looks for leaks in the base64 digits of a text. The bytes before the secret are unknown,
-// so its first group of four digits may begin at any of four places.
+// base64Leak looks for leaks in the base64 digits of a text. The bytes before the secret are
+// unknown, so its first group of four digits may begin at any of four places.
 func base64Leak(digits []byte, layers int, budget *int) (found Leak) {
 	var buf [512]byte
 	decoded := spaceFor(&buf, len(digits))
@@ -225,8 +225,8 @@ func holdsJoined(digits []byte) bool {
 	return false
 }
 
-// wholeSecret matches a secret in one piece. It includes any digits directly after the secret, which
-// may belong to it.
+// wholeSecret matches a secret in one piece. It includes any digits directly after the secret,
+// which may belong to it.
 var wholeSecret = regexp.MustCompile(`(?i)csu_[0-9A-Za-z]{49,}`)
 
 // MaskSecrets returns a text, such as a path, without our secrets. It replaces a whole secret by
@@ -245,7 +245,8 @@ func MaskSecrets(text string) string {
 		end := begin + strings.IndexByte(text[begin:]+"/", '/')
 		if segment := []byte(text[begin:end]); FindLeak(text[begin:end]) == SecretLeak {
 			mask := "…"
-			// Keep the part of the segment before the prefix of a secret, if the prefix is readable.
+			// Keep the part of the segment before the prefix of a secret, if the prefix
+			// is readable.
 			for at := range segment {
 				if foldsTo(segment[at:], SecretPrefix) && isCutSecret(segment, at) {
 					begin, mask = begin+at, SecretPrefix+mask
@@ -267,10 +268,10 @@ func MaskSecrets(text string) string {
 const maxForeign = 16 << 10
 
 // CheckForeign returns the reason why the value of an Authorization field must not be passed on to
-// another authenticator, or "" if it may be. The value must not contain one of our logins or secrets
-// in any spelling. If its scheme is Basic, it must have the form of RFC 7617 and RFC 4648, since
-// other programs may decode a different form in another way than this one. Values of other schemes
-// may contain anything else.
+// another authenticator, or "" if it may be. The value must not contain one of our logins or
+// secrets in any spelling. If its scheme is Basic, it must have the form of RFC 7617 and RFC 4648,
+// since other programs may decode a different form in another way than this one. Values of other
+// schemes may contain anything else.
 func CheckForeign(value string) (why string) {
 	if len(value) > maxForeign {
 		return "it is longer than 16 KiB"
@@ -355,8 +356,8 @@ func textOf(b []byte) []byte {
 // gap is the byte that textOf puts between two texts. It is not part of any text.
 const gap = 0xff
 
-// decodeBase64 decodes base64 digits of either alphabet. It omits NUL bytes, so that UTF-16 reads as
-// ASCII.
+// decodeBase64 decodes base64 digits of either alphabet. It omits NUL bytes, so that UTF-16 reads
+// as ASCII.
 func decodeBase64(dst, digits []byte) []byte {
 	dst = dst[:len(digits)]
 	n := 0

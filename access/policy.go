@@ -13,9 +13,10 @@ import (
 	"golang.org/x/text/unicode/norm"
 )
 
-// policy contains the rules of all groups, compiled into two trees of path segments. A look-up walks
-// the path of the request once, however many rules there are. Its cost depends on the length of the
-// path and on the number of patterns that overlap on the path (at most maxPatternSegments deep).
+// policy contains the rules of all groups, compiled into two trees of path segments. A look-up
+// walks the path of the request once, however many rules there are. Its cost depends on the length
+// of the path and on the number of patterns that overlap on the path (at most maxPatternSegments
+// deep).
 type policy struct {
 	allow node // paths are compared exactly
 	deny  node // paths are compared after case folding and without the trailing slash
@@ -29,8 +30,8 @@ type node struct {
 	rest    []entry // rules whose {rest...} begins here, sorted by group
 }
 
-// children maps the literal text of a segment to its node. Most nodes have few children, and a short
-// list is smaller and faster than a map.
+// children maps the literal text of a segment to its node. Most nodes have few children, and a
+// short list is smaller and faster than a map.
 type children struct {
 	few  []child
 	many map[string]*node // all children, once there were more than maxFew; few is empty then
@@ -134,7 +135,8 @@ func (e *policyEdit) writable(n *node) *node {
 	case e.created[n]:
 		return n
 	default:
-		// end and rest are shared: withEntry and removeEntries replace these lists as a whole.
+		// end and rest are shared: withEntry and removeEntries replace these lists as a
+		// whole.
 		n = &node{literal: n.literal.clone(), param: n.param, end: n.end, rest: n.rest}
 	}
 	e.created[n] = true
@@ -197,7 +199,8 @@ func (e *policyEdit) remove(g *Group) {
 // way that has neither entries nor children any more.
 func (e *policyEdit) removeEntries(n *node, pattern []segment, group uint32) {
 	of := func(e entry) bool { return e.group == group }
-	// DeleteFunc changes its list in place, and earlier policies share the list: clone it first.
+	// DeleteFunc changes its list in place, and earlier policies share the list: clone it
+	// first.
 	if len(pattern) == 0 {
 		n.end = slices.DeleteFunc(slices.Clone(n.end), of)
 		return
@@ -260,9 +263,10 @@ type ruleQuery struct {
 
 var slash = []byte("/")
 
-// find returns an entry that covers the rest of a path, or nil. more is false if no segment remains.
-// That differs from one empty segment: it is the difference between "/v1" and "/v1/". find prefers
-// literals to parameters, and parameters to {rest...}, so a decision names the most specific rule.
+// find returns an entry that covers the rest of a path, or nil. more is false if no segment
+// remains. That differs from one empty segment: it is the difference between "/v1" and "/v1/". find
+// prefers literals to parameters, and parameters to {rest...}, so a decision names the most
+// specific rule.
 func (n *node) find(path []byte, more bool, q *ruleQuery) *entry {
 	if !more {
 		if e := q.first(n.end); e != nil || !q.deny {
@@ -308,9 +312,9 @@ func (q *ruleQuery) first(entries []entry) *entry {
 	return nil
 }
 
-// applies reports whether an entry whose path matches covers the method and the host of the request,
-// and its condition is true. If the condition fails to evaluate, the request is refused rather than
-// allowed: a deny applies then, and an allow does not.
+// applies reports whether an entry whose path matches covers the method and the host of the
+// request, and its condition is true. If the condition fails to evaluate, the request is refused
+// rather than allowed: a deny applies then, and an allow does not.
 func (q *ruleQuery) applies(e *entry) bool {
 	if !e.methods.covers(q.bit, q.action.Method) || !coversHost(e.host, q.action.Host, q.deny) {
 		return false
@@ -324,7 +328,8 @@ func (q *ruleQuery) applies(e *entry) bool {
 	}
 	holds, err := q.evaluate(e.when, path)
 	if !holds && err == nil && path != q.path {
-		// A deny ignores the trailing slash, so it applies if its condition is true with or without it.
+		// A deny ignores the trailing slash, so it applies if its condition is true with or
+		// without it.
 		holds, err = q.evaluate(e.when, q.path)
 	}
 	return holds || err != nil && q.deny
@@ -332,8 +337,8 @@ func (q *ruleQuery) applies(e *entry) bool {
 
 var errBudget = fmt.Errorf("the conditions for this request cost more than %d", conditionBudget)
 
-// evaluate evaluates a condition as if path were the path of the action. It returns errBudget if the
-// conditions of the request have cost more than conditionBudget.
+// evaluate evaluates a condition as if path were the path of the action. It returns errBudget if
+// the conditions of the request have cost more than conditionBudget.
 func (q *ruleQuery) evaluate(c *conditional, path string) (bool, error) {
 	if q.spent += c.cost; q.spent > conditionBudget {
 		return false, errBudget
@@ -383,8 +388,8 @@ func coversHost(pattern, host string, deny bool) bool {
 	return deny || !strings.Contains(host[:len(host)-len(suffix)], ".")
 }
 
-// methodSet contains the methods of a rule: a bit for each registered method, and the names of other
-// methods.
+// methodSet contains the methods of a rule: a bit for each registered method, and the names of
+// other methods.
 type methodSet struct {
 	bits  uint8
 	all   bool // every method, even an unregistered one: "*" in a deny
@@ -456,8 +461,8 @@ func (p *policy) denied(q *ruleQuery, groups indices) *entry {
 	q.deny, q.groups = true, groups
 	path := q.action.Path
 	if strings.ContainsAny(path, string(dataSlash)+";") {
-		// The last two differ: in "a;x%2Fb" the upstream may cut the parameters before or after it
-		// decodes the slash.
+		// The last two differ: in "a;x%2Fb" the upstream may cut the parameters before or
+		// after it decodes the slash.
 		for _, reading := range []string{
 			path,
 			withoutParameters(path),
@@ -503,7 +508,8 @@ func (p *policy) allowed(q *ruleQuery, groups indices) *entry {
 	return p.allow.find(append(buf[:0], rest...), true, q)
 }
 
-// foldCase returns the case-folded form of s. Two texts that differ in case only have the same form.
+// foldCase returns the case-folded form of s. Two texts that differ in case only have the same
+// form.
 func foldCase(s string) string { return string(appendFolded(nil, s)) }
 
 // appendFolded appends foldCase(s) to b.
@@ -512,8 +518,9 @@ func appendFolded(b []byte, s string) []byte {
 	b = append(b, s...)
 	for i := start; i < len(b); i++ {
 		if b[i] >= utf8.RuneSelf {
-			// Upper case comes first, since cases.Fold exchanges the two cases of Cherokee. NFC comes
-			// last, since full folding decomposes some letters with marks.
+			// Upper case comes first, since cases.Fold exchanges the two cases of
+			// Cherokee. NFC comes last, since full folding decomposes some letters with
+			// marks.
 			return append(b[:start], norm.NFC.String(cases.Fold().String(strings.ToUpper(s)))...)
 		}
 		b[i] = lowerASCII(b[i])
@@ -521,8 +528,8 @@ func appendFolded(b []byte, s string) []byte {
 	return b
 }
 
-// Ruleset is a list of allows without groups, for requests that need no service user. The zero value
-// covers no request.
+// Ruleset is a list of allows without groups, for requests that need no service user. The zero
+// value covers no request.
 type Ruleset struct {
 	policy *policy
 }
@@ -560,5 +567,5 @@ func (s *Ruleset) Covers(a Action) bool {
 
 var (
 	onlyGroup = indices{0} // the only group of a policy from compileGroup
-	noUser    = new(User)  // never read, but ruleQuery.evaluate decodes a row if there is no user
+	noUser    = new(User)  // never read, but ruleQuery.evaluate decodes a row if user is nil
 )

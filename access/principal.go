@@ -3,13 +3,13 @@ package access
 import "slices"
 
 // Principal is the authenticated origin of a request: a service user and the token that the request
-// contains. The zero value is not a service user and may do nothing. A Principal keeps a part of the
-// directory in memory: see [Principal.Alone].
+// contains. The zero value is not a service user and may do nothing. A Principal keeps a part of
+// the directory in memory: see [Principal.Alone].
 type Principal struct {
 	id       string    // the id of the service user
 	row      userRow   // nil in the zero Principal
 	name     []byte    // the name of the service user, a part of row
-	place    int       // the index of the token in row; negative is none
+	place    int       // the index of the token in row; negative for none
 	bits     uint64    // the bits of the token
 	hash     *Hash     // the hash of the token's secret, a part of row
 	until    int64     // the earlier expiry of token and service user, Unix seconds; 0 is never
@@ -51,7 +51,7 @@ func (p Principal) Role() Role {
 	return a.role()
 }
 
-// DisplayName returns the display name of the service user; "" is none.
+// DisplayName returns the display name of the service user; "" for none.
 func (p Principal) DisplayName() string { return p.profile().DisplayName }
 
 // Teams returns the teams of the service user. The caller may change the list.
@@ -99,8 +99,8 @@ func (p Principal) token() (t tokenRow, ok bool) {
 	return t, true
 }
 
-// Until returns the instant at which the token or the service user expires, in Unix
-// seconds; 0 is never.
+// Until returns the instant at which the token or the service user expires, in Unix seconds; 0 is
+// never.
 func (p Principal) Until() int64 { return p.until }
 
 // Retiring reports whether the token has a successor.
@@ -109,8 +109,8 @@ func (p Principal) Retiring() bool { return p.bits&isRetiring != 0 }
 // Unused reports whether the token was made by its own user and had never been used before.
 func (p Principal) Unused() bool { return p.bits&isUnused != 0 }
 
-// Groups returns the names of the permission groups in effect, sorted. The
-// caller must not change them.
+// Groups returns the names of the permission groups in effect, sorted. The caller must not change
+// them.
 func (p Principal) Groups() []string {
 	if p.tokenSet == nil {
 		return nil

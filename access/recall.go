@@ -8,9 +8,9 @@ import (
 	"time"
 )
 
-// Recall keeps, in bounded memory, information for later questions of admins: the latest refusals by
-// their decision ids, and the counts of observe mode. The information is lost when the process ends.
-// The zero value keeps nothing.
+// Recall keeps, in bounded memory, information for later questions of admins: the latest refusals
+// by their decision ids, and the counts of observe mode. The information is lost when the process
+// ends. The zero value keeps nothing.
 //
 // The service users share both memories. One service user may fill a memory as long as there is
 // room. When it is full, the service user with the most entries loses its oldest one, so the
@@ -51,7 +51,8 @@ func NewRecall(decisions int) *Recall {
 	return &Recall{limit: decisions, byID: make(map[string]int), observed: make(map[observedKey]*Observed)}
 }
 
-// Keep adds a decision. It keeps neither the headers nor more than maxRecalledPath bytes of the path.
+// Keep adds a decision. It keeps neither the headers nor more than maxRecalledPath bytes of the
+// path.
 func (m *Recall) Keep(r Recalled) {
 	if m.limit <= 0 {
 		return
@@ -167,8 +168,8 @@ func (m *Recall) Observe(p Principal, a Action, d Decision, passed bool, at time
 	return !known, true
 }
 
-// looksLikeID reports whether a segment of a path is likely to be an id: it contains a digit, or has
-// more than 40 bytes. A version such as "v1" is not an id.
+// looksLikeID reports whether a segment of a path is likely to be an id: it contains a digit, or
+// has more than 40 bytes. A version such as "v1" is not an id.
 func looksLikeID(segment string) bool {
 	version := len(segment) <= 4 && strings.TrimLeft(segment, "v") != segment &&
 		strings.Trim(segment[1:], "0123456789") == ""

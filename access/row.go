@@ -16,9 +16,9 @@ import (
 //	length │ n, n group set ids │ bits │ id │ name │ [expires] │ [allowed IPs] │
 //	n, n tokens │ created │ [display name] │ [alias] │ [owner] │ [teams] │ [labels]
 //
-// The length is the number of bytes after it. Numbers are varints, and a text is its length followed
-// by its bytes. The bits say which of the fields in brackets are present; most of these are empty in
-// most rows. The fields that every request needs come first.
+// The length is the number of bytes after it. Numbers are varints, and a text is its length
+// followed by its bytes. The bits say which of the fields in brackets are present; most of these
+// are empty in most rows. The fields that every request needs come first.
 //
 // The group set ids are, in this order: the set of the groups that the user is in; the set of the
 // groups that list it by name, if that is a different set (hasNamedSet); and one set for each
@@ -28,7 +28,8 @@ import (
 type userRow []byte
 
 // Most ids are one of these prefixes and the 27 digits of a KSUID. The row of a user contains the
-// digits, because every request compares them. A token contains the 20 bytes that its digits encode.
+// digits, because every request compares them. A token contains the 20 bytes that its digits
+// encode.
 const (
 	userPrefix  = "service_"
 	tokenPrefix = "token_"
@@ -84,8 +85,8 @@ const (
 	hasPepper
 )
 
-// appendUser appends a row without its length and group set ids, which are not known yet when a user
-// is encoded. hasNamed is the bit hasNamedSet.
+// appendUser appends a row without its length and group set ids, which are not known yet when a
+// user is encoded. hasNamed is the bit hasNamedSet.
 func appendUser(b []byte, u *User, hasNamed bool) []byte {
 	bits := uint64(0)
 	mark := func(set bool, bit uint64) {
@@ -93,7 +94,8 @@ func appendUser(b []byte, u *User, hasNamed bool) []byte {
 			bits |= bit
 		}
 	}
-	// Unlike the id of a token, the digits are copied as they are: they need not be a valid KSUID.
+	// Unlike the id of a token, the digits are copied as they are: they need not be a valid
+	// KSUID.
 	digits, short := strings.CutPrefix(u.ID, userPrefix)
 	short = short && len(digits) == idDigits
 	mark(short, shortID)
@@ -451,8 +453,8 @@ func (r userRow) profile() *User {
 	return a.profile(a.tokens)
 }
 
-// decode returns the user of a row. sets is Directory.sets, which the group set ids of the row refer
-// to.
+// decode returns the user of a row. sets is Directory.sets, which the group set ids of the row
+// refer to.
 func (r userRow) decode(sets []*groupSet) *User {
 	a := r.account()
 	tokens := make([]Token, a.count)

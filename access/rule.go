@@ -25,8 +25,8 @@ type Rule struct {
 	Effect  Effect   // allow or deny
 	Methods []string // "*" alone, or names in upper case; GET covers HEAD
 
-	// Host is a host name such as "api.example.com"; "" is any host. The "*" in "*.example.com" is
-	// exactly one label in an allow, and one or more labels in a deny.
+	// Host is a host name such as "api.example.com"; "" is any host. The "*" in "*.example.com"
+	// is exactly one label in an allow, and one or more labels in a deny.
 	Host string
 
 	Path        string // a pattern, written decoded: "/v1/people/{id}", "/v1/{rest...}"
@@ -34,8 +34,8 @@ type Rule struct {
 	Name        string // optional, for people
 	Description string // optional, for people
 
-	// Permission is the key of the catalogued permission that the rule comes from. It is "" for a
-	// rule of the group itself.
+	// Permission is the key of the catalogued permission that the rule comes from. It is "" for
+	// a rule of the group itself.
 	Permission string
 }
 
@@ -60,7 +60,8 @@ func ParseRule(text string) (Rule, error) {
 			" for example \"allow GET,HEAD /v1/people/{id}\"", text)
 	}
 	r := Rule{Effect: Effect(effect), Methods: strings.Split(methods, ",")}
-	// parsePattern rejects a path that contains " when ", so the first one begins the condition.
+	// parsePattern rejects a path that contains " when ", so the first one begins the
+	// condition.
 	target, condition, conditional := strings.Cut(target, " when ")
 	r.When = strings.TrimSpace(condition)
 	if conditional && r.When == "" {
@@ -99,8 +100,8 @@ func (r Rule) String() string {
 	return text
 }
 
-// Check returns the rule in its canonical form (host in lower case, methods without repetition). Its
-// errors say how to correct the rule.
+// Check returns the rule in its canonical form (host in lower case, methods without repetition).
+// Its errors say how to correct the rule.
 func (r Rule) Check() (Rule, error) {
 	r, _, _, err := r.compile(nil)
 	return r, err

@@ -47,7 +47,8 @@ var runes = sync.OnceValue(func() *runeTable {
 				t.blocks[r>>8] = new([256]runeClass)
 			}
 			t.blocks[r>>8][r&0xff] = classify(r)
-			// Hangul syllables are computed instead, see joinsHangul: there are 11,172 of them.
+			// Hangul syllables are computed instead, see joinsHangul: there are 11,172
+			// of them.
 			isNFC := t.class(r)&runeNeverNFC == 0
 			if isNFC && !norm.NFD.IsNormalString(string(r)) && !unicode.Is(unicode.Hangul, r) {
 				composed = append(composed, r)
@@ -55,8 +56,8 @@ var runes = sync.OnceValue(func() *runeTable {
 		}
 	}
 	for _, r := range composed {
-		// NFD splits a rune into all its parts. The pair is the last part and the NFC of the others:
-		// "ệ" is "ẹ" and a circumflex, not "e" and two marks.
+		// NFD splits a rune into all its parts. The pair is the last part and the NFC of
+		// the others: "ệ" is "ẹ" and a circumflex, not "e" and two marks.
 		apart := norm.NFD.String(string(r))
 		second, size := utf8.DecodeLastRuneInString(apart)
 		first, _ := utf8.DecodeRuneInString(norm.NFC.String(apart[:len(apart)-size]))
@@ -125,8 +126,9 @@ type nfc struct {
 // Annex 15, section 13).
 const maxMoving = 30
 
-// next reports whether the text up to and including this rune is in NFC (Unicode, section 3.11): NFC
-// would neither reorder a rune nor join one to the last starter. Do not call next again after false.
+// next reports whether the text up to and including this rune is in NFC (Unicode, section 3.11):
+// NFC would neither reorder a rune nor join one to the last starter. Do not call next again after
+// false.
 func (n *nfc) next(t *runeTable, r rune, c runeClass) bool {
 	if c&(runeMoves|runeNeverNFC) == 0 { // NFC leaves the rune, and starts again with it
 		*n = nfc{starter: r, class: c}

@@ -19,9 +19,9 @@ type FoundSecret struct {
 // in base64 that is broken into lines needs the most.
 const MaxFoundBytes = 256
 
-// FindSecrets returns every secret in a text, in the order of the text: plain, and inside of base64,
-// standard or URL-safe, with any bytes before it. It ignores a text that has the form of a secret
-// but the wrong checksum.
+// FindSecrets returns every secret in a text, in the order of the text: plain, and inside of
+// base64, standard or URL-safe, with any bytes before it. It ignores a text that has the form of a
+// secret but the wrong checksum.
 func FindSecrets(text []byte) (found []FoundSecret) {
 	eachIndex(text, SecretPrefix, func(at int) {
 		if len(text)-at < SecretLength {
@@ -78,8 +78,8 @@ func decodeSome(text []byte, n int) string {
 		case digitValue(c) >= 0:
 			digits = append(digits, c)
 		case c == '+' || c == '/' || c == '-' || c == '_':
-			// The base64 of a secret does not contain these characters, only the bytes after it do.
-			// So any of them will do.
+			// The base64 of a secret does not contain these characters, only the bytes
+			// after it do. So any of them will do.
 			digits = append(digits, '/')
 		case c == '\n' || c == '\r':
 			broken = true
@@ -100,9 +100,9 @@ func decodeSome(text []byte, n int) string {
 	return string(out)
 }
 
-// FindDigest returns the token whose secret has this SHA-256, and its service user, or nil. The token
-// may be expired, or revoked recently. A caller that found a leaked secret can identify its token by
-// digest, without sending the secret.
+// FindDigest returns the token whose secret has this SHA-256, and its service user, or nil. The
+// token may be expired, or revoked recently. A caller that found a leaked secret can identify its
+// token by digest, without sending the secret.
 func (d *Directory) FindDigest(digest [sha256.Size]byte) (*User, *Token) {
 	plain := Hash(digest)
 	for i := range len(d.peppers.keys) + 1 {
@@ -110,8 +110,8 @@ func (d *Directory) FindDigest(digest [sha256.Size]byte) (*User, *Token) {
 		if i > 0 {
 			hash = d.peppers.keys[i-1].mac(plain)
 		}
-		// The token must have pepper i. Otherwise a caller could find a token by the peppered hash from
-		// its row, without the secret.
+		// The token must have pepper i. Otherwise a caller could find a token by the
+		// peppered hash from its row, without the secret.
 		row := d.users.owner(&hash)
 		if row == nil {
 			continue

@@ -97,9 +97,9 @@ func Hint(secret string) string {
 	return secret[len(secret)-4:]
 }
 
-// Hash is the hash of a secret in the store: SHA-256(secret), or with a pepper
-// HMAC-SHA-256(pepper, SHA-256(secret)). Secrets have 256 random bits, so a fast hash is the right
-// one (NIST SP 800-63B, look-up secrets): a wrong guess costs a microsecond of CPU, not a second.
+// Hash is the hash of a secret in the store: SHA-256(secret), or with a pepper HMAC-SHA-256(pepper,
+// SHA-256(secret)). Secrets have 256 random bits, so a fast hash is the right one (NIST SP 800-63B,
+// look-up secrets): a wrong guess costs a microsecond of CPU, not a second.
 type Hash [sha256.Size]byte
 
 // Peppers is a list of keys that are kept outside of the database. A thief of the database cannot
@@ -118,8 +118,8 @@ type pepper struct {
 // security strength, here 128 bits.
 const minPepperBytes = 16
 
-// ParsePeppers parses a pepper file, which has one key of at least 16 bytes on each line. It ignores
-// blank lines and lines that begin with "#".
+// ParsePeppers parses a pepper file, which has one key of at least 16 bytes on each line. It
+// ignores blank lines and lines that begin with "#".
 func ParsePeppers(text string) (Peppers, error) {
 	var p Peppers
 	for i, line := range strings.Split(text, "\n") {
@@ -151,8 +151,8 @@ func ParsePeppers(text string) (Peppers, error) {
 }
 
 func newPepper(key []byte) pepper {
-	// The id identifies the key in a row of the database. It is a MAC of a constant, so it reveals
-	// nothing about the key.
+	// The id identifies the key in a row of the database. It is a MAC of a constant, so it
+	// reveals nothing about the key.
 	mac := hmac.New(sha256.New, key)
 	mac.Write([]byte("caddy-service-users pepper id"))
 	p := pepper{id: hex.EncodeToString(mac.Sum(nil)[:4])}
@@ -181,7 +181,7 @@ func (p *pepper) mac(h Hash) Hash {
 	return sha256.Sum256(block[:])
 }
 
-// Current returns the id of the pepper that hashes new secrets; "" is none.
+// Current returns the id of the pepper that hashes new secrets; "" for none.
 func (p Peppers) Current() string {
 	if len(p.keys) == 0 {
 		return ""

@@ -112,7 +112,8 @@ func (t tally) edit() *tallyEdit {
 	return &tallyEdit{pages: append([]*tallyPage(nil), t.pages...), owned: make([]bool, len(t.pages))}
 }
 
-// tallyEdit is a new version of a tally under construction. Only one goroutine may use it at a time.
+// tallyEdit is a new version of a tally under construction. Only one goroutine may use it at a
+// time.
 type tallyEdit struct {
 	pages []*tallyPage
 	owned []bool // pages that this edit has already copied

@@ -47,7 +47,7 @@ func (s *shares[T]) isLargest(user string) bool {
 }
 
 // takeFromLargest removes and returns the oldest item of the user with the most items. If several
-// users have the most, it takes the oldest of all their items. It panics if there are no items.
+// users have the most, it takes the oldest of all their items. It panics if all shares are empty.
 func (s *shares[T]) takeFromLargest() T {
 	u := s.largest[0]
 	value := u.items[0].value

@@ -10,10 +10,10 @@ import (
 	"sync/atomic"
 )
 
-// table holds service users in little memory: an immutable map by id, and by the
-// hashes of their tokens, of rows of bytes without a pointer in them, which the
-// garbage collector passes over. A new version shares every shard that a change
-// does not touch; readers need no lock. The zero value is empty.
+// table contains service users in little memory. It is an immutable map to their rows, by id and by
+// the hashes of their tokens. Rows are bytes without pointers, so the garbage collector does not
+// scan them. A new version copies only the shards that change, and shares the others with the old
+// version. Readers need no lock. The zero value is empty.
 type table struct {
 	shards spread[userShard]
 	hashes spread[hashShard]
@@ -22,31 +22,31 @@ type table struct {
 
 // userShard is one part of the users.
 type userShard struct {
-	edit  uint64   // the number of the edit that wrote it
-	begin uint32   // where the arena goes on with what that edit has written
-	index []uint32 // open addressing by the hash of the id, some bits of it above the place + 1; 0 is free
-	rows  []uint32 // by place: where the row begins, + 1; 0 is nobody
-	arena []byte   // the rows, and what is left of old ones
-	count int      // users
-	live  int      // bytes of arena that belong to rows
+	edit  uint64   // the number of the edit that made this shard
+	begin uint32   // the length of arena when that edit began: rows from there on are new
+	index []uint32 // hash table by id with open addressing: indexBits of the hash above place + 1; 0 is free
+	rows  []uint32 // by place: the position of the row in arena, + 1; 0 is a free place
+	arena []byte   // the rows, and remains of replaced rows
+	count int      // the number of users
+	live  int      // the number of bytes of arena that belong to current rows
 }
 
-// hashShard is one part of the index of token hashes: open addressing, 32 bits of
-// the hash above a ref + 1; 0 is free.
+// hashShard is one part of the index of token hashes. It is a hash table with open addressing. An
+// entry has the upper 32 bits of the first 8 bytes of the hash above a ref + 1; 0 is free.
 type hashShard struct {
-	edit  uint64 // the number of the edit that wrote it
+	edit  uint64 // the number of the edit that made this shard
 	slots []uint64
-	count int // entries
+	count int // the number of entries
 }
 
-// A ref says where a user is: the shard above the place.
+// A ref is the position of a user in a table: the number of the shard above the place in the shard.
 const (
 	placeBits = 19
 	placeMask = 1<<placeBits - 1
 )
 
-// spread is an immutable array of spreadSize parts, on two levels, so that a new
-// version copies little. A part may be nil. The zero value has none.
+// spread is an immutable array of spreadSize pointers to parts. It has two levels, so a new version
+// copies little. A part may be nil. In the zero value all parts are nil.
 type spread[T any] struct {
 	leaves *[leafCount]*leaf[T]
 }
@@ -66,7 +66,7 @@ func (s spread[T]) at(n uint64) *T {
 	return s.leaves[n/leafSize][n%leafSize]
 }
 
-// each calls f for every part that there is.
+// each calls f for every part that is not nil.
 func (s spread[T]) each(f func(*T)) {
 	if s.leaves == nil {
 		return
@@ -83,14 +83,14 @@ func (s spread[T]) each(f func(*T)) {
 	}
 }
 
-// spreadEdit is a version of a spread in the making.
+// spreadEdit is a new version of a spread under construction.
 type spreadEdit[T any] struct {
 	spread[T]
-	owned [leafCount]bool // leaves that this edit has already copied
-	locks [leafCount]sync.Mutex
+	owned [leafCount]bool       // leaves that this edit has already copied
+	locks [leafCount]sync.Mutex // by leaf: a goroutine locks it before it reads or writes a part
 }
 
-// lock returns the lock of the leaf of a part, locked.
+// lock locks the leaf that contains part n, and returns the lock for the caller to unlock.
 func (e *spreadEdit[T]) lock(n uint64) *sync.Mutex {
 	l := &e.locks[n/leafSize]
 	l.Lock()
@@ -116,9 +116,10 @@ func (e *spreadEdit[T]) set(n uint64, part *T) {
 	e.leaves[at][n%leafSize] = part
 }
 
-var edits atomic.Uint64 // numbers of edits
+var edits atomic.Uint64 // the number of the latest tableEdit
 
-// idHash is what a user is looked for by.
+// idHash returns the hash of the id of a user. Its lower bits select a shard, and its upper 32 bits
+// a place in the index of the shard.
 func idHash(id string) uint64 { return maphash.String(shardSeed, id) }
 
 // get returns the row of a user, or nil.
@@ -146,18 +147,19 @@ func (s *userShard) find(h uint64, id string) (place uint32, ok bool) {
 		if entry == 0 {
 			return 0, false
 		}
+		// Few other users have the same bits, so few rows are read in vain.
 		if place := entry&placeMask - 1; entry>>placeBits == indexBits(h) && s.rowAt(place).idIs(id) {
 			return place, true
 		}
 	}
 }
 
-// indexBits are those bits of a hash that stand in the index beside a place.
+// indexBits returns the bits of a hash that the index contains beside a place.
 func indexBits(h uint64) uint32 { return uint32(h>>32) >> placeBits }
 
 func (s *userShard) rowAt(place uint32) userRow { return userRow(s.arena[s.rows[place]-1:]) }
 
-// owner returns the row of the user that a token with this hash belongs to, or nil.
+// owner returns the row of the user that has a token with this hash, or nil.
 func (t *table) owner(hash *Hash) userRow {
 	h := binary.LittleEndian.Uint64(hash[:])
 	shard := t.hashes.at(h % spreadSize)
@@ -172,6 +174,8 @@ func (t *table) owner(hash *Hash) userRow {
 		case entry>>32 != h>>32:
 			continue
 		}
+		// The entry has 32 bits of the hash only: compare the whole hash with the tokens of
+		// the user.
 		ref := uint32(entry) - 1
 		row := t.shards.at(uint64(ref >> placeBits)).rowAt(ref & placeMask)
 		a := row.account()
@@ -183,7 +187,7 @@ func (t *table) owner(hash *Hash) userRow {
 	}
 }
 
-// each calls f for every user, in no order. f may keep it.
+// each calls f for every user, in no particular order. f may keep the user.
 func (t *table) each(sets []*groupSet, f func(*User)) {
 	t.shards.each(func(s *userShard) {
 		for place := range s.rows {
@@ -194,7 +198,7 @@ func (t *table) each(sets []*groupSet, f func(*User)) {
 	})
 }
 
-// edit begins a new version. The old one stays as it is.
+// edit begins a new version. It does not change t.
 func (t *table) edit() *tableEdit {
 	e := &tableEdit{number: edits.Add(1), next: *t}
 	e.shards.begin(t.shards)
@@ -202,41 +206,50 @@ func (t *table) edit() *tableEdit {
 	return e
 }
 
-// tableEdit is a version in the making. Several goroutines may change it at once, each
-// other users.
+// tableEdit is a new version of a table under construction. Several goroutines may change it at the
+// same time, each with different users.
 type tableEdit struct {
-	number uint64       // shards that bear it belong to this edit
-	next   table        // but for the shards
-	added  atomic.Int64 // to next.count
-	room   room         // in shards that are new
+	number uint64       // this edit may change the shards with this number
+	next   table        // the new version, without its shards
+	added  atomic.Int64 // the difference to next.count
+	room   room         // the size of new shards
 	shards spreadEdit[userShard]
 	hashes spreadEdit[hashShard]
 }
 
-// room is how much a shard is made for, so that it need not grow in many steps.
+// room is the expected number of users and tokens of one shard. A new shard reserves memory for
+// them, so that it does not grow in many steps.
 type room struct{ users, tokens int }
 
-// expect makes room for so many users and tokens, when the table is empty. What
-// they say may be wrong, so that there is a bound.
+// expect sets the room of new shards, if the table is empty, for this number of users and tokens in
+// the whole table. The numbers may be wrong, so expect limits them.
 func (e *tableEdit) expect(users, tokens int64) {
 	if e.next.count == 0 {
-		e.room = room{int(min(max(users, 0), 1<<20) / spreadSize), int(min(max(tokens, 0), 1<<21) / spreadSize)}
+		e.room = room{
+			users:  int(min(max(users, 0), 1<<20) / spreadSize),
+			tokens: int(min(max(tokens, 0), 1<<21) / spreadSize),
+		}
 	}
 }
 
-// rowBytes is about how many bytes the row of a user has, with its tokens.
+// rowBytes is the usual length of a row, with its tokens.
 const rowBytes = 180
 
-// shard returns a shard that may be written.
+// shard returns shard n for writing. It makes or copies the shard before the first change. The
+// caller has locked the leaf of the shard.
 func (e *tableEdit) shard(n uint64) *userShard {
 	s := e.shards.at(n)
 	switch {
 	case s == nil:
-		slots := 8
+		slots := 8 // a power of two, at most three quarters of which are used: see userShard.add
 		for slots*3 < e.room.users*4 {
 			slots *= 2
 		}
-		s = &userShard{index: make([]uint32, slots), rows: make([]uint32, 0, e.room.users), arena: make([]byte, 0, e.room.users*rowBytes)}
+		s = &userShard{
+			index: make([]uint32, slots),
+			rows:  make([]uint32, 0, e.room.users),
+			arena: make([]byte, 0, e.room.users*rowBytes),
+		}
 	case s.edit == e.number:
 		return s
 	default:
@@ -247,8 +260,8 @@ func (e *tableEdit) shard(n uint64) *userShard {
 	return s
 }
 
-// clone copies a shard, without what is left of old rows when that is more than
-// half.
+// clone copies a shard. If more than half of the arena are remains of replaced rows, the copy does
+// not contain them.
 func (s *userShard) clone() *userShard {
 	c := &userShard{index: slices.Clone(s.index), rows: slices.Clone(s.rows), count: s.count, live: s.live}
 	if s.live >= len(s.arena)/2 {
@@ -272,8 +285,8 @@ type written struct {
 	shard uint64
 	hash  uint64
 	place uint32
-	known bool // there is a row at the place
-	twice bool // … which this edit has written
+	known bool // the table has a row of the user, at place
+	twice bool // this edit has written that row
 }
 
 func newWritten(id string) written {
@@ -282,12 +295,13 @@ func newWritten(id string) written {
 	return w
 }
 
-// find looks for a user.
+// find sets place, known and twice of w.
 func (e *tableEdit) find(w *written) {
 	defer e.shards.lock(w.shard).Unlock()
 	e.findLocked(w)
 }
 
+// findLocked is find for a caller that has locked the leaf of the shard.
 func (e *tableEdit) findLocked(w *written) {
 	if s := e.shards.at(w.shard); s != nil {
 		w.place, w.known = s.find(w.hash, w.id)
@@ -295,7 +309,7 @@ func (e *tableEdit) findLocked(w *written) {
 	}
 }
 
-// get returns a user as the edit has it so far.
+// get returns a user in its present state in the edit.
 func (e *tableEdit) get(w *written, sets []*groupSet) *User {
 	defer e.shards.lock(w.shard).Unlock()
 	return e.shards.at(w.shard).rowAt(w.place).decode(sets)
@@ -303,11 +317,11 @@ func (e *tableEdit) get(w *written, sets []*groupSet) *User {
 
 func (w *written) ref() uint32 { return uint32(w.shard)<<placeBits | w.place }
 
-// maxPlaces bounds the users of a shard, and with them the table.
+// maxPlaces bounds the number of users in a shard: an entry of the index has room for place + 1.
 const maxPlaces = placeMask
 
-// set writes a user: its row in two parts, and the hashes of its tokens. One that is
-// there already is replaced; its old hashes have to be removed before.
+// set writes a user: its row in two parts, and the hashes of its tokens. If the user is in the
+// table already, set replaces the row, and the caller must have removed the old hashes.
 func (e *tableEdit) set(w *written, row, setIDs []byte, tokens []Token) error {
 	if err := e.setRow(w, row, setIDs); err != nil {
 		return err
@@ -323,12 +337,15 @@ var (
 	errFull  = errors.New("does not fit: the directory can hold no more service users")
 )
 
+// setRow writes the row of a user, and sets w.place. It returns errTwice if this edit has written
+// the user already, and errFull if the shard has no room.
 func (e *tableEdit) setRow(w *written, row, setIDs []byte) error {
 	defer e.shards.lock(w.shard).Unlock()
 	if e.findLocked(w); w.twice {
 		return errTwice
 	}
 	s := e.shard(w.shard)
+	// Positions in the arena have 32 bits. The last MiB is left for the row that is added here.
 	if len(s.rows) >= maxPlaces || uint64(len(s.arena)) > math.MaxUint32-1<<20 {
 		return errFull
 	}
@@ -338,6 +355,7 @@ func (e *tableEdit) setRow(w *written, row, setIDs []byte) error {
 		w.place = s.add(w.hash)
 		e.added.Add(1)
 	}
+	// A replaced row remains in the arena until clone drops it.
 	start := len(s.arena)
 	s.rows[w.place] = uint32(start) + 1
 	s.arena = binary.AppendUvarint(s.arena, uint64(len(setIDs)+len(row)))
@@ -346,13 +364,13 @@ func (e *tableEdit) setRow(w *written, row, setIDs []byte) error {
 	return nil
 }
 
-// add makes a place for one more user.
+// add returns a free place for one more user with this hash of its id, and adds it to the index.
 func (s *userShard) add(h uint64) (place uint32) {
 	s.count++
 	if s.count*4 > len(s.index)*3 {
 		s.rehash(len(s.index) * 2)
 	}
-	if s.count <= len(s.rows) { // there is a free one
+	if s.count <= len(s.rows) { // some place is free, since a user was removed
 		place = uint32(slices.Index(s.rows, 0))
 	} else {
 		place = uint32(len(s.rows))
@@ -362,6 +380,7 @@ func (s *userShard) add(h uint64) (place uint32) {
 	return place
 }
 
+// put adds a place to the index, which must have a free entry.
 func (s *userShard) put(h uint64, place uint32) {
 	mask := uint64(len(s.index) - 1)
 	i := h >> 32
@@ -371,6 +390,7 @@ func (s *userShard) put(h uint64, place uint32) {
 	s.index[i&mask] = indexBits(h)<<placeBits | place + 1
 }
 
+// rehash makes the index again, with this number of entries.
 func (s *userShard) rehash(size int) {
 	s.index = make([]uint32, size)
 	for place := range s.rows {
@@ -380,7 +400,7 @@ func (s *userShard) rehash(size int) {
 	}
 }
 
-// remove takes a user out, whose hashes have been removed.
+// remove removes a user from the table. The caller has removed the hashes of its tokens.
 func (e *tableEdit) remove(w *written) {
 	defer e.shards.lock(w.shard).Unlock()
 	s := e.shard(w.shard)
@@ -388,17 +408,20 @@ func (e *tableEdit) remove(w *written) {
 	s.rows[w.place] = 0
 	s.count--
 	e.added.Add(-1)
+	// An entry may not become free while others follow that were put after it: make the index
+	// again.
 	s.rehash(len(s.index))
 }
 
-// removeHashes takes the hashes of a user's tokens out.
+// removeHashes removes the hashes of a user's tokens from the index.
 func (e *tableEdit) removeHashes(w *written, u *User) {
 	for i := range u.Tokens {
 		e.removeHash(u.Tokens[i].Hash, w.ref())
 	}
 }
 
-// hashShard returns a shard that may be written.
+// hashShard returns part n of the index of token hashes, for writing. It makes or copies the part
+// before the first change. The caller has locked the leaf of the part.
 func (e *tableEdit) hashShard(n uint64) *hashShard {
 	s := e.hashes.at(n)
 	switch {
@@ -413,15 +436,17 @@ func (e *tableEdit) hashShard(n uint64) *hashShard {
 	return s
 }
 
-// hashSlots makes slots for so many entries and some more. They are used to seven
-// eighths: few requests look for a hash, and what they pass is side by side.
+// hashSlots returns free slots for this number of entries, and a few more. At most seven eighths of
+// the slots are used. That many make searches longer, but few requests search for a hash, and the
+// slots that a search reads are next to each other.
 func hashSlots(entries int) []uint64 {
 	some := slices.Grow([]uint64(nil), 4+entries*8/7)
-	some = some[:cap(some)]
+	some = some[:cap(some)] // Grow rounds up to the next size of the allocator: use all of it
 	clear(some)
 	return some
 }
 
+// setHash adds the hash of a token of the user at ref.
 func (e *tableEdit) setHash(hash Hash, ref uint32) {
 	h := binary.LittleEndian.Uint64(hash[:])
 	defer e.hashes.lock(h % spreadSize).Unlock()
@@ -439,6 +464,7 @@ func (e *tableEdit) setHash(hash Hash, ref uint32) {
 	shard.put(h>>32<<32 | uint64(ref) + 1)
 }
 
+// put adds an entry. The shard must have a free slot.
 func (s *hashShard) put(entry uint64) {
 	size := uint64(len(s.slots))
 	i := (entry >> 32) % size
@@ -448,8 +474,7 @@ func (s *hashShard) put(entry uint64) {
 	s.slots[i] = entry
 }
 
-// removeHash takes an entry out and moves those behind it up, so that no search
-// stops too early.
+// removeHash removes the hash of a token of the user at ref.
 func (e *tableEdit) removeHash(hash Hash, ref uint32) {
 	h := binary.LittleEndian.Uint64(hash[:])
 	defer e.hashes.lock(h % spreadSize).Unlock()
@@ -465,6 +490,8 @@ func (e *tableEdit) removeHash(hash Hash, ref uint32) {
 	}
 	slots[at] = 0
 	shard.count--
+	// Put the entries after the free slot again: a search for one of them would stop at the
+	// slot.
 	for next := (at + 1) % size; slots[next] != 0; next = (next + 1) % size {
 		entry := slots[next]
 		slots[next] = 0
@@ -472,6 +499,7 @@ func (e *tableEdit) removeHash(hash Hash, ref uint32) {
 	}
 }
 
+// done returns the new version. No goroutine may use the edit afterwards.
 func (e *tableEdit) done() table {
 	e.shards.each(func(s *userShard) {
 		if s.edit == e.number {
@@ -483,7 +511,7 @@ func (e *tableEdit) done() table {
 	return e.next
 }
 
-// tight returns a slice that has not much more memory than it needs.
+// tight returns s, or a copy of it if s has more than 1/16 of its length as unused capacity.
 func tight[T any](s []T) []T {
 	if cap(s)-len(s) > len(s)/16+16 {
 		return append(make([]T, 0, len(s)), s...)

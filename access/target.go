@@ -8,15 +8,15 @@ import (
 	"unicode/utf8"
 )
 
-// Problem says why a request is ambiguous and is refused before any rule is
-// read. Its zero value means that nothing is wrong.
+// Problem says why a request is refused before any rule is read. Most such requests are ambiguous:
+// two programs could read them differently. The zero value means that the request is fine.
 type Problem struct {
 	Status int    // 400, 405 or 501
-	Detail string // what is wrong and where, safe to show to the caller
-	Option string // the option that would let it pass; "" is none
+	Detail string // the mistake and its position, safe to show to the caller
+	Option string // the option with which the request would pass; "" for none
 }
 
-// OK reports whether there is no problem.
+// OK reports whether p is the zero Problem.
 func (p Problem) OK() bool { return p.Status == 0 }
 
 // Error makes a Problem usable as an error.
@@ -26,7 +26,7 @@ func ambiguous(format string, args ...any) Problem {
 	return Problem{Status: 400, Detail: fmt.Sprintf(format, args...)}
 }
 
-// Advice returns the detail, with the option that would let it pass.
+// Advice returns the detail, and the option with which the request would pass. It is for operators.
 func (p Problem) Advice() string {
 	if p.Option == "" {
 		return p.Detail
@@ -34,29 +34,33 @@ func (p Problem) Advice() string {
 	return p.Detail + "; the option " + p.Option + " would let it pass"
 }
 
-// allowedBy says which option of the operator would let it pass.
+// allowedBy returns the problem with Option set to the name of an option.
 func (p Problem) allowedBy(option Relax) Problem {
 	p.Option = option.String()
 	return p
 }
 
-// Relax is a set of refusals that an operator lifts for an upstream that is
-// known to read such targets as the rules do.
+// Relax is a set of options, each of which lifts one refusal. An operator sets an option if the
+// upstream reads such targets in the same way as the rules do.
 type Relax uint8
 
-// What can be relaxed. Dot segments, however they are spelled, never pass.
+// The options. No option lifts the refusal of dot segments, in any spelling.
 const (
-	EncodedSlash   Relax = 1 << iota // %2F is data inside of a segment
-	EncodedPercent                   // %25 is a percent sign
-	Semicolon                        // ";" and %3B
-	MergedSlashes                    // "//" is "/"; see MergeSlashes
-	TrailingDot                      // a segment may end in a dot
-	NonNFC                           // text need not be in normalisation form C
+	EncodedSlash   Relax = 1 << iota // %2F passes, as data inside of a segment
+	EncodedPercent                   // %25 passes, as a percent sign
+	Semicolon                        // ";" and %3B pass
+	MergedSlashes                    // "//" passes, as "/"; see MergeSlashes
+	TrailingDot                      // a segment that ends in a dot passes
+	NonNFC                           // text that is not in normalisation form C passes
 )
 
-var relaxNames = []string{"allow_encoded_slash", "allow_encoded_percent", "allow_semicolon", "merge_slashes", "allow_trailing_dot", "allow_non_nfc"}
+// relaxNames contains the names of the options, in the order of the constants.
+var relaxNames = []string{
+	"allow_encoded_slash", "allow_encoded_percent", "allow_semicolon",
+	"merge_slashes", "allow_trailing_dot", "allow_non_nfc",
+}
 
-// RelaxByName returns the options under the names that operators write.
+// RelaxByName returns the options by their names in the configuration.
 func RelaxByName() map[string]Relax {
 	options := make(map[string]Relax)
 	for i, name := range relaxNames {
@@ -75,9 +79,9 @@ func (allow Relax) String() string {
 	return fmt.Sprintf("relax(%#x)", uint8(allow))
 }
 
-// CheckMethod refuses the methods that never pass: CONNECT, extended or not
-// (501: its body would reach a pooled upstream connection unframed), TRACE and
-// TRACK (405), PRI, and anything that is not [A-Z][A-Z-]{0,31}.
+// CheckMethod returns the problem of a method that never passes: CONNECT, extended or not (501: its
+// body would reach a pooled upstream connection unframed), TRACE and TRACK (405), PRI, and every
+// text that does not match [A-Z][A-Z-]{0,31}.
 func CheckMethod(method string) Problem {
 	switch method {
 	case "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS":
@@ -107,26 +111,26 @@ func validMethod(m string) bool {
 	return true
 }
 
-// CheckTarget checks a request target as it stands in the request line (or in
-// the :path of HTTP/2) and returns the decoded path that rules are matched
-// against. A target that two programs could read differently is a Problem.
+// CheckTarget checks a request target in the form of the request line (or of the :path of HTTP/2),
+// and returns the decoded path that rules are matched against. It returns a Problem for a target
+// that two programs could read differently.
 //
-// Accepted is the origin form only (RFC 9112, section 3.2.1): a raw path of
-// RFC 3986 pchar and "/" without ";", decoded exactly once to what checkPath
-// takes, and a query without "#", space, control or raw 8-bit byte. The path
-// of a target without escapes is a slice of it: nothing is allocated.
+// CheckTarget accepts only the origin form (RFC 9112, section 3.2.1): a raw path of RFC 3986 pchar
+// and "/" without ";", and a query without "#", space, control or raw 8-bit byte. It decodes the
+// path exactly once, and checkPath must accept the result. For a target without escapes,
+// CheckTarget returns a slice of the target and does not allocate.
 func CheckTarget(target string) (path string, p Problem) { return Relax(0).CheckTarget(target) }
 
-// dataSlash stands in a matched path for a slash that is data inside of a
-// segment, %2F. No other byte of a path can be it.
+// dataSlash is the byte in a matched path for %2F, a slash that is data inside of a segment. A path
+// cannot contain this byte otherwise, since control characters are refused.
 const dataSlash = '\x00'
 
-// PlainPath returns a matched path as it decodes: with slashes for what
-// [EncodedSlash] kept apart.
+// PlainPath returns a matched path with a slash for each %2F, which [EncodedSlash] had kept apart
+// from other slashes.
 func PlainPath(path string) string { return strings.ReplaceAll(path, string(dataSlash), "/") }
 
-// MergeSlashes replaces each run of slashes in the path of a target by one. The
-// result is what has to be checked and forwarded.
+// MergeSlashes replaces each run of slashes in the path of a target by one slash. The caller checks
+// the result, and forwards the result and not the original target.
 func MergeSlashes(target string) string {
 	raw, query, found := strings.Cut(target, "?")
 	for strings.Contains(raw, "//") {
@@ -138,7 +142,7 @@ func MergeSlashes(target string) string {
 	return raw
 }
 
-// CheckTarget is [CheckTarget] without the refusals that the operator lifts.
+// CheckTarget is the function [CheckTarget] without the refusals that these options lift.
 func (allow Relax) CheckTarget(target string) (path string, p Problem) {
 	if target == "" || target[0] != '/' {
 		return "", ambiguous("the request target must begin with \"/\"")
@@ -158,7 +162,7 @@ scan:
 			continue
 		}
 		plain = false
-		switch class {
+		switch class { // pathPlain needs nothing here: checkPath looks at dots
 		case pathBad:
 			if p := allow.badByte(raw, i); !p.OK() {
 				return "", p
@@ -167,7 +171,7 @@ scan:
 			if path, p = allow.decodePath(raw, i); !p.OK() {
 				return "", p
 			}
-			break scan
+			break scan // decodePath has read the rest
 		}
 	}
 	if plain {
@@ -184,11 +188,12 @@ scan:
 // The classes of raw path bytes.
 const (
 	pathBad    = iota
-	pathOK     // letters, digits and what needs no second look
-	pathPlain  // legal, but checkPath must look at its neighbours: "." and "/"
+	pathOK     // letters, digits and other bytes that are always legal
+	pathPlain  // ".": legal, but checkPath must look at the bytes beside it
 	pathEscape // "%"
 )
 
+// pathBytes contains the class of each byte.
 var pathBytes = func() (table [256]uint8) {
 	for _, c := range []byte("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_~!$&'()*+,=:@/") {
 		table[c] = pathOK
@@ -198,8 +203,8 @@ var pathBytes = func() (table [256]uint8) {
 	return table
 }()
 
-// checkSegmentsASCII is checkPath for a path without escapes and dots: all
-// that can be wrong is an empty segment.
+// checkSegmentsASCII is checkPath for a path of pathOK bytes only. The only possible problem is an
+// empty segment.
 func checkSegmentsASCII(path string) Problem {
 	if i := strings.Index(path, "//"); i >= 0 {
 		return emptySegment(i)
@@ -211,7 +216,8 @@ func emptySegment(i int) Problem {
 	return ambiguous("the path has an empty segment at position %d", i+1).allowedBy(MergedSlashes)
 }
 
-// badByte is the problem of a raw path with a byte that must not stand in it.
+// badByte returns the problem of a raw path with a pathBad byte at i. It returns the zero Problem
+// for a semicolon with the option Semicolon.
 func (allow Relax) badByte(raw string, i int) Problem {
 	if raw[i] == ';' && allow&Semicolon != 0 {
 		return Problem{}
@@ -223,9 +229,9 @@ func (allow Relax) badByte(raw string, i int) Problem {
 	return p
 }
 
-// decodePath decodes every %XX exactly once, the first of which begins at from. It
-// refuses an invalid escape, one that decodes to a character on which programs
-// disagree, and the raw bytes that badByte does.
+// decodePath decodes every %XX exactly once. The first %XX begins at from. decodePath returns a
+// problem for an invalid escape, for an escape of a character that programs read differently, and
+// for the raw bytes that badByte refuses.
 func (allow Relax) decodePath(raw string, from int) (string, Problem) {
 	out := make([]byte, len(raw))
 	n := copy(out, raw[:from])
@@ -236,19 +242,20 @@ func (allow Relax) decodePath(raw string, from int) (string, Problem) {
 			if i+2 < len(raw) {
 				high, low = hexValues[raw[i+1]], hexValues[raw[i+2]]
 			}
-			if high|low < 0 {
+			if high|low < 0 { // one of them is -1
 				return "", ambiguous("the path holds an invalid percent-encoding at position %d", i)
 			}
 			if c = byte(high)<<4 | byte(low); c < utf8.RuneSelf && pathMarks[c] {
 				option := pathOptions[c]
 				if allow&option == 0 {
-					p := ambiguous("the path holds %s at position %d, which programs read differently", raw[i:i+3], i)
+					p := ambiguous("the path holds %s at position %d,"+
+						" which programs read differently", raw[i:i+3], i)
 					if option != 0 {
 						p = p.allowedBy(option)
 					}
 					return "", p
 				}
-				if c == '/' {
+				if c == '/' { // rules must not take it for a separator
 					c = dataSlash
 				}
 			}
@@ -264,7 +271,7 @@ func (allow Relax) decodePath(raw string, from int) (string, Problem) {
 	return string(out[:n]), Problem{}
 }
 
-// hexValues holds the values of hexadecimal digits; -1 is none.
+// hexValues contains the value of each hexadecimal digit, and -1 for all other bytes.
 var hexValues = func() (table [256]int8) {
 	for c := range table {
 		table[c] = int8(strings.IndexByte("0123456789abcdef", lowerASCII(byte(c))))
@@ -272,8 +279,8 @@ var hexValues = func() (table [256]int8) {
 	return table
 }()
 
-// pathMarks holds the characters that an escape in a path must not stand for, unless
-// an option of pathOptions lets it.
+// pathMarks is true for each byte that must not be escaped in a path. pathOptions contains the
+// option that allows the escape of a byte, or 0.
 var (
 	pathMarks = func() (table [256]bool) {
 		for c := range table {
@@ -284,25 +291,28 @@ var (
 	pathOptions = [256]Relax{'/': EncodedSlash, '%': EncodedPercent, ';': Semicolon}
 )
 
-// checkPath checks a decoded path: valid UTF-8 in NFC, letters, marks, numbers,
-// punctuation, symbols and inner spaces only, no rune that case-folds to ASCII
-// or whose compatibility form holds a separator, no empty segment but the last,
-// no segment that ends in "." or a space or begins with a space.
+// checkPath checks a decoded path. The path must be valid UTF-8 in NFC. It may contain only
+// letters, marks, numbers, punctuation, symbols, and spaces inside of segments. It must not contain
+// a rune that case-folds to ASCII, or a rune whose compatibility form contains a separator. Only
+// the last segment may be empty. No segment may begin with a space, or end in "." or a space.
 func (allow Relax) checkPath(path string) Problem {
-	bits, before := byte(0), byte('/')
+	bits, before := byte(0), byte('/') // bits is the OR of all bytes: 0x80 or more if one is not ASCII
 	for i := 1; i < len(path); i++ {
 		c := path[i]
+		// In most paths no two bytes make checkSegments necessary.
 		if seamLeft[before]&seamRight[c] != 0 {
 			if p := allow.checkSegments(path, i); !p.OK() {
 				return p
 			}
-			bits = utf8.RuneSelf // the rest has been read, but not its runes
+			// checkSegments has checked the rest of the path, but not its runes:
+			// checkUnicode must.
+			bits = utf8.RuneSelf
 			break
 		}
 		bits |= c
 		before = c
 	}
-	if before == '.' || before == ' ' {
+	if before == '.' || before == ' ' { // the end of the path is the end of a segment too
 		if p := allow.checkSegments(path, len(path)); !p.OK() {
 			return p
 		}
@@ -313,13 +323,14 @@ func (allow Relax) checkPath(path string) Problem {
 	return allow.checkUnicode(path)
 }
 
-// seamLeft and seamRight say which two bytes, one behind the other, can make a segment
-// that checkSegments refuses: those whose entries have a bit in common.
+// seamLeft and seamRight find neighbouring bytes that may make a segment which checkSegments
+// refuses. A byte a followed by a byte b is suspicious if seamLeft[a] and seamRight[b] have a bit
+// in common.
 var seamLeft, seamRight = func() (left, right [256]uint8) {
 	const (
-		end   = 1 << iota // of a segment, or of its part before the parameters
-		begin             // of a segment, by a space
-		control
+		end     = 1 << iota // "/", "." or " " before the end of a segment, or before ";"
+		begin               // " " at the beginning of a segment
+		control             // any byte before a control character
 	)
 	for c := range left {
 		left[c] = control
@@ -338,10 +349,11 @@ var seamLeft, seamRight = func() (left, right [256]uint8) {
 	return left, right
 }()
 
-// checkSegments checks the segments of a path, from that which the byte at i stands in.
+// checkSegments checks the segments of a path, from the segment of the byte at i on.
 func (allow Relax) checkSegments(path string, i int) Problem {
-	// A slash that is data, and what stands before a semicolon, are looked at as
-	// an upstream would that takes them for a separator and for parameters.
+	// An upstream may read a %2F as a separator, and a semicolon as the beginning of
+	// parameters. So the parts between them must be valid segments too: "a%2F..%2Fb" and "..;x"
+	// do not pass.
 	for start := strings.LastIndexByte(path[:i], '/') + 1; start <= len(path); {
 		end := start
 		for ; end < len(path) && path[end] != '/'; end++ {
@@ -352,21 +364,24 @@ func (allow Relax) checkSegments(path string, i int) Problem {
 			}
 		}
 		segment, more := path[start:end], end < len(path)
-		name, _, parameters := strings.Cut(segment, ";")
+		name, _, parameters := strings.Cut(segment, ";") // parameters is true if there is a ";"
 		if name == "" {
 			if more || parameters {
 				return emptySegment(start - 1)
 			}
 			break
 		}
-		if last := name[len(name)-1]; last == '.' || last == ' ' || name[0] == ' ' || segment[len(segment)-1] == ' ' {
+		last := name[len(name)-1]
+		spaced := last == ' ' || name[0] == ' ' || segment[len(segment)-1] == ' '
+		if last == '.' || spaced {
 			switch {
-			case strings.Trim(name, ".") == "":
+			case strings.Trim(name, ".") == "": // also "...", which some programs take for "../.."
 				return ambiguous("the path has a dot segment at position %d", start)
-			case last != '.' || name[0] == ' ' || segment[len(segment)-1] == ' ':
+			case spaced:
 				return ambiguous("the path segment at position %d begins or ends with a space", start)
 			case allow&TrailingDot == 0:
-				return ambiguous("the path segment at position %d ends in a dot", start).allowedBy(TrailingDot)
+				p := ambiguous("the path segment at position %d ends in a dot", start)
+				return p.allowedBy(TrailingDot)
 			}
 		}
 		start = end + 1
@@ -374,6 +389,7 @@ func (allow Relax) checkSegments(path string, i int) Problem {
 	return Problem{}
 }
 
+// checkUnicode checks the runes of a path that are not ASCII.
 func (allow Relax) checkUnicode(path string) Problem {
 	table := runes()
 	var text nfc
@@ -384,9 +400,10 @@ func (allow Relax) checkUnicode(path string) Problem {
 		}
 		var r rune
 		r, size = utf8.DecodeRuneInString(path[i:])
-		if i > 0 && path[i-1] < utf8.RuneSelf {
+		if i > 0 && path[i-1] < utf8.RuneSelf { // a mark may join the ASCII letter before it
 			text = nfc{starter: rune(path[i-1])}
 		}
+		// The usual case: a rune that NFC leaves as it is, in any text.
 		c := table.class(r)
 		if c&^runeComposed == runeVisible && r != utf8.RuneError {
 			text = nfc{starter: r, class: c}
@@ -398,22 +415,26 @@ func (allow Relax) checkUnicode(path string) Problem {
 		if allow&NonNFC == 0 && !text.next(table, r, c) {
 			return ambiguous("the path is not in Unicode normalisation form C").allowedBy(NonNFC)
 		}
+		// p keeps the first problem. The loop goes on, because invalid UTF-8 and text that
+		// is not in NFC anywhere in the path are reported instead of p.
 		switch {
 		case c&(runeVisible|runeFolds|runeSeparates) == runeVisible || !p.OK():
 		case c == 0:
-			p = ambiguous("the path holds U+%04X at position %d, a control, format, separator or unassigned character", r, i)
+			p = ambiguous("the path holds U+%04X at position %d,"+
+				" a control, format, separator or unassigned character", r, i)
 		case c&runeFolds != 0:
-			p = ambiguous("the path holds U+%04X at position %d, which equals an ASCII letter when case is ignored", r, i)
+			p = ambiguous("the path holds U+%04X at position %d,"+
+				" which equals an ASCII letter when case is ignored", r, i)
 		default:
-			p = ambiguous("the path holds U+%04X at position %d, which some programs read as a separator", r, i)
+			p = ambiguous("the path holds U+%04X at position %d,"+
+				" which some programs read as a separator", r, i)
 		}
 	}
 	return p
 }
 
-// foldsToASCII reports whether r becomes an ASCII letter in some spelling of
-// case-insensitive comparison: by simple folding (U+017F, U+212A) or by going
-// through upper or lower case (U+0130, U+0131).
+// foldsToASCII reports whether some case-insensitive comparison takes r for an ASCII letter: by
+// simple folding (U+017F, U+212A), or by conversion to upper or lower case (U+0130, U+0131).
 func foldsToASCII(r rune) bool {
 	if unicode.ToLower(r) < utf8.RuneSelf || unicode.ToUpper(r) < utf8.RuneSelf {
 		return true
@@ -426,11 +447,12 @@ func foldsToASCII(r rune) bool {
 	return false
 }
 
-// CheckHost reads a Host field (or :authority) and returns the name that rules
-// are matched against: lower case, without the port and one trailing dot. Only
-// letters, digits, "-", "_" and dots, or an IP literal, are accepted.
+// CheckHost checks a Host field (or :authority) and returns the name that rules are matched
+// against: in lower case, without the port and without one trailing dot. It accepts a name of
+// letters, digits, "-", "_" and dots, or an IP address.
 func CheckHost(host string) (name string, p Problem) {
-	const advice = "the Host must be a name of letters, digits, \"-\", \"_\" and dots, or an IP address, with an optional port"
+	const advice = "the Host must be a name of letters, digits, \"-\", \"_\" and dots," +
+		" or an IP address, with an optional port"
 	name = host
 	if strings.HasPrefix(host, "[") {
 		literal, port, ok := strings.Cut(host[1:], "]")
@@ -438,7 +460,7 @@ func CheckHost(host string) (name string, p Problem) {
 		if !ok || err != nil || !addr.Is6() || addr.Zone() != "" || !validPortSuffix(port) {
 			return "", ambiguous(advice)
 		}
-		return "[" + addr.String() + "]", Problem{}
+		return "[" + addr.String() + "]", Problem{} // one address has many spellings, String has one
 	}
 	if i := strings.IndexByte(host, ':'); i >= 0 {
 		if !validPortSuffix(host[i:]) {
@@ -453,6 +475,8 @@ func CheckHost(host string) (name string, p Problem) {
 	return strings.ToLower(name), Problem{}
 }
 
+// validPortSuffix reports whether s is "", or a colon and a port. The port may be empty (RFC 3986,
+// section 3.2.3).
 func validPortSuffix(s string) bool {
 	if s == "" {
 		return true

@@ -14,7 +14,8 @@ import (
 // Uses is a table of pairs of slots. The hash of a token selects a pair, and one of its two slots
 // contains the [Use] of the token. If three active tokens share a pair, one of them loses its slot
 // and gets a new Use later. If the table grows, every token gets a new Use. So there may be several
-// Uses of one token: the caller keeps every Use that [Uses.Note] returns, and adds up their figures.
+// Uses of one token: the caller keeps every Use that [Uses.Note] returns, and adds up their
+// figures.
 type Uses struct {
 	slots atomic.Pointer[[]useSlots]
 	begun atomic.Int64 // the number of new Uses since the last Renew
@@ -35,8 +36,8 @@ func NewUses() *Uses {
 	return s
 }
 
-// Renew starts all counts again from zero. Requests in progress may still write to the old counts for
-// some moments.
+// Renew starts all counts again from zero. Requests in progress may still write to the old counts
+// for some moments.
 func (s *Uses) Renew() {
 	// Make the table large enough for as many tokens as since the last Renew.
 	n := minUseSlots
@@ -47,8 +48,8 @@ func (s *Uses) Renew() {
 	s.slots.Store(&slots)
 }
 
-// crowded reports whether a table of this number of pairs is too small for this number of Uses. Below
-// that number, three active tokens share a pair only rarely.
+// crowded reports whether a table of this number of pairs is too small for this number of Uses.
+// Below that number, three active tokens share a pair only rarely.
 func crowded(begun int64, pairs int) bool { return 2*begun > int64(pairs) && pairs < maxUseSlots }
 
 // Note records a use of the principal's token. rule is the id of the rule that allowed the request,
@@ -74,8 +75,9 @@ func (s *Uses) Note(p Principal, now int64, from netip.Addr, rule string) (begun
 		if rule != "" {
 			u.rules.begin(rule, now)
 		}
-		// The older Use of the pair makes room. Two goroutines may do this at the same time: one of the
-		// new Uses is then lost from the table, but not its counts, since the caller keeps it.
+		// The older Use of the pair makes room. Two goroutines may do this at the same
+		// time: one of the new Uses is then lost from the table, but not its counts, since
+		// the caller keeps it.
 		slots[1].Store(slots[0].Load())
 		slots[0].Store(u)
 		begun = u
@@ -95,8 +97,8 @@ func (s *Uses) Note(p Principal, now int64, from netip.Addr, rule string) (begun
 	return begun
 }
 
-// Use counts the uses of one token for some time: how often, when, from which addresses, and by which
-// rules. The fields that most requests write are next to each other.
+// Use counts the uses of one token for some time: how often, when, from which addresses, and by
+// which rules. The fields that most requests write are next to each other.
 type Use struct {
 	token useKey
 	count atomic.Int64
@@ -112,8 +114,8 @@ type useKey [16]byte
 // recentCount is the number of addresses, and of rules, that a Use remembers.
 const recentCount = 8
 
-// recent remembers the latest values of a token. The first value has a place of its own, because most
-// tokens have only one value: others is nil for them.
+// recent remembers the latest values of a token. The first value has a place of its own, because
+// most tokens have only one value: others is nil for them.
 type recent[K comparable] struct {
 	first  seen[K]
 	others atomic.Pointer[[recentCount]atomic.Pointer[seen[K]]]
@@ -121,7 +123,7 @@ type recent[K comparable] struct {
 
 type seen[K comparable] struct {
 	value K
-	at    atomic.Int64 // Unix seconds; 0 means that there is no value
+	at    atomic.Int64 // Unix seconds; 0 marks an unused place
 }
 
 // begin records the first value. No other goroutine may use r yet.

@@ -6,16 +6,15 @@ import (
 	"strings"
 )
 
-// Warning points out a rule that is accepted but may not do what it was meant to.
+// Warning reports a rule that is valid but has no effect, probably by mistake.
 type Warning struct {
-	Rule int // its index
+	Rule int // the index of the rule
 	Text string
 }
 
-// Warnings looks for rules of a list that never apply or add nothing. others are
-// rules that hold for the same service users without exception, such as those of
-// the default group. All of them have been checked. It compares each rule with the
-// trees, not with every other rule.
+// Warnings finds rules of a list that never apply or add nothing. others are rules that apply to
+// the same service users in any case, such as the rules of the default group. All rules must have
+// been checked. Warnings compares each rule with a tree of all rules, not with every other rule.
 func Warnings(rules, others []Rule) []Warning {
 	denies, allows := &cover{effect: Deny}, &cover{effect: Allow}
 	add := func(r *Rule, index int) {
@@ -26,7 +25,7 @@ func Warnings(rules, others []Rule) []Warning {
 		}
 	}
 	for i := range others {
-		add(&others[i], i-len(others)) // before the first
+		add(&others[i], i-len(others)) // negative indices: they come before the rules of the list
 	}
 	for i := range rules {
 		add(&rules[i], i)
@@ -55,6 +54,7 @@ func Warnings(rules, others []Rule) []Warning {
 	return list
 }
 
+// nameOf returns the id and the one-line form of a rule, for a warning.
 func nameOf(r *Rule) string {
 	text := r.String()
 	if r.ID == "" {
@@ -63,13 +63,14 @@ func nameOf(r *Rule) string {
 	return fmt.Sprintf("%s %q", r.ID, text)
 }
 
-// cover is a tree of rules of one effect, to find one that covers all that
-// another rule covers.
+// cover is a tree of rules with one effect. Its find looks for a rule that covers every request
+// that another rule covers.
 type cover struct {
 	effect Effect
 	root   coverNode
 }
 
+// coverNode is a node for one segment, as in policy. Its end and rest are rules by scope.
 type coverNode struct {
 	literal map[string]*coverNode
 	param   *coverNode
@@ -77,17 +78,21 @@ type coverNode struct {
 	rest    map[scope][]covering
 }
 
-// scope is what rules on one path usually differ in.
+// scope is the host and the condition of a rule. Many rules may have the same path, and find must
+// look only at those with a suitable scope.
 type scope struct{ host, when string }
 
-// scopes returns those of the rules that may cover r.
+// scopes returns the scopes of the rules with this effect that may cover r.
 func scopes(r *Rule, effect Effect) (list []scope) {
 	hosts := []string{"", r.Host}
+	// For "a.b.example", also "*.b.example" and "*.example".
 	for _, domain, ok := strings.Cut(r.Host, "."); ok; _, domain, ok = strings.Cut(domain, ".") {
 		hosts = append(hosts, "*."+domain)
 	}
 	for _, host := range slices.Compact(hosts) {
 		list = append(list, scope{host, ""})
+		// A rule with the same condition may cover r too, if it has the same effect. A deny
+		// and an allow may evaluate the same condition with different paths.
 		if r.When != "" && r.Effect == effect {
 			list = append(list, scope{host, r.When})
 		}
@@ -101,7 +106,7 @@ type covering struct {
 	methods methodSet
 }
 
-// segments reads the pattern of a rule as the tree compares it.
+// segments returns the pattern of a rule in the form that the tree compares.
 func (t *cover) segments(r *Rule) []segment {
 	segments, err := parsePattern(r.Path)
 	if err != nil {
@@ -113,6 +118,7 @@ func (t *cover) segments(r *Rule) []segment {
 	return segments
 }
 
+// add adds a rule. index is its position in the list of rules, or negative for one of the others.
 func (t *cover) add(r *Rule, index int) {
 	c, n := covering{r, index, newMethodSet(r)}, &t.root
 	put := func(in *map[scope][]covering) {
@@ -145,31 +151,38 @@ func (t *cover) add(r *Rule, index int) {
 	put(&n.end)
 }
 
-// find returns a rule of the tree, other than the one at the index itself, that
-// covers all that r covers. Of two that cover the same, the first is kept.
+// find returns a rule of the tree that covers every request that r covers, or nil. index is the
+// index of r. If two rules cover the same requests, find returns the first of them for the second,
+// but not the second for the first: only one of the two is reported.
 func (t *cover) find(r *Rule, index int) *Rule {
 	methods := newMethodSet(r)
 	return t.root.find(t.segments(r), t.effect == Deny, scopes(r, t.effect), func(c covering) bool {
+		// The same condition on another path may have other values in params.
+		otherParams := c.rule.When != "" && c.rule.Path != r.Path && strings.Contains(r.When, "params")
 		switch {
-		case c.index == index || c.rule.When != "" && c.rule.Path != r.Path && strings.Contains(r.When, "params"): // those of its path
+		case c.index == index || otherParams:
 			return false
 		case !coversMethods(c.methods, methods) || !coversHostPattern(c.rule.Host, r.Host, t.effect == Deny):
 			return false
 		case c.rule.Effect == r.Effect && c.index > index:
-			mutual := coversMethods(methods, c.methods) && c.rule.Host == r.Host && c.rule.When == r.When && samePattern(t.segments(c.rule), t.segments(r))
+			mutual := coversMethods(methods, c.methods) && c.rule.Host == r.Host && c.rule.When == r.When &&
+				samePattern(t.segments(c.rule), t.segments(r))
 			return !mutual
 		}
 		return true
 	})
 }
 
+// samePattern reports whether two patterns match the same paths. The names of parameters may
+// differ.
 func samePattern(a, b []segment) bool {
 	return slices.EqualFunc(a, b, func(s, t segment) bool {
 		return s.kind == t.kind && (s.kind != literalSegment || s.text == t.text)
 	})
 }
 
-// find follows a pattern to the rules that cover it and that are accepted.
+// find returns the first rule below n whose path covers a pattern, whose scope is among these, and
+// for which accept returns true.
 func (n *coverNode) find(pattern []segment, deny bool, among []scope, accept func(covering) bool) *Rule {
 	first := func(rules map[scope][]covering) *Rule {
 		for _, s := range among {
@@ -183,7 +196,7 @@ func (n *coverNode) find(pattern []segment, deny bool, among []scope, accept fun
 		if r := first(n.end); r != nil || !deny {
 			return r
 		}
-		return first(n.rest) // in a deny, {rest...} matches nothing at all too
+		return first(n.rest) // in a deny, {rest...} also matches when no segment remains
 	}
 	s, tail := pattern[0], pattern[1:]
 	if s.kind == literalSegment && n.literal[s.text] != nil {
@@ -191,6 +204,7 @@ func (n *coverNode) find(pattern []segment, deny bool, among []scope, accept fun
 			return r
 		}
 	}
+	// A parameter does not match an empty segment.
 	if n.param != nil && s.kind != restSegment && (s.kind == paramSegment || s.text != "") {
 		if r := n.param.find(tail, deny, among, accept); r != nil {
 			return r
@@ -199,20 +213,22 @@ func (n *coverNode) find(pattern []segment, deny bool, among []scope, accept fun
 	return first(n.rest)
 }
 
+// coversMethods reports whether by contains every method of s.
 func coversMethods(by, s methodSet) bool {
 	if by.all {
 		return true
 	}
-	return !s.all && s.bits&^by.bits == 0 && !slices.ContainsFunc(s.other, func(m string) bool { return !slices.Contains(by.other, m) })
+	missing := func(m string) bool { return !slices.Contains(by.other, m) }
+	return !s.all && s.bits&^by.bits == 0 && !slices.ContainsFunc(s.other, missing)
 }
 
-// coversHostPattern reports whether every host of one pattern is a host of
-// another.
+// coversHostPattern reports whether the host pattern by covers every host that pattern covers.
 func coversHostPattern(by, pattern string, deny bool) bool {
 	if by == "" || by == pattern {
 		return true
 	}
 	if name, wildcard := strings.CutPrefix(pattern, "*."); wildcard {
+		// In an allow, "*." is one label, so "*.example" does not cover "*.a.example".
 		return deny && strings.HasPrefix(by, "*.") && strings.HasSuffix("."+name, by[1:])
 	}
 	return pattern != "" && coversHost(by, pattern, deny)
