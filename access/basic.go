@@ -38,7 +38,7 @@ var strictBase64 = base64.StdEncoding.Strict()
 // other value: the request then has no usable credential.
 func ParseBasic(value string) (Credential, bool) {
 	encoded, ok := afterScheme(value, "basic ")
-	// Both arrays stay on the stack: a request without a valid credential costs no allocation.
+	// Both arrays stay on the stack, so decoding does not allocate.
 	var in [(maxBasic + 2) / 3 * 4]byte
 	var buf [maxBasic + 2]byte
 	if !ok || len(encoded) > len(in) {

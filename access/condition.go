@@ -541,10 +541,10 @@ func PatternSteps(pattern string) uint64 {
 	return uint64(len(prog.Inst))
 }
 
-// collectReads adds everything that an expression reads to reads: fields of the service user under
-// their names, parameters of the path as "params.NAME", or "params" for any of them, and
-// readsHeader. It returns an error for an expression whose reads or cost are not known in advance,
-// such as one that uses the variable user without a field.
+// collectReads adds an entry to reads for each value that an expression reads: fields of the
+// service user under their names, parameters of the path as "params.NAME", or "params" for any of
+// them, and readsHeader. It returns an error for an expression whose reads or cost are not known in
+// advance, such as one that uses the variable user without a field.
 func collectReads(e celast.Expr, reads map[string]bool) error {
 	if of, name, ok := member(e); ok {
 		inner, field, _ := member(of) // for user.labels.env: inner is user, field is labels
@@ -616,7 +616,8 @@ func collectReads(e celast.Expr, reads map[string]bool) error {
 		for _, name := range []string{c.IterVar(), c.IterVar2(), c.AccuVar()} {
 			// A loop variable named user would hide ours: isVariable compares names.
 			if slices.Contains([]string{"user", "request", "params", "now"}, name) {
-				return fmt.Errorf("%s is a variable already; choose another name for the loop's variable", name)
+				return fmt.Errorf("%s is a variable already;"+
+					" choose another name for the loop's variable", name)
 			}
 		}
 		parts := []celast.Expr{c.IterRange(), c.AccuInit(), c.LoopCondition(), c.LoopStep(), c.Result()}

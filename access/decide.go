@@ -268,7 +268,7 @@ type Decision struct {
 // Would is the change that groups in observe mode would make to a decision if they were enforced.
 // The zero value means no change.
 type Would struct {
-	Effect Effect // Deny of an allowed request, or Allow of a request without an allow
+	Effect Effect // Deny for an allowed request, or Allow for a request that no rule allows
 	Rule   *Rule
 	Group  *Group
 }

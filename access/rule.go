@@ -213,8 +213,8 @@ const (
 )
 
 // parsePattern parses a path pattern. A pattern that ends in "/" has an empty literal as its last
-// segment. parsePattern rejects a pattern that no request can match, such as one with a "%": the
-// author of the rule meant something else.
+// segment. parsePattern rejects a pattern that no request can match without lifted refusals, such
+// as one with a "%".
 func parsePattern(path string) ([]segment, error) {
 	isOtherSpace := func(r rune) bool { return r != ' ' && unicode.IsSpace(r) }
 	switch {
