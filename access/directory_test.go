@@ -936,7 +936,7 @@ func TestEditAtOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(again.Users([]User{user(1)}, nil), again.Users([]User{user(1)}, nil)); err == nil || !strings.Contains(err.Error(), "service_1 stands twice") {
+	if err := errors.Join(again.Users([]User{user(1)}, nil), again.Users([]User{user(1)}, nil)); err == nil || !strings.Contains(err.Error(), "service_1 appears twice") {
 		t.Errorf("the same user in two parts: got %v, want a refusal", err)
 	}
 }
