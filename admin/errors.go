@@ -61,7 +61,7 @@ func toError(err error) *Error {
 	var fault *store.Error
 	if !errors.As(err, &fault) {
 		// The machinery broke. The log says how; the caller can only try again.
-		reason, full := store.Trouble(err)
+		reason, full := store.FaultReason(err)
 		if full {
 			return NewError(http.StatusInsufficientStorage, "ERR_STORE_FULL", "the disk of the store is full; nothing was changed, make room first")
 		}

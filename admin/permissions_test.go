@@ -69,7 +69,7 @@ func TestPermissions(t *testing.T) {
 	}
 	const badKey = `must be lower-case words of letters, digits and "_", joined by dots, at most 64 characters, such as people.address.view`
 	s.run(
-		r(put(`{"permissions":[`+view+`,`+edit+`,`+view+`]}`), `400 ERR_INVALID_VALUE [permissions.2] the key "people.address.view" stands in the list twice, as permissions.0 and permissions.2`),
+		r(put(`{"permissions":[`+view+`,`+edit+`,`+view+`]}`), `400 ERR_INVALID_VALUE [permissions.2] the key "people.address.view" is in the list twice, as permissions.0 and permissions.2`),
 		r(with("New", "n", `["allow GET /x"]`), `400 ERR_INVALID_VALUE [permissions.2.key] "New" `+badKey),
 		r(with("", "n", `["allow GET /x"]`), `400 ERR_INVALID_VALUE [permissions.2.key] "" `+badKey),
 		r(with("a..b", "n", `["allow GET /x"]`), `400 ERR_INVALID_VALUE [permissions.2.key] "a..b" `+badKey),

@@ -337,7 +337,7 @@ func (s *shared) start() error {
 			if name := s.opts.DefaultGroup; name != "" && len(open.Directory().GroupIDs([]string{name})) == 0 {
 				s.opts.Log.Warn("there is no permission group with the name of default_group; it counts from when it is created", zap.String("default_group", name))
 			}
-			doubts, err := store.Doubts(open.Path())
+			doubts, err := store.StorageWarnings(open.Path())
 			for _, doubt := range doubts {
 				s.opts.Log.Warn("the store is in no good place", zap.String("store", s.path), zap.String("why", doubt))
 			}

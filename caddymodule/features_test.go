@@ -601,7 +601,7 @@ func TestDoubtfulPlace(t *testing.T) {
 		return logs.FilterMessage("the store is in no good place")
 	}
 	logs := warnings()
-	doubts, err := store.Doubts(path)
+	doubts, err := store.StorageWarnings(path)
 	if err != nil {
 		t.Fatal(err)
 	}

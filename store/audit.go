@@ -17,15 +17,15 @@ import (
 	"github.com/serviceusers/caddy-service-users/access"
 )
 
-// AuditEvent is one record of the audit trail: who changed what, and how it
-// looked before and after. Secrets and hashes never stand in it.
+// AuditEvent is one record of the audit trail: the actor, the action, the resource, and the state
+// of the resource before and after. It never contains secrets or hashes.
 type AuditEvent struct {
 	Seq       int64 // 1, 2, 3 … without a gap
 	ID        string
 	At        time.Time
 	Actor     string
 	Action    string // service_user.create, token.revoke, …
-	Resource  string // the id of what was changed
+	Resource  string // the id of the changed resource
 	Before    json.RawMessage
 	After     json.RawMessage
 	Operation string
@@ -33,16 +33,17 @@ type AuditEvent struct {
 	Hash      string
 }
 
-// digest chains a record to the one before it.
+// digest returns the hash of a record: SHA-256, in hex, over the previous record's hash and every
+// field of this one. It makes the trail a chain.
 func (e *AuditEvent) digest() string {
 	record := toJSON([]any{e.PrevHash, e.Seq, e.ID, e.At.Unix(), e.Actor, e.Action, e.Resource, string(e.Before), string(e.After), e.Operation})
 	sum := sha256.Sum256([]byte(record))
 	return hex.EncodeToString(sum[:])
 }
 
-// audit writes a record of what the transaction does. before and after are
-// anything that JSON can hold; nil means that it did not, or does no longer,
-// exist.
+// audit adds a record to the audit trail in this transaction. before and after are any values that
+// JSON can represent. before is nil when the action creates the resource, after is nil when the
+// action removes it.
 func (t *tx) audit(action, resource string, before, after any) error {
 	e := AuditEvent{ID: t.newID("audit"), At: t.now, Actor: t.by.Name, Action: action, Resource: resource, Operation: t.by.Operation}
 	if before != nil {
@@ -54,6 +55,8 @@ func (t *tx) audit(action, resource string, before, after any) error {
 	if err := t.row(`SELECT audit_seq + 1, audit_hash FROM meta`).Scan(&e.Seq, &e.PrevHash); err != nil {
 		return fmt.Errorf("reading the head of the audit trail: %w", err)
 	}
+	// SQLite allows one writing transaction at a time, so no other record can get the same
+	// number.
 	e.Hash = e.digest()
 	if _, err := t.exec(`
 		INSERT INTO audit_events (seq, id, at, actor, action, resource_id, before, after, operation_id, prev_hash, hash)
@@ -68,9 +71,9 @@ func (t *tx) audit(action, resource string, before, after any) error {
 	return nil
 }
 
-// tell writes what was committed to the log, so that a trail that is cut or
-// written anew later can be told from the log.
-func (s *Store) tell(events []AuditEvent) {
+// logAudit writes committed audit records to the log. If somebody later cuts or rewrites the audit
+// trail, a comparison with the log shows it.
+func (s *Store) logAudit(events []AuditEvent) {
 	for _, e := range events {
 		if c := s.log.Check(zap.InfoLevel, "audit"); c != nil {
 			c.Write(zap.Int64("seq", e.Seq), zap.String("hash", e.Hash), zap.String("actor", e.Actor), zap.String("action", e.Action),
@@ -79,23 +82,25 @@ func (s *Store) tell(events []AuditEvent) {
 	}
 }
 
-// AuditQuery chooses records of the audit trail. The zero value is all of them.
+// AuditQuery selects records of the audit trail. The zero value selects all of them.
 type AuditQuery struct {
 	Actor    string // "" is any
-	Action   string // such as "token.revoke", or "token." for all that begin so
-	Resource string // an id
+	Action   string // such as "token.revoke", or "token." for all actions with that beginning; "" is any
+	Resource string // an id; "" is any
 	Since    time.Time
 	Until    time.Time
 	Before   int64 // only records with a smaller number; 0 is all
 	Limit    int
 }
 
-// AuditEvents lists records of the audit trail, newest first. It is for admins.
+// AuditEvents lists records of the audit trail, newest first. more reports whether the limit cut
+// the list. Only admins may call it.
 func (s *Store) AuditEvents(ctx context.Context, by Actor, q AuditQuery) (list []AuditEvent, more bool, err error) {
 	list, err = inRead(ctx, s, by, func(t *tx) ([]AuditEvent, error) {
 		if err := t.admit("read the audit trail"); err != nil {
 			return nil, err
 		}
+		// One more record than the limit shows whether there is another page.
 		rows, err := t.query(selectAudit+`
 			WHERE ($1 = '' OR actor = $1) AND ($2 = '' OR action = $2 OR $3 <> '' AND SUBSTR(action, 1, LENGTH($3)) = $3) AND ($4 = '' OR resource_id = $4)
 				AND at >= $5 AND ($6 = 0 OR at < $6) AND ($7 = 0 OR seq < $7)
@@ -111,7 +116,8 @@ func (s *Store) AuditEvents(ctx context.Context, by Actor, q AuditQuery) (list [
 	return list, more, err
 }
 
-// actionPrefix makes "token." match every action that begins so.
+// actionPrefix returns the action if it is a prefix such as "token.", which selects every action
+// that begins with it, and otherwise "".
 func actionPrefix(action string) string {
 	if !strings.HasSuffix(action, ".") {
 		return ""
@@ -131,14 +137,14 @@ func scanAudit(rows *sql.Rows) (e AuditEvent, err error) {
 	return e, err
 }
 
-// AuditHead is the last record of the audit trail: whoever noted it down can tell
-// later whether the trail was cut or written anew before it.
+// AuditHead is the last record of the audit trail. An admin who keeps a copy of it can later detect
+// that records up to it were cut or rewritten: see [Store.VerifyAudit].
 type AuditHead struct {
 	Seq  int64
 	Hash string
 }
 
-// AuditHead returns the head of the audit trail as it was read last.
+// AuditHead returns the head of the audit trail at the last read of the store.
 func (s *Store) AuditHead() AuditHead {
 	if p := s.head.Load(); p != nil {
 		return AuditHead{p.seq, p.hash}
@@ -146,16 +152,17 @@ func (s *Store) AuditHead() AuditHead {
 	return AuditHead{}
 }
 
-// AuditReport is what verifying the audit trail came to.
+// AuditReport is the result of verifying the audit trail.
 type AuditReport struct {
 	Head    AuditHead
-	Records int64  // that were found to be good, from the first on
-	BadSeq  int64  // the number of the first bad record; 0 is none
-	Problem string // what is wrong with it; "" is nothing
+	Records int64  // how many records are good, from the first on
+	BadSeq  int64  // the number of the first bad record; 0 means that all are good
+	Problem string // the fault of that record
 }
 
-// VerifyAudit reads the whole audit trail and follows its chain. known is a head
-// from an earlier time, or the zero value.
+// VerifyAudit reads the whole audit trail and follows its chain. known is a head from an earlier
+// time, or the zero value. Only admins may call it. A broken trail is not an error: BadSeq and
+// Problem of the report describe it.
 func (s *Store) VerifyAudit(ctx context.Context, by Actor, known AuditHead) (AuditReport, error) {
 	return inRead(ctx, s, by, func(t *tx) (AuditReport, error) {
 		if err := t.admit("verify the audit trail"); err != nil {
@@ -191,6 +198,8 @@ func (t *tx) verifyAudit(known AuditHead) (r AuditReport, err error) {
 			return bad(next, "it does not follow the record before it: its prev_hash is another one")
 		case e.Hash != e.digest():
 			return bad(next, "its content was changed: its hash is another one")
+		// The chain is consistent up to here, but a forger with access to the database can
+		// compute a new chain. Only the head that the caller kept elsewhere reveals that.
 		case e.Seq == known.Seq && e.Hash != known.Hash:
 			return bad(next, "it is not the record that was known as number %d: its hash is %s", known.Seq, e.Hash)
 		}
@@ -208,23 +217,23 @@ func (t *tx) verifyAudit(known AuditHead) (r AuditReport, err error) {
 	return r, nil
 }
 
-// Attempt is something that an actor tried on the admin API and was refused.
+// Attempt is a call of the admin API that was refused.
 type Attempt struct {
 	Operation string `json:"operation"` // "DELETE /service_users/{id}"
 	Status    int    `json:"status"`
 	Code      string `json:"code"`
-	Login     string `json:"login,omitempty"`    // who somebody without an identity said to be
-	LeftOut   int64  `json:"left_out,omitempty"` // so many before it were not written down: there were too many
+	Login     string `json:"login,omitempty"`    // the login that a caller without an identity gave
+	LeftOut   int64  `json:"left_out,omitempty"` // how many attempts before it were too many to record
 }
 
-// Anonymous is the name of an actor that nobody knows.
+// Anonymous is the name of an actor without a known identity.
 const Anonymous = "anonymous"
 
-// attempts bounds how many refused attempts are written down. Each actor has a bucket
-// of its own, and each service user has one for strangers that name it as their login,
-// so that no flood of one hides what another did. All other strangers share a bucket,
-// and so do those for whom there is no bucket left: known actors never wait for
-// strangers.
+// attempts limits how many refused attempts are recorded. Each known actor has its own bucket, so a
+// flood of attempts by one actor does not hide those of another. Each service user has one more
+// bucket, for strangers that name it as their login; all other strangers share a bucket. When there
+// are too many buckets, further known actors share one, and further strangers use that of the other
+// strangers. Known actors never share a bucket with strangers.
 type attempts struct {
 	mu               sync.Mutex
 	known, strangers buckets
@@ -232,7 +241,7 @@ type attempts struct {
 
 type buckets struct {
 	byName map[string]*bucket
-	full   time.Time // until then no bucket can be dropped
+	full   time.Time // no bucket can be dropped before this time
 }
 
 type bucket struct {
@@ -241,14 +250,14 @@ type bucket struct {
 	leftOut int64
 }
 
-// The bounds of the memory of attempts and, of strangers, of what they can have written.
+// The largest numbers of buckets. maxStrangers also limits how many records strangers can cause:
+// each bucket allows strangerShare.
 const (
 	maxKnown     = 10_000
 	maxStrangers = 1000
 )
 
-// share is how many attempts of an actor are written within a time; the others are
-// counted.
+// share is how many attempts of an actor are recorded in a period. The others are only counted.
 type share struct {
 	most int
 	per  time.Duration
@@ -256,7 +265,7 @@ type share struct {
 
 var (
 	entitledShare = share{60, time.Minute} // admins and managers
-	memberShare   = share{10, time.Minute} // anybody known who is neither
+	memberShare   = share{10, time.Minute} // known actors that are neither
 	strangerShare = share{10, time.Hour}
 )
 
@@ -280,13 +289,16 @@ func (a *attempts) admit(name string, of share, now time.Time) (leftOut int64, o
 	return leftOut, true
 }
 
-// bucket returns the bucket of a name or, when there are too many, the shared one.
+// bucket returns the bucket of a name or, when there are too many buckets, the shared one.
 func (l *buckets) bucket(name string, most int, now time.Time) *bucket {
 	if l.byName == nil {
 		l.byName = make(map[string]*bucket)
 	}
 	if l.byName[name] == nil && len(l.byName) >= most {
 		if !now.Before(l.full) {
+			// The scan for buckets to drop costs time proportional to their number. So
+			// it is skipped until the first of them can be dropped, which is the
+			// earliest refill.
 			l.full = now.Add(strangerShare.per)
 			maps.DeleteFunc(l.byName, func(_ string, b *bucket) bool {
 				if now.Before(b.refill) && b.refill.Before(l.full) {
@@ -296,6 +308,7 @@ func (l *buckets) bucket(name string, most int, now time.Time) *bucket {
 			})
 		}
 		if len(l.byName) >= most {
+			// No bucket could be dropped: this name shares the bucket "".
 			name = ""
 		}
 	}
@@ -305,10 +318,12 @@ func (l *buckets) bucket(name string, most int, now time.Time) *bucket {
 	return l.byName[name]
 }
 
-// shareOf returns which bucket an attempt counts in, and how large it is.
+// shareOf returns the bucket that an attempt counts in, and its size.
 func (s *Store) shareOf(by Actor, login string) (name string, of share) {
 	d := s.Directory()
 	if by.Name == Anonymous {
+		// User finds a service user by id or alias; attempts by either count in the same
+		// bucket.
 		if u, ok := d.User(login); ok {
 			return u.ID, strangerShare
 		}
@@ -320,8 +335,8 @@ func (s *Store) shareOf(by Actor, login string) (name string, of share) {
 	return by.Name, memberShare
 }
 
-// NoteAttempt writes a refused attempt on a resource ("" is none) into the audit
-// trail. Under a flood some are left out, and their number stands in the next one.
+// NoteAttempt adds a refused attempt on a resource, which may be "", to the audit trail. In a flood
+// some attempts are left out; the next record contains their number.
 func (s *Store) NoteAttempt(ctx context.Context, by Actor, resource string, what Attempt) error {
 	name, of := s.shareOf(by, what.Login)
 	leftOut, ok := s.attempts.admit(name, of, s.now())
@@ -329,14 +344,18 @@ func (s *Store) NoteAttempt(ctx context.Context, by Actor, resource string, what
 		return nil
 	}
 	what.LeftOut = leftOut
+	// A client may send a token in the place of its login.
 	if access.FindLeak(what.Login) == access.SecretLeak {
 		what.Login = "(a token in the place of the id)"
 	}
-	by.Scope = nil // the record is ours; who has just lost its rights is written down as well
+	// With a scope, renewScope would reject an actor that has just lost its rights, and its
+	// attempt would not be recorded.
+	by.Scope = nil
 	return s.change(ctx, by, func(t *tx) error { return t.audit("refused", resource, nil, what) })
 }
 
-// collect reads all rows and reports the error that ended a scan early.
+// collect reads all rows. If an error ends the scan early, it returns that error. The list is never
+// nil.
 func collect[T any](rows *sql.Rows, scan func(*sql.Rows) (T, error)) ([]T, error) {
 	defer rows.Close()
 	list := []T{}

@@ -21,7 +21,7 @@ import (
 	"modernc.org/sqlite"
 )
 
-// Contents says what a store, or a backup of one, holds.
+// Contents describes the contents of a store or of a backup.
 type Contents struct {
 	Schema       int   // the version of the schema
 	Revision     int64 // the number of the last change
@@ -31,8 +31,8 @@ type Contents struct {
 
 func (h AuditHead) String() string { return strconv.FormatInt(h.Seq, 10) + ":" + h.Hash }
 
-// Backup is a copy of the store as it was at one revision: a SQLite database in one
-// file, which is gone when the backup is closed.
+// Backup is a copy of the store at one revision: a SQLite database in one file. Close removes the
+// file.
 type Backup struct {
 	Contents
 	Size   int64
@@ -41,18 +41,18 @@ type Backup struct {
 	dir    string
 }
 
-// Read reads the copy.
+// Read reads the bytes of the copy.
 func (b *Backup) Read(p []byte) (int, error) { return b.file.Read(p) }
 
 // Close removes the copy.
 func (b *Backup) Close() error { return errors.Join(b.file.Close(), os.RemoveAll(b.dir)) }
 
-// restoreTimeout bounds the transaction of a restore, which writes every row.
+// restoreTimeout limits the transaction of a restore, which writes every row.
 const restoreTimeout = 10 * time.Minute
 
-// Backup copies the store while it goes on, with the use of tokens up to now. Who
-// took the copy, which holds the hashes of all tokens, stands in the audit trail;
-// without that record there is none. It is for admins.
+// Backup copies the store while it is in use, with the usage of tokens up to now. The copy contains
+// the hashes of all tokens, so the audit trail first records the actor; if that fails, so does
+// Backup. Only admins may call it. The caller must close the copy.
 func (s *Store) Backup(ctx context.Context, by Actor) (*Backup, error) {
 	if by.Scope != nil {
 		return nil, notAllowed("only an admin may back up the store")
@@ -87,7 +87,9 @@ func (s *Store) copyTo(ctx context.Context, dir string) (*Backup, error) {
 		return nil, err
 	}
 	defer conn.Close()
-	if err := s.inPlace(); err != nil { // now that it is open
+	// SQLite has opened the file by now. An earlier check would not notice a file that was
+	// replaced in between.
+	if err := s.inPlace(); err != nil {
 		return nil, err
 	}
 	if err := vacuumInto(ctx, conn, path); err != nil {
@@ -97,7 +99,9 @@ func (s *Store) copyTo(ctx context.Context, dir string) (*Backup, error) {
 	if b.Contents, err = ReadContents(ctx, path); err != nil {
 		return nil, err
 	}
-	if b.file, err = os.Open(path); err != nil { // the copy: nobody has it open as a database
+	// Opening and closing a file drops the POSIX locks of this process on it. Here that does no
+	// harm: nobody has the copy open as a database.
+	if b.file, err = os.Open(path); err != nil {
 		return nil, err
 	}
 	digest := sha256.New()
@@ -111,9 +115,9 @@ func (s *Store) copyTo(ctx context.Context, dir string) (*Backup, error) {
 	return b, nil
 }
 
-// vacuumInto copies a database into a new file, which only its owner can read.
+// vacuumInto copies a database into a new file that only its owner can read.
 func vacuumInto(ctx context.Context, conn *sql.Conn, path string) error {
-	file, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600) // SQLite takes an empty one
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600) // VACUUM INTO accepts an empty file
 	if err != nil {
 		return err
 	}
@@ -124,13 +128,13 @@ func vacuumInto(ctx context.Context, conn *sql.Conn, path string) error {
 	return explainSQLite(err)
 }
 
-// besides makes a directory for files that only the owner can read, beside the
-// database: what is in it can be as large.
+// besides creates a directory beside the database, for files that only the owner can read. The
+// directory for temporary files may be too small: the files can be as large as the database.
 func besides(path, what string) (string, error) {
 	return os.MkdirTemp(filepath.Dir(path), "."+what+"-*")
 }
 
-// ReadContents says what is in a database at rest, such as a backup.
+// ReadContents returns the contents of a database that no process has open, such as a backup.
 func ReadContents(ctx context.Context, path string) (c Contents, err error) {
 	if err := knownFile(path); err != nil {
 		return c, err
@@ -149,22 +153,22 @@ func ReadContents(ctx context.Context, path string) (c Contents, err error) {
 	return c, explainSQLite(err)
 }
 
-// knownFile refuses what cannot be a database.
+// knownFile rejects a path that cannot be a database, with an error that says why.
 func knownFile(path string) error {
 	info, err := os.Stat(path)
 	switch {
 	case err != nil:
 		return err
 	case !info.Mode().IsRegular():
-		return fmt.Errorf("%q is no file", path)
+		return fmt.Errorf("%q is not a file", path)
 	case info.Size() == 0:
 		return fmt.Errorf("%w: the file is empty", ErrNotOurs)
 	}
 	return nil
 }
 
-// openAtRest opens a database for reading. Without a log beside it nothing is
-// written, so that a backup can lie where nobody can write.
+// openAtRest opens a database for reading. Without a log beside the database SQLite writes nothing,
+// so the database can be in a directory without write permission.
 func openAtRest(path string) (*sql.DB, error) {
 	ofdLocking()
 	place, err := resolve(path)
@@ -188,31 +192,31 @@ func (t *tx) contents() (c Contents, err error) {
 	return c, err
 }
 
-// Restored says what a restore has replaced.
+// Restored is the result of a restore.
 type Restored struct {
-	Before  Contents // what was in force
-	Backup  Contents // what the backup holds
-	After   Contents // what is in force now
-	Lost    int64    // changes since the backup that hold no longer; the audit trail still has them
-	Revived int64    // tokens that were revoked or deleted since, and are valid again
+	Before  Contents // of the store before the restore
+	Backup  Contents // of the backup
+	After   Contents // of the store now
+	Lost    int64    // the number of changes since the backup that were undone; the audit trail still has them
+	Revived int64    // the number of tokens that were revoked or deleted since the backup and are valid again
 }
 
-// restoreAudit is what the audit trail shows of a restore.
+// restoreAudit is the form of a restore in the audit trail, for the state before and after it.
 type restoreAudit struct {
 	Revision       int64  `json:"revision"`
 	ServiceUsers   int64  `json:"service_users"`
-	Head           string `json:"head"`                      // of the audit trail before it, or of the backup
-	BackupRevision int64  `json:"backup_revision,omitempty"` // the revision at which the backup was made
+	Head           string `json:"head"`                      // of the audit trail before the restore, or of the backup
+	BackupRevision int64  `json:"backup_revision,omitempty"` // the revision of the backup
 }
 
-// restoreStep is told how far a restore has come. Tests make it fail there.
+// restoreStep is called after each step of a restore. Tests let it fail.
 var restoreStep = func(step string) error { return nil }
 
-// Restore replaces what the store holds by a backup of it, in one transaction: a
-// change like any other, with a higher revision, which every process that has the
-// store open takes over. A backup with a finding of [CheckFile] is refused, and so
-// is one of another store, unless nothing was ever changed in this one. The audit
-// trail goes on: no record of it is lost.
+// Restore replaces the contents of the store by those of a backup, in one transaction. This is a
+// change like any other, with a higher revision, which every process that has the store open takes
+// over. Restore rejects a backup with a finding of [CheckFile], and a backup of another store,
+// unless this store was never changed. The audit trail keeps all of its records. Only admins may
+// call it.
 func (s *Store) Restore(ctx context.Context, by Actor, backup io.Reader) (r Restored, err error) {
 	if by.Scope != nil {
 		return r, notAllowed("only an admin may restore the store")
@@ -243,13 +247,16 @@ func (s *Store) Restore(ctx context.Context, by Actor, backup io.Reader) (r Rest
 		return r, err
 	}
 	defer conn.Close()
+	// With immutable=1 SQLite takes no lock on the backup and looks for no log beside it.
 	uri := "file:" + (&url.URL{Path: path}).EscapedPath() + "?mode=ro&immutable=1"
 	if _, err := conn.ExecContext(ctx, `ATTACH $1 AS incoming`, uri); err != nil {
 		return r, fmt.Errorf("opening the backup: %w", err)
 	}
 	defer func() {
 		if _, err := conn.ExecContext(ctx, `DETACH incoming`); err != nil {
-			_ = conn.Raw(func(any) error { return driver.ErrBadConn }) // the next one begins without it
+			// The connection still has the backup attached; ErrBadConn makes the pool
+			// replace it.
+			_ = conn.Raw(func(any) error { return driver.ErrBadConn })
 		}
 	}()
 	sqlTx, err := conn.BeginTx(ctx, nil)
@@ -273,25 +280,26 @@ func (s *Store) Restore(ctx context.Context, by Actor, backup io.Reader) (r Rest
 	return r, restoreStep("committed")
 }
 
-// own are the columns of meta that say which store this is and how far it has come.
-// No backup brings them.
-var own = []string{"id", "instance_id", "created_at", "revision", "audit_seq", "audit_hash"}
+// ownColumns are the columns of meta that identify this store and its progress. A restore does not
+// take them from the backup.
+var ownColumns = []string{"id", "instance_id", "created_at", "revision", "audit_seq", "audit_hash"}
 
-// restore writes the rows of the database that is attached as "incoming" over
-// those of the store.
+// restore replaces the rows of the store by those of the database that is attached as "incoming".
 func (t *tx) restore(r *Restored) (err error) {
 	if r.Before, err = t.contents(); err != nil {
 		return fmt.Errorf("reading what is in force: %w", err)
 	}
-	ours, err := t.has("main", r.Backup.Head)
+	// ours: this trail contains the head of the backup, so the store continued from the backup.
+	ours, err := t.trailHas("main", r.Backup.Head)
 	if err != nil {
 		return err
 	}
-	theirs, err := t.has("incoming", r.Before.Head)
+	// theirs: the backup contains the head of this trail, so the backup continued from the store.
+	theirs, err := t.trailHas("incoming", r.Before.Head)
 	switch {
 	case err != nil:
 		return err
-	case !theirs && (!ours || r.Backup.Head.Seq == 0): // a backup without any record goes before every store
+	case !theirs && (!ours || r.Backup.Head.Seq == 0): // every trail "has" the head of a backup without records
 		return conflict("", "this is a backup of another store, or of one that went another way: neither audit trail goes on from the other; to replace the store all the same, stop Caddy, move the store and the files beside it away, and restore with --store")
 	}
 	if ours {
@@ -304,6 +312,7 @@ func (t *tx) restore(r *Restored) (err error) {
 		WHERE b.revoked_at = 0 AND bu.deleted_at = 0 AND (t.revoked_at <> 0 OR u.deleted_at <> 0)`).Scan(&r.Revived); err != nil {
 		return fmt.Errorf("comparing tokens: %w", err)
 	}
+	// The tables are replaced one by one, so the references are right only at the end.
 	if _, err := t.exec(`PRAGMA defer_foreign_keys = 1`); err != nil {
 		return err
 	}
@@ -312,6 +321,8 @@ func (t *tx) restore(r *Restored) (err error) {
 		return err
 	}
 	for _, table := range want.tables {
+		// With ours, the trail of the store continues that of the backup. Keeping it keeps
+		// every record.
 		if table == "meta" || table == "audit_events" && ours {
 			continue
 		}
@@ -327,9 +338,11 @@ func (t *tx) restore(r *Restored) (err error) {
 	if ours {
 		head = r.Before.Head
 	}
+	// The revision has to rise although the backup has a lower one: other processes read
+	// revisions above the one that they know.
 	t.revision = max(r.Before.Revision, r.Backup.Revision, t.directory.Revision()) + 1
 	for _, column := range want.columns["meta"] {
-		if slices.Contains(own, column) {
+		if slices.Contains(ownColumns, column) {
 			continue
 		}
 		if _, err := t.exec(`UPDATE main.meta SET ` + column + ` = (SELECT ` + column + ` FROM incoming.meta)`); err != nil {
@@ -342,7 +355,7 @@ func (t *tx) restore(r *Restored) (err error) {
 	return t.auditRestore(r)
 }
 
-// auditRestore writes the record of a restore: the last thing that it does.
+// auditRestore writes the audit record of a restore. It is the last step, since r.After counts it.
 func (t *tx) auditRestore(r *Restored) error {
 	before := restoreAudit{r.Before.Revision, r.Before.ServiceUsers, r.Before.Head.String(), 0}
 	after := restoreAudit{t.revision, r.Backup.ServiceUsers, r.Backup.Head.String(), r.Backup.Revision}
@@ -354,9 +367,9 @@ func (t *tx) auditRestore(r *Restored) error {
 	return err
 }
 
-// has reports whether an audit trail holds a record. The one before the first is
-// in all of them.
-func (t *tx) has(schema string, head AuditHead) (found bool, err error) {
+// trailHas reports whether the audit trail of a schema ("main" or "incoming") contains a record.
+// Every trail contains the head 0, the one before the first record.
+func (t *tx) trailHas(schema string, head AuditHead) (found bool, err error) {
 	if head.Seq == 0 {
 		return true, nil
 	}
@@ -367,11 +380,11 @@ func (t *tx) has(schema string, head AuditHead) (found bool, err error) {
 	return found, nil
 }
 
-// restoredSince reports whether the store was restored since p. Then its rows have
-// the revisions that they had in the backup, and what is new cannot be told by them.
+// restoredSince reports whether the store was restored after p. The rows then have their revisions
+// from the backup, so that the revisions do not show which rows are new.
 func (p position) restoredSince(ctx context.Context, q *sql.Tx) (restored bool, err error) {
 	if p.seq == 0 {
-		return false, nil // nothing was read yet
+		return false, nil // no directory was read yet
 	}
 	err = q.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM audit_events WHERE seq > $1 AND action = 'store.restore')`, p.seq).Scan(&restored)
 	if err != nil {
@@ -380,8 +393,8 @@ func (p position) restoredSince(ctx context.Context, q *sql.Tx) (restored bool, 
 	return restored, nil
 }
 
-// receive writes a backup to a place of its own, checks all of it, and brings it up
-// to date. The file belongs to the owner of the store at the path store.
+// receive writes a backup to a new file at path, checks all of it, and upgrades its schema. The
+// file gets the owner of the store at the path store.
 func receive(ctx context.Context, path, store string, backup io.Reader, opts Options) (Contents, error) {
 	file, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -409,10 +422,10 @@ func receive(ctx context.Context, path, store string, backup io.Reader, opts Opt
 	return report.Contents, nil
 }
 
-// RestoreNew makes a store out of a backup at a path where there is none. What is
-// left there of one is moved aside first, and with replace so is one that is there,
-// because it cannot be opened, unless another process has it open; aside is where it
-// is then.
+// RestoreNew makes a store from a backup at a path without a store. It first renames side files
+// that a lost database left behind. With replace, which is for a store that cannot be opened, it
+// also renames a store at path, unless another process has it open. aside is the new path of the
+// renamed files, or "".
 func RestoreNew(ctx context.Context, path string, by Actor, backup io.Reader, opts Options, replace bool) (r Restored, aside string, err error) {
 	if path, err = resolve(path); err != nil {
 		return r, "", err
@@ -437,33 +450,36 @@ func RestoreNew(ctx context.Context, path string, by Actor, backup io.Reader, op
 		r.Before = Contents{Schema: schemaVersion}
 		return t.auditRestore(&r)
 	})
-	if err = errors.Join(err, s.Close()); err != nil { // nothing is in a log any more
+	if err = errors.Join(err, s.Close()); err != nil { // Close empties and removes the log
 		return r, "", err
 	}
-	r.After.Revision++ // change counts it last
+	r.After.Revision++ // change counts the revision after auditRestore has read it
+	// Only the last connection to a database removes the log.
 	if _, err := os.Lstat(temp + "-wal"); err == nil {
 		return r, "", errors.New("the new store is open elsewhere")
 	}
 	if err := restoreStep("made"); err != nil {
 		return r, "", err
 	}
+	// there[0] is "" for the database itself, and otherwise the suffix of a side file.
 	if there := filesOf(path); len(there) > 0 && (replace || there[0] != "") {
 		if aside, err = moveAside(path); err != nil {
 			return r, aside, err
 		}
 	}
+	// Link, unlike Rename, fails when another process has made a store at path meanwhile.
 	if err := os.Link(temp, path); err != nil {
 		return r, aside, err
 	}
 	return r, aside, syncDir(filepath.Dir(path))
 }
 
-// CanReplace reports whether an error of [Open] is about what the file holds, so that
-// a backup may take its place, and not about the disk, a lock or a permission.
-func CanReplace(err error) bool { return err != nil && !isTrouble(err) }
+// CanReplace reports whether an error of [Open] is caused by the contents of the file, so that a
+// backup may replace it, and not by the disk, a lock or a permission.
+func CanReplace(err error) bool { return err != nil && !isExternalFault(err) }
 
-// filesOf lists what belongs to a database at path, by what is behind its name, the
-// database itself first.
+// filesOf lists the files of a database at path by their suffixes: "" for the database itself,
+// which comes first, and those of Companions.
 func filesOf(path string) (there []string) {
 	for _, suffix := range append([]string{""}, Companions()...) {
 		if _, err := os.Lstat(path + suffix); err == nil {
@@ -473,12 +489,12 @@ func filesOf(path string) (there []string) {
 	return there
 }
 
-// moveAside gives the files of a database other names. The database goes first: what
-// is left of it when this is cut short is not taken for a store.
+// moveAside renames the files of a database. It renames the database before its side files, so an
+// interrupted move leaves nothing at path that Open accepts.
 func moveAside(path string) (aside string, err error) {
-	// SQLite closes a database that is not in its place any more as it is: its log is
-	// not written into it, and not removed.
-	release, err := hold(path)
+	// The lock stays while the files move. When SQLite closes a database that is not in its
+	// place any more, it neither writes the log into the database nor removes the log.
+	release, err := holdExclusive(path)
 	if err != nil {
 		return "", err
 	}
@@ -495,10 +511,10 @@ func moveAside(path string) (aside string, err error) {
 	return aside, nil
 }
 
-// hold keeps other processes from opening a database until release is called. It
-// refuses one that another process has open, as far as SQLite can tell: of a file that
-// is none it cannot.
-func hold(path string) (release func(), err error) {
+// holdExclusive keeps other processes from opening a database until release is called. It fails if
+// another process has the database open. For a file that is not a database SQLite cannot check
+// that, and holdExclusive succeeds without a lock.
+func holdExclusive(path string) (release func(), err error) {
 	ofdLocking()
 	db, err := sql.Open("sqlite", "file:"+(&url.URL{Path: path}).EscapedPath()+"?mode=rw&_pragma=locking_mode(EXCLUSIVE)&_txlock=exclusive")
 	if err != nil {
@@ -516,21 +532,22 @@ func hold(path string) (release func(), err error) {
 	return func() { db.Close() }, nil
 }
 
-// objects are the tables and indexes of a database, as the schema makes them.
+// objects are the tables, indexes, views and triggers of a database.
 type objects struct {
 	tables  []string
 	columns map[string][]string // by table
 	indexes []string
-	others  []string // views and triggers, each with what it is
+	others  []string // views and triggers, such as "trigger tokens_added"
 }
 
-// newSchema returns what a new store has.
+// newSchema returns the objects of a new store.
 func newSchema(ctx context.Context) (o objects, err error) {
 	db, err := sql.Open("sqlite", "file::memory:")
 	if err != nil {
 		return o, err
 	}
 	defer db.Close()
+	// Each connection to ":memory:" has its own database.
 	db.SetMaxOpenConns(1)
 	if err := initSQLite(ctx, db, time.Time{}); err != nil {
 		return o, err
@@ -576,7 +593,8 @@ func (t *tx) objects() (o objects, err error) {
 	return o, nil
 }
 
-// missing lists what a schema has and another has not.
+// missing lists the objects of o that from does not have, each with its kind: "table x", "column
+// x.y".
 func (o objects) missing(from objects) (list []string) {
 	for _, table := range o.tables {
 		if from.columns[table] == nil {
@@ -602,7 +620,7 @@ func (o objects) missing(from objects) (list []string) {
 	return list
 }
 
-// ParseAuditHead reads a head as it is written: SEQ:HASH.
+// ParseAuditHead parses the text form of a head: SEQ:HASH.
 func ParseAuditHead(text string) (h AuditHead, ok bool) {
 	seq, hash, _ := strings.Cut(text, ":")
 	n, err := strconv.ParseInt(seq, 10, 64)

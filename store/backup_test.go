@@ -305,7 +305,7 @@ func TestRestoreInPlaceOfAKilled(t *testing.T) {
 	if len(log) == 0 {
 		t.Fatal("the log is empty; the test shows nothing")
 	}
-	far := must(holds(ctx, w.read))
+	far := must(readMark(ctx, w.read))
 	far.Revision++
 	mustDo(far.write(killed))
 	if _, err := Open(ctx, killed, w.opts); !errors.Is(err, ErrOlder) {
@@ -404,8 +404,8 @@ var badBackups = []struct {
 	{"labels", execute(`UPDATE service_users SET labels = '[]'`), []string{"the labels cannot be read"}},
 	{"addresses", execute(`UPDATE tokens SET allowed_ips = '["x"]'`), []string{"token_", "the allowed addresses cannot be read"}},
 	{"figures", execute(`UPDATE tokens SET used_from = ''`), []string{"the figures of use cannot be read"}},
-	{"a role", execute(`UPDATE service_users SET role = 'king'`), []string{`the role "king" is none`}},
-	{"a mode", execute(`UPDATE permission_groups SET mode = 'sometimes'`), []string{`the mode "sometimes" is none`}},
+	{"a role", execute(`UPDATE service_users SET role = 'king'`), []string{`the role "king" does not exist`}},
+	{"a mode", execute(`UPDATE permission_groups SET mode = 'sometimes'`), []string{`the mode "sometimes" does not exist`}},
 	{"a token of nobody", execute(`UPDATE tokens SET service_user_id = 'service_x'`), []string{"of tokens belongs to none of the service_users"}},
 	{"a member of nothing", execute(`INSERT INTO members SELECT 'group_x', id, 0 FROM service_users`), []string{"of members belongs to none of the permission_groups"}},
 	{"a rule of nothing", execute(`UPDATE rules SET group_id = 'group_x'`), []string{"of rules belongs to none of the permission_groups"}},
@@ -613,7 +613,7 @@ func TestRestoreForgetsFigures(t *testing.T) {
 	use(w.user.ID, w.token.Secret)
 	must(restoreFrom(w.Store, path))
 	use(w.user.ID, w.token.Secret)
-	eventually(t, "the first uses", func() bool { return !w.uses.has(k.ID) && !w.uses.has(w.token.ID) })
+	eventually(t, "the first uses", func() bool { return !w.pendingFirst.has(k.ID) && !w.pendingFirst.has(w.token.ID) })
 	mustDo(w.FlushUse(ctx))
 	if got := must(w.Token(ctx, alice, w.user.ID, w.token.ID)); got.UseCount != 2 {
 		t.Errorf("uses: got %d, want 2", got.UseCount)
@@ -722,21 +722,21 @@ var unwritable = []struct {
 	{"a permission's key", `INSERT INTO permissions VALUES ('A b', 'n', '', '', 0, '["allow GET /a"]', 0, 'x', 0)`, "key: ", false},
 	{"a permission's category", `INSERT INTO permissions VALUES ('a', 'n', '', char(27), 0, '["allow GET /a"]', 0, 'x', 0)`, "category: must not hold the control character U+001B", false},
 	{"a permission without rules", `INSERT INTO permissions VALUES ('a', 'n', '', '', 0, '[]', 0, 'x', 0)`, "rules: a permission stands for 1 to 500 rules", false},
-	{"a creation after the year 9999", `UPDATE service_users SET created_at = 300000000000`, "service_users.created_at holds what is never written there", false},
-	{"a use after the year 9999", `UPDATE tokens SET last_used_at = 300000000000`, "tokens.last_used_at holds what is never written there", false},
-	{"an end before 1970", `UPDATE service_users SET expires_at = -5`, "service_users.expires_at holds what is never written there", false},
-	{"a rule of long ago", `UPDATE rules SET created_at = -99999999999999`, "rules.created_at holds what is never written there", false},
-	{"a group of another time", `UPDATE permission_groups SET updated_at = 300000000000`, "permission_groups.updated_at holds what is never written there", false},
-	{"less than no use", `UPDATE tokens SET use_count = -7`, "tokens.use_count holds what is never written there", false},
-	{"a drain without end", `UPDATE tokens SET quiet_after = 9223372036854775807`, "tokens.quiet_after holds what is never written there", false},
-	{"an id that nobody can name", `UPDATE tokens SET id = 'token_'`, "tokens.id holds what is never written there", false},
-	{"an id of another kind", `UPDATE rules SET id = REPLACE(id, 'rule_', 'group_')`, "rules.id holds what is never written there", false},
-	{"a hint with an escape character", `UPDATE tokens SET hint = char(27) || '[2J'`, "tokens.hint holds what is never written there", false},
-	{"an address that is none", `UPDATE tokens SET last_used_ip = '192.0.2.7' || char(0)`, "tokens.last_used_ip holds what is never written there", false},
+	{"a creation after the year 9999", `UPDATE service_users SET created_at = 300000000000`, "service_users.created_at holds a value that is never written there", false},
+	{"a use after the year 9999", `UPDATE tokens SET last_used_at = 300000000000`, "tokens.last_used_at holds a value that is never written there", false},
+	{"an end before 1970", `UPDATE service_users SET expires_at = -5`, "service_users.expires_at holds a value that is never written there", false},
+	{"a rule of long ago", `UPDATE rules SET created_at = -99999999999999`, "rules.created_at holds a value that is never written there", false},
+	{"a group of another time", `UPDATE permission_groups SET updated_at = 300000000000`, "permission_groups.updated_at holds a value that is never written there", false},
+	{"less than no use", `UPDATE tokens SET use_count = -7`, "tokens.use_count holds a value that is never written there", false},
+	{"a drain without end", `UPDATE tokens SET quiet_after = 9223372036854775807`, "tokens.quiet_after holds a value that is never written there", false},
+	{"an id that nobody can name", `UPDATE tokens SET id = 'token_'`, "tokens.id holds a value that is never written there", false},
+	{"an id of another kind", `UPDATE rules SET id = REPLACE(id, 'rule_', 'group_')`, "rules.id holds a value that is never written there", false},
+	{"a hint with an escape character", `UPDATE tokens SET hint = char(27) || '[2J'`, "tokens.hint holds a value that is never written there", false},
+	{"an address that is none", `UPDATE tokens SET last_used_ip = '192.0.2.7' || char(0)`, "tokens.last_used_ip holds a value that is never written there", false},
 	{"figures of an address that is none", `UPDATE tokens SET used_from = '{"\u001b[2J":1}'`, "the figures of use hold", false},
 	{"figures of a rule that is none", `UPDATE tokens SET used_rules = '{"\u001b[2J":1}'`, "the figures of use hold", false},
 	{"a group that is none", `UPDATE tokens SET permission_groups = '["everything"]'`, "is no id", false},
-	{"bytes in the place of a name", `UPDATE service_users SET name = CAST(name AS BLOB)`, "service_users.name holds what is never written there", false},
+	{"bytes in the place of a name", `UPDATE service_users SET name = CAST(name AS BLOB)`, "service_users.name holds a value that is never written there", false},
 	{"many conditions", `WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1001)
 		INSERT INTO rules SELECT printf('rule_%027d', i), group_id, i, effect, methods, host, path, 'user.name == "x"', '', '', 0 FROM n, (SELECT * FROM rules LIMIT 1)`,
 		"rules: has 1001 rules with a condition", false},

@@ -1065,7 +1065,7 @@ func TestDiskFull(t *testing.T) {
 		before = dump(t, w.Store)
 		_, _, err = w.CreateServiceUser(ctx, alice, ServiceUser{Name: fmt.Sprint("n", i), Description: strings.Repeat("x", maxText)}, nil)
 	}
-	if _, full := Trouble(err); !full || kind(err)[:7] != "broken:" {
+	if _, full := FaultReason(err); !full || kind(err)[:7] != "broken:" {
 		t.Errorf("got %v, want that the database is full", err)
 	}
 	same(t, "rows", dump(t, w.Store), before)

@@ -22,23 +22,23 @@ import (
 	"github.com/serviceusers/caddy-service-users/access"
 )
 
-// CheckReport is what a check of a store has found.
+// CheckReport is the result of a check of a store.
 type CheckReport struct {
 	Contents
-	Tables   map[string]int64 // how many rows each has
-	Findings []string         // damage, and what to do about it; none is well
-	Notes    []string         // values that could be written once and cannot be today; a restore takes them
+	Tables   map[string]int64 // the number of rows by table
+	Findings []string         // damage, each with advice; empty if the store is sound
+	Notes    []string         // values that were valid once and would be rejected today; a restore accepts them
 }
 
-// maxFindings bounds a report: a page that is lost shows in very many rows.
+// maxFindings limits a report, because a single lost page can damage very many rows.
 const maxFindings = 100
 
 const mendByRestore = "restore a backup"
 
-// Check looks at everything in the running store: that SQLite finds its pages and
-// indexes whole, that every row leads somewhere, holds what can be written and can be
-// enforced, and that the audit trail has its chain. known is a head of it from an earlier time, or the zero
-// value. It is for admins.
+// Check examines everything in the running store. It checks that SQLite finds its pages and indexes
+// whole, that every reference leads to a row, that every row contains values that can be written
+// and enforced, and that the chain of the audit trail is unbroken. known is a head of the trail
+// from an earlier time, or the zero value. Only admins may call it.
 func (s *Store) Check(ctx context.Context, by Actor, known AuditHead) (CheckReport, error) {
 	return inRead(ctx, s, by, func(t *tx) (CheckReport, error) {
 		if err := t.admit("check the store"); err != nil {
@@ -46,16 +46,16 @@ func (s *Store) Check(ctx context.Context, by Actor, known AuditHead) (CheckRepo
 		}
 		c := checker{tx: t}
 		if fault := s.Fault(); fault != "" {
-			c.found("the store cannot be read: %s", fault)
+			c.addFinding("the store cannot be read: %s", fault)
 		}
 		c.all(s.opts, known)
 		return c.CheckReport, nil
 	})
 }
 
-// CheckFile is Check for a database that nobody need have open, such as a backup.
-// An older one is brought up to date in a copy. An error means that it could not be
-// looked at.
+// CheckFile is like Check for a database file that need not be open, such as a backup. It upgrades
+// an older schema in a copy and leaves the file unchanged. An error means that the file could not
+// be examined.
 func CheckFile(ctx context.Context, path string, opts Options, known AuditHead) (CheckReport, error) {
 	if info, err := os.Stat(path); err != nil || info.IsDir() {
 		return CheckReport{}, errors.Join(err, notDirectory(path, info))
@@ -85,6 +85,7 @@ func CheckFile(ctx context.Context, path string, opts Options, known AuditHead) 
 	}
 	schema := report.Schema
 	report, err = checkAndUpgrade(ctx, updated, opts, known)
+	// The report describes the file, not the upgraded copy.
 	report.Schema = schema
 	return report, err
 }
@@ -96,13 +97,14 @@ func notDirectory(path string, info os.FileInfo) error {
 	return fmt.Errorf("%q is a directory; name a file in it", path)
 }
 
-// checkAndUpgrade checks a file that is ours to change, and leaves it up to date.
+// checkAndUpgrade checks a file that belongs to this process, and upgrades its schema.
 func checkAndUpgrade(ctx context.Context, path string, opts Options, known AuditHead) (CheckReport, error) {
 	report, older, err := checkAtRest(ctx, path, opts, known)
 	if err != nil || !older {
 		return report, err
 	}
-	// Open upgrades before it loads; what cannot be loaded is found below.
+	// Open upgrades the schema and then loads the rows. If only the load fails, the check below
+	// reports the rows; so err counts only if the schema is still old.
 	s, err := Open(ctx, path, quiet(opts))
 	if err == nil {
 		err = s.Close()
@@ -115,18 +117,19 @@ func checkAndUpgrade(ctx context.Context, path string, opts Options, known Audit
 	return after, nil
 }
 
-// quiet returns options for a store that only we have open, and not for long.
+// quiet returns options for a store that this process alone has open, for a short time: no log, and
+// no polling for the changes of other processes.
 func quiet(opts Options) Options {
 	opts.Log, opts.Poll = zap.NewNop(), changeTimeout
 	return opts
 }
 
-// checkAtRest checks a file as it is. Of a schema that has to be upgraded before the
-// rows can be read it checks what SQLite can tell.
+// checkAtRest checks a file as it is. older reports that its schema has to be upgraded before the
+// rows can be read; then only SQLite's own checks have run.
 func checkAtRest(ctx context.Context, path string, opts Options, known AuditHead) (report CheckReport, older bool, err error) {
 	c := checker{}
 	if err := knownFile(path); err != nil {
-		c.found("%v", err)
+		c.addFinding("%v", err)
 		return c.CheckReport, false, nil
 	}
 	db, err := openAtRest(path)
@@ -139,11 +142,12 @@ func checkAtRest(ctx context.Context, path string, opts Options, known AuditHead
 		return c.CheckReport, false, explainSQLite(err)
 	}
 	defer sqlTx.Rollback()
-	if err := ours(ctx, sqlTx); err != nil {
-		c.found("%v", err)
+	if err := checkOurs(ctx, sqlTx); err != nil {
+		c.addFinding("%v", err)
 		return c.CheckReport, false, ctx.Err()
 	}
 	opts = quiet(opts)
+	// This Store is not open: tx and load need only its options, log and clock.
 	s := &Store{opts: opts, log: opts.Log, now: opts.Now}
 	if s.now == nil {
 		s.now = time.Now
@@ -160,8 +164,8 @@ func checkAtRest(ctx context.Context, path string, opts Options, known AuditHead
 	return c.CheckReport, false, ctx.Err()
 }
 
-// ours refuses a database that is not one of ours, or a newer one.
-func ours(ctx context.Context, q *sql.Tx) error {
+// checkOurs rejects a database that is not a store of this program, or has a newer schema.
+func checkOurs(ctx context.Context, q *sql.Tx) error {
 	var id, version int
 	if err := q.QueryRowContext(ctx, `PRAGMA application_id`).Scan(&id); err != nil {
 		return explainSQLite(err)
@@ -179,10 +183,10 @@ func ours(ctx context.Context, q *sql.Tx) error {
 type checker struct {
 	*tx
 	CheckReport
-	left int // findings that are too many
+	left int // the number of findings above maxFindings
 }
 
-func (c *checker) found(format string, args ...any) {
+func (c *checker) addFinding(format string, args ...any) {
 	if len(c.Findings) < maxFindings {
 		c.Findings = append(c.Findings, finding(format, args))
 		return
@@ -190,18 +194,20 @@ func (c *checker) found(format string, args ...any) {
 	c.left++
 }
 
-// noted is found for a value that is no damage.
-func (c *checker) noted(format string, args ...any) {
+// addNote is like addFinding for a value that is not damage.
+func (c *checker) addNote(format string, args ...any) {
 	if len(c.Notes) < maxFindings {
 		c.Notes = append(c.Notes, finding(format, args))
 	}
 }
 
 func finding(format string, args []any) string {
-	return clip(strings.ReplaceAll(fmt.Sprintf(format, args...), "\n", " ")) // SQLite and CEL write several lines
+	// Errors of SQLite and CEL can have several lines.
+	return clip(strings.ReplaceAll(fmt.Sprintf(format, args...), "\n", " "))
 }
 
-// each reads a query row by row. What cannot be read is a finding.
+// each calls row for every row of a query. An error in reading is a finding; what names the place
+// in it.
 func (c *checker) each(what, query string, row func(*sql.Rows) error) {
 	rows, err := c.query(query)
 	if err == nil {
@@ -212,7 +218,7 @@ func (c *checker) each(what, query string, row func(*sql.Rows) error) {
 		err = errors.Join(err, rows.Err())
 	}
 	if err != nil {
-		c.found("%s cannot be read: %v; %s", what, err, mendByRestore)
+		c.addFinding("%s cannot be read: %v; %s", what, err, mendByRestore)
 	}
 }
 
@@ -220,29 +226,29 @@ func (c *checker) all(opts Options, known AuditHead) {
 	c.pages()
 	want, err := newSchema(c.ctx)
 	if err != nil {
-		c.found("the schema cannot be made: %v", err)
+		c.addFinding("the schema cannot be made: %v", err)
 		return
 	}
 	got, err := c.objects()
 	if err != nil {
-		c.found("the schema cannot be read: %v; %s", err, mendByRestore)
+		c.addFinding("the schema cannot be read: %v; %s", err, mendByRestore)
 		return
 	}
 	missing := want.missing(got)
 	for _, what := range missing {
-		c.found("the %s is missing; %s", what, mendByRestore)
+		c.addFinding("the %s is missing; %s", what, mendByRestore)
 	}
 	for _, what := range got.others {
 		if slices.Contains(want.others, what) {
 			continue
 		}
-		c.found("the %s does not belong to a store; drop it, or %s", what, mendByRestore)
+		c.addFinding("the %s does not belong to a store; drop it, or %s", what, mendByRestore)
 	}
 	if len(missing) > 0 {
-		return // there is no more to be said about such rows
+		return // the queries below need all tables and columns
 	}
 	if c.Contents, err = c.contents(); err != nil {
-		c.found("the row of meta cannot be read: %v; %s", err, mendByRestore)
+		c.addFinding("the row of meta cannot be read: %v; %s", err, mendByRestore)
 	}
 	c.Tables = make(map[string]int64)
 	for _, table := range want.tables {
@@ -253,6 +259,7 @@ func (c *checker) all(opts Options, known AuditHead) {
 			return err
 		})
 	}
+	// The checks below parse texts, so they run only if every text is UTF-8 and not too large.
 	if c.texts(want) {
 		c.users()
 		c.tokens()
@@ -262,14 +269,14 @@ func (c *checker) all(opts Options, known AuditHead) {
 		c.values()
 	}
 	if report, err := c.verifyAudit(known); err != nil {
-		c.found("%v; %s", err, mendByRestore)
+		c.addFinding("%v; %s", err, mendByRestore)
 	} else if report.BadSeq != 0 {
-		c.found("the audit trail is broken at record %d: %s; find out who changed it, and keep a copy before you %s", report.BadSeq, report.Problem, mendByRestore)
+		c.addFinding("the audit trail is broken at record %d: %s; find out who changed it, and keep a copy before you %s", report.BadSeq, report.Problem, mendByRestore)
 	}
-	if len(c.Findings) == 0 { // what none of this knows
+	if len(c.Findings) == 0 { // load may find faults that no check above covers
 		fresh := &Store{opts: opts, log: zap.NewNop(), now: c.store.now, loaded: loaded{directory: access.NewDirectory(opts.Peppers, opts.DefaultGroup)}}
 		if _, err := fresh.load(c.ctx, c.Tx); err != nil {
-			c.found("the directory cannot be built: %v; %s", err, mendByRestore)
+			c.addFinding("the directory cannot be built: %v; %s", err, mendByRestore)
 		}
 	}
 	if c.left > 0 {
@@ -277,12 +284,12 @@ func (c *checker) all(opts Options, known AuditHead) {
 	}
 }
 
-// pages has SQLite look at its pages and indexes, and at what refers to nothing.
+// pages runs SQLite's checks of its pages and indexes, and of foreign keys.
 func (c *checker) pages() {
 	c.each("the database", fmt.Sprintf(`PRAGMA integrity_check(%d)`, maxFindings), func(rows *sql.Rows) error {
 		text, err := scanString(rows)
 		if err == nil && text != "ok" {
-			c.found("the database is damaged: %s; %s", text, mendByRestore)
+			c.addFinding("the database is damaged: %s; %s", text, mendByRestore)
 		}
 		return err
 	})
@@ -292,14 +299,14 @@ func (c *checker) pages() {
 		var key int
 		err := rows.Scan(&table, &row, &parent, &key)
 		if err == nil {
-			c.found("row %d of %s belongs to none of the %s; delete it, or %s", row.Int64, table, parent, mendByRestore)
+			c.addFinding("row %d of %s belongs to none of the %s; delete it, or %s", row.Int64, table, parent, mendByRestore)
 		}
 		return err
 	})
 }
 
-// texts looks for what harms a process that reads it, in every column: a value that is
-// too large, or text that is not UTF-8. It reports whether there is none.
+// texts looks in every column for values that harm a process that reads them: a value that is too
+// large, or text that is not UTF-8. It reports whether it found none.
 func (c *checker) texts(want objects) bool {
 	before := len(c.Findings) + c.left
 	for _, table := range want.tables {
@@ -310,9 +317,10 @@ func (c *checker) texts(want objects) bool {
 			switch table {
 			case "permissions":
 				most = maxPermissionBytes
-			case "audit_events": // before and after may hold a group with all of its rules
+			case "audit_events": // before and after may contain a group with all of its rules
 				most = math.MaxInt32
 			}
+			// SQLite measures the value, so that a huge one never reaches this process.
 			chosen[i] = fmt.Sprintf(`CASE WHEN octet_length(%[1]s) > %[2]d THEN NULL ELSE %[1]s END`, column, most)
 		}
 		values, into := make([]sql.NullString, len(columns)), make([]any, len(columns))
@@ -326,9 +334,9 @@ func (c *checker) texts(want objects) bool {
 			for i, v := range values {
 				switch {
 				case !v.Valid:
-					c.found("%s: %s.%s is too large; %s", clip(values[0].String), table, columns[i], mendByRestore)
+					c.addFinding("%s: %s.%s is too large; %s", clip(values[0].String), table, columns[i], mendByRestore)
 				case !utf8.ValidString(v.String):
-					c.found("%s: %s.%s is not valid UTF-8; %s", clip(values[0].String), table, columns[i], mendByRestore)
+					c.addFinding("%s: %s.%s is not valid UTF-8; %s", clip(values[0].String), table, columns[i], mendByRestore)
 				}
 			}
 			return nil
@@ -337,12 +345,12 @@ func (c *checker) texts(want objects) bool {
 	return len(c.Findings)+c.left == before
 }
 
-// written are the columns of text that the program writes by itself, and that hold no
-// control character. (The names of people in created_by and actor come from others.)
+// written lists the text columns that only the program itself fills. They never hold control
+// characters. (Authenticators of others name the people in created_by and actor.)
 var written = []string{"hint", "pepper_id", "last_used_ip", "replaced_by", "instance_id", "action", "operation_id"}
 
-// forms looks for what the program itself never writes: times that are none, ids that no
-// request can name, bytes in the place of a text.
+// forms finds values that the program itself never writes: times out of range, ids that no request
+// can name, bytes in place of a text.
 func (c *checker) forms(want objects) {
 	ids := map[string]string{"service_users": "service", "tokens": "token", "permission_groups": "group", "rules": "rule"}
 	for _, table := range want.tables {
@@ -351,7 +359,7 @@ func (c *checker) forms(want objects) {
 			is := `typeof(` + column + `) = 'blob'`
 			switch {
 			case column == "expires_at":
-				is = `expires_at < 0` // after the year 9999 it is a note
+				is = `expires_at < 0` // a time after the year 9999 is a note
 			case column == "at" || strings.HasSuffix(column, "_at"):
 				is = fmt.Sprintf(`%s NOT BETWEEN 0 AND %d`, column, lastInstant)
 			case column == "quiet_after":
@@ -369,31 +377,32 @@ func (c *checker) forms(want objects) {
 			var row, column string
 			err := rows.Scan(&row, &column)
 			if err == nil {
-				c.found("%s: %s.%s holds what is never written there; %s", clip(row), table, column, mendByRestore)
+				c.addFinding("%s: %s.%s holds a value that is never written there; %s", clip(row), table, column, mendByRestore)
 			}
 			return err
 		})
 	}
 }
 
-// values applies the rules of writing to every row. A row is checked as one that stays
-// as it is, whose faults are damage, and then as a new one, whose faults are notes: rules
-// that came later do not hold for what was there before. Rows that cannot be read were
-// found already.
+// values applies the rules for new values to every row. It checks each row twice: as an unchanged
+// row, whose faults are findings, and as a new row, whose faults are notes, because rules that were
+// introduced later do not apply to older rows. It skips rows that cannot be read, which are
+// findings already.
 func (c *checker) values() {
-	const mend = "write it anew, or " + mendByRestore
+	const mend = "write it again, or " + mendByRestore
 	judge := func(id string, kept, made error) {
 		if kept != nil {
-			c.found("%s: %v; %s", clip(id), kept, mend)
+			c.addFinding("%s: %v; %s", clip(id), kept, mend)
 		} else if made != nil {
-			c.noted("%s: %v; it was right when it was written, and goes on to be valid", clip(id), made)
+			c.addNote("%s: %v; it was right when it was written, and stays valid", clip(id), made)
 		}
 	}
-	// A text that holds a secret is a note, and another one is checked in its place.
+	// Older versions accepted texts with a secret. Such a text is a note, and the row is
+	// checked with other text in its place, so that the rest of the row is checked too.
 	texts := func(id, other string, fields ...*string) {
 		for _, text := range fields {
 			if access.FindLeak(*text) == access.SecretLeak {
-				c.noted("%s: a text holds a secret, which is never written today; write it anew, and refresh the token", clip(id))
+				c.addNote("%s: a text contains a secret, which is rejected today; change the text, and refresh the token", clip(id))
 				*text = other
 			}
 		}
@@ -405,7 +414,7 @@ func (c *checker) values() {
 			return err
 		})
 	}
-	var never time.Time // before every end
+	var never time.Time // no end is before the zero time, so an end that has passed is not a fault
 	c.each("the table service_users", selectUser+` ORDER BY id`, func(rows *sql.Rows) error {
 		u, err := scanUser(rows)
 		if err != nil {
@@ -450,7 +459,7 @@ func (c *checker) values() {
 		g, err := scanGroup(rows)
 		texts(g.ID, "x", &g.Name, &g.Description)
 		texts(g.ID, "true", &g.MemberCondition)
-		g.Rules = sizes[g.ID] // which has their number
+		g.Rules = sizes[g.ID] // check only counts the rules and their conditions
 		judge(g.ID, g.check(), nil)
 		return err
 	})
@@ -468,7 +477,7 @@ func (c *checker) values() {
 		return
 	}
 	if len(list) > maxCatalogue {
-		c.found("the catalogue has %d permissions, at most %d are allowed; load it anew with --replace", len(list), maxCatalogue)
+		c.addFinding("the catalogue has %d permissions, at most %d are allowed; load it again with --replace", len(list), maxCatalogue)
 	}
 	for _, p := range list {
 		texts(p.Key, "x", &p.Key, &p.Name, &p.Category, &p.Description)
@@ -476,10 +485,10 @@ func (c *checker) values() {
 	}
 }
 
-// damaged reports a value that is not of its form.
+// damaged adds a finding if err says that a value cannot be parsed.
 func (c *checker) damaged(id, what string, err error) {
 	if err != nil {
-		c.found("%s: the %s cannot be read: %v; write it anew, or %s", id, what, err, mendByRestore)
+		c.addFinding("%s: the %s cannot be read: %v; write it again, or %s", id, what, err, mendByRestore)
 	}
 }
 
@@ -495,10 +504,10 @@ func (c *checker) users() {
 			return err
 		}
 		if key != nameKey(name) {
-			c.noted("%s: the store does not know what the name %q reads like; rename the service user", id, name)
+			c.addNote("%s: the store has no key for names that read like %q; rename the service user", id, name)
 		}
 		if !role.Valid() {
-			c.found("%s: the role %q is none; write it anew, or %s", id, role, mendByRestore)
+			c.addFinding("%s: the role %q does not exist; write it again, or %s", id, role, mendByRestore)
 		}
 		c.list(id, "teams", teams)
 		c.damaged(id, "labels", fromJSON(labels, new(map[string]string)))
@@ -512,7 +521,7 @@ func (c *checker) users() {
 		var id, name, other, otherName string
 		err := rows.Scan(&id, &name, &other, &otherName)
 		if err == nil {
-			c.noted("%s: the name %q reads like %q of %s; both stay valid; rename one", other, otherName, name, id)
+			c.addNote("%s: the name %q reads like %q of %s; both stay valid; rename one", other, otherName, name, id)
 		}
 		return err
 	})
@@ -525,7 +534,7 @@ func (c *checker) tokens() {
 			return err
 		}
 		if _, err := hex.DecodeString(hash); err != nil || len(hash) != 2*len(access.Token{}.Hash) {
-			c.found("%s: the hash is damaged; refresh the token, or %s", id, mendByRestore)
+			c.addFinding("%s: the hash is damaged; refresh the token, or %s", id, mendByRestore)
 		}
 		_, err := prefixes(allowed)
 		c.damaged(id, "allowed addresses", err)
@@ -535,17 +544,17 @@ func (c *checker) tokens() {
 		c.damaged(id, "figures of use", errors.Join(fromJSON(from, &seenFrom), fromJSON(by, &seenBy)))
 		for _, group := range narrowed {
 			if !ValidID("group", group) {
-				c.found("%s: the permission group %q is no id; %s", clip(id), clip(group), mendByRestore)
+				c.addFinding("%s: the permission group %q is not an id; %s", clip(id), clip(group), mendByRestore)
 			}
 		}
 		for what := range seenBy {
 			if strings.ContainsFunc(what, unicode.IsControl) {
-				c.found("%s: the figures of use hold %q, which is no rule; %s", clip(id), clip(what), mendByRestore)
+				c.addFinding("%s: the figures of use hold %q, which is not a rule; %s", clip(id), clip(what), mendByRestore)
 			}
 		}
 		for what := range seenFrom {
 			if _, err := netip.ParseAddr(what); err != nil {
-				c.found("%s: the figures of use hold %q, which is no address; %s", clip(id), clip(what), mendByRestore)
+				c.addFinding("%s: the figures of use hold %q, which is not an address; %s", clip(id), clip(what), mendByRestore)
 			}
 		}
 		return nil
@@ -560,7 +569,7 @@ func (c *checker) policy() {
 			return err
 		}
 		if !mode.Valid() {
-			c.found("%s: the mode %q is none; write it anew, or %s", id, mode, mendByRestore)
+			c.addFinding("%s: the mode %q does not exist; write it again, or %s", id, mode, mendByRestore)
 		}
 		if condition != "" {
 			_, err := access.ParseMembership(condition)
@@ -574,7 +583,7 @@ func (c *checker) policy() {
 			return err
 		}
 		if _, err := r.Check(); err != nil {
-			c.found("%s of %s cannot be enforced: %v; remove it and add it anew, or %s", r.ID, group, err, mendByRestore)
+			c.addFinding("%s of %s cannot be enforced: %v; remove it and add it again, or %s", r.ID, group, err, mendByRestore)
 		}
 		return nil
 	})
@@ -584,13 +593,14 @@ func (c *checker) policy() {
 			return err
 		}
 		if _, err := permissionRules(key, text); err != nil {
-			c.found("the permission %s cannot be enforced: %v; load it anew, or %s", key, err, mendByRestore)
+			c.addFinding("the permission %s cannot be enforced: %v; load it again, or %s", key, err, mendByRestore)
 		}
 		return nil
 	})
 }
 
-// numbers looks for rows that are newer than the store: no process would read them.
+// numbers looks for rows with a revision above that of the store, which no process would read, and
+// for audit records that are not JSON.
 func (c *checker) numbers() {
 	for _, table := range []string{"service_users", "permission_groups"} {
 		c.each("the table "+table, `SELECT id, revision FROM `+table+` WHERE revision > (SELECT revision FROM meta) ORDER BY id`, func(rows *sql.Rows) error {
@@ -598,7 +608,7 @@ func (c *checker) numbers() {
 			var revision int64
 			err := rows.Scan(&id, &revision)
 			if err == nil {
-				c.found("%s has revision %d, and the store %d; %s", id, revision, c.Revision, mendByRestore)
+				c.addFinding("%s has revision %d, and the store %d; %s", id, revision, c.Revision, mendByRestore)
 			}
 			return err
 		})
@@ -611,7 +621,7 @@ func (c *checker) numbers() {
 		}
 		for _, text := range []string{before, after} {
 			if text != "" && !json.Valid([]byte(text)) {
-				c.found("record %d of the audit trail is no JSON; %s", seq, mendByRestore)
+				c.addFinding("record %d of the audit trail is not JSON; %s", seq, mendByRestore)
 			}
 		}
 		return nil

@@ -7,33 +7,38 @@ import (
 	"go.uber.org/zap"
 )
 
-// wall is the wall clock, but that it never goes back: what has expired stays so.
-// While the clock of the machine is behind, time passes as its monotonic clock says.
+// wall is the wall clock, except that it never goes back, so that expired credentials stay expired.
+// While the clock of the machine is behind the latest time shown, time passes at the rate of the
+// machine's monotonic clock.
 type wall struct {
 	read func() time.Time
 	last atomic.Pointer[instant] // renewed once a second
 }
 
 type instant struct {
-	shown time.Time // the latest that was shown …
-	read  time.Time // … and what was read then
+	shown time.Time // the latest time that Now returned …
+	read  time.Time // … and the reading of the machine's clock at that moment
 }
 
-// Now returns the time. It reads the clock once and waits for nothing.
+// Now returns the time. It reads the clock once and never blocks.
 func (w *wall) Now() time.Time {
 	now, last := w.read(), w.last.Load()
 	seconds := now.Unix()
 	switch {
 	case last == nil || seconds > last.shown.Unix():
-		w.last.CompareAndSwap(last, &instant{shown: now, read: now}) // else somebody else has just done it
+		// If this fails, another goroutine has just stored a newer instant.
+		w.last.CompareAndSwap(last, &instant{shown: now, read: now})
 		return now
 	case seconds == last.shown.Unix():
 		return now
 	}
+	// The clock of the machine went back. Sub uses the monotonic readings, which the step does
+	// not affect; max guards against a clock without them (Options.Now).
 	return last.shown.Add(max(now.Sub(last.read), 0))
 }
 
-// behind returns how far the clock of the machine is behind the one that is shown.
+// behind returns how far the clock of the machine is behind Now. Round(0) strips the monotonic
+// readings, which would hide the difference.
 func (w *wall) behind() time.Duration { return w.Now().Round(0).Sub(w.read().Round(0)) }
 
 // raise sets the clock to at least t.
@@ -43,15 +48,15 @@ func (w *wall) raise(t time.Time) {
 	}
 }
 
-// The clock of the machine may be a little behind; a day is a mistake of now or of
-// then.
+// A lag up to clockLag is normal. A lag above clockWrong means that the clock is wrong now, or was
+// wrong when it set the latest time.
 const (
 	clockLag   = 2 * time.Second
 	clockWrong = 24 * time.Hour
 )
 
-// tellOfClock tells when the clock of the machine went back.
-func (s *Store) tellOfClock() {
+// logClock logs, once for each time, that the clock of the machine went back.
+func (s *Store) logClock() {
 	lag := s.clock.behind()
 	if lag <= clockLag {
 		s.clockBack = false
@@ -63,8 +68,8 @@ func (s *Store) tellOfClock() {
 	s.clockBack = true
 	fields := []zap.Field{zap.Time("clock", s.clock.read().UTC()), zap.Time("latest", s.now().UTC()), zap.Duration("behind", lag)}
 	if lag <= clockWrong {
-		s.log.Warn("the clock went back; what has expired stays expired, and time goes on from the latest that it was", fields...)
+		s.log.Warn("the clock went back; expired credentials stay expired, and time continues from the latest time seen", fields...)
 		return
 	}
-	s.log.Error("the clock is far behind what it was; tokens are judged by the latest time. Set the clock; if it was wrong before, stop Caddy and run: caddy service-user accept-older --store "+ShellWord(s.path), fields...)
+	s.log.Error("the clock is far behind the latest time seen, by which tokens are still judged. Set the clock; if it was wrong before, stop Caddy and run: caddy service-user accept-older --store "+ShellWord(s.path), fields...)
 }

@@ -1,5 +1,5 @@
--- How many rows a directory is made of, so that a table that is read in part is
--- known as one. SQLite's own text; triggers are written otherwise elsewhere.
+-- Triggers that count the rows that make up a directory, so that a table that was read only in part
+-- is noticed. This text is for SQLite; PostgreSQL writes triggers differently.
 
 CREATE TRIGGER service_users_added AFTER INSERT ON service_users WHEN NEW.deleted_at = 0
 BEGIN UPDATE meta SET service_users = service_users + 1; END;

@@ -9,33 +9,32 @@ import (
 	"modernc.org/sqlite"
 )
 
-// What can be wrong with a call. Every error that the caller can do something
-// about is an [*Error] of one of these kinds; anything else means that the
-// machinery broke.
+// The kinds of error that a caller can correct. Each such error is an [*Error] of one of these
+// kinds. Any other error means that the machinery failed, for example the disk.
 var (
 	ErrInvalid    = errors.New("invalid value")
 	ErrNotFound   = errors.New("not found")
 	ErrConflict   = errors.New("conflict")    // the value is taken, or the state forbids it
-	ErrChanged    = errors.New("changed")     // somebody else changed it since it was read
-	ErrNotAllowed = errors.New("not allowed") // the actor's role does not reach this far
+	ErrChanged    = errors.New("changed")     // the record was changed since the caller read it
+	ErrNotAllowed = errors.New("not allowed") // the actor's role does not allow it
 )
 
-// Two kinds of ErrInvalid that clients tell apart.
+// Two kinds of ErrInvalid that clients distinguish.
 var (
 	ErrEmpty   = fmt.Errorf("%w: empty", ErrInvalid)
 	ErrTooLong = fmt.Errorf("%w: too long", ErrInvalid)
 )
 
-// Two kinds of ErrConflict that clients tell apart.
+// Two kinds of ErrConflict that clients distinguish.
 var (
-	ErrReplaced = fmt.Errorf("%w: replaced", ErrConflict) // the token has a successor that stays
+	ErrReplaced = fmt.Errorf("%w: replaced", ErrConflict) // the token has a successor that is in use or was changed
 	ErrTooOften = fmt.Errorf("%w: too often", ErrConflict)
 )
 
-// Error is a fault in what was asked for. It says what to do next.
+// Error is a fault in the caller's request. Its message says how to correct it.
 type Error struct {
 	Kind  error  // one of the Err… values
-	Field string // the field at fault, in the names of the REST API; "" is none
+	Field string // the field at fault, by its name in the REST API; "" for none
 	Msg   string
 }
 
@@ -64,12 +63,15 @@ func notAllowed(format string, args ...any) error {
 	return &Error{Kind: ErrNotAllowed, Msg: fmt.Sprintf(format, args...)}
 }
 
-// within says in which part of the request a fault lies.
+// within puts the part of the request that has the fault before the field of an [*Error]: the part
+// "permissions.2" and the field "rules" give "permissions.2.rules". It returns other errors
+// unchanged.
 func within(err error, part string) error {
 	var e *Error
 	if !errors.As(err, &e) {
 		return err
 	}
+	// A copy: the caller may still use the original.
 	inner := *e
 	if inner.Field != "" {
 		part += "." + inner.Field
@@ -83,17 +85,17 @@ var (
 	errBusy = errors.New("too many are before this one; try again later")
 )
 
-// ErrUncertain is in an error when the end of a change has failed: it may have been
-// made all the same, and the directory shows it in a moment if it was.
+// ErrUncertain is in the chain of an error when a commit failed. The change may have been made all
+// the same. If it was, the directory shows it a moment later.
 var ErrUncertain = errors.New("whether the change was made is not known")
 
-// Trouble says, of an error that is no [*Error], what is wrong with the store, in
-// words that tell nothing else, and whether it is the disk that is full. "" is
-// anything.
-func Trouble(err error) (reason string, full bool) {
+// FaultReason describes an error that is not an [*Error]: the fault of the store, in words that
+// reveal no path or other detail, and whether the disk is full. reason is "" for an unknown fault.
+func FaultReason(err error) (reason string, full bool) {
 	code := 0
 	var e *sqlite.Error
 	if errors.As(err, &e) {
+		// The low byte is the primary result code; the rest refines it.
 		code = e.Code() & 0xff
 	}
 	switch {
@@ -117,7 +119,7 @@ func Trouble(err error) (reason string, full bool) {
 	return "", false
 }
 
-// isIO reports whether a read or a write failed.
+// isIO reports whether a read from or a write to the disk failed.
 func isIO(err error) bool {
 	var e *sqlite.Error
 	return errors.As(err, &e) && e.Code()&0xff == sqliteIOErr || errors.Is(err, syscall.EIO)

@@ -16,25 +16,24 @@ import (
 	"github.com/serviceusers/caddy-service-users/access"
 )
 
-// figures keeps what tokens are used for until it is written. A use is counted in
-// memory ([access.Use]); every interval, counts are closed, given a moment to
-// settle, and written. Nothing that a request does waits for that, and what is
-// lost with the process is figures, never a change.
+// figures keeps the usage of tokens in memory until it is on disk. [access.Use] counts each use.
+// Once per interval the counts are closed, left for a moment to settle, and written. Requests never
+// wait for that. A crash of the process loses usage figures, but never a change.
 type figures struct {
-	counts *access.Uses // what requests write to
+	counts *access.Uses // requests count here
 
 	mu       sync.Mutex
-	open     map[string][]tokenUse       // by service user: being counted
-	settling map[string][]tokenUse       // closed, but perhaps still written to
-	pending  map[string]map[string]usage // by service user and token: to be written
-	wake     chan chan error             // asks to write now, and is told how that went
-	ended    chan struct{}               // closed when nobody writes any more
+	open     map[string][]tokenUse       // by service user: counts that requests still find
+	settling map[string][]tokenUse       // closed counts; a request that found one earlier may still add to it
+	pending  map[string]map[string]usage // by service user and token: ready to be written
+	wake     chan chan error             // asks for a write now; the result goes to the sent channel
+	ended    chan struct{}               // closed when the writing goroutine has ended
 
-	writing sync.Mutex // while figures go from pending to the disk
-	written int64      // how often they did
+	writing sync.Mutex // held while figures go from pending to the disk
+	written int64      // how many batches went to the disk
 }
 
-// writes returns how often figures were written. It waits for those that just are.
+// writes returns how many batches of figures were written. It waits for a write in progress.
 func (f *figures) writes() int64 {
 	f.writing.Lock()
 	defer f.writing.Unlock()
@@ -46,16 +45,16 @@ type tokenUse struct {
 	use   *access.Use
 }
 
-// usage is what is known of the use of a token.
+// usage is the known usage of a token.
 type usage struct {
 	count  int64
 	last   int64 // Unix seconds
 	lastIP string
-	from   map[string]int64 // by address
-	rules  map[string]int64 // by rule
+	from   map[string]int64 // by address, in Unix seconds
+	rules  map[string]int64 // by rule, in Unix seconds
 }
 
-// maxSeen is how many addresses, and how many rules, are kept of a token.
+// maxSeen is how many addresses, and how many rules, are kept for a token.
 const maxSeen = 8
 
 func (f *figures) begin() {
@@ -65,8 +64,8 @@ func (f *figures) begin() {
 	f.wake, f.ended = make(chan chan error), make(chan struct{})
 }
 
-// Use takes down that a principal was let in at an instant, from an address, by a
-// rule or, with "", by none. It waits for nothing.
+// Use records that a request of a principal was allowed at an instant (Unix seconds), from an
+// address, by a rule; rule is "" when no rule was involved. It never waits for the disk.
 func (s *Store) Use(p access.Principal, now int64, from netip.Addr, rule string) {
 	if begun := s.figures.counts.Note(p, now, from, rule); begun != nil {
 		token := p.TokenID()
@@ -74,19 +73,22 @@ func (s *Store) Use(p access.Principal, now int64, from netip.Addr, rule string)
 		s.figures.open[p.ID()] = append(s.figures.open[p.ID()], tokenUse{token, begun})
 		s.figures.mu.Unlock()
 	}
+	// The directory still shows the token as unused. RotateToken relies on the first use, so it
+	// is written at once, without waiting for the interval.
 	if p.Unused() {
 		s.noteFirst(p.ID(), p.TokenID())
 	}
 }
 
-// usageOf brings what was counted into the form in which it is kept.
+// usageOf converts counted figures to the form in which they are kept.
 func usageOf(f access.Figures) usage {
 	u := usage{count: f.Count, last: f.Last, from: make(map[string]int64), rules: make(map[string]int64)}
 	for i, seen := range f.From {
-		if !seen.Value.IsValid() { // a Unix socket
+		if !seen.Value.IsValid() { // a request over a Unix socket has no address
 			continue
 		}
 		if i == 0 {
+			// The list begins with the latest address.
 			u.lastIP = seen.Value.String()
 		}
 		u.from[seen.Value.String()] = seen.At
@@ -105,6 +107,7 @@ func (u *usage) merge(o usage) {
 			u.lastIP = o.lastIP
 		}
 	}
+	// The zero usage has nil maps, to which nothing can be assigned.
 	if u.from == nil {
 		u.from, u.rules = make(map[string]int64), make(map[string]int64)
 	}
@@ -122,6 +125,8 @@ func keepNewest(m map[string]int64) {
 	for len(m) > maxSeen {
 		oldest := ""
 		for k, at := range m {
+			// The comparison of keys makes the result independent of the order of the
+			// map.
 			if oldest == "" || at < m[oldest] || at == m[oldest] && k < oldest {
 				oldest = k
 			}
@@ -130,13 +135,14 @@ func keepNewest(m map[string]int64) {
 	}
 }
 
-// of returns what is not on disk yet of the use of a service user's tokens.
+// of returns, by token, the usage of a service user's tokens that is not on disk yet.
 func (f *figures) of(userID string) map[string]usage {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	out := make(map[string]usage)
 	for token, u := range f.pending[userID] {
 		var copied usage
+		// merge copies the maps, because settleOne later changes those in pending.
 		copied.merge(u)
 		out[token] = copied
 	}
@@ -150,8 +156,9 @@ func (f *figures) of(userID string) map[string]usage {
 	return out
 }
 
-// settle makes what was closed ready to be written. Requests that begin a count get
-// in between one service user and the next. Only who also closes may call it.
+// settle moves closed counts to pending. It takes the lock once for each service user, so that
+// requests that begin a count need not wait for all of them. Only the goroutine that calls close
+// may call it.
 func (f *figures) settle() {
 	for user, list := range f.settling {
 		f.settleOne(user, list)
@@ -172,10 +179,11 @@ func (f *figures) settleOne(user string, list []tokenUse) {
 	delete(f.settling, user)
 }
 
-// close ends the counts that are open; what has not settled stays so.
+// close closes the open counts. Counts that have not settled yet stay in settling.
 func (f *figures) close() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	// From here on requests find no open count, and begin new ones.
 	f.counts.Renew()
 	if len(f.settling) == 0 {
 		f.open, f.settling = make(map[string][]tokenUse), f.open
@@ -187,14 +195,14 @@ func (f *figures) close() {
 	clear(f.open)
 }
 
-// keepFigures writes figures, ends tokens that have gone quiet, and purges
-// tombstones, until the store closes.
+// keepFigures writes figures, revokes tokens that have gone quiet, and purges tombstones, until the
+// store closes.
 func (s *Store) keepFigures(ctx context.Context) {
 	interval := s.opts.UseInterval
 	if interval <= 0 {
 		interval = defaultUseInterval
 	}
-	// A count that was closed gets some time, since a request may be adding to it.
+	// A request may have found a count just before it was closed, and add to it a moment later.
 	settling := min(interval/10, maxSettling)
 	tick := time.NewTicker(interval - settling)
 	defer tick.Stop()
@@ -217,7 +225,11 @@ func (s *Store) keepFigures(ctx context.Context) {
 		if closing {
 			s.figures.close()
 		}
+		// A closed count may settle too early here when the store closes or FlushUse asks
+		// for a write. Then a request that is adding at this moment loses its use; that is
+		// a figure, not a change.
 		s.figures.settle()
+		// The last figures are written although ctx has ended.
 		work := context.WithoutCancel(ctx)
 		err := s.safely("writing the use of tokens", func() error {
 			err := s.writeFigures(work)
@@ -231,7 +243,7 @@ func (s *Store) keepFigures(ctx context.Context) {
 			return err
 		})
 		if err != nil && !failing {
-			s.log.Error("the use of tokens cannot be written; it is tried again", zap.Error(err))
+			s.log.Error("the use of tokens cannot be written; the store tries again", zap.Error(err))
 		}
 		failing = err != nil
 		if done != nil {
@@ -243,12 +255,11 @@ func (s *Store) keepFigures(ctx context.Context) {
 	}
 }
 
-// maxSettling is longer than a request needs between finding a count and adding to
-// it.
+// maxSettling is longer than a request needs from finding a count to adding to it.
 const maxSettling = 100 * time.Millisecond
 
-// FlushUse writes what is known of the use of tokens now. What cannot be written
-// is tried again later.
+// FlushUse writes the known usage of tokens now. After an error the figures stay in memory, and the
+// store tries again later.
 func (s *Store) FlushUse(ctx context.Context) error {
 	done := make(chan error, 1)
 	select {
@@ -261,7 +272,7 @@ func (s *Store) FlushUse(ctx context.Context) error {
 	}
 }
 
-// figuresPerChange bounds how long a batch of figures holds the database.
+// figuresPerChange limits how long one transaction with figures locks the database.
 const figuresPerChange = 500
 
 func (s *Store) writeFigures(ctx context.Context) error {
@@ -273,13 +284,16 @@ func (s *Store) writeFigures(ctx context.Context) error {
 	s.figures.mu.Lock()
 	for user, tokens := range s.figures.pending {
 		for token, u := range tokens {
-			if !s.uses.has(token) { // its first use comes first
+			// A usage row that is already on disk would make recordUse skip the audit
+			// record of the first use.
+			if !s.pendingFirst.has(token) {
 				rows = append(rows, row{user, token, u})
 			}
 		}
 	}
 	s.figures.mu.Unlock()
-	slices.SortFunc(rows, func(a, b row) int { return strings.Compare(a.token, b.token) }) // neighbours share pages
+	// Tokens with neighbouring ids share pages.
+	slices.SortFunc(rows, func(a, b row) int { return strings.Compare(a.token, b.token) })
 	for batch := range slices.Chunk(rows, figuresPerChange) {
 		err := func() error {
 			if err := s.lock(ctx); err != nil {
@@ -305,6 +319,8 @@ func (s *Store) writeFigures(ctx context.Context) error {
 					return err
 				}
 			}
+			// This lock makes the commit and the removal from pending one step for
+			// inReadWithUse.
 			s.figures.writing.Lock()
 			defer s.figures.writing.Unlock()
 			if err := sqlTx.Commit(); err != nil {
@@ -328,8 +344,8 @@ func (s *Store) writeFigures(ctx context.Context) error {
 	return nil
 }
 
-// usageWriter adds to the figures of tokens in one transaction. Its statements are
-// prepared: with many tokens in use, parsing them again was most of the work.
+// usageWriter adds to the figures of tokens in one transaction. Its statements are prepared,
+// because parsing them for each token took most of the time.
 type usageWriter struct {
 	read, write, active *sql.Stmt
 }
@@ -352,7 +368,7 @@ func (w *usageWriter) add(ctx context.Context, user, token string, u usage) erro
 	var from, rules string
 	err := w.read.QueryRowContext(ctx, token, user).Scan(&now.last, &now.lastIP, &now.count, &from, &rules)
 	if errors.Is(err, sql.ErrNoRows) {
-		return nil // purged meanwhile
+		return nil // the token was purged since its use
 	}
 	if err == nil {
 		err = errors.Join(fromJSON(from, &now.from), fromJSON(rules, &now.rules))
@@ -368,10 +384,10 @@ func (w *usageWriter) add(ctx context.Context, user, token string, u usage) erro
 	return err
 }
 
-// inReadWithUse is inRead for what adds figures that are not on disk yet to those
-// that are. It reads again when some were written meanwhile, which would count
-// twice or not at all; who reads longer than from one writing to the next takes
-// what it has got.
+// inReadWithUse is like inRead, for a function that adds figures in memory to figures on disk. It
+// repeats the read, up to three times, when figures were written meanwhile, because these would
+// count twice or not at all. If each of three reads takes longer than the interval between two
+// writes, it returns the last result.
 func inReadWithUse[T any](ctx context.Context, s *Store, by Actor, f func(*tx) (T, error)) (v T, err error) {
 	for range 3 {
 		writes := s.figures.writes()
@@ -382,8 +398,8 @@ func inReadWithUse[T any](ctx context.Context, s *Store, by Actor, f func(*tx) (
 	return v, err
 }
 
-// withUse adds to tokens of a service user, read by a change or [inReadWithUse],
-// what is not on disk yet.
+// withUse adds the usage that is not on disk yet to tokens of a service user. A change or
+// [inReadWithUse] must have read the tokens.
 func (s *Store) withUse(userID string, tokens ...*Token) {
 	pending := s.figures.of(userID)
 	for _, k := range tokens {
@@ -398,7 +414,7 @@ func (s *Store) withUse(userID string, tokens ...*Token) {
 	}
 }
 
-// withActivity does the same for the service user itself.
+// withActivity does the same for the LastActiveAt of the service user itself.
 func (s *Store) withActivity(u *ServiceUser) {
 	for _, use := range s.figures.of(u.ID) {
 		if at := fromUnix(use.last); at.After(u.LastActiveAt) {
@@ -407,8 +423,7 @@ func (s *Store) withActivity(u *ServiceUser) {
 	}
 }
 
-// endQuiet revokes retiring tokens that nobody has used for as long as their
-// refresh has said.
+// endQuiet revokes retiring tokens that were not used for as long as their refresh allowed.
 func (s *Store) endQuiet(ctx context.Context) error {
 	if err := s.inPlace(); err != nil {
 		return err
@@ -427,6 +442,7 @@ func (s *Store) endQuiet(ctx context.Context) error {
 	}
 	for _, n := range list {
 		err := s.change(ctx, Actor{Name: "system", Operation: NewOperationID()}, func(t *tx) error {
+			// The token may have been used, or changed, since the query above.
 			before, err := t.token(n.user, n.token)
 			if err != nil {
 				return err
@@ -442,6 +458,8 @@ func (s *Store) endQuiet(ctx context.Context) error {
 			}
 			return t.audit("token.quiet", n.token, before, after)
 		})
+		// An *Error concerns this token only, for example because it was purged: go on with
+		// the others.
 		var fault *Error
 		if err != nil && !errors.As(err, &fault) {
 			return err

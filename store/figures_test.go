@@ -280,7 +280,7 @@ func TestUseCannotBeWritten(t *testing.T) {
 			t.Errorf("use %d: got %s, on disk %s", i+1, used(got), w.onDisk(w.token.ID))
 		}
 	}
-	if n := log.FilterMessageSnippet("tried again").Len(); n != 1 {
+	if n := log.FilterMessageSnippet("tries again").Len(); n != 1 {
 		t.Errorf("got %d log entries, want one", n)
 	}
 	must(w.write.ExecContext(ctx, `DROP TRIGGER full`))

@@ -6,8 +6,9 @@ import (
 	"syscall"
 )
 
-// Magic numbers of file systems (statfs(2)) that do a database no good.
-var doubtful = map[uint32]string{
+// unsafeFileSystems has the file systems that can damage or lose a database, by their magic number
+// in statfs(2), each with the reason.
+var unsafeFileSystems = map[uint32]string{
 	0x6969:     "NFS: locks and the shared index of the log do not work over a network",
 	0x517b:     "SMB: locks and the shared index of the log do not work over a network",
 	0xff534d42: "CIFS: locks and the shared index of the log do not work over a network",
@@ -17,26 +18,29 @@ var doubtful = map[uint32]string{
 	0x5346414f: "AFS: locks and the shared index of the log do not work over a network",
 	0x47504653: "GPFS: locks and the shared index of the log do not work over a network",
 	0x0bd00bd0: "Lustre: locks and the shared index of the log do not work over a network",
-	0x794c7630: "overlay: the layer of a container is gone with it; put the store on a volume",
-	0x01021994: "tmpfs: what is in memory is gone with the next start of the machine",
-	0x858458f6: "ramfs: what is in memory is gone with the next start of the machine",
+	0x794c7630: "overlay: the layer of a container is deleted with the container; put the store on a volume",
+	0x01021994: "tmpfs: files in memory are lost at the next start of the machine",
+	0x858458f6: "ramfs: files in memory are lost at the next start of the machine",
 }
 
-// Doubts says why a store is in no good place.
-func Doubts(path string) (doubts []string, err error) {
+// StorageWarnings lists reasons why the place of a store is unsafe, such as its file system or a
+// hard link. An error means that the place could not be examined.
+func StorageWarnings(path string) (warnings []string, err error) {
 	var fs syscall.Statfs_t
 	if err := syscall.Statfs(filepath.Dir(path), &fs); err != nil {
 		return nil, fmt.Errorf("looking at the file system: %w", err)
 	}
-	if doubt := doubtful[uint32(fs.Type)]; doubt != "" {
-		doubts = append(doubts, doubt)
+	if reason := unsafeFileSystems[uint32(fs.Type)]; reason != "" {
+		warnings = append(warnings, reason)
 	}
 	var file syscall.Stat_t
 	if err := syscall.Stat(path, &file); err != nil {
-		return doubts, fmt.Errorf("looking at the file: %w", err)
+		return warnings, fmt.Errorf("looking at the file: %w", err)
 	}
 	if file.Nlink > 1 {
-		doubts = append(doubts, "the file has another name (a hard link): who opens it by that has a log of its own, and changes are lost; remove one of the names")
+		// SQLite derives the name of the log from the name of the database.
+		warnings = append(warnings, "the file has another name (a hard link): a program that opens it by that name "+
+			"writes a separate log, and changes are lost; remove one of the names")
 	}
-	return doubts, nil
+	return warnings, nil
 }

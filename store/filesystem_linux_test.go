@@ -23,18 +23,18 @@ func TestDoubtfulFileSystem(t *testing.T) {
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := Doubts(path); err != nil || len(got) != 1 || !strings.HasPrefix(got[0], "tmpfs: ") {
+	if got, err := StorageWarnings(path); err != nil || len(got) != 1 || !strings.HasPrefix(got[0], "tmpfs: ") {
 		t.Errorf("on tmpfs: got %q, %v", got, err)
 	}
 	// The others cannot be mounted here.
-	defer func(old string) { doubtful[uint32(fs.Type)] = old }(doubtful[uint32(fs.Type)])
-	delete(doubtful, uint32(fs.Type))
-	if got, err := Doubts(path); err != nil || len(got) > 0 {
+	defer func(old string) { unsafeFileSystems[uint32(fs.Type)] = old }(unsafeFileSystems[uint32(fs.Type)])
+	delete(unsafeFileSystems, uint32(fs.Type))
+	if got, err := StorageWarnings(path); err != nil || len(got) > 0 {
 		t.Errorf("on another: got %q, %v, want none", got, err)
 	}
 	for _, name := range []string{"NFS", "SMB", "CIFS", "SMB2", "overlay", "tmpfs"} {
 		found := name == "tmpfs" // just taken out
-		for _, text := range doubtful {
+		for _, text := range unsafeFileSystems {
 			found = found || strings.HasPrefix(text, name+": ")
 		}
 		if !found {
@@ -44,11 +44,11 @@ func TestDoubtfulFileSystem(t *testing.T) {
 	if err := os.Link(path, path+"-too"); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := Doubts(path); err != nil || len(got) != 1 || !strings.Contains(got[0], "hard link") {
+	if got, err := StorageWarnings(path); err != nil || len(got) != 1 || !strings.Contains(got[0], "hard link") {
 		t.Errorf("with a hard link: got %q, %v", got, err)
 	}
 	for _, missing := range []string{"none.db", "none/store.db"} {
-		if _, err := Doubts(filepath.Join(dir, missing)); err == nil {
+		if _, err := StorageWarnings(filepath.Join(dir, missing)); err == nil {
 			t.Errorf("%s does not exist: got no error", missing)
 		}
 	}

@@ -2,5 +2,6 @@
 
 package store
 
-// Doubts says why a store is in no good place. Only Linux is asked.
-func Doubts(string) ([]string, error) { return nil, nil }
+// StorageWarnings lists reasons why the place of a store is unsafe. It knows only Linux file
+// systems, so here it returns none.
+func StorageWarnings(string) ([]string, error) { return nil, nil }

@@ -11,7 +11,7 @@ import (
 	"github.com/serviceusers/caddy-service-users/access"
 )
 
-// CreateGroup makes a permission group with its rules.
+// CreateGroup creates a permission group with its rules. Only admins may call it.
 func (s *Store) CreateGroup(ctx context.Context, by Actor, g Group) (Group, error) {
 	err := s.change(ctx, by, func(t *tx) error {
 		if err := t.admit("create a permission group"); err != nil {
@@ -26,7 +26,7 @@ func (s *Store) CreateGroup(ctx context.Context, by Actor, g Group) (Group, erro
 		if err := t.checkGroupTaken("", g.Name); err != nil {
 			return err
 		}
-		g.keep(Group{ID: t.newID("group"), CreatedAt: t.now, CreatedBy: t.by.Name, UpdatedAt: t.now, Version: 1})
+		g.copyManagedFields(Group{ID: t.newID("group"), CreatedAt: t.now, CreatedBy: t.by.Name, UpdatedAt: t.now, Version: 1})
 		if _, err := t.exec(`
 			INSERT INTO permission_groups (id, name, description, mode, member_condition, created_at, created_by, updated_at, deleted_at, version, revision)
 			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 0, $9, $10)`,
@@ -55,8 +55,9 @@ func (s *Store) Group(ctx context.Context, by Actor, id string) (Group, error) {
 	return g, err
 }
 
-// Groups lists permission groups that were made before the one named before
-// ("" is all), newest first; with a name, the one of that name.
+// Groups lists permission groups, newest first. With before, it lists only groups that were created
+// before the group with that id; with name, only the group with that name. more reports whether the
+// limit cut the list. A manager sees only the groups that it holds.
 func (s *Store) Groups(ctx context.Context, by Actor, name, before string, limit int) (list []Group, more bool, err error) {
 	list, err = inRead(ctx, s, by, func(t *tx) ([]Group, error) {
 		where, args := ` WHERE deleted_at = 0 AND ($1 = '' OR id < $1) AND ($2 = '' OR name = $2)`, []any{before, name, limit + 1}
@@ -94,8 +95,9 @@ func (s *Store) Groups(ctx context.Context, by Actor, name, before string, limit
 	return list, more, err
 }
 
-// UpdateGroup changes the fields of a permission group that a caller may
-// choose. Rules that edit leaves as they are keep their ids.
+// UpdateGroup changes the fields of a permission group that a caller may choose. Rules that edit
+// does not change keep their ids. Unless version is 0 it must be the present version, or the error
+// is [ErrChanged]. Only admins may call it.
 func (s *Store) UpdateGroup(ctx context.Context, by Actor, id string, version int64, edit func(*Group) error) (Group, error) {
 	var g Group
 	err := s.change(ctx, by, func(t *tx) error {
@@ -113,7 +115,7 @@ func (s *Store) UpdateGroup(ctx context.Context, by Actor, id string, version in
 		if err := edit(&g); err != nil {
 			return err
 		}
-		g.keep(before)
+		g.copyManagedFields(before)
 		if err := g.check(); err != nil {
 			return err
 		}
@@ -126,6 +128,8 @@ func (s *Store) UpdateGroup(ctx context.Context, by Actor, id string, version in
 		if err := t.setPermissions(id, before.Permissions, g.Permissions); err != nil {
 			return err
 		}
+		// The audit trail shows every field that a caller may choose, so equal records mean
+		// no change.
 		if toJSON(auditGroup(g)) == toJSON(auditGroup(before)) {
 			return nil
 		}
@@ -138,7 +142,7 @@ func (s *Store) UpdateGroup(ctx context.Context, by Actor, id string, version in
 	return g, err
 }
 
-// writeGroup writes the row of a group that changed in any way.
+// writeGroup writes the row of a group after any change of the group, with a new version.
 func (t *tx) writeGroup(g Group) (Group, error) {
 	g.UpdatedAt, g.Version = t.now, g.Version+1
 	if _, err := t.exec(`
@@ -149,8 +153,8 @@ func (t *tx) writeGroup(g Group) (Group, error) {
 	return g, nil
 }
 
-// DeleteGroup deletes a permission group; its members lose what it granted and
-// what it refused.
+// DeleteGroup deletes a permission group. Its members lose the requests that its rules allow, and
+// its denies no longer apply to them. Only admins may call it.
 func (s *Store) DeleteGroup(ctx context.Context, by Actor, id string, version int64) error {
 	return s.change(ctx, by, func(t *tx) error {
 		before, err := t.visibleGroup(id)
@@ -163,6 +167,7 @@ func (s *Store) DeleteGroup(ctx context.Context, by Actor, id string, version in
 		if err := checkVersion(before.Version, version); err != nil {
 			return err
 		}
+		// The members are found by the rows that the next statement deletes.
 		if err := t.touchMembers(id); err != nil {
 			return err
 		}
@@ -181,7 +186,8 @@ func (s *Store) DeleteGroup(ctx context.Context, by Actor, id string, version in
 	})
 }
 
-// touchMembers tells the directory that the members of a group changed.
+// touchMembers marks the members of a group as changed in this revision, so that the directory
+// reads them again.
 func (t *tx) touchMembers(group string) error {
 	if _, err := t.exec(`
 		UPDATE service_users SET revision = $2
@@ -191,7 +197,7 @@ func (t *tx) touchMembers(group string) error {
 	return nil
 }
 
-// AddRule adds a rule at the end of a permission group.
+// AddRule adds a rule at the end of a permission group. Only admins may call it.
 func (s *Store) AddRule(ctx context.Context, by Actor, groupID string, r access.Rule) (made access.Rule, err error) {
 	err = s.editRules(ctx, by, groupID, "rule.add", func(t *tx, g *Group) error {
 		if len(g.Rules) >= maxRules {
@@ -206,7 +212,7 @@ func (s *Store) AddRule(ctx context.Context, by Actor, groupID string, r access.
 	return made, err
 }
 
-// RemoveRule removes one rule of a permission group.
+// RemoveRule removes one rule of a permission group. Only admins may call it.
 func (s *Store) RemoveRule(ctx context.Context, by Actor, groupID, ruleID string) error {
 	return s.editRules(ctx, by, groupID, "rule.remove", func(t *tx, g *Group) error {
 		i := slices.IndexFunc(g.Rules, func(r access.Rule) bool { return r.ID == ruleID })
@@ -242,11 +248,11 @@ func (s *Store) editRules(ctx context.Context, by Actor, groupID, action string,
 type Member struct {
 	ID     string
 	Name   string
-	Source access.Source // by name or by condition
+	Source access.Source // whether the group names it or its condition selects it
 }
 
-// Members lists the service users that a group names or that meet its condition,
-// newest first.
+// Members lists the service users that a group names or that meet its condition, newest first.
+// before and limit are as in [Store.Groups]. A manager sees only those that share a team with it.
 func (s *Store) Members(ctx context.Context, by Actor, groupID, before string, limit int) (list []Member, more bool, err error) {
 	if _, err := s.Group(ctx, by, groupID); err != nil {
 		return nil, false, err
@@ -263,8 +269,8 @@ func (s *Store) Members(ctx context.Context, by Actor, groupID, before string, l
 	return list, more, nil
 }
 
-// memberCounts counts the members of groups that the actor may see. For a manager it
-// looks at every service user once.
+// memberCounts counts the members of groups that the actor may see. For a manager it examines every
+// service user once.
 func (s *Store) memberCounts(by Actor, groups ...string) map[string]int {
 	if by.Scope != nil {
 		return s.Directory().CountMembers(groups, func(u *access.User) bool { return by.Scope.Shares(u.Teams) })
@@ -276,14 +282,14 @@ func (s *Store) memberCounts(by Actor, groups ...string) map[string]int {
 	return counts
 }
 
-// AddMember makes a service user a member of a group. To add one that is a
-// member already changes nothing and is no error.
+// AddMember makes a service user a member of a group. If it is a member already, AddMember changes
+// nothing and returns no error.
 func (s *Store) AddMember(ctx context.Context, by Actor, groupID, userID string) error {
 	return s.setMember(ctx, by, groupID, userID, true)
 }
 
-// RemoveMember ends a membership. To remove one that is no member changes
-// nothing and is no error.
+// RemoveMember ends a membership. If the service user is not a member, RemoveMember changes nothing
+// and returns no error.
 func (s *Store) RemoveMember(ctx context.Context, by Actor, groupID, userID string) error {
 	return s.setMember(ctx, by, groupID, userID, false)
 }
@@ -323,7 +329,7 @@ func (s *Store) setMember(ctx context.Context, by Actor, groupID, userID string,
 	})
 }
 
-// addMember writes one membership. field names what the caller set.
+// addMember writes one membership. field is the field of the request that an error refers to.
 func (t *tx) addMember(field, groupID, userID string) error {
 	if err := t.checkGiven(field, groupID); err != nil {
 		return err
@@ -336,8 +342,8 @@ func (t *tx) addMember(field, groupID, userID string) error {
 	return nil
 }
 
-// checkGiven refuses a group that does not exist, or that the actor cannot give;
-// a manager does not learn which.
+// checkGiven rejects a group that does not exist or that the actor cannot give. A manager gets the
+// same error for both, so that it cannot find out which groups exist.
 func (t *tx) checkGiven(field, groupID string) error {
 	if scope := t.by.Scope; scope != nil && !slices.Contains(scope.Groups, groupID) {
 		return &Error{ErrNotAllowed, field, "a manager can give only permission groups that it holds itself, and it does not hold " + groupID}
@@ -346,7 +352,7 @@ func (t *tx) checkGiven(field, groupID string) error {
 	return asField(err, field)
 }
 
-// addRule checks a rule and writes it behind the others.
+// addRule checks a rule and writes it after the last rule of the group.
 func (t *tx) addRule(group string, r access.Rule) (access.Rule, error) {
 	r, err := checkRule(r)
 	if err != nil {
@@ -369,15 +375,16 @@ func (t *tx) removeRule(id string) error {
 	return nil
 }
 
-// setRules makes list, in its order, the rules of a group. One that stands in
-// before with the same content stays, with its id.
+// setRules makes list, in its order, the rules of a group. A rule of before with the same content
+// keeps its id.
 func (t *tx) setRules(group string, before, list []access.Rule) ([]access.Rule, error) {
 	type content struct{ text, name, description string }
 	contentOf := func(r access.Rule) content { return content{r.String(), r.Name, r.Description} }
+	// Neither the content nor the order changes, so no row has to be written.
 	if before != nil && slices.EqualFunc(list, before, func(a, b access.Rule) bool { return contentOf(a) == contentOf(b) }) {
 		return before, nil
 	}
-	left := make(map[content][]string) // ids of before
+	left := make(map[content][]string) // ids of the rules of before that are not used yet, by content
 	for _, r := range before {
 		left[contentOf(r)] = append(left[contentOf(r)], r.ID)
 	}
@@ -387,7 +394,10 @@ func (t *tx) setRules(group string, before, list []access.Rule) ([]access.Rule, 
 		if err != nil {
 			return nil, err
 		}
-		// Each in turn goes behind the others, so that they end in this order.
+		// Each rule in turn gets the highest position, so the rules end in the order of
+		// list.
+		// checkRule may have brought the rule into its normal form, so the content is
+		// computed again.
 		if ids := left[contentOf(r)]; len(ids) > 0 {
 			r.ID, left[contentOf(r)] = ids[0], ids[1:]
 			if _, err := t.exec(`
@@ -436,8 +446,8 @@ func (t *tx) group(id string) (Group, error) {
 	return list[0], nil
 }
 
-// visibleGroup reads a group, with its rules, that the actor may see: a manager
-// sees those that it holds.
+// visibleGroup reads a group with its rules if the actor may see it. A manager sees the groups that
+// it holds; for other groups it gets [ErrNotFound].
 func (t *tx) visibleGroup(id string) (Group, error) {
 	g, err := t.group(id)
 	if err != nil {
@@ -449,7 +459,8 @@ func (t *tx) visibleGroup(id string) (Group, error) {
 	return g, t.fill(&g)
 }
 
-// fill reads what is not in the row of a group, without the number of members.
+// fill reads the parts of a group that are not in its row: rules and permissions, but not
+// MemberCount.
 func (t *tx) fill(g *Group) (err error) {
 	if g.Rules, err = t.rulesOf(g.ID); err != nil {
 		return err
@@ -484,7 +495,7 @@ func (t *tx) checkGroupTaken(id, name string) error {
 	}
 }
 
-// auditGroup is what the audit trail shows of a group: rules as text.
+// auditGroup returns the form of a group for the audit trail, with rules as text.
 func auditGroup(g Group) any {
 	type rule struct {
 		ID          string `json:"id"`
@@ -502,7 +513,8 @@ func auditGroup(g Group) any {
 	}{g, rules}
 }
 
-// asField turns a missing group into a fault of the field that names it.
+// asField turns an [ErrNotFound] for a group into an [ErrInvalid] of the field that names the
+// group.
 func asField(err error, field string) error {
 	var e *Error
 	if errors.As(err, &e) && e.Kind == ErrNotFound {

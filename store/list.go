@@ -9,41 +9,43 @@ import (
 	"strings"
 )
 
-// UserQuery chooses a page of service users. The zero value is all of them,
-// newest first.
+// UserQuery selects a page of service users. The zero value selects all of them, newest first.
 type UserQuery struct {
 	Name    string // exactly this name; "" is any
-	Search  string // stands in the name, display name, alias, owner, description or id, whatever the case of ASCII letters
+	Search  string // part of the name, display name, alias, owner, description or id, in any case of ASCII letters
 	Role    string // "" is any
 	Team    string // "" is any
 	Status  string // "active", "inactive" or "expired"; "" is any
-	Deleted bool   // tombstones instead
-	Creator string // the name of the [Actor] that made it, or of a service user that is this one; "" is any
-	Sort    string // one of UserSorts, with "-" before it for descending; "" is "-created_at"
+	Deleted bool   // list tombstones instead
+	Creator string // the name of the [Actor] that created it, or the name of the service user that did; "" is any
+	Sort    string // a key of UserSorts, after "-" for descending; "" is "-created_at"
 
-	After  *Place                           // only those behind this place in the order
-	Filter func(*ServiceUser) (bool, error) // nil is all; it is asked in the order of the list, while no transaction is open
-	Limit  int                              // at most so many; at least 1
+	After *Place // only service users after this place in the order
+	// Filter selects among the service users that meet the other fields; nil selects all. It is
+	// called in the order of the list, while no transaction is open.
+	Filter func(*ServiceUser) (bool, error)
+	Limit  int // the most service users in the page; at least 1
 }
 
-// Place is a place in a sorted list: the key of a row, and its id.
+// Place is a place in a sorted list: the sort key of a row, and its id.
 type Place struct {
 	Key any    `json:"key"`
 	ID  string `json:"id"`
 }
 
-// UserSorts are the fields that service users can be sorted by, with the column.
+// UserSorts has the fields that service users can be sorted by, each with its column. Ids sort by
+// creation, so created_at uses the column id.
 var UserSorts = map[string]string{"created_at": "id", "name": "name", "role": "role", "last_active_at": "last_active_at"}
 
-// maxFiltered bounds how many rows a filter looks at for one page, of which so many are
-// read at once.
+// maxFiltered limits how many rows a filter examines for one page. filteredAtOnce is how many of
+// them one transaction reads.
 const (
 	maxFiltered    = 100_000
 	filteredAtOnce = 500
 )
 
-// ServiceUsers lists service users. more reports whether others follow behind the
-// last one. It ends with ctx.
+// ServiceUsers lists service users. more reports whether more of them follow the last one. It
+// returns early, with an error, when ctx ends.
 func (s *Store) ServiceUsers(ctx context.Context, by Actor, q UserQuery) (list []ServiceUser, more bool, err error) {
 	if q.Filter != nil {
 		if list, more, err = s.filterUsers(ctx, by, q); err != nil {
@@ -66,9 +68,9 @@ func (s *Store) ServiceUsers(ctx context.Context, by Actor, q UserQuery) (list [
 	return list, more, err
 }
 
-// filterUsers lists the service users that meet a filter. The ids are read first, in
-// their order, and then the rows by and by; a row that does not belong to the list any
-// more by then is left out.
+// filterUsers lists the service users that meet a filter. It first reads the ids in their order,
+// and then the rows, some at a time, because a slow filter must not keep a transaction open. It
+// leaves out a row that no longer belongs to the list when it is read.
 func (s *Store) filterUsers(ctx context.Context, by Actor, q UserQuery) (list []ServiceUser, more bool, err error) {
 	ids, err := inRead(ctx, s, by, func(t *tx) ([]string, error) {
 		where, order, args := t.choose(q)
@@ -81,6 +83,7 @@ func (s *Store) filterUsers(ctx context.Context, by Actor, q UserQuery) (list []
 	if err != nil {
 		return nil, false, err
 	}
+	// Not nil, like the list that collect returns.
 	list = []ServiceUser{}
 	beyond := len(ids) > maxFiltered
 	for chunk := range slices.Chunk(ids[:min(len(ids), maxFiltered)], filteredAtOnce) {
@@ -106,13 +109,14 @@ func (s *Store) filterUsers(ctx context.Context, by Actor, q UserQuery) (list []
 			}
 		}
 	}
+	// A page without a service user has no place from which the next page could continue.
 	if beyond && len(list) == 0 {
 		return nil, false, &Error{ErrInvalid, "filter", fmt.Sprintf("%d service users were looked at and none fits; narrow the list by q, role, team or status as well", maxFiltered)}
 	}
-	return list, beyond, nil // the rest is on the next page
+	return list, beyond, nil // beyond: the next page examines the remaining ids
 }
 
-// usersOf reads those of the ids that belong to a list.
+// usersOf reads the service users among ids that belong to a list, by id.
 func (t *tx) usersOf(q UserQuery, ids []string) (map[string]*ServiceUser, error) {
 	where, _, args := t.choose(q)
 	places := make([]string, len(ids))
@@ -132,7 +136,7 @@ func (t *tx) usersOf(q UserQuery, ids []string) (map[string]*ServiceUser, error)
 	return users, err
 }
 
-// KeyOf returns what a service user is sorted by.
+// KeyOf returns the place of a service user in the order of the list.
 func (q UserQuery) KeyOf(u ServiceUser) Place {
 	switch strings.TrimPrefix(q.Sort, "-") {
 	case "name":
@@ -146,7 +150,7 @@ func (q UserQuery) KeyOf(u ServiceUser) Place {
 	}
 }
 
-// choose returns the conditions and the order of a list, for SQL.
+// choose returns the WHERE and ORDER BY clauses of a list and their arguments.
 func (t *tx) choose(q UserQuery) (clause, order string, args []any) {
 	var where []string
 	arg := func(v any) string {
@@ -176,10 +180,14 @@ func (t *tx) choose(q UserQuery) (clause, order string, args []any) {
 		visible = "(" + strings.Join(teams, " OR ") + ")"
 		where = append(where, visible)
 	}
-	if q.Creator != "" { // a manager learns no name of one that it does not see
+	// created_by has the id of a service user. The subquery finds it by name, but only among
+	// service users that a manager sees; otherwise the manager could test which names exist.
+	if q.Creator != "" {
 		creator := arg(q.Creator)
 		where = append(where, `(created_by = `+creator+` OR created_by IN (SELECT id FROM service_users WHERE name = `+creator+` AND `+visible+`))`)
 	}
+	// Every query has to use every argument, so branches that do not need now compare it with
+	// itself.
 	now := arg(t.now.Unix())
 	switch q.Status {
 	case "active":
@@ -193,6 +201,7 @@ func (t *tx) choose(q UserQuery) (clause, order string, args []any) {
 	}
 	if q.Search != "" {
 		pattern := arg(q.Search)
+		// LIKE would treat "%" and "_" in the search text as wildcards.
 		var any []string
 		for _, column := range []string{"name", "display_name", "alias", "owner", "description", "id"} {
 			any = append(any, `REPLACE(LOWER(`+column+`), LOWER(`+pattern+`), '') <> LOWER(`+column+`)`)
@@ -208,13 +217,14 @@ func (t *tx) choose(q UserQuery) (clause, order string, args []any) {
 		direction, beyond = "DESC", "<"
 	}
 	if q.After != nil {
+		// The id breaks ties between rows with the same key.
 		key, id := arg(q.After.Key), arg(q.After.ID)
 		where = append(where, fmt.Sprintf(`(%[1]s %[2]s %[3]s OR %[1]s = %[3]s AND id %[2]s %[4]s)`, column, beyond, key, id))
 	}
 	return ` WHERE ` + strings.Join(where, " AND "), ` ORDER BY ` + column + ` ` + direction + `, id ` + direction, args
 }
 
-// listUsers reads a page of a list, and one more row when there is one.
+// listUsers reads a page of a list, and one row of the next page if there is one.
 func (t *tx) listUsers(q UserQuery) ([]ServiceUser, error) {
 	where, order, args := t.choose(q)
 	rows, err := t.query(fmt.Sprintf(`%s%s%s LIMIT %d`, selectUser, where, order, q.Limit+1), args...)
@@ -224,7 +234,7 @@ func (t *tx) listUsers(q UserQuery) ([]ServiceUser, error) {
 	return collect(rows, scanUser)
 }
 
-// complete adds to the rows of a list what is not in them.
+// complete adds the groups and the usage that is not on disk yet to the rows of a list.
 func (t *tx) complete(q UserQuery, list []ServiceUser) (err error) {
 	sortedByUse := strings.TrimPrefix(q.Sort, "-") == "last_active_at"
 	for i := range list {
@@ -233,14 +243,16 @@ func (t *tx) complete(q UserQuery, list []ServiceUser) (err error) {
 			return err
 		}
 		if sortedByUse {
-			continue // the key of the next page is what is on disk
+			continue // the key of the next page has to be the value on disk
 		}
-		if q.Filter != nil { // the row was read some time ago, and uses were written since
+		// The row was read in an earlier transaction, and usage may have been written
+		// since. Without this read it would be in neither of the two figures.
+		if q.Filter != nil {
 			var at int64
 			switch err := t.row(`SELECT last_active_at FROM service_users WHERE id = $1`, u.ID).Scan(&at); {
 			case err == nil:
 				u.LastActiveAt = fromUnix(at)
-			case !errors.Is(err, sql.ErrNoRows): // it is gone altogether
+			case !errors.Is(err, sql.ErrNoRows): // no row: it is not in the table any more
 				return err
 			}
 		}
@@ -249,7 +261,7 @@ func (t *tx) complete(q UserQuery, list []ServiceUser) (err error) {
 	return nil
 }
 
-// hasTeam finds a team in a column of JSON text. Team names hold no quotes, so a
-// quoted one is found whole. LIKE would do, but for SQLite it takes "Finance" for
-// "finance".
+// hasTeam returns a condition that finds a team in a column of JSON text. arg is the team as JSON,
+// with its quotes. Team names contain no quotes, so only a whole name matches. LIKE is not used
+// because SQLite's LIKE ignores case: it takes "Finance" for "finance".
 func hasTeam(arg string) string { return `REPLACE(teams, ` + arg + `, '') <> teams` }

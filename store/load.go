@@ -21,17 +21,16 @@ import (
 	"github.com/serviceusers/caddy-service-users/access"
 )
 
-// revokedShown is how long a revoked token stays in the directory, so that a
-// log can say "token_revoked" instead of "wrong_secret".
+// revokedShown is how long a revoked token stays in the directory, so that a log can say
+// "token_revoked" instead of "wrong_secret".
 const revokedShown = 7 * 24 * time.Hour
 
-// load reads what changed since the directory in force and returns the
-// directory with it. Everything is read in one transaction; an error of any
-// row refuses the whole.
+// load reads the changes since the directory in force and returns a directory that includes them.
+// It reads all of them in one transaction. An error in any row rejects the whole load.
 func (s *Store) load(ctx context.Context, q *sql.Tx) (loaded, error) {
 	current := s.loaded
 	next := loaded{}
-	var version int // a newer program may have upgraded it meanwhile
+	var version int // a newer program may have upgraded the database since Open
 	if err := q.QueryRowContext(ctx, `PRAGMA user_version`).Scan(&version); err != nil {
 		return next, fmt.Errorf("reading the schema version: %w", err)
 	}
@@ -52,7 +51,7 @@ func (s *Store) load(ctx context.Context, q *sql.Tx) (loaded, error) {
 	}
 	if restored, err := current.restoredSince(ctx, q); err != nil {
 		return next, err
-	} else if restored { // everything is read anew
+	} else if restored { // read every row again
 		current = loaded{directory: access.NewDirectory(s.opts.Peppers, s.opts.DefaultGroup)}
 	}
 	since := current.revision
@@ -60,12 +59,14 @@ func (s *Store) load(ctx context.Context, q *sql.Tx) (loaded, error) {
 	if err != nil {
 		return next, err
 	}
+	// Groups come first: service users refer to them.
 	if err := loadGroups(ctx, q, since, edit, &read); err != nil {
 		return next, fmt.Errorf("reading permission groups: %w", err)
 	}
 	if err := s.loadUsers(ctx, q, since, next.position, kept, edit, &read); err != nil {
 		return next, fmt.Errorf("reading service users: %w", err)
 	}
+	// Only a load of all rows can compare their numbers with those in meta.
 	if since == 0 {
 		if err := read.check(kept); err != nil {
 			return next, err
@@ -78,8 +79,8 @@ func (s *Store) load(ctx context.Context, q *sql.Tx) (loaded, error) {
 	return next, err
 }
 
-// rowCounts are the numbers of rows that a directory is made of. Those in meta are
-// kept by triggers (counts.sql).
+// rowCounts has the numbers of rows that make up a directory. Triggers (counts.sql) keep such
+// numbers in meta.
 type rowCounts struct {
 	users   int64 // not deleted
 	tokens  int64 // not revoked
@@ -94,8 +95,8 @@ func (read *rowCounts) add(o rowCounts) {
 	read.rules, read.grants, read.members = read.rules+o.rules, read.grants+o.grants, read.members+o.members
 }
 
-// check refuses tables of which another number of rows was read than was written:
-// a scan that ended early, an index that has lost entries.
+// check rejects the tables if the number of rows read differs from the number in meta. Possible
+// reasons are a scan that ended early and an index that lost entries.
 func (read rowCounts) check(kept rowCounts) error {
 	for _, t := range []struct {
 		name       string
@@ -115,8 +116,8 @@ func (read rowCounts) check(kept rowCounts) error {
 	return nil
 }
 
-// checkHead refuses a store whose audit trail does not end where meta says: it is
-// put together from two.
+// checkHead rejects a store whose audit trail does not end with the record in meta. Such a store is
+// made of parts of two stores, for example a database and the log of another copy.
 func checkHead(ctx context.Context, q *sql.Tx, head position) error {
 	var hash string
 	err := q.QueryRowContext(ctx, `SELECT hash FROM audit_events WHERE seq = $1`, head.seq).Scan(&hash)
@@ -129,31 +130,32 @@ func checkHead(ctx context.Context, q *sql.Tx, head position) error {
 	return nil
 }
 
-// position is a place in the history of a store.
+// position is a point in the history of a store.
 type position struct {
 	revision int64
 	seq      int64  // the last record of the audit trail …
 	hash     string // … and its hash
 }
 
-// loaded is a directory together with the position that it shows.
+// loaded is a directory together with the position it was read at.
 type loaded struct {
 	position
 	directory *access.Directory
 }
 
-// leadsTo refuses a database whose history does not go on from p. A backup that was
-// put in its place, even when it was changed since, would bring revoked tokens
-// back; and reading only what is new in it would mix two histories.
+// leadsTo rejects a database whose history does not continue from p. It catches a backup in the
+// place of the database, even one that was changed since. Such a backup would make revoked tokens
+// valid again, and reading only its new rows would mix two histories.
 func (s *Store) leadsTo(ctx context.Context, q *sql.Tx, p, next position) error {
 	if p.seq == 0 {
-		return nil // nothing was read yet
+		return nil // no directory was read yet
 	}
 	var hash string
 	err := q.QueryRowContext(ctx, `SELECT hash FROM audit_events WHERE seq = $1`, p.seq).Scan(&hash)
 	switch {
 	case err != nil && !errors.Is(err, sql.ErrNoRows):
 		return fmt.Errorf("reading the audit trail: %w", err)
+	// Each change has an audit record, so the record at p identifies the history up to p.
 	case hash != p.hash || next.revision <= p.revision:
 		return fmt.Errorf("%w: the database is an older or another one: its revision %d does not follow revision %d, which is in force; put the newer one back, or, if you have restored it on purpose, stop Caddy, run: caddy service-user accept-older --store %s, and start it again", ErrOlder, next.revision, p.revision, ShellWord(s.path))
 	}
@@ -171,6 +173,7 @@ func loadGroups(ctx context.Context, q *sql.Tx, since int64, edit *access.Edit, 
 		return err
 	}
 	defer rows.Close()
+	// The position in c.Groups, by id.
 	place := make(map[string]int)
 	for rows.Next() {
 		var g access.Group
@@ -192,7 +195,8 @@ func loadGroups(ctx context.Context, q *sql.Tx, since int64, edit *access.Edit, 
 		return err
 	}
 	read.groups = int64(len(c.Groups))
-	// All of them are read without the groups, so that none is overlooked.
+	// A load of everything reads the rules without the join. A join through a damaged index
+	// would skip rows silently; this way the counts show that they are missing.
 	which := ``
 	if since > 0 {
 		which = `JOIN permission_groups g ON g.id = r.group_id WHERE g.revision > $1 AND g.deleted_at = 0`
@@ -214,7 +218,7 @@ func loadGroups(ctx context.Context, q *sql.Tx, since int64, edit *access.Edit, 
 			return fmt.Errorf("%q: %w", clip(r.ID), err)
 		}
 		read.rules++
-		if at, ok := place[group]; ok { // else it was deleted
+		if at, ok := place[group]; ok { // otherwise the group was deleted
 			c.Groups[at].Rules = append(c.Groups[at].Rules, r)
 		}
 	}
@@ -227,7 +231,7 @@ func loadGroups(ctx context.Context, q *sql.Tx, since int64, edit *access.Edit, 
 	return edit.Groups(c.Groups, c.RemovedGroups)
 }
 
-// loadPermissions adds the rules of the permissions that groups were given.
+// loadPermissions adds the rules of the permissions that groups have.
 func loadPermissions(ctx context.Context, q *sql.Tx, since int64, c *access.Changes, place map[string]int, read *rowCounts) error {
 	rows, err := q.QueryContext(ctx, `
 		SELECT gp.group_id, p.key, p.rules
@@ -238,6 +242,7 @@ func loadPermissions(ctx context.Context, q *sql.Tx, since int64, c *access.Chan
 		return err
 	}
 	defer rows.Close()
+	// Many groups can have the same permission: its rules are parsed once.
 	known := make(map[string][]access.Rule)
 	for rows.Next() {
 		var group, key, text string
@@ -270,12 +275,12 @@ func scanRule(rows *sql.Rows) (group string, r access.Rule, err error) {
 	return group, r, err
 }
 
-// usersAtOnce is how many service users are read before they are handed on, when
-// all are read.
+// usersAtOnce is how many service users a load of everything reads before it passes them to the
+// edit.
 const usersAtOnce = 2000
 
-// loadUsers reads the service users that changed, each with its groups and its
-// tokens. All of them are read in parts, so that they need not be in memory twice.
+// loadUsers reads the service users that changed, each with its groups and tokens. A load of
+// everything reads them in parts, so that they are never all in memory a second time.
 func (s *Store) loadUsers(ctx context.Context, q *sql.Tx, since int64, at position, kept rowCounts, edit *access.Edit, read *rowCounts) error {
 	lost := make(map[string]int)
 	defer s.warnOfLostPeppers(lost)
@@ -292,8 +297,9 @@ func (s *Store) loadUsers(ctx context.Context, q *sql.Tx, since int64, at positi
 	if err != nil {
 		return err
 	}
+	// The directory makes room for all rows at once, instead of growing.
 	edit.Expect(kept.users, kept.tokens)
-	var turn sync.Mutex // to count
+	var turn sync.Mutex // guards the counts below
 	begun, told := time.Now(), time.Now()
 	group, ctx := errgroup.WithContext(ctx)
 	for i, q := range readers {
@@ -314,12 +320,13 @@ func (s *Store) loadUsers(ctx context.Context, q *sql.Tx, since int64, at positi
 	return group.Wait()
 }
 
-// changedAtOnce is how many service users that changed are read at once: a text of
-// SQLite's has an end, and is in memory several times.
+// changedAtOnce is how many changed service users are read at once. They come as one text, whose
+// size SQLite limits, and which is in memory several times.
 const changedAtOnce = 20_000
 
-// loadChanged reads the service users that changed. More than so many at once, such as
-// the members of a group that was deleted, are looked for among all of them by id.
+// loadChanged reads the service users that changed. If more than atOnce changed, for example
+// because a large group was deleted, it reads them in several queries, each over the next atOnce
+// ids.
 func (s *Store) loadChanged(ctx context.Context, q *sql.Tx, since int64, atOnce int, read *rowCounts) (users []access.User, removed []string, err error) {
 	p := part{since: since}
 	var changed int
@@ -347,12 +354,12 @@ func (s *Store) loadChanged(ctx context.Context, q *sql.Tx, since int64, atOnce 
 	}
 }
 
-// usersPerReader is how many service users make it worth while to read with one
-// more connection.
+// usersPerReader is how many service users justify one more connection for reading.
 const usersPerReader = 20_000
 
-// readers opens more transactions beside q that see the store as it does, when
-// there is much to read, and shares out the service users among them.
+// readers returns q and, if there are many service users, more transactions that see the same state
+// of the store. parts has the range of service users for each of them. The caller must call end,
+// also after an error.
 func (s *Store) readers(ctx context.Context, q *sql.Tx, at position, users int64) (readers []*sql.Tx, parts []part, end func(), err error) {
 	readers = []*sql.Tx{q}
 	end = func() {
@@ -360,6 +367,7 @@ func (s *Store) readers(ctx context.Context, q *sql.Tx, at position, users int64
 			q.Rollback()
 		}
 	}
+	// A second transaction sees the last commit, so it helps only while that is the state of q.
 	want := min(int64(runtime.GOMAXPROCS(0)), maxReaders, 1+users/usersPerReader)
 	for int64(len(readers)) < want {
 		another, err := s.read.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
@@ -373,16 +381,18 @@ func (s *Store) readers(ctx context.Context, q *sql.Tx, at position, users int64
 			if err != nil {
 				return readers, nil, end, err
 			}
-			break // there is a newer state already, or q has not committed
+			break // another process has committed since, or q is a change that is not committed
 		}
 		readers = append(readers, another)
 	}
 	parts = make([]part, len(readers))
 	bound := ""
-	for i := range parts[1:] { // the index alone is read
+	// This query reads only the index of ids.
+	for i := range parts[1:] {
 		err := q.QueryRowContext(ctx, `SELECT id FROM service_users WHERE id > $1 ORDER BY id LIMIT 1 OFFSET $2`, bound, users/int64(len(parts))).Scan(&bound)
 		if errors.Is(err, sql.ErrNoRows) {
-			bound, err = lastID, nil // there are fewer than was said, which the counts will show
+			// There are fewer rows than meta says. rowCounts.check reports that.
+			bound, err = lastID, nil
 		}
 		if err != nil {
 			return readers, nil, end, err
@@ -393,13 +403,14 @@ func (s *Store) readers(ctx context.Context, q *sql.Tx, at position, users int64
 	return readers, parts, end, nil
 }
 
-// maxReaders leaves connections to who asks meanwhile.
+// maxReaders is the most connections that one load uses. The others serve callers that read
+// meanwhile.
 const maxReaders = 4
 
-// lastID is greater than any id.
+// lastID sorts after every id.
 const lastID = "\U0010FFFF"
 
-// loadParts reads the service users of a part, some at once, and hands them on.
+// loadParts reads the service users of a part, usersAtOnce at a time, and passes them to hand.
 func (s *Store) loadParts(ctx context.Context, q *sql.Tx, p part, hand func([]access.User, rowCounts) error) error {
 	for {
 		var rows rowCounts
@@ -414,23 +425,26 @@ func (s *Store) loadParts(ctx context.Context, q *sql.Tx, p part, hand func([]ac
 	}
 }
 
-// part is which service users are read at once: those that changed since a
-// revision or, with 0, the next ones between two ids.
+// part selects the service users of one query: with since, those that changed after that revision;
+// without it, those in a range of ids.
 type part struct {
 	since        int64
-	after, until string // of which the last one belongs to it
-	atOnce       int    // of those that changed, so many after an id; 0 is all
+	after, until string // the range begins behind after and includes until
+	atOnce       int    // with since: at most this many, with ids behind after; 0 is all of them
 }
 
-// loadPart reads the service users of a part, and what belongs to them.
+// loadPart reads the service users of a part, with their groups and tokens.
 func (s *Store) loadPart(ctx context.Context, q *sql.Tx, p part, read *rowCounts) (users []access.User, removed []string, err error) {
 	which, args := `WHERE revision > $1`, []any{p.since}
 	if p.since == 0 {
 		which, args = `WHERE id > $1 AND id <= $2 AND deleted_at = 0 ORDER BY id LIMIT $3`, []any{p.after, p.until, usersAtOnce}
-	} else if p.atOnce > 0 { // by the index of ids, not of revisions
+		// The "+" keeps SQLite from using the index of revisions: the order needs the index of ids.
+	} else if p.atOnce > 0 {
 		which, args = `WHERE +revision > $1 AND id > $2 ORDER BY id LIMIT $3`, []any{p.since, p.after, p.atOnce}
 	}
 	const columns = `id, name, display_name, alias, owner, active, role, teams, labels, allowed_ips, expires_at, created_at, deleted_at`
+	// Descriptions are not in the directory. Their size is checked all the same, since a
+	// description that is too large is damage.
 	const described = `, octet_length(description) AS described`
 	err = eachPacked(ctx, q, columns+`, described`, `(SELECT `+columns+described+` FROM service_users `+which+`) t`, args, func(row *fields) error {
 		if err := bearable(row.values...); err != nil {
@@ -480,11 +494,12 @@ func (s *Store) loadPart(ctx context.Context, q *sql.Tx, p part, read *rowCounts
 	return users, removed, nil
 }
 
-// owned names, in a query on the table t, what belongs to a part: to those of its
-// users who changed or, when all are read, to every id up to the last one of them,
-// so that nothing is left between two parts.
+// owned returns the join or condition, and its arguments, that restrict a query on the table t to
+// rows of a part. With since these are the rows of its users that changed. Without it these are the
+// rows of every id up to the last user, so that no row falls between two parts.
 func (p part) owned(users []access.User) (which string, args []any) {
 	if p.since > 0 {
+		// As in loadPart, "+" keeps SQLite from using the index of revisions.
 		by := `u.revision`
 		if p.atOnce > 0 {
 			by = `+u.revision`
@@ -493,13 +508,15 @@ func (p part) owned(users []access.User) (which string, args []any) {
 			WHERE ` + by + ` > $1 AND u.id >= $2 AND u.id <= $3 AND u.deleted_at = 0`, []any{p.since, users[0].ID, users[len(users)-1].ID}
 	}
 	last := p.until
+	// The part has more users; the next call begins behind this one. The last call reaches to
+	// the end of the range, so that it also counts rows whose user is missing.
 	if len(users) == usersAtOnce {
 		last = users[len(users)-1].ID
 	}
 	return `WHERE $1 = 0 AND t.service_user_id > $2 AND t.service_user_id <= $3`, []any{p.since, p.after, last}
 }
 
-// loadMembers reads which groups name the users, which are sorted by id. The groups of
+// loadMembers reads the ids of the groups that name the users. users is sorted by id. The groups of
 // a user come in no order.
 func loadMembers(ctx context.Context, q *sql.Tx, p part, users []access.User, read *rowCounts) error {
 	which, args := p.owned(users)
@@ -509,19 +526,21 @@ func loadMembers(ctx context.Context, q *sql.Tx, p part, users []access.User, re
 		if err := bearable(row.values...); err != nil {
 			return err
 		}
-		if u := seek(users, &next, row.text()); u != nil { // else it was deleted
+		if u := seek(users, &next, row.text()); u != nil { // otherwise the user was deleted
 			u.Groups = append(u.Groups, row.text())
 		}
 		return nil
 	})
 }
 
-// loadTokens reads every token of the users, which are sorted by id. Those of a user
-// come in no order; those that were revoked long ago stay out.
+// loadTokens reads the tokens of the users, without those that were revoked more than revokedShown
+// ago. users is sorted by id. The tokens of a user come in no order.
 func loadTokens(ctx context.Context, q *sql.Tx, p part, now time.Time, users []access.User, read *rowCounts) error {
 	which, args := p.owned(users)
 	const columns = `t.service_user_id, t.id, t.hash, t.pepper_id, t.expires_at, t.not_before, t.retires_at, t.allowed_ips, t.permission_groups, t.revoked_at, ` +
 		`CASE WHEN t.created_by = t.service_user_id AND t.last_used_at = 0 THEN 1 ELSE 0 END, (octet_length(t.description)+octet_length(t.metadata))`
+	// A token that the service user made itself and has not used yet is "unused": its first use
+	// must be recorded at once ([Store.RotateToken]).
 	from := `tokens t ` + which + ` AND (t.revoked_at = 0 OR t.revoked_at > $4)`
 	next := 0
 	return eachPacked(ctx, q, columns, from, append(args, now.Add(-revokedShown).Unix()), func(row *fields) error {
@@ -542,7 +561,7 @@ func loadTokens(ctx context.Context, q *sql.Tx, p part, now time.Time, users []a
 		}
 		u := seek(users, &next, user)
 		if u == nil {
-			return nil // it was deleted
+			return nil // the user was deleted
 		}
 		if len(hash) != 2*len(t.Hash) {
 			return fmt.Errorf("%s: the hash is damaged", t.ID)
@@ -550,6 +569,8 @@ func loadTokens(ctx context.Context, q *sql.Tx, p part, now time.Time, users []a
 		if _, err := hex.Decode(t.Hash[:], []byte(hash)); err != nil {
 			return fmt.Errorf("%s: the hash is damaged", t.ID)
 		}
+		// The end of the grace ends the token like an expiry does; the directory has one
+		// field for both.
 		if retires != 0 && (t.ExpiresAt == 0 || retires < t.ExpiresAt) {
 			t.ExpiresAt = retires
 		}
@@ -567,8 +588,8 @@ func loadTokens(ctx context.Context, q *sql.Tx, p part, now time.Time, users []a
 	})
 }
 
-// seek finds a user in a list that is sorted by id. It looks first where the last
-// call has found one and behind that: rows mostly come in the same order.
+// seek finds a user in a list that is sorted by id. It first tries the user of the last call and
+// the one behind it, since rows mostly come in the order of the list.
 func seek(users []access.User, next *int, id string) *access.User {
 	if *next < len(users) && users[*next].ID < id {
 		*next++
@@ -601,12 +622,13 @@ func fromJSON(text string, v any) error {
 func toJSON(v any) string {
 	text, err := json.Marshal(v)
 	if err != nil {
-		panic("store: encoding a record: " + err.Error()) // strings, lists and maps of them always can be
+		// This cannot happen: strings, lists and maps of strings always can be encoded.
+		panic("store: encoding a record: " + err.Error())
 	}
 	return string(text)
 }
 
-// countLostPeppers counts tokens whose pepper is no longer configured.
+// countLostPeppers counts live tokens by pepper, for peppers that are not configured any more.
 func (s *Store) countLostPeppers(users []access.User, lost map[string]int) {
 	for _, u := range users {
 		for _, t := range u.Tokens {
@@ -617,7 +639,8 @@ func (s *Store) countLostPeppers(users []access.User, lost map[string]int) {
 	}
 }
 
-// warnOfLostPeppers tells of such tokens: they are refused until it is.
+// warnOfLostPeppers logs the result of countLostPeppers. Such tokens are refused until the pepper
+// is configured again.
 func (s *Store) warnOfLostPeppers(lost map[string]int) {
 	for id, n := range lost {
 		s.log.Error("tokens cannot be verified: their pepper is not in the pepper file; add the key back, or refresh the tokens",

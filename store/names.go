@@ -13,11 +13,11 @@ import (
 	"modernc.org/sqlite"
 )
 
-// checkOldName checks a name that a service user has. Names from before the rules of
+// checkOldName checks the name that a service user already has. Names from before the rules of
 // [checkNewName] stay valid.
 func checkOldName(name string) error { return checkName("name", name) }
 
-// checkNewName checks the name that a service user is given.
+// checkNewName checks a new name for a service user.
 func checkNewName(name string) error {
 	if err := checkOldName(name); err != nil {
 		return err
@@ -27,6 +27,7 @@ func checkNewName(name string) error {
 	}
 	for _, r := range name {
 		switch {
+		// NFKC turns for example the full-width comma into ",".
 		case strings.ContainsAny(norm.NFKC.String(string(r)), ",:"+looksLikeSeparator):
 			return invalid("name", "must not hold %q (U+%04X): a comma or colon, or a character that looks like one, separates names elsewhere", r, r)
 		case r != ' ' && (unicode.IsSpace(r) || unicode.Is(unicode.Z, r) || strings.ContainsRune(blank, r)):
@@ -46,18 +47,18 @@ func checkNewName(name string) error {
 	return nil
 }
 
-// looksLikeSeparator are characters of no script, or of all, that people read as a comma
-// or a colon (Unicode Technical Standard 39, confusables.txt). Those of one script are
-// refused beside letters of another.
+// looksLikeSeparator holds the characters that people read as a comma or a colon and that belong
+// to no script (Unicode Technical Standard 39, confusables.txt). The rule about mixed scripts
+// refuses those of one script.
 const looksLikeSeparator = "\u02d0\u02f8\u201a\u205a\u2236\ua789"
 
-// blank are characters that are no space and show nothing: a Braille pattern without
-// dots, an object that is not there, a note without a head, and two blank hieroglyphs.
+// blank holds characters that show nothing although Unicode does not call them spaces: a Braille
+// pattern without dots, the object replacement, a note without a head, two blank hieroglyphs.
 const blank = "\u2800\ufffc\U0001d159\U00013441\U00013442"
 
-// nameKey returns the form that all names share which read alike: it has neither case
-// nor compatibility characters (NFKC_Casefold, Unicode, section 3.13), nothing that
-// cannot be seen, and one space for several.
+// nameKey returns the same key for all names that read alike. Case and compatibility characters
+// make no difference to it (NFKC_Casefold, Unicode, section 3.13). Neither do invisible characters,
+// nor several spaces in place of one.
 func nameKey(name string) string {
 	visible := func(s string) string {
 		return strings.Map(func(r rune) rune {
@@ -65,17 +66,20 @@ func nameKey(name string) string {
 			case unicode.In(r, unicode.Cf, unicode.Variation_Selector, unicode.Other_Default_Ignorable_Code_Point):
 				return -1
 			case unicode.Is(unicode.Cherokee, r):
-				return unicode.ToUpper(r) // cases.Fold exchanges its two cases
+				// cases.Fold maps lower-case Cherokee to upper case and the
+				// reverse, so both begin as upper case.
+				return unicode.ToUpper(r)
 			}
 			return r
 		}, s)
 	}
 	key := norm.NFKC.String(visible(name))
+	// Folding can produce sequences that are not normalised, so each step normalises again.
 	key = norm.NFKC.String(cases.Fold().String(key))
 	return strings.Join(strings.Fields(norm.NFC.String(visible(key))), " ")
 }
 
-// The upgrade to version 5 of the schema writes keys by this function of SQL.
+// The upgrade to schema version 5 computes the keys in SQL, with this function.
 func init() {
 	sqlite.MustRegisterDeterministicScalarFunction("service_user_name_key", 1, func(_ *sqlite.FunctionContext, args []driver.Value) (driver.Value, error) {
 		name, ok := args[0].(string)
@@ -86,15 +90,16 @@ func init() {
 	})
 }
 
-// scriptsOf lists the scripts of a text, each once, without what all scripts share.
-// A letter that is shared, such as a mathematical one, counts as what it stands for.
+// scriptsOf lists the scripts of a text, each once, without Common and Inherited characters, which
+// occur in all scripts. A Common letter, such as a mathematical one, counts as the letter that it
+// is a variant of.
 func scriptsOf(text string) (list []string) {
 	for _, r := range text {
-		stands := string(r)
+		letters := string(r)
 		if r >= utf8.RuneSelf && unicode.Is(unicode.Common, r) && unicode.IsLetter(r) {
-			stands = norm.NFKC.String(stands)
+			letters = norm.NFKC.String(letters)
 		}
-		for _, r := range stands {
+		for _, r := range letters {
 			of := func(script string) bool { return unicode.Is(unicode.Scripts[script], r) }
 			if of("Common") || of("Inherited") || slices.ContainsFunc(list, of) {
 				continue
@@ -109,8 +114,8 @@ func scriptsOf(text string) (list []string) {
 	return list
 }
 
-// highlyRestrictive reports whether scripts may stand in one name, by the restriction
-// level of that name (Unicode Technical Standard 39, section 5.2).
+// highlyRestrictive reports whether one name may mix these scripts, by the restriction level
+// "highly restrictive" (Unicode Technical Standard 39, section 5.2).
 func highlyRestrictive(scripts []string) bool {
 	if len(scripts) <= 1 {
 		return true

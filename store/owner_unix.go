@@ -9,10 +9,9 @@ import (
 	"syscall"
 )
 
-// giveTo gives a file that root has just created to the owner of the store at path,
-// so that a server that runs as that owner can use it. Where there is no database the
-// owner is taken from the files that it left, or else from its directory. Other users
-// than root can give nothing away; for them it does nothing.
+// giveTo gives a new file of root to the owner of the store at path, so that a server that runs as
+// that owner can use it. Without a database, the owner of its side files counts, or else the owner
+// of the directory. giveTo does nothing for other users, which cannot give files away.
 func giveTo(file *os.File, path string) error {
 	if os.Geteuid() != 0 {
 		return nil
@@ -25,18 +24,20 @@ func giveTo(file *os.File, path string) error {
 	if owner == nil || has.Uid == owner.Uid && has.Gid == owner.Gid {
 		return nil
 	}
-	return file.Chown(int(owner.Uid), int(owner.Gid)) // by descriptor: its name may lead elsewhere by now
+	// By descriptor, because the name may lead to another file by now.
+	return file.Chown(int(owner.Uid), int(owner.Gid))
 }
 
-// ownerOf returns the attributes of the file that tells who owns the store at path;
-// nil when none can be looked at.
+// ownerOf returns the attributes of the file that determines the owner of the store at path. It
+// returns nil if no such file can be examined.
 func ownerOf(path string) *syscall.Stat_t {
 	for _, suffix := range append([]string{""}, Companions()...) {
 		info, err := os.Lstat(path + suffix)
 		if err != nil {
 			continue
 		}
-		// Earlier versions left the note to root, which says nothing about the server.
+		// Earlier versions left the note (.seen) with root as its owner, so root says
+		// nothing about the server.
 		if stat := info.Sys().(*syscall.Stat_t); suffix == "" || stat.Uid != 0 {
 			return stat
 		}
@@ -48,18 +49,18 @@ func ownerOf(path string) *syscall.Stat_t {
 	return info.Sys().(*syscall.Stat_t)
 }
 
-// ownNote reports whether the note beside the database at path belongs to the owner
-// of the database.
+// ownNote reports whether the note (.seen) beside the database at path belongs to the owner of the
+// database. It returns true if the note does not exist.
 func ownNote(path string) bool {
 	note, err := os.Lstat(path + ".seen")
 	if err != nil {
-		return true // there is none
+		return true // the note does not exist
 	}
 	has, owner := note.Sys().(*syscall.Stat_t), ownerOf(path)
 	return owner == nil || has.Uid == owner.Uid && has.Gid == owner.Gid
 }
 
-// giveNote is the command that makes the note readable for the owner of the store.
+// giveNote returns the command that makes the note readable for the owner of the store.
 func giveNote(path string) string {
 	note := ShellWord(path + ".seen")
 	owner := ownerOf(path)

@@ -10,8 +10,8 @@ import (
 	"unicode/utf8"
 )
 
-// No text of a packed row holds the characters between fields and between rows:
-// see checkText. If one did, the numbers of fields and rows would not be right.
+// The separators of fields and rows in a packed text. checkText keeps both characters out of every
+// text. If one got in, the numbers of fields or rows would not match, and the load fails.
 const (
 	fieldEnd = "\x1f"
 	rowEnd   = "\x1e"
@@ -19,9 +19,9 @@ const (
 
 var errRowDamaged = errors.New("the row is damaged")
 
-// eachPacked calls f for every row of "SELECT columns FROM from", where columns are
-// separated by ", " and never null. The rows come as one text: on their own, each
-// would cost the driver and database/sql several times what it costs SQLite.
+// eachPacked calls f for every row of "SELECT columns FROM from". columns are separated by ", " and
+// never null. SQLite joins the rows to one text, because the driver and database/sql take several
+// times as long for a row as SQLite does.
 func eachPacked(ctx context.Context, q *sql.Tx, columns, from string, args []any, f func(*fields) error) error {
 	var rows int
 	var text string
@@ -33,6 +33,7 @@ func eachPacked(ctx context.Context, q *sql.Tx, columns, from string, args []any
 	row := fields{values: make([]string, 1+strings.Count(columns, ", "))}
 	for ; rows > 0; rows-- {
 		line, rest, more := strings.Cut(text, rowEnd)
+		// count(*) says how many separators there must be.
 		if more != (rows > 1) {
 			return errRowDamaged
 		}
@@ -44,11 +45,11 @@ func eachPacked(ctx context.Context, q *sql.Tx, columns, from string, args []any
 	return nil
 }
 
-// fields are those of one row, to be taken one after the other.
+// fields are the values of one row, in order. text, number and bool return the next one.
 type fields struct {
 	values []string
 	next   int
-	err    error // the first one
+	err    error // the first error of number or bool
 }
 
 func (r *fields) read(line string, f func(*fields) error) error {
@@ -66,16 +67,16 @@ func (r *fields) read(line string, f func(*fields) error) error {
 	return r.err
 }
 
-// maxRowBytes bounds what a row may hold, but for a permission with its rules: more than
-// can be written, and less than does harm.
+// The largest rows that are loaded: maxPermissionBytes for a permission with its rules, maxRowBytes
+// for all others. Both are larger than any row that can be written, and small enough to do no harm.
 const (
 	maxRowBytes        = 256 << 10
 	maxPermissionBytes = 8 << 20
 )
 
-// bearable refuses what harms a process that loads it: more than any row can have, and
-// text that is not UTF-8, which others read otherwise. Other values that no API would
-// write are findings of a check.
+// bearable rejects values that harm the process that loads them: more bytes than any row can have,
+// and text that is not UTF-8, which other programs interpret differently. A check reports other
+// values that the API would not write.
 func bearable(values ...string) error {
 	size := 0
 	for _, v := range values {
@@ -93,10 +94,11 @@ func bearableSize(bytes int64) error {
 	return nil
 }
 
-// clip shortens a text for a message.
+// clip shortens a text to 500 bytes for a message.
 func clip(text string) string {
 	const most = 500
 	if len(text) > most {
+		// The cut may split a character; ToValidUTF8 drops the rest of it.
 		text = strings.ToValidUTF8(text[:most], "") + "…"
 	}
 	return text
@@ -109,6 +111,7 @@ func (r *fields) text() string {
 
 func (r *fields) number() int64 {
 	n, err := strconv.ParseInt(r.text(), 10, 64)
+	// eachPacked reports the error after the row, so that callers need not check each number.
 	if err != nil && r.err == nil {
 		r.err = fmt.Errorf("%w: %w", errRowDamaged, err)
 	}

@@ -10,15 +10,15 @@ import (
 	"github.com/serviceusers/caddy-service-users/access"
 )
 
-// CatalogueChange counts what loading a catalogue did.
+// CatalogueChange counts the permissions by the effect of loading a catalogue on them.
 type CatalogueChange struct {
 	Created, Updated, Unchanged, Deleted int
 }
 
-// LoadPermissions writes permissions into the catalogue, all or none: new keys
-// are added, known ones take what is given, groups that have them follow at once.
-// With replace, every other permission is deleted, and the order is that of the
-// list; without, known keys keep their places and new ones go behind the last.
+// LoadPermissions writes permissions into the catalogue, all or none. It adds new keys and
+// overwrites known ones; groups that have them follow at once. With replace, it deletes every other
+// permission and uses the order of the list. Without replace, known keys keep their places and new
+// ones go to the end. Only admins may call it.
 func (s *Store) LoadPermissions(ctx context.Context, by Actor, list []Permission, replace bool) (n CatalogueChange, err error) {
 	err = s.change(ctx, by, func(t *tx) error {
 		if err := t.admit("change the permission catalogue"); err != nil {
@@ -35,10 +35,11 @@ func (s *Store) LoadPermissions(ctx context.Context, by Actor, list []Permission
 				return within(err, field)
 			}
 			if first, twice := place[p.Key]; twice {
-				return invalid(field, "the key %q stands in the list twice, as permissions.%d and permissions.%d", p.Key, first, i)
+				return invalid(field, "the key %q is in the list twice, as permissions.%d and permissions.%d", p.Key, first, i)
 			}
 			place[p.Key] = i
 		}
+		// The loop below removes the keys in list; with replace, the rest is deleted.
 		left := make(map[string]Permission)
 		for _, p := range known {
 			left[p.Key] = p
@@ -96,8 +97,8 @@ func (s *Store) LoadPermissions(ctx context.Context, by Actor, list []Permission
 	return n, err
 }
 
-// Permissions returns the catalogue in its order: all of it, or, for a manager,
-// what its groups have.
+// Permissions returns the catalogue in its order. For a manager it returns only the permissions of
+// the groups in its scope.
 func (s *Store) Permissions(ctx context.Context, by Actor) ([]Permission, error) {
 	return inRead(ctx, s, by, func(t *tx) ([]Permission, error) {
 		list, err := t.permissions()
@@ -118,8 +119,8 @@ func (s *Store) Permissions(ctx context.Context, by Actor) ([]Permission, error)
 	})
 }
 
-// DeletePermission takes a permission out of the catalogue. One that a group has
-// is an [ErrConflict].
+// DeletePermission removes a permission from the catalogue. If a group has it, the error is
+// [ErrConflict]. Only admins may call it.
 func (s *Store) DeletePermission(ctx context.Context, by Actor, key string) error {
 	return s.change(ctx, by, func(t *tx) error {
 		if err := t.admit("change the permission catalogue"); err != nil {
@@ -137,14 +138,14 @@ func (s *Store) DeletePermission(ctx context.Context, by Actor, key string) erro
 	})
 }
 
-// GrantPermission gives a permission to a group. To give it again changes nothing
-// and is no error.
+// GrantPermission gives a permission to a group. If the group has it already, GrantPermission
+// changes nothing and returns no error. Only admins may call it.
 func (s *Store) GrantPermission(ctx context.Context, by Actor, groupID, key string) error {
 	return s.setPermission(ctx, by, groupID, key, true)
 }
 
-// WithdrawPermission takes a permission away from a group. To take away what it
-// does not have changes nothing and is no error.
+// WithdrawPermission takes a permission from a group. If the group does not have it,
+// WithdrawPermission changes nothing and returns no error. Only admins may call it.
 func (s *Store) WithdrawPermission(ctx context.Context, by Actor, groupID, key string) error {
 	return s.setPermission(ctx, by, groupID, key, false)
 }
@@ -160,7 +161,7 @@ func (s *Store) setPermission(ctx context.Context, by Actor, groupID, key string
 	return err
 }
 
-// setPermissions gives a group exactly these permissions.
+// setPermissions gives a group exactly the permissions in after. before are those that it has.
 func (t *tx) setPermissions(group string, before, after []string) error {
 	for _, key := range before {
 		if !slices.Contains(after, key) {
@@ -187,9 +188,9 @@ func (t *tx) setPermissions(group string, before, after []string) error {
 	return nil
 }
 
-// orderPermissions puts the catalogue, which was in the order of before, into the
-// order of after; the first of two with the same key counts. Only to move what
-// was there and stays is a change of its own.
+// orderPermissions brings the catalogue from the order of before into the order of after. If after
+// has a key twice, the first place counts. It adds an audit record only if permissions that were
+// there and stay change their order.
 func (t *tx) orderPermissions(before, after []Permission) error {
 	var keys []string
 	place := make(map[string]int)
@@ -199,7 +200,7 @@ func (t *tx) orderPermissions(before, after []Permission) error {
 			keys = append(keys, p.Key)
 		}
 	}
-	var was []string // those that stay
+	var was []string // in the order of before, the keys that stay
 	for _, p := range before {
 		if _, stays := place[p.Key]; stays {
 			was = append(was, p.Key)
@@ -215,7 +216,7 @@ func (t *tx) orderPermissions(before, after []Permission) error {
 	if slices.Equal(is, was) {
 		return nil
 	}
-	type order struct { // what the audit trail shows is an object
+	type order struct { // the audit trail shows objects, not lists
 		Permissions []string `json:"permissions"`
 	}
 	return t.audit("permission.reorder", "permissions", order{was}, order{is})
@@ -309,7 +310,7 @@ func permissionRules(key, text string) ([]access.Rule, error) {
 	return rules, nil
 }
 
-// auditPermission is what the audit trail shows of a permission.
+// auditPermission returns the form of a permission for the audit trail, with rules as text.
 func auditPermission(p Permission) any {
 	texts := make([]string, len(p.Rules))
 	for i, r := range p.Rules {

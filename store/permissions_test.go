@@ -208,11 +208,11 @@ func TestBadPermissions(t *testing.T) {
 	add("a secret in a condition", "invalid value permissions.1.rules.when", "permissions.1.rules.when: holds a secret; secrets are never stored", func(p *Permission) { p.Rules[0].When = "user.name == " + access.NewSecret() })
 	add("a rule with a name", "invalid value permissions.1.rules", "permissions.1.rules: the rules of a permission have no name and description of their own", func(p *Permission) { p.Rules[0].Name = "n" })
 	add("a rule with a description", "invalid value permissions.1.rules", "permissions.1.rules: the rules of a permission have no name and description of their own", func(p *Permission) { p.Rules[0].Description = "d" })
-	const twice = `permissions.2: the key "a" stands in the list twice, as permissions.0 and permissions.2`
+	const twice = `permissions.2: the key "a" is in the list twice, as permissions.0 and permissions.2`
 	rows = append(rows,
 		row{"a key twice", "invalid value permissions.2", twice, permissionList("a b a"), false},
 		row{"a key twice, in the place of all", "invalid value permissions.2", twice, permissionList("a b a"), true},
-		row{"a known key twice", "invalid value permissions.1", `permissions.1: the key "free" stands in the list twice, as permissions.0 and permissions.1`, permissionList("free free"), false},
+		row{"a known key twice", "invalid value permissions.1", `permissions.1: the key "free" is in the list twice, as permissions.0 and permissions.1`, permissionList("free free"), false},
 		row{"one that two groups have would go", "conflict permissions", `permissions: the permission "used" is given to first, second; withdraw it there first`, permissionList("new given free"), true},
 		row{"one that a group has would go", "conflict permissions", `permissions: the permission "given" is given to first; withdraw it there first`, permissionList("used"), true},
 	)

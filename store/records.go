@@ -12,7 +12,7 @@ import (
 	"github.com/serviceusers/caddy-service-users/access"
 )
 
-// The JSON of these records is what the audit trail shows of them.
+// The JSON of these records is their form in the audit trail.
 
 // ServiceUser is a machine account. The zero time means "never".
 type ServiceUser struct {
@@ -21,11 +21,11 @@ type ServiceUser struct {
 	DisplayName  string            `json:"display_name,omitempty"` // for people
 	Description  string            `json:"description,omitempty"`  // for people
 	Owner        string            `json:"owner,omitempty"`        // whom to ask about it
-	Alias        string            `json:"alias,omitempty"`        // a second login id, unique; "" is none
-	Active       bool              `json:"active"`                 // false: every token of it is refused
+	Alias        string            `json:"alias,omitempty"`        // a second login id, unique; may be ""
+	Active       bool              `json:"active"`                 // false: its tokens are refused
 	Role         access.Role       `json:"role"`                   // on the admin API
 	Teams        []string          `json:"teams"`                  // sorted
-	Labels       map[string]string `json:"labels,omitempty"`       // free
+	Labels       map[string]string `json:"labels,omitempty"`       // free, for conditions and filters
 	AllowedIPs   []string          `json:"allowed_ips,omitempty"`  // CIDRs; empty is any
 	ExpiresAt    time.Time         `json:"expires_at,omitzero"`
 	CreatedAt    time.Time         `json:"created_at"`
@@ -33,11 +33,11 @@ type ServiceUser struct {
 	UpdatedAt    time.Time         `json:"updated_at"`
 	LastActiveAt time.Time         `json:"-"`
 	DeletedAt    time.Time         `json:"deleted_at,omitzero"`
-	Groups       []string          `json:"permission_groups"` // ids of the groups that name it as a member, sorted
+	Groups       []string          `json:"permission_groups"` // sorted ids of the groups that name it as a member
 	Version      int64             `json:"version"`           // counts changes of these fields, for If-Match
 }
 
-// directoryUser returns what conditions and groups see of a service user.
+// directoryUser returns the service user as conditions and groups see it.
 func (u *ServiceUser) directoryUser() *access.User {
 	return &access.User{
 		ID: u.ID, Name: u.Name, DisplayName: u.DisplayName, Alias: u.Alias, Owner: u.Owner, Role: u.Role, Teams: u.Teams,
@@ -52,22 +52,22 @@ func (u ServiceUser) clone() ServiceUser {
 	return u
 }
 
-// keep takes over from before what is not for a caller to choose.
-func (u *ServiceUser) keep(before ServiceUser) {
+// copyManagedFields copies the fields that a caller may not choose from before.
+func (u *ServiceUser) copyManagedFields(before ServiceUser) {
 	u.ID, u.Version, u.CreatedBy = before.ID, before.Version, before.CreatedBy
 	u.CreatedAt, u.UpdatedAt, u.LastActiveAt, u.DeletedAt = before.CreatedAt, before.UpdatedAt, before.LastActiveAt, before.DeletedAt
 }
 
-// Token is one token of a service user, without its secret: that is shown once,
-// by the call that makes it, and kept nowhere.
+// Token is one token of a service user, without its secret. The call that creates the token shows
+// the secret once; the store does not keep it.
 type Token struct {
 	ID             string           `json:"id"`              // token_…
 	UserID         string           `json:"service_user_id"` // service_…
 	Description    string           `json:"description,omitempty"`
 	Hint           string           `json:"hint"`               // the last four characters of the secret
-	Metadata       string           `json:"metadata,omitempty"` // free, at most 4096 bytes
+	Metadata       string           `json:"metadata,omitempty"` // any text, at most 4096 bytes
 	AllowedIPs     []string         `json:"allowed_ips,omitempty"`
-	Groups         []string         `json:"permission_groups,omitempty"` // narrows the allows to these groups; empty is all
+	Groups         []string         `json:"permission_groups,omitempty"` // limits the allows to these groups; empty is all
 	ExpiresAt      time.Time        `json:"expires_at,omitzero"`
 	NotBefore      time.Time        `json:"not_before,omitzero"`
 	CreatedAt      time.Time        `json:"created_at"`
@@ -76,11 +76,11 @@ type Token struct {
 	LastUsedAt     time.Time        `json:"-"`
 	LastUsedIP     string           `json:"-"`
 	UseCount       int64            `json:"-"`
-	UsedFrom       map[string]int64 `json:"-"`                     // the last addresses, with the instant in Unix seconds
-	UsedRules      map[string]int64 `json:"-"`                     // the last rules that let it through
+	UsedFrom       map[string]int64 `json:"-"`                     // the last addresses, each with its last use in Unix seconds
+	UsedRules      map[string]int64 `json:"-"`                     // the same for rules that allowed a request
 	RefreshedAt    time.Time        `json:"refreshed_at,omitzero"` // when a refresh made it retire
 	CountAtRefresh int64            `json:"-"`                     // UseCount at that time
-	QuietAfter     time.Duration    `json:"quiet_after,omitzero"`  // it ends early when nobody used it for so long; 0 is never
+	QuietAfter     time.Duration    `json:"quiet_after,omitzero"`  // ends a retiring token that is unused for so long; 0 is never
 	RetiresAt      time.Time        `json:"retires_at,omitzero"`   // the end of the grace that a refresh gave
 	RevokedAt      time.Time        `json:"revoked_at,omitzero"`
 	ReplacedBy     string           `json:"replaced_by,omitempty"` // the token that a refresh made
@@ -92,7 +92,7 @@ func (t Token) clone() Token {
 	return t
 }
 
-func (t *Token) keep(before Token) {
+func (t *Token) copyManagedFields(before Token) {
 	t.ID, t.UserID, t.Hint, t.Version, t.CreatedBy = before.ID, before.UserID, before.Hint, before.Version, before.CreatedBy
 	t.CreatedAt, t.UpdatedAt, t.RetiresAt, t.RevokedAt, t.ReplacedBy = before.CreatedAt, before.UpdatedAt, before.RetiresAt, before.RevokedAt, before.ReplacedBy
 	t.LastUsedAt, t.LastUsedIP, t.UseCount = before.LastUsedAt, before.LastUsedIP, before.UseCount
@@ -100,8 +100,8 @@ func (t *Token) keep(before Token) {
 	t.RefreshedAt, t.CountAtRefresh, t.QuietAfter = before.RefreshedAt, before.CountAtRefresh, before.QuietAfter
 }
 
-// QuietAt returns when a retiring token ends unless it is used before; the zero
-// time is never.
+// QuietAt returns the time at which a retiring token ends unless it is used before. The zero time
+// is never.
 func (t Token) QuietAt() time.Time {
 	if t.QuietAfter == 0 {
 		return time.Time{}
@@ -113,7 +113,7 @@ func (t Token) QuietAt() time.Time {
 	return last.Add(t.QuietAfter)
 }
 
-// TokenState is what a token is good for at an instant.
+// TokenState is the state of a token at an instant.
 type TokenState string
 
 // The states of a token.
@@ -124,11 +124,11 @@ const (
 	TokenRevoked  TokenState = "revoked"
 )
 
-// State returns the token's state at an instant. A token whose grace has ended
-// is revoked.
+// State returns the token's state at an instant. A token whose grace has ended counts as revoked.
 func (t Token) State(now time.Time) TokenState {
 	past := func(at time.Time) bool { return !at.IsZero() && !now.Before(at) }
 	switch {
+	// A grace is cut to the token's own end. If the two are equal, the token has expired.
 	case past(t.RevokedAt), past(t.RetiresAt) && !t.ExpiresAt.Equal(t.RetiresAt):
 		return TokenRevoked
 	case past(t.ExpiresAt):
@@ -140,16 +140,16 @@ func (t Token) State(now time.Time) TokenState {
 	}
 }
 
-// Group is a permission group. Rules are in the order that people gave them;
-// the order decides nothing.
+// Group is a permission group. Rules are in the order in which people gave them. The order has no
+// effect on decisions.
 type Group struct {
 	ID              string        `json:"id"`   // group_…
 	Name            string        `json:"name"` // unique
 	Description     string        `json:"description,omitempty"`
 	Mode            access.Mode   `json:"mode"`
-	MemberCondition string        `json:"member_condition,omitempty"` // CEL over user; "" is nobody
+	MemberCondition string        `json:"member_condition,omitempty"` // CEL over user; "" selects no service user
 	Permissions     []string      `json:"permissions,omitempty"`      // keys of the catalogue, sorted
-	Rules           []access.Rule `json:"-"`                          // its own, without those of the permissions
+	Rules           []access.Rule `json:"-"`                          // its own, without those of its permissions
 	MemberCount     int           `json:"-"`                          // by name and by condition
 	CreatedAt       time.Time     `json:"created_at"`
 	CreatedBy       string        `json:"created_by"`
@@ -165,13 +165,13 @@ func (g Group) clone() Group {
 	return g
 }
 
-func (g *Group) keep(before Group) {
+func (g *Group) copyManagedFields(before Group) {
 	g.ID, g.Version, g.MemberCount, g.CreatedBy = before.ID, before.Version, before.MemberCount, before.CreatedBy
 	g.CreatedAt, g.UpdatedAt = before.CreatedAt, before.UpdatedAt
 }
 
-// Permission is a named right of the catalogue. It stands for rules, and can be
-// given to permission groups.
+// Permission is a named right in the catalogue. It represents rules and can be given to permission
+// groups.
 type Permission struct {
 	Key         string        `json:"key"` // people.address.view
 	Name        string        `json:"name"`
@@ -183,40 +183,39 @@ type Permission struct {
 	UpdatedAt   time.Time     `json:"updated_at"`
 }
 
-// Actor is who makes a change, and how far it may reach.
+// Actor is the caller that makes a change, with the limits of its rights.
 type Actor struct {
 	Name      string // local, human:NAME, service_…
-	Operation string // op_…, joins answer, log and audit trail
-	Scope     *Scope // nil: everything
+	Operation string // op_…; connects the answer, the log and the audit trail
+	Scope     *Scope // the limits of a manager; nil is an admin without limits
 }
 
-// Local is the actor of whoever can reach the machine's own admin door.
+// Local is the actor for callers of the admin endpoint that only the machine itself can reach.
 var Local = Actor{Name: "local"}
 
-// Scope bounds what a manager sees and changes: service users with the role
-// member that share a team with it, and that may do nothing, before and after a
-// change, that the manager may not.
+// Scope limits a manager to service users that have the role member and share a team with it.
+// Before and after a change such a service user must not have a right that the manager lacks.
 type Scope struct {
-	UserID string   // the manager itself, when it is a service user
+	UserID string   // id of the manager if it is a service user; "" for a person
 	Teams  []string // of the manager
 	Groups []string // ids of the groups that the manager holds
 }
 
-// newID makes an id that sorts by the instant of its making: a type prefix and
-// a KSUID. That counts seconds; its payload therefore begins with the
-// nanoseconds, and has 96 random bits behind them.
+// newID returns an id that sorts by its time of creation: a type prefix and a KSUID. The time in a
+// KSUID has a resolution of one second, so the payload begins with the nanoseconds. The other 12
+// bytes (96 bits) are random.
 func newID(prefix string, now time.Time) string {
 	var payload [16]byte
 	binary.BigEndian.PutUint32(payload[:4], uint32(now.Nanosecond()))
 	rand.Read(payload[4:]) // never fails: crypto/rand ends the program instead
 	id, err := ksuid.FromParts(now, payload[:])
 	if err != nil {
-		panic("store: making an id: " + err.Error()) // the payload has its length
+		panic("store: making an id: " + err.Error()) // cannot happen: the payload has the right length
 	}
 	return prefix + "_" + id.String()
 }
 
-// NewOperationID makes an operation id.
+// NewOperationID returns a new operation id.
 func NewOperationID() string { return newID("op", time.Now()) }
 
 func unix(t time.Time) int64 {

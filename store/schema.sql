@@ -1,22 +1,22 @@
--- The store of service users, version 5. Times are Unix seconds in UTC; 0 means
--- "never" or "not yet". Lists and maps are JSON text. One text serves SQLite and
--- PostgreSQL.
+-- The store of service users, version 5. Times are Unix seconds in UTC; 0 means "never" or "not
+-- yet". Lists and maps are JSON text. The same text serves SQLite and PostgreSQL.
 --
--- A revision is the number of the change that last touched what requests see of
--- a row; a node reads what is newer than the revision it knows. A version counts
--- the changes of the row's own fields and is its ETag.
+-- A revision is the number of a change. The column revision has the last change that affected the
+-- part of the row that requests depend on; a node reads the rows with a higher revision than the
+-- one it knows. A version counts the changes of the row's own fields and is its ETag.
 
 CREATE TABLE meta (
-	id          INTEGER PRIMARY KEY CHECK (id = 1), -- there is one row
-	instance_id TEXT    NOT NULL, -- store_…, made once; tells this store from every other
+	id          INTEGER PRIMARY KEY CHECK (id = 1), -- the only row
+	instance_id TEXT    NOT NULL, -- store_…, created once; identifies this store
 	revision    BIGINT  NOT NULL, -- the number of the last change
-	audit_seq   BIGINT  NOT NULL, -- the last record of the audit trail …
+	audit_seq   BIGINT  NOT NULL, -- the number of the last record of the audit trail …
 	audit_hash  TEXT    NOT NULL, -- … and its hash, in hex
 	created_at  BIGINT  NOT NULL,
-	-- How many rows there are (counts.sql): a directory is made of all of them, or not at all.
-	service_users     BIGINT NOT NULL DEFAULT 0, -- that are not deleted
-	tokens            BIGINT NOT NULL DEFAULT 0, -- that are not revoked
-	permission_groups BIGINT NOT NULL DEFAULT 0, -- that are not deleted
+	-- The numbers of rows, kept by triggers (counts.sql). They reveal a table that was read
+	-- only in part, so that a directory is made of all rows or not at all.
+	service_users     BIGINT NOT NULL DEFAULT 0, -- not deleted
+	tokens            BIGINT NOT NULL DEFAULT 0, -- not revoked
+	permission_groups BIGINT NOT NULL DEFAULT 0, -- not deleted
 	rules             BIGINT NOT NULL DEFAULT 0,
 	group_permissions BIGINT NOT NULL DEFAULT 0,
 	members           BIGINT NOT NULL DEFAULT 0
@@ -27,7 +27,7 @@ CREATE TABLE service_users (
 	name           TEXT    NOT NULL,    -- unique among those that are not deleted
 	display_name   TEXT    NOT NULL,
 	description    TEXT    NOT NULL,
-	owner          TEXT    NOT NULL,    -- whom to ask
+	owner          TEXT    NOT NULL,    -- the contact for questions
 	alias          TEXT    NOT NULL,    -- a second login id; '' is none
 	active         BOOLEAN NOT NULL,
 	role           TEXT    NOT NULL,    -- admin, manager, member
@@ -39,14 +39,17 @@ CREATE TABLE service_users (
 	created_by     TEXT    NOT NULL,    -- local, human:…, service_…
 	updated_at     BIGINT  NOT NULL,
 	last_active_at BIGINT  NOT NULL,
-	deleted_at     BIGINT  NOT NULL,    -- 0 is alive; else a tombstone
+	deleted_at     BIGINT  NOT NULL,    -- 0 if not deleted; a row with a time is a tombstone
 	version        BIGINT  NOT NULL,
 	revision       BIGINT  NOT NULL,
-	name_key       TEXT    NOT NULL DEFAULT '' -- the form that names which read alike share; a new name needs a free one
+	-- The same for all names that read alike. A new name needs a key that no other service user
+	-- has.
+	name_key       TEXT    NOT NULL DEFAULT ''
 );
 CREATE UNIQUE INDEX service_users_name ON service_users (name) WHERE deleted_at = 0;
 CREATE UNIQUE INDEX service_users_alias ON service_users (alias) WHERE deleted_at = 0 AND alias <> '';
-CREATE INDEX service_users_name_key ON service_users (name_key) WHERE deleted_at = 0; -- older names may share one
+-- This index is not unique: names from older versions may share a key.
+CREATE INDEX service_users_name_key ON service_users (name_key) WHERE deleted_at = 0;
 CREATE INDEX service_users_revision ON service_users (revision);
 CREATE INDEX service_users_deleted ON service_users (deleted_at) WHERE deleted_at > 0;
 
@@ -56,12 +59,12 @@ CREATE TABLE tokens (
 	description       TEXT   NOT NULL,
 	hint              TEXT   NOT NULL,    -- the last four characters of the secret
 	hash              TEXT   NOT NULL,    -- hex of SHA-256(secret) or HMAC-SHA-256(pepper, SHA-256(secret))
-	pepper_id         TEXT   NOT NULL,    -- which pepper; '' is none
+	pepper_id         TEXT   NOT NULL,    -- the id of the pepper; '' is none
 	expires_at        BIGINT NOT NULL,
 	not_before        BIGINT NOT NULL,
 	allowed_ips       TEXT   NOT NULL,
 	metadata          TEXT   NOT NULL,
-	permission_groups TEXT   NOT NULL,    -- narrows the allows to these groups; [] is all
+	permission_groups TEXT   NOT NULL,    -- limits the allows of the token to these groups; [] is all
 	created_at        BIGINT NOT NULL,
 	created_by        TEXT   NOT NULL,
 	updated_at        BIGINT NOT NULL,
@@ -70,13 +73,14 @@ CREATE TABLE tokens (
 	use_count         BIGINT NOT NULL,
 	retires_at        BIGINT NOT NULL,    -- the end of the grace after a refresh; 0 is none
 	revoked_at        BIGINT NOT NULL,
-	replaced_by       TEXT   NOT NULL,    -- the token that a refresh made
+	replaced_by       TEXT   NOT NULL,    -- the id of the successor
 	version           BIGINT NOT NULL,
-	used_from         TEXT   NOT NULL DEFAULT '{}', -- {"192.0.2.7":1767323045}: the last addresses, and when
-	used_rules        TEXT   NOT NULL DEFAULT '{}', -- {"rule_…":1767323045}: the last rules, and when
-	refreshed_at      BIGINT NOT NULL DEFAULT 0,    -- when the refresh was that made it retire
+	used_from         TEXT   NOT NULL DEFAULT '{}', -- {"192.0.2.7":1767323045}: the last addresses with their times
+	used_rules        TEXT   NOT NULL DEFAULT '{}', -- {"rule_…":1767323045}: the last rules with their times
+	refreshed_at      BIGINT NOT NULL DEFAULT 0,    -- the time of the refresh or rotation that replaced it
 	count_at_refresh  BIGINT NOT NULL DEFAULT 0,    -- use_count at that time
-	quiet_after       BIGINT NOT NULL DEFAULT 0     -- ends when it was not used for so many seconds; 0 is only with the grace
+	-- A retiring token ends early when it is unused for this many seconds; 0 is never.
+	quiet_after       BIGINT NOT NULL DEFAULT 0
 );
 CREATE UNIQUE INDEX tokens_hash ON tokens (hash);
 CREATE INDEX tokens_service_user ON tokens (service_user_id, id);
@@ -101,7 +105,7 @@ CREATE INDEX permission_groups_revision ON permission_groups (revision);
 CREATE TABLE rules (
 	id          TEXT   PRIMARY KEY, -- rule_…
 	group_id    TEXT   NOT NULL REFERENCES permission_groups (id),
-	position    BIGINT NOT NULL,    -- the order that people see; it decides nothing
+	position    BIGINT NOT NULL,    -- the order that people see, without effect on decisions
 	effect      TEXT   NOT NULL,    -- allow, deny
 	methods     TEXT   NOT NULL,    -- GET,HEAD
 	host        TEXT   NOT NULL,
@@ -113,7 +117,7 @@ CREATE TABLE rules (
 );
 CREATE INDEX rules_group ON rules (group_id, position);
 
--- The catalogue: named rights that stand for rules and can be given to a group.
+-- The catalogue: named rights, each of which represents rules and can be given to a group.
 CREATE TABLE permissions (
 	key         TEXT   PRIMARY KEY, -- people.address.view
 	name        TEXT   NOT NULL,
@@ -148,11 +152,11 @@ CREATE TABLE audit_events (
 	at           BIGINT NOT NULL,
 	actor        TEXT   NOT NULL,    -- local, human:…, service_…
 	action       TEXT   NOT NULL,    -- service_user.create, token.revoke, …
-	resource_id  TEXT   NOT NULL,    -- what was changed
-	before       TEXT   NOT NULL,    -- JSON without secrets; '' when it did not exist
+	resource_id  TEXT   NOT NULL,    -- the id of the changed resource
+	before       TEXT   NOT NULL,    -- JSON without secrets; '' when the resource did not exist
 	after        TEXT   NOT NULL,    -- JSON without secrets; '' when it no longer exists
 	operation_id TEXT   NOT NULL,    -- op_…, as in the answer and the log
-	prev_hash    TEXT   NOT NULL,    -- the hash of the record before
+	prev_hash    TEXT   NOT NULL,    -- the hash of the previous record
 	hash         TEXT   NOT NULL     -- SHA-256 over prev_hash and every other column
 );
 CREATE INDEX audit_events_resource ON audit_events (resource_id, seq);

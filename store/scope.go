@@ -8,12 +8,13 @@ import (
 	"github.com/serviceusers/caddy-service-users/access"
 )
 
-// Shares reports whether a list of teams has one in common with the scope.
+// Shares reports whether teams and the scope have a team in common.
 func (s *Scope) Shares(teams []string) bool {
 	return slices.ContainsFunc(teams, func(team string) bool { return slices.Contains(s.Teams, team) })
 }
 
-// admit refuses what only an unlimited actor may do.
+// admit rejects an action if the actor is not an admin. The error is [ErrNotAllowed]. what names
+// the action, for example "create a permission group".
 func (t *tx) admit(what string) error {
 	if t.by.Scope != nil {
 		return notAllowed("only an admin may %s", what)
@@ -21,8 +22,8 @@ func (t *tx) admit(what string) error {
 	return nil
 }
 
-// renewScope takes away from a manager, itself a service user, what it has lost
-// since it was authenticated.
+// renewScope removes teams and groups from a manager's scope that the manager has lost since it was
+// authenticated. It applies to managers that are service users.
 func (t *tx) renewScope() error {
 	scope := t.by.Scope
 	if scope == nil || scope.UserID == "" {
@@ -30,7 +31,7 @@ func (t *tx) renewScope() error {
 	}
 	u, ok := t.directory.User(scope.UserID)
 	if !ok || !u.Active || u.Role == access.Member {
-		return notAllowed("the manager has been deleted or deactivated, or is no manager any more")
+		return notAllowed("the manager has been deleted or deactivated, or is not a manager any more")
 	}
 	both := func(a, b []string) []string {
 		return slices.DeleteFunc(slices.Clone(a), func(s string) bool { return !slices.Contains(b, s) })
@@ -39,10 +40,10 @@ func (t *tx) renewScope() error {
 	return nil
 }
 
-// withinScope refuses a change of a service user that reaches beyond a
-// manager. It runs inside the transaction, after the change: before and after
-// are the service user as it was and as it is; nil means that it did not exist
-// or was deleted. A token that is made, refreshed or revoked counts as a change.
+// withinScope rejects a change of a service user that exceeds a manager's rights. It runs inside
+// the transaction, after the change. before and after are the service user before and after the
+// change: nil before the creation and after the deletion. Creating, refreshing or revoking a token
+// counts as a change of its user.
 func (t *tx) withinScope(before, after *ServiceUser) error {
 	scope := t.by.Scope
 	if scope == nil {
@@ -52,7 +53,7 @@ func (t *tx) withinScope(before, after *ServiceUser) error {
 		if u == nil {
 			continue
 		}
-		if err := t.holds(u); err != nil {
+		if err := t.checkHolds(u); err != nil {
 			return err
 		}
 	}
@@ -73,8 +74,8 @@ func (t *tx) withinScope(before, after *ServiceUser) error {
 	return nil
 }
 
-// holds refuses a service user that may do more than the manager.
-func (t *tx) holds(u *ServiceUser) error {
+// checkHolds rejects a service user with a right that the manager does not have.
+func (t *tx) checkHolds(u *ServiceUser) error {
 	scope := t.by.Scope
 	if u.ID == scope.UserID {
 		return notAllowed("a manager cannot change itself")
@@ -88,33 +89,37 @@ func (t *tx) holds(u *ServiceUser) error {
 	target := u.directoryUser()
 	groups := t.directory.Memberships(target)
 	for _, m := range groups {
+		// InDoubt means that the condition of the group cannot be evaluated. Then only the
+		// group's denies apply, so the group gives no right.
 		if m.Source != access.InDoubt && !slices.Contains(scope.Groups, m.Group.ID) {
 			return &Error{ErrNotAllowed, "permission_groups", "a manager reaches only service users whose permission groups it holds itself, and it does not hold " + m.Group.ID}
 		}
 	}
 	manager, isUser := t.directory.User(scope.UserID)
 	if !isUser || len(groups) == 0 {
-		return nil // a person has no rights of its own to compare with
+		return nil // a person is not a service user and has no rights to compare with
 	}
 	return t.holdsRules(manager, target, groups)
 }
 
-// holdsRules compares what a service user and a manager, itself a service user,
-// make of the groups that they share: what refuses the manager something has to
-// refuse it to the other as well, and conditions have to come to the same.
+// holdsRules compares a service user with a manager that is a service user too, by the groups of
+// both. A deny that applies to the manager must apply to the service user as well, and conditions
+// must give the same result for both.
 func (t *tx) holdsRules(manager, target *access.User, groups []access.Membership) error {
-	bound := make(map[*access.Group]bool) // what refuses the manager something
+	bound := make(map[*access.Group]bool) // groups with a deny for the manager
 	for _, own := range t.directory.Memberships(manager) {
 		bound[own.Group] = slices.ContainsFunc(own.Group.Rules, func(r access.Rule) bool { return r.Effect == access.Deny })
 		in := func(m access.Membership) bool { return m.Group == own.Group }
 		if bound[own.Group] && !slices.ContainsFunc(groups, in) {
-			return &Error{ErrNotAllowed, "permission_groups", "a manager reaches only service users that are refused what it is refused itself, and " + own.Group.ID + " is missing"}
+			return &Error{ErrNotAllowed, "permission_groups", "a manager reaches only service users to which the denies of its own groups apply, and " + own.Group.ID + " is missing"}
 		}
 	}
 	for _, m := range groups {
 		if m.Source == access.InDoubt && !bound[m.Group] {
 			continue
 		}
+		// Two service users get the same result if every field that the conditions read is
+		// the same.
 		for _, field := range m.Group.Reads() {
 			if readField(manager, field) != readField(target, field) {
 				return &Error{ErrNotAllowed, "permission_groups", "conditions of " + m.Group.ID + " look at user." + field + ", which is not the same for the manager and the service user; ask an admin"}
@@ -124,8 +129,8 @@ func (t *tx) holdsRules(manager, target *access.User, groups []access.Membership
 	return nil
 }
 
-// writesNoCondition refuses a person, who has no fields to compare with, to write
-// what the conditions of a group look at that it may give.
+// writesNoCondition rejects a change of a field that a condition reads, in a group that the actor
+// may give. It applies to a manager that is a person: a person has no fields to compare with.
 func (t *tx) writesNoCondition(before, after *ServiceUser) error {
 	was, is := before.directoryUser(), after.directoryUser()
 	for _, id := range t.by.Scope.Groups {
@@ -134,7 +139,10 @@ func (t *tx) writesNoCondition(before, after *ServiceUser) error {
 			continue
 		}
 		for _, field := range g.Reads() {
+			// A caller cannot write id and created_at, and checkHolds allows only the
+			// role member.
 			if field != "id" && field != "created_at" && field != "role" && readField(was, field) != readField(is, field) {
+				// "labels.env" is part of the field labels in the REST API.
 				top, _, _ := strings.Cut(field, ".")
 				return &Error{ErrNotAllowed, top, "conditions of " + id + " look at user." + field + ", so only an admin can write it"}
 			}
@@ -143,10 +151,11 @@ func (t *tx) writesNoCondition(before, after *ServiceUser) error {
 	return nil
 }
 
-// readField returns a field of a service user, by its name in a condition, in a
-// form that can be compared.
+// readField returns a field of a service user in a form that can be compared. field is the name of
+// the field in conditions, for example "labels.env".
 func readField(u *access.User, field string) string {
 	if key, ok := strings.CutPrefix(field, "labels."); ok {
+		// A condition can distinguish a missing label from an empty one.
 		value, has := u.Labels[key]
 		return toJSON([]any{value, has})
 	}

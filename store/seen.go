@@ -15,21 +15,22 @@ import (
 	"go.uber.org/zap"
 )
 
-// Mark is how far a store has come, as it is noted beside the database in a file
-// of its own, PATH.seen. A database that was restored from a backup, or has lost
-// its log, has not come as far.
+// Mark is the progress of a store. A file beside the database, PATH.seen (the note), contains it. A
+// database that was restored from a backup, or has lost its log, is behind its note.
 type Mark struct {
-	Instance  string    `json:"instance"` // which store
-	Revision  int64     `json:"revision"` // the highest that was in force
-	AuditSeq  int64     `json:"audit_seq"`
-	AuditHash string    `json:"audit_hash"`
-	Clock     time.Time `json:"clock"` // the latest that it ever was; of a database, its last change
+	Instance  string `json:"instance"` // the id of the store
+	Revision  int64  `json:"revision"` // the highest revision that was in force
+	AuditSeq  int64  `json:"audit_seq"`
+	AuditHash string `json:"audit_hash"`
+	// Clock is the latest time that the store's clock has shown. In the mark of a database it
+	// is the time of the last change.
+	Clock time.Time `json:"clock"`
 }
 
-// ErrOlder is a store that is older than it was before, or has another history.
+// ErrOlder is the error for a store that is older than before, or has another history.
 var ErrOlder = errors.New("older than before")
 
-// Seen returns what is noted beside the database at path; without a note, zero.
+// Seen returns the note beside the database at path. Without a note it returns the zero Mark.
 func Seen(path string) (m Mark, err error) {
 	if path, err = resolve(path); err != nil {
 		return Mark{}, err
@@ -42,15 +43,15 @@ func Seen(path string) (m Mark, err error) {
 		return Mark{}, err
 	}
 	if err := json.Unmarshal(text, &m); err != nil || m.Instance == "" {
-		return Mark{}, fmt.Errorf("%q is damaged: %w", path+".seen", cmp.Or(err, errors.New("it names no store")))
+		return Mark{}, fmt.Errorf("%q is damaged: %w", path+".seen", cmp.Or(err, errors.New("it does not name a store")))
 	}
 	return m, nil
 }
 
-// write notes a mark beside the database at path: whole, or not at all. The note
-// belongs to the owner of the database.
+// write writes the note beside the database at path. It replaces the file in one step, and gives it
+// to the owner of the database.
 func (m Mark) write(path string) error {
-	text, err := json.Marshal(m) // fails after the year 9999
+	text, err := json.Marshal(m) // Marshal fails for years after 9999
 	if err != nil {
 		return err
 	}
@@ -70,21 +71,21 @@ func (m Mark) write(path string) error {
 	return syncDir(filepath.Dir(path))
 }
 
-// Holds returns how far the database at path has come, without opening it as a
-// store.
+// Holds returns the mark of the database at path without opening it as a store.
 func Holds(ctx context.Context, path string) (m Mark, err error) {
 	ofdLocking()
 	if path, err = resolve(path); err != nil {
 		return m, err
 	}
 	err = checkSQLite(ctx, path, func(ctx context.Context, db *sql.DB) (err error) {
-		m, err = holds(ctx, db)
+		m, err = readMark(ctx, db)
 		return err
 	})
 	return m, withRecovery(err, path)
 }
 
-func holds(ctx context.Context, db *sql.DB) (m Mark, err error) {
+// readMark returns the mark of a database.
+func readMark(ctx context.Context, db *sql.DB) (m Mark, err error) {
 	var at int64
 	err = db.QueryRowContext(ctx, `
 		SELECT instance_id, revision, audit_seq, audit_hash, COALESCE((SELECT at FROM audit_events WHERE seq = audit_seq), created_at)
@@ -93,8 +94,8 @@ func holds(ctx context.Context, db *sql.DB) (m Mark, err error) {
 	return m, explainSQLite(err)
 }
 
-// AcceptOlder notes that the database at path is to be taken as it is, and that it
-// is now. No store must be open on it.
+// AcceptOlder makes the present state of the database at path, and the time now, its note, so that
+// [Open] accepts it. No store may be open on the database.
 func AcceptOlder(ctx context.Context, path string, now time.Time) error {
 	path, err := resolve(path)
 	if err != nil {
@@ -111,23 +112,23 @@ func AcceptOlder(ctx context.Context, path string, now time.Time) error {
 	return nil
 }
 
-// takeUp compares the store with what is noted beside it. It refuses an older copy,
-// and sets the clock to where it was.
-func (s *Store) takeUp(ctx context.Context, db *sql.DB) error {
+// compareWithNote compares the database with its note before [Open] uses it. It rejects an older
+// copy, and sets the clock to the latest time in the note.
+func (s *Store) compareWithNote(ctx context.Context, db *sql.DB) error {
 	seen, err := Seen(s.path)
 	if err != nil {
 		if err := s.unread(ctx, db, err); err != nil {
 			return err
 		}
 	}
-	held, err := holds(ctx, db)
+	held, err := readMark(ctx, db)
 	if err != nil {
 		return err
 	}
 	s.instance = held.Instance
 	if seen.Instance != held.Instance {
 		if seen.Instance != "" {
-			s.log.Warn("this is another store than was here before; if that was not meant, put the other one back",
+			s.log.Warn("this store is not the one that was at this path before; if that is a mistake, put the earlier one back",
 				zap.String("store", s.path), zap.String("instance", held.Instance), zap.String("before", seen.Instance), zap.Int64("revision_before", seen.Revision))
 		}
 		return nil
@@ -136,6 +137,8 @@ func (s *Store) takeUp(ctx context.Context, db *sql.DB) error {
 	if held.Revision < seen.Revision {
 		return fmt.Errorf("%w: the store holds revision %d, and revision %d was in force before: it is an older copy, or its log was lost; %s", ErrOlder, held.Revision, seen.Revision, again)
 	}
+	// An older copy that was changed since can have the same revision, or a higher one. Its
+	// audit trail differs.
 	hash := held.AuditHash
 	if held.AuditSeq != seen.AuditSeq {
 		err = db.QueryRowContext(ctx, `SELECT hash FROM audit_events WHERE seq = $1`, seen.AuditSeq).Scan(&hash)
@@ -147,22 +150,24 @@ func (s *Store) takeUp(ctx context.Context, db *sql.DB) error {
 		}
 	}
 	if hash != seen.AuditHash {
-		return fmt.Errorf("%w: the store holds revision %d, but its audit trail has not the record %d that was there at revision %d: it is an older copy that was changed since; %s", ErrOlder, held.Revision, seen.AuditSeq, seen.Revision, again)
+		return fmt.Errorf("%w: the store holds revision %d, but its audit trail does not have the record %d that was there at revision %d: it is an older copy that was changed since; %s", ErrOlder, held.Revision, seen.AuditSeq, seen.Revision, again)
 	}
 	s.clock.raise(seen.Clock)
+	// Otherwise onDisk stays zero, so that writeNote writes a note that the owner of the store
+	// can read.
 	if ownNote(s.path) {
-		s.noted = seen
-	} // else it is written again, for the owner of the store
+		s.onDisk = seen
+	}
 	return nil
 }
 
-// noteSince is the version of the schema from which on every version of the program
-// gives the note to the owner of the store.
+// noteSince is the schema version since which every version of the program gives the note to the
+// owner of the store.
 const noteSince = 5
 
-// unread refuses a start without the note that is there, since an older copy of the
-// store would not be noticed. A store of an earlier version may have a note that its
-// owner cannot read, left by root; the first start replaces it.
+// unread rejects a start if the note exists and cannot be read, because an older copy of the store
+// would not be noticed. Stores with a schema before noteSince are an exception: root may have left
+// a note that the owner cannot read. The first start replaces it.
 func (s *Store) unread(ctx context.Context, db *sql.DB, cause error) error {
 	mend := fmt.Sprintf("if this is the newest copy of the store, run: caddy service-user accept-older --store %s", ShellWord(s.path))
 	if errors.Is(cause, fs.ErrPermission) {
@@ -180,39 +185,40 @@ func (s *Store) unread(ctx context.Context, db *sql.DB, cause error) error {
 	return nil
 }
 
-// seenEvery is how often it is looked whether there is something to note. The clock
-// alone is noted once in clockEvery.
+// seenEvery is how often the store checks whether the note must be written. If only the clock has
+// changed, it is written once in clockEvery.
 const (
 	seenEvery  = time.Second
 	clockEvery = time.Minute
 )
 
-// keepSeen notes how far the store has come, until it closes.
+// keepSeen keeps the note up to date until the store closes.
 func (s *Store) keepSeen(ctx context.Context) {
 	tick := time.NewTicker(seenEvery)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			_ = s.safely("noting", func() error { s.note(0); return nil })
+			_ = s.safely("noting", func() error { s.writeNote(0); return nil })
 			return
 		case <-tick.C:
-			_ = s.safely("noting", func() error { s.note(clockEvery); return nil })
+			_ = s.safely("noting", func() error { s.writeNote(clockEvery); return nil })
 		}
 	}
 }
 
-// note writes how far the store has come if it came further than was noted, or if
-// that is some time ago. It does not while the database is not what is in force:
-// an operator may just be accepting an older one.
-func (s *Store) note(after time.Duration) {
-	s.tellOfClock()
+// writeNote writes the note if the revision has changed, or if the clock has advanced by more than
+// after since the last note. It does not write while the store has a fault: an operator may be
+// accepting an older database at that moment.
+func (s *Store) writeNote(after time.Duration) {
+	s.logClock()
 	at := s.head.Load()
 	m := Mark{Instance: s.instance, Revision: at.revision, AuditSeq: at.seq, AuditHash: at.hash, Clock: s.now().UTC().Truncate(time.Second)}
-	if s.Fault() != "" || m.Revision == s.noted.Revision && m.Instance == s.noted.Instance && m.Clock.Sub(s.noted.Clock) <= after {
+	if s.Fault() != "" ||
+		m.Revision == s.onDisk.Revision && m.Instance == s.onDisk.Instance && m.Clock.Sub(s.onDisk.Clock) <= after {
 		return
 	}
-	// Another process may have come further.
+	// Another process with the same store may have written a later note.
 	if other, err := Seen(s.path); err == nil && other.Instance == m.Instance {
 		if other.Revision > m.Revision {
 			m.Revision, m.AuditSeq, m.AuditHash = other.Revision, other.AuditSeq, other.AuditHash
@@ -223,19 +229,20 @@ func (s *Store) note(after time.Duration) {
 	}
 	err := m.write(s.path)
 	if err == nil {
-		s.noted = m
+		s.onDisk = m
 	}
-	s.noting.tell(err, func() {
-		s.log.Error("it cannot be noted how far the store has come; after a restart an older copy of it might not be noticed", zap.String("store", s.path), zap.Error(err))
+	s.noteFailure.report(err, func() {
+		s.log.Error("the note of how far the store has come cannot be written; after a restart an older copy of the store might not be noticed", zap.String("store", s.path), zap.Error(err))
 	})
 }
 
-// once tells of a trouble when it begins.
-type once struct{ on bool }
+// failureLatch logs a failure once, when it begins.
+type failureLatch struct{ failing bool }
 
-func (o *once) tell(err error, tell func()) {
-	if err != nil && !o.on {
-		tell()
+// report calls log if err is not nil and the error before it was nil.
+func (l *failureLatch) report(err error, log func()) {
+	if err != nil && !l.failing {
+		log()
 	}
-	o.on = err != nil
+	l.failing = err != nil
 }

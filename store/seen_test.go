@@ -90,7 +90,7 @@ func TestOlderCopyIsRefused(t *testing.T) {
 func TestLostLogIsNoticed(t *testing.T) {
 	w := newWorld(t, Options{})
 	mustDo(must(Open(ctx, w.path, w.opts)).Close()) // a note
-	mustDo(must(holds(ctx, w.read)).write(w.path))
+	mustDo(must(readMark(ctx, w.read)).write(w.path))
 	alone := place(t)
 	mustDo(os.WriteFile(alone, readFile(w.path), 0o600))
 	mustDo(os.WriteFile(alone+".seen", readFile(w.path+".seen"), 0o600))
@@ -110,7 +110,7 @@ func TestAnotherStoreIsNamed(t *testing.T) {
 	mustDo(before.write(path))
 	core, logs := observer.New(zap.WarnLevel)
 	s := open(t, path, Options{Log: zap.New(core)})
-	told := logs.FilterMessageSnippet("another store").FilterField(zap.String("before", "store_before")).FilterField(zap.String("instance", s.instance))
+	told := logs.FilterMessageSnippet("is not the one that was at this path").FilterField(zap.String("before", "store_before")).FilterField(zap.String("instance", s.instance))
 	if told.Len() != 1 {
 		t.Errorf("lines of the log that name both: got %d, want 1; %v", told.Len(), logs.All())
 	}

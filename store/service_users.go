@@ -14,17 +14,17 @@ import (
 	"github.com/serviceusers/caddy-service-users/access"
 )
 
-// NewToken is what a caller may choose of a token.
+// NewToken is a Token of which only the fields that a caller may choose count.
 type NewToken = Token
 
-// Issued is a new token together with its secret, which is shown this once.
+// Issued is a new token with its secret, which is shown only this once.
 type Issued struct {
 	Token
 	Secret string
 }
 
-// CreateServiceUser makes a service user out of the fields that a caller may
-// choose, a member of u.Groups, together with a first token unless token is nil.
+// CreateServiceUser creates a service user from the fields that a caller may choose. It becomes a
+// member of u.Groups. Unless token is nil, it gets a first token.
 func (s *Store) CreateServiceUser(ctx context.Context, by Actor, u ServiceUser, token *NewToken) (made ServiceUser, issued *Issued, err error) {
 	err = s.change(ctx, by, func(t *tx) error {
 		if u.Role == "" {
@@ -36,7 +36,7 @@ func (s *Store) CreateServiceUser(ctx context.Context, by Actor, u ServiceUser, 
 		if err := t.checkTaken("", u, ""); err != nil {
 			return err
 		}
-		u.keep(ServiceUser{ID: t.newID("service"), CreatedAt: t.now, CreatedBy: t.by.Name, UpdatedAt: t.now, Version: 1})
+		u.copyManagedFields(ServiceUser{ID: t.newID("service"), CreatedAt: t.now, CreatedBy: t.by.Name, UpdatedAt: t.now, Version: 1})
 		u.Groups = sorted(u.Groups)
 		if _, err := t.exec(`
 			INSERT INTO service_users (id, name, display_name, description, owner, alias, active, role, teams, labels,
@@ -51,6 +51,8 @@ func (s *Store) CreateServiceUser(ctx context.Context, by Actor, u ServiceUser, 
 				return err
 			}
 		}
+		// The check needs the memberships, so it follows them. Its error rolls everything
+		// back.
 		if err := t.withinScope(nil, &u); err != nil {
 			return err
 		}
@@ -69,8 +71,8 @@ func (s *Store) CreateServiceUser(ctx context.Context, by Actor, u ServiceUser, 
 	return made, issued, err
 }
 
-// ServiceUser returns the service user with this id. A deleted one is
-// [ErrNotFound], unless deleted asks for those.
+// ServiceUser returns the service user with this id. With deleted it also returns a tombstone;
+// otherwise a deleted service user is [ErrNotFound].
 func (s *Store) ServiceUser(ctx context.Context, by Actor, id string, deleted bool) (ServiceUser, error) {
 	return inReadWithUse(ctx, s, by, func(t *tx) (u ServiceUser, err error) {
 		if deleted {
@@ -83,9 +85,8 @@ func (s *Store) ServiceUser(ctx context.Context, by Actor, id string, deleted bo
 	})
 }
 
-// UpdateServiceUser changes the fields of a service user that a caller may
-// choose. version guards against a lost update: unless it is 0 it must be the
-// present one, or the answer is [ErrChanged].
+// UpdateServiceUser changes the fields of a service user that a caller may choose. version prevents
+// lost updates: unless it is 0 it must be the present version, or the error is [ErrChanged].
 func (s *Store) UpdateServiceUser(ctx context.Context, by Actor, id string, version int64, edit func(*ServiceUser) error) (ServiceUser, error) {
 	var u ServiceUser
 	err := s.change(ctx, by, func(t *tx) (err error) {
@@ -100,7 +101,7 @@ func (s *Store) UpdateServiceUser(ctx context.Context, by Actor, id string, vers
 		if err := edit(&u); err != nil {
 			return err
 		}
-		u.keep(before)
+		u.copyManagedFields(before)
 		if err := u.check(t.now, &before); err != nil {
 			return err
 		}
@@ -113,7 +114,7 @@ func (s *Store) UpdateServiceUser(ctx context.Context, by Actor, id string, vers
 			}
 		}
 		if toJSON(u) == toJSON(before) {
-			return nil // nothing to do, nothing to tell
+			return nil // no change, so no audit record and no revision
 		}
 		u.UpdatedAt, u.Version = t.now, before.Version+1
 		if _, err := t.exec(`
@@ -144,10 +145,10 @@ func updateAction(before, after bool) string {
 	}
 }
 
-// DeleteServiceUser deletes a service user at once. A tombstone keeps its id
-// from being used again and the audit trail readable; for some time it can be
-// brought back. With unused, a service user that was active within that time is
-// left alone: the error is an [InUse].
+// DeleteServiceUser deletes a service user at once. A tombstone keeps its id from being used again
+// and the audit trail readable; within Options.Retention the service user can be brought back.
+// version is as in [Store.UpdateServiceUser]. If unused is not 0 and the service user was active
+// within that time, it stays, and the error is an [InUse].
 func (s *Store) DeleteServiceUser(ctx context.Context, by Actor, id string, version int64, unused time.Duration) error {
 	return s.change(ctx, by, func(t *tx) error {
 		before, err := t.visibleUser(id)
@@ -174,11 +175,12 @@ func (s *Store) DeleteServiceUser(ctx context.Context, by Actor, id string, vers
 	})
 }
 
-// InUse is what keeps a service user from being deleted: who would break.
+// InUse is the error that keeps a service user from being deleted. It describes the clients that
+// the deletion would break.
 type InUse struct {
 	LastUsedAt time.Time
-	Addresses  []string // it was used from, the latest first
-	Rules      []string // it was let through by, the latest first
+	Addresses  []string // of its requests, the latest first
+	Rules      []string // that allowed its requests, the latest first
 }
 
 func (e *InUse) Error() string {
@@ -186,10 +188,11 @@ func (e *InUse) Error() string {
 		e.LastUsedAt.Format(time.RFC3339), strings.Join(e.Addresses, ", "))
 }
 
-// Unwrap makes it an [ErrConflict].
+// Unwrap makes an InUse an [ErrConflict].
 func (e *InUse) Unwrap() error { return &Error{ErrConflict, "unless_used_within", e.Error()} }
 
 func (t *tx) checkUnused(id string, within time.Duration) error {
+	// The uses of all tokens count, also of those that have ended.
 	rows, err := t.query(selectToken+` WHERE service_user_id = $1`, id)
 	if err != nil {
 		return fmt.Errorf("reading tokens: %w", err)
@@ -210,13 +213,13 @@ func (t *tx) checkUnused(id string, within time.Duration) error {
 	return nil
 }
 
-// byNewest lists the keys of a map of instants, the latest first.
+// byNewest lists the keys of a map of times, the latest first.
 func byNewest(m map[string]int64) []string {
 	return slices.SortedFunc(maps.Keys(m), func(a, b string) int { return cmp.Or(cmp.Compare(m[b], m[a]), strings.Compare(a, b)) })
 }
 
-// UndeleteServiceUser brings a deleted service user back, inactive, with its
-// tokens and groups as they were.
+// UndeleteServiceUser brings a deleted service user back, inactive, with its tokens and groups as
+// they were. Only admins may call it.
 func (s *Store) UndeleteServiceUser(ctx context.Context, by Actor, id string) (u ServiceUser, err error) {
 	err = s.change(ctx, by, func(t *tx) error {
 		if err := t.admit("bring a service user back"); err != nil {
@@ -229,6 +232,7 @@ func (s *Store) UndeleteServiceUser(ctx context.Context, by Actor, id string) (u
 		if before.DeletedAt.IsZero() {
 			return conflict("", "the service user is not deleted")
 		}
+		// purgeUser empties the name.
 		if before.Name == "" || !t.now.Before(before.DeletedAt.Add(s.opts.Retention)) {
 			return conflict("", "the service user was deleted too long ago, at %s, and cannot be brought back", before.DeletedAt.Format(time.RFC3339))
 		}
@@ -248,8 +252,8 @@ func (s *Store) UndeleteServiceUser(ctx context.Context, by Actor, id string) (u
 	return u, err
 }
 
-// purge removes what is personal from tombstones whose time is over. Their ids
-// stay, so that none is used again, and the audit trail does.
+// purge removes personal data, tokens and memberships of tombstones older than Options.Retention.
+// Their ids stay in the table, so that no id is used again, and so does the audit trail.
 func (s *Store) purge(ctx context.Context) error {
 	if err := s.inPlace(); err != nil {
 		return err
@@ -309,7 +313,7 @@ func scanUser(rows *sql.Rows) (u ServiceUser, err error) {
 	return u, errors.Join(fromJSON(teams, &u.Teams), fromJSON(labels, &u.Labels), fromJSON(allowed, &u.AllowedIPs))
 }
 
-// user reads a service user.
+// user reads a service user. With deleted it also returns a tombstone.
 func (t *tx) user(id string, deleted bool) (ServiceUser, error) {
 	rows, err := t.query(selectUser+` WHERE id = $1`, id)
 	if err != nil {
@@ -327,11 +331,10 @@ func (t *tx) user(id string, deleted bool) (ServiceUser, error) {
 	return u, err
 }
 
-// visibleUser reads a service user that the actor may see. What it may not see
-// does not exist for it.
+// visibleUser reads a service user if the actor may see it, and returns [ErrNotFound] otherwise.
 func (t *tx) visibleUser(id string) (ServiceUser, error) { return t.visible(id, false) }
 
-// visibleTombstone is visibleUser for one that may be deleted.
+// visibleTombstone is like visibleUser, but also returns a deleted service user.
 func (t *tx) visibleTombstone(id string) (ServiceUser, error) { return t.visible(id, true) }
 
 func (t *tx) visible(id string, deleted bool) (ServiceUser, error) {
@@ -342,7 +345,7 @@ func (t *tx) visible(id string, deleted bool) (ServiceUser, error) {
 	return u, err
 }
 
-// groupsOf lists the groups that name a service user, sorted.
+// groupsOf returns the ids of the groups that name a service user as a member, sorted.
 func (t *tx) groupsOf(id string) ([]string, error) {
 	rows, err := t.query(`SELECT group_id FROM members WHERE service_user_id = $1 ORDER BY group_id`, id)
 	if err != nil {
@@ -375,11 +378,14 @@ func (t *tx) setGroups(id string, before, after []string) error {
 	return nil
 }
 
-// checkTaken reports a name that reads like that of another service user, or an alias
-// that another has. A name that is kept is not looked for, since older ones may read
-// alike. Changes come one after another, so nobody takes the name meanwhile.
+// checkTaken returns an [ErrConflict] for a name that reads like that of another service user, or
+// for an alias that another one has. kept is the present name of the service user; it is not
+// checked, because names from older versions may read alike. Changes run one after another, so no
+// other change can take the name before this one commits.
 func (t *tx) checkTaken(id string, u ServiceUser, kept string) error {
 	for _, f := range []struct{ field, value, key, query string }{
+		// The order puts an equal spelling before others that read alike, so that the error
+		// names it.
 		{"name", u.Name, nameKey(u.Name), `SELECT name FROM service_users WHERE name_key = $1 AND deleted_at = 0 AND id <> $2 ORDER BY name <> $3`},
 		{"alias", u.Alias, u.Alias, `SELECT alias FROM service_users WHERE alias = $1 AND alias <> '' AND deleted_at = 0 AND id <> $2 ORDER BY alias <> $3`},
 	} {
@@ -399,7 +405,7 @@ func (t *tx) checkTaken(id string, u ServiceUser, kept string) error {
 	return nil
 }
 
-// touchUser tells the directory that something of a service user changed.
+// touchUser marks a service user as changed in this revision, so that the directory reads it again.
 func (t *tx) touchUser(id string) error {
 	if _, err := t.exec(`UPDATE service_users SET revision = $2 WHERE id = $1`, id, t.revision); err != nil {
 		return fmt.Errorf("counting the revision: %w", err)
@@ -414,7 +420,7 @@ func checkVersion(present, wanted int64) error {
 	return nil
 }
 
-// inRead runs f in one read transaction, so that what it reads belongs together.
+// inRead runs f in one read transaction, so that all its queries see the same state.
 func inRead[T any](ctx context.Context, s *Store, by Actor, f func(*tx) (T, error)) (v T, err error) {
 	if err := s.inPlace(); err != nil {
 		return v, err

@@ -22,15 +22,14 @@ import (
 //go:embed schema.sql
 var schema string
 
-// counts are the triggers that keep the numbers of rows in meta since version 4. A
-// version that changes them has to drop the old ones first.
+// counts has the triggers that keep the numbers of rows in meta, since schema version 4. An upgrade
+// that changes them must drop the old ones first.
 //
 //go:embed counts.sql
 var counts string
 
-// upgrades bring an older database up to date: upgrades[i] leads from version
-// i+1 to i+2. The list is only ever appended to; schema.sql always makes the
-// newest version.
+// upgrades has the steps from older schemas to the present one: upgrades[i] leads from version i+1
+// to version i+2. Steps are only ever appended; schema.sql always creates the newest version.
 var upgrades = []string{
 	// 2: the catalogue of permissions.
 	`CREATE TABLE permissions (
@@ -73,38 +72,37 @@ var upgrades = []string{
 		rules             = (SELECT COUNT(*) FROM rules),
 		group_permissions = (SELECT COUNT(*) FROM group_permissions),
 		members           = (SELECT COUNT(*) FROM members);` + counts,
-	// 5: names that read alike. From here on the note beside the database belongs to
-	// its owner ([noteSince]).
+	// 5: names that read alike. From this version on the note beside the database belongs to
+	// the owner of the database ([noteSince]).
 	`ALTER TABLE service_users ADD COLUMN name_key TEXT NOT NULL DEFAULT '';
 	UPDATE service_users SET name_key = service_user_name_key(name);
 	CREATE INDEX service_users_name_key ON service_users (name_key) WHERE deleted_at = 0;`,
 }
 
-// schemaVersion is the version that this program reads and writes.
+// schemaVersion is the schema version that this program reads and writes.
 var schemaVersion = 1 + len(upgrades)
 
-// applicationID marks our databases (PRAGMA application_id): "CSU" and a zero.
+// applicationID marks the databases of this program (PRAGMA application_id): "CSU" and a zero byte.
 const applicationID = 0x43535500
 
-// The kinds of database that are refused.
+// The kinds of database that [Open] rejects.
 var (
 	ErrNotOurs = errors.New("not a store of service users")
 	ErrNewer   = errors.New("made by a newer version")
 	ErrDamaged = errors.New("damaged")
 )
 
-// ofdLocking makes SQLite use open file description locks, which other code in
-// the process cannot drop by opening and closing the file. It has to be said
-// before the first database is opened; where it is not to be had POSIX locks
-// do, as everywhere else.
+// ofdLocking makes SQLite use open file description locks. Other code in the process can drop POSIX
+// locks by opening and closing the file, but not these. ofdLocking must run before the first
+// database is opened. Where the system lacks such locks, SQLite uses POSIX locks as usual.
 var ofdLocking = sync.OnceFunc(func() { _, _ = sqlite.OFDLocking(true) })
 
-// sqliteDriver is a variable so that tests can put one in between that fails.
+// sqliteDriver is a variable so that tests can insert a driver that fails.
 var sqliteDriver = "sqlite"
 
-// openSQLite opens the database for reading and for writing, making it when
-// there is none, unless it has to exist. admit may refuse it before anything is
-// written to it.
+// openSQLite opens the database, once for reading and once for writing. It creates a missing
+// database, unless existing is true. admit may reject the database before anything is written to
+// it.
 func openSQLite(ctx context.Context, path string, now time.Time, log *zap.Logger, existing bool, admit func(context.Context, *sql.DB) error) (read, write *sql.DB, file os.FileInfo, err error) {
 	ofdLocking()
 	file, err = os.Stat(path)
@@ -114,7 +112,7 @@ func openSQLite(ctx context.Context, path string, now time.Time, log *zap.Logger
 		} else if !existing {
 			var made bool
 			if made, err = createSQLite(ctx, path, now); err == nil {
-				file, err = os.Stat(path) // it may be somebody else's
+				file, err = os.Stat(path) // another process may have created it
 			}
 			if made {
 				log.Warn("there was no store, and a new one without any service user was made; if clients have credentials already, name the right file, or restore a backup", zap.String("store", path))
@@ -129,6 +127,7 @@ func openSQLite(ctx context.Context, path string, now time.Time, log *zap.Logger
 	case file.Size() == 0:
 		return nil, nil, nil, fmt.Errorf("%w: the file is empty, and a store never is; restore it from a backup, or remove the file to begin a new store", ErrNotOurs)
 	}
+	// All checks come before the connections below, which create a log and thereby write.
 	if err := checkSQLite(ctx, path, admit); err != nil {
 		return nil, nil, nil, err
 	}
@@ -139,6 +138,7 @@ func openSQLite(ctx context.Context, path string, now time.Time, log *zap.Logger
 	if err != nil {
 		return nil, nil, nil, err
 	}
+	// SQLite allows one writer at a time. A second connection would only wait for its lock.
 	write.SetMaxOpenConns(1)
 	if err := upgradeSQLite(ctx, write, path, log); err != nil {
 		write.Close()
@@ -154,18 +154,18 @@ func openSQLite(ctx context.Context, path string, now time.Time, log *zap.Logger
 	return read, write, file, nil
 }
 
-// maxReading is how many connections read; all of them are kept, since to open one
-// costs more than most of what they are for.
+// maxReading is the number of connections for reading. All of them stay open, because opening one
+// costs more than most of the queries on it.
 const maxReading = 8
 
-// dropIdle closes the connections that nobody uses.
+// dropIdle closes the connections that are not in use.
 func dropIdle(db *sql.DB) {
 	db.SetMaxIdleConns(0)
 	db.SetMaxIdleConns(maxReading)
 }
 
-// resolve returns the absolute path of a database. Where that is a symbolic link it
-// returns what the link leads to, for there SQLite has the log.
+// resolve returns the absolute path of a database. It follows a symbolic link, because SQLite has
+// the log beside the target of the link.
 func resolve(path string) (string, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
@@ -177,12 +177,12 @@ func resolve(path string) (string, error) {
 	return path, nil
 }
 
-// Companions are the ends of the names of the files that belong to a database and lie
-// beside it: SQLite's log, its index, its journal, and the note of what was seen.
+// Companions returns the suffixes of the side files of a database: SQLite's log, the index of the
+// log, its journal, and the note of how far the store has come.
 func Companions() []string { return []string{"-wal", "-shm", "-journal", ".seen"} }
 
-// makePrivate takes the database, and the log and its index that may lie beside
-// it, away from everybody but their owner.
+// makePrivate removes all permissions of group and others from the database, its log and the index
+// of the log.
 func makePrivate(path string) error {
 	for _, suffix := range []string{"", "-wal", "-shm"} {
 		info, err := os.Stat(path + suffix)
@@ -196,8 +196,8 @@ func makePrivate(path string) error {
 	return nil
 }
 
-// sqliteDSN names a database together with what every connection to it sets:
-// a pool would run a PRAGMA statement on one of its connections only.
+// sqliteDSN returns the data source name of a database, with the settings of every connection. A
+// PRAGMA statement would set them on only one connection of a pool.
 func sqliteDSN(path, mode, extra string) string {
 	dsn := "file:" + (&url.URL{Path: path}).EscapedPath() + "?mode=" + mode
 	if mode != "ro" {
@@ -212,7 +212,7 @@ func sqliteDSN(path, mode, extra string) string {
 	return dsn
 }
 
-// hasDirectory reports an error when a database at path would have no directory.
+// hasDirectory returns an error if the directory of path does not exist.
 func hasDirectory(path string) error {
 	dir := filepath.Dir(path)
 	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
@@ -221,15 +221,15 @@ func hasDirectory(path string) error {
 	return nil
 }
 
-// createSQLite makes a new database beside its place and moves it there whole,
-// so that a file at the place is either no store or a complete one. When
-// another process is faster, its store is taken, and made is false.
+// createSQLite creates a new database beside path and then links it to path, so that the file at
+// path is either absent or a complete store. If another process creates one first, made is false
+// and that store stays.
 func createSQLite(ctx context.Context, path string, now time.Time) (made bool, err error) {
 	dir := filepath.Dir(path)
 	for _, suffix := range Companions() {
 		if _, err := os.Lstat(path + suffix); err == nil {
 			if _, err := os.Lstat(path); err == nil {
-				return false, nil // another process was faster
+				return false, nil // another process has created it between the two calls
 			}
 			return false, fmt.Errorf("%w: the database is gone, but %q, which belongs to it, is still there; restore the database from a backup, or remove that too to begin a new store", ErrNotOurs, path+suffix)
 		}
@@ -259,6 +259,7 @@ func createSQLite(ctx context.Context, path string, now time.Time) (made bool, e
 	if err := db.Close(); err != nil { // checkpoints and removes the log
 		return false, fmt.Errorf("creating it: %w", err)
 	}
+	// Link, unlike Rename, never replaces a file that another process has created.
 	err = os.Link(temp, path)
 	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return false, fmt.Errorf("creating it: %w", err)
@@ -287,8 +288,8 @@ func initSQLite(ctx context.Context, db *sql.DB, now time.Time) error {
 	return tx.Commit()
 }
 
-// checkSQLite looks at a file without changing it, and has admit, if it is ours,
-// look at it too.
+// checkSQLite examines a file without changing it. If it is a store, checkSQLite calls admit for
+// further checks.
 func checkSQLite(ctx context.Context, path string, admit func(context.Context, *sql.DB) error) error {
 	extra := withoutLog(path)
 	db, err := sql.Open(sqliteDriver, sqliteDSN(path, "ro", extra))
@@ -317,8 +318,8 @@ func checkSQLite(ctx context.Context, path string, admit func(context.Context, *
 	return admit(ctx, db)
 }
 
-// withoutLog says, where nothing is in a log, what keeps SQLite from making one
-// beside a database that may be somebody else's.
+// withoutLog returns the option immutable=1 if the database has no log, and "" otherwise. The
+// option keeps SQLite from creating a log beside a database that may belong to another program.
 func withoutLog(path string) string {
 	if _, err := os.Stat(path + "-wal"); errors.Is(err, fs.ErrNotExist) {
 		return "immutable=1"
@@ -326,10 +327,11 @@ func withoutLog(path string) string {
 	return ""
 }
 
-// checkLog refuses a log that was written for another database. SQLite would take
-// its pages for newer ones of this one.
+// checkLog rejects a log that was written for another database. SQLite would take its pages for
+// newer pages of this one.
 func checkLog(ctx context.Context, withLog *sql.DB, path string) error {
-	alone, err := sql.Open(sqliteDriver, sqliteDSN(path, "ro", "immutable=1")) // looks at no log
+	// immutable=1 makes SQLite read only the database file, not the log.
+	alone, err := sql.Open(sqliteDriver, sqliteDSN(path, "ro", "immutable=1"))
 	if err != nil {
 		return err
 	}
@@ -338,14 +340,14 @@ func checkLog(ctx context.Context, withLog *sql.DB, path string) error {
 	if err := withLog.QueryRowContext(ctx, `SELECT instance_id FROM meta`).Scan(&idOfLog); err != nil {
 		return explainSQLite(err)
 	}
-	// Somebody may be writing the log into the file just now.
+	// An error is ignored: another process may be copying the log into the file at this moment.
 	if err := alone.QueryRowContext(ctx, `SELECT instance_id FROM meta`).Scan(&id); err == nil && id != idOfLog {
 		return fmt.Errorf("%w: the file is of the store %s, and the log beside it, %q, of the store %s; put back the log that belongs to it", ErrDamaged, id, path+"-wal", idOfLog)
 	}
 	return nil
 }
 
-// checkSchema refuses a version of the schema that this program does not know.
+// checkSchema rejects a schema version that this program does not know.
 func checkSchema(version int) error {
 	switch {
 	case version > schemaVersion:
@@ -356,7 +358,7 @@ func checkSchema(version int) error {
 	return nil
 }
 
-// The SQLite result codes that mean something to an operator.
+// The SQLite result codes that this package distinguishes, https://sqlite.org/rescode.html.
 const (
 	sqliteBusy     = 5
 	sqliteLocked   = 6
@@ -383,10 +385,10 @@ func explainSQLite(err error) error {
 	return err
 }
 
-// upgradeSQLite brings an older schema up to date, all steps in one
-// transaction, and leaves a copy of the database as it was.
+// upgradeSQLite upgrades an older schema, all steps in one transaction, and keeps a copy of the
+// database from before.
 func upgradeSQLite(ctx context.Context, db *sql.DB, path string, log *zap.Logger) error {
-	tx, err := db.BeginTx(ctx, nil) // nobody else can write from here on
+	tx, err := db.BeginTx(ctx, nil) // takes the write lock (_txlock=immediate)
 	if err != nil {
 		return explainSQLite(err)
 	}
@@ -411,6 +413,8 @@ func upgradeSQLite(ctx context.Context, db *sql.DB, path string, log *zap.Logger
 	if _, err := tx.ExecContext(ctx, fmt.Sprintf(`PRAGMA user_version = %d`, schemaVersion)); err != nil {
 		return err
 	}
+	// The copy gets its final name before the commit: a crash in between leaves a needless
+	// copy, never an upgraded store without one.
 	kept, err := linkFree(copied, fmt.Sprintf("%s.v%d-backup", path, version))
 	if err != nil {
 		return fmt.Errorf("keeping a copy of the database before its schema is upgraded: %w", err)
@@ -419,13 +423,13 @@ func upgradeSQLite(ctx context.Context, db *sql.DB, path string, log *zap.Logger
 		os.Remove(kept)
 		return err
 	}
-	log.Info("the store was upgraded; a copy of it as it was is kept", zap.String("store", path),
+	log.Info("the store was upgraded; a copy from before the upgrade is kept", zap.String("store", path),
 		zap.Int("from", version), zap.Int("to", schemaVersion), zap.String("copy", kept))
 	return nil
 }
 
-// copySQLite writes what is committed into a new file beside the database, which
-// only its owner can read, and returns its name.
+// copySQLite copies the committed state into a new file beside the database that only its owner can
+// read, and returns the name of the file.
 func copySQLite(ctx context.Context, path string) (name string, err error) {
 	file, err := os.CreateTemp(filepath.Dir(path), ".copy-*.db") // 0600
 	if err != nil {
@@ -446,14 +450,14 @@ func copySQLite(ctx context.Context, path string) (name string, err error) {
 		return "", err
 	}
 	defer db.Close()
-	if _, err := db.ExecContext(ctx, `VACUUM INTO $1`, name); err != nil { // fills an empty file
+	if _, err := db.ExecContext(ctx, `VACUUM INTO $1`, name); err != nil { // the target may be an empty file
 		return "", explainSQLite(err)
 	}
 	return name, file.Sync()
 }
 
-// linkFree gives a file the wanted name, or that one with a number where it is
-// taken, for good.
+// linkFree links a file to the name want or, if that is taken, to want with a number. The link is
+// durable when linkFree returns.
 func linkFree(file, want string) (name string, err error) {
 	name = want
 	for n := 2; ; n++ {
@@ -468,7 +472,7 @@ func linkFree(file, want string) (name string, err error) {
 	}
 }
 
-// syncDir makes a new directory entry durable.
+// syncDir makes new entries of a directory durable.
 func syncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
@@ -478,9 +482,9 @@ func syncDir(dir string) error {
 	return d.Sync()
 }
 
-// isTrouble reports whether an error comes from around the database, not from what
-// it holds: the disk, a lock, the end of patience.
-func isTrouble(err error) bool {
+// isExternalFault reports whether an error comes from outside the contents of the database: from
+// the disk, a lock, a permission or a timeout.
+func isExternalFault(err error) bool {
 	var e *sqlite.Error
 	if errors.As(err, &e) {
 		switch e.Code() & 0xff {
@@ -492,15 +496,15 @@ func isTrouble(err error) bool {
 	return errors.As(err, &p) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }
 
-// damage marks an error of a load: what a store holds cannot be enforced.
-func damage(err error) error {
-	if isTrouble(err) || errors.Is(err, ErrDamaged) || errors.Is(err, ErrNewer) {
+// markDamaged adds [ErrDamaged] to an error of a load that the contents of the store caused.
+func markDamaged(err error) error {
+	if isExternalFault(err) || errors.Is(err, ErrDamaged) || errors.Is(err, ErrNewer) {
 		return err
 	}
 	return fmt.Errorf("%w: %w", ErrDamaged, err)
 }
 
-// withRecovery adds to the refusal of a database how to get out of it.
+// withRecovery adds the next steps to an error that rejects a database.
 func withRecovery(err error, path string) error {
 	if !errors.Is(err, ErrNotOurs) && !errors.Is(err, ErrNewer) && !errors.Is(err, ErrDamaged) {
 		return err
@@ -509,7 +513,8 @@ func withRecovery(err error, path string) error {
 	return fmt.Errorf("%w. To look closer, run: caddy service-user check --store %s; to put a backup in its place: caddy service-user restore FILE --store %s", err, word, word)
 }
 
-// ShellWord quotes a path for a command line where the shell needs it.
+// ShellWord returns s as one word of a shell command line. It adds quotes only where they are
+// needed.
 func ShellWord(s string) string {
 	if plainWord.MatchString(s) {
 		return s

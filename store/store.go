@@ -1,13 +1,13 @@
-// Package store keeps service users, their tokens, permission groups and the
-// audit trail in a SQL database, and shows them as an [access.Directory].
+// Package store keeps service users, their tokens, permission groups and the audit trail in a SQL
+// database, and provides them as an [access.Directory].
 //
-// It knows records and their persistence, and no HTTP. Start with [Open]. Every
-// exported method that changes something is one transaction: the rows, an audit
-// record, and revision + 1. When it returns without an error the change is on
-// disk and in the directory, so that it holds for the next request.
+// It knows records and their persistence, but not HTTP. Start with [Open]. Each exported method
+// that changes the store is one transaction: the rows, an audit record, and revision + 1. When it
+// returns without an error, the change is on disk and in the directory, so it applies to the next
+// request.
 //
-// SQL stands at the call, with its Scan beneath. Statements are written once
-// for SQLite and PostgreSQL.
+// Each SQL statement is in the Go function that runs it, with its Scan beneath. The same text
+// serves SQLite and PostgreSQL.
 package store
 
 import (
@@ -25,23 +25,22 @@ import (
 	"github.com/serviceusers/caddy-service-users/access"
 )
 
-// Options are what a store needs to know beside its place. The zero value is
-// good for tests.
+// Options configure a store. The zero value is good for tests.
 type Options struct {
 	Peppers      access.Peppers   // hash new secrets and verify old ones
-	DefaultGroup string           // the name of a group that every service user is in; "" is none
-	TokenTTL     time.Duration    // lifetime of a token that names none; 0 is the longest
+	DefaultGroup string           // the name of a group that contains every service user; "" for none
+	TokenTTL     time.Duration    // lifetime of a token that is created without an end; 0 is MaxTokenTTL
 	MaxTokenTTL  time.Duration    // the longest lifetime of a token; 0 is unlimited
 	UseInterval  time.Duration    // how often the use of tokens is written; 0 is 10 s
 	Retention    time.Duration    // how long a deleted service user can be brought back; 0 is 30 days
-	MaxStaleness time.Duration    // how long to answer without having found the store readable; 0 is for ever
-	Poll         time.Duration    // how often to look for changes of other processes; 0 is 5 ms
-	Existing     bool             // refuse a path where there is no store, with fs.ErrNotExist, instead of making one
+	MaxStaleness time.Duration    // how long requests are answered after the last successful poll; 0 is for ever
+	Poll         time.Duration    // how often to look for changes by other processes; 0 is 5 ms
+	Existing     bool             // if the path has no store, fail with fs.ErrNotExist instead of creating one
 	Now          func() time.Time // nil is time.Now
-	Log          *zap.Logger      // nil is silence
+	Log          *zap.Logger      // nil logs nothing
 }
 
-// defaultTTL is the lifetime of a token that names none; 0 is unlimited.
+// defaultTTL returns the lifetime of a token that is created without an end; 0 is unlimited.
 func (o *Options) defaultTTL() time.Duration {
 	if o.MaxTokenTTL > 0 && (o.TokenTTL == 0 || o.TokenTTL > o.MaxTokenTTL) {
 		return o.MaxTokenTTL
@@ -54,50 +53,50 @@ const (
 	defaultUseInterval = 10 * time.Second
 	defaultRetention   = 30 * 24 * time.Hour
 
-	turnTimeout   = 10 * time.Second // until a change has its turn
-	changeTimeout = 30 * time.Second // of one transaction, whatever the caller's context says
+	turnTimeout   = 10 * time.Second // how long a change waits for its turn
+	changeTimeout = 30 * time.Second // the longest transaction, whatever the caller's context allows
 )
 
-// Store is an open store. Its methods may be called from many goroutines.
+// Store is an open store. Its methods may be called concurrently.
 type Store struct {
-	path      string      // absolute
-	file      os.FileInfo // what was at the path when it was opened
-	opts      Options
-	log       *zap.Logger
-	now       func() time.Time // clock.Now
-	read      *sql.DB
-	write     *sql.DB       // one connection
-	writing   chan struct{} // holds one value while nobody changes the store or the directory
-	loaded    loaded        // what directory holds; belongs to who took the value out of writing
-	directory atomic.Pointer[access.Directory]
-	changed   atomic.Pointer[func()] // told when the directory is another one
-	fault     atomic.Pointer[string] // what the last poll said; nil is well
-	checked   atomic.Int64           // when the last poll was that went well, in Unix nanoseconds
-	begun     time.Time              // with a monotonic reading
-	fresh     atomic.Int64           // the same since begun, in nanoseconds: clocks that are set do not count
-	stale     atomic.Bool
-	panics    atomic.Int64
-	uses      firstUses
-	figures   figures
-	attempts  attempts
-	head      atomic.Pointer[position] // of what directory holds
-	logged    atomic.Pointer[logPair]  // while the watcher has them open; nil is not known
-	clock     wall
-	instance  string // of the database
-	noted     Mark   // beside the database; belongs to keepSeen, like the two below
-	noting    once
-	clockBack bool
-	stop      context.CancelFunc
-	stopped   sync.WaitGroup
+	path         string      // absolute
+	file         os.FileInfo // the file at path when it was opened
+	opts         Options
+	log          *zap.Logger
+	now          func() time.Time // clock.Now
+	read         *sql.DB
+	write        *sql.DB       // one connection
+	writing      chan struct{} // contains a value while no goroutine changes the store or the directory
+	loaded       loaded        // directory with its position; only for the goroutine that has the value of writing
+	directory    atomic.Pointer[access.Directory]
+	changed      atomic.Pointer[func()] // called after a change of directory
+	fault        atomic.Pointer[string] // the error of the last poll; nil if it succeeded
+	checked      atomic.Int64           // the time of the last successful poll, in Unix nanoseconds
+	begun        time.Time              // the time of Open, with a monotonic reading
+	fresh        atomic.Int64           // like checked, in nanoseconds since begun: setting the clock does not change it
+	stale        atomic.Bool
+	panics       atomic.Int64
+	pendingFirst firstUses
+	figures      figures
+	attempts     attempts
+	head         atomic.Pointer[position] // the position of directory
+	logged       atomic.Pointer[logPair]  // SQLite's log and index while the watcher has them open; nil if unknown
+	clock        wall
+	instance     string // the id of the store in the database
+	onDisk       Mark   // the note beside the database, as far as known; belongs to keepSeen, like the two below
+	noteFailure  failureLatch
+	clockBack    bool
+	stop         context.CancelFunc
+	stopped      sync.WaitGroup
 }
 
-// Create makes an empty store at path, unless there is a file. It reports whether it
-// has made one.
+// Create creates an empty store at path unless there is a file. It reports whether it created one.
 func Create(ctx context.Context, path string, now time.Time) (made bool, err error) {
 	place, err := resolve(path)
 	if err == nil {
 		err = hasDirectory(place)
 	}
+	// Lstat: a link that leads nowhere is a file too, and stays.
 	if _, missing := os.Lstat(place); err == nil && missing != nil {
 		ofdLocking()
 		made, err = createSQLite(ctx, place, now)
@@ -108,10 +107,9 @@ func Create(ctx context.Context, path string, now time.Time) (made bool, err err
 	return made, nil
 }
 
-// Open opens the SQLite database at path and starts to watch it. A file that
-// does not exist is made, unless opts say Existing; a file that exists must be ours: an empty file,
-// another program's database and one of a newer version are refused and left
-// alone.
+// Open opens the SQLite database at path and starts to watch it. It creates a missing database,
+// unless opts.Existing is set. A file that exists must be a store: Open rejects an empty file,
+// another program's database and a store of a newer version, and does not change them.
 func Open(ctx context.Context, path string, opts Options) (*Store, error) {
 	place, err := resolve(path)
 	if err != nil {
@@ -128,21 +126,22 @@ func Open(ctx context.Context, path string, opts Options) (*Store, error) {
 	if s.opts.Poll <= 0 {
 		s.opts.Poll = defaultPoll
 	}
-	if s.read, s.write, s.file, err = openSQLite(ctx, place, s.now(), s.log, opts.Existing, s.takeUp); err != nil {
+	if s.read, s.write, s.file, err = openSQLite(ctx, place, s.now(), s.log, opts.Existing, s.compareWithNote); err != nil {
 		return nil, fmt.Errorf("opening the store %q: %w", path, withRecovery(err, place))
 	}
 	if s.opts.Retention <= 0 {
 		s.opts.Retention = defaultRetention
 	}
-	s.uses.begin()
+	s.pendingFirst.begin()
 	s.figures.begin()
 	s.install(loaded{directory: access.NewDirectory(opts.Peppers, opts.DefaultGroup)})
+	// The turn can be taken from here on; refresh is the first to take it.
 	s.writing <- struct{}{}
 	if err := s.refresh(ctx); err != nil {
 		s.closeDBs()
-		return nil, fmt.Errorf("loading the store %q: %w", path, withRecovery(damage(err), place))
+		return nil, fmt.Errorf("loading the store %q: %w", path, withRecovery(markDamaged(err), place))
 	}
-	s.tellOfClock()
+	s.logClock()
 	s.begun = s.clock.read()
 	s.checked.Store(s.now().UnixNano())
 	background, stop := context.WithCancel(context.Background())
@@ -157,8 +156,8 @@ func Open(ctx context.Context, path string, opts Options) (*Store, error) {
 	return s, nil
 }
 
-// Close stops watching and closes the database. Requests go on being answered
-// from the directory that they hold. To close again does nothing.
+// Close stops watching and closes the database. Requests can go on using the directory that they
+// have. Closing again does nothing.
 func (s *Store) Close() error {
 	s.stop()
 	s.stopped.Wait()
@@ -169,26 +168,26 @@ func (s *Store) closeDBs() error {
 	return errors.Join(s.read.Close(), s.write.Close())
 }
 
-// Path returns the place of the database.
+// Path returns the absolute path of the database.
 func (s *Store) Path() string { return s.path }
 
-// Directory returns what requests are checked against at this instant. It never
-// waits.
+// Directory returns the directory in force, which requests are checked against. It never blocks.
 func (s *Store) Directory() *access.Directory { return s.directory.Load() }
 
-// OnChange has f called after each change of the directory, and when it becomes
-// stale. f must return at once. There is one listener; nil ends it.
+// OnChange sets the listener, which is called after each change of the directory, and when the
+// directory becomes stale. f must return at once. There is one listener; nil removes it.
 func (s *Store) OnChange(f func()) { s.changed.Store(&f) }
 
-// Now returns the instant by the store's clock, which never goes back by a second:
-// what has expired stays so when the clock of the machine jumps, and after a restart.
+// Now returns the time of the store's clock. That clock never goes back by a second or more,
+// neither when the clock of the machine is set back nor after a restart. So expired credentials
+// stay expired.
 func (s *Store) Now() time.Time { return s.now() }
 
-// Latest returns the latest time that the store's clock has shown, in Unix seconds,
-// without a look at it.
+// Latest returns the latest time that the store's clock has shown, in Unix seconds. It does not
+// read the clock of the machine.
 func (s *Store) Latest() int64 { return s.clock.last.Load().shown.Unix() }
 
-// Fault returns why the store could not be read at the last attempt, or "".
+// Fault returns the error of the last attempt to read the store, or "" if it succeeded.
 func (s *Store) Fault() string {
 	if f := s.fault.Load(); f != nil {
 		return *f
@@ -196,25 +195,24 @@ func (s *Store) Fault() string {
 	return ""
 }
 
-// Checked returns when the store was last found to hold nothing newer than the
-// directory.
+// Checked returns the time of the last successful poll, that is, the last time at which the
+// directory was found to be up to date.
 func (s *Store) Checked() time.Time { return time.Unix(0, s.checked.Load()) }
 
-// Stale reports whether the store has not been found readable for longer than
-// MaxStaleness, so that nothing may be decided on the directory any more. It waits
-// for nothing and reads no clock.
+// Stale reports whether the last successful poll is longer ago than Options.MaxStaleness, so that
+// the directory must not be used for decisions any more. Stale never blocks and reads no clock.
 func (s *Store) Stale() bool { return s.stale.Load() }
 
-// Age returns how long ago the store was last found readable.
+// Age returns the time since the last successful poll.
 func (s *Store) Age() time.Duration {
 	return max(s.clock.read().Sub(s.begun)-time.Duration(s.fresh.Load()), 0)
 }
 
-// Panics returns how many mistakes of the program its background work survived.
+// Panics returns the number of panics in background work, all of which were recovered.
 func (s *Store) Panics() int64 { return s.panics.Load() }
 
-// watchAge tells when the directory becomes too old. It does nothing else, since
-// whoever reads the store may hang.
+// watchAge marks the directory as stale when it becomes too old. It is a goroutine of its own,
+// since the one that polls the store may hang.
 func (s *Store) watchAge(ctx context.Context) {
 	tick := time.NewTicker(min(max(s.opts.MaxStaleness/10, time.Millisecond), time.Second))
 	defer tick.Stop()
@@ -228,20 +226,21 @@ func (s *Store) watchAge(ctx context.Context) {
 	}
 }
 
-// setStale remembers whether the directory is too old, and tells when that changes.
+// setStale sets whether the directory is too old. It logs, and informs the listener, when that
+// changes.
 func (s *Store) setStale(stale bool) {
 	if s.stale.Swap(stale) == stale {
 		return
 	}
 	if stale {
-		s.log.Error("the store was not readable for longer than max_staleness; no request is let through until it is",
+		s.log.Error("the store was not readable for longer than max_staleness; no request is let through until it is readable again",
 			zap.String("store", s.path), zap.Duration("max_staleness", s.opts.MaxStaleness), zap.String("fault", s.Fault()))
 	}
-	_ = s.safely("telling of a stale directory", func() error { s.announce(); return nil })
+	_ = s.safely("announcing a stale directory", func() error { s.announce(); return nil })
 }
 
-// safely does a part of the work in the background. A panic is an error of it: the
-// work goes on with the next part.
+// safely runs a part of the background work. It turns a panic into an error, so that the work
+// continues with the next part. The log names the part as what.
 func (s *Store) safely(what string, do func() error) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
@@ -253,14 +252,14 @@ func (s *Store) safely(what string, do func() error) (err error) {
 	return do()
 }
 
-// tx is a change in the making.
+// tx is a transaction: a change in progress or, in inRead, a read.
 type tx struct {
 	*sql.Tx
 	store     *Store
 	ctx       context.Context
 	by        Actor
 	now       time.Time         // whole seconds, UTC
-	directory *access.Directory // as it is before the change
+	directory *access.Directory // the directory before the change
 	revision  int64             // the number of this change
 	events    []AuditEvent      // audit records written
 }
@@ -279,21 +278,21 @@ func (t *tx) row(query string, args ...any) *sql.Row {
 
 func (t *tx) newID(prefix string) string { return newID(prefix, t.store.now()) }
 
-// lock waits for its turn to change the store or the directory.
+// lock takes the turn to change the store or the directory, or returns an error when ctx ends.
 func (s *Store) lock(ctx context.Context) error {
 	select {
 	case <-s.writing:
 		if ctx.Err() == nil {
 			return nil
 		}
-		s.unlock() // both were ready
+		s.unlock() // both cases were ready, and select chose this one
 	case <-ctx.Done():
 	}
 	return context.Cause(ctx)
 }
 
-// turn is lock for a change, which does not wait for ever: while another process
-// holds the database, those before it may take seconds each.
+// turn is lock with a limit: it fails with errBusy after turnTimeout. While another process has the
+// database locked, each earlier change may take seconds.
 func (s *Store) turn(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, turnTimeout, errBusy)
 	defer cancel()
@@ -302,9 +301,8 @@ func (s *Store) turn(ctx context.Context) error {
 
 func (s *Store) unlock() { s.writing <- struct{}{} }
 
-// inPlace reports an error when the database's file is not at its place any
-// more. The file that is open would go on taking changes, which nobody would
-// find again.
+// inPlace returns an error if the file of the database is not at its path any more. SQLite would go
+// on writing to the open file, and these changes would be lost.
 func (s *Store) inPlace() error {
 	info, err := os.Stat(s.path)
 	switch {
@@ -320,18 +318,18 @@ func (s *Store) inPlace() error {
 	return nil
 }
 
-// logInPlace reports an error when the log of the database or its index are not at
-// their places, as they are for as long as anybody has the database open. What is
-// written into a log that was taken away is gone with the next start.
+// logInPlace returns an error if the log of the database or its index is not at its path. Both are
+// there for as long as a process has the database open. Changes in a log that was removed or
+// replaced are lost at the next start.
 func (s *Store) logInPlace() error {
 	_, err := s.statLog()
 	return err
 }
 
-// logPair is the log of a database and its index.
+// logPair is the log of a database and the index of the log.
 type logPair [2]os.FileInfo
 
-// statLog is logInPlace for who wants to know which files they are.
+// statLog is like logInPlace, and also returns the two files.
 func (s *Store) statLog() (files logPair, err error) {
 	known := s.logged.Load()
 	for i, suffix := range []string{"-wal", "-shm"} {
@@ -346,7 +344,7 @@ func (s *Store) statLog() (files logPair, err error) {
 	return files, nil
 }
 
-// install puts a directory in force.
+// install puts a directory in force. The caller must have the turn.
 func (s *Store) install(next loaded) {
 	if s.loaded == next {
 		return
@@ -357,19 +355,18 @@ func (s *Store) install(next loaded) {
 	s.announce()
 }
 
-// announce tells the listener that requests may be answered otherwise than before.
+// announce calls the listener: requests may now be answered differently.
 func (s *Store) announce() {
 	if f := s.changed.Load(); f != nil && *f != nil {
 		(*f)()
 	}
 }
 
-// change runs one transaction: what f does, its audit records, revision + 1.
-// The new directory is built inside of it, so a change that could not be
-// enforced is rolled back, and one that is committed holds at once. When f
-// writes no audit record nothing is changed.
+// change runs one transaction: the statements of f, its audit records, and revision + 1. It builds
+// the new directory inside the transaction. So a change that cannot be enforced is rolled back, and
+// a committed change applies at once. If f writes no audit record, change rolls back.
 func (s *Store) change(ctx context.Context, by Actor, f func(*tx) error) (err error) {
-	by.Name = access.MaskSecrets(by.Name) // it is kept, and goes to the log
+	by.Name = access.MaskSecrets(by.Name) // the name goes to the audit trail and the log
 	if err := s.turn(ctx); err != nil {
 		return fmt.Errorf("waiting for another change: %w", err)
 	}
@@ -377,22 +374,21 @@ func (s *Store) change(ctx context.Context, by Actor, f func(*tx) error) (err er
 	if err := s.inPlace(); err != nil {
 		return err
 	}
-	// What failed to reach the disk is not tried again on the same connection: it
-	// might be said to be there although it is not.
+	// After an error of the disk the connection is closed. On the same connection SQLite may
+	// believe pages to be on disk that are not.
 	defer func() {
 		if isIO(err) {
 			s.write.SetMaxIdleConns(0)
 			s.write.SetMaxIdleConns(1)
 		}
 	}()
-	// The caller may hang up at any moment; the change is then made or not, but
-	// never left in between.
+	// The caller may hang up at any moment. WithoutCancel makes the change independent of that.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeTimeout)
 	defer cancel()
 
 	if s.Fault() != "" {
-		// What the connection for writing remembers may hide that the file is damaged:
-		// the change would be acknowledged, and gone with the next start.
+		// The write connection caches pages, which can hide that the file is damaged. The
+		// change would succeed, and be lost at the next start. The reload reads the file.
 		if err := s.reload(ctx); err != nil {
 			return fmt.Errorf("the store cannot be read: %w", err)
 		}
@@ -405,7 +401,7 @@ func (s *Store) change(ctx context.Context, by Actor, f func(*tx) error) (err er
 	if err := s.logInPlace(); err != nil {
 		return err
 	}
-	before, err := s.load(ctx, sqlTx) // another process may have changed it
+	before, err := s.load(ctx, sqlTx) // another process may have changed the store
 	if err != nil {
 		return fmt.Errorf("building the directory: %w", err)
 	}
@@ -414,6 +410,7 @@ func (s *Store) change(ctx context.Context, by Actor, f func(*tx) error) (err er
 		Tx: sqlTx, store: s, ctx: ctx, by: by, now: s.now().UTC().Truncate(time.Second),
 		directory: before.directory, revision: before.revision + 1,
 	}
+	// The directory is up to date now; the scope was determined before the turn.
 	if err := t.renewScope(); err != nil {
 		return err
 	}
@@ -426,21 +423,22 @@ func (s *Store) change(ctx context.Context, by Actor, f func(*tx) error) (err er
 	return s.finish(t)
 }
 
-// finish puts a change in force: when its directory can be built, and it is on disk.
+// finish builds the directory of a change, commits the change, and puts the directory in force.
 func (s *Store) finish(t *tx) error {
 	next, err := s.load(t.ctx, t.Tx)
 	if err != nil {
 		return fmt.Errorf("building the directory: %w", err)
 	}
 	if err := t.Commit(); err != nil {
+		// After a failed commit SQLite may still have written the change to the log.
 		return fmt.Errorf("%w: committing: %w", ErrUncertain, errors.Join(err, t.ctx.Err()))
 	}
 	s.install(next)
-	s.tell(t.events)
+	s.logAudit(t.events)
 	return nil
 }
 
-// refresh brings the directory up to what the database holds.
+// refresh loads the changes in the database into the directory.
 func (s *Store) refresh(ctx context.Context) error {
 	if err := s.lock(ctx); err != nil {
 		return err
@@ -449,7 +447,7 @@ func (s *Store) refresh(ctx context.Context) error {
 	return s.reload(ctx)
 }
 
-// reload is refresh for who has the turn.
+// reload is like refresh, for a caller that has the turn.
 func (s *Store) reload(ctx context.Context) error {
 	sqlTx, err := s.read.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
 	if err != nil {
@@ -464,10 +462,9 @@ func (s *Store) reload(ctx context.Context) error {
 	return nil
 }
 
-// watch looks for changes that another process made to the same file. PRAGMA
-// data_version is a counter in shared memory that moves with every commit of
-// another connection. It is asked for when the log was written to, and every tenth
-// of a second in any case.
+// watch looks for changes that another process made to the same file. PRAGMA data_version is a
+// counter in shared memory that increases with every commit of another connection. watch reads it
+// when the log was written to, and at least every tenth of a second.
 func (s *Store) watch(ctx context.Context) {
 	tick := time.NewTicker(s.opts.Poll)
 	defer tick.Stop()
@@ -490,8 +487,8 @@ func (s *Store) watch(ctx context.Context) {
 			continue
 		}
 		err := s.safely("looking for changes", func() error {
-			// A query that is cancelled gives its connection back some time later;
-			// Close has to find none in use.
+			// A cancelled query returns its connection a little later. Close must not
+			// find one in use.
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeTimeout)
 			defer cancel()
 			if err := s.inPlace(); err != nil {
@@ -502,18 +499,18 @@ func (s *Store) watch(ctx context.Context) {
 				if err != nil {
 					return err
 				}
-				conn, seen = c, -1 // data_version is relative to a connection
+				conn, seen = c, -1 // values of data_version can be compared on one connection only
 			}
 			var version int64
-			// Two hundred times a second: without an end in its context the driver needs
-			// no goroutine to watch over it.
+			// This query runs up to 200 times a second. For a context that can end, the
+			// driver would start a goroutine each time.
 			if err := conn.QueryRowContext(context.Background(), `PRAGMA data_version`).Scan(&version); err != nil {
 				s.logged.Store(nil)
 				conn.Close()
 				conn = nil
 				return err
 			}
-			// While the connection has them open, nobody makes them anew.
+			// While the connection has both files open, no process creates them again.
 			files, err := s.statLog()
 			if err != nil {
 				return err
@@ -533,9 +530,9 @@ func (s *Store) watch(ctx context.Context) {
 		if ctx.Err() == nil {
 			s.report(err)
 		}
-		// A connection that was opened while another file stood there still reads that
-		// one, whatever has come back since. A new one would make the log anew, so the
-		// right one has to be there.
+		// A connection that was opened while another file was at the path still reads that
+		// file, even if the right one has come back since. A new connection would create a
+		// new log, so it must wait until the right log is there.
 		if err != nil && !errors.Is(err, errGone) && s.inPlace() == nil && s.logInPlace() == nil && time.Since(renewed) > renewInterval {
 			renewed = time.Now()
 			s.logged.Store(nil)
@@ -548,11 +545,10 @@ func (s *Store) watch(ctx context.Context) {
 	}
 }
 
-// renewInterval is how often connections are opened anew while the store cannot be
-// read.
+// renewInterval is how often the connections are opened again while the store cannot be read.
 const renewInterval = time.Second
 
-// logFile is the write-ahead log as it was at the last look.
+// logFile is the state of the write-ahead log at the last look.
 type logFile struct {
 	modified time.Time
 	size     int64
@@ -560,15 +556,15 @@ type logFile struct {
 }
 
 const (
-	// maxUnlooked is how long it is believed that nothing else can have happened.
+	// maxUnlooked is the longest time without a look at data_version.
 	maxUnlooked = 100 * time.Millisecond
 	// minSettled is longer than the steps in which file systems count time, so that
 	// a file that was not modified since has another time when it is.
 	minSettled = 50 * time.Millisecond
 )
 
-// unchanged reports whether nothing can have been committed since it last said
-// no: a stat costs a tenth of a query.
+// unchanged reports whether nothing can have been committed since it last returned false. It needs
+// one stat, which costs a tenth of a query.
 func (l *logFile) unchanged(path string) bool {
 	now := time.Now()
 	info, err := os.Stat(path)
@@ -582,7 +578,7 @@ func (l *logFile) unchanged(path string) bool {
 	return false
 }
 
-// report remembers the state of the store and logs when it changes.
+// report stores the result of a poll, and logs it when it differs from the one before.
 func (s *Store) report(err error) {
 	before := s.Fault()
 	if err == nil {
@@ -597,7 +593,7 @@ func (s *Store) report(err error) {
 	case err != nil && err.Error() != before:
 		text := err.Error()
 		s.fault.Store(&text)
-		s.log.Error("the store cannot be read; requests are answered from what was read last",
+		s.log.Error("the store cannot be read; requests are answered from the last directory that was read",
 			zap.String("store", s.path), zap.Int64("revision", s.Directory().Revision()), zap.Error(err))
 	}
 }

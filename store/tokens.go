@@ -39,8 +39,8 @@ func (s *Store) Token(ctx context.Context, by Actor, userID, id string) (Token, 
 	})
 }
 
-// Tokens lists the tokens of a service user that were made before the one
-// named before ("" is all), newest first.
+// Tokens lists the tokens of a service user, newest first. before is the id of a token: the list
+// has only older ones; "" is all. more reports whether the limit cut the list.
 func (s *Store) Tokens(ctx context.Context, by Actor, userID, before string, limit int) (list []Token, more bool, err error) {
 	list, err = inReadWithUse(ctx, s, by, func(t *tx) ([]Token, error) {
 		if _, err := t.visibleUser(userID); err != nil {
@@ -62,9 +62,8 @@ func (s *Store) Tokens(ctx context.Context, by Actor, userID, before string, lim
 	return list, more, err
 }
 
-// AllTokens lists the tokens of all service users that still can be used or will
-// be, newest first: of those that were made before the one named before ("" is
-// all).
+// AllTokens lists the tokens of all service users that are valid now or will be, newest first.
+// before, limit and more are as in [Store.Tokens].
 func (s *Store) AllTokens(ctx context.Context, by Actor, before string, limit int) (list []Token, more bool, err error) {
 	list, err = inReadWithUse(ctx, s, by, func(t *tx) ([]Token, error) {
 		where := `revoked_at = 0 AND (retires_at = 0 OR retires_at > $1) AND (expires_at = 0 OR expires_at > $1) AND ($2 = '' OR id < $2)`
@@ -77,6 +76,7 @@ func (s *Store) AllTokens(ctx context.Context, by Actor, before string, limit in
 				teams += " OR " + hasTeam(fmt.Sprintf("$%d", len(args)))
 			}
 		}
+		// A deleted service user keeps its tokens until it is purged.
 		where += ` AND service_user_id IN (SELECT id FROM service_users WHERE deleted_at = 0 AND (` + teams + `))`
 		rows, err := t.query(selectToken+` WHERE `+where+` ORDER BY id DESC LIMIT $3`, args...)
 		if err != nil {
@@ -94,7 +94,7 @@ func (s *Store) AllTokens(ctx context.Context, by Actor, before string, limit in
 	return list, more, err
 }
 
-// TokenOwner returns the service user that a token belongs to.
+// TokenOwner returns the id of the service user that a token belongs to.
 func (s *Store) TokenOwner(ctx context.Context, by Actor, id string) (userID string, err error) {
 	return inRead(ctx, s, by, func(t *tx) (string, error) {
 		var owner string
@@ -114,7 +114,8 @@ func (s *Store) TokenOwner(ctx context.Context, by Actor, id string) (userID str
 	})
 }
 
-// UpdateToken changes the fields of a token that a caller may choose.
+// UpdateToken changes the fields of a token that a caller may choose. version is as in
+// [Store.UpdateServiceUser].
 func (s *Store) UpdateToken(ctx context.Context, by Actor, userID, id string, version int64, edit func(*Token) error) (Token, error) {
 	var token Token
 	err := s.change(ctx, by, func(t *tx) error {
@@ -133,7 +134,7 @@ func (s *Store) UpdateToken(ctx context.Context, by Actor, userID, id string, ve
 		if err := edit(&token); err != nil {
 			return err
 		}
-		token.keep(before)
+		token.copyManagedFields(before)
 		if err := t.checkToken(&token, &before, before.Groups); err != nil {
 			return err
 		}
@@ -157,11 +158,10 @@ func (s *Store) UpdateToken(ctx context.Context, by Actor, userID, id string, ve
 	return token, err
 }
 
-// RefreshToken issues a successor of a token: a new secret with the same
-// description, addresses, groups and lifetime, as far as that is still allowed.
-// The old one, which is returned as it is then, ends when the grace does; a grace
-// of 0 revokes it at once. With quiet it ends earlier, when nobody has used it for
-// so long.
+// RefreshToken issues a successor of a token: a new secret with the same description, metadata,
+// addresses, groups and, up to Options.MaxTokenTTL, lifetime. old is the replaced token after the
+// change. It ends after the grace; a grace of 0 revokes it at once. If quiet is not 0, the old
+// token ends earlier when it is not used for that long.
 func (s *Store) RefreshToken(ctx context.Context, by Actor, userID, id string, version int64, grace, quiet time.Duration) (issued *Issued, old Token, err error) {
 	err = s.change(ctx, by, func(t *tx) error {
 		if err := t.reachUser(userID); err != nil {
@@ -184,10 +184,13 @@ func (s *Store) RefreshToken(ctx context.Context, by Actor, userID, id string, v
 			grace = 0
 		}
 		next := Token{
-			UserID: userID, Description: access.MaskSecrets(before.Description), Metadata: access.MaskSecrets(before.Metadata), // those of older versions
+			// Older versions accepted secrets in these texts.
+			UserID: userID, Description: access.MaskSecrets(before.Description), Metadata: access.MaskSecrets(before.Metadata),
 			AllowedIPs: before.AllowedIPs, Groups: before.Groups,
 		}
 		if !before.ExpiresAt.IsZero() {
+			// The successor gets the whole lifetime of the old token again, not the
+			// rest of it.
 			lifetime := before.ExpiresAt.Sub(before.CreatedAt)
 			if limit := s.opts.MaxTokenTTL; limit > 0 {
 				lifetime = min(lifetime, limit)
@@ -217,8 +220,7 @@ func (s *Store) RefreshToken(ctx context.Context, by Actor, userID, id string, v
 	return issued, old, err
 }
 
-// earlier returns at, or the end of something when that is earlier; the zero time
-// is no end.
+// earlier returns the earlier of at and end. A zero end means "never".
 func earlier(at, end time.Time) time.Time {
 	if !end.IsZero() && end.Before(at) {
 		return end
@@ -226,7 +228,7 @@ func earlier(at, end time.Time) time.Time {
 	return at
 }
 
-// checkGrace checks how long a replaced token goes on.
+// checkGrace checks how long a replaced token stays valid.
 func checkGrace(grace, quiet time.Duration) error {
 	switch {
 	case grace < 0:
@@ -241,15 +243,15 @@ func checkGrace(grace, quiet time.Duration) error {
 	return nil
 }
 
-// RotateToken lets a service user replace a token of its own: a new secret with
-// the same description, metadata, addresses and groups, that ends when the old
-// one would have, or earlier. The old one goes on for the grace, at least a
-// second and never longer than it would have; the result has it as it is then.
+// RotateToken lets a service user replace one of its own tokens. The successor has a new secret and
+// the same description, metadata, addresses and groups. It ends when the old token would have
+// ended, or earlier. The old token stays valid for the grace, which is at least a second, but not
+// beyond its own end. old is the old token after the change.
 //
-// Whoever lost the answer asks again with the old token and gets another
-// successor; the one that nobody has used is revoked, and the grace stays as it
-// was. Once the successor has been used, or somebody else has changed it, that is
-// an [ErrReplaced]: two hold the same secret, and one of them should not.
+// A client that lost the answer can call RotateToken again with the old token. It gets another
+// successor, and the end of the grace stays the same. The first successor is revoked if it was
+// never used. If it was used or changed, the error is [ErrReplaced]: two clients have the same
+// secret, and one of them should not.
 func (s *Store) RotateToken(ctx context.Context, by Actor, userID, id string, grace time.Duration) (issued *Issued, old Token, err error) {
 	err = s.change(ctx, by, func(t *tx) error {
 		if grace < time.Second {
@@ -315,9 +317,9 @@ func (s *Store) RotateToken(ctx context.Context, by Actor, userID, id string, gr
 	return issued, old, err
 }
 
-// unusedSuccessor returns the successor of a retiring token when it may be
-// replaced by another one: the service user made it itself, nobody has used it,
-// and it is as it was made.
+// unusedSuccessor returns the successor of a retiring token if another one may replace it: the
+// service user created it itself, it was never used, and it was not changed. Otherwise the error is
+// [ErrReplaced].
 func (t *tx) unusedSuccessor(old Token) (Token, error) {
 	next, err := t.token(old.UserID, old.ReplacedBy)
 	if err != nil {
@@ -325,20 +327,21 @@ func (t *tx) unusedSuccessor(old Token) (Token, error) {
 	}
 	no := &Error{Kind: ErrReplaced}
 	switch {
-	case !next.LastUsedAt.IsZero() || t.store.uses.has(next.ID):
+	// The first use counts from the moment of the request, also while it is not on disk yet.
+	case !next.LastUsedAt.IsZero() || t.store.pendingFirst.has(next.ID):
 		no.Msg = "the token has been replaced by " + next.ID + ", which is in use; go on with that one, or ask an admin for a new token"
 	case next.CreatedBy != next.UserID:
-		no.Msg = "the token has been replaced by somebody else; go on with the new one, " + next.ID
+		no.Msg = "the token has been replaced by another actor; go on with the new one, " + next.ID
 	case next.Version != 1:
-		no.Msg = "the token has been replaced by " + next.ID + ", which somebody has changed or ended since; ask an admin for a new token"
+		no.Msg = "the token has been replaced by " + next.ID + ", which was changed or ended since; ask an admin for a new token"
 	default:
 		return next, nil
 	}
 	return next, no
 }
 
-// RevokeToken ends a token for good; its record stays. To revoke one that is
-// revoked already changes nothing and is no error.
+// RevokeToken ends a token for good; its record stays. If the token is revoked already, RevokeToken
+// changes nothing and returns no error.
 func (s *Store) RevokeToken(ctx context.Context, by Actor, userID, id string, version int64) error {
 	return s.change(ctx, by, func(t *tx) error {
 		if err := t.reachUser(userID); err != nil {
@@ -371,8 +374,8 @@ func (t *tx) endToken(token Token) error {
 	return t.touchUser(token.UserID)
 }
 
-// createToken makes the secret and writes the row. Only the hash is written.
-// inherited are groups that narrow the token even if they were deleted.
+// createToken creates the secret and writes the row, which contains only the hash of the secret.
+// inherited are groups that the token may be limited to although they were deleted.
 func (t *tx) createToken(token Token, inherited []string) (*Issued, error) {
 	if ttl := t.store.opts.defaultTTL(); token.ExpiresAt.IsZero() && ttl > 0 {
 		token.ExpiresAt = t.now.Add(ttl)
@@ -382,7 +385,7 @@ func (t *tx) createToken(token Token, inherited []string) (*Issued, error) {
 	}
 	secret := access.NewSecret()
 	hash, pepper := t.store.opts.Peppers.Hash(secret)
-	token.keep(Token{
+	token.copyManagedFields(Token{
 		ID: t.newID("token"), UserID: token.UserID, Hint: access.Hint(secret), Version: 1,
 		CreatedAt: t.now, CreatedBy: t.by.Name, UpdatedAt: t.now,
 	})
@@ -403,16 +406,18 @@ func (t *tx) createToken(token Token, inherited []string) (*Issued, error) {
 	return &Issued{token, secret}, nil
 }
 
-// checkLive refuses more live tokens than a service user can have. Tokens in the grace
-// of a rotation do not count, so that a client, or a thief, that rotates without end
-// stands in the way of no other token and of no admin. rotated is the token that a
-// rotation made, or "": then those of its own chain do count, and the tokens that the
-// service user made for itself in that chain within an hour are bounded as well. A chain
-// is a token with all that it has replaced, one after the other.
+// checkLive rejects more live tokens than a service user can have. Tokens in the grace of a
+// rotation do not count, so that a client, or a thief, that rotates endlessly cannot use up the
+// tokens of others.
+//
+// rotated is the id of the token that a rotation created, or "". With rotated, two more rules apply
+// to its chain, which is the token and all tokens that it replaced, one after another: tokens of
+// the chain in their grace do count, and the service user may create at most maxRotations of them
+// in an hour.
 func (t *tx) checkLive(userID, rotated string) error {
 	type link struct {
 		id, next    string
-		recent, own bool // made within an hour; by the service user itself
+		recent, own bool // created within an hour; created by the service user itself
 		live        bool
 		rotatedAway bool // in the grace of a rotation
 	}
@@ -434,7 +439,7 @@ func (t *tx) checkLive(userID, rotated string) error {
 		return fmt.Errorf("counting tokens: %w", err)
 	}
 	chain := map[string]bool{rotated: rotated != ""}
-	for grown := true; grown; { // a token has a successor that is newer, and mostly comes later
+	for grown := true; grown; { // a successor is newer and mostly comes later in the rows
 		grown = false
 		for _, l := range slices.Backward(links) {
 			if chain[l.next] && !chain[l.id] {
@@ -460,9 +465,9 @@ func (t *tx) checkLive(userID, rotated string) error {
 	return nil
 }
 
-// checkToken checks the fields, the longest lifetime, and that the groups exist,
-// but for those that the token narrows itself to already: one of them may have
-// been deleted since, and to leave it out could widen the token.
+// checkToken checks the fields, the longest lifetime, and that the groups exist. known are the
+// groups that the token is limited to already; they are not checked, because one of them may have
+// been deleted since. Leaving it out could widen the token: no groups means all groups.
 func (t *tx) checkToken(token, before *Token, known []string) error {
 	if err := token.check(t.now, before); err != nil {
 		return err
@@ -483,7 +488,7 @@ func (t *tx) checkToken(token, before *Token, known []string) error {
 	return nil
 }
 
-// reachUser refuses an actor that may not change this service user.
+// reachUser rejects an actor that may not change this service user.
 func (t *tx) reachUser(id string) error {
 	u, err := t.visibleUser(id)
 	if err != nil {
@@ -512,7 +517,7 @@ func scanToken(rows *sql.Rows) (k Token, err error) {
 	return k, errors.Join(fromJSON(allowed, &k.AllowedIPs), fromJSON(groups, &k.Groups), seenFromJSON(from, &k.UsedFrom), seenFromJSON(rules, &k.UsedRules))
 }
 
-// seenFromJSON reads what was seen when; nothing is nil.
+// seenFromJSON reads a map of times; "{}" leaves it nil.
 func seenFromJSON(text string, into *map[string]int64) error {
 	if text == "{}" {
 		return nil

@@ -48,7 +48,7 @@ func TestTrouble(t *testing.T) {
 			if row.err == nil {
 				err = nil
 			}
-			if got, full := Trouble(err); got != row.want || full != row.full {
+			if got, full := FaultReason(err); got != row.want || full != row.full {
 				t.Errorf("%v: got %q %v, want %q %v", err, got, full, row.want, row.full)
 			}
 		}
@@ -143,7 +143,7 @@ func TestPanicsAreSurvived(t *testing.T) {
 	}{
 		{"watch", "looking for changes", func() { addUser(other, "b") }, func() bool { return w.Directory().Len() == 2 }},
 		{"first uses", "writing first uses", func() { w.use(rotated.Secret, "192.0.2.1", "") }, func() bool {
-			return !w.uses.has(rotated.ID) && strings.HasPrefix(w.onDisk(rotated.ID), "1 ")
+			return !w.pendingFirst.has(rotated.ID) && strings.HasPrefix(w.onDisk(rotated.ID), "1 ")
 		}},
 		{"figures", "writing the use of tokens", func() {
 			_, _, err := other.RefreshToken(ctx, alice, w.user.ID, fresh.ID, 0, 10*time.Hour, time.Hour)

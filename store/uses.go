@@ -11,12 +11,12 @@ import (
 	"go.uber.org/zap"
 )
 
-// firstUses holds the first uses of tokens that are not on disk yet. They count
-// already: see [Store.RotateToken].
+// firstUses has the first uses of tokens that are not on disk yet. They already count for
+// [Store.RotateToken].
 type firstUses struct {
 	mu      sync.Mutex
 	pending map[string]firstUse // by token
-	wake    chan struct{}       // holds one value when there is something to write
+	wake    chan struct{}       // contains a value while there is something to write
 }
 
 type firstUse struct {
@@ -35,29 +35,27 @@ func (f *firstUses) has(token string) bool {
 	return ok
 }
 
-// noteFirst takes down that a token was used for the first time. It is meant for
-// tokens that the directory shows as unused, and waits for nothing: the use
-// counts when it returns, and is on disk a little later.
+// noteFirst records the first use of a token that the directory shows as unused. It never waits for
+// the disk: the use counts when noteFirst returns, and is on disk a little later.
 func (s *Store) noteFirst(userID, tokenID string) {
-	s.uses.mu.Lock()
-	_, known := s.uses.pending[tokenID]
+	s.pendingFirst.mu.Lock()
+	_, known := s.pendingFirst.pending[tokenID]
 	if !known {
-		s.uses.pending[tokenID] = firstUse{userID, s.now()}
+		s.pendingFirst.pending[tokenID] = firstUse{userID, s.now()}
 	}
-	s.uses.mu.Unlock()
+	s.pendingFirst.mu.Unlock()
 	if !known {
 		select {
-		case s.uses.wake <- struct{}{}:
-		default: // somebody is about to look anyway
+		case s.pendingFirst.wake <- struct{}{}:
+		default: // the writer has not looked since the last wake
 		}
 	}
 }
 
-// retryUses is how long a first use that could not be written waits for the next
-// attempt.
+// retryUses is the pause after a failed attempt to write first uses.
 const retryUses = time.Second
 
-// recordUses writes first uses until the store closes, and then what is left.
+// recordUses writes first uses until the store closes, and then those that are left.
 func (s *Store) recordUses(ctx context.Context) {
 	var again <-chan time.Time
 	failing := false
@@ -65,7 +63,7 @@ func (s *Store) recordUses(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			closing = true
-		case <-s.uses.wake:
+		case <-s.pendingFirst.wake:
 		case <-again:
 		}
 		again = nil
@@ -73,7 +71,7 @@ func (s *Store) recordUses(ctx context.Context) {
 		if err != nil {
 			again = time.After(retryUses)
 			if !failing {
-				s.log.Error("the first use of a token cannot be written; it is tried again", zap.Error(err))
+				s.log.Error("the first use of a token cannot be written; the store tries again", zap.Error(err))
 			}
 		}
 		failing = err != nil
@@ -81,24 +79,25 @@ func (s *Store) recordUses(ctx context.Context) {
 }
 
 func (s *Store) writeUses(ctx context.Context) error {
-	s.uses.mu.Lock()
-	pending := maps.Clone(s.uses.pending)
-	s.uses.mu.Unlock()
+	s.pendingFirst.mu.Lock()
+	pending := maps.Clone(s.pendingFirst.pending)
+	s.pendingFirst.mu.Unlock()
 	for token, use := range pending {
 		var fault *Error
+		// An *Error means that the token is gone, for example purged, so its first use is
+		// dropped.
 		if err := s.recordUse(ctx, token, use); err != nil && !errors.As(err, &fault) {
 			return err
 		}
-		s.uses.mu.Lock()
-		delete(s.uses.pending, token)
-		s.uses.mu.Unlock()
+		s.pendingFirst.mu.Lock()
+		delete(s.pendingFirst.pending, token)
+		s.pendingFirst.mu.Unlock()
 	}
 	return nil
 }
 
-// recordUse writes the first use of a token; a later one changes nothing. It is
-// a change of the directory, which shows the token as used from then on, but
-// none of the fields that its version counts.
+// recordUse writes the first use of a token; later uses change nothing. It is a change of the
+// directory, which no longer shows the token as unused, but it keeps the version of the token.
 func (s *Store) recordUse(ctx context.Context, token string, use firstUse) error {
 	return s.change(ctx, Actor{Name: use.user, Operation: NewOperationID()}, func(t *tx) error {
 		before, err := t.token(use.user, token)
@@ -111,6 +110,8 @@ func (s *Store) recordUse(ctx context.Context, token string, use firstUse) error
 		if err := t.touchUser(use.user); err != nil {
 			return err
 		}
+		// The JSON of a Token leaves out its usage. In this record the time of use is the
+		// change.
 		type used struct {
 			Token
 			LastUsedAt time.Time `json:"last_used_at,omitzero"`

@@ -14,7 +14,7 @@ import (
 	"github.com/serviceusers/caddy-service-users/access"
 )
 
-// The bounds of records.
+// The limits of records.
 const (
 	maxName       = 255 // characters
 	maxText       = 2000
@@ -23,11 +23,11 @@ const (
 	maxLabels     = 64
 	maxAllowedIPs = 64
 	maxRules      = 10_000
-	maxConditions = 1000 // rules with a condition, of a group
+	maxConditions = 1000 // rules with a condition, in one group
 	maxCatalogue  = 2000 // permissions
-	maxGranted    = 500  // rules of a permission
+	maxGranted    = 500  // rules of one permission
 	maxLiveTokens = 100  // per service user
-	maxRotations  = 10   // within an hour, of a token and its successors by their service user
+	maxRotations  = 10   // by the service user, within an hour, of one token and its successors
 )
 
 var (
@@ -40,7 +40,7 @@ var (
 
 const groupNameAdvice = "%q must be 1 to 64 letters, digits, spaces and \". _ : -\", and begin with a letter or digit"
 
-// ValidID reports whether s has the form of an id with this prefix.
+// ValidID reports whether s has the form of an id with this prefix, for example "token".
 func ValidID(prefix, s string) bool {
 	return strings.HasPrefix(s, prefix+"_") && idForm.MatchString(s)
 }
@@ -69,6 +69,7 @@ func checkText(field, s string, limit int) error {
 	}
 	for _, r := range s {
 		if unicode.Is(unicode.C, r) || r == '\u2028' || r == '\u2029' {
+			// Only the long texts, such as descriptions, may have several lines.
 			if r != '\n' || limit != maxText {
 				return invalid(field, "must not hold the control character U+%04X", r)
 			}
@@ -77,8 +78,8 @@ func checkText(field, s string, limit int) error {
 	return nil
 }
 
-// checkNoSecret refuses texts that give away a secret of ours, whole or cut. It
-// comes before checks whose errors repeat the text.
+// checkNoSecret rejects texts that contain a secret, whole or cut. It must run before checks whose
+// errors repeat the text.
 func checkNoSecret(field string, texts ...string) error {
 	for _, s := range texts {
 		if access.FindLeak(s) == access.SecretLeak {
@@ -137,6 +138,7 @@ func (u *ServiceUser) check(now time.Time, before *ServiceUser) error {
 	if u.AllowedIPs, err = checkAllowedIPs(u.AllowedIPs); err != nil {
 		return err
 	}
+	// An end that has passed and stays the same must not prevent other changes.
 	u.ExpiresAt = wholeSeconds(u.ExpiresAt)
 	if before == nil || !before.ExpiresAt.Equal(u.ExpiresAt) {
 		return checkFuture("expires_at", u.ExpiresAt, now)
@@ -194,8 +196,8 @@ func (g *Group) check() error {
 		return invalid("mode", "%q is neither enforce nor observe", g.Mode)
 	}
 	if g.MemberCondition != "" {
-		// First, since what is wrong with a condition is told with its text, which
-		// must not hold a secret.
+		// This check comes first: the error of ParseMembership repeats the text, which must
+		// not contain a secret.
 		if err := checkText("member_condition", g.MemberCondition, maxText); err != nil {
 			return err
 		}
@@ -258,8 +260,9 @@ func (p *Permission) check() error {
 }
 
 func checkRule(r access.Rule) (access.Rule, error) {
+	// This check comes first, as in Group.check: the error of Check repeats the condition.
 	if err := checkText("rules.when", r.When, maxText); err != nil {
-		return r, err // first, as for the condition of a membership
+		return r, err
 	}
 	if err := checkNoSecret("rules", r.Host, r.Path); err != nil {
 		return r, err
@@ -290,7 +293,7 @@ func checkTeams(teams []string) ([]string, error) {
 	return teams, nil
 }
 
-// checkAllowedIPs brings addresses and CIDRs into one form: masked prefixes.
+// checkAllowedIPs converts addresses and CIDRs to one form: masked prefixes, sorted.
 func checkAllowedIPs(list []string) ([]string, error) {
 	if len(list) > maxAllowedIPs {
 		return nil, invalid("allowed_ips", "has %d entries, at most %d are allowed", len(list), maxAllowedIPs)
@@ -306,8 +309,8 @@ func checkAllowedIPs(list []string) ([]string, error) {
 	return sorted(out), nil
 }
 
-// ParsePrefix reads an address or a CIDR and returns it as allowed_ips have it.
-// ParsePrefix reads an address or a CIDR and returns it as allowed_ips have it.
+// ParsePrefix parses an address or a CIDR and returns it in the form of allowed_ips: masked, and
+// IPv4-mapped IPv6 addresses as IPv4. The error is not nil for a mapped prefix shorter than /96.
 func ParsePrefix(text string) (netip.Prefix, error) {
 	if addr, err := netip.ParseAddr(text); err == nil && addr.Zone() == "" {
 		addr = addr.Unmap()
@@ -323,7 +326,7 @@ func ParsePrefix(text string) (netip.Prefix, error) {
 	return p.Masked(), err
 }
 
-// wholeSeconds brings an instant into the form in which it is kept.
+// wholeSeconds converts a time to the form in which the store keeps it: whole seconds, UTC.
 func wholeSeconds(at time.Time) time.Time {
 	if at.IsZero() {
 		return at
@@ -344,7 +347,7 @@ func checkFuture(field string, at, now time.Time) error {
 	return nil
 }
 
-// sorted returns the distinct values in order; never nil, so that JSON says [].
+// sorted returns the distinct values in order. It never returns nil, so that JSON shows [].
 func sorted(list []string) []string {
 	out := append([]string{}, list...)
 	slices.Sort(out)

@@ -228,7 +228,7 @@ func TestRollbackIsRefused(t *testing.T) {
 			for i := range row.changes - 1 {
 				addUser(w.Store, fmt.Sprint("later", i))
 			}
-			noted := must(holds(ctx, w.read)) // as it would be a second later
+			noted := must(readMark(ctx, w.read)) // as it would be a second later
 			present, revision := backup(t, w.Store), w.Directory().Revision()
 			seen := dirText(t, w.Store)
 			restore(t, w.path, old)
