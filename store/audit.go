@@ -36,7 +36,10 @@ type AuditEvent struct {
 // digest returns the hash of a record: SHA-256, in hex, over the previous record's hash and every
 // field of this one. It makes the trail a chain.
 func (e *AuditEvent) digest() string {
-	record := toJSON([]any{e.PrevHash, e.Seq, e.ID, e.At.Unix(), e.Actor, e.Action, e.Resource, string(e.Before), string(e.After), e.Operation})
+	record := toJSON([]any{
+		e.PrevHash, e.Seq, e.ID, e.At.Unix(), e.Actor, e.Action, e.Resource,
+		string(e.Before), string(e.After), e.Operation,
+	})
 	sum := sha256.Sum256([]byte(record))
 	return hex.EncodeToString(sum[:])
 }
@@ -45,7 +48,10 @@ func (e *AuditEvent) digest() string {
 // JSON can represent. before is nil when the action creates the resource, after is nil when the
 // action removes it.
 func (t *tx) audit(action, resource string, before, after any) error {
-	e := AuditEvent{ID: t.newID("audit"), At: t.now, Actor: t.by.Name, Action: action, Resource: resource, Operation: t.by.Operation}
+	e := AuditEvent{
+		ID: t.newID("audit"), At: t.now, Actor: t.by.Name, Action: action,
+		Resource: resource, Operation: t.by.Operation,
+	}
 	if before != nil {
 		e.Before = json.RawMessage(toJSON(before))
 	}
@@ -59,9 +65,11 @@ func (t *tx) audit(action, resource string, before, after any) error {
 	// number.
 	e.Hash = e.digest()
 	if _, err := t.exec(`
-		INSERT INTO audit_events (seq, id, at, actor, action, resource_id, before, after, operation_id, prev_hash, hash)
+		INSERT INTO audit_events (
+			seq, id, at, actor, action, resource_id, before, after, operation_id, prev_hash, hash)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)`,
-		e.Seq, e.ID, e.At.Unix(), e.Actor, e.Action, e.Resource, string(e.Before), string(e.After), e.Operation, e.PrevHash, e.Hash); err != nil {
+		e.Seq, e.ID, e.At.Unix(), e.Actor, e.Action, e.Resource, string(e.Before), string(e.After), e.Operation,
+		e.PrevHash, e.Hash); err != nil {
 		return fmt.Errorf("writing the audit trail: %w", err)
 	}
 	if _, err := t.exec(`UPDATE meta SET audit_seq = $1, audit_hash = $2`, e.Seq, e.Hash); err != nil {
@@ -76,8 +84,9 @@ func (t *tx) audit(action, resource string, before, after any) error {
 func (s *Store) logAudit(events []AuditEvent) {
 	for _, e := range events {
 		if c := s.log.Check(zap.InfoLevel, "audit"); c != nil {
-			c.Write(zap.Int64("seq", e.Seq), zap.String("hash", e.Hash), zap.String("actor", e.Actor), zap.String("action", e.Action),
-				zap.String("resource", e.Resource), zap.String("operation_id", e.Operation))
+			c.Write(zap.Int64("seq", e.Seq), zap.String("hash", e.Hash), zap.String("actor", e.Actor),
+				zap.String("action", e.Action), zap.String("resource", e.Resource),
+				zap.String("operation_id", e.Operation))
 		}
 	}
 }
@@ -102,9 +111,13 @@ func (s *Store) AuditEvents(ctx context.Context, by Actor, q AuditQuery) (list [
 		}
 		// One more record than the limit shows whether there is another page.
 		rows, err := t.query(selectAudit+`
-			WHERE ($1 = '' OR actor = $1) AND ($2 = '' OR action = $2 OR $3 <> '' AND SUBSTR(action, 1, LENGTH($3)) = $3) AND ($4 = '' OR resource_id = $4)
+			WHERE ($1 = '' OR actor = $1)
+				AND ($2 = '' OR action = $2 OR $3 <> '' AND SUBSTR(action, 1, LENGTH($3)) = $3)
+				AND ($4 = '' OR resource_id = $4)
 				AND at >= $5 AND ($6 = 0 OR at < $6) AND ($7 = 0 OR seq < $7)
-			ORDER BY seq DESC LIMIT $8`, q.Actor, q.Action, actionPrefix(q.Action), q.Resource, unix(q.Since), unix(q.Until), q.Before, q.Limit+1)
+			ORDER BY seq DESC LIMIT $8`,
+			q.Actor, q.Action, actionPrefix(q.Action), q.Resource, unix(q.Since),
+			unix(q.Until), q.Before, q.Limit+1)
 		if err != nil {
 			return nil, fmt.Errorf("reading the audit trail: %w", err)
 		}
@@ -132,7 +145,8 @@ const selectAudit = `
 func scanAudit(rows *sql.Rows) (e AuditEvent, err error) {
 	var at int64
 	var was, is string
-	err = rows.Scan(&e.Seq, &e.ID, &at, &e.Actor, &e.Action, &e.Resource, &was, &is, &e.Operation, &e.PrevHash, &e.Hash)
+	err = rows.Scan(&e.Seq, &e.ID, &at, &e.Actor, &e.Action, &e.Resource, &was, &is,
+		&e.Operation, &e.PrevHash, &e.Hash)
 	e.At, e.Before, e.After = fromUnix(at), json.RawMessage(was), json.RawMessage(is)
 	return e, err
 }
@@ -201,7 +215,8 @@ func (t *tx) verifyAudit(known AuditHead) (r AuditReport, err error) {
 		// The chain is consistent up to here, but a forger with access to the database can
 		// compute a new chain. Only the head that the caller kept elsewhere reveals that.
 		case e.Seq == known.Seq && e.Hash != known.Hash:
-			return bad(next, "it is not the record that was known as number %d: its hash is %s", known.Seq, e.Hash)
+			return bad(next, "it is not the record that was known as number %d: its hash is %s",
+				known.Seq, e.Hash)
 		}
 		r.Records, prev = e.Seq, e.Hash
 	}
@@ -210,9 +225,11 @@ func (t *tx) verifyAudit(known AuditHead) (r AuditReport, err error) {
 	}
 	switch {
 	case r.Records < known.Seq:
-		return bad(r.Records+1, "the trail was cut: it ends with record %d, and record %d was known", r.Records, known.Seq)
+		return bad(r.Records+1, "the trail was cut: it ends with record %d, and record %d was known",
+			r.Records, known.Seq)
 	case r.Head.Seq != r.Records || r.Head.Hash != prev:
-		return bad(r.Records+1, "the trail was cut, or its head was changed: it ends with record %d, and its head is record %d", r.Records, r.Head.Seq)
+		return bad(r.Records+1, "the trail was cut, or its head was changed: "+
+			"it ends with record %d, and its head is record %d", r.Records, r.Head.Seq)
 	}
 	return r, nil
 }

@@ -184,7 +184,8 @@ func openAtRest(path string) (*sql.DB, error) {
 
 func (t *tx) contents() (c Contents, err error) {
 	if err = t.row(`PRAGMA user_version`).Scan(&c.Schema); err == nil {
-		err = t.row(`SELECT revision, audit_seq, audit_hash FROM meta`).Scan(&c.Revision, &c.Head.Seq, &c.Head.Hash)
+		err = t.row(`SELECT revision, audit_seq, audit_hash FROM meta`).
+			Scan(&c.Revision, &c.Head.Seq, &c.Head.Hash)
 	}
 	if err == nil {
 		err = t.row(`SELECT COUNT(*) FROM service_users WHERE deleted_at = 0`).Scan(&c.ServiceUsers)
@@ -205,7 +206,7 @@ type Restored struct {
 type restoreAudit struct {
 	Revision       int64  `json:"revision"`
 	ServiceUsers   int64  `json:"service_users"`
-	Head           string `json:"head"`                      // of the audit trail before the restore, or of the backup
+	Head           string `json:"head"`                      // of the trail before the restore, or of the backup
 	BackupRevision int64  `json:"backup_revision,omitempty"` // the revision of the backup
 }
 
@@ -267,7 +268,10 @@ func (s *Store) Restore(ctx context.Context, by Actor, backup io.Reader) (r Rest
 	if err := s.logInPlace(); err != nil {
 		return r, err
 	}
-	t := &tx{Tx: sqlTx, store: s, ctx: ctx, by: by, now: s.now().UTC().Truncate(time.Second), directory: s.Directory()}
+	t := &tx{
+		Tx: sqlTx, store: s, ctx: ctx, by: by,
+		now: s.now().UTC().Truncate(time.Second), directory: s.Directory(),
+	}
 	if err := t.restore(&r); err != nil {
 		return r, err
 	}
@@ -294,13 +298,17 @@ func (t *tx) restore(r *Restored) (err error) {
 	if err != nil {
 		return err
 	}
-	// theirs: the backup contains the head of this trail, so the backup continued from the store.
+	// theirs: the backup contains the head of this trail, so the backup continued from the
+	// store.
 	theirs, err := t.trailHas("incoming", r.Before.Head)
 	switch {
 	case err != nil:
 		return err
 	case !theirs && (!ours || r.Backup.Head.Seq == 0): // every trail "has" the head of a backup without records
-		return conflict("", "this is a backup of another store, or of one that went another way: neither audit trail goes on from the other; to replace the store all the same, stop Caddy, move the store and the files beside it away, and restore with --store")
+		return conflict("", "this is a backup of another store, or of one that went another way: "+
+			"neither audit trail goes on from the other; "+
+			"to replace the store all the same, stop Caddy, move the store and the files beside it away, "+
+			"and restore with --store")
 	}
 	if ours {
 		r.Lost = r.Before.Head.Seq - r.Backup.Head.Seq
@@ -309,7 +317,8 @@ func (t *tx) restore(r *Restored) (err error) {
 		SELECT COUNT(*)
 		FROM incoming.tokens b JOIN incoming.service_users bu ON bu.id = b.service_user_id
 			JOIN main.tokens t ON t.id = b.id JOIN main.service_users u ON u.id = t.service_user_id
-		WHERE b.revoked_at = 0 AND bu.deleted_at = 0 AND (t.revoked_at <> 0 OR u.deleted_at <> 0)`).Scan(&r.Revived); err != nil {
+		WHERE b.revoked_at = 0 AND bu.deleted_at = 0
+			AND (t.revoked_at <> 0 OR u.deleted_at <> 0)`).Scan(&r.Revived); err != nil {
 		return fmt.Errorf("comparing tokens: %w", err)
 	}
 	// The tables are replaced one by one, so the references are right only at the end.
@@ -330,7 +339,9 @@ func (t *tx) restore(r *Restored) (err error) {
 		if _, err := t.exec(`DELETE FROM main.` + table); err != nil {
 			return fmt.Errorf("replacing %s: %w", table, err)
 		}
-		if _, err := t.exec(`INSERT INTO main.` + table + ` (` + columns + `) SELECT ` + columns + ` FROM incoming.` + table); err != nil {
+		if _, err := t.exec(`
+			INSERT INTO main.` + table + ` (` + columns + `)
+			SELECT ` + columns + ` FROM incoming.` + table); err != nil {
 			return fmt.Errorf("replacing %s: %w", table, err)
 		}
 	}
@@ -345,11 +356,13 @@ func (t *tx) restore(r *Restored) (err error) {
 		if slices.Contains(ownColumns, column) {
 			continue
 		}
-		if _, err := t.exec(`UPDATE main.meta SET ` + column + ` = (SELECT ` + column + ` FROM incoming.meta)`); err != nil {
+		if _, err := t.exec(`
+			UPDATE main.meta SET ` + column + ` = (SELECT ` + column + ` FROM incoming.meta)`); err != nil {
 			return fmt.Errorf("replacing meta: %w", err)
 		}
 	}
-	if _, err := t.exec(`UPDATE main.meta SET revision = $1, audit_seq = $2, audit_hash = $3`, t.revision, head.Seq, head.Hash); err != nil {
+	if _, err := t.exec(`UPDATE main.meta SET revision = $1, audit_seq = $2, audit_hash = $3`,
+		t.revision, head.Seq, head.Hash); err != nil {
 		return fmt.Errorf("counting the revision: %w", err)
 	}
 	return t.auditRestore(r)
@@ -373,7 +386,8 @@ func (t *tx) trailHas(schema string, head AuditHead) (found bool, err error) {
 	if head.Seq == 0 {
 		return true, nil
 	}
-	err = t.row(`SELECT EXISTS (SELECT 1 FROM `+schema+`.audit_events WHERE seq = $1 AND hash = $2)`, head.Seq, head.Hash).Scan(&found)
+	err = t.row(`SELECT EXISTS (SELECT 1 FROM `+schema+`.audit_events WHERE seq = $1 AND hash = $2)`,
+		head.Seq, head.Hash).Scan(&found)
 	if err != nil {
 		return false, fmt.Errorf("reading the audit trail: %w", err)
 	}
@@ -386,7 +400,9 @@ func (p position) restoredSince(ctx context.Context, q *sql.Tx) (restored bool, 
 	if p.seq == 0 {
 		return false, nil // no directory was read yet
 	}
-	err = q.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM audit_events WHERE seq > $1 AND action = 'store.restore')`, p.seq).Scan(&restored)
+	err = q.QueryRowContext(ctx, `
+		SELECT EXISTS (SELECT 1 FROM audit_events WHERE seq > $1 AND action = 'store.restore')`,
+		p.seq).Scan(&restored)
 	if err != nil {
 		return false, fmt.Errorf("reading the audit trail: %w", err)
 	}
@@ -426,7 +442,9 @@ func receive(ctx context.Context, path, store string, backup io.Reader, opts Opt
 // that a lost database left behind. With replace, which is for a store that cannot be opened, it
 // also renames a store at path, unless another process has it open. aside is the new path of the
 // renamed files, or "".
-func RestoreNew(ctx context.Context, path string, by Actor, backup io.Reader, opts Options, replace bool) (r Restored, aside string, err error) {
+func RestoreNew(
+	ctx context.Context, path string, by Actor, backup io.Reader, opts Options, replace bool,
+) (r Restored, aside string, err error) {
 	if path, err = resolve(path); err != nil {
 		return r, "", err
 	}
@@ -516,7 +534,8 @@ func moveAside(path string) (aside string, err error) {
 // that, and holdExclusive succeeds without a lock.
 func holdExclusive(path string) (release func(), err error) {
 	ofdLocking()
-	db, err := sql.Open("sqlite", "file:"+(&url.URL{Path: path}).EscapedPath()+"?mode=rw&_pragma=locking_mode(EXCLUSIVE)&_txlock=exclusive")
+	db, err := sql.Open("sqlite", "file:"+(&url.URL{Path: path}).EscapedPath()+
+		"?mode=rw&_pragma=locking_mode(EXCLUSIVE)&_txlock=exclusive")
 	if err != nil {
 		return nil, err
 	}
@@ -561,7 +580,8 @@ func newSchema(ctx context.Context) (o objects, err error) {
 }
 
 func (t *tx) objects() (o objects, err error) {
-	rows, err := t.query(`SELECT type, name FROM sqlite_schema WHERE name NOT LIKE 'sqlite\_%' ESCAPE '\' ORDER BY name`)
+	rows, err := t.query(`
+		SELECT type, name FROM sqlite_schema WHERE name NOT LIKE 'sqlite\_%' ESCAPE '\' ORDER BY name`)
 	if err != nil {
 		return o, err
 	}

@@ -126,7 +126,9 @@ func quiet(opts Options) Options {
 
 // checkAtRest checks a file as it is. older reports that its schema has to be upgraded before the
 // rows can be read; then only SQLite's own checks have run.
-func checkAtRest(ctx context.Context, path string, opts Options, known AuditHead) (report CheckReport, older bool, err error) {
+func checkAtRest(
+	ctx context.Context, path string, opts Options, known AuditHead,
+) (report CheckReport, older bool, err error) {
 	c := checker{}
 	if err := knownFile(path); err != nil {
 		c.addFinding("%v", err)
@@ -174,7 +176,8 @@ func checkOurs(ctx context.Context, q *sql.Tx) error {
 		return explainSQLite(err)
 	}
 	if id != applicationID {
-		return fmt.Errorf("%w: the database belongs to another program (application id %#08x); name another file", ErrNotOurs, uint32(id))
+		return fmt.Errorf("%w: the database belongs to another program (application id %#08x); "+
+			"name another file", ErrNotOurs, uint32(id))
 	}
 	return checkSchema(version)
 }
@@ -271,10 +274,15 @@ func (c *checker) all(opts Options, known AuditHead) {
 	if report, err := c.verifyAudit(known); err != nil {
 		c.addFinding("%v; %s", err, mendByRestore)
 	} else if report.BadSeq != 0 {
-		c.addFinding("the audit trail is broken at record %d: %s; find out who changed it, and keep a copy before you %s", report.BadSeq, report.Problem, mendByRestore)
+		c.addFinding("the audit trail is broken at record %d: %s; "+
+			"find out who changed it, and keep a copy before you %s",
+			report.BadSeq, report.Problem, mendByRestore)
 	}
 	if len(c.Findings) == 0 { // load may find faults that no check above covers
-		fresh := &Store{opts: opts, log: zap.NewNop(), now: c.store.now, loaded: loaded{directory: access.NewDirectory(opts.Peppers, opts.DefaultGroup)}}
+		fresh := &Store{
+			opts: opts, log: zap.NewNop(), now: c.store.now,
+			loaded: loaded{directory: access.NewDirectory(opts.Peppers, opts.DefaultGroup)},
+		}
 		if _, err := fresh.load(c.ctx, c.Tx); err != nil {
 			c.addFinding("the directory cannot be built: %v; %s", err, mendByRestore)
 		}
@@ -299,7 +307,8 @@ func (c *checker) pages() {
 		var key int
 		err := rows.Scan(&table, &row, &parent, &key)
 		if err == nil {
-			c.addFinding("row %d of %s belongs to none of the %s; delete it, or %s", row.Int64, table, parent, mendByRestore)
+			c.addFinding("row %d of %s belongs to none of the %s; delete it, or %s",
+				row.Int64, table, parent, mendByRestore)
 		}
 		return err
 	})
@@ -321,22 +330,26 @@ func (c *checker) texts(want objects) bool {
 				most = math.MaxInt32
 			}
 			// SQLite measures the value, so that a huge one never reaches this process.
-			chosen[i] = fmt.Sprintf(`CASE WHEN octet_length(%[1]s) > %[2]d THEN NULL ELSE %[1]s END`, column, most)
+			chosen[i] = fmt.Sprintf(`CASE WHEN octet_length(%[1]s) > %[2]d THEN NULL ELSE %[1]s END`,
+				column, most)
 		}
 		values, into := make([]sql.NullString, len(columns)), make([]any, len(columns))
 		for i := range values {
 			into[i] = &values[i]
 		}
-		c.each("the table "+table, `SELECT `+strings.Join(chosen, ", ")+` FROM `+table, func(rows *sql.Rows) error {
+		query := `SELECT ` + strings.Join(chosen, ", ") + ` FROM ` + table
+		c.each("the table "+table, query, func(rows *sql.Rows) error {
 			if err := rows.Scan(into...); err != nil {
 				return err
 			}
 			for i, v := range values {
 				switch {
 				case !v.Valid:
-					c.addFinding("%s: %s.%s is too large; %s", clip(values[0].String), table, columns[i], mendByRestore)
+					c.addFinding("%s: %s.%s is too large; %s",
+						clip(values[0].String), table, columns[i], mendByRestore)
 				case !utf8.ValidString(v.String):
-					c.addFinding("%s: %s.%s is not valid UTF-8; %s", clip(values[0].String), table, columns[i], mendByRestore)
+					c.addFinding("%s: %s.%s is not valid UTF-8; %s",
+						clip(values[0].String), table, columns[i], mendByRestore)
 				}
 			}
 			return nil
@@ -402,7 +415,8 @@ func (c *checker) values() {
 	texts := func(id, other string, fields ...*string) {
 		for _, text := range fields {
 			if access.FindLeak(*text) == access.SecretLeak {
-				c.addNote("%s: a text contains a secret, which is rejected today; change the text, and refresh the token", clip(id))
+				c.addNote("%s: a text contains a secret, which is rejected today; "+
+					"change the text, and refresh the token", clip(id))
 				*text = other
 			}
 		}
@@ -448,14 +462,18 @@ func (c *checker) values() {
 		return nil
 	})
 	sizes := make(map[string][]access.Rule)
-	c.each("the table rules", `SELECT group_id, COUNT(*), SUM(CASE WHEN condition <> '' THEN 1 ELSE 0 END) FROM rules GROUP BY group_id`, func(rows *sql.Rows) error {
+	c.each("the table rules", `
+		SELECT group_id, COUNT(*), SUM(CASE WHEN condition <> '' THEN 1 ELSE 0 END)
+		FROM rules GROUP BY group_id`, func(rows *sql.Rows) error {
 		var group string
 		var all, conditional int
 		err := rows.Scan(&group, &all, &conditional)
-		sizes[group] = slices.Concat(make([]access.Rule, all-conditional), slices.Repeat([]access.Rule{{When: "true"}}, conditional))
+		sizes[group] = slices.Concat(make([]access.Rule, all-conditional),
+			slices.Repeat([]access.Rule{{When: "true"}}, conditional))
 		return err
 	})
-	c.each("the table permission_groups", selectGroup+` WHERE deleted_at = 0 ORDER BY id`, func(rows *sql.Rows) error {
+	const groups = selectGroup + ` WHERE deleted_at = 0 ORDER BY id`
+	c.each("the table permission_groups", groups, func(rows *sql.Rows) error {
 		g, err := scanGroup(rows)
 		texts(g.ID, "x", &g.Name, &g.Description)
 		texts(g.ID, "true", &g.MemberCondition)
@@ -463,7 +481,9 @@ func (c *checker) values() {
 		judge(g.ID, g.check(), nil)
 		return err
 	})
-	c.each("the table rules", `SELECT group_id, id, effect, methods, host, path, condition, name, description FROM rules ORDER BY id`, func(rows *sql.Rows) error {
+	c.each("the table rules", `
+		SELECT group_id, id, effect, methods, host, path, condition, name, description
+		FROM rules ORDER BY id`, func(rows *sql.Rows) error {
 		_, r, err := scanRule(rows)
 		texts(r.ID, "x", &r.Name, &r.Description)
 		texts(r.ID, "", &r.Host, &r.When)
@@ -477,7 +497,8 @@ func (c *checker) values() {
 		return
 	}
 	if len(list) > maxCatalogue {
-		c.addFinding("the catalogue has %d permissions, at most %d are allowed; load it again with --replace", len(list), maxCatalogue)
+		c.addFinding("the catalogue has %d permissions, at most %d are allowed; load it again with --replace",
+			len(list), maxCatalogue)
 	}
 	for _, p := range list {
 		texts(p.Key, "x", &p.Key, &p.Name, &p.Category, &p.Description)
@@ -497,14 +518,17 @@ func (c *checker) list(id, what, text string) {
 }
 
 func (c *checker) users() {
-	c.each("the table service_users", `SELECT id, role, teams, labels, allowed_ips, name, name_key FROM service_users ORDER BY id`, func(rows *sql.Rows) error {
+	c.each("the table service_users", `
+		SELECT id, role, teams, labels, allowed_ips, name, name_key
+		FROM service_users ORDER BY id`, func(rows *sql.Rows) error {
 		var id, teams, labels, allowed, name, key string
 		var role access.Role
 		if err := rows.Scan(&id, &role, &teams, &labels, &allowed, &name, &key); err != nil {
 			return err
 		}
 		if key != nameKey(name) {
-			c.addNote("%s: the store has no key for names that read like %q; rename the service user", id, name)
+			c.addNote("%s: the store has no key for names that read like %q; rename the service user",
+				id, name)
 		}
 		if !role.Valid() {
 			c.addFinding("%s: the role %q does not exist; write it again, or %s", id, role, mendByRestore)
@@ -516,19 +540,24 @@ func (c *checker) users() {
 		return nil
 	})
 	c.each("the table service_users", `
-		SELECT a.id, a.name, b.id, b.name FROM service_users a JOIN service_users b ON b.name_key = a.name_key AND b.id > a.id
-		WHERE a.deleted_at = 0 AND b.deleted_at = 0 AND a.name_key <> '' ORDER BY b.id, a.id`, func(rows *sql.Rows) error {
+		SELECT a.id, a.name, b.id, b.name
+		FROM service_users a JOIN service_users b ON b.name_key = a.name_key AND b.id > a.id
+		WHERE a.deleted_at = 0 AND b.deleted_at = 0 AND a.name_key <> ''
+		ORDER BY b.id, a.id`, func(rows *sql.Rows) error {
 		var id, name, other, otherName string
 		err := rows.Scan(&id, &name, &other, &otherName)
 		if err == nil {
-			c.addNote("%s: the name %q reads like %q of %s; both stay valid; rename one", other, otherName, name, id)
+			c.addNote("%s: the name %q reads like %q of %s; both stay valid; rename one",
+				other, otherName, name, id)
 		}
 		return err
 	})
 }
 
 func (c *checker) tokens() {
-	c.each("the table tokens", `SELECT id, hash, allowed_ips, permission_groups, used_from, used_rules FROM tokens ORDER BY id`, func(rows *sql.Rows) error {
+	c.each("the table tokens", `
+		SELECT id, hash, allowed_ips, permission_groups, used_from, used_rules
+		FROM tokens ORDER BY id`, func(rows *sql.Rows) error {
 		var id, hash, allowed, groups, from, by string
 		if err := rows.Scan(&id, &hash, &allowed, &groups, &from, &by); err != nil {
 			return err
@@ -541,7 +570,8 @@ func (c *checker) tokens() {
 		var narrowed []string
 		c.damaged(id, "permission groups", fromJSON(groups, &narrowed))
 		seenFrom, seenBy := make(map[string]int64), make(map[string]int64)
-		c.damaged(id, "figures of use", errors.Join(fromJSON(from, &seenFrom), fromJSON(by, &seenBy)))
+		c.damaged(id, "figures of use",
+			errors.Join(fromJSON(from, &seenFrom), fromJSON(by, &seenBy)))
 		for _, group := range narrowed {
 			if !ValidID("group", group) {
 				c.addFinding("%s: the permission group %q is not an id; %s", clip(id), clip(group), mendByRestore)
@@ -562,7 +592,9 @@ func (c *checker) tokens() {
 }
 
 func (c *checker) policy() {
-	c.each("the table permission_groups", `SELECT id, mode, member_condition FROM permission_groups WHERE deleted_at = 0 ORDER BY id`, func(rows *sql.Rows) error {
+	c.each("the table permission_groups", `
+		SELECT id, mode, member_condition
+		FROM permission_groups WHERE deleted_at = 0 ORDER BY id`, func(rows *sql.Rows) error {
 		var id, condition string
 		var mode access.Mode
 		if err := rows.Scan(&id, &mode, &condition); err != nil {
@@ -577,13 +609,16 @@ func (c *checker) policy() {
 		}
 		return nil
 	})
-	c.each("the table rules", `SELECT group_id, id, effect, methods, host, path, condition, name, description FROM rules ORDER BY id`, func(rows *sql.Rows) error {
+	c.each("the table rules", `
+		SELECT group_id, id, effect, methods, host, path, condition, name, description
+		FROM rules ORDER BY id`, func(rows *sql.Rows) error {
 		group, r, err := scanRule(rows)
 		if err != nil {
 			return err
 		}
 		if _, err := r.Check(); err != nil {
-			c.addFinding("%s of %s cannot be enforced: %v; remove it and add it again, or %s", r.ID, group, err, mendByRestore)
+			c.addFinding("%s of %s cannot be enforced: %v; remove it and add it again, or %s",
+				r.ID, group, err, mendByRestore)
 		}
 		return nil
 	})
@@ -593,7 +628,8 @@ func (c *checker) policy() {
 			return err
 		}
 		if _, err := permissionRules(key, text); err != nil {
-			c.addFinding("the permission %s cannot be enforced: %v; load it again, or %s", key, err, mendByRestore)
+			c.addFinding("the permission %s cannot be enforced: %v; load it again, or %s",
+				key, err, mendByRestore)
 		}
 		return nil
 	})
@@ -603,17 +639,21 @@ func (c *checker) policy() {
 // for audit records that are not JSON.
 func (c *checker) numbers() {
 	for _, table := range []string{"service_users", "permission_groups"} {
-		c.each("the table "+table, `SELECT id, revision FROM `+table+` WHERE revision > (SELECT revision FROM meta) ORDER BY id`, func(rows *sql.Rows) error {
+		c.each("the table "+table, `
+			SELECT id, revision FROM `+table+`
+			WHERE revision > (SELECT revision FROM meta) ORDER BY id`, func(rows *sql.Rows) error {
 			var id string
 			var revision int64
 			err := rows.Scan(&id, &revision)
 			if err == nil {
-				c.addFinding("%s has revision %d, and the store %d; %s", id, revision, c.Revision, mendByRestore)
+				c.addFinding("%s has revision %d, and the store %d; %s",
+					id, revision, c.Revision, mendByRestore)
 			}
 			return err
 		})
 	}
-	c.each("the table audit_events", `SELECT seq, before, after FROM audit_events ORDER BY seq`, func(rows *sql.Rows) error {
+	c.each("the table audit_events", `
+		SELECT seq, before, after FROM audit_events ORDER BY seq`, func(rows *sql.Rows) error {
 		var seq int64
 		var before, after string
 		if err := rows.Scan(&seq, &before, &after); err != nil {

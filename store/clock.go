@@ -66,10 +66,15 @@ func (s *Store) logClock() {
 		return
 	}
 	s.clockBack = true
-	fields := []zap.Field{zap.Time("clock", s.clock.read().UTC()), zap.Time("latest", s.now().UTC()), zap.Duration("behind", lag)}
+	fields := []zap.Field{
+		zap.Time("clock", s.clock.read().UTC()), zap.Time("latest", s.now().UTC()), zap.Duration("behind", lag),
+	}
 	if lag <= clockWrong {
-		s.log.Warn("the clock went back; expired credentials stay expired, and time continues from the latest time seen", fields...)
+		s.log.Warn("the clock went back; expired credentials stay expired, "+
+			"and time continues from the latest time seen", fields...)
 		return
 	}
-	s.log.Error("the clock is far behind the latest time seen, by which tokens are still judged. Set the clock; if it was wrong before, stop Caddy and run: caddy service-user accept-older --store "+ShellWord(s.path), fields...)
+	s.log.Error("the clock is far behind the latest time seen, by which tokens are still judged. "+
+		"Set the clock; if it was wrong before, stop Caddy and run: "+
+		"caddy service-user accept-older --store "+ShellWord(s.path), fields...)
 }

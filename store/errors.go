@@ -82,7 +82,7 @@ func within(err error, part string) error {
 
 var (
 	errGone = errors.New("the database was taken away while it was open")
-	errBusy = errors.New("too many are before this one; try again later")
+	errBusy = errors.New("too many changes are waiting before this one; try again later")
 )
 
 // ErrUncertain is in the chain of an error when a commit failed. The change may have been made all
@@ -105,7 +105,8 @@ func FaultReason(err error) (reason string, full bool) {
 		return "its database was taken away", false
 	case errors.Is(err, ErrOlder):
 		return "its database is an older one than before", false
-	case code == sqliteBusy || code == sqliteLocked || errors.Is(err, errBusy) || errors.Is(err, context.DeadlineExceeded):
+	case code == sqliteBusy || code == sqliteLocked || errors.Is(err, errBusy) ||
+		errors.Is(err, context.DeadlineExceeded):
 		return "it is busy", false
 	case isIO(err):
 		return "its disk has an error", false

@@ -352,8 +352,13 @@ type usageWriter struct {
 
 func newUsageWriter(ctx context.Context, q *sql.Tx) (w usageWriter, err error) {
 	for stmt, text := range map[**sql.Stmt]string{
-		&w.read:   `SELECT last_used_at, last_used_ip, use_count, used_from, used_rules FROM tokens WHERE id = $1 AND service_user_id = $2`,
-		&w.write:  `UPDATE tokens SET last_used_at = $2, last_used_ip = $3, use_count = $4, used_from = $5, used_rules = $6 WHERE id = $1`,
+		&w.read: `
+			SELECT last_used_at, last_used_ip, use_count, used_from, used_rules
+			FROM tokens WHERE id = $1 AND service_user_id = $2`,
+		&w.write: `
+			UPDATE tokens
+			SET last_used_at = $2, last_used_ip = $3, use_count = $4, used_from = $5, used_rules = $6
+			WHERE id = $1`,
 		&w.active: `UPDATE service_users SET last_active_at = $2 WHERE id = $1 AND last_active_at < $2`,
 	} {
 		if *stmt, err = q.PrepareContext(ctx, text); err != nil { // the end of the transaction closes it
@@ -377,7 +382,8 @@ func (w *usageWriter) add(ctx context.Context, user, token string, u usage) erro
 		return err
 	}
 	now.merge(u)
-	if _, err := w.write.ExecContext(ctx, token, now.last, now.lastIP, now.count, toJSON(now.from), toJSON(now.rules)); err != nil {
+	if _, err := w.write.ExecContext(ctx, token, now.last, now.lastIP, now.count, toJSON(now.from),
+		toJSON(now.rules)); err != nil {
 		return err
 	}
 	_, err = w.active.ExecContext(ctx, user, now.last)
@@ -407,7 +413,10 @@ func (s *Store) withUse(userID string, tokens ...*Token) {
 		if !ok {
 			continue
 		}
-		now := usage{last: unix(k.LastUsedAt), lastIP: k.LastUsedIP, count: k.UseCount, from: k.UsedFrom, rules: k.UsedRules}
+		now := usage{
+			last: unix(k.LastUsedAt), lastIP: k.LastUsedIP, count: k.UseCount,
+			from: k.UsedFrom, rules: k.UsedRules,
+		}
 		now.merge(u)
 		k.LastUsedAt, k.LastUsedIP, k.UseCount = fromUnix(now.last), now.lastIP, now.count
 		k.UsedFrom, k.UsedRules = now.from, now.rules
@@ -428,7 +437,9 @@ func (s *Store) endQuiet(ctx context.Context) error {
 	if err := s.inPlace(); err != nil {
 		return err
 	}
-	rows, err := s.read.QueryContext(ctx, `SELECT service_user_id, id FROM tokens WHERE quiet_after > 0 AND revoked_at = 0 AND retires_at > $1`, s.now().Unix())
+	rows, err := s.read.QueryContext(ctx, `
+		SELECT service_user_id, id FROM tokens
+		WHERE quiet_after > 0 AND revoked_at = 0 AND retires_at > $1`, s.now().Unix())
 	if err != nil {
 		return fmt.Errorf("looking for tokens that have gone quiet: %w", err)
 	}
@@ -448,7 +459,8 @@ func (s *Store) endQuiet(ctx context.Context) error {
 				return err
 			}
 			s.withUse(n.user, &before)
-			if before.State(t.now) != TokenRetiring || before.QuietAfter == 0 || t.now.Before(before.QuietAt()) {
+			if before.State(t.now) != TokenRetiring || before.QuietAfter == 0 ||
+				t.now.Before(before.QuietAt()) {
 				return nil
 			}
 			after := before

@@ -39,8 +39,9 @@ func StorageWarnings(path string) (warnings []string, err error) {
 	}
 	if file.Nlink > 1 {
 		// SQLite derives the name of the log from the name of the database.
-		warnings = append(warnings, "the file has another name (a hard link): a program that opens it by that name "+
-			"writes a separate log, and changes are lost; remove one of the names")
+		warnings = append(warnings,
+			"the file has another name (a hard link): a program that opens it by that name "+
+				"writes a separate log, and changes are lost; remove one of the names")
 	}
 	return warnings, nil
 }

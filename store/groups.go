@@ -26,11 +26,16 @@ func (s *Store) CreateGroup(ctx context.Context, by Actor, g Group) (Group, erro
 		if err := t.checkGroupTaken("", g.Name); err != nil {
 			return err
 		}
-		g.copyManagedFields(Group{ID: t.newID("group"), CreatedAt: t.now, CreatedBy: t.by.Name, UpdatedAt: t.now, Version: 1})
+		g.copyManagedFields(Group{
+			ID: t.newID("group"), CreatedAt: t.now, CreatedBy: t.by.Name, UpdatedAt: t.now, Version: 1,
+		})
 		if _, err := t.exec(`
-			INSERT INTO permission_groups (id, name, description, mode, member_condition, created_at, created_by, updated_at, deleted_at, version, revision)
+			INSERT INTO permission_groups (
+				id, name, description, mode, member_condition, created_at, created_by, updated_at,
+				deleted_at, version, revision)
 			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 0, $9, $10)`,
-			g.ID, g.Name, g.Description, g.Mode, g.MemberCondition, unix(g.CreatedAt), g.CreatedBy, unix(g.UpdatedAt), g.Version, t.revision); err != nil {
+			g.ID, g.Name, g.Description, g.Mode, g.MemberCondition, unix(g.CreatedAt), g.CreatedBy,
+			unix(g.UpdatedAt), g.Version, t.revision); err != nil {
 			return fmt.Errorf("writing the permission group: %w", err)
 		}
 		if err := t.setPermissions(g.ID, nil, g.Permissions); err != nil {
@@ -58,9 +63,12 @@ func (s *Store) Group(ctx context.Context, by Actor, id string) (Group, error) {
 // Groups lists permission groups, newest first. With before, it lists only groups that were created
 // before the group with that id; with name, only the group with that name. more reports whether the
 // limit cut the list. A manager sees only the groups that it holds.
-func (s *Store) Groups(ctx context.Context, by Actor, name, before string, limit int) (list []Group, more bool, err error) {
+func (s *Store) Groups(
+	ctx context.Context, by Actor, name, before string, limit int,
+) (list []Group, more bool, err error) {
 	list, err = inRead(ctx, s, by, func(t *tx) ([]Group, error) {
-		where, args := ` WHERE deleted_at = 0 AND ($1 = '' OR id < $1) AND ($2 = '' OR name = $2)`, []any{before, name, limit + 1}
+		where := ` WHERE deleted_at = 0 AND ($1 = '' OR id < $1) AND ($2 = '' OR name = $2)`
+		args := []any{before, name, limit + 1}
 		if by.Scope != nil {
 			clause := "FALSE"
 			for _, id := range by.Scope.Groups {
@@ -98,13 +106,17 @@ func (s *Store) Groups(ctx context.Context, by Actor, name, before string, limit
 // UpdateGroup changes the fields of a permission group that a caller may choose. Rules that edit
 // does not change keep their ids. Unless version is 0 it must be the present version, or the error
 // is [ErrChanged]. Only admins may call it.
-func (s *Store) UpdateGroup(ctx context.Context, by Actor, id string, version int64, edit func(*Group) error) (Group, error) {
+func (s *Store) UpdateGroup(
+	ctx context.Context, by Actor, id string, version int64, edit func(*Group) error,
+) (Group, error) {
 	var g Group
 	err := s.change(ctx, by, func(t *tx) error {
 		before, err := t.visibleGroup(id)
 		if err != nil {
 			return err
 		}
+		// This check comes second: for a group that a manager does not see, the error stays
+		// ErrNotFound.
 		if err := t.admit("change a permission group"); err != nil {
 			return err
 		}
@@ -146,8 +158,11 @@ func (s *Store) UpdateGroup(ctx context.Context, by Actor, id string, version in
 func (t *tx) writeGroup(g Group) (Group, error) {
 	g.UpdatedAt, g.Version = t.now, g.Version+1
 	if _, err := t.exec(`
-		UPDATE permission_groups SET name = $2, description = $3, mode = $4, member_condition = $5, updated_at = $6, version = $7, revision = $8
-		WHERE id = $1`, g.ID, g.Name, g.Description, g.Mode, g.MemberCondition, unix(g.UpdatedAt), g.Version, t.revision); err != nil {
+		UPDATE permission_groups SET name = $2, description = $3, mode = $4, member_condition = $5,
+			updated_at = $6, version = $7, revision = $8
+		WHERE id = $1`,
+		g.ID, g.Name, g.Description, g.Mode, g.MemberCondition, unix(g.UpdatedAt),
+		g.Version, t.revision); err != nil {
 		return g, fmt.Errorf("writing the permission group: %w", err)
 	}
 	return g, nil
@@ -178,7 +193,8 @@ func (s *Store) DeleteGroup(ctx context.Context, by Actor, id string, version in
 			return err
 		}
 		if _, err := t.exec(`
-			UPDATE permission_groups SET deleted_at = $2, updated_at = $2, version = version + 1, revision = $3
+			UPDATE permission_groups
+			SET deleted_at = $2, updated_at = $2, version = version + 1, revision = $3
 			WHERE id = $1`, id, t.now.Unix(), t.revision); err != nil {
 			return fmt.Errorf("deleting the permission group: %w", err)
 		}
@@ -200,8 +216,11 @@ func (t *tx) touchMembers(group string) error {
 // AddRule adds a rule at the end of a permission group. Only admins may call it.
 func (s *Store) AddRule(ctx context.Context, by Actor, groupID string, r access.Rule) (made access.Rule, err error) {
 	err = s.editRules(ctx, by, groupID, "rule.add", func(t *tx, g *Group) error {
+		// The limit is a conflict with the present rules here, while in checkRuleCount it
+		// is an invalid value.
 		if len(g.Rules) >= maxRules {
-			return conflict("rules", "the permission group has %d rules, the most there can be", len(g.Rules))
+			return conflict("rules", "the permission group has %d rules, the most there can be",
+				len(g.Rules))
 		}
 		if made, err = t.addRule(groupID, r); err != nil {
 			return err
@@ -253,7 +272,9 @@ type Member struct {
 
 // Members lists the service users that a group names or that meet its condition, newest first.
 // before and limit are as in [Store.Groups]. A manager sees only those that share a team with it.
-func (s *Store) Members(ctx context.Context, by Actor, groupID, before string, limit int) (list []Member, more bool, err error) {
+func (s *Store) Members(
+	ctx context.Context, by Actor, groupID, before string, limit int,
+) (list []Member, more bool, err error) {
 	if _, err := s.Group(ctx, by, groupID); err != nil {
 		return nil, false, err
 	}
@@ -307,7 +328,8 @@ func (s *Store) setMember(ctx context.Context, by Actor, groupID, userID string,
 		if member {
 			after.Groups = sorted(append(slices.Clone(before.Groups), groupID))
 		} else {
-			after.Groups = slices.DeleteFunc(slices.Clone(before.Groups), func(g string) bool { return g == groupID })
+			after.Groups = slices.DeleteFunc(slices.Clone(before.Groups),
+				func(g string) bool { return g == groupID })
 			action = "member.remove"
 		}
 		if slices.Equal(before.Groups, after.Groups) {
@@ -346,7 +368,9 @@ func (t *tx) addMember(field, groupID, userID string) error {
 // same error for both, so that it cannot find out which groups exist.
 func (t *tx) checkGiven(field, groupID string) error {
 	if scope := t.by.Scope; scope != nil && !slices.Contains(scope.Groups, groupID) {
-		return &Error{ErrNotAllowed, field, "a manager can give only permission groups that it holds itself, and it does not hold " + groupID}
+		return &Error{ErrNotAllowed, field,
+			"a manager can give only permission groups that it holds itself, " +
+				"and it does not hold " + groupID}
 	}
 	_, err := t.group(groupID)
 	return asField(err, field)
@@ -360,9 +384,13 @@ func (t *tx) addRule(group string, r access.Rule) (access.Rule, error) {
 	}
 	r.ID = t.newID("rule")
 	if _, err := t.exec(`
-		INSERT INTO rules (id, group_id, position, effect, methods, host, path, condition, name, description, created_at)
-		VALUES ($1, $2, (SELECT COALESCE(MAX(position), 0) + 1 FROM rules WHERE group_id = $2), $3, $4, $5, $6, $7, $8, $9, $10)`,
-		r.ID, group, r.Effect, strings.Join(r.Methods, ","), r.Host, r.Path, r.When, r.Name, r.Description, t.now.Unix()); err != nil {
+		INSERT INTO rules (
+			id, group_id, position, effect, methods, host, path, condition, name, description, created_at)
+		VALUES (
+			$1, $2, (SELECT COALESCE(MAX(position), 0) + 1 FROM rules WHERE group_id = $2),
+			$3, $4, $5, $6, $7, $8, $9, $10)`,
+		r.ID, group, r.Effect, strings.Join(r.Methods, ","), r.Host, r.Path, r.When, r.Name,
+		r.Description, t.now.Unix()); err != nil {
 		return r, fmt.Errorf("writing the rule: %w", err)
 	}
 	return r, nil
@@ -380,8 +408,9 @@ func (t *tx) removeRule(id string) error {
 func (t *tx) setRules(group string, before, list []access.Rule) ([]access.Rule, error) {
 	type content struct{ text, name, description string }
 	contentOf := func(r access.Rule) content { return content{r.String(), r.Name, r.Description} }
+	same := func(a, b access.Rule) bool { return contentOf(a) == contentOf(b) }
 	// Neither the content nor the order changes, so no row has to be written.
-	if before != nil && slices.EqualFunc(list, before, func(a, b access.Rule) bool { return contentOf(a) == contentOf(b) }) {
+	if before != nil && slices.EqualFunc(list, before, same) {
 		return before, nil
 	}
 	left := make(map[content][]string) // ids of the rules of before that are not used yet, by content
@@ -426,7 +455,8 @@ const selectGroup = `
 
 func scanGroup(rows *sql.Rows) (g Group, err error) {
 	var created, updated int64
-	err = rows.Scan(&g.ID, &g.Name, &g.Description, &g.Mode, &g.MemberCondition, &created, &g.CreatedBy, &updated, &g.Version)
+	err = rows.Scan(&g.ID, &g.Name, &g.Description, &g.Mode, &g.MemberCondition, &created,
+		&g.CreatedBy, &updated, &g.Version)
 	g.CreatedAt, g.UpdatedAt = fromUnix(created), fromUnix(updated)
 	return g, err
 }
@@ -484,7 +514,8 @@ func (t *tx) rulesOf(group string) ([]access.Rule, error) {
 
 func (t *tx) checkGroupTaken(id, name string) error {
 	var other string
-	err := t.row(`SELECT id FROM permission_groups WHERE name = $1 AND deleted_at = 0 AND id <> $2`, name, id).Scan(&other)
+	err := t.row(`SELECT id FROM permission_groups WHERE name = $1 AND deleted_at = 0 AND id <> $2`,
+		name, id).Scan(&other)
 	switch {
 	case err == nil:
 		return conflict("name", "%q is taken by another permission group; choose another", name)

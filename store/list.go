@@ -35,7 +35,12 @@ type Place struct {
 
 // UserSorts has the fields that service users can be sorted by, each with its column. Ids sort by
 // creation, so created_at uses the column id.
-var UserSorts = map[string]string{"created_at": "id", "name": "name", "role": "role", "last_active_at": "last_active_at"}
+var UserSorts = map[string]string{
+	"created_at":     "id",
+	"name":           "name",
+	"role":           "role",
+	"last_active_at": "last_active_at",
+}
 
 // maxFiltered limits how many rows a filter examines for one page. filteredAtOnce is how many of
 // them one transaction reads.
@@ -74,7 +79,8 @@ func (s *Store) ServiceUsers(ctx context.Context, by Actor, q UserQuery) (list [
 func (s *Store) filterUsers(ctx context.Context, by Actor, q UserQuery) (list []ServiceUser, more bool, err error) {
 	ids, err := inRead(ctx, s, by, func(t *tx) ([]string, error) {
 		where, order, args := t.choose(q)
-		rows, err := t.query(fmt.Sprintf(`SELECT id FROM service_users%s%s LIMIT %d`, where, order, maxFiltered+1), args...)
+		query := fmt.Sprintf(`SELECT id FROM service_users%s%s LIMIT %d`, where, order, maxFiltered+1)
+		rows, err := t.query(query, args...)
 		if err != nil {
 			return nil, err
 		}
@@ -87,7 +93,9 @@ func (s *Store) filterUsers(ctx context.Context, by Actor, q UserQuery) (list []
 	list = []ServiceUser{}
 	beyond := len(ids) > maxFiltered
 	for chunk := range slices.Chunk(ids[:min(len(ids), maxFiltered)], filteredAtOnce) {
-		rows, err := inRead(ctx, s, by, func(t *tx) (map[string]*ServiceUser, error) { return t.usersOf(q, chunk) })
+		rows, err := inRead(ctx, s, by, func(t *tx) (map[string]*ServiceUser, error) {
+			return t.usersOf(q, chunk)
+		})
 		if err != nil {
 			return nil, false, err
 		}
@@ -111,7 +119,8 @@ func (s *Store) filterUsers(ctx context.Context, by Actor, q UserQuery) (list []
 	}
 	// A page without a service user has no place from which the next page could continue.
 	if beyond && len(list) == 0 {
-		return nil, false, &Error{ErrInvalid, "filter", fmt.Sprintf("%d service users were looked at and none fits; narrow the list by q, role, team or status as well", maxFiltered)}
+		return nil, false, invalid("filter", "%d service users were looked at and none fits; "+
+			"narrow the list by q, role, team or status as well", maxFiltered)
 	}
 	return list, beyond, nil // beyond: the next page examines the remaining ids
 }
@@ -184,7 +193,8 @@ func (t *tx) choose(q UserQuery) (clause, order string, args []any) {
 	// service users that a manager sees; otherwise the manager could test which names exist.
 	if q.Creator != "" {
 		creator := arg(q.Creator)
-		where = append(where, `(created_by = `+creator+` OR created_by IN (SELECT id FROM service_users WHERE name = `+creator+` AND `+visible+`))`)
+		where = append(where, `(created_by = `+creator+` OR created_by IN (
+			SELECT id FROM service_users WHERE name = `+creator+` AND `+visible+`))`)
 	}
 	// Every query has to use every argument, so branches that do not need now compare it with
 	// itself.
@@ -219,9 +229,11 @@ func (t *tx) choose(q UserQuery) (clause, order string, args []any) {
 	if q.After != nil {
 		// The id breaks ties between rows with the same key.
 		key, id := arg(q.After.Key), arg(q.After.ID)
-		where = append(where, fmt.Sprintf(`(%[1]s %[2]s %[3]s OR %[1]s = %[3]s AND id %[2]s %[4]s)`, column, beyond, key, id))
+		where = append(where, fmt.Sprintf(`(%[1]s %[2]s %[3]s OR %[1]s = %[3]s AND id %[2]s %[4]s)`,
+			column, beyond, key, id))
 	}
-	return ` WHERE ` + strings.Join(where, " AND "), ` ORDER BY ` + column + ` ` + direction + `, id ` + direction, args
+	order = ` ORDER BY ` + column + ` ` + direction + `, id ` + direction
+	return ` WHERE ` + strings.Join(where, " AND "), order, args
 }
 
 // listUsers reads a page of a list, and one row of the next page if there is one.

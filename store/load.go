@@ -39,8 +39,10 @@ func (s *Store) load(ctx context.Context, q *sql.Tx) (loaded, error) {
 	}
 	var kept, read rowCounts
 	if err := q.QueryRowContext(ctx, `
-		SELECT revision, audit_seq, audit_hash, service_users, tokens, permission_groups, rules, group_permissions, members
-		FROM meta`).Scan(&next.revision, &next.seq, &next.hash, &kept.users, &kept.tokens, &kept.groups, &kept.rules, &kept.grants, &kept.members); err != nil {
+		SELECT revision, audit_seq, audit_hash,
+			service_users, tokens, permission_groups, rules, group_permissions, members
+		FROM meta`).Scan(&next.revision, &next.seq, &next.hash,
+		&kept.users, &kept.tokens, &kept.groups, &kept.rules, &kept.grants, &kept.members); err != nil {
 		return next, fmt.Errorf("reading the revision: %w", err)
 	}
 	if next.position == current.position && current.revision != 0 {
@@ -110,7 +112,8 @@ func (read rowCounts) check(kept rowCounts) error {
 		{"members", read.members, kept.members},
 	} {
 		if t.read != t.kept {
-			return fmt.Errorf("%w: the table %s is not whole: %d of its rows were read, and %d were written", ErrDamaged, t.name, t.read, t.kept)
+			return fmt.Errorf("%w: the table %s is not whole: "+
+				"%d of its rows were read, and %d were written", ErrDamaged, t.name, t.read, t.kept)
 		}
 	}
 	return nil
@@ -125,7 +128,8 @@ func checkHead(ctx context.Context, q *sql.Tx, head position) error {
 		return fmt.Errorf("reading the audit trail: %w", err)
 	}
 	if hash != head.hash {
-		return fmt.Errorf("%w: the audit trail does not end with record %d, which is its last one", ErrDamaged, head.seq)
+		return fmt.Errorf("%w: the audit trail does not end with record %d, which is its last one",
+			ErrDamaged, head.seq)
 	}
 	return nil
 }
@@ -157,7 +161,11 @@ func (s *Store) leadsTo(ctx context.Context, q *sql.Tx, p, next position) error 
 		return fmt.Errorf("reading the audit trail: %w", err)
 	// Each change has an audit record, so the record at p identifies the history up to p.
 	case hash != p.hash || next.revision <= p.revision:
-		return fmt.Errorf("%w: the database is an older or another one: its revision %d does not follow revision %d, which is in force; put the newer one back, or, if you have restored it on purpose, stop Caddy, run: caddy service-user accept-older --store %s, and start it again", ErrOlder, next.revision, p.revision, ShellWord(s.path))
+		return fmt.Errorf("%w: the database is an older or another one: "+
+			"its revision %d does not follow revision %d, which is in force; "+
+			"put the newer one back, or, if you have restored it on purpose, stop Caddy, run: "+
+			"caddy service-user accept-older --store %s, and start it again",
+			ErrOlder, next.revision, p.revision, ShellWord(s.path))
 	}
 	return nil
 }
@@ -181,7 +189,8 @@ func loadGroups(ctx context.Context, q *sql.Tx, since int64, edit *access.Edit, 
 		if err := rows.Scan(&g.ID, &g.Name, &g.Mode, &g.Condition, &described, &deleted); err != nil {
 			return err
 		}
-		if err := errors.Join(bearable(g.ID, g.Name, string(g.Mode), g.Condition), bearableSize(described)); err != nil {
+		if err := errors.Join(bearable(g.ID, g.Name, string(g.Mode), g.Condition),
+			bearableSize(described)); err != nil {
 			return fmt.Errorf("%q: %w", clip(g.ID), err)
 		}
 		if deleted != 0 {
@@ -212,7 +221,8 @@ func loadGroups(ctx context.Context, q *sql.Tx, since int64, edit *access.Edit, 
 	for rules.Next() {
 		group, r, err := scanRule(rules)
 		if err == nil {
-			err = bearable(group, r.ID, string(r.Effect), strings.Join(r.Methods, ","), r.Host, r.Path, r.When, r.Name, r.Description)
+			err = bearable(group, r.ID, string(r.Effect), strings.Join(r.Methods, ","),
+				r.Host, r.Path, r.When, r.Name, r.Description)
 		}
 		if err != nil {
 			return fmt.Errorf("%q: %w", clip(r.ID), err)
@@ -232,10 +242,13 @@ func loadGroups(ctx context.Context, q *sql.Tx, since int64, edit *access.Edit, 
 }
 
 // loadPermissions adds the rules of the permissions that groups have.
-func loadPermissions(ctx context.Context, q *sql.Tx, since int64, c *access.Changes, place map[string]int, read *rowCounts) error {
+func loadPermissions(
+	ctx context.Context, q *sql.Tx, since int64, c *access.Changes, place map[string]int, read *rowCounts,
+) error {
 	rows, err := q.QueryContext(ctx, `
 		SELECT gp.group_id, p.key, p.rules
-		FROM group_permissions gp JOIN permissions p ON p.key = gp.permission_key JOIN permission_groups g ON g.id = gp.group_id
+		FROM group_permissions gp JOIN permissions p ON p.key = gp.permission_key
+			JOIN permission_groups g ON g.id = gp.group_id
 		WHERE g.revision > $1 AND g.deleted_at = 0
 		ORDER BY gp.group_id, p.key`, since)
 	if err != nil {
@@ -250,8 +263,10 @@ func loadPermissions(ctx context.Context, q *sql.Tx, since int64, c *access.Chan
 			return err
 		}
 		if known[key] == nil {
-			if err = bearable(key); err == nil && (len(text) > maxPermissionBytes || !utf8.ValidString(text)) {
-				err = fmt.Errorf("%w: its rules have %d bytes, or are not valid UTF-8", errRowDamaged, len(text))
+			if err = bearable(key); err == nil &&
+				(len(text) > maxPermissionBytes || !utf8.ValidString(text)) {
+				err = fmt.Errorf("%w: its rules have %d bytes, or are not valid UTF-8",
+					errRowDamaged, len(text))
 			}
 			if err == nil {
 				known[key], err = permissionRules(key, text)
@@ -281,7 +296,9 @@ const usersAtOnce = 2000
 
 // loadUsers reads the service users that changed, each with its groups and tokens. A load of
 // everything reads them in parts, so that they are never all in memory a second time.
-func (s *Store) loadUsers(ctx context.Context, q *sql.Tx, since int64, at position, kept rowCounts, edit *access.Edit, read *rowCounts) error {
+func (s *Store) loadUsers(
+	ctx context.Context, q *sql.Tx, since int64, at position, kept rowCounts, edit *access.Edit, read *rowCounts,
+) error {
 	lost := make(map[string]int)
 	defer s.warnOfLostPeppers(lost)
 	if since > 0 {
@@ -310,7 +327,8 @@ func (s *Store) loadUsers(ctx context.Context, q *sql.Tx, since int64, at positi
 				read.add(rows)
 				if time.Since(told) > time.Second {
 					told = time.Now()
-					s.log.Info("loading the store", zap.Int64("service_users", read.users), zap.Duration("since", time.Since(begun)))
+					s.log.Info("loading the store", zap.Int64("service_users", read.users),
+						zap.Duration("since", time.Since(begun)))
 				}
 				turn.Unlock()
 				return edit.Users(users, nil)
@@ -327,10 +345,13 @@ const changedAtOnce = 20_000
 // loadChanged reads the service users that changed. If more than atOnce changed, for example
 // because a large group was deleted, it reads them in several queries, each over the next atOnce
 // ids.
-func (s *Store) loadChanged(ctx context.Context, q *sql.Tx, since int64, atOnce int, read *rowCounts) (users []access.User, removed []string, err error) {
+func (s *Store) loadChanged(
+	ctx context.Context, q *sql.Tx, since int64, atOnce int, read *rowCounts,
+) (users []access.User, removed []string, err error) {
 	p := part{since: since}
 	var changed int
-	if err := q.QueryRowContext(ctx, `SELECT count(*) FROM service_users WHERE revision > $1`, since).Scan(&changed); err != nil {
+	if err := q.QueryRowContext(ctx, `SELECT count(*) FROM service_users WHERE revision > $1`,
+		since).Scan(&changed); err != nil {
 		return nil, nil, err
 	}
 	if changed > atOnce {
@@ -360,7 +381,9 @@ const usersPerReader = 20_000
 // readers returns q and, if there are many service users, more transactions that see the same state
 // of the store. parts has the range of service users for each of them. The caller must call end,
 // also after an error.
-func (s *Store) readers(ctx context.Context, q *sql.Tx, at position, users int64) (readers []*sql.Tx, parts []part, end func(), err error) {
+func (s *Store) readers(
+	ctx context.Context, q *sql.Tx, at position, users int64,
+) (readers []*sql.Tx, parts []part, end func(), err error) {
 	readers = []*sql.Tx{q}
 	end = func() {
 		for _, q := range readers[1:] {
@@ -375,7 +398,8 @@ func (s *Store) readers(ctx context.Context, q *sql.Tx, at position, users int64
 			return readers, nil, end, err
 		}
 		var sees position
-		err = another.QueryRowContext(ctx, `SELECT revision, audit_seq, audit_hash FROM meta`).Scan(&sees.revision, &sees.seq, &sees.hash)
+		err = another.QueryRowContext(ctx, `SELECT revision, audit_seq, audit_hash FROM meta`).
+			Scan(&sees.revision, &sees.seq, &sees.hash)
 		if err != nil || sees != at {
 			another.Rollback()
 			if err != nil {
@@ -389,7 +413,9 @@ func (s *Store) readers(ctx context.Context, q *sql.Tx, at position, users int64
 	bound := ""
 	// This query reads only the index of ids.
 	for i := range parts[1:] {
-		err := q.QueryRowContext(ctx, `SELECT id FROM service_users WHERE id > $1 ORDER BY id LIMIT 1 OFFSET $2`, bound, users/int64(len(parts))).Scan(&bound)
+		err := q.QueryRowContext(ctx, `
+			SELECT id FROM service_users WHERE id > $1 ORDER BY id LIMIT 1 OFFSET $2`,
+			bound, users/int64(len(parts))).Scan(&bound)
 		if errors.Is(err, sql.ErrNoRows) {
 			// There are fewer rows than meta says. rowCounts.check reports that.
 			bound, err = lastID, nil
@@ -434,23 +460,31 @@ type part struct {
 }
 
 // loadPart reads the service users of a part, with their groups and tokens.
-func (s *Store) loadPart(ctx context.Context, q *sql.Tx, p part, read *rowCounts) (users []access.User, removed []string, err error) {
+func (s *Store) loadPart(
+	ctx context.Context, q *sql.Tx, p part, read *rowCounts,
+) (users []access.User, removed []string, err error) {
 	which, args := `WHERE revision > $1`, []any{p.since}
 	if p.since == 0 {
-		which, args = `WHERE id > $1 AND id <= $2 AND deleted_at = 0 ORDER BY id LIMIT $3`, []any{p.after, p.until, usersAtOnce}
-		// The "+" keeps SQLite from using the index of revisions: the order needs the index of ids.
+		which = `WHERE id > $1 AND id <= $2 AND deleted_at = 0 ORDER BY id LIMIT $3`
+		args = []any{p.after, p.until, usersAtOnce}
+		// The "+" keeps SQLite from using the index of revisions: the order needs the index
+		// of ids.
 	} else if p.atOnce > 0 {
 		which, args = `WHERE +revision > $1 AND id > $2 ORDER BY id LIMIT $3`, []any{p.since, p.after, p.atOnce}
 	}
-	const columns = `id, name, display_name, alias, owner, active, role, teams, labels, allowed_ips, expires_at, created_at, deleted_at`
+	const columns = `id, name, display_name, alias, owner, active, role, teams, labels, ` +
+		`allowed_ips, expires_at, created_at, deleted_at`
 	// Descriptions are not in the directory. Their size is checked all the same, since a
 	// description that is too large is damage.
 	const described = `, octet_length(description) AS described`
-	err = eachPacked(ctx, q, columns+`, described`, `(SELECT `+columns+described+` FROM service_users `+which+`) t`, args, func(row *fields) error {
+	from := `(SELECT ` + columns + described + ` FROM service_users ` + which + `) t`
+	err = eachPacked(ctx, q, columns+`, described`, from, args, func(row *fields) error {
 		if err := bearable(row.values...); err != nil {
 			return err
 		}
-		u := access.User{ID: row.text(), Name: row.text(), DisplayName: row.text(), Alias: row.text(), Owner: row.text()}
+		u := access.User{
+			ID: row.text(), Name: row.text(), DisplayName: row.text(), Alias: row.text(), Owner: row.text(),
+		}
 		u.Active, u.Role = row.bool(), access.Role(row.text())
 		teams, labels, allowed := row.text(), row.text(), row.text()
 		u.ExpiresAt, u.CreatedAt = row.number(), row.number()
@@ -504,8 +538,10 @@ func (p part) owned(users []access.User) (which string, args []any) {
 		if p.atOnce > 0 {
 			by = `+u.revision`
 		}
-		return `JOIN service_users u ON u.id = t.service_user_id
-			WHERE ` + by + ` > $1 AND u.id >= $2 AND u.id <= $3 AND u.deleted_at = 0`, []any{p.since, users[0].ID, users[len(users)-1].ID}
+		return `
+				JOIN service_users u ON u.id = t.service_user_id
+				WHERE ` + by + ` > $1 AND u.id >= $2 AND u.id <= $3 AND u.deleted_at = 0`,
+			[]any{p.since, users[0].ID, users[len(users)-1].ID}
 	}
 	last := p.until
 	// The part has more users; the next call begins behind this one. The last call reaches to
@@ -537,8 +573,10 @@ func loadMembers(ctx context.Context, q *sql.Tx, p part, users []access.User, re
 // ago. users is sorted by id. The tokens of a user come in no order.
 func loadTokens(ctx context.Context, q *sql.Tx, p part, now time.Time, users []access.User, read *rowCounts) error {
 	which, args := p.owned(users)
-	const columns = `t.service_user_id, t.id, t.hash, t.pepper_id, t.expires_at, t.not_before, t.retires_at, t.allowed_ips, t.permission_groups, t.revoked_at, ` +
-		`CASE WHEN t.created_by = t.service_user_id AND t.last_used_at = 0 THEN 1 ELSE 0 END, (octet_length(t.description)+octet_length(t.metadata))`
+	const columns = `t.service_user_id, t.id, t.hash, t.pepper_id, t.expires_at, t.not_before, t.retires_at, ` +
+		`t.allowed_ips, t.permission_groups, t.revoked_at, ` +
+		`CASE WHEN t.created_by = t.service_user_id AND t.last_used_at = 0 THEN 1 ELSE 0 END, ` +
+		`(octet_length(t.description)+octet_length(t.metadata))`
 	// A token that the service user made itself and has not used yet is "unused": its first use
 	// must be recorded at once ([Store.RotateToken]).
 	from := `tokens t ` + which + ` AND (t.revoked_at = 0 OR t.revoked_at > $4)`
@@ -595,7 +633,8 @@ func seek(users []access.User, next *int, id string) *access.User {
 		*next++
 	}
 	if *next == len(users) || users[*next].ID != id {
-		at, found := slices.BinarySearchFunc(users, id, func(u access.User, id string) int { return strings.Compare(u.ID, id) })
+		at, found := slices.BinarySearchFunc(users, id,
+			func(u access.User, id string) int { return strings.Compare(u.ID, id) })
 		if *next = at; !found {
 			return nil
 		}
@@ -643,7 +682,7 @@ func (s *Store) countLostPeppers(users []access.User, lost map[string]int) {
 // is configured again.
 func (s *Store) warnOfLostPeppers(lost map[string]int) {
 	for id, n := range lost {
-		s.log.Error("tokens cannot be verified: their pepper is not in the pepper file; add the key back, or refresh the tokens",
-			zap.String("pepper_id", id), zap.Int("tokens", n))
+		s.log.Error("tokens cannot be verified: their pepper is not in the pepper file; "+
+			"add the key back, or refresh the tokens", zap.String("pepper_id", id), zap.Int("tokens", n))
 	}
 }

@@ -29,7 +29,9 @@ func checkNewName(name string) error {
 		switch {
 		// NFKC turns for example the full-width comma into ",".
 		case strings.ContainsAny(norm.NFKC.String(string(r)), ",:"+looksLikeSeparator):
-			return invalid("name", "must not hold %q (U+%04X): a comma or colon, or a character that looks like one, separates names elsewhere", r, r)
+			return invalid("name",
+				"must not hold %q (U+%04X): a comma or colon, or a character that looks like one, separates names elsewhere",
+				r, r)
 		case r != ' ' && (unicode.IsSpace(r) || unicode.Is(unicode.Z, r) || strings.ContainsRune(blank, r)):
 			return invalid("name", "must not hold the space U+%04X; write a plain one", r)
 		}
@@ -42,7 +44,8 @@ func checkNewName(name string) error {
 		return invalid("name", "must not look like an id")
 	}
 	if scripts := scriptsOf(name); !highlyRestrictive(scripts) {
-		return invalid("name", "mixes the scripts %s, in which letters look alike; write it in one", strings.Join(scripts, " and "))
+		return invalid("name", "mixes the scripts %s, in which letters look alike; write it in one",
+			strings.Join(scripts, " and "))
 	}
 	return nil
 }
@@ -63,7 +66,8 @@ func nameKey(name string) string {
 	visible := func(s string) string {
 		return strings.Map(func(r rune) rune {
 			switch {
-			case unicode.In(r, unicode.Cf, unicode.Variation_Selector, unicode.Other_Default_Ignorable_Code_Point):
+			case unicode.In(r, unicode.Cf, unicode.Variation_Selector,
+				unicode.Other_Default_Ignorable_Code_Point):
 				return -1
 			case unicode.Is(unicode.Cherokee, r):
 				// cases.Fold maps lower-case Cherokee to upper case and the
@@ -81,13 +85,14 @@ func nameKey(name string) string {
 
 // The upgrade to schema version 5 computes the keys in SQL, with this function.
 func init() {
-	sqlite.MustRegisterDeterministicScalarFunction("service_user_name_key", 1, func(_ *sqlite.FunctionContext, args []driver.Value) (driver.Value, error) {
+	key := func(_ *sqlite.FunctionContext, args []driver.Value) (driver.Value, error) {
 		name, ok := args[0].(string)
 		if !ok {
 			return nil, errors.New("a name is text")
 		}
 		return nameKey(name), nil
-	})
+	}
+	sqlite.MustRegisterDeterministicScalarFunction("service_user_name_key", 1, key)
 }
 
 // scriptsOf lists the scripts of a text, each once, without Common and Inherited characters, which

@@ -23,10 +23,11 @@ var errRowDamaged = errors.New("the row is damaged")
 // never null. SQLite joins the rows to one text, because the driver and database/sql take several
 // times as long for a row as SQLite does.
 func eachPacked(ctx context.Context, q *sql.Tx, columns, from string, args []any, f func(*fields) error) error {
+	packed := strings.ReplaceAll(columns, `, `, `||'`+fieldEnd+`'||`)
 	var rows int
 	var text string
 	if err := q.QueryRowContext(ctx, `
-		SELECT count(*), COALESCE(string_agg(`+strings.ReplaceAll(columns, `, `, `||'`+fieldEnd+`'||`)+`, '`+rowEnd+`'), '')
+		SELECT count(*), COALESCE(string_agg(`+packed+`, '`+rowEnd+`'), '')
 		FROM `+from, args...).Scan(&rows, &text); err != nil {
 		return err
 	}

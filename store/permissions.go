@@ -19,7 +19,9 @@ type CatalogueChange struct {
 // overwrites known ones; groups that have them follow at once. With replace, it deletes every other
 // permission and uses the order of the list. Without replace, known keys keep their places and new
 // ones go to the end. Only admins may call it.
-func (s *Store) LoadPermissions(ctx context.Context, by Actor, list []Permission, replace bool) (n CatalogueChange, err error) {
+func (s *Store) LoadPermissions(
+	ctx context.Context, by Actor, list []Permission, replace bool,
+) (n CatalogueChange, err error) {
 	err = s.change(ctx, by, func(t *tx) error {
 		if err := t.admit("change the permission catalogue"); err != nil {
 			return err
@@ -35,7 +37,9 @@ func (s *Store) LoadPermissions(ctx context.Context, by Actor, list []Permission
 				return within(err, field)
 			}
 			if first, twice := place[p.Key]; twice {
-				return invalid(field, "the key %q is in the list twice, as permissions.%d and permissions.%d", p.Key, first, i)
+				return invalid(field,
+					"the key %q is in the list twice, as permissions.%d and permissions.%d",
+					p.Key, first, i)
 			}
 			place[p.Key] = i
 		}
@@ -68,13 +72,16 @@ func (s *Store) LoadPermissions(ctx context.Context, by Actor, list []Permission
 			if err := t.writePermission(p); err != nil {
 				return err
 			}
-			if err := t.audit("permission.update", p.Key, auditPermission(before), auditPermission(p)); err != nil {
+			if err := t.audit("permission.update", p.Key, auditPermission(before),
+				auditPermission(p)); err != nil {
 				return err
 			}
 		}
 		if !replace {
 			if total := n.Created + len(known); total > maxCatalogue {
-				return conflict("permissions", "the catalogue would have %d permissions, at most %d are allowed", total, maxCatalogue)
+				return conflict("permissions",
+					"the catalogue would have %d permissions, at most %d are allowed",
+					total, maxCatalogue)
 			}
 			return t.orderPermissions(known, append(slices.Clone(known), list...))
 		}
@@ -87,11 +94,14 @@ func (s *Store) LoadPermissions(ctx context.Context, by Actor, list []Permission
 			}
 		}
 		if len(list) > maxCatalogue {
-			return conflict("permissions", "the catalogue would have %d permissions, at most %d are allowed", len(list), maxCatalogue)
+			return conflict("permissions",
+				"the catalogue would have %d permissions, at most %d are allowed",
+				len(list), maxCatalogue)
 		}
 		return t.orderPermissions(known, list)
 	})
 	if err != nil {
+		// The counts are those of a change that was rolled back.
 		n = CatalogueChange{}
 	}
 	return n, err
@@ -165,7 +175,8 @@ func (s *Store) setPermission(ctx context.Context, by Actor, groupID, key string
 func (t *tx) setPermissions(group string, before, after []string) error {
 	for _, key := range before {
 		if !slices.Contains(after, key) {
-			if _, err := t.exec(`DELETE FROM group_permissions WHERE group_id = $1 AND permission_key = $2`, group, key); err != nil {
+			if _, err := t.exec(`DELETE FROM group_permissions WHERE group_id = $1 AND permission_key = $2`,
+				group, key); err != nil {
 				return fmt.Errorf("withdrawing a permission: %w", err)
 			}
 		}
@@ -181,7 +192,9 @@ func (t *tx) setPermissions(group string, before, after []string) error {
 		if known == 0 {
 			return invalid("permissions", "there is no permission %q in the catalogue; load it first", key)
 		}
-		if _, err := t.exec(`INSERT INTO group_permissions (group_id, permission_key, created_at) VALUES ($1, $2, $3)`, group, key, t.now.Unix()); err != nil {
+		if _, err := t.exec(`
+			INSERT INTO group_permissions (group_id, permission_key, created_at)
+			VALUES ($1, $2, $3)`, group, key, t.now.Unix()); err != nil {
 			return fmt.Errorf("granting a permission: %w", err)
 		}
 	}
@@ -209,7 +222,8 @@ func (t *tx) orderPermissions(before, after []Permission) error {
 	is := slices.Clone(was)
 	slices.SortFunc(is, func(a, b string) int { return place[a] - place[b] })
 	for i, key := range keys {
-		if _, err := t.exec(`UPDATE permissions SET position = $2 WHERE key = $1 AND position <> $2`, key, i); err != nil {
+		if _, err := t.exec(`UPDATE permissions SET position = $2 WHERE key = $1 AND position <> $2`,
+			key, i); err != nil {
 			return fmt.Errorf("ordering the permissions: %w", err)
 		}
 	}
@@ -227,16 +241,22 @@ func (t *tx) writePermission(p Permission) error {
 	for i, r := range p.Rules {
 		texts[i] = r.String()
 	}
+	// orderPermissions sets the position afterwards.
 	if _, err := t.exec(`
-		INSERT INTO permissions (key, name, description, category, position, rules, created_at, created_by, updated_at)
+		INSERT INTO permissions (
+			key, name, description, category, position, rules, created_at, created_by, updated_at)
 		VALUES ($1, $2, $3, $4, 0, $5, $6, $7, $8)
-		ON CONFLICT (key) DO UPDATE SET name = $2, description = $3, category = $4, rules = $5, updated_at = $8`,
-		p.Key, p.Name, p.Description, p.Category, toJSON(texts), unix(p.CreatedAt), p.CreatedBy, unix(p.UpdatedAt)); err != nil {
+		ON CONFLICT (key) DO UPDATE
+		SET name = $2, description = $3, category = $4, rules = $5, updated_at = $8`,
+		p.Key, p.Name, p.Description, p.Category, toJSON(texts), unix(p.CreatedAt), p.CreatedBy,
+		unix(p.UpdatedAt)); err != nil {
 		return fmt.Errorf("writing the permission: %w", err)
 	}
+	// The directory has a copy of the rules in each group, so it must read these groups again.
 	if _, err := t.exec(`
 		UPDATE permission_groups SET revision = $2
-		WHERE id IN (SELECT group_id FROM group_permissions WHERE permission_key = $1)`, p.Key, t.revision); err != nil {
+		WHERE id IN (SELECT group_id FROM group_permissions WHERE permission_key = $1)`,
+		p.Key, t.revision); err != nil {
 		return fmt.Errorf("counting the revision: %w", err)
 	}
 	return nil
@@ -254,7 +274,8 @@ func (t *tx) deletePermission(p Permission) error {
 		return fmt.Errorf("looking for groups with the permission: %w", err)
 	}
 	if len(groups) > 0 {
-		return conflict("permissions", "the permission %q is given to %s; withdraw it there first", p.Key, strings.Join(groups, ", "))
+		return conflict("permissions", "the permission %q is given to %s; withdraw it there first",
+			p.Key, strings.Join(groups, ", "))
 	}
 	if _, err := t.exec(`DELETE FROM permissions WHERE key = $1`, p.Key); err != nil {
 		return fmt.Errorf("deleting the permission: %w", err)
@@ -273,7 +294,8 @@ func (t *tx) permissions() ([]Permission, error) {
 	return collect(rows, func(rows *sql.Rows) (p Permission, err error) {
 		var text string
 		var created, updated int64
-		if err := rows.Scan(&p.Key, &p.Name, &p.Description, &p.Category, &text, &created, &p.CreatedBy, &updated); err != nil {
+		if err := rows.Scan(&p.Key, &p.Name, &p.Description, &p.Category, &text, &created,
+			&p.CreatedBy, &updated); err != nil {
 			return p, err
 		}
 		p.CreatedAt, p.UpdatedAt = fromUnix(created), fromUnix(updated)
@@ -284,7 +306,8 @@ func (t *tx) permissions() ([]Permission, error) {
 
 // permissionsOf lists the permissions of a group, sorted.
 func (t *tx) permissionsOf(group string) ([]string, error) {
-	rows, err := t.query(`SELECT permission_key FROM group_permissions WHERE group_id = $1 ORDER BY permission_key`, group)
+	rows, err := t.query(`SELECT permission_key FROM group_permissions WHERE group_id = $1 ORDER BY permission_key`,
+		group)
 	if err != nil {
 		return nil, fmt.Errorf("reading the permissions of the group: %w", err)
 	}

@@ -20,7 +20,7 @@ type ServiceUser struct {
 	Name         string            `json:"name"`                   // unique, 1-255 characters
 	DisplayName  string            `json:"display_name,omitempty"` // for people
 	Description  string            `json:"description,omitempty"`  // for people
-	Owner        string            `json:"owner,omitempty"`        // whom to ask about it
+	Owner        string            `json:"owner,omitempty"`        // the contact for questions
 	Alias        string            `json:"alias,omitempty"`        // a second login id, unique; may be ""
 	Active       bool              `json:"active"`                 // false: its tokens are refused
 	Role         access.Role       `json:"role"`                   // on the admin API
@@ -40,8 +40,8 @@ type ServiceUser struct {
 // directoryUser returns the service user as conditions and groups see it.
 func (u *ServiceUser) directoryUser() *access.User {
 	return &access.User{
-		ID: u.ID, Name: u.Name, DisplayName: u.DisplayName, Alias: u.Alias, Owner: u.Owner, Role: u.Role, Teams: u.Teams,
-		Labels: u.Labels, CreatedAt: unix(u.CreatedAt), Active: u.Active, Groups: u.Groups,
+		ID: u.ID, Name: u.Name, DisplayName: u.DisplayName, Alias: u.Alias, Owner: u.Owner, Role: u.Role,
+		Teams: u.Teams, Labels: u.Labels, CreatedAt: unix(u.CreatedAt), Active: u.Active, Groups: u.Groups,
 	}
 }
 
@@ -55,7 +55,8 @@ func (u ServiceUser) clone() ServiceUser {
 // copyManagedFields copies the fields that a caller may not choose from before.
 func (u *ServiceUser) copyManagedFields(before ServiceUser) {
 	u.ID, u.Version, u.CreatedBy = before.ID, before.Version, before.CreatedBy
-	u.CreatedAt, u.UpdatedAt, u.LastActiveAt, u.DeletedAt = before.CreatedAt, before.UpdatedAt, before.LastActiveAt, before.DeletedAt
+	u.CreatedAt, u.UpdatedAt = before.CreatedAt, before.UpdatedAt
+	u.LastActiveAt, u.DeletedAt = before.LastActiveAt, before.DeletedAt
 }
 
 // Token is one token of a service user, without its secret. The call that creates the token shows
@@ -67,7 +68,7 @@ type Token struct {
 	Hint           string           `json:"hint"`               // the last four characters of the secret
 	Metadata       string           `json:"metadata,omitempty"` // any text, at most 4096 bytes
 	AllowedIPs     []string         `json:"allowed_ips,omitempty"`
-	Groups         []string         `json:"permission_groups,omitempty"` // limits the allows to these groups; empty is all
+	Groups         []string         `json:"permission_groups,omitempty"` // only their allows count; empty is all
 	ExpiresAt      time.Time        `json:"expires_at,omitzero"`
 	NotBefore      time.Time        `json:"not_before,omitzero"`
 	CreatedAt      time.Time        `json:"created_at"`
@@ -76,11 +77,11 @@ type Token struct {
 	LastUsedAt     time.Time        `json:"-"`
 	LastUsedIP     string           `json:"-"`
 	UseCount       int64            `json:"-"`
-	UsedFrom       map[string]int64 `json:"-"`                     // the last addresses, each with its last use in Unix seconds
-	UsedRules      map[string]int64 `json:"-"`                     // the same for rules that allowed a request
+	UsedFrom       map[string]int64 `json:"-"`                     // last addresses, with the use in Unix seconds
+	UsedRules      map[string]int64 `json:"-"`                     // last rules, likewise
 	RefreshedAt    time.Time        `json:"refreshed_at,omitzero"` // when a refresh made it retire
 	CountAtRefresh int64            `json:"-"`                     // UseCount at that time
-	QuietAfter     time.Duration    `json:"quiet_after,omitzero"`  // ends a retiring token that is unused for so long; 0 is never
+	QuietAfter     time.Duration    `json:"quiet_after,omitzero"`  // a retiring token unused for this long ends
 	RetiresAt      time.Time        `json:"retires_at,omitzero"`   // the end of the grace that a refresh gave
 	RevokedAt      time.Time        `json:"revoked_at,omitzero"`
 	ReplacedBy     string           `json:"replaced_by,omitempty"` // the token that a refresh made
@@ -93,8 +94,9 @@ func (t Token) clone() Token {
 }
 
 func (t *Token) copyManagedFields(before Token) {
-	t.ID, t.UserID, t.Hint, t.Version, t.CreatedBy = before.ID, before.UserID, before.Hint, before.Version, before.CreatedBy
-	t.CreatedAt, t.UpdatedAt, t.RetiresAt, t.RevokedAt, t.ReplacedBy = before.CreatedAt, before.UpdatedAt, before.RetiresAt, before.RevokedAt, before.ReplacedBy
+	t.ID, t.UserID, t.Hint, t.Version = before.ID, before.UserID, before.Hint, before.Version
+	t.CreatedBy, t.CreatedAt, t.UpdatedAt = before.CreatedBy, before.CreatedAt, before.UpdatedAt
+	t.RetiresAt, t.RevokedAt, t.ReplacedBy = before.RetiresAt, before.RevokedAt, before.ReplacedBy
 	t.LastUsedAt, t.LastUsedIP, t.UseCount = before.LastUsedAt, before.LastUsedIP, before.UseCount
 	t.UsedFrom, t.UsedRules = before.UsedFrom, before.UsedRules
 	t.RefreshedAt, t.CountAtRefresh, t.QuietAfter = before.RefreshedAt, before.CountAtRefresh, before.QuietAfter

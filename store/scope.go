@@ -36,7 +36,11 @@ func (t *tx) renewScope() error {
 	both := func(a, b []string) []string {
 		return slices.DeleteFunc(slices.Clone(a), func(s string) bool { return !slices.Contains(b, s) })
 	}
-	t.by.Scope = &Scope{UserID: scope.UserID, Teams: both(scope.Teams, u.Teams), Groups: both(scope.Groups, t.directory.EffectiveGroups(u))}
+	t.by.Scope = &Scope{
+		UserID: scope.UserID,
+		Teams:  both(scope.Teams, u.Teams),
+		Groups: both(scope.Groups, t.directory.EffectiveGroups(u)),
+	}
 	return nil
 }
 
@@ -64,8 +68,10 @@ func (t *tx) withinScope(before, after *ServiceUser) error {
 		before = new(ServiceUser)
 	}
 	for _, team := range slices.Concat(before.Teams, after.Teams) {
-		if slices.Contains(before.Teams, team) != slices.Contains(after.Teams, team) && !slices.Contains(scope.Teams, team) {
-			return &Error{ErrNotAllowed, "teams", "a manager can add and remove only teams that it is in itself, not \"" + team + "\""}
+		if slices.Contains(before.Teams, team) != slices.Contains(after.Teams, team) &&
+			!slices.Contains(scope.Teams, team) {
+			return &Error{ErrNotAllowed, "teams",
+				"a manager can add and remove only teams that it is in itself, not \"" + team + "\""}
 		}
 	}
 	if scope.UserID == "" {
@@ -92,7 +98,8 @@ func (t *tx) checkHolds(u *ServiceUser) error {
 		// InDoubt means that the condition of the group cannot be evaluated. Then only the
 		// group's denies apply, so the group gives no right.
 		if m.Source != access.InDoubt && !slices.Contains(scope.Groups, m.Group.ID) {
-			return &Error{ErrNotAllowed, "permission_groups", "a manager reaches only service users whose permission groups it holds itself, and it does not hold " + m.Group.ID}
+			return &Error{ErrNotAllowed, "permission_groups", "a manager reaches only service users " +
+				"whose permission groups it holds itself, and it does not hold " + m.Group.ID}
 		}
 	}
 	manager, isUser := t.directory.User(scope.UserID)
@@ -108,10 +115,12 @@ func (t *tx) checkHolds(u *ServiceUser) error {
 func (t *tx) holdsRules(manager, target *access.User, groups []access.Membership) error {
 	bound := make(map[*access.Group]bool) // groups with a deny for the manager
 	for _, own := range t.directory.Memberships(manager) {
-		bound[own.Group] = slices.ContainsFunc(own.Group.Rules, func(r access.Rule) bool { return r.Effect == access.Deny })
+		bound[own.Group] = slices.ContainsFunc(own.Group.Rules,
+			func(r access.Rule) bool { return r.Effect == access.Deny })
 		in := func(m access.Membership) bool { return m.Group == own.Group }
 		if bound[own.Group] && !slices.ContainsFunc(groups, in) {
-			return &Error{ErrNotAllowed, "permission_groups", "a manager reaches only service users to which the denies of its own groups apply, and " + own.Group.ID + " is missing"}
+			return &Error{ErrNotAllowed, "permission_groups", "a manager reaches only service users " +
+				"to which the denies of its own groups apply, and " + own.Group.ID + " is missing"}
 		}
 	}
 	for _, m := range groups {
@@ -122,7 +131,10 @@ func (t *tx) holdsRules(manager, target *access.User, groups []access.Membership
 		// the same.
 		for _, field := range m.Group.Reads() {
 			if readField(manager, field) != readField(target, field) {
-				return &Error{ErrNotAllowed, "permission_groups", "conditions of " + m.Group.ID + " look at user." + field + ", which is not the same for the manager and the service user; ask an admin"}
+				return &Error{ErrNotAllowed, "permission_groups",
+					"conditions of " + m.Group.ID + " look at user." + field +
+						", which is not the same for the manager and the service user; " +
+						"ask an admin"}
 			}
 		}
 	}
@@ -141,10 +153,12 @@ func (t *tx) writesNoCondition(before, after *ServiceUser) error {
 		for _, field := range g.Reads() {
 			// A caller cannot write id and created_at, and checkHolds allows only the
 			// role member.
-			if field != "id" && field != "created_at" && field != "role" && readField(was, field) != readField(is, field) {
+			if field != "id" && field != "created_at" && field != "role" &&
+				readField(was, field) != readField(is, field) {
 				// "labels.env" is part of the field labels in the REST API.
 				top, _, _ := strings.Cut(field, ".")
-				return &Error{ErrNotAllowed, top, "conditions of " + id + " look at user." + field + ", so only an admin can write it"}
+				return &Error{ErrNotAllowed, top, "conditions of " + id + " look at user." + field +
+					", so only an admin can write it"}
 			}
 		}
 	}

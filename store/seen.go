@@ -43,7 +43,8 @@ func Seen(path string) (m Mark, err error) {
 		return Mark{}, err
 	}
 	if err := json.Unmarshal(text, &m); err != nil || m.Instance == "" {
-		return Mark{}, fmt.Errorf("%q is damaged: %w", path+".seen", cmp.Or(err, errors.New("it does not name a store")))
+		return Mark{}, fmt.Errorf("%q is damaged: %w", path+".seen",
+			cmp.Or(err, errors.New("it does not name a store")))
 	}
 	return m, nil
 }
@@ -88,7 +89,8 @@ func Holds(ctx context.Context, path string) (m Mark, err error) {
 func readMark(ctx context.Context, db *sql.DB) (m Mark, err error) {
 	var at int64
 	err = db.QueryRowContext(ctx, `
-		SELECT instance_id, revision, audit_seq, audit_hash, COALESCE((SELECT at FROM audit_events WHERE seq = audit_seq), created_at)
+		SELECT instance_id, revision, audit_seq, audit_hash,
+			COALESCE((SELECT at FROM audit_events WHERE seq = audit_seq), created_at)
 		FROM meta`).Scan(&m.Instance, &m.Revision, &m.AuditSeq, &m.AuditHash, &at)
 	m.Clock = fromUnix(at)
 	return m, explainSQLite(err)
@@ -128,14 +130,18 @@ func (s *Store) compareWithNote(ctx context.Context, db *sql.DB) error {
 	s.instance = held.Instance
 	if seen.Instance != held.Instance {
 		if seen.Instance != "" {
-			s.log.Warn("this store is not the one that was at this path before; if that is a mistake, put the earlier one back",
-				zap.String("store", s.path), zap.String("instance", held.Instance), zap.String("before", seen.Instance), zap.Int64("revision_before", seen.Revision))
+			s.log.Warn("this store is not the one that was at this path before; "+
+				"if that is a mistake, put the earlier one back",
+				zap.String("store", s.path), zap.String("instance", held.Instance),
+				zap.String("before", seen.Instance), zap.Int64("revision_before", seen.Revision))
 		}
 		return nil
 	}
-	again := fmt.Sprintf("if you have restored it on purpose, run: caddy service-user accept-older --store %s", ShellWord(s.path))
+	again := fmt.Sprintf("if you have restored it on purpose, run: caddy service-user accept-older --store %s",
+		ShellWord(s.path))
 	if held.Revision < seen.Revision {
-		return fmt.Errorf("%w: the store holds revision %d, and revision %d was in force before: it is an older copy, or its log was lost; %s", ErrOlder, held.Revision, seen.Revision, again)
+		return fmt.Errorf("%w: the store holds revision %d, and revision %d was in force before: "+
+			"it is an older copy, or its log was lost; %s", ErrOlder, held.Revision, seen.Revision, again)
 	}
 	// An older copy that was changed since can have the same revision, or a higher one. Its
 	// audit trail differs.
@@ -150,7 +156,10 @@ func (s *Store) compareWithNote(ctx context.Context, db *sql.DB) error {
 		}
 	}
 	if hash != seen.AuditHash {
-		return fmt.Errorf("%w: the store holds revision %d, but its audit trail does not have the record %d that was there at revision %d: it is an older copy that was changed since; %s", ErrOlder, held.Revision, seen.AuditSeq, seen.Revision, again)
+		return fmt.Errorf("%w: the store holds revision %d, "+
+			"but its audit trail does not have the record %d that was there at revision %d: "+
+			"it is an older copy that was changed since; %s",
+			ErrOlder, held.Revision, seen.AuditSeq, seen.Revision, again)
 	}
 	s.clock.raise(seen.Clock)
 	// Otherwise onDisk stays zero, so that writeNote writes a note that the owner of the store
@@ -169,7 +178,8 @@ const noteSince = 5
 // would not be noticed. Stores with a schema before noteSince are an exception: root may have left
 // a note that the owner cannot read. The first start replaces it.
 func (s *Store) unread(ctx context.Context, db *sql.DB, cause error) error {
-	mend := fmt.Sprintf("if this is the newest copy of the store, run: caddy service-user accept-older --store %s", ShellWord(s.path))
+	mend := fmt.Sprintf("if this is the newest copy of the store, run: caddy service-user accept-older --store %s",
+		ShellWord(s.path))
 	if errors.Is(cause, fs.ErrPermission) {
 		mend = "run: " + giveNote(s.path)
 	}
@@ -178,9 +188,12 @@ func (s *Store) unread(ctx context.Context, db *sql.DB, cause error) error {
 		return explainSQLite(err)
 	}
 	if version >= noteSince {
-		return fmt.Errorf("the note of how far the store has come cannot be read, and without it an older copy of the store would not be noticed: %w; %s", cause, mend)
+		return fmt.Errorf("the note of how far the store has come cannot be read, "+
+			"and without it an older copy of the store would not be noticed: %w; %s", cause, mend)
 	}
-	s.log.Warn("the note of how far the store has come cannot be read: this start does not notice an older copy of the store, and writes a new note; from the next start on a note that cannot be read is refused",
+	s.log.Warn("the note of how far the store has come cannot be read: "+
+		"this start does not notice an older copy of the store, and writes a new note; "+
+		"from the next start on a note that cannot be read is refused",
 		zap.String("store", s.path), zap.Error(cause), zap.String("advice", mend))
 	return nil
 }
@@ -213,9 +226,13 @@ func (s *Store) keepSeen(ctx context.Context) {
 func (s *Store) writeNote(after time.Duration) {
 	s.logClock()
 	at := s.head.Load()
-	m := Mark{Instance: s.instance, Revision: at.revision, AuditSeq: at.seq, AuditHash: at.hash, Clock: s.now().UTC().Truncate(time.Second)}
+	m := Mark{
+		Instance: s.instance, Revision: at.revision, AuditSeq: at.seq, AuditHash: at.hash,
+		Clock: s.now().UTC().Truncate(time.Second),
+	}
 	if s.Fault() != "" ||
-		m.Revision == s.onDisk.Revision && m.Instance == s.onDisk.Instance && m.Clock.Sub(s.onDisk.Clock) <= after {
+		m.Revision == s.onDisk.Revision && m.Instance == s.onDisk.Instance &&
+			m.Clock.Sub(s.onDisk.Clock) <= after {
 		return
 	}
 	// Another process with the same store may have written a later note.
@@ -232,7 +249,9 @@ func (s *Store) writeNote(after time.Duration) {
 		s.onDisk = m
 	}
 	s.noteFailure.report(err, func() {
-		s.log.Error("the note of how far the store has come cannot be written; after a restart an older copy of the store might not be noticed", zap.String("store", s.path), zap.Error(err))
+		s.log.Error("the note of how far the store has come cannot be written; "+
+			"after a restart an older copy of the store might not be noticed",
+			zap.String("store", s.path), zap.Error(err))
 	})
 }
 

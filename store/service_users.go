@@ -25,7 +25,9 @@ type Issued struct {
 
 // CreateServiceUser creates a service user from the fields that a caller may choose. It becomes a
 // member of u.Groups. Unless token is nil, it gets a first token.
-func (s *Store) CreateServiceUser(ctx context.Context, by Actor, u ServiceUser, token *NewToken) (made ServiceUser, issued *Issued, err error) {
+func (s *Store) CreateServiceUser(
+	ctx context.Context, by Actor, u ServiceUser, token *NewToken,
+) (made ServiceUser, issued *Issued, err error) {
 	err = s.change(ctx, by, func(t *tx) error {
 		if u.Role == "" {
 			u.Role = access.Member
@@ -36,14 +38,19 @@ func (s *Store) CreateServiceUser(ctx context.Context, by Actor, u ServiceUser, 
 		if err := t.checkTaken("", u, ""); err != nil {
 			return err
 		}
-		u.copyManagedFields(ServiceUser{ID: t.newID("service"), CreatedAt: t.now, CreatedBy: t.by.Name, UpdatedAt: t.now, Version: 1})
+		u.copyManagedFields(ServiceUser{
+			ID: t.newID("service"), CreatedAt: t.now, CreatedBy: t.by.Name, UpdatedAt: t.now, Version: 1,
+		})
 		u.Groups = sorted(u.Groups)
 		if _, err := t.exec(`
-			INSERT INTO service_users (id, name, display_name, description, owner, alias, active, role, teams, labels,
-				allowed_ips, expires_at, created_at, created_by, updated_at, last_active_at, deleted_at, version, revision, name_key)
+			INSERT INTO service_users (
+				id, name, display_name, description, owner, alias, active, role, teams, labels,
+				allowed_ips, expires_at, created_at, created_by, updated_at, last_active_at,
+				deleted_at, version, revision, name_key)
 			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, 0, 0, $16, $17, $18)`,
-			u.ID, u.Name, u.DisplayName, u.Description, u.Owner, u.Alias, u.Active, u.Role, toJSON(u.Teams), toJSON(u.Labels),
-			toJSON(u.AllowedIPs), unix(u.ExpiresAt), unix(u.CreatedAt), u.CreatedBy, unix(u.UpdatedAt), u.Version, t.revision, nameKey(u.Name)); err != nil {
+			u.ID, u.Name, u.DisplayName, u.Description, u.Owner, u.Alias, u.Active, u.Role,
+			toJSON(u.Teams), toJSON(u.Labels), toJSON(u.AllowedIPs), unix(u.ExpiresAt), unix(u.CreatedAt),
+			u.CreatedBy, unix(u.UpdatedAt), u.Version, t.revision, nameKey(u.Name)); err != nil {
 			return fmt.Errorf("writing the service user: %w", err)
 		}
 		for _, group := range u.Groups {
@@ -87,7 +94,9 @@ func (s *Store) ServiceUser(ctx context.Context, by Actor, id string, deleted bo
 
 // UpdateServiceUser changes the fields of a service user that a caller may choose. version prevents
 // lost updates: unless it is 0 it must be the present version, or the error is [ErrChanged].
-func (s *Store) UpdateServiceUser(ctx context.Context, by Actor, id string, version int64, edit func(*ServiceUser) error) (ServiceUser, error) {
+func (s *Store) UpdateServiceUser(
+	ctx context.Context, by Actor, id string, version int64, edit func(*ServiceUser) error,
+) (ServiceUser, error) {
 	var u ServiceUser
 	err := s.change(ctx, by, func(t *tx) (err error) {
 		before, err := t.visibleUser(id)
@@ -118,11 +127,14 @@ func (s *Store) UpdateServiceUser(ctx context.Context, by Actor, id string, vers
 		}
 		u.UpdatedAt, u.Version = t.now, before.Version+1
 		if _, err := t.exec(`
-			UPDATE service_users SET name = $2, display_name = $3, description = $4, owner = $5, alias = $6, active = $7,
-				role = $8, teams = $9, labels = $10, allowed_ips = $11, expires_at = $12, updated_at = $13, version = $14, revision = $15, name_key = $16
+			UPDATE service_users
+			SET name = $2, display_name = $3, description = $4, owner = $5, alias = $6, active = $7,
+				role = $8, teams = $9, labels = $10, allowed_ips = $11, expires_at = $12,
+				updated_at = $13, version = $14, revision = $15, name_key = $16
 			WHERE id = $1`,
 			id, u.Name, u.DisplayName, u.Description, u.Owner, u.Alias, u.Active,
-			u.Role, toJSON(u.Teams), toJSON(u.Labels), toJSON(u.AllowedIPs), unix(u.ExpiresAt), unix(u.UpdatedAt), u.Version, t.revision, nameKey(u.Name)); err != nil {
+			u.Role, toJSON(u.Teams), toJSON(u.Labels), toJSON(u.AllowedIPs), unix(u.ExpiresAt),
+			unix(u.UpdatedAt), u.Version, t.revision, nameKey(u.Name)); err != nil {
 			return fmt.Errorf("writing the service user: %w", err)
 		}
 		if err := t.withinScope(&before, &u); err != nil {
@@ -167,7 +179,8 @@ func (s *Store) DeleteServiceUser(ctx context.Context, by Actor, id string, vers
 			}
 		}
 		if _, err := t.exec(`
-			UPDATE service_users SET deleted_at = $2, updated_at = $2, active = FALSE, version = version + 1, revision = $3
+			UPDATE service_users
+			SET deleted_at = $2, updated_at = $2, active = FALSE, version = version + 1, revision = $3
 			WHERE id = $1`, id, t.now.Unix(), t.revision); err != nil {
 			return fmt.Errorf("deleting the service user: %w", err)
 		}
@@ -184,7 +197,8 @@ type InUse struct {
 }
 
 func (e *InUse) Error() string {
-	return fmt.Sprintf("the service user was used at %s from %s; deactivate it first, or delete it without the condition",
+	return fmt.Sprintf("the service user was used at %s from %s; "+
+		"deactivate it first, or delete it without the condition",
 		e.LastUsedAt.Format(time.RFC3339), strings.Join(e.Addresses, ", "))
 }
 
@@ -215,7 +229,8 @@ func (t *tx) checkUnused(id string, within time.Duration) error {
 
 // byNewest lists the keys of a map of times, the latest first.
 func byNewest(m map[string]int64) []string {
-	return slices.SortedFunc(maps.Keys(m), func(a, b string) int { return cmp.Or(cmp.Compare(m[b], m[a]), strings.Compare(a, b)) })
+	return slices.SortedFunc(maps.Keys(m),
+		func(a, b string) int { return cmp.Or(cmp.Compare(m[b], m[a]), strings.Compare(a, b)) })
 }
 
 // UndeleteServiceUser brings a deleted service user back, inactive, with its tokens and groups as
@@ -234,15 +249,19 @@ func (s *Store) UndeleteServiceUser(ctx context.Context, by Actor, id string) (u
 		}
 		// purgeUser empties the name.
 		if before.Name == "" || !t.now.Before(before.DeletedAt.Add(s.opts.Retention)) {
-			return conflict("", "the service user was deleted too long ago, at %s, and cannot be brought back", before.DeletedAt.Format(time.RFC3339))
+			return conflict("",
+				"the service user was deleted too long ago, at %s, and cannot be brought back",
+				before.DeletedAt.Format(time.RFC3339))
 		}
+		// Another service user may have taken the name or the alias since the deletion.
 		if err := t.checkTaken(id, before, ""); err != nil {
 			return err
 		}
 		u = before
 		u.DeletedAt, u.Active, u.UpdatedAt, u.Version = time.Time{}, false, t.now, before.Version+1
 		if _, err := t.exec(`
-			UPDATE service_users SET deleted_at = 0, active = FALSE, updated_at = $2, version = $3, revision = $4 WHERE id = $1`,
+			UPDATE service_users
+			SET deleted_at = 0, active = FALSE, updated_at = $2, version = $3, revision = $4 WHERE id = $1`,
 			id, unix(u.UpdatedAt), u.Version, t.revision); err != nil {
 			return fmt.Errorf("bringing the service user back: %w", err)
 		}
@@ -259,8 +278,12 @@ func (s *Store) purge(ctx context.Context) error {
 		return err
 	}
 	for {
+		// Each round purges up to 100 tombstones, so that other changes get their turn in
+		// between.
 		cutoff := s.now().Add(-s.opts.Retention).Unix()
-		rows, err := s.read.QueryContext(ctx, `SELECT id FROM service_users WHERE deleted_at > 0 AND deleted_at <= $1 AND name <> '' ORDER BY id LIMIT 100`, cutoff)
+		rows, err := s.read.QueryContext(ctx, `
+			SELECT id FROM service_users WHERE deleted_at > 0 AND deleted_at <= $1 AND name <> ''
+			ORDER BY id LIMIT 100`, cutoff)
 		if err != nil {
 			return fmt.Errorf("looking for tombstones: %w", err)
 		}
@@ -283,9 +306,12 @@ func (s *Store) purge(ctx context.Context) error {
 }
 
 func (t *tx) purgeUser(id string) error {
+	// The rows keep their revisions: the directory contains no deleted service users.
 	for _, statement := range []string{
-		`UPDATE service_users SET name = '', name_key = '', display_name = '', description = '', owner = '', alias = '', teams = '[]', labels = '{}',
-			allowed_ips = '[]', version = version + 1 WHERE id = $1 AND deleted_at > 0`,
+		`UPDATE service_users
+		SET name = '', name_key = '', display_name = '', description = '', owner = '', alias = '',
+			teams = '[]', labels = '{}', allowed_ips = '[]', version = version + 1
+		WHERE id = $1 AND deleted_at > 0`,
 		`DELETE FROM members WHERE service_user_id = $1`,
 		`DELETE FROM tokens WHERE service_user_id = $1`,
 	} {
@@ -304,8 +330,9 @@ const selectUser = `
 func scanUser(rows *sql.Rows) (u ServiceUser, err error) {
 	var teams, labels, allowed string
 	var expires, created, updated, lastActive, deleted int64
-	if err := rows.Scan(&u.ID, &u.Name, &u.DisplayName, &u.Description, &u.Owner, &u.Alias, &u.Active, &u.Role, &teams, &labels, &allowed,
-		&expires, &created, &u.CreatedBy, &updated, &lastActive, &deleted, &u.Version); err != nil {
+	if err := rows.Scan(&u.ID, &u.Name, &u.DisplayName, &u.Description, &u.Owner, &u.Alias, &u.Active,
+		&u.Role, &teams, &labels, &allowed, &expires, &created, &u.CreatedBy, &updated, &lastActive,
+		&deleted, &u.Version); err != nil {
 		return u, err
 	}
 	u.ExpiresAt, u.CreatedAt, u.UpdatedAt = fromUnix(expires), fromUnix(created), fromUnix(updated)
@@ -363,7 +390,8 @@ func scanString(rows *sql.Rows) (s string, err error) {
 func (t *tx) setGroups(id string, before, after []string) error {
 	for _, group := range before {
 		if !slices.Contains(after, group) {
-			if _, err := t.exec(`DELETE FROM members WHERE group_id = $1 AND service_user_id = $2`, group, id); err != nil {
+			if _, err := t.exec(`DELETE FROM members WHERE group_id = $1 AND service_user_id = $2`,
+				group, id); err != nil {
 				return fmt.Errorf("removing a member: %w", err)
 			}
 		}
@@ -386,8 +414,12 @@ func (t *tx) checkTaken(id string, u ServiceUser, kept string) error {
 	for _, f := range []struct{ field, value, key, query string }{
 		// The order puts an equal spelling before others that read alike, so that the error
 		// names it.
-		{"name", u.Name, nameKey(u.Name), `SELECT name FROM service_users WHERE name_key = $1 AND deleted_at = 0 AND id <> $2 ORDER BY name <> $3`},
-		{"alias", u.Alias, u.Alias, `SELECT alias FROM service_users WHERE alias = $1 AND alias <> '' AND deleted_at = 0 AND id <> $2 ORDER BY alias <> $3`},
+		{"name", u.Name, nameKey(u.Name), `
+			SELECT name FROM service_users
+			WHERE name_key = $1 AND deleted_at = 0 AND id <> $2 ORDER BY name <> $3`},
+		{"alias", u.Alias, u.Alias, `
+			SELECT alias FROM service_users
+			WHERE alias = $1 AND alias <> '' AND deleted_at = 0 AND id <> $2 ORDER BY alias <> $3`},
 	} {
 		if f.field == "name" && u.Name == kept {
 			continue
@@ -395,7 +427,9 @@ func (t *tx) checkTaken(id string, u ServiceUser, kept string) error {
 		var taken string
 		switch err := t.row(f.query, f.key, id, f.value).Scan(&taken); {
 		case err == nil && taken != f.value:
-			return conflict(f.field, "%q is taken by another service user, in a spelling that reads alike; choose another", f.value)
+			return conflict(f.field,
+				"%q is taken by another service user, in a spelling that reads alike; choose another",
+				f.value)
 		case err == nil:
 			return conflict(f.field, "%q is taken by another service user; choose another", f.value)
 		case !errors.Is(err, sql.ErrNoRows):
@@ -415,7 +449,8 @@ func (t *tx) touchUser(id string) error {
 
 func checkVersion(present, wanted int64) error {
 	if wanted != 0 && wanted != present {
-		return &Error{Kind: ErrChanged, Msg: "it was changed since it was read; read it again and repeat the change"}
+		return &Error{Kind: ErrChanged, Msg: "it was changed since it was read; " +
+			"read it again and repeat the change"}
 	}
 	return nil
 }

@@ -103,7 +103,10 @@ var sqliteDriver = "sqlite"
 // openSQLite opens the database, once for reading and once for writing. It creates a missing
 // database, unless existing is true. admit may reject the database before anything is written to
 // it.
-func openSQLite(ctx context.Context, path string, now time.Time, log *zap.Logger, existing bool, admit func(context.Context, *sql.DB) error) (read, write *sql.DB, file os.FileInfo, err error) {
+func openSQLite(
+	ctx context.Context, path string, now time.Time, log *zap.Logger, existing bool,
+	admit func(context.Context, *sql.DB) error,
+) (read, write *sql.DB, file os.FileInfo, err error) {
 	ofdLocking()
 	file, err = os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -115,7 +118,9 @@ func openSQLite(ctx context.Context, path string, now time.Time, log *zap.Logger
 				file, err = os.Stat(path) // another process may have created it
 			}
 			if made {
-				log.Warn("there was no store, and a new one without any service user was made; if clients have credentials already, name the right file, or restore a backup", zap.String("store", path))
+				log.Warn("there was no store, and a new one without any service user was made; "+
+					"if clients have credentials already, name the right file, or restore a backup",
+					zap.String("store", path))
 			}
 		}
 	}
@@ -125,7 +130,8 @@ func openSQLite(ctx context.Context, path string, now time.Time, log *zap.Logger
 	case file.IsDir():
 		return nil, nil, nil, errors.New("this is a directory; name a file in it")
 	case file.Size() == 0:
-		return nil, nil, nil, fmt.Errorf("%w: the file is empty, and a store never is; restore it from a backup, or remove the file to begin a new store", ErrNotOurs)
+		return nil, nil, nil, fmt.Errorf("%w: the file is empty, and a store never is; "+
+			"restore it from a backup, or remove the file to begin a new store", ErrNotOurs)
 	}
 	// All checks come before the connections below, which create a log and thereby write.
 	if err := checkSQLite(ctx, path, admit); err != nil {
@@ -231,7 +237,10 @@ func createSQLite(ctx context.Context, path string, now time.Time) (made bool, e
 			if _, err := os.Lstat(path); err == nil {
 				return false, nil // another process has created it between the two calls
 			}
-			return false, fmt.Errorf("%w: the database is gone, but %q, which belongs to it, is still there; restore the database from a backup, or remove that too to begin a new store", ErrNotOurs, path+suffix)
+			return false, fmt.Errorf(
+				"%w: the database is gone, but %q, which belongs to it, is still there; "+
+					"restore the database from a backup, or remove that too to begin a new store",
+				ErrNotOurs, path+suffix)
 		}
 	}
 	file, err := os.CreateTemp(dir, ".new-*.db") // 0600
@@ -282,7 +291,8 @@ func initSQLite(ctx context.Context, db *sql.DB, now time.Time) error {
 		newID("store", now), now.Unix()); err != nil {
 		return err
 	}
-	if _, err := tx.ExecContext(ctx, fmt.Sprintf(`PRAGMA application_id = %d; PRAGMA user_version = %d`, applicationID, schemaVersion)); err != nil {
+	if _, err := tx.ExecContext(ctx, fmt.Sprintf(`PRAGMA application_id = %d; PRAGMA user_version = %d`,
+		applicationID, schemaVersion)); err != nil {
 		return err
 	}
 	return tx.Commit()
@@ -305,7 +315,8 @@ func checkSQLite(ctx context.Context, path string, admit func(context.Context, *
 		return explainSQLite(err)
 	}
 	if id != applicationID {
-		return fmt.Errorf("%w: the database belongs to another program (application id %#08x); name another file", ErrNotOurs, uint32(id))
+		return fmt.Errorf("%w: the database belongs to another program (application id %#08x); "+
+			"name another file", ErrNotOurs, uint32(id))
 	}
 	if err := checkSchema(version); err != nil {
 		return err
@@ -342,7 +353,8 @@ func checkLog(ctx context.Context, withLog *sql.DB, path string) error {
 	}
 	// An error is ignored: another process may be copying the log into the file at this moment.
 	if err := alone.QueryRowContext(ctx, `SELECT instance_id FROM meta`).Scan(&id); err == nil && id != idOfLog {
-		return fmt.Errorf("%w: the file is of the store %s, and the log beside it, %q, of the store %s; put back the log that belongs to it", ErrDamaged, id, path+"-wal", idOfLog)
+		return fmt.Errorf("%w: the file is of the store %s, and the log beside it, %q, of the store %s; "+
+			"put back the log that belongs to it", ErrDamaged, id, path+"-wal", idOfLog)
 	}
 	return nil
 }
@@ -351,7 +363,9 @@ func checkLog(ctx context.Context, withLog *sql.DB, path string) error {
 func checkSchema(version int) error {
 	switch {
 	case version > schemaVersion:
-		return fmt.Errorf("%w: the database has schema version %d, this program knows %d; update the program, or restore a backup that the older one made", ErrNewer, version, schemaVersion)
+		return fmt.Errorf("%w: the database has schema version %d, this program knows %d; "+
+			"update the program, or restore a backup that the older one made",
+			ErrNewer, version, schemaVersion)
 	case version < 1:
 		return fmt.Errorf("%w: the database has no schema version; restore it from a backup", ErrNotOurs)
 	}
@@ -379,7 +393,8 @@ func explainSQLite(err error) error {
 		case sqliteCorrupt:
 			return fmt.Errorf("%w: %w", ErrDamaged, err)
 		case sqliteCantOpen:
-			return fmt.Errorf("the file cannot be opened; it and its directory must be readable and writable for this user: %w", err)
+			return fmt.Errorf("the file cannot be opened; "+
+				"it and its directory must be readable and writable for this user: %w", err)
 		}
 	}
 	return err
@@ -402,7 +417,8 @@ func upgradeSQLite(ctx context.Context, db *sql.DB, path string, log *zap.Logger
 	}
 	copied, err := copySQLite(ctx, path)
 	if err != nil {
-		return fmt.Errorf("copying the database before its schema is upgraded from version %d: %w", version, err)
+		return fmt.Errorf("copying the database before its schema is upgraded from version %d: %w",
+			version, err)
 	}
 	defer os.Remove(copied)
 	for v := version; v < schemaVersion; v++ {
@@ -510,7 +526,8 @@ func withRecovery(err error, path string) error {
 		return err
 	}
 	word := ShellWord(path)
-	return fmt.Errorf("%w. To look closer, run: caddy service-user check --store %s; to put a backup in its place: caddy service-user restore FILE --store %s", err, word, word)
+	return fmt.Errorf("%w. To look closer, run: caddy service-user check --store %s; "+
+		"to put a backup in its place: caddy service-user restore FILE --store %s", err, word, word)
 }
 
 // ShellWord returns s as one word of a shell command line. It adds quotes only where they are

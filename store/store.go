@@ -73,7 +73,7 @@ type Store struct {
 	fault        atomic.Pointer[string] // the error of the last poll; nil if it succeeded
 	checked      atomic.Int64           // the time of the last successful poll, in Unix nanoseconds
 	begun        time.Time              // the time of Open, with a monotonic reading
-	fresh        atomic.Int64           // like checked, in nanoseconds since begun: setting the clock does not change it
+	fresh        atomic.Int64           // like checked, in nanoseconds since begun, so independent of the date
 	stale        atomic.Bool
 	panics       atomic.Int64
 	pendingFirst firstUses
@@ -126,7 +126,8 @@ func Open(ctx context.Context, path string, opts Options) (*Store, error) {
 	if s.opts.Poll <= 0 {
 		s.opts.Poll = defaultPoll
 	}
-	if s.read, s.write, s.file, err = openSQLite(ctx, place, s.now(), s.log, opts.Existing, s.compareWithNote); err != nil {
+	if s.read, s.write, s.file, err = openSQLite(ctx, place, s.now(), s.log, opts.Existing,
+		s.compareWithNote); err != nil {
 		return nil, fmt.Errorf("opening the store %q: %w", path, withRecovery(err, place))
 	}
 	if s.opts.Retention <= 0 {
@@ -233,8 +234,10 @@ func (s *Store) setStale(stale bool) {
 		return
 	}
 	if stale {
-		s.log.Error("the store was not readable for longer than max_staleness; no request is let through until it is readable again",
-			zap.String("store", s.path), zap.Duration("max_staleness", s.opts.MaxStaleness), zap.String("fault", s.Fault()))
+		s.log.Error("the store was not readable for longer than max_staleness; "+
+			"no request is let through until it is readable again",
+			zap.String("store", s.path), zap.Duration("max_staleness", s.opts.MaxStaleness),
+			zap.String("fault", s.Fault()))
 	}
 	_ = s.safely("announcing a stale directory", func() error { s.announce(); return nil })
 }
@@ -245,7 +248,8 @@ func (s *Store) safely(what string, do func() error) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
 			s.panics.Add(1)
-			s.log.Error("a mistake in the program; please report it", zap.String("while", what), zap.Any("panic", r), zap.Stack("stack"))
+			s.log.Error("a mistake in the program; please report it", zap.String("while", what),
+				zap.Any("panic", r), zap.Stack("stack"))
 			err = fmt.Errorf("%s: a mistake in the program: %v", what, r)
 		}
 	}()
@@ -338,7 +342,8 @@ func (s *Store) statLog() (files logPair, err error) {
 			err = errors.New("another file has taken its place")
 		}
 		if err != nil {
-			return files, fmt.Errorf("%w: %q, which belongs to it; put it back, or restart: %w", errGone, s.path+suffix, err)
+			return files, fmt.Errorf("%w: %q, which belongs to it; put it back, or restart: %w",
+				errGone, s.path+suffix, err)
 		}
 	}
 	return files, nil
@@ -504,7 +509,8 @@ func (s *Store) watch(ctx context.Context) {
 			var version int64
 			// This query runs up to 200 times a second. For a context that can end, the
 			// driver would start a goroutine each time.
-			if err := conn.QueryRowContext(context.Background(), `PRAGMA data_version`).Scan(&version); err != nil {
+			if err := conn.QueryRowContext(context.Background(),
+				`PRAGMA data_version`).Scan(&version); err != nil {
 				s.logged.Store(nil)
 				conn.Close()
 				conn = nil
@@ -533,7 +539,8 @@ func (s *Store) watch(ctx context.Context) {
 		// A connection that was opened while another file was at the path still reads that
 		// file, even if the right one has come back since. A new connection would create a
 		// new log, so it must wait until the right log is there.
-		if err != nil && !errors.Is(err, errGone) && s.inPlace() == nil && s.logInPlace() == nil && time.Since(renewed) > renewInterval {
+		if err != nil && !errors.Is(err, errGone) && s.inPlace() == nil && s.logInPlace() == nil &&
+			time.Since(renewed) > renewInterval {
 			renewed = time.Now()
 			s.logged.Store(nil)
 			if conn != nil {
@@ -568,7 +575,8 @@ const (
 func (l *logFile) unchanged(path string) bool {
 	now := time.Now()
 	info, err := os.Stat(path)
-	if err == nil && info.ModTime().Equal(l.modified) && info.Size() == l.size && now.Sub(l.looked) < maxUnlooked && l.looked.Sub(l.modified) > minSettled {
+	if err == nil && info.ModTime().Equal(l.modified) && info.Size() == l.size &&
+		now.Sub(l.looked) < maxUnlooked && l.looked.Sub(l.modified) > minSettled {
 		return true
 	}
 	l.looked = now
@@ -589,7 +597,8 @@ func (s *Store) report(err error) {
 	switch {
 	case err == nil && before != "":
 		s.fault.Store(nil)
-		s.log.Info("the store can be read again", zap.String("store", s.path), zap.Int64("revision", s.Directory().Revision()))
+		s.log.Info("the store can be read again", zap.String("store", s.path),
+			zap.Int64("revision", s.Directory().Revision()))
 	case err != nil && err.Error() != before:
 		text := err.Error()
 		s.fault.Store(&text)

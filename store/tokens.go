@@ -22,6 +22,7 @@ func (s *Store) CreateToken(ctx context.Context, by Actor, userID string, token 
 		if issued, err = t.createToken(token, nil); err != nil {
 			return err
 		}
+		// checkLive counts the new token too. Its error rolls the token back.
 		return t.checkLive(userID, "")
 	})
 	return issued, err
@@ -41,12 +42,16 @@ func (s *Store) Token(ctx context.Context, by Actor, userID, id string) (Token, 
 
 // Tokens lists the tokens of a service user, newest first. before is the id of a token: the list
 // has only older ones; "" is all. more reports whether the limit cut the list.
-func (s *Store) Tokens(ctx context.Context, by Actor, userID, before string, limit int) (list []Token, more bool, err error) {
+func (s *Store) Tokens(
+	ctx context.Context, by Actor, userID, before string, limit int,
+) (list []Token, more bool, err error) {
 	list, err = inReadWithUse(ctx, s, by, func(t *tx) ([]Token, error) {
 		if _, err := t.visibleUser(userID); err != nil {
 			return nil, err
 		}
-		rows, err := t.query(selectToken+` WHERE service_user_id = $1 AND ($2 = '' OR id < $2) ORDER BY id DESC LIMIT $3`, userID, before, limit+1)
+		rows, err := t.query(selectToken+`
+			WHERE service_user_id = $1 AND ($2 = '' OR id < $2) ORDER BY id DESC LIMIT $3`,
+			userID, before, limit+1)
 		if err != nil {
 			return nil, err
 		}
@@ -64,9 +69,12 @@ func (s *Store) Tokens(ctx context.Context, by Actor, userID, before string, lim
 
 // AllTokens lists the tokens of all service users that are valid now or will be, newest first.
 // before, limit and more are as in [Store.Tokens].
-func (s *Store) AllTokens(ctx context.Context, by Actor, before string, limit int) (list []Token, more bool, err error) {
+func (s *Store) AllTokens(
+	ctx context.Context, by Actor, before string, limit int,
+) (list []Token, more bool, err error) {
 	list, err = inReadWithUse(ctx, s, by, func(t *tx) ([]Token, error) {
-		where := `revoked_at = 0 AND (retires_at = 0 OR retires_at > $1) AND (expires_at = 0 OR expires_at > $1) AND ($2 = '' OR id < $2)`
+		where := `revoked_at = 0 AND (retires_at = 0 OR retires_at > $1) AND (expires_at = 0 OR expires_at > $1)
+			AND ($2 = '' OR id < $2)`
 		args := []any{t.now.Unix(), before, limit + 1}
 		teams := "TRUE"
 		if by.Scope != nil {
@@ -77,7 +85,8 @@ func (s *Store) AllTokens(ctx context.Context, by Actor, before string, limit in
 			}
 		}
 		// A deleted service user keeps its tokens until it is purged.
-		where += ` AND service_user_id IN (SELECT id FROM service_users WHERE deleted_at = 0 AND (` + teams + `))`
+		where += ` AND service_user_id IN (
+			SELECT id FROM service_users WHERE deleted_at = 0 AND (` + teams + `))`
 		rows, err := t.query(selectToken+` WHERE `+where+` ORDER BY id DESC LIMIT $3`, args...)
 		if err != nil {
 			return nil, err
@@ -116,7 +125,9 @@ func (s *Store) TokenOwner(ctx context.Context, by Actor, id string) (userID str
 
 // UpdateToken changes the fields of a token that a caller may choose. version is as in
 // [Store.UpdateServiceUser].
-func (s *Store) UpdateToken(ctx context.Context, by Actor, userID, id string, version int64, edit func(*Token) error) (Token, error) {
+func (s *Store) UpdateToken(
+	ctx context.Context, by Actor, userID, id string, version int64, edit func(*Token) error,
+) (Token, error) {
 	var token Token
 	err := s.change(ctx, by, func(t *tx) error {
 		if err := t.reachUser(userID); err != nil {
@@ -143,11 +154,13 @@ func (s *Store) UpdateToken(ctx context.Context, by Actor, userID, id string, ve
 		}
 		token.UpdatedAt, token.Version = t.now, before.Version+1
 		if _, err := t.exec(`
-			UPDATE tokens SET description = $2, metadata = $3, allowed_ips = $4, permission_groups = $5, expires_at = $6,
+			UPDATE tokens
+			SET description = $2, metadata = $3, allowed_ips = $4, permission_groups = $5, expires_at = $6,
 				not_before = $7, updated_at = $8, version = $9
 			WHERE id = $1`,
-			id, token.Description, token.Metadata, toJSON(token.AllowedIPs), toJSON(token.Groups), unix(token.ExpiresAt),
-			unix(token.NotBefore), unix(token.UpdatedAt), token.Version); err != nil {
+			id, token.Description, token.Metadata, toJSON(token.AllowedIPs), toJSON(token.Groups),
+			unix(token.ExpiresAt), unix(token.NotBefore), unix(token.UpdatedAt),
+			token.Version); err != nil {
 			return fmt.Errorf("writing the token: %w", err)
 		}
 		if err := t.touchUser(userID); err != nil {
@@ -162,7 +175,9 @@ func (s *Store) UpdateToken(ctx context.Context, by Actor, userID, id string, ve
 // addresses, groups and, up to Options.MaxTokenTTL, lifetime. old is the replaced token after the
 // change. It ends after the grace; a grace of 0 revokes it at once. If quiet is not 0, the old
 // token ends earlier when it is not used for that long.
-func (s *Store) RefreshToken(ctx context.Context, by Actor, userID, id string, version int64, grace, quiet time.Duration) (issued *Issued, old Token, err error) {
+func (s *Store) RefreshToken(
+	ctx context.Context, by Actor, userID, id string, version int64, grace, quiet time.Duration,
+) (issued *Issued, old Token, err error) {
 	err = s.change(ctx, by, func(t *tx) error {
 		if err := t.reachUser(userID); err != nil {
 			return err
@@ -179,14 +194,20 @@ func (s *Store) RefreshToken(ctx context.Context, by Actor, userID, id string, v
 		}
 		switch state := before.State(t.now); {
 		case state == TokenRevoked || state == TokenRetiring:
-			return conflict("", "the token is %s and has been replaced or ended already; create a new one instead", state)
+			return conflict("",
+				"the token is %s and has been replaced or ended already; create a new one instead",
+				state)
+		// An expired token has no use for a grace: it is revoked.
 		case state == TokenExpired:
 			grace = 0
 		}
 		next := Token{
 			// Older versions accepted secrets in these texts.
-			UserID: userID, Description: access.MaskSecrets(before.Description), Metadata: access.MaskSecrets(before.Metadata),
-			AllowedIPs: before.AllowedIPs, Groups: before.Groups,
+			UserID:      userID,
+			Description: access.MaskSecrets(before.Description),
+			Metadata:    access.MaskSecrets(before.Metadata),
+			AllowedIPs:  before.AllowedIPs,
+			Groups:      before.Groups,
 		}
 		if !before.ExpiresAt.IsZero() {
 			// The successor gets the whole lifetime of the old token again, not the
@@ -252,7 +273,9 @@ func checkGrace(grace, quiet time.Duration) error {
 // successor, and the end of the grace stays the same. The first successor is revoked if it was
 // never used. If it was used or changed, the error is [ErrReplaced]: two clients have the same
 // secret, and one of them should not.
-func (s *Store) RotateToken(ctx context.Context, by Actor, userID, id string, grace time.Duration) (issued *Issued, old Token, err error) {
+func (s *Store) RotateToken(
+	ctx context.Context, by Actor, userID, id string, grace time.Duration,
+) (issued *Issued, old Token, err error) {
 	err = s.change(ctx, by, func(t *tx) error {
 		if grace < time.Second {
 			return invalid("grace", "must be at least a second")
@@ -264,6 +287,8 @@ func (s *Store) RotateToken(ctx context.Context, by Actor, userID, id string, gr
 		if err := t.withinScope(&u, &u); err != nil {
 			return err
 		}
+		// The service user was valid when it authenticated, but that may have changed
+		// since.
 		if !u.Active || !u.ExpiresAt.IsZero() && !t.now.Before(u.ExpiresAt) {
 			return conflict("", "the service user is deactivated or has expired")
 		}
@@ -286,8 +311,13 @@ func (s *Store) RotateToken(ctx context.Context, by Actor, userID, id string, gr
 			return conflict("", "the token is %s", state)
 		}
 		next := Token{
-			UserID: userID, Description: access.MaskSecrets(before.Description), Metadata: access.MaskSecrets(before.Metadata),
-			AllowedIPs: before.AllowedIPs, Groups: before.Groups, NotBefore: before.NotBefore, ExpiresAt: before.ExpiresAt,
+			UserID:      userID,
+			Description: access.MaskSecrets(before.Description),
+			Metadata:    access.MaskSecrets(before.Metadata),
+			AllowedIPs:  before.AllowedIPs,
+			Groups:      before.Groups,
+			NotBefore:   before.NotBefore,
+			ExpiresAt:   before.ExpiresAt,
 		}
 		if limit := s.opts.MaxTokenTTL; limit > 0 && next.ExpiresAt.After(t.now.Add(limit)) {
 			next.ExpiresAt = t.now.Add(limit)
@@ -295,9 +325,11 @@ func (s *Store) RotateToken(ctx context.Context, by Actor, userID, id string, gr
 		if issued, err = t.createToken(next, before.Groups); err != nil {
 			return err
 		}
+		// The client did not receive the first successor; the new one replaces it.
 		if unused.ID != "" {
 			after := unused
-			after.RevokedAt, after.ReplacedBy, after.UpdatedAt, after.Version = t.now, issued.ID, t.now, unused.Version+1
+			after.RevokedAt, after.ReplacedBy = t.now, issued.ID
+			after.UpdatedAt, after.Version = t.now, unused.Version+1
 			if err := t.endToken(after); err != nil {
 				return err
 			}
@@ -329,11 +361,14 @@ func (t *tx) unusedSuccessor(old Token) (Token, error) {
 	switch {
 	// The first use counts from the moment of the request, also while it is not on disk yet.
 	case !next.LastUsedAt.IsZero() || t.store.pendingFirst.has(next.ID):
-		no.Msg = "the token has been replaced by " + next.ID + ", which is in use; go on with that one, or ask an admin for a new token"
+		no.Msg = "the token has been replaced by " + next.ID +
+			", which is in use; go on with that one, or ask an admin for a new token"
 	case next.CreatedBy != next.UserID:
 		no.Msg = "the token has been replaced by another actor; go on with the new one, " + next.ID
+	// A first use does not count in the version; every other change does.
 	case next.Version != 1:
-		no.Msg = "the token has been replaced by " + next.ID + ", which was changed or ended since; ask an admin for a new token"
+		no.Msg = "the token has been replaced by " + next.ID +
+			", which was changed or ended since; ask an admin for a new token"
 	default:
 		return next, nil
 	}
@@ -367,8 +402,10 @@ func (t *tx) endToken(token Token) error {
 	if _, err := t.exec(`
 		UPDATE tokens SET retires_at = $2, revoked_at = $3, replaced_by = $4, updated_at = $5, version = $6,
 			refreshed_at = $7, count_at_refresh = $8, quiet_after = $9
-		WHERE id = $1`, token.ID, unix(token.RetiresAt), unix(token.RevokedAt), token.ReplacedBy, unix(token.UpdatedAt), token.Version,
-		unix(token.RefreshedAt), token.CountAtRefresh, int64(token.QuietAfter/time.Second)); err != nil {
+		WHERE id = $1`,
+		token.ID, unix(token.RetiresAt), unix(token.RevokedAt), token.ReplacedBy, unix(token.UpdatedAt),
+		token.Version, unix(token.RefreshedAt), token.CountAtRefresh,
+		int64(token.QuietAfter/time.Second)); err != nil {
 		return fmt.Errorf("ending the token: %w", err)
 	}
 	return t.touchUser(token.UserID)
@@ -390,11 +427,15 @@ func (t *tx) createToken(token Token, inherited []string) (*Issued, error) {
 		CreatedAt: t.now, CreatedBy: t.by.Name, UpdatedAt: t.now,
 	})
 	if _, err := t.exec(`
-		INSERT INTO tokens (id, service_user_id, description, hint, hash, pepper_id, expires_at, not_before, allowed_ips, metadata,
-			permission_groups, created_at, created_by, updated_at, last_used_at, last_used_ip, use_count, retires_at, revoked_at, replaced_by, version)
+		INSERT INTO tokens (
+			id, service_user_id, description, hint, hash, pepper_id, expires_at, not_before, allowed_ips,
+			metadata, permission_groups, created_at, created_by, updated_at, last_used_at, last_used_ip,
+			use_count, retires_at, revoked_at, replaced_by, version)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, 0, '', 0, 0, 0, '', $15)`,
-		token.ID, token.UserID, token.Description, token.Hint, hex.EncodeToString(hash[:]), pepper, unix(token.ExpiresAt), unix(token.NotBefore), toJSON(token.AllowedIPs), token.Metadata,
-		toJSON(token.Groups), unix(token.CreatedAt), token.CreatedBy, unix(token.UpdatedAt), token.Version); err != nil {
+		token.ID, token.UserID, token.Description, token.Hint, hex.EncodeToString(hash[:]), pepper,
+		unix(token.ExpiresAt), unix(token.NotBefore), toJSON(token.AllowedIPs), token.Metadata,
+		toJSON(token.Groups), unix(token.CreatedAt), token.CreatedBy, unix(token.UpdatedAt),
+		token.Version); err != nil {
 		return nil, fmt.Errorf("writing the token: %w", err)
 	}
 	if err := t.touchUser(token.UserID); err != nil {
@@ -425,7 +466,8 @@ func (t *tx) checkLive(userID, rotated string) error {
 		SELECT id, replaced_by, recent, created_by = service_user_id, live, live AND retires_at > 0 AND EXISTS (
 			SELECT 1 FROM tokens s WHERE s.id = k.replaced_by AND s.created_by = s.service_user_id)
 		FROM (SELECT id, service_user_id, created_by, replaced_by, retires_at, created_at > $3 AS recent,
-				revoked_at = 0 AND (expires_at = 0 OR expires_at > $2) AND (retires_at = 0 OR retires_at > $2) AS live
+				revoked_at = 0 AND (expires_at = 0 OR expires_at > $2)
+					AND (retires_at = 0 OR retires_at > $2) AS live
 			FROM tokens WHERE service_user_id = $1) k
 		WHERE recent OR live`, userID, t.now.Unix(), t.now.Add(-time.Hour).Unix())
 	if err != nil {
@@ -458,9 +500,13 @@ func (t *tx) checkLive(userID, rotated string) error {
 	}
 	switch {
 	case made > maxRotations:
-		return &Error{Kind: ErrTooOften, Msg: fmt.Sprintf("the token and those before it were rotated %d times within an hour, the most there can be; try again later, or ask an admin for a new token", maxRotations)}
+		return &Error{Kind: ErrTooOften, Msg: fmt.Sprintf(
+			"the token and those before it were rotated %d times within an hour, the most there can be; "+
+				"try again later, or ask an admin for a new token", maxRotations)}
 	case live > maxLiveTokens:
-		return conflict("", "the service user has %d live tokens already, the most there can be; revoke one first", maxLiveTokens)
+		return conflict("",
+			"the service user has %d live tokens already, the most there can be; revoke one first",
+			maxLiveTokens)
 	}
 	return nil
 }
@@ -498,23 +544,26 @@ func (t *tx) reachUser(id string) error {
 }
 
 const selectToken = `
-	SELECT id, service_user_id, description, hint, metadata, allowed_ips, permission_groups, expires_at, not_before, created_at, created_by,
-		updated_at, last_used_at, last_used_ip, use_count, retires_at, revoked_at, replaced_by, version,
+	SELECT id, service_user_id, description, hint, metadata, allowed_ips, permission_groups, expires_at,
+		not_before, created_at, created_by, updated_at, last_used_at, last_used_ip, use_count, retires_at,
+		revoked_at, replaced_by, version,
 		used_from, used_rules, refreshed_at, count_at_refresh, quiet_after
 	FROM tokens`
 
 func scanToken(rows *sql.Rows) (k Token, err error) {
 	var allowed, groups, from, rules string
 	var expires, notBefore, created, updated, lastUsed, retires, revoked, refreshed, quiet int64
-	if err := rows.Scan(&k.ID, &k.UserID, &k.Description, &k.Hint, &k.Metadata, &allowed, &groups, &expires, &notBefore, &created, &k.CreatedBy,
-		&updated, &lastUsed, &k.LastUsedIP, &k.UseCount, &retires, &revoked, &k.ReplacedBy, &k.Version,
-		&from, &rules, &refreshed, &k.CountAtRefresh, &quiet); err != nil {
+	if err := rows.Scan(&k.ID, &k.UserID, &k.Description, &k.Hint, &k.Metadata, &allowed, &groups, &expires,
+		&notBefore, &created, &k.CreatedBy, &updated, &lastUsed, &k.LastUsedIP, &k.UseCount, &retires,
+		&revoked, &k.ReplacedBy, &k.Version, &from, &rules, &refreshed, &k.CountAtRefresh, &quiet); err != nil {
 		return k, err
 	}
 	k.RefreshedAt, k.QuietAfter = fromUnix(refreshed), time.Duration(quiet)*time.Second
-	k.ExpiresAt, k.NotBefore, k.CreatedAt, k.UpdatedAt = fromUnix(expires), fromUnix(notBefore), fromUnix(created), fromUnix(updated)
+	k.ExpiresAt, k.NotBefore = fromUnix(expires), fromUnix(notBefore)
+	k.CreatedAt, k.UpdatedAt = fromUnix(created), fromUnix(updated)
 	k.LastUsedAt, k.RetiresAt, k.RevokedAt = fromUnix(lastUsed), fromUnix(retires), fromUnix(revoked)
-	return k, errors.Join(fromJSON(allowed, &k.AllowedIPs), fromJSON(groups, &k.Groups), seenFromJSON(from, &k.UsedFrom), seenFromJSON(rules, &k.UsedRules))
+	return k, errors.Join(fromJSON(allowed, &k.AllowedIPs), fromJSON(groups, &k.Groups),
+		seenFromJSON(from, &k.UsedFrom), seenFromJSON(rules, &k.UsedRules))
 }
 
 // seenFromJSON reads a map of times; "{}" leaves it nil.

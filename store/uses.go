@@ -71,7 +71,8 @@ func (s *Store) recordUses(ctx context.Context) {
 		if err != nil {
 			again = time.After(retryUses)
 			if !failing {
-				s.log.Error("the first use of a token cannot be written; the store tries again", zap.Error(err))
+				s.log.Error("the first use of a token cannot be written; the store tries again",
+					zap.Error(err))
 			}
 		}
 		failing = err != nil
@@ -104,7 +105,8 @@ func (s *Store) recordUse(ctx context.Context, token string, use firstUse) error
 		if err != nil || !before.LastUsedAt.IsZero() {
 			return err
 		}
-		if _, err := t.exec(`UPDATE tokens SET last_used_at = $2 WHERE id = $1`, token, use.at.Unix()); err != nil {
+		if _, err := t.exec(`UPDATE tokens SET last_used_at = $2 WHERE id = $1`,
+			token, use.at.Unix()); err != nil {
 			return fmt.Errorf("writing the first use of the token: %w", err)
 		}
 		if err := t.touchUser(use.user); err != nil {

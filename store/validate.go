@@ -100,7 +100,11 @@ func (u *ServiceUser) check(now time.Time, before *ServiceUser) error {
 	for _, f := range []struct {
 		field, value string
 		limit        int
-	}{{"display_name", u.DisplayName, maxName}, {"owner", u.Owner, maxName}, {"description", u.Description, maxText}} {
+	}{
+		{"display_name", u.DisplayName, maxName},
+		{"owner", u.Owner, maxName},
+		{"description", u.Description, maxText},
+	} {
 		if err := checkText(f.field, f.value, f.limit); err != nil {
 			return err
 		}
@@ -121,6 +125,7 @@ func (u *ServiceUser) check(now time.Time, before *ServiceUser) error {
 	if len(u.Labels) > maxLabels {
 		return invalid("labels", "has %d entries, at most %d are allowed", len(u.Labels), maxLabels)
 	}
+	// JSON shows {} for both, so that an unchanged record is recognised as unchanged.
 	if u.Labels == nil {
 		u.Labels = map[string]string{}
 	}
@@ -129,7 +134,8 @@ func (u *ServiceUser) check(now time.Time, before *ServiceUser) error {
 			return err
 		}
 		if !labelKey.MatchString(k) {
-			return invalid("labels", "the key %q must be 1 to 63 letters, digits and \". _ / -\", and begin with a letter or digit", k)
+			return invalid("labels", "the key %q must be 1 to 63 letters, digits and \". _ / -\", "+
+				"and begin with a letter or digit", k)
 		}
 		if err := checkText("labels", v, maxName); err != nil {
 			return err
@@ -220,7 +226,8 @@ func checkRuleCount(rules []access.Rule) error {
 		}
 	}
 	if conditions > maxConditions {
-		return invalid("rules", "has %d rules with a condition, at most %d are allowed in one permission group", conditions, maxConditions)
+		return invalid("rules", "has %d rules with a condition, at most %d are allowed in one permission group",
+			conditions, maxConditions)
 	}
 	return nil
 }
@@ -232,7 +239,8 @@ func (p *Permission) check() error {
 		return err
 	}
 	if len(p.Key) > 64 || !permissionKey.MatchString(p.Key) {
-		return invalid("key", "%q must be lower-case words of letters, digits and \"_\", joined by dots, at most 64 characters, such as people.address.view", p.Key)
+		return invalid("key", "%q must be lower-case words of letters, digits and \"_\", joined by dots, "+
+			"at most 64 characters, such as people.address.view", p.Key)
 	}
 	if err := checkName("name", p.Name); err != nil {
 		return err
@@ -302,7 +310,8 @@ func checkAllowedIPs(list []string) ([]string, error) {
 	for _, text := range list {
 		p, err := ParsePrefix(text)
 		if err != nil {
-			return nil, invalid("allowed_ips", "%q is neither an address nor a CIDR such as 10.0.0.0/8", text)
+			return nil, invalid("allowed_ips",
+				"%q is neither an address nor a CIDR such as 10.0.0.0/8", text)
 		}
 		out = append(out, p.String())
 	}
