@@ -8,10 +8,10 @@ import (
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
-// ServiceUserActor returns what a service user may do here: an admin everything,
-// a manager what its teams and groups reach, a member nothing. A token that is
-// narrowed to permission groups leaves a manager those groups, and an admin nothing:
-// no group stands for a part of everything.
+// ServiceUserActor returns the rights of a service user on the admin API. An admin may do
+// everything, a manager acts within its teams and groups, and a member gets ErrNotEntitled. A token
+// that is narrowed to permission groups leaves a manager only those groups. For an admin such a
+// token gives ErrNarrowed, because the rights of an admin do not come from groups.
 func (a *API) ServiceUserActor(p access.Principal) (store.Actor, error) {
 	by := store.Actor{Name: p.ID()}
 	switch p.Role() {
@@ -23,7 +23,7 @@ func (a *API) ServiceUserActor(p access.Principal) (store.Actor, error) {
 	case access.Manager:
 		u, ok := a.store.Directory().User(p.ID())
 		if !ok {
-			return by, ErrNotEntitled // it was deleted at this very moment
+			return by, ErrNotEntitled // the service user was deleted since the request was authenticated
 		}
 		groups := a.store.Directory().EffectiveGroups(u)
 		if only := p.Token().Groups; len(only) > 0 {
@@ -36,18 +36,25 @@ func (a *API) ServiceUserActor(p access.Principal) (store.Actor, error) {
 	}
 }
 
-// What a door answers to somebody who does not get in.
+// The errors for a caller that may not use the admin API.
 var (
-	ErrUnauthenticated = NewError(http.StatusUnauthorized, "ERR_UNAUTHENTICATED", "authenticate as an admin or manager: with the credentials of a service user of that role, or as a person whom the operator has named")
-	ErrNarrowed        = NewError(http.StatusForbidden, "ERR_NGROK_4111", "this token of an admin is narrowed to permission groups, so it may not use the admin API; use a token of the admin without permission_groups, or give the work to a manager")
-	ErrNotEntitled     = NewError(http.StatusForbidden, "ERR_NGROK_4111", "this identity may not use the admin API; it takes the role admin or manager, or a name in the operator's list")
+	ErrUnauthenticated = NewError(http.StatusUnauthorized, "ERR_UNAUTHENTICATED",
+		"authenticate as an admin or manager: with the credentials of a service user of that role, "+
+			"or as a person whom the operator has named")
+	ErrNarrowed = NewError(http.StatusForbidden, "ERR_NGROK_4111",
+		"this token of an admin is narrowed to permission groups, so it may not use the admin API; "+
+			"use a token of the admin without permission_groups, or give the work to a manager")
+	ErrNotEntitled = NewError(http.StatusForbidden, "ERR_NGROK_4111",
+		"this identity may not use the admin API; "+
+			"it needs the role admin or manager, or a name in the operator's list")
 )
 
-// HumanManager returns the actor for a person who manages the service users of
-// these teams; groups are names of permission groups that the person may give.
+// HumanManager returns the actor for a person that manages the service users of these teams. groups
+// are the names of the permission groups that the person may give.
 func (a *API) HumanManager(name string, teams, groups []string) store.Actor {
-	return store.Actor{Name: "human:" + name, Scope: &store.Scope{Teams: teams, Groups: a.store.Directory().GroupIDs(groups)}}
+	scope := &store.Scope{Teams: teams, Groups: a.store.Directory().GroupIDs(groups)}
+	return store.Actor{Name: "human:" + name, Scope: scope}
 }
 
-// HumanAdmin returns the actor for a person who may do everything.
+// HumanAdmin returns the actor for a person that may do everything.
 func HumanAdmin(name string) store.Actor { return store.Actor{Name: "human:" + name} }

@@ -1,10 +1,11 @@
-// Package admin serves the store to people and programs: the REST API and its
-// client. It knows HTTP and the store, and not Caddy: whoever mounts it has
-// found out who acts, and says so with a [store.Actor].
+// Package admin serves the store to people and programs: it has the REST API and a client for it.
 //
-// Start with [New]; [API.Serve] answers one request. The routes stand in one
-// list, [API.routes]. Conventions are those of the ngrok API, so that a client
-// written for that one works unmodified against /service_users.
+// The package knows HTTP and the store, but not Caddy. Its caller authenticates the request and
+// passes the identity as a [store.Actor].
+//
+// Start with [New]; [API.Serve] answers one request. [API.routes] lists all routes. The conventions
+// are those of the ngrok API, so that a client for that API works unmodified against
+// /service_users.
 package admin
 
 import (
@@ -24,22 +25,22 @@ import (
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
-// OperationHeader carries the operation id of every answer.
+// OperationHeader is the response header with the operation id. Every answer has it.
 const OperationHeader = "Ngrok-Operation-Id"
 
-// API is the REST API over a store. A field that is absent stays as it is, "" and
-// null empty it; unknown fields and parameters are refused. Lists are in pages.
-// Times are RFC 3339 in UTC, durations such as 90d or 36h.
+// API is the REST API over a store. A change leaves a field as it is if the body does not contain
+// it; "" and null empty the field. Unknown fields and parameters are refused. Lists come in pages.
+// Times are in RFC 3339 and UTC, durations have the form 90d or 36h.
 type API struct {
 	store  *store.Store
 	recall *access.Recall
 	log    *zap.Logger
 	mux    *http.ServeMux
-	heavy  turns // of requests that may take a core for seconds
+	heavy  turns // for requests that may use a core for seconds: filters, explain and who_can
 }
 
-// New returns the API over a store. recall is what the data path remembers of its
-// decisions; it and log may be nil.
+// New returns the API over a store. recall is the memory of decisions that the data path fills.
+// recall and log may be nil.
 func New(s *store.Store, recall *access.Recall, log *zap.Logger) *API {
 	if recall == nil {
 		recall = new(access.Recall)
@@ -49,6 +50,7 @@ func New(s *store.Store, recall *access.Recall, log *zap.Logger) *API {
 	}
 	a := &API{store: s, recall: recall, log: log, mux: http.NewServeMux()}
 	for _, r := range a.routes() {
+		// An If-Match that no code compares would give the caller a false sense of safety.
 		if r.method != http.MethodGet && !r.versioned {
 			r.serve = a.unversioned(r.serve)
 		}
@@ -57,7 +59,7 @@ func New(s *store.Store, recall *access.Recall, log *zap.Logger) *API {
 	return a
 }
 
-// routes is the whole API, in one list.
+// routes lists every operation of the API.
 func (a *API) routes() []route {
 	return []route{
 		handle(a, "POST", "/service_users", 201, a.createServiceUser),
@@ -85,7 +87,7 @@ func (a *API) routes() []route {
 		versioned(handle(a, "DELETE", "/service_users/{id}/tokens/{token_id}", 204, a.revokeToken)),
 		versioned(handle(a, "POST", "/service_users/{id}/tokens/{token_id}/refresh", 201, a.refreshToken)),
 
-		// The same under the names of the ngrok API.
+		// The same operations under the names of the ngrok API.
 		handle(a, "POST", "/bot_users", 201, a.createServiceUser),
 		handle(a, "GET", "/bot_users", 200, a.listBotUsers),
 		handle(a, "GET", "/bot_users/{id}", 200, a.getServiceUser),
@@ -129,24 +131,26 @@ func (a *API) routes() []route {
 	}
 }
 
-// route is one operation, with what its description is made of.
+// route is one operation, with the facts that the OpenAPI document needs.
 type route struct {
 	method, path string
-	status       int
+	status       int // of an answer without an error
 	serve        http.HandlerFunc
-	op           any // the method that answers
+	op           any // the method of API behind serve; its name and comment are in the document
 	in, out      reflect.Type
 	kind         string // the Content-Type of the answer
-	versioned    bool   // it looks at If-Match
+	versioned    bool   // the operation compares If-Match
 }
 
-// versioned marks an operation on what has a version: it changes it by [guarded].
+// versioned marks an operation that compares If-Match with the version of the resource. Such an
+// operation runs inside [guarded].
 func versioned(r route) route {
 	r.versioned = true
 	return r
 }
 
-// unversioned refuses what relies on a comparison that nobody makes.
+// unversioned rejects If-Match on operations that have no version to compare. It accepts "*", which
+// every version meets.
 func (a *API) unversioned(serve http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if value := r.Header.Values("If-Match"); len(value) == 0 || slices.Equal(value, []string{"*"}) {
@@ -154,7 +158,8 @@ func (a *API) unversioned(serve http.HandlerFunc) http.HandlerFunc {
 			return
 		}
 		c := &call{Request: r, by: actorOf(r.Context()), header: w.Header()}
-		a.refuse(c, w, r.Pattern, NewError(http.StatusPreconditionFailed, "ERR_CHANGED", "this operation compares no versions; leave If-Match out"))
+		a.refuse(c, w, r.Pattern, NewError(http.StatusPreconditionFailed, "ERR_CHANGED",
+			"this operation compares no versions; leave If-Match out"))
 	}
 }
 
@@ -165,8 +170,8 @@ type call struct {
 	header http.Header // of the answer
 }
 
-// handle owns HTTP for one operation: In is read from the query or the body, Out
-// is written as JSON, an error as [Error].
+// handle returns a route that serves one operation over HTTP. It decodes In from the query or the
+// body, encodes Out as JSON, and answers an error as [Error].
 func handle[In, Out any](a *API, method, path string, status int, op func(*call, In) (Out, error)) route {
 	serve := func(w http.ResponseWriter, r *http.Request) {
 		c := &call{Request: r, by: actorOf(r.Context()), header: w.Header()}
@@ -188,10 +193,14 @@ func handle[In, Out any](a *API, method, path string, status int, op func(*call,
 		w.WriteHeader(status)
 		_ = json.NewEncoder(w).Encode(out) // the client may be gone
 	}
-	return route{method, path, status, serve, op, reflect.TypeFor[In](), reflect.TypeFor[Out](), "application/json", false}
+	return route{
+		method: method, path: path, status: status, serve: serve, op: op,
+		in: reflect.TypeFor[In](), out: reflect.TypeFor[Out](), kind: "application/json",
+	}
 }
 
-// refuse answers with an error, and writes down what the actor may not do.
+// refuse answers with an error. If the actor lacks the right, refuse also records the attempt in
+// the audit trail.
 func (a *API) refuse(c *call, w http.ResponseWriter, route string, err error) {
 	WriteError(w, a.log, c.by.Operation, err)
 	if e := toError(err); e.Status == http.StatusForbidden {
@@ -199,20 +208,21 @@ func (a *API) refuse(c *call, w http.ResponseWriter, route string, err error) {
 	}
 }
 
-// Refuse answers a request that does not get as far as the API: the actor is not
-// entitled, or, with the name store.Anonymous, not even known. login is who it said
-// to be.
+// Refuse answers a request whose caller may not use the API, and records the attempt in the audit
+// trail. by is the actor that is not entitled; its name is store.Anonymous if the caller could not
+// be authenticated. login is the login name that the caller gave.
 func (a *API) Refuse(w http.ResponseWriter, r *http.Request, by store.Actor, login string, err error) {
 	by.Operation = store.NewOperationID()
 	WriteError(w, a.log, by.Operation, err)
 	_, pattern := a.mux.Handler(r)
 	if pattern == "" {
-		pattern = r.Method + " " + "/…"
+		pattern = r.Method + " " + "/…" // never the path itself, which the client chose
 	}
 	a.noteAttempt(r, by, pattern, toError(err), login)
 }
 
 func (a *API) noteAttempt(r *http.Request, by store.Actor, route string, e *Error, login string) {
+	// The record names the last id of the path: for a token of a service user, the token.
 	resource := ""
 	for _, part := range strings.Split(r.URL.Path, "/") {
 		for _, kind := range []string{"service", "group", "token"} {
@@ -221,17 +231,20 @@ func (a *API) noteAttempt(r *http.Request, by store.Actor, route string, e *Erro
 			}
 		}
 	}
-	err := a.store.NoteAttempt(r.Context(), by, resource, store.Attempt{Operation: route, Status: e.Status, Code: e.Code, Login: login})
-	if err != nil {
-		a.log.Error("a refused attempt cannot be written into the audit trail", zap.String("operation_id", by.Operation), zap.Error(err))
+	attempt := store.Attempt{Operation: route, Status: e.Status, Code: e.Code, Login: login}
+	if err := a.store.NoteAttempt(r.Context(), by, resource, attempt); err != nil {
+		a.log.Error("a refused attempt cannot be written into the audit trail",
+			zap.String("operation_id", by.Operation), zap.Error(err))
 	}
 }
 
+// decodeInput reads the query of a GET, HEAD or DELETE into in, and the body of other requests.
 func decodeInput(w http.ResponseWriter, r *http.Request, in any) error {
 	switch r.Method {
 	case http.MethodGet, http.MethodHead, http.MethodDelete:
 		return decodeQuery(r, in)
 	}
+	// A request with a body takes no query parameters. Decoding into None refuses all of them.
 	if err := decodeQuery(r, new(None)); err != nil {
 		return err
 	}
@@ -248,8 +261,8 @@ func actorOf(ctx context.Context) store.Actor {
 	return by
 }
 
-// Serve answers one request on behalf of an actor. Whoever calls it has checked
-// that the actor is entitled to be here at all.
+// Serve answers one request on behalf of an actor. The caller of Serve has checked that the actor
+// may use the API at all.
 func (a *API) Serve(w http.ResponseWriter, r *http.Request, by store.Actor) {
 	by.Operation = store.NewOperationID()
 	h := w.Header()
@@ -265,7 +278,7 @@ func (a *API) Serve(w http.ResponseWriter, r *http.Request, by store.Actor) {
 		WriteError(w, a.log, by.Operation, problem)
 		return
 	}
-	if r.Method == http.MethodOptions { // no CORS: other origins get nothing out of this
+	if r.Method == http.MethodOptions { // without CORS headers, so a browser shows other origins nothing
 		allowed := a.allowed(r)
 		h.Set("Allow", strings.Join(append(allowed, "OPTIONS"), ", "))
 		if slices.Contains(allowed, http.MethodPatch) {
@@ -277,18 +290,19 @@ func (a *API) Serve(w http.ResponseWriter, r *http.Request, by store.Actor) {
 	a.mux.ServeHTTP(w, r)
 }
 
-// locate returns the request in the form that routes have, or says that there
-// is no route. Both slash forms of a path mean the same and neither is
-// redirected, since a redirected POST becomes a GET; but a read, change or
-// delete of "/service_users/" lost its id on the way and is 404, never the
-// collection.
+// locate returns the request with the path in the form of the routes, or an error if the API does
+// not have such a route. A path means the same with and without a slash at its end. Neither form is
+// redirected, because clients repeat a redirected POST as a GET. A request other than POST to
+// "/service_users/" gets 404: its path was probably built with an empty id, and must not reach the
+// whole collection.
 func (a *API) locate(r *http.Request) (*http.Request, *Error) {
 	missing := NewError(http.StatusNotFound, "ERR_NOT_FOUND", "there is no such resource")
 	u := *r.URL
-	slash := len(u.Path) > 1 && strings.HasSuffix(u.EscapedPath(), "/") // "%2F" is none
+	slash := len(u.Path) > 1 && strings.HasSuffix(u.EscapedPath(), "/") // not for "%2F" at the end
 	if slash {
 		u.Path, u.RawPath = strings.TrimSuffix(u.Path, "/"), strings.TrimSuffix(u.RawPath, "/")
 	}
+	// ServeMux would redirect a path with "//" or "..".
 	if p := u.EscapedPath(); path.Clean(p) != p {
 		return r, missing
 	}
@@ -300,21 +314,24 @@ func (a *API) locate(r *http.Request) (*http.Request, *Error) {
 	case r.Method == http.MethodOptions && len(a.allowed(r)) > 0:
 		return r, nil
 	case pattern == "" && len(a.allowed(r)) > 0:
-		return r, NewError(http.StatusMethodNotAllowed, "ERR_METHOD_NOT_ALLOWED", "the method "+strconv.Quote(r.Method)+" is not allowed here")
+		return r, NewError(http.StatusMethodNotAllowed, "ERR_METHOD_NOT_ALLOWED",
+			"the method "+strconv.Quote(r.Method)+" is not allowed here")
 	case pattern == "":
 		return r, missing
 	}
 	return r, nil
 }
 
-// isCollection reports whether a request, whatever its method, goes to a list
-// whose members have paths of their own.
+// isCollection reports whether the path of a request is that of a list whose members have their own
+// paths, such as /service_users. The method of the request does not matter.
 func (a *API) isCollection(r *http.Request) bool {
 	probe := *r
 	probe.Method = http.MethodGet
 	_, pattern := a.mux.Handler(&probe)
 	_, path, found := strings.Cut(pattern, " ")
-	return found && slices.ContainsFunc(a.routes(), func(r route) bool { return strings.HasPrefix(r.path, path+"/{") })
+	return found && slices.ContainsFunc(a.routes(), func(r route) bool {
+		return strings.HasPrefix(r.path, path+"/{")
+	})
 }
 
 // allowed lists the methods of the routes at the request's path.
@@ -330,21 +347,23 @@ func (a *API) allowed(r *http.Request) []string {
 	return methods
 }
 
-// ifMatch reads the version that an update is meant for; 0 is any.
+// ifMatch returns the version in the header If-Match, or 0 if every version is right.
 func (c *call) ifMatch() (int64, error) {
 	values := c.Header.Values("If-Match")
 	value := strings.Join(values, ", ")
 	if len(values) == 0 || value == "*" {
 		return 0, nil
 	}
+	// Only the exact form of etag is accepted: no weak tag (W/), no list and no leading zero.
 	version, err := strconv.ParseInt(strings.Trim(value, `"`), 10, 64)
 	if err != nil || version < 1 || value != etag(version) {
-		return 0, NewError(http.StatusPreconditionFailed, "ERR_CHANGED", "If-Match must be the ETag of an earlier answer, in its quotes")
+		return 0, NewError(http.StatusPreconditionFailed, "ERR_CHANGED",
+			"If-Match must be the ETag of an earlier answer, in its quotes")
 	}
 	return version, nil
 }
 
-// guarded runs an update with the version that the caller wants to change.
+// guarded runs an update with the version from the header If-Match; 0 means every version.
 func guarded[T any](c *call, update func(version int64) (T, error)) (T, error) {
 	version, err := c.ifMatch()
 	if err != nil {
@@ -356,9 +375,14 @@ func guarded[T any](c *call, update func(version int64) (T, error)) (T, error) {
 
 func etag(version int64) string { return strconv.Quote(strconv.FormatInt(version, 10)) }
 
-// newestFirst answers with one page of a list in the default order: what the store
-// reads of a kind, before an id, as it is shown, each with its id.
-func newestFirst[R, T any](c *call, q ListQuery, kind string, read func(before string, limit int) ([]R, bool, error), show func(R) (T, string)) ([]T, Page, error) {
+// newestFirst returns one page of a list in the default order. read gets up to limit records from
+// the store that are older than the id before, and reports whether there are more. show converts a
+// record into its form in the API, and returns its id. kind is the prefix of the ids.
+func newestFirst[R, T any](
+	c *call, q ListQuery, kind string,
+	read func(before string, limit int) ([]R, bool, error),
+	show func(R) (T, string),
+) ([]T, Page, error) {
 	limit, err := q.limit()
 	if err != nil {
 		return nil, Page{}, err
@@ -379,7 +403,8 @@ func newestFirst[R, T any](c *call, q ListQuery, kind string, read func(before s
 	return list, page(c, more, last, limit), nil
 }
 
-// page builds the frame of a list in the default order.
+// page returns the links of a list in the default order. last is the id of the last entry; more
+// means that there is a page behind it.
 func page(c *call, more bool, last string, limit int) Page {
 	if !more {
 		return lastPage(c)
@@ -389,8 +414,8 @@ func page(c *call, more bool, last string, limit int) Page {
 
 func lastPage(c *call) Page { return Page{URI: c.URL.Path} }
 
-// nextPage leads to the next page by a parameter. The link is rooted, never built
-// from the Host that a client sent.
+// nextPage returns a link to the next page, which begins at the given parameter. The link is a path
+// without a host, because the client controls the header Host.
 func nextPage(c *call, param, value string, limit int) Page {
 	query := c.URL.Query()
 	query.Del("before_id")
@@ -403,7 +428,8 @@ func nextPage(c *call, param, value string, limit int) Page {
 
 var errNotFound = &store.Error{Kind: store.ErrNotFound, Msg: "there is no such resource"}
 
-// id reads an id out of the path. One of another form cannot exist.
+// id returns an id from the path. An id of another form cannot exist, so it gets errNotFound
+// without a look into the store.
 func (c *call) id(name, prefix string) (string, error) {
 	id := c.PathValue(name)
 	if !store.ValidID(prefix, id) {
@@ -412,8 +438,7 @@ func (c *call) id(name, prefix string) (string, error) {
 	return id, nil
 }
 
-// IsNotFound reports whether an error of the API or its client means that
-// something does not exist.
+// IsNotFound reports whether an error of the API or of its client has the status 404.
 func IsNotFound(err error) bool {
 	var e *Error
 	return errors.As(err, &e) && e.Status == http.StatusNotFound

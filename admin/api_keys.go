@@ -6,49 +6,51 @@ import (
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
-// API keys are tokens under the name and in the shape of the ngrok API, so that an
-// unmodified client of that one can issue, label, list and revoke them.
+// API keys are tokens under the name and in the form that the ngrok API gives them. An unmodified
+// client of that API can issue, label, list and revoke them.
 
 // APIKeyInput is the body that issues an API key.
 type APIKeyInput struct {
-	OwnerID     Opt[string] `json:"owner_id,omitzero"`    // the service user
-	Description Opt[string] `json:"description,omitzero"` // what it is for
+	OwnerID     Opt[string] `json:"owner_id,omitzero"`    // the id of the service user; required
+	Description Opt[string] `json:"description,omitzero"` // the purpose of the key, for people
 	Metadata    Opt[string] `json:"metadata,omitzero"`    // free text, at most 4096 bytes
 }
 
 // APIKeyUpdate is the body that changes an API key.
 type APIKeyUpdate struct {
-	Description Opt[string] `json:"description,omitzero"` // what it is for
+	Description Opt[string] `json:"description,omitzero"` // the purpose of the key, for people
 	Metadata    Opt[string] `json:"metadata,omitzero"`    // free text, at most 4096 bytes
 }
 
-// APIKey is a token as an API key. Token, the secret, is only in the answer that
-// issues it.
+// APIKey is a token in the form of the ngrok API. Only the answer that issues it contains its
+// secret, in the field token.
 type APIKey struct {
-	ID          string    `json:"id"`          // token_…: the same as among the tokens
-	URI         string    `json:"uri"`         // its path in this API
-	Description string    `json:"description"` // what it is for
+	ID          string    `json:"id"`          // token_…, the id of the token
+	URI         string    `json:"uri"`         // the path of the API key in this API
+	Description string    `json:"description"` // the purpose of the key, for people
 	Metadata    string    `json:"metadata"`    // free text
-	CreatedAt   time.Time `json:"created_at"`  // when it was issued
-	UpdatedAt   time.Time `json:"updated_at"`  // when it was last changed
-	Token       *string   `json:"token"`       // the secret, in the answer that issues it; then null
-	OwnerID     string    `json:"owner_id"`    // the service user
-	ETag        string    `json:"etag"`        // its version, for If-Match
+	CreatedAt   time.Time `json:"created_at"`  // the time of issue
+	UpdatedAt   time.Time `json:"updated_at"`  // the time of the last change
+	Token       *string   `json:"token"`       // the secret in the answer that issues the key, otherwise null
+	OwnerID     string    `json:"owner_id"`    // the id of the service user
+	ETag        string    `json:"etag"`        // the version, for If-Match
 }
 
 // APIKeyList is one page of API keys.
 type APIKeyList struct {
-	Keys []APIKey `json:"keys"` // the newest first
+	Keys []APIKey `json:"keys"` // newest first
 	Page
 }
 
-// createAPIKey issues a token for a service user as an API key. The secret is only in
-// this answer.
+// createAPIKey issues a token for a service user, as an API key. Only this answer contains the
+// secret.
 func (a *API) createAPIKey(c *call, in APIKeyInput) (APIKey, error) {
 	if !store.ValidID("service", in.OwnerID.Value) {
-		return APIKey{}, invalidField("owner_id", "must be the id of the service user that the key is for, service_…")
+		return APIKey{}, invalidField("owner_id",
+			"must be the id of the service user that the key is for, service_…")
 	}
-	issued, err := a.store.CreateToken(c.Context(), c.by, in.OwnerID.Value, store.NewToken{Description: in.Description.Value, Metadata: in.Metadata.Value})
+	token := store.NewToken{Description: in.Description.Value, Metadata: in.Metadata.Value}
+	issued, err := a.store.CreateToken(c.Context(), c.by, in.OwnerID.Value, token)
 	if err != nil {
 		return APIKey{}, err
 	}
@@ -57,8 +59,8 @@ func (a *API) createAPIKey(c *call, in APIKeyInput) (APIKey, error) {
 	return out, nil
 }
 
-// listAPIKeys lists the API keys of all service users that have not ended, the newest
-// first.
+// listAPIKeys lists the API keys of all service users, newest first. It leaves out keys that are
+// revoked or expired.
 func (a *API) listAPIKeys(c *call, q ListQuery) (APIKeyList, error) {
 	keys, page, err := newestFirst(c, q, "token", func(before string, limit int) ([]store.Token, bool, error) {
 		return a.store.AllTokens(c.Context(), c.by, before, limit)
@@ -66,7 +68,7 @@ func (a *API) listAPIKeys(c *call, q ListQuery) (APIKeyList, error) {
 	return APIKeyList{keys, page}, err
 }
 
-// getAPIKey shows an API key, without its secret.
+// getAPIKey returns an API key without its secret.
 func (a *API) getAPIKey(c *call, _ None) (APIKey, error) {
 	t, err := a.liveKey(c)
 	if err != nil {
@@ -75,8 +77,8 @@ func (a *API) getAPIKey(c *call, _ None) (APIKey, error) {
 	return c.showAPIKey(t), nil
 }
 
-// liveKey finds a token by its id alone. One that has ended is gone, as clients of
-// API keys expect.
+// liveKey finds a token by its id alone. A revoked or expired token is not found: in the ngrok API
+// a key is gone once it was deleted.
 func (a *API) liveKey(c *call) (store.Token, error) {
 	id, err := c.id("id", "token")
 	if err != nil {
@@ -93,7 +95,7 @@ func (a *API) liveKey(c *call) (store.Token, error) {
 	return t, err
 }
 
-// updateAPIKey sets the fields that are present; the others stay.
+// updateAPIKey sets the fields that the body contains; the others stay.
 func (a *API) updateAPIKey(c *call, in APIKeyUpdate) (APIKey, error) {
 	t, err := guarded(c, func(version int64) (store.Token, error) {
 		t, err := a.liveKey(c)
@@ -112,7 +114,7 @@ func (a *API) updateAPIKey(c *call, in APIKeyUpdate) (APIKey, error) {
 	return c.showAPIKey(t), nil
 }
 
-// deleteAPIKey ends an API key for good.
+// deleteAPIKey revokes an API key for good.
 func (a *API) deleteAPIKey(c *call, _ None) (None, error) {
 	return guarded(c, func(version int64) (None, error) {
 		t, err := a.liveKey(c)

@@ -10,40 +10,40 @@ import (
 
 // AuditQuery chooses records of the audit trail.
 type AuditQuery struct {
-	Limit      string `query:"limit"`       // 1-100, default 100
-	BeforeID   string `query:"before_id"`   // only records before the one of this number
-	Actor      string `query:"actor"`       // human:…, service_…, local, system, anonymous
-	Action     string `query:"action"`      // token.revoke, or "token." for all that begin so
-	ResourceID string `query:"resource_id"` // what was changed
-	Since      string `query:"since"`       // RFC 3339
-	Until      string `query:"until"`       // RFC 3339
+	Limit      string `query:"limit"`       // the largest number of records, 1 to 100; default 100
+	BeforeID   string `query:"before_id"`   // only records before the record with this number (seq)
+	Actor      string `query:"actor"`       // only by human:NAME, service_…, local, system or anonymous
+	Action     string `query:"action"`      // only this action, such as token.revoke; "token." means all of tokens
+	ResourceID string `query:"resource_id"` // only about the resource with this id
+	Since      string `query:"since"`       // only records of this time (RFC 3339) or later
+	Until      string `query:"until"`       // only records before this time (RFC 3339)
 }
 
-// AuditEvent is one record of the audit trail: who changed what, and how it looked
-// before and after. No secret stands in it.
+// AuditEvent is one record of the audit trail: a change, its actor, and the resource before and
+// after the change. It contains no secret.
 type AuditEvent struct {
 	ID          string          `json:"id"`           // audit_…
-	URI         string          `json:"uri"`          // its path in this API
-	Seq         int64           `json:"seq"`          // 1, 2, 3 … without a gap
-	CreatedAt   time.Time       `json:"created_at"`   // when it was done
-	UpdatedAt   time.Time       `json:"updated_at"`   // the same: a record never changes
-	Actor       string          `json:"actor"`        // human:…, service_…, local, system, anonymous
+	URI         string          `json:"uri"`          // the path of the record in this API
+	Seq         int64           `json:"seq"`          // the number of the record: 1, 2, 3 … without a gap
+	CreatedAt   time.Time       `json:"created_at"`   // the time of the change
+	UpdatedAt   time.Time       `json:"updated_at"`   // the same as created_at: a record never changes
+	Actor       string          `json:"actor"`        // human:NAME, service_…, local, system or anonymous
 	Action      string          `json:"action"`       // such as token.revoke
-	ResourceID  string          `json:"resource_id"`  // the id of what was changed
-	Before      json.RawMessage `json:"before"`       // null: it did not exist
-	After       json.RawMessage `json:"after"`        // null: it does no longer exist
-	OperationID string          `json:"operation_id"` // as in the answer and the log
-	PrevHash    string          `json:"prev_hash"`    // of the record before
-	Hash        string          `json:"hash"`         // over prev_hash and every other field
+	ResourceID  string          `json:"resource_id"`  // the id of the resource that was changed
+	Before      json.RawMessage `json:"before"`       // the resource before the change; null if it did not exist
+	After       json.RawMessage `json:"after"`        // the resource after the change; null if it no longer exists
+	OperationID string          `json:"operation_id"` // the operation id of the answer and of the log
+	PrevHash    string          `json:"prev_hash"`    // the hash of the record before this one
+	Hash        string          `json:"hash"`         // covers prev_hash and every other field
 }
 
-// AuditEventList is one page of the audit trail, newest first.
+// AuditEventList is one page of the audit trail.
 type AuditEventList struct {
-	AuditEvents []AuditEvent `json:"audit_events"` // the newest first
+	AuditEvents []AuditEvent `json:"audit_events"` // newest first
 	Page
 }
 
-// listAuditEvents lists who changed what, the newest first. It is for admins.
+// listAuditEvents lists the records of the audit trail, newest first. It requires the role admin.
 func (a *API) listAuditEvents(c *call, q AuditQuery) (AuditEventList, error) {
 	limit, err := ListQuery{Limit: q.Limit}.limit()
 	if err != nil {
@@ -69,8 +69,10 @@ func (a *API) listAuditEvents(c *call, q AuditQuery) (AuditEventList, error) {
 	last := ""
 	for i, e := range events {
 		list.AuditEvents[i] = AuditEvent{
-			ID: e.ID, URI: "/audit_events?before_id=" + strconv.FormatInt(e.Seq+1, 10) + "&limit=1", Seq: e.Seq, CreatedAt: e.At, UpdatedAt: e.At,
-			Actor: e.Actor, Action: e.Action, ResourceID: e.Resource, Before: rawOrNull(e.Before), After: rawOrNull(e.After),
+			// A record has no path of its own: the URI is a list of one.
+			ID: e.ID, URI: "/audit_events?before_id=" + strconv.FormatInt(e.Seq+1, 10) + "&limit=1",
+			Seq: e.Seq, CreatedAt: e.At, UpdatedAt: e.At, Actor: e.Actor, Action: e.Action,
+			ResourceID: e.Resource, Before: rawOrNull(e.Before), After: rawOrNull(e.After),
 			OperationID: e.Operation, PrevHash: e.PrevHash, Hash: e.Hash,
 		}
 		last = strconv.FormatInt(e.Seq, 10)
@@ -86,34 +88,35 @@ func rawOrNull(text json.RawMessage) json.RawMessage {
 	return text
 }
 
-// VerifyQuery is a head of the audit trail that was noted down before.
+// VerifyQuery may contain a head of the audit trail from an earlier time, to compare with.
 type VerifyQuery struct {
-	Head string `query:"head"` // SEQ:HASH, as in the log and in an earlier answer
+	Head string `query:"head"` // the number and the hash of a record, SEQ:HASH, from the log or an earlier answer
 }
 
-// head reads the head that the query may name.
+// head parses the head in the query. It returns the zero head if the query has none.
 func (q VerifyQuery) head() (known store.AuditHead, err error) {
 	if q.Head == "" {
 		return known, nil
 	}
 	known, ok := store.ParseAuditHead(q.Head)
 	if !ok {
-		return known, invalidField("head", "is not the number of a record and its hash, SEQ:HASH, as an earlier verify told it")
+		return known, invalidField("head",
+			"is not the number of a record and its hash, SEQ:HASH, from the answer of an earlier verify")
 	}
 	return known, nil
 }
 
-// AuditReport is what verifying the audit trail came to.
+// AuditReport is the result of a check of the audit trail.
 type AuditReport struct {
 	OK       bool   `json:"ok"`        // whether every record is good
-	Records  int64  `json:"records"`   // that are good, from the first on
-	Head     string `json:"head"`      // SEQ:HASH; note it down elsewhere, and verify against it later
-	FirstBad int64  `json:"first_bad"` // the number of the first bad record; 0 is none
-	Problem  string `json:"problem"`   // what is wrong with it
+	Records  int64  `json:"records"`   // the number of good records, counted from the first record
+	Head     string `json:"head"`      // the last record, SEQ:HASH; keep it elsewhere and send it to a later check
+	FirstBad int64  `json:"first_bad"` // the number of the first bad record; 0 if all are good
+	Problem  string `json:"problem"`   // the fault of the first bad record; "" if all are good
 }
 
-// verifyAudit follows the chain of the whole audit trail and names the first bad
-// record. It is for admins.
+// verifyAudit follows the hash chain of the whole audit trail and reports the first bad record. It
+// requires the role admin.
 func (a *API) verifyAudit(c *call, q VerifyQuery) (AuditReport, error) {
 	known, err := q.head()
 	if err != nil {

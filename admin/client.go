@@ -14,37 +14,42 @@ import (
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
-// Client calls the API. The zero HTTP client is http.DefaultClient; Base is a
-// scheme and a host, such as "http://localhost:2019".
+// Client calls the API over HTTP.
 type Client struct {
-	HTTP   *http.Client
-	Base   string
-	Header http.Header // sent with every request
+	HTTP   *http.Client // nil is http.DefaultClient
+	Base   string       // scheme and host, such as "http://localhost:2019"
+	Header http.Header  // sent with every request
 }
 
-// Offline returns a client that serves its own requests from an open store, on
-// behalf of an actor. Nothing goes over the network.
+// Offline returns a client that answers its own requests from an open store, on behalf of an actor.
+// It sends nothing over the network.
 func Offline(s *store.Store, by store.Actor) *Client {
 	api := New(s, nil, nil)
-	return &Client{Base: "http://offline", HTTP: &http.Client{Transport: roundTrip(func(r *http.Request) *http.Response {
+	transport := roundTrip(func(r *http.Request) *http.Response {
 		body, text := io.Pipe()
-		w := &answer{Response: http.Response{StatusCode: http.StatusOK, Header: make(http.Header), Body: body}, text: text, begun: make(chan struct{})}
+		w := &answer{
+			Response: http.Response{StatusCode: http.StatusOK, Header: make(http.Header), Body: body},
+			text:     text, begun: make(chan struct{}),
+		}
+		// Serve has its own goroutine, because each write to the pipe waits for the reader.
 		go func() {
-			defer text.Close() // whoever has read all of it may close the store
+			defer text.Close() // the end of the body comes after Serve: the reader may then close the store
 			api.Serve(w, r, by)
 			w.begin()
 		}()
 		<-w.begun
 		return &w.Response
-	})}}
+	})
+	return &Client{Base: "http://offline", HTTP: &http.Client{Transport: transport}}
 }
 
-// answer is an http.ResponseWriter whose body is read while it is written.
+// answer is an http.ResponseWriter and the http.Response that the client reads from it at the same
+// time.
 type answer struct {
 	http.Response
 	text  *io.PipeWriter
 	once  sync.Once
-	begun chan struct{} // closed when status and header stand
+	begun chan struct{} // closed when the status and the header are complete
 }
 
 func (a *answer) begin()              { a.once.Do(func() { close(a.begun) }) }
@@ -63,14 +68,14 @@ func (a *answer) Write(p []byte) (int, error) {
 type roundTrip func(*http.Request) *http.Response
 
 func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) {
-	if r.Body == nil {
+	if r.Body == nil { // allowed for a client, but a handler expects a body that it can read
 		r.Body = http.NoBody
 	}
 	return f(r), nil
 }
 
-// UnreachableError means that no answer came: nothing listens there, or
-// something that is not this API.
+// UnreachableError means that the API did not answer: no server listens at Base, or another program
+// does.
 type UnreachableError struct {
 	Base string
 	Err  error
@@ -80,21 +85,23 @@ func (e *UnreachableError) Error() string { return fmt.Sprintf("%s: %v", e.Base,
 
 func (e *UnreachableError) Unwrap() error { return e.Err }
 
-// Do sends one request and reads the answer into out, unless that is nil. An
-// answer of 400 and above is an [*Error].
+// Do sends one request and decodes the answer into out, unless out is nil. It returns an answer
+// with the status 400 or above as an [*Error].
 func (c *Client) Do(ctx context.Context, method, uri string, in, out any) error {
 	return c.do(ctx, method, uri, "application/json", "", in, out)
 }
 
-// Patch is Do for a JSON merge patch (RFC 7396), for the version that etag names: the
-// answer is 412 when there was a change since. "" is any version.
+// Patch is Do for a JSON merge patch (RFC 7396). etag names the version to change: the answer is
+// 412 if the resource has changed since. "" means every version.
 func (c *Client) Patch(ctx context.Context, uri, etag string, in, out any) error {
 	return c.do(ctx, http.MethodPatch, uri, mergePatchType, etag, in, out)
 }
 
 func (c *Client) do(ctx context.Context, method, uri, kind, etag string, in, out any) error {
-	if !strings.HasPrefix(uri, "/") { // from an answer: it must not lead the credentials to another host
-		return &UnreachableError{c.Base, fmt.Errorf("answered with the link %q, not as the service-user API does", uri)}
+	// A uri may come from an answer, and must not lead the credentials to another host.
+	if !strings.HasPrefix(uri, "/") {
+		err := fmt.Errorf("answered with the link %q, not as the service-user API does", uri)
+		return &UnreachableError{c.Base, err}
 	}
 	var body io.Reader
 	if in != nil {
@@ -138,7 +145,8 @@ func (c *Client) send(req *http.Request) (*http.Response, error) {
 	if c.HTTP != nil {
 		client = *c.HTTP
 	}
-	// The API never redirects; who does is another, and a POST became a GET.
+	// The API never redirects, so a redirect comes from another program. net/http would follow
+	// it, and repeat a POST as a GET.
 	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	resp, err := client.Do(req)
 	if err != nil {
@@ -147,7 +155,8 @@ func (c *Client) send(req *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// read reads an answer into out, unless that is nil.
+// read decodes an answer into out, unless out is nil. The header OperationHeader distinguishes an
+// answer of the API from one of another program.
 func (c *Client) read(resp *http.Response, out any) error {
 	text, err := io.ReadAll(resp.Body)
 	if err != nil {
@@ -160,12 +169,13 @@ func (c *Client) read(resp *http.Response, out any) error {
 	case !ok && json.Unmarshal(text, &e) == nil && e.Code != "":
 		return &e
 	default:
-		return &UnreachableError{c.Base, fmt.Errorf("answered %s, not as the service-user API does", resp.Status)}
+		err := fmt.Errorf("answered %s, not as the service-user API does", resp.Status)
+		return &UnreachableError{c.Base, err}
 	}
 }
 
-// All reads every page of a list, the first of which is at uri, and hands each
-// to add.
+// All reads every page of a list and calls add with each. uri leads to the first page; add returns
+// the Page of the list that it got.
 func All[List any](ctx context.Context, c *Client, uri string, add func(List) Page) error {
 	for {
 		var list List
@@ -187,11 +197,13 @@ func (c *Client) FindServiceUser(ctx context.Context, idOrName string) (u Servic
 		return u, err
 	}
 	var list ServiceUserList
-	if err := c.Do(ctx, http.MethodGet, "/service_users?name="+url.QueryEscape(idOrName), nil, &list); err != nil {
+	uri := "/service_users?name=" + url.QueryEscape(idOrName)
+	if err := c.Do(ctx, http.MethodGet, uri, nil, &list); err != nil {
 		return u, err
 	}
 	if len(list.ServiceUsers) == 0 {
-		return u, NewError(http.StatusNotFound, "ERR_NOT_FOUND", fmt.Sprintf("there is no service user %q", idOrName))
+		msg := fmt.Sprintf("there is no service user %q", idOrName)
+		return u, NewError(http.StatusNotFound, "ERR_NOT_FOUND", msg)
 	}
 	return list.ServiceUsers[0], nil
 }
@@ -203,11 +215,13 @@ func (c *Client) FindGroup(ctx context.Context, idOrName string) (g Group, err e
 		return g, err
 	}
 	var list GroupList
-	if err := c.Do(ctx, http.MethodGet, "/permission_groups?name="+url.QueryEscape(idOrName), nil, &list); err != nil {
+	uri := "/permission_groups?name=" + url.QueryEscape(idOrName)
+	if err := c.Do(ctx, http.MethodGet, uri, nil, &list); err != nil {
 		return g, err
 	}
 	if len(list.PermissionGroups) == 0 {
-		return g, NewError(http.StatusNotFound, "ERR_NOT_FOUND", fmt.Sprintf("there is no permission group %q", idOrName))
+		msg := fmt.Sprintf("there is no permission group %q", idOrName)
+		return g, NewError(http.StatusNotFound, "ERR_NOT_FOUND", msg)
 	}
 	return list.PermissionGroups[0], nil
 }

@@ -387,7 +387,7 @@ func TestTroubleIsNamed(t *testing.T) {
 		{syscall.ENOSPC, 507, "ERR_STORE_FULL", "the disk of the store is full; nothing was changed, make room first"},
 		{syscall.EIO, 503, "ERR_STORE_UNAVAILABLE", "the store cannot be used right now: its disk has an error; nothing was changed, try again later"},
 		{context.DeadlineExceeded, 503, "ERR_STORE_UNAVAILABLE", "the store cannot be used right now: it is busy; nothing was changed, try again later"},
-		{fmt.Errorf("%w: %w", store.ErrUncertain, syscall.EIO), 503, "ERR_STORE_UNAVAILABLE", "the store cannot be used right now: its disk has an error; whether the change was made is not known, so look before you try again"},
+		{fmt.Errorf("%w: %w", store.ErrUncertain, syscall.EIO), 503, "ERR_STORE_UNAVAILABLE", "the store cannot be used right now: its disk has an error; it is not known whether the change was made, so look before you try again"},
 		{errors.New("else"), 503, "ERR_STORE_UNAVAILABLE", "the store cannot be used right now; nothing was changed, try again later"},
 	} {
 		w := httptest.NewRecorder()

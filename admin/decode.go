@@ -18,36 +18,36 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// maxBody bounds a request's body.
+// maxBody limits the size in bytes of a request body: 1 MiB.
 const maxBody = 1 << 20
 
-// mergePatchType is the Content-Type of a JSON merge patch (RFC 7396). A PATCH may have
-// it, or plain JSON; acceptPatch says so (RFC 5789, section 3.1).
+// mergePatchType is the Content-Type of a JSON merge patch (RFC 7396). A PATCH accepts it and plain
+// JSON. acceptPatch is the value of the header Accept-Patch (RFC 5789, section 3.1).
 const (
 	mergePatchType = "application/merge-patch+json"
 	acceptPatch    = "application/json, " + mergePatchType
 )
 
-// mergeable is a body that means something else as a merge patch than as plain JSON:
-// its objects are merged. The other bodies have fields alone, of which those that are
-// absent stay and null empties, in both.
+// mergeable is a body that has a different meaning as a merge patch and as plain JSON: a merge
+// patch merges its objects, plain JSON replaces them. A body without objects means the same in
+// both, because in both an absent field stays and null empties a field.
 type mergeable interface {
 	asMergePatch() (patch any, take func())
 }
 
-// DecodeJSON reads a JSON body of at most limit bytes into v. Unknown, repeated
-// and wrongly cased names, invalid UTF-8 and anything behind the value are
-// refused by an [*Error] with the name of the field. No body at all is the empty
-// object.
+// DecodeJSON decodes a JSON body of at most limit bytes into v. It returns an [*Error] with the
+// name of the field for unknown, repeated and wrongly cased names, for invalid UTF-8 and for text
+// behind the value. An empty body means the empty object.
 func DecodeJSON(w http.ResponseWriter, r *http.Request, limit int64, v any) error {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
 	var tooLarge *http.MaxBytesError
 	switch {
 	case errors.As(err, &tooLarge):
-		return NewError(http.StatusRequestEntityTooLarge, "ERR_BODY_TOO_LARGE", fmt.Sprintf("the body is larger than %d bytes", limit))
+		return NewError(http.StatusRequestEntityTooLarge, "ERR_BODY_TOO_LARGE",
+			fmt.Sprintf("the body is larger than %d bytes", limit))
 	case err != nil:
 		return NewError(http.StatusBadRequest, "ERR_NGROK_212", "the body cannot be read")
-	case len(body) == 0:
+	case len(body) == 0: // before the Content-Type, which a request without a body need not have
 		return nil
 	}
 	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
@@ -60,12 +60,16 @@ func DecodeJSON(w http.ResponseWriter, r *http.Request, limit int64, v any) erro
 	}
 	switch {
 	case r.Header.Get("Content-Type") == "":
-		return NewError(http.StatusUnsupportedMediaType, "ERR_NGROK_216", "the Content-Type is missing; it "+must)
+		return NewError(http.StatusUnsupportedMediaType, "ERR_NGROK_216",
+			"the Content-Type is missing; it "+must)
 	case !known:
 		return NewError(http.StatusUnsupportedMediaType, "ERR_NGROK_210", "the Content-Type "+must)
 	case r.Header.Get("Content-Encoding") != "":
-		return NewError(http.StatusUnsupportedMediaType, "ERR_CONTENT_ENCODING", "the body must not be compressed")
+		return NewError(http.StatusUnsupportedMediaType, "ERR_CONTENT_ENCODING",
+			"the body must not be compressed")
 	}
+	// Unmarshal would take null as a v without any field, and a change would then silently do
+	// nothing.
 	if bytes.Equal(bytes.TrimSpace(body), []byte("null")) {
 		return NewError(http.StatusBadRequest, "ERR_NGROK_213", "the body must be a JSON object, not null")
 	}
@@ -80,7 +84,7 @@ func DecodeJSON(w http.ResponseWriter, r *http.Request, limit int64, v any) erro
 	return nil
 }
 
-// explainJSON names the field that a JSON error is about.
+// explainJSON converts an error of the JSON decoder to an [*Error] that names the field.
 func explainJSON(err error) error {
 	if err == nil {
 		return nil
@@ -89,9 +93,13 @@ func explainJSON(err error) error {
 	var syntactic *jsontext.SyntacticError
 	switch {
 	case errors.Is(err, json.ErrUnknownName) && errors.As(err, &semantic):
-		return NewError(http.StatusBadRequest, "ERR_NGROK_214", "there is no such field; names are written exactly as documented").field(fieldName(semantic.JSONPointer))
+		return NewError(http.StatusBadRequest, "ERR_NGROK_214",
+			"there is no such field; names are written exactly as documented").
+			field(fieldName(semantic.JSONPointer))
 	case errors.Is(err, jsontext.ErrDuplicateName) && errors.As(err, &syntactic):
-		return NewError(http.StatusBadRequest, "ERR_NGROK_213", "the field stands in the body twice").field(fieldName(syntactic.JSONPointer))
+		return NewError(http.StatusBadRequest, "ERR_NGROK_213",
+			"the field appears in the body twice").
+			field(fieldName(syntactic.JSONPointer))
 	case errors.As(err, &semantic):
 		msg, field := "must not be a JSON "+kindName(semantic.JSONKind), fieldName(semantic.JSONPointer)
 		if errors.Is(err, errNullBoolean) {
@@ -102,12 +110,14 @@ func explainJSON(err error) error {
 		}
 		return NewError(http.StatusBadRequest, "ERR_INVALID_VALUE", msg).field(field)
 	case errors.As(err, &syntactic):
-		return NewError(http.StatusBadRequest, "ERR_NGROK_213", fmt.Sprintf("the body is not valid JSON: %v at byte %d", syntactic.Err, syntactic.ByteOffset))
+		return NewError(http.StatusBadRequest, "ERR_NGROK_213",
+			fmt.Sprintf("the body is not valid JSON: %v at byte %d", syntactic.Err, syntactic.ByteOffset))
 	default:
 		return NewError(http.StatusBadRequest, "ERR_NGROK_213", "the body is not valid JSON")
 	}
 }
 
+// fieldName converts a JSON pointer to a name such as "rules.0.path".
 func fieldName(p jsontext.Pointer) string {
 	return strings.Join(slices.Collect(p.Tokens()), ".")
 }
@@ -127,8 +137,8 @@ func kindName(k jsontext.Kind) string {
 	}
 }
 
-// decodeQuery reads the query into the fields of v that carry a `query` tag.
-// Unknown, repeated and empty parameters are refused.
+// decodeQuery reads the query into the string fields of v that have a `query` tag. It returns an
+// [*Error] for unknown, repeated and empty parameters.
 func decodeQuery(r *http.Request, v any) error {
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
@@ -140,17 +150,22 @@ func decodeQuery(r *http.Request, v any) error {
 		field, known := fields[name]
 		switch {
 		case !known:
-			return NewError(http.StatusBadRequest, "ERR_NGROK_231", "there is no such query parameter").field(name)
+			return NewError(http.StatusBadRequest, "ERR_NGROK_231",
+				"there is no such query parameter").field(name)
 		case len(values) > 1:
-			return NewError(http.StatusBadRequest, "ERR_NGROK_232", "stands in the query more than once").field(name)
+			return NewError(http.StatusBadRequest, "ERR_NGROK_232",
+				"appears in the query more than once").field(name)
 		case values[0] == "":
-			return NewError(http.StatusBadRequest, "ERR_NGROK_230", "is empty; leave it out or give it a value").field(name)
+			return NewError(http.StatusBadRequest, "ERR_NGROK_230",
+				"is empty; leave it out or give it a value").field(name)
 		}
 		field.SetString(values[0])
 	}
 	return nil
 }
 
+// queryFields adds the fields of v that have a `query` tag to into, by parameter name. It includes
+// the fields of embedded structs.
 func queryFields(v reflect.Value, into map[string]reflect.Value) {
 	for i := range v.NumField() {
 		f := v.Type().Field(i)
@@ -162,13 +177,13 @@ func queryFields(v reflect.Value, into map[string]reflect.Value) {
 	}
 }
 
-// limit reads the number of entries that a list may have at most.
+// limit returns the largest number of entries for one page.
 func (q ListQuery) limit() (int, error) {
 	if q.Limit == "" {
 		return 100, nil
 	}
 	n, err := strconv.Atoi(q.Limit)
-	if err != nil || strconv.Itoa(n) != q.Limit {
+	if err != nil || strconv.Itoa(n) != q.Limit { // Atoi also accepts "+5" and "05"
 		return 0, NewError(http.StatusBadRequest, "ERR_NGROK_244", "is not a number").field("limit")
 	}
 	if n < 1 || n > 100 {
@@ -177,30 +192,33 @@ func (q ListQuery) limit() (int, error) {
 	return n, nil
 }
 
-// before checks the cursor of a list of things whose ids begin with prefix.
-// The row it names need not exist any more.
+// before returns the cursor of a list whose ids begin with prefix, or "". It checks only the form
+// of the id, because the row with that id may have been deleted since the last page.
 func (q ListQuery) before(valid func(prefix, id string) bool, prefix string) (string, error) {
 	if q.BeforeID != "" && !valid(prefix, q.BeforeID) {
-		return "", NewError(http.StatusBadRequest, "ERR_NGROK_227", "is not an id that begins with "+prefix+"_").field("before_id")
+		return "", NewError(http.StatusBadRequest, "ERR_NGROK_227",
+			"is not an id that begins with "+prefix+"_").field("before_id")
 	}
 	return q.BeforeID, nil
 }
 
-// parseTime reads an RFC 3339 time; "" is the zero time, "never". The zero time
-// written out is refused: it lies in the past, and would not expire.
+// parseTime parses an RFC 3339 time and cuts it to seconds. "" gives the zero time, which means
+// never. The zero time itself, 0001-01-01T00:00:00Z, is an error: it lies in the past, but a token
+// with it would never expire.
 func parseTime(field, text string) (time.Time, error) {
 	if text == "" {
 		return time.Time{}, nil
 	}
 	t, err := time.Parse(time.RFC3339, text)
 	if t = t.UTC().Truncate(time.Second); err != nil || t.IsZero() {
-		return t, NewError(http.StatusBadRequest, "ERR_INVALID_VALUE", fmt.Sprintf("%q is not a time such as 2030-01-31T12:00:00Z", text)).field(field)
+		return t, NewError(http.StatusBadRequest, "ERR_INVALID_VALUE",
+			fmt.Sprintf("%q is not a time such as 2030-01-31T12:00:00Z", text)).field(field)
 	}
 	return t, nil
 }
 
-// ParseDuration reads a duration as time.ParseDuration does, with "d" for a day
-// of 24 hours as well: "90d", "1d12h". It must not be negative.
+// ParseDuration parses a duration as time.ParseDuration does, and accepts days of 24 hours in
+// front: "90d", "1d12h". A negative duration is an error.
 func ParseDuration(text string) (time.Duration, error) {
 	var days time.Duration
 	rest := text
@@ -215,7 +233,7 @@ func ParseDuration(text string) (time.Duration, error) {
 		}
 	}
 	d, err := time.ParseDuration(rest)
-	if err != nil || d < 0 || days+d < 0 {
+	if err != nil || d < 0 || days+d < 0 { // the sum is negative if it overflows
 		return 0, fmt.Errorf("%q is not a duration such as 90d, 36h or 1d12h", text)
 	}
 	return days + d, nil

@@ -16,8 +16,8 @@ import (
 	"sync"
 )
 
-// document is a route to a text that is the same for everybody: made once, when
-// somebody asks for it, and with an ETag.
+// document returns a route to a text that is the same for every caller. The first request builds
+// the text; later requests get the same bytes and ETag.
 func document(a *API, path, kind string, op func() []byte) route {
 	made := sync.OnceValues(func() ([]byte, string) {
 		text := op()
@@ -31,7 +31,7 @@ func document(a *API, path, kind string, op func() []byte) route {
 		text, tag := made()
 		h := w.Header()
 		h.Set("ETag", tag)
-		h.Set("Cache-Control", "private, no-cache")
+		h.Set("Cache-Control", "private, no-cache") // in place of no-store: the ETag saves a second transfer
 		h.Set("Content-Security-Policy", referencePolicy)
 		if strings.Contains(r.Header.Get("If-None-Match"), tag) {
 			w.WriteHeader(http.StatusNotModified)
@@ -44,7 +44,10 @@ func document(a *API, path, kind string, op func() []byte) route {
 	if kind == "application/json" {
 		out = reflect.TypeFor[map[string]any]()
 	}
-	return route{"GET", path, http.StatusOK, serve, op, reflect.TypeFor[None](), out, kind, false}
+	return route{
+		method: "GET", path: path, status: http.StatusOK, serve: serve, op: op,
+		in: reflect.TypeFor[None](), out: out, kind: kind,
+	}
 }
 
 var (
@@ -52,8 +55,10 @@ var (
 	referencePage string
 	//go:embed reference.css
 	referenceStyle string
-	// referencePolicy lets the page have its style and nothing else.
-	referencePolicy = "default-src 'none'; style-src 'sha256-" + hash(referenceStyle) + "'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+	// referencePolicy is the Content-Security-Policy of the page. It allows the style of the
+	// page, by its hash, and nothing else.
+	referencePolicy = "default-src 'none'; style-src 'sha256-" + hash(referenceStyle) + "'; " +
+		"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
 func hash(text string) string {
@@ -61,24 +66,26 @@ func hash(text string) string {
 	return base64.StdEncoding.EncodeToString(sum[:])
 }
 
-// openAPI shows the OpenAPI 3.1 document of this API, which is this one.
+// openAPI returns this document: the OpenAPI 3.1 description of the API.
 func (a *API) openAPI() []byte {
 	text, err := json.MarshalIndent(describeAPI(a.routes()), "", "  ")
 	if err != nil {
-		panic(err) // cannot be: it is made of texts and numbers
+		panic(err) // impossible: the document contains only texts, numbers, lists and objects
 	}
 	return append(text, '\n')
 }
 
-// reference shows the OpenAPI document to people, as a page.
+// reference returns the OpenAPI document as a page for people.
 func (a *API) reference() []byte {
 	var doc any
 	if err := json.Unmarshal(a.openAPI(), &doc); err != nil {
-		panic(err) // cannot be: it was just written
+		panic(err) // impossible: openAPI just encoded it
 	}
 	page := template.New("").Funcs(template.FuncMap{
-		"base":    func(ref any) string { return path.Base(fmt.Sprint(ref)) },
-		"kind":    func(types any) string { return strings.ReplaceAll(strings.Trim(fmt.Sprint(types), "[]"), " ", " or ") },
+		"base": func(ref any) string { return path.Base(fmt.Sprint(ref)) },
+		"kind": func(types any) string { // "string", or "string or null" for the list [string null]
+			return strings.ReplaceAll(strings.Trim(fmt.Sprint(types), "[]"), " ", " or ")
+		},
 		"methods": func() []string { return []string{"get", "post", "put", "patch", "delete"} },
 		"null": func(types any) string {
 			if _, more := types.([]any); more {
@@ -86,25 +93,29 @@ func (a *API) reference() []byte {
 			}
 			return ""
 		},
-		"title": func(tag string) string { return strings.ToUpper(tag[:1]) + strings.ReplaceAll(tag[1:], "_", " ") },
+		"title": func(tag string) string {
+			return strings.ToUpper(tag[:1]) + strings.ReplaceAll(tag[1:], "_", " ")
+		},
 		"upper": strings.ToUpper,
 		"style": func() template.CSS { return template.CSS(referenceStyle) },
 	})
 	var out bytes.Buffer
 	if err := template.Must(page.Parse(referencePage)).Execute(&out, doc); err != nil {
-		panic(err) // cannot be: the same document as ever
+		panic(err) // impossible: the page and the document are part of the program, and a test renders them
 	}
 	return out.Bytes()
 }
 
-// version returns the version of this module in the running program.
+// version returns the version of this module in the running program, or "dev" if the build
+// information has none or the module is replaced.
 func version() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return "dev"
 	}
+	module := path.Dir(reflect.TypeFor[API]().PkgPath()) // this package is one directory below
 	for _, m := range append(info.Deps, &info.Main) {
-		if m.Path == path.Dir(reflect.TypeFor[API]().PkgPath()) && m.Replace == nil && strings.HasPrefix(m.Version, "v") {
+		if m.Path == module && m.Replace == nil && strings.HasPrefix(m.Version, "v") {
 			return m.Version
 		}
 	}

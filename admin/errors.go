@@ -13,13 +13,13 @@ import (
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
-// Error is the body of every refusal: the members that clients of the ngrok API
-// read, and those of RFC 9457, in one object.
+// Error is the body of every answer with a status of 400 or above. One object has the members that
+// clients of the ngrok API read, and those of RFC 9457.
 type Error struct {
-	Code    string            `json:"error_code"`  // ERR_NGROK_… where such clients test for it, else ERR_…
+	Code    string            `json:"error_code"`  // ERR_NGROK_… for a code of the ngrok API, otherwise ERR_…
 	Status  int               `json:"status_code"` // the HTTP status
-	Msg     string            `json:"msg"`         // what is wrong and what to do
-	Details map[string]string `json:"details"`     // "operation_id", and the message of each field at fault
+	Msg     string            `json:"msg"`         // the fault, and advice to mend it
+	Details map[string]string `json:"details"`     // "operation_id", and a message for each wrong field
 	Type    string            `json:"type"`        // RFC 9457
 	Title   string            `json:"title"`       // RFC 9457
 	Status2 int               `json:"status"`      // RFC 9457: the same as status_code
@@ -33,7 +33,7 @@ func NewError(status int, code, msg string) *Error {
 	return &Error{Status: status, Code: code, Msg: msg}
 }
 
-// field says which field of the request is at fault.
+// field adds the name of the wrong field of the request, unless it is "".
 func (e *Error) field(name string) *Error {
 	if name != "" {
 		e.Details = map[string]string{name: e.Msg}
@@ -42,9 +42,11 @@ func (e *Error) field(name string) *Error {
 	return e
 }
 
+// errNullBoolean is the error for null in place of a boolean, which has no empty value.
 var errNullBoolean = errors.New("must be true or false, not null")
 
-// toError is the one table between what went wrong and what the caller is told.
+// toError converts every error to the answer for the caller. It is the only place that maps errors
+// of the store to statuses and codes.
 func toError(err error) *Error {
 	var e *Error
 	if errors.As(err, &e) {
@@ -54,28 +56,33 @@ func toError(err error) *Error {
 	if errors.As(err, &used) {
 		e = NewError(http.StatusConflict, "ERR_IN_USE", used.Error())
 		e.Details = map[string]string{
-			"last_used_at": used.LastUsedAt.Format(time.RFC3339), "addresses": strings.Join(used.Addresses, ","), "rules": strings.Join(used.Rules, ","),
+			"last_used_at": used.LastUsedAt.Format(time.RFC3339),
+			"addresses":    strings.Join(used.Addresses, ","),
+			"rules":        strings.Join(used.Rules, ","),
 		}
 		return e
 	}
 	var fault *store.Error
 	if !errors.As(err, &fault) {
-		// The machinery broke. The log says how; the caller can only try again.
+		// The database or the disk failed. The log has the cause; the caller can only try
+		// again.
 		reason, full := store.FaultReason(err)
 		if full {
-			return NewError(http.StatusInsufficientStorage, "ERR_STORE_FULL", "the disk of the store is full; nothing was changed, make room first")
+			return NewError(http.StatusInsufficientStorage, "ERR_STORE_FULL",
+				"the disk of the store is full; nothing was changed, make room first")
 		}
 		if reason != "" {
 			reason = ": " + reason
 		}
 		outcome := "nothing was changed, try again later"
 		if errors.Is(err, store.ErrUncertain) {
-			outcome = "whether the change was made is not known, so look before you try again"
+			outcome = "it is not known whether the change was made, so look before you try again"
 		}
-		return NewError(http.StatusServiceUnavailable, "ERR_STORE_UNAVAILABLE", "the store cannot be used right now"+reason+"; "+outcome)
+		return NewError(http.StatusServiceUnavailable, "ERR_STORE_UNAVAILABLE",
+			"the store cannot be used right now"+reason+"; "+outcome)
 	}
 	is := func(kind error) bool { return errors.Is(fault.Kind, kind) }
-	named := fault.Field == "name"
+	named := fault.Field == "name" // clients of the ngrok API expect other codes for the name
 	switch {
 	case is(store.ErrEmpty) && named:
 		e = NewError(http.StatusBadRequest, "ERR_NGROK_4109", fault.Msg)
@@ -97,30 +104,32 @@ func toError(err error) *Error {
 	return e.field(fault.Field)
 }
 
-// WriteError answers with an error under an operation id and logs it. The log
-// of a refusal holds no text of the client's, who may have pasted a secret into
-// the wrong place.
+// WriteError answers with an error under an operation id, and logs it: a status of 500 or above at
+// level error with its cause, others at level debug. The log line of a refusal contains no text of
+// the client, because the client may have pasted a secret into the wrong field.
 func WriteError(w http.ResponseWriter, log *zap.Logger, operation string, err error) {
 	e := *toError(err)
 	details := make(map[string]string)
 	for field, text := range e.Details {
 		details[access.MaskSecrets(field)] = access.MaskSecrets(text)
 	}
-	e.Msg = access.MaskSecrets(e.Msg)   // the client may have pasted a secret into the wrong place
-	details["operation_id"] = operation // even when a field at fault has that name
-	e.Details, e.Type, e.Title, e.Status2, e.Detail = details, "about:blank", http.StatusText(e.Status), e.Status, e.Msg
+	e.Msg = access.MaskSecrets(e.Msg)   // the message may quote a secret that the client sent
+	details["operation_id"] = operation // overwrites a wrong field of that name
+	e.Details = details
+	e.Type, e.Title, e.Status2, e.Detail = "about:blank", http.StatusText(e.Status), e.Status, e.Msg
 	level, cause := zap.DebugLevel, zap.Skip()
 	if e.Status >= 500 {
 		level, cause = zap.ErrorLevel, zap.Error(err)
 	}
 	if c := log.Check(level, "request refused"); c != nil {
-		c.Write(zap.String("operation_id", operation), zap.Int("status", e.Status), zap.String("code", e.Code), cause)
+		c.Write(zap.String("operation_id", operation), zap.Int("status", e.Status),
+			zap.String("code", e.Code), cause)
 	}
 	h := w.Header()
 	h.Set(OperationHeader, operation)
 	h.Set("Content-Type", "application/problem+json")
 	if e.Status == http.StatusServiceUnavailable || e.Code == "ERR_BUSY" {
-		h.Set("Retry-After", "5")
+		h.Set("Retry-After", "5") // seconds; maxTurn is 5 seconds as well
 	}
 	w.WriteHeader(e.Status)
 	_ = json.NewEncoder(w).Encode(e) // the client may be gone

@@ -15,65 +15,104 @@ import (
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
-// ExplainInput is a question: about a request that a service user might make, or
-// about a decision that this node has made and still remembers.
+// ExplainInput describes a request that a service user might make, or names a decision that this
+// node made and still remembers.
 type ExplainInput struct {
-	DecisionID    string            `json:"decision_id,omitzero"`     // of the Service-User-Decision-Id header of a refusal; stands alone
-	ServiceUserID string            `json:"service_user_id,omitzero"` // who would ask
-	TokenID       string            `json:"token_id,omitzero"`        // "" is a token that is not restricted to some groups
-	Method        string            `json:"method,omitzero"`          // such as GET
-	URL           string            `json:"url,omitzero"`             // a path, or an absolute URL when rules name hosts
-	RemoteIP      string            `json:"remote_ip,omitzero"`       // for conditions and allowed_ips; "" is any
-	Headers       map[string]string `json:"headers,omitzero"`         // for conditions
+	// the id in the header Service-User-Decision-Id of a refusal; no other field may be set
+	// with it
+	DecisionID string `json:"decision_id,omitzero"`
+	// the service user that would make the request
+	ServiceUserID string `json:"service_user_id,omitzero"`
+	// the token for the request; "" means a token that is not narrowed to permission groups
+	TokenID string `json:"token_id,omitzero"`
+	// the method of the request, such as GET
+	Method string `json:"method,omitzero"`
+	// a path, or an absolute URL if rules name hosts
+	URL string `json:"url,omitzero"`
+	// the address of the client, for conditions and allowed_ips; "" matches every allowed_ips
+	RemoteIP string `json:"remote_ip,omitzero"`
+	// the headers of the request, for conditions
+	Headers map[string]string `json:"headers,omitzero"`
 }
 
-// Explanation is the answer: the verdict, and how it came about.
+// Explanation is a decision with its reason, and with the rules that were considered for it.
 type Explanation struct {
-	Decision        string           `json:"decision"`              // "allow" or "deny"
-	Reason          string           `json:"reason"`                // a word, as in logs and metrics
-	Detail          string           `json:"detail"`                // the same in a sentence
-	ServiceUserID   string           `json:"service_user_id"`       // who asks
-	Method          string           `json:"method"`                // of the request
-	Host            string           `json:"host"`                  // of the request; "" when none was given
-	Path            string           `json:"path"`                  // of the request, decoded
-	Rule            *Rule            `json:"rule"`                  // that decided
-	PermissionGroup *GroupRef        `json:"permission_group"`      // that the rule belongs to
-	Source          string           `json:"source"`                // how the service user came into it: name, condition, default
-	Considered      []ConsideredRule `json:"considered"`            // every rule, those that apply first, then by how close they come
-	Nearest         *ConsideredRule  `json:"nearest"`               // the allow that comes closest, when it is refused
-	Grant           *Grant           `json:"grant"`                 // the smallest change that would allow it
-	Revision        int64            `json:"revision"`              // of the store that the answer rests on
-	DecisionID      string           `json:"decision_id,omitempty"` // of the decision that was asked for
-	DecidedAt       *time.Time       `json:"decided_at,omitempty"`  // when it was made
-	Now             string           `json:"now,omitempty"`         // what would be decided today, when it is not the same
+	// "allow" or "deny"
+	Decision string `json:"decision"`
+	// the reason as one word, as in logs and metrics
+	Reason string `json:"reason"`
+	// the reason in a sentence
+	Detail string `json:"detail"`
+	// the service user that makes the request
+	ServiceUserID string `json:"service_user_id"`
+	// the method of the request
+	Method string `json:"method"`
+	// the host of the request; "" if the URL had none
+	Host string `json:"host"`
+	// the path of the request, decoded
+	Path string `json:"path"`
+	// the rule that decided; null if none did
+	Rule *Rule `json:"rule"`
+	// the permission group of that rule
+	PermissionGroup *GroupRef `json:"permission_group"`
+	// the way in which the service user is a member of that group: name, condition, default or
+	// doubt
+	Source string `json:"source"`
+	// every rule of the groups of the service user: first the rules that apply, then those that
+	// match the request most closely
+	Considered []ConsideredRule `json:"considered"`
+	// for a refusal, the allow that matches the request most closely
+	Nearest *ConsideredRule `json:"nearest"`
+	// for a refusal, the smallest change that would allow the request; null if a deny refuses
+	// it or the service user cannot authenticate
+	Grant *Grant `json:"grant"`
+	// the revision of the store that the decision was made on
+	Revision int64 `json:"revision"`
+	// the id of the decision; only if the request named one
+	DecisionID string `json:"decision_id,omitempty"`
+	// the time of the decision; only if the request named one
+	DecidedAt *time.Time `json:"decided_at,omitempty"`
+	// the decision for the same request today; only if it differs from the one at decided_at
+	Now string `json:"now,omitempty"`
 }
 
 // GroupRef names a permission group.
 type GroupRef struct {
-	ID   string      `json:"id"`                // group_…
-	URI  string      `json:"uri"`               // its path in this API
-	Name string      `json:"name"`              // unique
-	Mode access.Mode `json:"mode" empty:"true"` // observe neither grants nor refuses; "": it was deleted since
+	// group_…
+	ID string `json:"id"`
+	// the path of the group in this API
+	URI string `json:"uri"`
+	// unique
+	Name string `json:"name"`
+	// a group in mode observe neither grants nor refuses requests; "" if the group was deleted
+	// since
+	Mode access.Mode `json:"mode" empty:"true"`
 }
 
-// ConsideredRule is a rule with what keeps it from applying.
+// ConsideredRule is a rule, with the reason if it does not decide.
 type ConsideredRule struct {
-	Rule            Rule     `json:"rule"`             // the rule
-	PermissionGroup GroupRef `json:"permission_group"` // that the rule belongs to
-	Source          string   `json:"source"`           // how the service user came into it: name, condition, default
-	Applies         bool     `json:"applies"`          // whether it covers the request
-	Why             string   `json:"why"`              // why it does not apply, or does not decide
+	// the rule
+	Rule Rule `json:"rule"`
+	// the permission group of the rule
+	PermissionGroup GroupRef `json:"permission_group"`
+	// the way in which the service user is a member of that group: name, condition, default or
+	// doubt
+	Source string `json:"source"`
+	// whether the rule covers the request
+	Applies bool `json:"applies"`
+	// the reason if the rule does not apply, or applies and does not decide
+	Why string `json:"why"`
 }
 
-// Grant is what would allow a request: a rule to add to a group of the service
-// user, or membership in one of the groups, which allow it already.
+// Grant shows two ways to allow a request: add the rule to a group of the service user, or make the
+// service user a member of one of the permission groups.
 type Grant struct {
-	Rule             string     `json:"rule"`              // in its one-line form
-	PermissionGroups []GroupRef `json:"permission_groups"` // that allow it already
+	Rule             string     `json:"rule"`              // the smallest rule that allows the request, as one line
+	PermissionGroups []GroupRef `json:"permission_groups"` // the groups that allow the request already
 }
 
-// explain answers why a request is allowed or refused: one that a service user
-// might make, or one that was decided.
+// explain shows why a request is allowed or refused. The request is one that a service user might
+// make, or one that this node decided.
 func (a *API) explain(c *call, in ExplainInput) (Explanation, error) {
 	done, err := a.heavy.take(c.Context(), c.by.Name)
 	if err != nil {
@@ -100,64 +139,79 @@ func (a *API) explain(c *call, in ExplainInput) (Explanation, error) {
 	for name, value := range in.Headers {
 		key := textproto.CanonicalMIMEHeaderKey(name)
 		if action.Header[key] != nil {
-			return Explanation{}, invalidField("headers."+key, "stands there twice, in upper and in lower case")
+			return Explanation{}, invalidField("headers."+key, "appears twice, in upper and in lower case")
 		}
 		action.Header[key] = []string{value}
 	}
 	d := a.store.Directory()
-	p, why := d.Principal(in.ServiceUserID, in.TokenID, action.Address, action.Now)
+	p, reason := d.Principal(in.ServiceUserID, in.TokenID, action.Address, action.Now)
 	if p.ID() == "" {
-		return Explanation{}, invalidField("token_id", "the service user has no such token, or it was revoked long ago")
+		return Explanation{}, invalidField("token_id",
+			"the service user has no such token, or it was revoked long ago")
 	}
-	out := Explanation{ServiceUserID: in.ServiceUserID, Method: action.Method, Host: action.Host, Path: action.Path, Considered: []ConsideredRule{}, Revision: d.Revision()}
+	out := Explanation{
+		ServiceUserID: in.ServiceUserID, Method: action.Method, Host: action.Host, Path: action.Path,
+		Considered: []ConsideredRule{}, Revision: d.Revision(),
+	}
 	if !problem.OK() {
-		out.Decision, out.Reason, out.Detail = "deny", "ambiguous", "the request is refused with status "+fmt.Sprint(problem.Status)+" before any rule is read: "+problem.Advice()
+		out.Decision, out.Reason = "deny", "ambiguous"
+		out.Detail = fmt.Sprintf("the request is refused with status %d before any rule is read: %s",
+			problem.Status, problem.Advice())
 		return out, nil
 	}
 	a.fill(c, &out, d.Explain(p, action, c.sees))
-	if why != access.Granted {
-		out.Decision, out.Reason, out.Detail = "deny", why.String(), "it cannot authenticate: "+reasonText[why]
-		out.Rule, out.PermissionGroup, out.Source, out.Grant = nil, nil, "", nil // no rule decides, and none would help
+	if reason != access.Granted {
+		out.Decision, out.Reason = "deny", reason.String()
+		out.Detail = "it cannot authenticate: " + reasonText[reason]
+		// No rule decides, and no further rule would help.
+		out.Rule, out.PermissionGroup, out.Source, out.Grant = nil, nil, "", nil
 	}
 	return out, nil
 }
 
-// explainDecision tells about a decision of the past. It may be about anybody, so
-// it is for admins.
+// explainDecision explains a decision of the past. It requires the role admin, because the decision
+// may be about any service user.
 func (a *API) explainDecision(c *call, in ExplainInput) (Explanation, error) {
-	if in.ServiceUserID != "" || in.TokenID != "" || in.Method != "" || in.URL != "" || in.RemoteIP != "" || in.Headers != nil {
-		return Explanation{}, invalidField("decision_id", "stands alone: the decision knows the rest")
+	if in.ServiceUserID != "" || in.TokenID != "" || in.Method != "" || in.URL != "" || in.RemoteIP != "" ||
+		in.Headers != nil {
+		return Explanation{}, invalidField("decision_id",
+			"must be the only field: the decision determines the others")
 	}
 	if c.by.Scope != nil {
-		return Explanation{}, &store.Error{Kind: store.ErrNotAllowed, Msg: "only an admin may ask for a decision"}
+		msg := "only an admin may ask for a decision"
+		return Explanation{}, &store.Error{Kind: store.ErrNotAllowed, Msg: msg}
 	}
 	r, ok := a.recall.Decision(in.DecisionID)
 	if !ok {
-		return Explanation{}, NewError(http.StatusNotFound, "ERR_NOT_FOUND", "this decision is not remembered: the node that made it keeps the last ones in memory until it ends")
+		return Explanation{}, NewError(http.StatusNotFound, "ERR_NOT_FOUND",
+			"this decision is not remembered: each node keeps its latest decisions in memory until it ends")
 	}
 	d := a.store.Directory()
 	at := r.At.UTC()
 	out := Explanation{
-		ServiceUserID: r.UserID, Method: r.Action.Method, Host: r.Action.Host, Path: access.PlainPath(r.Action.Path),
+		ServiceUserID: r.UserID, Method: r.Action.Method, Host: r.Action.Host,
+		Path:       access.PlainPath(r.Action.Path),
 		Considered: []ConsideredRule{}, DecisionID: r.ID, DecidedAt: &at,
 	}
-	now := "deny"
-	if p, why := d.Principal(r.UserID, r.TokenID, r.Action.Address, a.store.Now().Unix()); p.ID() != "" {
+	now := "deny" // also if the service user or the token is gone
+	if p, reason := d.Principal(r.UserID, r.TokenID, r.Action.Address, a.store.Now().Unix()); p.ID() != "" {
 		e := d.Explain(p, r.Action, c.sees)
 		a.fill(c, &out, e)
-		// Headers are not kept; that a condition misses one must not look as if
-		// something had changed.
+		// The recalled action has no headers, so a condition on a header can come out
+		// differently today. At an unchanged revision such a difference must not look like
+		// a change.
 		changed := d.Revision() != r.Revision
-		if e.Allowed() && why == access.Granted && changed {
+		if e.Allowed() && reason == access.Granted && changed {
 			now = "allow"
 		}
-		if why != access.Granted || r.Reason == access.DeniedByRule && !changed {
+		if reason != access.Granted || r.Reason == access.DeniedByRule && !changed {
 			out.Grant = nil
 		}
 	}
 	out.Revision = r.Revision
 	out.Decision, out.Reason, out.Detail = verdict(r.Reason), r.Reason.String(), reasonText[r.Reason]
-	out.Rule, out.PermissionGroup, out.Source = nil, nil, "" // of today
+	// fill set these from the rules of today. The answer shows the rule of the past.
+	out.Rule, out.PermissionGroup, out.Source = nil, nil, ""
 	if r.Rule.Path != "" {
 		rule := showRule(r.Group, r.Rule)
 		out.Rule = &rule
@@ -172,12 +226,13 @@ func (a *API) explainDecision(c *call, in ExplainInput) (Explanation, error) {
 	return out, nil
 }
 
-// sees reports whether the actor may see a group.
+// sees reports whether the actor may see a group: an admin sees all, a manager those of its scope.
 func (c *call) sees(g *access.Group) bool {
 	return c.by.Scope == nil || slices.Contains(c.by.Scope.Groups, g.ID)
 }
 
-// fill writes an explanation of the engine in the form of the API.
+// fill copies an explanation of package access into out. It leaves out the rule that decided if the
+// actor may not see its group.
 func (a *API) fill(c *call, out *Explanation, e access.Explanation) {
 	out.Decision, out.Reason, out.Detail = verdict(e.Reason), e.Reason.String(), reasonText[e.Reason]
 	for _, r := range e.Considered {
@@ -210,7 +265,7 @@ func verdict(r access.Reason) string {
 	return "deny"
 }
 
-// reasonText says what the reasons mean.
+// reasonText is the sentence for each reason.
 var reasonText = map[access.Reason]string{
 	access.Granted:      "a rule allows it",
 	access.NoRule:       "no rule allows it",
@@ -236,8 +291,9 @@ func invalidField(name, msg string) *Error {
 	return NewError(http.StatusBadRequest, "ERR_INVALID_VALUE", msg).field(name)
 }
 
-// action reads a request out of words. A problem is what the data path would
-// refuse it for.
+// action builds an action from the texts of a query or body. problem is the reason for which the
+// data path would refuse the request before any rule, such as a path with "..". err is for texts
+// that no request can have.
 func (a *API) action(method, target, remoteIP string) (action access.Action, problem access.Problem, err error) {
 	action = access.Action{Method: method, Now: a.store.Now().Unix()}
 	if problem = access.CheckMethod(method); method == "" || problem.Status == http.StatusBadRequest {
@@ -259,7 +315,9 @@ func (a *API) action(method, target, remoteIP string) (action access.Action, pro
 		}
 	}
 	if !strings.HasPrefix(target, "/") {
-		return action, problem, invalidField("url", "is neither a path such as /v1/people/7 nor an absolute URL such as https://api.example.com/v1/people/7")
+		return action, problem, invalidField("url",
+			"is neither a path such as /v1/people/7 nor an absolute URL such as "+
+				"https://api.example.com/v1/people/7")
 	}
 	action.Path = target
 	path, bad := access.CheckTarget(target)
@@ -273,22 +331,24 @@ func (a *API) action(method, target, remoteIP string) (action access.Action, pro
 	return action, problem, nil
 }
 
-// Access is what a service user may do, with where it comes from.
+// Access shows the rules that apply to a service user, by permission group.
 type Access struct {
-	ServiceUserID    string        `json:"service_user_id"`   // whose access it is
-	PermissionGroups []AccessGroup `json:"permission_groups"` // that it is in, whatever it came in by
+	ServiceUserID    string        `json:"service_user_id"`   // the service user
+	PermissionGroups []AccessGroup `json:"permission_groups"` // all groups of the service user, from any source
 	URI              string        `json:"uri"`               // the path of this answer
 }
 
-// AccessGroup is a permission group that a service user is in, with all rules
-// that hold through it.
+// AccessGroup is a permission group of a service user, with the rules that apply through it.
 type AccessGroup struct {
 	GroupRef
-	Source string `json:"source"` // name, condition, default; doubt: its condition cannot be evaluated, so only its denies hold
-	Rules  []Rule `json:"rules"`  // that hold for the service user
+	// the way in which the service user is a member: name, condition or default; doubt if the
+	// condition cannot be evaluated, so that only the denies of the group apply
+	Source string `json:"source"`
+	// the rules that apply to the service user
+	Rules []Rule `json:"rules"`
 }
 
-// access shows the permission groups that a service user is in, with their rules.
+// access returns the permission groups of a service user, with the rules that apply through them.
 func (a *API) access(c *call, _ None) (Access, error) {
 	id, err := c.id("id", "service")
 	if err != nil {
@@ -318,34 +378,34 @@ func (a *API) access(c *call, _ None) (Access, error) {
 	return out, nil
 }
 
-// WhoCanQuery is a request that somebody might make.
+// WhoCanQuery describes a request that a service user might make.
 type WhoCanQuery struct {
 	ListQuery
-	Method   string `query:"method" required:"true"` // such as GET
-	URL      string `query:"url" required:"true"`    // a path, or an absolute URL when rules name hosts
-	RemoteIP string `query:"remote_ip"`              // for conditions and allowed_ips; absent is any
+	Method   string `query:"method" required:"true"` // the method of the request, such as GET
+	URL      string `query:"url" required:"true"`    // a path, or an absolute URL if rules name hosts
+	RemoteIP string `query:"remote_ip"`              // the address of the client; absent matches every allowed_ips
 }
 
 // WhoCan lists the service users that may make a request.
 type WhoCan struct {
-	ServiceUsers []WhoCanUser `json:"service_users"` // the newest first
+	ServiceUsers []WhoCanUser `json:"service_users"` // newest first
 	Page
 }
 
-// WhoCanUser is one of them, with the rule that lets it.
+// WhoCanUser is a service user that may make the request, with the rule that allows it.
 type WhoCanUser struct {
 	ID              string    `json:"id"`               // service_…
-	URI             string    `json:"uri"`              // its path in this API
+	URI             string    `json:"uri"`              // the path of the service user in this API
 	Name            string    `json:"name"`             // unique
-	Rule            *Rule     `json:"rule"`             // that lets it; null: out of your reach
-	PermissionGroup *GroupRef `json:"permission_group"` // that the rule belongs to; null: out of your reach
+	Rule            *Rule     `json:"rule"`             // the rule that allows it; null if you may not see the rule
+	PermissionGroup *GroupRef `json:"permission_group"` // the group of the rule; null if you may not see the rule
 }
 
-// maxWhoCan bounds how long one request looks for who can make another: conditions cost
-// some 10 ms for each service user at worst.
+// maxWhoCan limits the time for one who_can request. The conditions for one service user take up to
+// 10 ms or so.
 const maxWhoCan = 5 * time.Second
 
-// whoCan lists the service users that may make a request, the newest first.
+// whoCan lists the service users that may make a request, newest first.
 func (a *API) whoCan(c *call, q WhoCanQuery) (WhoCan, error) {
 	limit, err := q.limit()
 	if err != nil {
@@ -367,7 +427,7 @@ func (a *API) whoCan(c *call, q WhoCanQuery) (WhoCan, error) {
 	list := []WhoCanUser{}
 	d := a.store.Directory()
 	var users []*access.User
-	if problem.OK() {
+	if problem.OK() { // no service user can make a request that is refused before any rule
 		d.Users(func(u *access.User) {
 			if (before == "" || u.ID < before) && (c.by.Scope == nil || c.by.Scope.Shares(u.Teams)) {
 				users = append(users, u)
@@ -375,19 +435,22 @@ func (a *API) whoCan(c *call, q WhoCanQuery) (WhoCan, error) {
 		})
 		slices.SortFunc(users, func(a, b *access.User) int { return strings.Compare(b.ID, a.ID) })
 	}
-	late := time.Now().Add(maxWhoCan)
+	deadline := time.Now().Add(maxWhoCan)
 	for _, u := range users {
 		if len(list) > limit {
-			break // nobody looks further than this page
+			break // one more than the page: there is a next page
 		}
 		if err := context.Cause(c.Context()); err != nil {
 			return WhoCan{}, err
 		}
-		if time.Now().After(late) {
-			return WhoCan{}, NewError(http.StatusBadRequest, "ERR_TOO_COSTLY", "the conditions of rules for this path take too long for so many service users; ask about some of them by explain, or make the conditions simpler").field("url")
+		if time.Now().After(deadline) {
+			return WhoCan{}, NewError(http.StatusBadRequest, "ERR_TOO_COSTLY",
+				"the conditions of rules for this path take too long for so many service users; "+
+					"ask about some of them by explain, or make the conditions simpler").
+				field("url")
 		}
-		p, why := d.Principal(u.ID, "", action.Address, action.Now)
-		if why != access.Granted {
+		p, reason := d.Principal(u.ID, "", action.Address, action.Now)
+		if reason != access.Granted {
 			continue
 		}
 		decision := d.Authorize(p, action)
@@ -410,39 +473,50 @@ func (a *API) whoCan(c *call, q WhoCanQuery) (WhoCan, error) {
 	return WhoCan{list, page(c, more, last, limit)}, nil
 }
 
-// WouldDenyQuery chooses what observe mode has counted.
+// WouldDenyQuery chooses counts of observe mode.
 type WouldDenyQuery struct {
-	Would         access.Effect `query:"would" default:"deny"` // what enforcing would have done
-	ServiceUserID string        `query:"service_user_id"`      // only of this one
+	Would         access.Effect `query:"would" default:"deny"` // the decision of mode enforce: deny or allow
+	ServiceUserID string        `query:"service_user_id"`      // only requests of this service user
 }
 
-// WouldDenyList is what observe mode has counted on this node since it began, the
-// most frequent first.
+// WouldDenyList is the list of counts of observe mode on this node, since the node started or its
+// counts were reset.
 type WouldDenyList struct {
-	WouldDeny  []WouldDeny `json:"would_deny"`  // the most frequent first
-	NotCounted int64       `json:"not_counted"` // requests of further kinds, when there were too many
+	WouldDeny  []WouldDeny `json:"would_deny"`  // most frequent first
+	NotCounted int64       `json:"not_counted"` // the number of requests that exceeded the limit of kinds
 	Page
 }
 
-// WouldDeny counts requests of one kind that enforcing would have decided
-// otherwise.
+// WouldDeny counts requests of one kind that mode enforce would have decided differently.
 type WouldDeny struct {
-	ServiceUserID   string        `json:"service_user_id"`  // who asked
-	Name            string        `json:"name"`             // of the service user
-	Method          string        `json:"method"`           // of the requests
-	Path            string        `json:"path"`             // a pattern; parts that look like ids are parameters
-	Example         string        `json:"example"`          // the path of the last one
-	Would           access.Effect `json:"would"`            // "deny" or "allow"
-	PermissionGroup *GroupRef     `json:"permission_group"` // that observes; null: the handler does
-	RuleID          string        `json:"rule_id"`          // that would have decided; "": no rule allows it
-	Count           int64         `json:"count"`            // how many there were
-	FirstAt         time.Time     `json:"first_at"`         // when the first one came
-	LastAt          time.Time     `json:"last_at"`          // when the last one came
-	Grant           string        `json:"grant"`            // the smallest rule that would allow it; "" when a deny stands in the way
+	// the service user that made the requests
+	ServiceUserID string `json:"service_user_id"`
+	// the name of the service user
+	Name string `json:"name"`
+	// the method of the requests
+	Method string `json:"method"`
+	// a pattern for the paths of the requests; segments that look like ids are parameters
+	Path string `json:"path"`
+	// the path of the last request
+	Example string `json:"example"`
+	// the decision of mode enforce: "deny" or "allow"
+	Would access.Effect `json:"would"`
+	// the group in mode observe; null if the site is in mode observe
+	PermissionGroup *GroupRef `json:"permission_group"`
+	// the id of the rule that would have decided; "" if no rule allows the requests
+	RuleID string `json:"rule_id"`
+	// the number of requests
+	Count int64 `json:"count"`
+	// the time of the first request
+	FirstAt time.Time `json:"first_at"`
+	// the time of the last request
+	LastAt time.Time `json:"last_at"`
+	// the smallest rule that would allow the requests; "" if a rule would decide them already
+	Grant string `json:"grant"`
 }
 
-// wouldDeny lists what observe mode has counted: requests that enforcing would
-// have decided otherwise.
+// wouldDeny lists requests that observe mode has counted because mode enforce would have decided
+// them differently.
 func (a *API) wouldDeny(c *call, q WouldDenyQuery) (WouldDenyList, error) {
 	effect := cmp.Or(q.Would, access.Deny)
 	if effect != access.Deny && effect != access.Allow {
@@ -456,20 +530,22 @@ func (a *API) wouldDeny(c *call, q WouldDenyQuery) (WouldDenyList, error) {
 	d := a.store.Directory()
 	for _, o := range counted {
 		u, ok := d.User(o.UserID)
-		if o.Effect != effect || q.ServiceUserID != "" && o.UserID != q.ServiceUserID || !ok || c.by.Scope != nil && !c.by.Scope.Shares(u.Teams) {
+		if o.Effect != effect || q.ServiceUserID != "" && o.UserID != q.ServiceUserID ||
+			!ok || c.by.Scope != nil && !c.by.Scope.Shares(u.Teams) {
 			continue
 		}
 		w := WouldDeny{
-			ServiceUserID: o.UserID, Name: u.Name, Method: o.Method, Path: o.Pattern, Example: o.Path, Would: o.Effect, RuleID: o.RuleID,
-			Count: o.Count, FirstAt: o.First.UTC().Truncate(time.Second), LastAt: o.Last.UTC().Truncate(time.Second),
+			ServiceUserID: o.UserID, Name: u.Name, Method: o.Method, Path: o.Pattern, Example: o.Path,
+			Would: o.Effect, RuleID: o.RuleID, Count: o.Count,
+			FirstAt: o.First.UTC().Truncate(time.Second), LastAt: o.Last.UTC().Truncate(time.Second),
 		}
-		if o.RuleID == "" {
+		if o.RuleID == "" { // otherwise a rule decides, and a further allow would not change that
 			w.Grant = o.Grant()
 		}
 		if o.GroupID != "" {
 			g, ok := d.Group(o.GroupID)
 			if !ok || !c.sees(g) {
-				continue // deleted, so that nothing will come of it, or out of reach
+				continue // the group was deleted and will not be enforced, or the actor may not see it
 			}
 			ref := refTo(g)
 			w.PermissionGroup = &ref
@@ -479,10 +555,11 @@ func (a *API) wouldDeny(c *call, q WouldDenyQuery) (WouldDenyList, error) {
 	return list, nil
 }
 
-// forgetWouldDeny begins to count again.
+// forgetWouldDeny resets the counts of observe mode on this node to zero. It requires the role
+// admin.
 func (a *API) forgetWouldDeny(c *call, _ None) (None, error) {
 	if c.by.Scope != nil {
-		return None{}, &store.Error{Kind: store.ErrNotAllowed, Msg: "only an admin may begin to count again"}
+		return None{}, &store.Error{Kind: store.ErrNotAllowed, Msg: "only an admin may reset the counts"}
 	}
 	a.recall.ForgetObserved()
 	return None{}, nil

@@ -316,7 +316,7 @@ func TestExplainStrict(t *testing.T) {
 	const noURL = `400 ERR_INVALID_VALUE [url] is neither a path such as /v1/people/7 nor an absolute URL such as https://api.example.com/v1/people/7`
 	const noMethod = `400 ERR_INVALID_VALUE [method] is not a method such as GET`
 	const noHost = `400 ERR_INVALID_VALUE [url] the Host must be a name of letters, digits, "-", "_" and dots, or an IP address, with an optional port`
-	const alone = `400 ERR_INVALID_VALUE [decision_id] stands alone: the decision knows the rest`
+	const alone = `400 ERR_INVALID_VALUE [decision_id] must be the only field: the decision determines the others`
 	s.run(
 		r(post+`{}`, `400 ERR_INVALID_VALUE [service_user_id] name a service user, or a decision_id`),
 		r(`POST /service_users/explain`, `400 ERR_INVALID_VALUE [service_user_id] name a service user, or a decision_id`),
@@ -356,14 +356,14 @@ func TestExplainStrict(t *testing.T) {
 		r(post+`{`+user+`"method":"GET","url":"/","token_id":"token_0"}`, `400 ERR_INVALID_VALUE [token_id] the service user has no such token, or it was revoked long ago`),
 		r(post+`{`+user+`"method":"GET","url":"/","token_id":"token_2"}`, `400 ERR_INVALID_VALUE [token_id] the service user has no such token, or it was revoked long ago`),
 		r(post+`{`+user+`"method":"GET","url":"/","token_id":"csu_1"}`, `400 ERR_INVALID_VALUE [token_id] the service user has no such token, or it was revoked long ago`),
-		r(post+`{`+user+`"method":"GET","url":"/","headers":{"X-Env":"a","x-env":"b"}}`, `400 ERR_INVALID_VALUE [headers.X-Env] stands there twice, in upper and in lower case`),
+		r(post+`{`+user+`"method":"GET","url":"/","headers":{"X-Env":"a","x-env":"b"}}`, `400 ERR_INVALID_VALUE [headers.X-Env] appears twice, in upper and in lower case`),
 		r(post+`{`+user+`"method":"GET","url":"/","headers":{"X-Env":["a","b"]}}`, `400 ERR_INVALID_VALUE [headers.X-Env] must not be a JSON array`),
 		r(post+`{`+user+`"method":"GET","url":"/","headers":["X-Env: a"]}`, `400 ERR_INVALID_VALUE [headers] must not be a JSON array`),
 		r(post+`{`+user+`"method":"GET","path":"/"}`, `400 ERR_NGROK_214 [path] there is no such field`),
 		r(post+`{`+user+`"method":"GET","url":"/","now":"t+1s"}`, `400 ERR_NGROK_214 [now] there is no such field`),
 		r(`POST /service_users/explain?method=GET {}`, `400 ERR_NGROK_231 [method] there is no such query parameter`),
 
-		r(post+`{"decision_id":"decision_x"}`, `404 ERR_NOT_FOUND this decision is not remembered: the node that made it keeps the last ones in memory until it ends`),
+		r(post+`{"decision_id":"decision_x"}`, `404 ERR_NOT_FOUND this decision is not remembered: each node keeps its latest decisions in memory until it ends`),
 		r(post+`{"decision_id":"decision_x","service_user_id":"service_1"}`, alone),
 		r(post+`{"decision_id":"decision_x","token_id":"token_1"}`, alone),
 		r(post+`{"decision_id":"decision_x","method":"GET"}`, alone),

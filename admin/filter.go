@@ -24,20 +24,22 @@ import (
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
-// A filter is an expression in CEL over obj, a service user as the API shows it,
-// and now. Times are timestamps, or null when there is none. As in the ngrok API,
-// a timestamp has subtract("7d").
+// A filter is a CEL expression with two variables: obj, a service user with the fields that the API
+// shows, and now. A time is a timestamp, or null if it is not set. As in the ngrok API, a timestamp
+// has the method subtract("7d").
 
-// The bounds of a filter. Costs are in the units of CEL; a unit takes some 250 ns
-// at most, since [filterCosts] corrects those of CEL.
+// The limits of a filter. Costs are in units of CEL. [filterCosts] corrects the costs that CEL
+// underestimates, so that one unit takes at most 250 ns or so.
 const (
-	maxFilterBytes = 2000      // of its text
-	maxFilterSize  = 2000      // instructions of a pattern, entries of a list that is put together
-	maxFilterText  = 10_000    // characters of a text that is put together
-	filterRow      = 20        // what it costs to look at a service user at all
-	filterCost     = 10_000    // of one service user
-	filterBudget   = 6_000_000 // of all service users of one request
+	maxFilterBytes = 2000      // length of the expression
+	maxFilterSize  = 2000      // instructions of a pattern; entries of a list that the filter builds
+	maxFilterText  = 10_000    // characters of a text that the filter builds
+	filterRow      = 20        // cost of one service user, without the expression
+	filterCost     = 10_000    // cost of the expression for one service user
+	filterBudget   = 6_000_000 // cost of one request, for all service users: some 2 seconds of a core
 )
+
+// filterEnv is the language of filters: its variables and functions.
 
 var filterEnv = sync.OnceValue(func() *cel.Env {
 	env, err := cel.NewEnv(
@@ -46,7 +48,8 @@ var filterEnv = sync.OnceValue(func() *cel.Env {
 		cel.OptionalTypes(),
 		ext.Strings(),
 		cel.ExtendedValidations(),
-		cel.Function("subtract", cel.MemberOverload("timestamp_subtract_string", []*cel.Type{cel.TimestampType, cel.StringType}, cel.TimestampType,
+		cel.Function("subtract", cel.MemberOverload("timestamp_subtract_string",
+			[]*cel.Type{cel.TimestampType, cel.StringType}, cel.TimestampType,
 			cel.BinaryBinding(func(at, span ref.Val) ref.Val {
 				d, err := ParseDuration(string(span.(types.String)))
 				if err != nil {
@@ -61,15 +64,17 @@ var filterEnv = sync.OnceValue(func() *cel.Env {
 	return env
 })
 
-// filterFields are the fields of obj.
+// filterFields returns the fields of obj for a service user.
 func filterFields(u *store.ServiceUser) map[string]any {
 	labels := make(map[string]string, len(u.Labels))
 	maps.Copy(labels, u.Labels)
 	return map[string]any{
-		"id": u.ID, "name": u.Name, "display_name": u.DisplayName, "description": u.Description, "owner": u.Owner, "alias": u.Alias,
-		"active": u.Active, "role": string(u.Role), "teams": some(u.Teams), "labels": labels, "allowed_ips": some(u.AllowedIPs),
-		"created_at": filterTime(u.CreatedAt), "updated_at": filterTime(u.UpdatedAt), "expires_at": filterTime(u.ExpiresAt),
-		"last_active_at": filterTime(u.LastActiveAt), "created_by": u.CreatedBy,
+		"id": u.ID, "name": u.Name, "display_name": u.DisplayName, "description": u.Description,
+		"owner": u.Owner, "alias": u.Alias, "active": u.Active, "role": string(u.Role),
+		"teams": nonNil(u.Teams), "labels": labels, "allowed_ips": nonNil(u.AllowedIPs),
+		"created_at": filterTime(u.CreatedAt), "updated_at": filterTime(u.UpdatedAt),
+		"expires_at": filterTime(u.ExpiresAt), "last_active_at": filterTime(u.LastActiveAt),
+		"created_by": u.CreatedBy,
 	}
 }
 
@@ -80,10 +85,13 @@ func filterTime(t time.Time) any {
 	return t
 }
 
-// compileFilter returns a filter for one list, which ends with ctx.
+// compileFilter compiles the filter of one request. The returned function reports whether a service
+// user meets the filter. It counts the cost of all its calls, and fails when ctx ends or the budget
+// of the request is spent. It must not be called concurrently.
 func compileFilter(ctx context.Context, text string, now time.Time) (func(*store.ServiceUser) (bool, error), error) {
 	bad := func(format string, args ...any) error {
-		return NewError(http.StatusBadRequest, "invalid_cel_expression", fmt.Sprintf(format, args...)).field("filter")
+		msg := fmt.Sprintf(format, args...)
+		return NewError(http.StatusBadRequest, "invalid_cel_expression", msg).field("filter")
 	}
 	if len(text) > maxFilterBytes {
 		return nil, bad("has %d bytes, at most %d are allowed", len(text), maxFilterBytes)
@@ -105,20 +113,24 @@ func compileFilter(ctx context.Context, text string, now time.Time) (func(*store
 	}
 	fields := filterFields(new(store.ServiceUser))
 	if unknown := unknownField(ast.NativeRep().Expr(), fields); unknown != "" {
-		return nil, bad("obj has no %q; it has %s", unknown, strings.Join(slices.Sorted(maps.Keys(fields)), ", "))
+		known := strings.Join(slices.Sorted(maps.Keys(fields)), ", ")
+		return nil, bad("obj has no %q; it has %s", unknown, known)
 	}
 	costs := filterCosts{}
 	if problem := costs.check(ast.NativeRep()); problem != "" {
 		return nil, bad("%s", problem)
 	}
-	program, err := env.Program(ast, cel.EvalOptions(cel.OptOptimize), cel.CostTracking(costs), cel.CostLimit(filterCost), cel.InterruptCheckFrequency(100))
+	program, err := env.Program(ast, cel.EvalOptions(cel.OptOptimize), cel.CostTracking(costs),
+		cel.CostLimit(filterCost), cel.InterruptCheckFrequency(100))
 	if err != nil {
 		return nil, bad("%s", err)
 	}
 	left := filterBudget
 	return func(u *store.ServiceUser) (bool, error) {
-		out, details, err := program.ContextEval(ctx, map[string]any{"obj": filterFields(u), "now": types.Timestamp{Time: now.UTC()}})
-		cost := uint64(filterCost)
+		out, details, err := program.ContextEval(ctx, map[string]any{
+			"obj": filterFields(u), "now": types.Timestamp{Time: now.UTC()},
+		})
+		cost := uint64(filterCost) // an evaluation that reports no cost counts in full
 		if details != nil && details.ActualCost() != nil {
 			cost = min(*details.ActualCost(), cost)
 		}
@@ -129,9 +141,10 @@ func compileFilter(ctx context.Context, text string, now time.Time) (func(*store
 		case err != nil && strings.Contains(err.Error(), "cost limit"):
 			return false, bad("costs too much for %s; make it simpler", u.ID)
 		case left < 0:
-			return false, bad("costs too much for so many service users; narrow the list by q, role, team or status as well, or make the filter simpler")
+			return false, bad("costs too much for so many service users; " +
+				"narrow the list by q, role, team or status as well, or make the filter simpler")
 		case err != nil:
-			return false, nil // such as a label that this one does not have
+			return false, nil // such as a label that this service user does not have
 		}
 		fits, ok := out.(types.Bool)
 		if !ok {
@@ -141,17 +154,17 @@ func compileFilter(ctx context.Context, text string, now time.Time) (func(*store
 	}, nil
 }
 
-// filterCosts says what calls cost that CEL counts as next to nothing, because it does
-// not know the types before or because they are cheap elsewhere. It holds the number of
-// instructions of each pattern.
+// filterCosts gives the cost of calls for which CEL counts next to nothing: CEL does not know the
+// types of the arguments in advance, or the calls are cheap in other programs. Its values are the
+// numbers of instructions of the patterns in the filter, by pattern.
 type filterCosts map[string]uint64
 
-// CallCost returns the cost of a call that was made.
+// CallCost returns the cost of a call after it was made, or nil for the cost that CEL counts.
 func (c filterCosts) CallCost(function, overload string, args []ref.Val, result ref.Val) *uint64 {
 	var size func(v ref.Val) float64
 	size = func(v ref.Val) float64 {
 		switch v := v.(type) {
-		case types.String: // in bytes, since to count its characters costs more than many a call
+		case types.String: // in bytes: counting its characters would take longer than many calls
 			return float64(len(v))
 		case *types.Optional:
 			if v.HasValue() {
@@ -164,7 +177,8 @@ func (c filterCosts) CallCost(function, overload string, args []ref.Val, result 
 		}
 		return 0
 	}
-	entries := func(v ref.Val, n float64) float64 { // to compare so many of them
+	// entries is the cost to compare n entries of a list or a map.
+	entries := func(v ref.Val, n float64) float64 {
 		if optional, ok := v.(*types.Optional); ok && optional.HasValue() {
 			v = optional.GetValue()
 		}
@@ -176,7 +190,7 @@ func (c filterCosts) CallCost(function, overload string, args []ref.Val, result 
 		}
 		return 0
 	}
-	scan := func(v ref.Val) float64 { // of a text
+	scan := func(v ref.Val) float64 { // the cost to read a text once
 		if _, list := v.(traits.Lister); list {
 			return 0
 		}
@@ -189,10 +203,13 @@ func (c filterCosts) CallCost(function, overload string, args []ref.Val, result 
 		if _, list := result.(traits.Lister); list {
 			bound = maxFilterSize
 		}
+		// A cost above the limit ends the evaluation, before a chain of additions makes the
+		// value any larger.
 		if cost += scan(result); size(result) > bound {
 			cost = filterCost + 1
 		}
-	case operators.Equals, operators.NotEquals, operators.Less, operators.LessEquals, operators.Greater, operators.GreaterEquals:
+	case operators.Equals, operators.NotEquals, operators.Less, operators.LessEquals, operators.Greater,
+		operators.GreaterEquals:
 		least := min(size(args[0]), size(args[1]))
 		cost += least/10 + entries(args[0], least)
 	case operators.In:
@@ -202,8 +219,9 @@ func (c filterCosts) CallCost(function, overload string, args []ref.Val, result 
 		cost += (size(args[0]) + 1) * float64(c[string(pattern)]) / 20
 	case overloads.Contains:
 		cost += scan(args[0]) + scan(args[1])
-	case overloads.Size, overloads.TypeConvertInt, overloads.TypeConvertUint, overloads.TypeConvertDouble, overloads.TypeConvertBool, overloads.TypeConvertString,
-		overloads.TypeConvertBytes, overloads.TypeConvertTimestamp, overloads.TypeConvertDuration, "subtract", "strings.quote":
+	case overloads.Size, overloads.TypeConvertInt, overloads.TypeConvertUint, overloads.TypeConvertDouble,
+		overloads.TypeConvertBool, overloads.TypeConvertString, overloads.TypeConvertBytes,
+		overloads.TypeConvertTimestamp, overloads.TypeConvertDuration, "subtract", "strings.quote":
 		cost += 3
 		for _, text := range append(args, result) {
 			cost += scan(text)
@@ -212,27 +230,28 @@ func (c filterCosts) CallCost(function, overload string, args []ref.Val, result 
 		if !strings.HasSuffix(overload, "_tz") {
 			return nil
 		}
-		cost = 400 // it reads the time zone from a file
+		cost = 400 // Go reads the time zone from a file, at every call
 	}
 	rounded := uint64(math.Ceil(cost))
 	return &rounded
 }
 
-// check refuses calls whose cost is known too late, when they were made. It returns
-// the reason, or "".
+// check looks for calls that could use much time or memory before CallCost can count them. It
+// returns the fault, or "". It also fills c with the patterns of the filter.
 func (c filterCosts) check(a *celast.AST) (problem string) {
 	celast.PreOrderVisit(a.Expr(), celast.NewExprVisitor(func(e celast.Expr) {
 		switch e.Kind() {
 		case celast.ComprehensionKind:
 			loop := e.AsComprehension()
 			if slices.Contains([]string{loop.IterVar(), loop.IterVar2()}, "obj") {
-				problem = "obj is a variable already; name the one of the loop otherwise"
+				problem = "obj is already a variable; give the variable of the loop another name"
 			}
 		case celast.CallKind:
 			call := e.AsCall()
 			switch args := call.Args(); call.FunctionName() {
 			case "format":
-				problem = "format cannot be in a filter: nothing bounds the text that it makes; join texts by +"
+				problem = "a filter cannot use format, because its result can have any length; " +
+					"join texts by +"
 			case overloads.Matches:
 				pattern, ok := args[len(args)-1], false
 				if pattern.Kind() == celast.LiteralKind {
@@ -243,11 +262,13 @@ func (c filterCosts) check(a *celast.AST) (problem string) {
 					}
 				}
 				if !ok {
-					problem = "matches needs a simple pattern that is written out, as in matches(\"^[a-z]+$\")"
+					problem = "matches needs a simple pattern that is written out, " +
+						"as in matches(\"^[a-z]+$\")"
 				}
 			case operators.Equals, operators.NotEquals, operators.In:
 				if deepValue(a, args[0]) && deepValue(a, args[1]) {
-					problem = "compares values that may hold other values, at any depth; compare a field of obj, or a text, with one of them"
+					problem = "compares values that may hold other values, at any depth; " +
+						"compare a field of obj, or a text, with one of them"
 				}
 			}
 		}
@@ -255,8 +276,9 @@ func (c filterCosts) check(a *celast.AST) (problem string) {
 	return problem
 }
 
-// deepValue reports whether an expression may be a value that holds values that hold
-// others. What is selected from obj is none, but obj itself is.
+// deepValue reports whether the value of an expression may be nested more than one level deep, such
+// as a list of lists. A comparison of two such values can cost far more than CEL counts. Values
+// selected from obj are never that deep, but obj itself is.
 func deepValue(a *celast.AST, e celast.Expr) bool {
 	if !deepType(a.GetType(e.ID())) {
 		return false
@@ -264,11 +286,12 @@ func deepValue(a *celast.AST, e celast.Expr) bool {
 	if e.Kind() == celast.IdentKind {
 		return true
 	}
+	selections := []string{operators.Index, operators.OptIndex, operators.OptSelect} // a[b], a[?b], a.?b
 	for root := e; ; {
 		switch {
 		case root.Kind() == celast.SelectKind:
 			root = root.AsSelect().Operand()
-		case root.Kind() == celast.CallKind && slices.Contains([]string{operators.Index, operators.OptIndex, operators.OptSelect}, root.AsCall().FunctionName()):
+		case root.Kind() == celast.CallKind && slices.Contains(selections, root.AsCall().FunctionName()):
 			root = root.AsCall().Args()[0]
 		default:
 			return root.Kind() != celast.IdentKind || root.AsIdent() != "obj"
@@ -276,13 +299,16 @@ func deepValue(a *celast.AST, e celast.Expr) bool {
 	}
 }
 
+// deepType reports whether values of a type may be nested more than one level deep. The dynamic
+// type may be of any depth.
 func deepType(t *types.Type) bool {
 	return t.Kind() == types.DynKind || slices.ContainsFunc(t.Parameters(), func(of *types.Type) bool {
 		return of.Kind() == types.DynKind || len(of.Parameters()) > 0
 	})
 }
 
-// unknownField finds a field of obj that there is not.
+// unknownField returns a field that the expression selects from obj and that fields does not have,
+// or "". CEL itself would fail only at run time, and the filter would silently match nothing.
 func unknownField(root celast.Expr, fields map[string]any) (unknown string) {
 	celast.PreOrderVisit(root, celast.NewExprVisitor(func(e celast.Expr) {
 		if e.Kind() != celast.SelectKind {

@@ -6,40 +6,50 @@ import (
 	"time"
 )
 
-// Health says that the process lives.
+// Health is the answer of a running process.
 type Health struct {
-	Status string `json:"status"` // ok
+	Status string `json:"status"` // "ok"
 }
 
-// healthz says that the process lives.
+// healthz answers as long as the process runs, whatever the state of the store.
 func (a *API) healthz(*call, None) (Health, error) { return Health{"ok"}, nil }
 
-// Readiness says whether requests can be decided, and on what that rests.
+// Readiness describes the directory that requests are checked against.
 type Readiness struct {
-	Status    string    `json:"status"`     // ok
-	Store     string    `json:"store"`      // "ok", or why the store could not be read at the last attempt
-	Revision  int64     `json:"revision"`   // of what requests are decided on
-	CheckedAt time.Time `json:"checked_at"` // when the store was last found to hold nothing newer
-	Age       int64     `json:"age"`        // seconds since then
+	Status    string    `json:"status"`     // "ok"
+	Store     string    `json:"store"`      // "ok", or the fault of the last attempt to read the store
+	Revision  int64     `json:"revision"`   // the revision of the directory that requests are checked against
+	CheckedAt time.Time `json:"checked_at"` // the time when the store last had nothing newer than this revision
+	Age       int64     `json:"age"`        // seconds since checked_at
 }
 
-// readyz says whether requests can be decided, and on what that rests.
+// readyz reports whether requests can be decided: 503 if the store could not be read for longer
+// than max_staleness. It also returns the revision that decisions use, and its age.
 func (a *API) readyz(*call, None) (Readiness, error) {
-	out := Readiness{Status: "ok", Store: "ok", Revision: a.store.Directory().Revision(), CheckedAt: a.store.Checked().UTC()}
+	out := Readiness{
+		Status: "ok", Store: "ok",
+		Revision: a.store.Directory().Revision(), CheckedAt: a.store.Checked().UTC(),
+	}
 	if fault := a.store.Fault(); fault != "" {
 		out.Store = fault
 	}
 	out.Age = int64(a.store.Age() / time.Second)
 	if a.store.Stale() {
-		e := NewError(http.StatusServiceUnavailable, "ERR_NOT_READY", "the store was not readable for longer than max_staleness; no request is let through")
-		e.Details = map[string]string{"store": out.Store, "revision": strconv.FormatInt(out.Revision, 10), "checked_at": out.CheckedAt.Format(time.RFC3339), "age": strconv.FormatInt(out.Age, 10)}
+		e := NewError(http.StatusServiceUnavailable, "ERR_NOT_READY",
+			"the store was not readable for longer than max_staleness; no request is let through")
+		e.Details = map[string]string{
+			"store":      out.Store,
+			"revision":   strconv.FormatInt(out.Revision, 10),
+			"checked_at": out.CheckedAt.Format(time.RFC3339),
+			"age":        strconv.FormatInt(out.Age, 10),
+		}
 		return out, e
 	}
 	return out, nil
 }
 
-// IsProbe reports whether a request is a probe of health or readiness, by either
-// of its names.
+// IsProbe reports whether a request is a probe (ok), and whether it asks for readiness rather than
+// health (ready). A probe has a short and a long path: /healthz and /service_users/healthz.
 func IsProbe(r *http.Request) (ready, ok bool) {
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		return false, false

@@ -15,12 +15,15 @@ import (
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
-// maxSearch bounds the characters of q.
+// maxSearch limits the length of q in characters.
 const maxSearch = 255
 
-// query brings what was asked for into the form of the store.
+// query checks the parameters and converts them to a query for the store.
 func (q *UserListQuery) query(ctx context.Context, now time.Time) (out store.UserQuery, err error) {
-	out = store.UserQuery{Name: q.Name, Search: q.Q, Role: q.Role, Team: q.Team, Status: q.Status, Sort: q.Sort, Creator: q.CreatedBy}
+	out = store.UserQuery{
+		Name: q.Name, Search: q.Q, Role: q.Role, Team: q.Team, Status: q.Status,
+		Sort: q.Sort, Creator: q.CreatedBy,
+	}
 	if out.Limit, err = q.limit(); err != nil {
 		return out, err
 	}
@@ -39,10 +42,11 @@ func (q *UserListQuery) query(ctx context.Context, now time.Time) (out store.Use
 		return out, invalidField("status", fmt.Sprintf("%q is none of active, inactive, expired", q.Status))
 	}
 	if _, known := store.UserSorts[strings.TrimPrefix(q.Sort, "-")]; q.Sort != "" && !known {
-		return out, invalidField("sort", fmt.Sprintf("%q is none of name, role, created_at, last_active_at, with \"-\" before it for descending", q.Sort))
+		return out, invalidField("sort", fmt.Sprintf("%q is none of name, role, created_at, last_active_at, "+
+			"with \"-\" before it for descending", q.Sort))
 	}
 	if q.Sort == "-created_at" {
-		out.Sort = "" // the default has the cursor that clients know
+		out.Sort = "" // the default order, whose cursor before_id clients of the ngrok API know
 	}
 	if q.Filter != "" {
 		if out.Filter, err = compileFilter(ctx, q.Filter, now); err != nil {
@@ -54,7 +58,7 @@ func (q *UserListQuery) query(ctx context.Context, now time.Time) (out store.Use
 	case err != nil:
 		return out, err
 	case before != "" && (out.Sort != "" || q.Cursor != ""):
-		return out, invalidField("before_id", "goes with the default order alone; follow next_page_uri")
+		return out, invalidField("before_id", "works only in the default order; follow next_page_uri")
 	case before != "":
 		out.After = &store.Place{Key: before, ID: before}
 	case q.Cursor != "":
@@ -63,28 +67,34 @@ func (q *UserListQuery) query(ctx context.Context, now time.Time) (out store.Use
 	return out, err
 }
 
-// cursor is the place of a row in a list, with what the list was.
+// cursor is the position of a row in a list. Clients get it as base64 of its JSON.
 type cursor struct {
-	List string          `json:"l"` // a digest of sort and filters
-	Key  json.RawMessage `json:"k"`
-	ID   string          `json:"i"`
+	List string          `json:"l"` // the digest of sort and filters
+	Key  json.RawMessage `json:"k"` // the value of the row in the column of sort
+	ID   string          `json:"i"` // decides between rows with the same key
 }
 
-// digest tells one list from another.
+// digest identifies the list by its sort and filters. It prevents the use of a cursor with another
+// list.
 func (q *UserListQuery) digest() string {
-	text, _ := json.Marshal([]string{q.Sort, q.Name, q.Q, q.Role, q.Team, q.Status, q.Filter, q.Deleted, q.CreatedBy}) // strings always can be
+	text, _ := json.Marshal([]string{ // cannot fail for strings
+		q.Sort, q.Name, q.Q, q.Role, q.Team, q.Status, q.Filter, q.Deleted, q.CreatedBy,
+	})
 	sum := sha256.Sum256(text)
 	return hex.EncodeToString(sum[:8])
 }
 
+// cursor encodes a position as the parameter cursor.
 func (q *UserListQuery) cursor(at store.Place) string {
-	key, _ := json.Marshal(at.Key) // a string or a number
+	key, _ := json.Marshal(at.Key) // a string or a number, so it cannot fail
 	text, _ := json.Marshal(cursor{q.digest(), key, at.ID})
 	return base64.RawURLEncoding.EncodeToString(text)
 }
 
+// place decodes the parameter cursor.
 func (q *UserListQuery) place() (*store.Place, error) {
-	bad := invalidField("cursor", "is not from a next_page_uri of this list; a cursor goes with the sort and the filters that it came from")
+	bad := invalidField("cursor",
+		"is not from a next_page_uri of this list; a cursor is valid only with the same sort and filters")
 	text, err := base64.RawURLEncoding.DecodeString(q.Cursor)
 	if err != nil {
 		return nil, bad
@@ -109,7 +119,7 @@ func (q *UserListQuery) place() (*store.Place, error) {
 	return at, nil
 }
 
-// boolean reads a flag of the query.
+// boolean parses a parameter that is "true", "false" or absent, which means false.
 func boolean(name, text string) (bool, error) {
 	switch text {
 	case "", "false":

@@ -195,7 +195,7 @@ func TestBadLists(t *testing.T) {
 		"sort=name&cursor=" + forge(digest, `7`, "service_1"):   foreign,
 		"sort=name&cursor=" + forge("", `"b"`, "service_1"):     foreign,
 		"sort=name&cursor=" + forge(digest, `"b"`, "service_0"): `200 {"service_users":[{"name":"delta"},{"name":"gamma"}]}`,
-		"sort=name&before_id=service_1":                         `400 ERR_INVALID_VALUE [before_id] goes with the default order alone`,
+		"sort=name&before_id=service_1":                         `400 ERR_INVALID_VALUE [before_id] works only in the default order`,
 		"sort=created_at&before_id=service_1":                   `400 ERR_INVALID_VALUE [before_id]`,
 		"sort=-created_at&before_id=service_2":                  `200 {"service_users":[{"name":"alpha"}]}`,
 		"before_id=service_1&cursor=" + byName:                  `400 ERR_INVALID_VALUE [before_id]`,

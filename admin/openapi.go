@@ -21,23 +21,28 @@ import (
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
-// sources are the files with the operations and types of the API. Their comments
-// are the words of its OpenAPI document; nothing is said twice.
+// sources are the files with the operations and types of the API. The OpenAPI document takes its
+// descriptions from the comments in them.
 //
 //go:embed api.go api_keys.go audit.go backup.go documents.go errors.go explain.go health.go permission_groups.go permissions.go scan.go service_users.go tokens.go types.go
 var sources embed.FS
 
-// enums are the types of texts that can only be one of a few.
+// enums lists the values of each string type that has a fixed set of values.
 var enums = map[reflect.Type][]any{
-	reflect.TypeFor[access.Effect]():    {access.Allow, access.Deny},
-	reflect.TypeFor[access.Mode]():      {access.Enforce, access.Observe},
-	reflect.TypeFor[access.Role]():      {access.Member, access.Manager, access.Admin},
-	reflect.TypeFor[store.TokenState](): {store.TokenActive, store.TokenRetiring, store.TokenExpired, store.TokenRevoked},
+	reflect.TypeFor[access.Effect](): {access.Allow, access.Deny},
+	reflect.TypeFor[access.Mode]():   {access.Enforce, access.Observe},
+	reflect.TypeFor[access.Role]():   {access.Member, access.Manager, access.Admin},
+	reflect.TypeFor[store.TokenState](): {
+		store.TokenActive, store.TokenRetiring, store.TokenExpired, store.TokenRevoked,
+	},
 }
 
-// object is a JSON object of the document. JSON sorts its names.
+// object is a JSON object of the document. encoding/json sorts its names, so the document is the
+// same each time.
 type object = map[string]any
 
+// schema is a JSON schema (OpenAPI 3.1 uses the draft 2020-12), with the keywords that the document
+// needs.
 type schema struct {
 	Ref                  string             `json:"$ref,omitempty"`
 	Description          string             `json:"description,omitempty"`
@@ -54,12 +59,14 @@ type schema struct {
 	AdditionalProperties any                `json:"additionalProperties,omitempty"` // a *schema, or false
 }
 
-// describeAPI makes the OpenAPI document of routes.
+// describeAPI returns the OpenAPI document for routes.
 func describeAPI(routes []route) object {
 	d := describer{text: map[string]string{}, collections: map[string]bool{}, schemas: map[string]*schema{}}
 	d.readSources()
 	paths, tags, tagged, named := map[string]object{}, []object{}, map[string]bool{}, map[any]bool{}
-	d.closed = true // requests come first, so that they are strict also in what answers share with them
+	// Requests come first. A type that requests and answers share then has a closed schema,
+	// because the API refuses unknown fields.
+	d.closed = true
 	for _, r := range routes {
 		d.input(r)
 		paths[r.path] = make(object)
@@ -71,7 +78,7 @@ func describeAPI(routes []route) object {
 	d.closed = false
 	for _, r := range routes {
 		op := d.operation(r)
-		if named[op["operationId"]] { // one method answers at several paths
+		if named[op["operationId"]] { // several paths share one method, but each needs an id of its own
 			op["operationId"] = fmt.Sprint(op["operationId"], "_", strings.Split(r.path, "/")[1])
 		}
 		named[op["operationId"]] = true
@@ -84,41 +91,53 @@ func describeAPI(routes []route) object {
 	return object{
 		"openapi": "3.1.0",
 		"info": object{
-			"title": "Service users", "version": version(), "description": sentence(d.text["API"], "API is "),
-			"license": object{"name": "Apache License 2.0", "identifier": "Apache-2.0"},
+			"title": "Service users", "version": version(),
+			"description": sentence(d.text["API"], "API is "),
+			"license":     object{"name": "Apache License 2.0", "identifier": "Apache-2.0"},
 		},
-		"servers":  []object{{"url": "/", "description": "where this document comes from"}},
+		"servers":  []object{{"url": "/", "description": "the server that this document comes from"}},
 		"security": []object{{"basic": []string{}}, {"bearer": []string{}}},
 		"tags":     tags,
 		"paths":    paths,
 		"components": object{
 			"schemas": d.schemas,
 			"responses": object{"Error": object{
-				"description": d.text["Error"], "headers": object{OperationHeader: reference("headers", OperationHeader)},
-				"content": object{"application/problem+json": object{"schema": reference("schemas", "Error")}},
+				"description": d.text["Error"],
+				"headers":     object{OperationHeader: reference("headers", OperationHeader)},
+				"content": object{
+					"application/problem+json": object{"schema": reference("schemas", "Error")},
+				},
 			}},
 			"headers": object{
-				"ETag":          object{"description": "the version of what the answer shows, for If-Match or If-None-Match", "schema": schema{Type: "string"}},
-				"Repr-Digest":   object{"description": "the SHA-256 of the body, as RFC 9530 writes it", "schema": schema{Type: "string"}},
-				OperationHeader: object{"description": "the id of the operation, by which the log and the audit trail know it", "schema": schema{Type: "string"}},
+				"ETag":          header("the version of the resource, for If-Match or If-None-Match"),
+				"Repr-Digest":   header("the SHA-256 of the body, in the form of RFC 9530"),
+				OperationHeader: header("the id of the operation, also in the log and the audit trail"),
 			},
 			"securitySchemes": object{
-				"basic":  object{"type": "http", "scheme": "basic", "description": "the id of a service user with the role admin or manager and a token of it, or the login of a person whom the operator has named"},
-				"bearer": object{"type": "http", "scheme": "bearer", "description": "a token of such a service user"},
+				"basic": object{
+					"type": "http", "scheme": "basic",
+					"description": "the id of a service user with the role admin or manager " +
+						"and one of its tokens, or the login of a person that the operator has named",
+				},
+				"bearer": object{
+					"type": "http", "scheme": "bearer",
+					"description": "a token of such a service user",
+				},
 			},
 		},
 	}
 }
 
-// describer collects the schemas of the types that it meets.
+// describer collects the schemas of the types that the routes use.
 type describer struct {
-	text        map[string]string // comments: of "Token", "Token.Hint", "refreshToken"
-	collections map[string]bool   // path segments that are followed by the id of a member
-	schemas     map[string]*schema
-	closed      bool // objects hold nothing but their properties
+	text        map[string]string  // comments by name: "Token", "Token.Hint", "refreshToken"
+	collections map[string]bool    // path segments before the id of a member, such as "tokens"
+	schemas     map[string]*schema // by type name
+	closed      bool               // new schemas of structs allow no further properties
 }
 
-// operation describes one route.
+// operation returns the description of one route. Its operationId is the name of the method of API,
+// and its tag is the last collection in the path.
 func (d *describer) operation(r route) object {
 	name := runtime.FuncForPC(reflect.ValueOf(r.op).Pointer()).Name() // …/admin.(*API).getToken-fm
 	name = strings.TrimSuffix(name[strings.LastIndexByte(name, '.')+1:], "-fm")
@@ -133,15 +152,21 @@ func (d *describer) operation(r route) object {
 		}
 		if param, ok := strings.CutPrefix(segment, "{"); ok {
 			param = strings.TrimSuffix(param, "}")
-			text := "the " + param[strings.LastIndexByte(param, '_')+1:] + " of one of the " + strings.ReplaceAll(segments[i-1], "_", " ")
-			parameters = append(parameters, object{"name": param, "in": "path", "description": text, "required": true, "schema": schema{Type: "string"}})
+			field := param[strings.LastIndexByte(param, '_')+1:]
+			text := "the " + field + " of one of the " + strings.ReplaceAll(segments[i-1], "_", " ")
+			parameters = append(parameters, object{
+				"name": param, "in": "path", "description": text,
+				"required": true, "schema": schema{Type: "string"},
+			})
 		}
 	}
 	query, body := d.input(r)
 	parameters = append(parameters, query...)
 	if r.versioned {
-		text := "the ETag of an earlier answer; 412 when there was a change since"
-		parameters = append(parameters, object{"name": "If-Match", "in": "header", "description": text, "schema": schema{Type: "string"}})
+		text := "the ETag of an earlier answer; the answer is 412 if the resource has changed since"
+		parameters = append(parameters, object{
+			"name": "If-Match", "in": "header", "description": text, "schema": schema{Type: "string"},
+		})
 	}
 	headers := object{OperationHeader: reference("headers", OperationHeader)}
 	done := object{"description": http.StatusText(r.status), "headers": headers}
@@ -158,7 +183,8 @@ func (d *describer) operation(r route) object {
 		}
 	}
 	op := object{
-		"operationId": name, "summary": strings.TrimSuffix(summary, "."), "description": text, "tags": []string{tag}, "parameters": parameters,
+		"operationId": name, "summary": strings.TrimSuffix(summary, "."), "description": text,
+		"tags": []string{tag}, "parameters": parameters,
 		"responses": object{strconv.Itoa(r.status): done, "default": reference("responses", "Error")},
 	}
 	if body != nil {
@@ -167,19 +193,23 @@ func (d *describer) operation(r route) object {
 	return op
 }
 
-// input describes what an operation reads: the query or the body.
+// input returns the description of the query parameters or of the body of an operation.
 func (d *describer) input(r route) (query []object, body object) {
 	if r.in == reflect.TypeFor[None]() {
 		return nil, nil
 	}
 	if r.in == reflect.TypeFor[upload]() {
 		in := object{DatabaseType: object{"schema": schema{Type: "string"}}}
-		return nil, object{"description": "a backup; its SHA-256 can stand in Repr-Digest", "required": true, "content": in}
+		text := "a backup; the header Repr-Digest may contain its SHA-256"
+		return nil, object{"description": text, "required": true, "content": in}
 	}
 	if r.in.Kind() == reflect.Struct {
 		for _, f := range reflect.VisibleFields(r.in) {
 			if name := f.Tag.Get("query"); name != "" {
-				query = append(query, object{"name": name, "in": "query", "description": d.fieldText(r.in, f), "required": f.Tag.Get("required") != "", "schema": d.parameter(f)})
+				query = append(query, object{
+					"name": name, "in": "query", "description": d.fieldText(r.in, f),
+					"required": f.Tag.Get("required") != "", "schema": d.parameter(f),
+				})
 			}
 		}
 	}
@@ -188,7 +218,7 @@ func (d *describer) input(r route) (query []object, body object) {
 	}
 	in := d.schema(r.in)
 	content := object{"application/json": object{"schema": in}}
-	body = object{"description": "what to do it with", "required": true, "content": content}
+	body = object{"description": "the input of the operation", "required": true, "content": content}
 	if r.method == http.MethodPatch {
 		patch := in
 		if m, ok := reflect.New(r.in).Interface().(mergeable); ok {
@@ -203,8 +233,8 @@ func (d *describer) input(r route) (query []object, body object) {
 	return nil, body
 }
 
-// parameter returns the schema of a field of a query; the tags `integer:"MIN-MAX"`
-// and `default:"…"` say more than its type.
+// parameter returns the schema of a field of a query. The field is a string in Go; the tags
+// `integer:"MIN-MAX"` and `default:"…"` describe the values that it accepts.
 func (d *describer) parameter(f reflect.StructField) *schema {
 	s := d.schema(f.Type)
 	word := f.Tag.Get("default")
@@ -220,7 +250,8 @@ func (d *describer) parameter(f reflect.StructField) *schema {
 	return s
 }
 
-// schema returns the schema of a type; that of a struct or enum is a reference.
+// schema returns the schema of a type. For a struct or an enum it returns a reference, and adds the
+// schema itself to d.schemas.
 func (d *describer) schema(t reflect.Type) *schema {
 	named := reference("schemas", t.Name())
 	switch {
@@ -228,22 +259,26 @@ func (d *describer) schema(t reflect.Type) *schema {
 		return named
 	case t == reflect.TypeFor[time.Time]():
 		return &schema{Type: "string", Format: "date-time"}
-	case t == reflect.TypeFor[json.RawMessage](): // what the audit trail shows
+	case t == reflect.TypeFor[json.RawMessage](): // before and after in the audit trail
 		return orNull(&schema{Type: "object", AdditionalProperties: &schema{}})
 	case enums[t] != nil:
 		d.schemas[t.Name()] = &schema{Type: "string", Enum: enums[t]}
 		return named
 	case strings.HasPrefix(t.Name(), "Opt["):
 		value, _ := t.FieldByName("Value")
-		if value.Type.Kind() == reflect.Bool {
+		if value.Type.Kind() == reflect.Bool { // null is an error: errNullBoolean
 			return d.schema(value.Type)
 		}
 		return orNull(d.schema(value.Type))
 	case t == reflect.TypeFor[RuleInput]():
+		// RuleInput has two forms in JSON, which its Go type does not show.
 		d.schemas["RuleText"] = &schema{Type: "string", Description: d.text["RuleInput.Text"]}
 		d.schemas["RuleObject"] = new(schema)
 		d.object(t, d.schemas["RuleObject"])
-		d.schemas[t.Name()] = &schema{Description: d.text[t.Name()], OneOf: []*schema{reference("schemas", "RuleText"), reference("schemas", "RuleObject")}}
+		d.schemas[t.Name()] = &schema{
+			Description: d.text[t.Name()],
+			OneOf:       []*schema{reference("schemas", "RuleText"), reference("schemas", "RuleObject")},
+		}
 		return named
 	}
 	switch t.Kind() {
@@ -260,7 +295,7 @@ func (d *describer) schema(t reflect.Type) *schema {
 	case reflect.Map:
 		return &schema{Type: "object", AdditionalProperties: d.schema(t.Elem())}
 	case reflect.Struct:
-		d.schemas[t.Name()] = new(schema) // before its fields, which may lead back to it
+		d.schemas[t.Name()] = new(schema) // first, because a field may have the same type, as in Token
 		d.object(t, d.schemas[t.Name()])
 		return named
 	default:
@@ -268,7 +303,7 @@ func (d *describer) schema(t reflect.Type) *schema {
 	}
 }
 
-// object describes a struct as JSON shows it.
+// object fills s with the schema of a struct. Its properties have the names in the `json` tags.
 func (d *describer) object(t reflect.Type, s *schema) {
 	s.Type, s.Description, s.Properties = "object", d.text[t.Name()], make(map[string]*schema)
 	if d.closed {
@@ -281,7 +316,7 @@ func (d *describer) object(t reflect.Type, s *schema) {
 		}
 		optional, kind := strings.HasPrefix(options, "omit"), f.Type
 		if optional && kind.Kind() == reflect.Pointer {
-			kind = kind.Elem() // nil is left out, not null
+			kind = kind.Elem() // omitempty leaves a nil pointer out, so the value is never null
 		}
 		s.Properties[name] = d.schema(kind)
 		if f.Tag.Get("empty") != "" { // an enum that may also be ""
@@ -295,12 +330,16 @@ func (d *describer) object(t reflect.Type, s *schema) {
 	slices.Sort(s.Required)
 }
 
-// fieldText returns the comment of a field, which may be that of an embedded struct.
+// fieldText returns the comment of a field of t or of a struct that t embeds.
 func (d *describer) fieldText(t reflect.Type, f reflect.StructField) string {
 	for _, i := range f.Index[:len(f.Index)-1] {
 		t = t.Field(i).Type
 	}
 	return d.text[t.Name()+"."+f.Name]
+}
+
+func header(description string) object {
+	return object{"description": description, "schema": schema{Type: "string"}}
 }
 
 func reference(kind, name string) *schema { return &schema{Ref: "#/components/" + kind + "/" + name} }
@@ -313,12 +352,14 @@ func orNull(s *schema) *schema {
 	return s
 }
 
-// readSources reads the comments of types, fields and operations.
+// readSources fills d.text with the comments of types, fields and operations in sources.
 func (d *describer) readSources() {
 	files, _ := sources.ReadDir(".")
 	for _, f := range files {
 		source, _ := sources.ReadFile(f.Name())
-		file, _ := parser.ParseFile(token.NewFileSet(), "", source, parser.ParseComments|parser.SkipObjectResolution) // it was compiled
+		// The source cannot have a syntax error, because it is compiled into this program.
+		mode := parser.ParseComments | parser.SkipObjectResolution
+		file, _ := parser.ParseFile(token.NewFileSet(), "", source, mode)
 		var above *ast.CommentGroup
 		var owner string
 		ast.Inspect(file, func(n ast.Node) bool {
@@ -327,15 +368,18 @@ func (d *describer) readSources() {
 				above = n.Doc
 			case *ast.TypeSpec:
 				owner = n.Name.Name
-				d.text[owner] = words(above)
+				d.text[owner] = plainText(above)
 			case *ast.Field:
 				for _, name := range n.Names {
-					d.text[owner+"."+name.Name] = words(n.Doc) + words(n.Comment)
+					d.text[owner+"."+name.Name] = plainText(n.Doc) + plainText(n.Comment)
 				}
 			case *ast.FuncDecl:
 				owner = n.Name.Name
-				if n.Recv != nil && len(n.Recv.List[0].Names) == 1 && n.Recv.List[0].Names[0].Name == "a" { // of API
-					d.text[owner] = words(n.Doc)
+				// Methods of API have the receiver a. Those of other types may have
+				// the name of an operation.
+				if n.Recv != nil && len(n.Recv.List[0].Names) == 1 &&
+					n.Recv.List[0].Names[0].Name == "a" {
+					d.text[owner] = plainText(n.Doc)
 				}
 			}
 			return true
@@ -343,13 +387,14 @@ func (d *describer) readSources() {
 	}
 }
 
-// words returns a comment as plain text.
-func words(group *ast.CommentGroup) string {
+// plainText returns a comment as plain text, each paragraph on one line.
+func plainText(group *ast.CommentGroup) string {
 	p := comment.Printer{TextWidth: -1}
 	return strings.TrimSpace(string(p.Text(new(comment.Parser).Parse(group.Text()))))
 }
 
-// sentence begins a comment behind the name that Go wants there.
+// sentence removes the name from the beginning of a doc comment, and begins the rest with a capital
+// letter: "getToken returns …" becomes "Returns …".
 func sentence(text, name string) string {
 	text = strings.TrimPrefix(text, name)
 	n := min(1, len(text))

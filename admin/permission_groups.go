@@ -9,7 +9,7 @@ import (
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
-// createGroup makes a permission group.
+// createGroup creates a permission group.
 func (a *API) createGroup(c *call, in GroupInput) (Group, error) {
 	var g store.Group
 	if err := in.apply(&g); err != nil {
@@ -22,20 +22,24 @@ func (a *API) createGroup(c *call, in GroupInput) (Group, error) {
 	return a.showWritten(c, g), nil
 }
 
-// showWritten shows a group that was written, with what is odd about its rules.
+// showWritten converts a group for the answer to a write, with warnings about its rules.
 func (a *API) showWritten(c *call, g store.Group) Group {
 	out := c.showGroup(g)
 	out.Warnings = a.warnings(g.ID, func(access.Rule, string) bool { return true })
 	return out
 }
 
-// warnings tells of rules of a group that never apply or add nothing.
+// warnings returns warnings about rules of a group that never apply or add nothing. about chooses
+// the warnings by their rule and text. The group is the one in the directory, so a write comes
+// first.
 func (a *API) warnings(group string, about func(r access.Rule, text string) bool) (texts []string) {
 	d := a.store.Directory()
 	g, ok := d.Group(group)
 	if !ok {
 		return nil
 	}
+	// A rule adds nothing if the default group, of which every service user is a member, has it
+	// already.
 	var others []access.Rule
 	if everybody := d.DefaultGroup(); everybody != nil && everybody != g && everybody.Mode == access.Enforce {
 		others = everybody.Rules
@@ -48,7 +52,7 @@ func (a *API) warnings(group string, about func(r access.Rule, text string) bool
 	return texts
 }
 
-// apply writes the fields that are present into a record.
+// apply copies the fields that the body contains into g.
 func (in *GroupInput) apply(g *store.Group) error {
 	in.Name.to(&g.Name)
 	in.Description.to(&g.Description)
@@ -69,7 +73,7 @@ func (in *GroupInput) apply(g *store.Group) error {
 	return nil
 }
 
-// rule reads either form of a rule.
+// rule parses and checks a rule in either form.
 func (r RuleInput) rule() (access.Rule, error) {
 	if r.Text != "" {
 		return access.ParseRule(r.Text)
@@ -80,16 +84,18 @@ func (r RuleInput) rule() (access.Rule, error) {
 	}.Check()
 }
 
-// listGroups lists permission groups, the newest first, or finds the one of a
-// name.
+// listGroups lists permission groups, newest first, or only the group with the given name.
 func (a *API) listGroups(c *call, q NamedListQuery) (GroupList, error) {
-	groups, page, err := newestFirst(c, q.ListQuery, "group", func(before string, limit int) ([]store.Group, bool, error) {
+	read := func(before string, limit int) ([]store.Group, bool, error) {
 		return a.store.Groups(c.Context(), c.by, q.Name, before, limit)
-	}, func(g store.Group) (Group, string) { return showGroup(g), g.ID })
+	}
+	groups, page, err := newestFirst(c, q.ListQuery, "group", read, func(g store.Group) (Group, string) {
+		return showGroup(g), g.ID
+	})
 	return GroupList{groups, page}, err
 }
 
-// getGroup shows a permission group with its rules.
+// getGroup returns a permission group with its rules.
 func (a *API) getGroup(c *call, _ None) (Group, error) {
 	id, err := c.id("id", "group")
 	if err != nil {
@@ -102,8 +108,8 @@ func (a *API) getGroup(c *call, _ None) (Group, error) {
 	return c.showGroup(g), nil
 }
 
-// updateGroup sets the fields that are present; the others stay. Rules replace
-// all that there were.
+// updateGroup sets the fields that the body contains; the others stay. Rules in the body replace
+// all rules of the group.
 func (a *API) updateGroup(c *call, in GroupInput) (Group, error) {
 	id, err := c.id("id", "group")
 	if err != nil {
@@ -118,8 +124,7 @@ func (a *API) updateGroup(c *call, in GroupInput) (Group, error) {
 	return a.showWritten(c, g), nil
 }
 
-// deleteGroup deletes a permission group; its members lose what it granted and
-// what it refused.
+// deleteGroup deletes a permission group. Its allows and its denies no longer apply to its members.
 func (a *API) deleteGroup(c *call, _ None) (None, error) {
 	id, err := c.id("id", "group")
 	if err != nil {
@@ -145,11 +150,15 @@ func (a *API) addRule(c *call, in RuleInput) (Rule, error) {
 		return Rule{}, err
 	}
 	out := showRule(id, r)
-	out.Warnings = a.warnings(id, func(about access.Rule, text string) bool { return about.ID == r.ID || strings.Contains(text, r.ID) })
+	// The new rule can also make an older one superfluous. The warning about that rule names
+	// the new one.
+	out.Warnings = a.warnings(id, func(about access.Rule, text string) bool {
+		return about.ID == r.ID || strings.Contains(text, r.ID)
+	})
 	return out, nil
 }
 
-// listRules lists the rules of a permission group, in their order.
+// listRules lists the rules of a permission group, in the order of the group.
 func (a *API) listRules(c *call, _ None) (RuleList, error) {
 	id, err := c.id("id", "group")
 	if err != nil {
@@ -162,7 +171,7 @@ func (a *API) listRules(c *call, _ None) (RuleList, error) {
 	return RuleList{Rules: showRules(g), Page: page(c, false, "", 0)}, nil
 }
 
-// removeRule takes a rule out of a permission group.
+// removeRule removes a rule from a permission group.
 func (a *API) removeRule(c *call, _ None) (None, error) {
 	id, err := c.id("id", "group")
 	if err != nil {
@@ -175,32 +184,36 @@ func (a *API) removeRule(c *call, _ None) (None, error) {
 	return None{}, a.store.RemoveRule(c.Context(), c.by, id, rule)
 }
 
-// listMembers lists the service users that a permission group names or that meet
-// its condition, the newest first.
+// listMembers lists the service users that a permission group names or that meet its condition,
+// newest first. Members that have the group only as the default group are not in the list.
 func (a *API) listMembers(c *call, q ListQuery) (MemberList, error) {
 	id, err := c.id("id", "group")
 	if err != nil {
 		return MemberList{}, err
 	}
-	members, page, err := newestFirst(c, q, "service", func(before string, limit int) ([]store.Member, bool, error) {
+	read := func(before string, limit int) ([]store.Member, bool, error) {
 		return a.store.Members(c.Context(), c.by, id, before, limit)
-	}, func(m store.Member) (Member, string) {
+	}
+	members, page, err := newestFirst(c, q, "service", read, func(m store.Member) (Member, string) {
 		return Member{ID: m.ID, Name: m.Name, Source: string(m.Source)}, m.ID
 	})
 	return MemberList{members, page}, err
 }
 
-// addMember names a service user as a member of a permission group. To name it
-// again changes nothing and is no error.
+// addMember adds a service user to a permission group by name. If it is a member by name already,
+// the request succeeds and changes nothing.
 func (a *API) addMember(c *call, _ None) (None, error) { return a.setMember(c, a.store.AddMember) }
 
-// removeMember ends a membership by name. To end one that is none changes nothing
-// and is no error.
+// removeMember ends a membership by name. If the service user is not a member by name, the request
+// succeeds and changes nothing.
 func (a *API) removeMember(c *call, _ None) (None, error) {
 	return a.setMember(c, a.store.RemoveMember)
 }
 
-func (a *API) setMember(c *call, set func(ctx context.Context, by store.Actor, group, user string) error) (None, error) {
+// setMember runs set with the group and the service user in the path.
+func (a *API) setMember(
+	c *call, set func(ctx context.Context, by store.Actor, group, user string) error,
+) (None, error) {
 	group, err := c.id("id", "group")
 	if err != nil {
 		return None{}, err
@@ -212,7 +225,7 @@ func (a *API) setMember(c *call, set func(ctx context.Context, by store.Actor, g
 	return None{}, set(c.Context(), c.by, group, user)
 }
 
-// showGroup shows the one group that an answer is about.
+// showGroup converts a group for an answer about this group alone, and sets its ETag.
 func (c *call) showGroup(g store.Group) Group {
 	c.header.Set("ETag", etag(g.Version))
 	return showGroup(g)
@@ -221,7 +234,8 @@ func (c *call) showGroup(g store.Group) Group {
 func showGroup(g store.Group) Group {
 	return Group{
 		ID: g.ID, URI: groupURI(g.ID), Name: g.Name, Description: g.Description, Mode: g.Mode,
-		MemberCondition: g.MemberCondition, Permissions: append([]string{}, g.Permissions...), Rules: showRules(g), MemberCount: g.MemberCount,
+		MemberCondition: g.MemberCondition, Permissions: append([]string{}, g.Permissions...),
+		Rules: showRules(g), MemberCount: g.MemberCount,
 		CreatedAt: g.CreatedAt, CreatedBy: g.CreatedBy, UpdatedAt: g.UpdatedAt, ETag: etag(g.Version),
 	}
 }
@@ -236,7 +250,7 @@ func showRules(g store.Group) []Rule {
 
 func showRule(group string, r access.Rule) Rule {
 	uri := groupURI(group) + "/rules/" + r.ID
-	if r.Permission != "" {
+	if r.Permission != "" { // such a rule changes only with its permission
 		uri = permissionURI(r.Permission)
 	}
 	return Rule{

@@ -12,62 +12,61 @@ import (
 
 // PermissionInput is a permission of the catalogue in a request.
 type PermissionInput struct {
-	Key         string   `json:"key"`                   // what identifies it in the catalogue
+	Key         string   `json:"key"`                   // unique in the catalogue, such as people.address.view
 	Name        string   `json:"name"`                  // for people
 	Description string   `json:"description,omitempty"` // for people
-	Category    string   `json:"category,omitempty"`    // a heading to list it under
-	Rules       []string `json:"rules"`                 // in their one-line form
+	Category    string   `json:"category,omitempty"`    // a heading for lists
+	Rules       []string `json:"rules"`                 // each as one line, such as "allow GET /v1/people/{id}"
 }
 
-// Catalogue is the body that loads permissions. With replace, those that are not
-// in it are deleted.
+// Catalogue is the body that loads permissions into the catalogue.
 type Catalogue struct {
-	Permissions []PermissionInput `json:"permissions"`       // in the order to list them in
-	Replace     bool              `json:"replace,omitempty"` // delete those that are not in it
+	Permissions []PermissionInput `json:"permissions"`       // in the order of the catalogue
+	Replace     bool              `json:"replace,omitempty"` // deletes permissions that are not in the body
 }
 
-// CatalogueChange counts what loading did.
+// CatalogueChange counts the changes of the catalogue by a load.
 type CatalogueChange struct {
-	Created   int    `json:"created"`   // how many are new
-	Updated   int    `json:"updated"`   // how many have changed
-	Unchanged int    `json:"unchanged"` // how many were there already
-	Deleted   int    `json:"deleted"`   // how many are gone
+	Created   int    `json:"created"`   // the number of new permissions
+	Updated   int    `json:"updated"`   // the number of changed permissions
+	Unchanged int    `json:"unchanged"` // the number of permissions that were the same before
+	Deleted   int    `json:"deleted"`   // the number of deleted permissions
 	URI       string `json:"uri"`       // the path of the catalogue
 }
 
-// Permission is a named right of the catalogue: it stands for rules, and can be
-// given to permission groups.
+// Permission is a named set of rules in the catalogue. A permission group that has a permission has
+// the rules of it.
 type Permission struct {
-	Key         string    `json:"key"`         // what identifies it in the catalogue
-	URI         string    `json:"uri"`         // its path in this API
+	Key         string    `json:"key"`         // unique in the catalogue, such as people.address.view
+	URI         string    `json:"uri"`         // the path of the permission in this API
 	Name        string    `json:"name"`        // for people
 	Description string    `json:"description"` // for people
-	Category    string    `json:"category"`    // a heading to list it under
-	Rules       []string  `json:"rules"`       // in their one-line form
-	CreatedAt   time.Time `json:"created_at"`  // when it was first loaded
-	CreatedBy   string    `json:"created_by"`  // "local", "human:NAME" or the id of a service user
-	UpdatedAt   time.Time `json:"updated_at"`  // when it was last changed
+	Category    string    `json:"category"`    // a heading for lists
+	Rules       []string  `json:"rules"`       // each as one line, such as "allow GET /v1/people/{id}"
+	CreatedAt   time.Time `json:"created_at"`  // the time when it was first loaded
+	CreatedBy   string    `json:"created_by"`  // the creator: "local", "human:NAME" or the id of a service user
+	UpdatedAt   time.Time `json:"updated_at"`  // the time of the last change
 }
 
-// PermissionList is the catalogue, in its order.
+// PermissionList is a list of permissions, in the order of the catalogue.
 type PermissionList struct {
-	Permissions []Permission `json:"permissions"` // those that were asked for
+	Permissions []Permission `json:"permissions"` // the permissions that meet the query
 	Page
 }
 
 // PermissionQuery chooses permissions of the catalogue.
 type PermissionQuery struct {
-	Key      string `query:"key"`      // only this one
-	Category string `query:"category"` // only those of this category
+	Key      string `query:"key"`      // only the permission with this key
+	Category string `query:"category"` // only permissions of this category
 }
 
-// PermissionKey names one.
+// PermissionKey names a permission.
 type PermissionKey struct {
-	Key string `query:"key" required:"true"` // of the permission
+	Key string `query:"key" required:"true"` // the key of the permission
 }
 
-// loadPermissions writes permissions into the catalogue, all or none. New keys are
-// added, known ones take what is given, and groups that have them follow at once.
+// loadPermissions writes permissions into the catalogue, either all or none. It adds new keys and
+// overwrites known ones. The change applies at once to every group that has the permission.
 func (a *API) loadPermissions(c *call, in Catalogue) (CatalogueChange, error) {
 	list := make([]store.Permission, len(in.Permissions))
 	for i, p := range in.Permissions {
@@ -75,7 +74,8 @@ func (a *API) loadPermissions(c *call, in Catalogue) (CatalogueChange, error) {
 		for j, text := range p.Rules {
 			rule, err := access.ParseRule(text)
 			if err != nil {
-				return CatalogueChange{}, invalidField(fmt.Sprintf("permissions.%d.rules.%d", i, j), err.Error())
+				field := fmt.Sprintf("permissions.%d.rules.%d", i, j)
+				return CatalogueChange{}, invalidField(field, err.Error())
 			}
 			list[i].Rules = append(list[i].Rules, rule)
 		}
@@ -84,7 +84,7 @@ func (a *API) loadPermissions(c *call, in Catalogue) (CatalogueChange, error) {
 	return CatalogueChange{n.Created, n.Updated, n.Unchanged, n.Deleted, c.URL.Path}, err
 }
 
-// listPermissions lists the catalogue, or those of a key or category.
+// listPermissions lists the catalogue, or only the permissions with the given key or category.
 func (a *API) listPermissions(c *call, q PermissionQuery) (PermissionList, error) {
 	list, err := a.store.Permissions(c.Context(), c.by)
 	if err != nil {
@@ -96,7 +96,8 @@ func (a *API) listPermissions(c *call, q PermissionQuery) (PermissionList, error
 			continue
 		}
 		shown := Permission{
-			Key: p.Key, URI: permissionURI(p.Key), Name: p.Name, Description: p.Description, Category: p.Category,
+			Key: p.Key, URI: permissionURI(p.Key),
+			Name: p.Name, Description: p.Description, Category: p.Category,
 			Rules: []string{}, CreatedAt: p.CreatedAt, CreatedBy: p.CreatedBy, UpdatedAt: p.UpdatedAt,
 		}
 		for _, r := range p.Rules {
@@ -111,8 +112,8 @@ func permissionURI(key string) string {
 	return "/service_users/permissions?key=" + url.QueryEscape(key)
 }
 
-// deletePermission takes a permission out of the catalogue. One that a group has
-// stays, which is a conflict.
+// deletePermission deletes a permission from the catalogue. The answer is 409 if a permission group
+// has the permission.
 func (a *API) deletePermission(c *call, q PermissionKey) (None, error) {
 	if q.Key == "" {
 		return None{}, invalidField("key", "name the permission to delete")
@@ -120,19 +121,22 @@ func (a *API) deletePermission(c *call, q PermissionKey) (None, error) {
 	return None{}, a.store.DeletePermission(c.Context(), c.by, q.Key)
 }
 
-// grantPermission gives a permission to a permission group. To give it again
-// changes nothing and is no error.
+// grantPermission gives a permission to a permission group. If the group has it already, the
+// request succeeds and changes nothing.
 func (a *API) grantPermission(c *call, _ None) (None, error) {
 	return a.setPermission(c, a.store.GrantPermission)
 }
 
-// withdrawPermission takes a permission from a permission group. To take one that
-// it does not have changes nothing and is no error.
+// withdrawPermission takes a permission from a permission group. If the group does not have it, the
+// request succeeds and changes nothing.
 func (a *API) withdrawPermission(c *call, _ None) (None, error) {
 	return a.setPermission(c, a.store.WithdrawPermission)
 }
 
-func (a *API) setPermission(c *call, set func(ctx context.Context, by store.Actor, group, key string) error) (None, error) {
+// setPermission runs set with the group and the key in the path.
+func (a *API) setPermission(
+	c *call, set func(ctx context.Context, by store.Actor, group, key string) error,
+) (None, error) {
 	group, err := c.id("id", "group")
 	if err != nil {
 		return None{}, err

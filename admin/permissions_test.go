@@ -91,7 +91,7 @@ func TestPermissions(t *testing.T) {
 		r(one(`,"category":"a\nb"`), `400 ERR_INVALID_VALUE [permissions.1.category] must not hold the control character U+000A`),
 		r(one(`,"category":"`+strings.Repeat("é", 256)+`"`), `400 ERR_INVALID_VALUE [permissions.1.category] is 256 characters long`),
 		r(one(`,"groups":[]`), `400 ERR_NGROK_214 [permissions.1.groups] there is no such field`),
-		r(one(`,"key":"other"`), `400 ERR_NGROK_213 [permissions.1.key] the field stands in the body twice`),
+		r(one(`,"key":"other"`), `400 ERR_NGROK_213 [permissions.1.key] the field appears in the body twice`),
 		r(put(`{"permission":[]}`), `400 ERR_NGROK_214 [permission]`),
 		r(put(`{"permissions":{}}`), `400 ERR_INVALID_VALUE [permissions] must not be a JSON object`),
 		r(put(`{"permissions":[],"replace":"yes"}`), `400 ERR_INVALID_VALUE [replace] must not be a JSON string`),

@@ -9,43 +9,46 @@ import (
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
-// FindTokensInput asks whose the secrets are that somebody has found, without
-// telling them.
+// FindTokensInput is a list of digests of secrets, such as secrets that leaked. The secrets
+// themselves are not sent.
 type FindTokensInput struct {
-	Digests []string `json:"digests"` // the SHA-256 of each secret in hexadecimal digits, at most 1000
+	// the SHA-256 of each secret in 64 hexadecimal digits; at most 1000
+	Digests []string `json:"digests"`
 }
 
-// FoundTokens holds the tokens that are known. Tokens that were revoked some days
-// ago are not known any more.
+// FoundTokens is the list of the tokens that belong to the digests. Digests of unknown secrets are
+// left out. A token is unknown as well some days after it was revoked.
 type FoundTokens struct {
-	Tokens []FoundToken `json:"tokens"` // those that are known
+	Tokens []FoundToken `json:"tokens"` // in the order of the digests
 }
 
 // FoundToken is the token that a digest belongs to.
 type FoundToken struct {
-	Digest        string           `json:"digest"`          // as it was asked for
+	Digest        string           `json:"digest"`          // the digest as in the request
 	TokenID       string           `json:"token_id"`        // token_…
 	ServiceUserID string           `json:"service_user_id"` // service_…
-	Name          string           `json:"name"`            // of the service user
-	State         store.TokenState `json:"state"`           // what it is good for now
-	URI           string           `json:"uri"`             // of the token
+	Name          string           `json:"name"`            // the name of the service user
+	State         store.TokenState `json:"state"`           // the state of the token at the time of the answer
+	URI           string           `json:"uri"`             // the path of the token in this API
 }
 
-// MaxDigests is how many digests are looked up at once.
+// MaxDigests is the largest number of digests in one request.
 const MaxDigests = 1000
 
-// findTokens says which tokens secrets belong to that somebody has found, by their
-// digests. A manager is told about the service users that it sees only.
+// findTokens finds the tokens of leaked secrets by the digests of the secrets. A manager gets only
+// tokens of service users that it may see.
 func (a *API) findTokens(c *call, in FindTokensInput) (FoundTokens, error) {
 	if len(in.Digests) > MaxDigests {
-		return FoundTokens{}, invalidField("digests", fmt.Sprintf("holds %d digests, at most %d are looked up at once", len(in.Digests), MaxDigests))
+		return FoundTokens{}, invalidField("digests",
+			fmt.Sprintf("holds %d digests, at most %d are looked up at once", len(in.Digests), MaxDigests))
 	}
 	out := FoundTokens{Tokens: []FoundToken{}}
 	d := a.store.Directory()
 	for i, text := range in.Digests {
 		digest, err := hex.DecodeString(text)
 		if err != nil || len(digest) != sha256.Size {
-			return FoundTokens{}, invalidField(fmt.Sprintf("digests.%d", i), "is not a SHA-256 in 64 hexadecimal digits")
+			field := fmt.Sprintf("digests.%d", i)
+			return FoundTokens{}, invalidField(field, "is not a SHA-256 in 64 hexadecimal digits")
 		}
 		u, known := d.FindDigest([sha256.Size]byte(digest))
 		if known == nil {
@@ -53,7 +56,7 @@ func (a *API) findTokens(c *call, in FindTokensInput) (FoundTokens, error) {
 		}
 		t, err := a.store.Token(c.Context(), c.by, u.ID, known.ID)
 		if errors.Is(err, store.ErrNotFound) {
-			continue // out of the manager's scope, or deleted meanwhile
+			continue // outside the scope of the manager, or deleted meanwhile
 		}
 		if err != nil {
 			return FoundTokens{}, err

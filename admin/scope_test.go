@@ -257,7 +257,7 @@ func TestManagerLearns(t *testing.T) {
 		r(`GET /service_users/would_deny`, `200 {"would_deny":[{"name":"mate","path":"/v1/a","permission_group":{"name":"watch"}},{"name":"mate","path":"/v1/x/y","permission_group":null}],"not_counted":0}`),
 		r(`GET /service_users/would_deny?service_user_id=service_2`, `200 {"would_deny":[{"path":"/v1/a"},{"path":"/v1/x/y"}]}`),
 		r(`GET /service_users/would_deny?would=allow`, `200 {"would_deny":[]}`),
-		r(`DELETE /service_users/would_deny`, refused+`only an admin may begin to count again`),
+		r(`DELETE /service_users/would_deny`, refused+`only an admin may reset the counts`),
 
 		r(`GET /permission_groups/group_2/members`, `200 {"members":[{"name":"mate","source":"name"},{"name":"manager","source":"name"}],"next_page_uri":null}`),
 		r(`GET /permission_groups/group_2/members?limit=2`, `200 {"members":[{"name":"mate"},{"name":"manager"}],"next_page_uri":null}`),

@@ -9,11 +9,10 @@ import (
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
-// createServiceUser makes a service user, together with a first token unless
-// create_token is false. The secret of the token is only in this answer. For clients of
-// the ngrok API, at /bot_users or with the header Ngrok-Version, create_token is false
-// by default: that API has no token there, so such a client would drop the secret and
-// leave the token alive.
+// createServiceUser creates a service user, together with a first token unless create_token is
+// false. Only this answer contains the secret of the token. At /bot_users and for requests with the
+// header Ngrok-Version, create_token is false by default: in the ngrok API a create issues no
+// token, so a client of that API would drop the secret and leave the token valid.
 func (a *API) createServiceUser(c *call, in NewServiceUser) (ServiceUser, error) {
 	u := store.ServiceUser{Active: true}
 	if err := in.apply(&u); err != nil {
@@ -26,11 +25,13 @@ func (a *API) createServiceUser(c *call, in NewServiceUser) (ServiceUser, error)
 	}
 	if in.TokenTTL.Set {
 		if token == nil {
-			return ServiceUser{}, invalidField("token_ttl", "there is no first token; leave it out, or create_token")
+			return ServiceUser{}, invalidField("token_ttl",
+				"there is no first token; leave it out, or create_token")
 		}
 		ttl, err := ParseDuration(in.TokenTTL.Value)
 		if err != nil || ttl < time.Second {
-			return ServiceUser{}, invalidField("token_ttl", fmt.Sprintf("%q is not a duration such as 90d or 36h", in.TokenTTL.Value))
+			return ServiceUser{}, invalidField("token_ttl",
+				fmt.Sprintf("%q is not a duration such as 90d or 36h", in.TokenTTL.Value))
 		}
 		token.ExpiresAt = a.store.Now().UTC().Add(ttl)
 	}
@@ -45,7 +46,7 @@ func (a *API) createServiceUser(c *call, in NewServiceUser) (ServiceUser, error)
 	return out, nil
 }
 
-// apply writes the fields that are present into a record.
+// apply copies the fields that the body contains into u.
 func (in *ServiceUserInput) apply(u *store.ServiceUser) error {
 	in.Name.to(&u.Name)
 	in.DisplayName.to(&u.DisplayName)
@@ -71,7 +72,8 @@ func (in *ServiceUserInput) apply(u *store.ServiceUser) error {
 	return nil
 }
 
-// merge applies a merge patch (RFC 7396, section 2) to an object of texts.
+// merge returns target after a merge patch (RFC 7396, section 2). A nil patch means null, which
+// removes all members.
 func merge(target map[string]string, patch map[string]*string) map[string]string {
 	merged := make(map[string]string)
 	if patch != nil {
@@ -87,14 +89,14 @@ func merge(target map[string]string, patch map[string]*string) map[string]string
 	return merged
 }
 
-// listServiceUsers lists service users, the newest first unless it is sorted, those
-// that are deleted only when asked for.
+// listServiceUsers lists service users, newest first unless sort asks for another order. With
+// deleted it lists tombstones of deleted service users instead.
 func (a *API) listServiceUsers(c *call, q UserListQuery) (ServiceUserList, error) {
 	users, page, err := a.listUsers(c, q)
 	return ServiceUserList{users, page}, err
 }
 
-// listBotUsers lists service users under their old name.
+// listBotUsers lists service users under their name in the ngrok API.
 func (a *API) listBotUsers(c *call, q UserListQuery) (BotUserList, error) {
 	users, page, err := a.listUsers(c, q)
 	return BotUserList{users, page}, err
@@ -130,7 +132,7 @@ func (a *API) listUsers(c *call, q UserListQuery) ([]ServiceUser, Page, error) {
 	return list, nextPage(c, "cursor", q.cursor(chosen.KeyOf(last)), chosen.Limit), nil
 }
 
-// getServiceUser shows a service user.
+// getServiceUser returns a service user.
 func (a *API) getServiceUser(c *call, q DeletedQuery) (ServiceUser, error) {
 	id, err := c.id("id", "service")
 	if err != nil {
@@ -147,8 +149,8 @@ func (a *API) getServiceUser(c *call, q DeletedQuery) (ServiceUser, error) {
 	return c.showUser(u), nil
 }
 
-// updateServiceUser sets the fields that are present; the others stay. In a merge patch
-// labels that are absent stay too.
+// updateServiceUser sets the fields that the body contains; the others stay. Labels in plain JSON
+// replace all labels; a merge patch changes only the labels that it contains.
 func (a *API) updateServiceUser(c *call, in ServiceUserInput) (ServiceUser, error) {
 	id, err := c.id("id", "service")
 	if err != nil {
@@ -163,8 +165,8 @@ func (a *API) updateServiceUser(c *call, in ServiceUserInput) (ServiceUser, erro
 	return c.showUser(u), nil
 }
 
-// deleteServiceUser deletes a service user; its tokens are refused from now on. For
-// some time it can be brought back. Its id is never used again.
+// deleteServiceUser deletes a service user, and from then on refuses all its tokens. The service
+// user can be undeleted for some time. Its id is never used again.
 func (a *API) deleteServiceUser(c *call, q DeleteQuery) (None, error) {
 	id, err := c.id("id", "service")
 	if err != nil {
@@ -173,7 +175,8 @@ func (a *API) deleteServiceUser(c *call, q DeleteQuery) (None, error) {
 	var unused time.Duration
 	if q.UnlessUsedWithin != "" {
 		if unused, err = ParseDuration(q.UnlessUsedWithin); err != nil || unused == 0 {
-			return None{}, invalidField("unless_used_within", fmt.Sprintf("%q is not a duration such as 24h or 30d", q.UnlessUsedWithin))
+			return None{}, invalidField("unless_used_within",
+				fmt.Sprintf("%q is not a duration such as 24h or 30d", q.UnlessUsedWithin))
 		}
 	}
 	return guarded(c, func(version int64) (None, error) {
@@ -181,8 +184,8 @@ func (a *API) deleteServiceUser(c *call, q DeleteQuery) (None, error) {
 	})
 }
 
-// undeleteServiceUser brings a deleted service user back, inactive, with its tokens
-// and groups as they were.
+// undeleteServiceUser restores a deleted service user with its tokens and groups. It is inactive at
+// first.
 func (a *API) undeleteServiceUser(c *call, _ None) (ServiceUser, error) {
 	id, err := c.id("id", "service")
 	if err != nil {
@@ -195,13 +198,14 @@ func (a *API) undeleteServiceUser(c *call, _ None) (ServiceUser, error) {
 	return c.showUser(u), nil
 }
 
-// showUser shows the one service user that an answer is about.
+// showUser converts a service user for an answer about it alone, and sets its ETag.
 func (c *call) showUser(u store.ServiceUser) ServiceUser {
 	c.header.Set("ETag", etag(u.Version))
 	return c.showInList(u)
 }
 
-// collection is the name under which the caller knows service users.
+// collection returns the path under which the caller addresses service users, for links in the
+// answer.
 func (c *call) collection() string {
 	if strings.HasPrefix(c.URL.Path, "/bot_users") {
 		return "/bot_users"
@@ -213,21 +217,23 @@ func (c *call) showInList(u store.ServiceUser) ServiceUser {
 	return ServiceUser{
 		ID: u.ID, URI: c.collection() + "/" + u.ID,
 		Name: u.Name, DisplayName: u.DisplayName, Description: u.Description, Owner: u.Owner, Alias: u.Alias,
-		Active: u.Active, Role: u.Role, Teams: some(u.Teams), Labels: u.Labels, AllowedIPs: some(u.AllowedIPs),
-		ExpiresAt: showTime(u.ExpiresAt), CreatedAt: u.CreatedAt, CreatedBy: u.CreatedBy, UpdatedAt: u.UpdatedAt,
-		LastActiveAt: showTime(u.LastActiveAt), DeletedAt: showTime(u.DeletedAt), PermissionGroups: some(u.Groups), ETag: etag(u.Version),
+		Active: u.Active, Role: u.Role, Teams: nonNil(u.Teams), Labels: u.Labels,
+		AllowedIPs: nonNil(u.AllowedIPs), ExpiresAt: showTime(u.ExpiresAt),
+		CreatedAt: u.CreatedAt, CreatedBy: u.CreatedBy, UpdatedAt: u.UpdatedAt,
+		LastActiveAt: showTime(u.LastActiveAt), DeletedAt: showTime(u.DeletedAt),
+		PermissionGroups: nonNil(u.Groups), ETag: etag(u.Version),
 	}
 }
 
-// some makes an absent list an empty one, so that JSON says [].
-func some(list []string) []string {
+// nonNil returns an empty list for nil, so that JSON has [] and not null.
+func nonNil(list []string) []string {
 	if list == nil {
 		return []string{}
 	}
 	return list
 }
 
-// showTime makes the zero time null.
+// showTime returns nil, which is null in JSON, for the zero time.
 func showTime(t time.Time) *time.Time {
 	if t.IsZero() {
 		return nil

@@ -90,7 +90,7 @@ func TestStrictJSON(t *testing.T) {
 	s.run(
 		r(`POST /service_users "allow GET /"`, `400 ERR_INVALID_VALUE the body must not be a JSON string`),
 
-		r(user+`{"name":"x","name":"y"}`, `400 ERR_NGROK_213 [name] the field stands in the body twice`),
+		r(user+`{"name":"x","name":"y"}`, `400 ERR_NGROK_213 [name] the field appears in the body twice`),
 		r(user+`{"name":"x","n\u0061me":"y"}`, `400 ERR_NGROK_213 [name] the field stands`),
 		r(user+`{"labels":{"k":"1","k":"2"}}`, `400 ERR_NGROK_213 [labels.k] the field stands`),
 		r(group+`{"rules":["allow GET /x",{"effect":"allow","path":"/","path":"/y"}]}`, `400 ERR_NGROK_213 [rules.1.path] the field stands`),
@@ -229,7 +229,7 @@ func TestStrictQuery(t *testing.T) {
 			"?limit=abc": "400 ERR_NGROK_244 [limit] is not a number", "?limit=1e2": "400 ERR_NGROK_244 [limit]", "?limit=1.0": "400 ERR_NGROK_244 [limit]", "?limit=0x10": "400 ERR_NGROK_244 [limit]", "?limit=1_0": "400 ERR_NGROK_244 [limit]",
 			"?limit=": "400 ERR_NGROK_230 [limit] is empty", "?limit": "400 ERR_NGROK_230 [limit]", "?limit=+5": "400 ERR_NGROK_244 [limit]", "?limit=%2B5": "400 ERR_NGROK_244 [limit]", "?limit=%205": "400 ERR_NGROK_244 [limit]",
 			"?limit=007": "400 ERR_NGROK_244 [limit]", "?limit=99999999999999999999": "400 ERR_NGROK_244 [limit]", "?limit=%D9%A1": "400 ERR_NGROK_244 [limit]", "?limit=null": "400 ERR_NGROK_244 [limit]",
-			"?limit=1&limit=2": "400 ERR_NGROK_232 [limit] stands in the query more than once", "?limit=1&limit=1": "400 ERR_NGROK_232 [limit]",
+			"?limit=1&limit=2": "400 ERR_NGROK_232 [limit] appears in the query more than once", "?limit=1&limit=1": "400 ERR_NGROK_232 [limit]",
 			"?before_id=" + other: "400 ERR_NGROK_227 [before_id] is not an id that begins with " + prefix + "_", "?before_id=x": "400 ERR_NGROK_227 [before_id]", "?before_id=" + prefix + "_": "400 ERR_NGROK_227 [before_id]",
 			"?before_id=" + prefix + "_1x": "400 ERR_NGROK_227 [before_id]", "?before_id=%00": "400 ERR_NGROK_227 [before_id]", "?before_id=": "400 ERR_NGROK_230 [before_id] is empty", "?before_id=" + strings.Repeat("x", 8<<10): "400 ERR_NGROK_227 [before_id]",
 			"?before_id='%20OR%201=1%20--": "400 ERR_NGROK_227 [before_id]",

@@ -10,8 +10,7 @@ import (
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
-// createToken issues a token for a service user. The secret is only in this
-// answer.
+// createToken issues a token for a service user. Only this answer contains the secret.
 func (a *API) createToken(c *call, in TokenInput) (Token, error) {
 	id, err := c.id("id", "service")
 	if err != nil {
@@ -28,7 +27,7 @@ func (a *API) createToken(c *call, in TokenInput) (Token, error) {
 	return c.showIssued(issued, a.store.Now()), nil
 }
 
-// apply writes the fields that are present into a record.
+// apply copies the fields that the body contains into t. A ttl counts from now.
 func (in *TokenInput) apply(t *store.Token, now time.Time) error {
 	in.Description.to(&t.Description)
 	in.Metadata.to(&t.Metadata)
@@ -40,7 +39,7 @@ func (in *TokenInput) apply(t *store.Token, now time.Time) error {
 	if in.TTL.Set {
 		d, err := ParseDuration(in.TTL.Value)
 		if err != nil || d < time.Second {
-			return NewError(400, "ERR_INVALID_VALUE", fmt.Sprintf("%q is not a duration such as 90d or 36h", in.TTL.Value)).field("ttl")
+			return invalidField("ttl", fmt.Sprintf("%q is not a duration such as 90d or 36h", in.TTL.Value))
 		}
 		t.ExpiresAt = now.UTC().Add(d)
 	}
@@ -60,8 +59,8 @@ func (in *TokenInput) apply(t *store.Token, now time.Time) error {
 	return nil
 }
 
-// listTokens lists the tokens of a service user, the newest first, those that
-// have ended too.
+// listTokens lists the tokens of a service user, newest first. The list includes expired and
+// revoked tokens.
 func (a *API) listTokens(c *call, q ListQuery) (TokenList, error) {
 	id, err := c.id("id", "service")
 	if err != nil {
@@ -73,7 +72,7 @@ func (a *API) listTokens(c *call, q ListQuery) (TokenList, error) {
 	return TokenList{tokens, page}, err
 }
 
-// tokenIDs reads the two ids in the path of a token.
+// tokenIDs returns the two ids in the path of a token.
 func (c *call) tokenIDs() (user, token string, err error) {
 	if user, err = c.id("id", "service"); err == nil {
 		token, err = c.id("token_id", "token")
@@ -81,7 +80,7 @@ func (c *call) tokenIDs() (user, token string, err error) {
 	return user, token, err
 }
 
-// getToken shows a token, without its secret.
+// getToken returns a token without its secret.
 func (a *API) getToken(c *call, _ None) (Token, error) {
 	user, id, err := c.tokenIDs()
 	if err != nil {
@@ -94,14 +93,16 @@ func (a *API) getToken(c *call, _ None) (Token, error) {
 	return c.showToken(t, a.store.Now()), nil
 }
 
-// updateToken sets the fields that are present; the others stay.
+// updateToken sets the fields that the body contains; the others stay.
 func (a *API) updateToken(c *call, in TokenInput) (Token, error) {
 	user, id, err := c.tokenIDs()
 	if err != nil {
 		return Token{}, err
 	}
 	t, err := guarded(c, func(version int64) (store.Token, error) {
-		return a.store.UpdateToken(c.Context(), c.by, user, id, version, func(t *store.Token) error { return in.apply(t, a.store.Now()) })
+		return a.store.UpdateToken(c.Context(), c.by, user, id, version, func(t *store.Token) error {
+			return in.apply(t, a.store.Now())
+		})
 	})
 	if err != nil {
 		return Token{}, err
@@ -109,8 +110,8 @@ func (a *API) updateToken(c *call, in TokenInput) (Token, error) {
 	return c.showToken(t, a.store.Now()), nil
 }
 
-// revokeToken ends a token for good; its record stays. To revoke it again changes
-// nothing and is no error.
+// revokeToken revokes a token for good. The record of the token stays. If the token is revoked
+// already, the request succeeds and changes nothing.
 func (a *API) revokeToken(c *call, _ None) (None, error) {
 	user, id, err := c.tokenIDs()
 	if err != nil {
@@ -121,9 +122,8 @@ func (a *API) revokeToken(c *call, _ None) (None, error) {
 	})
 }
 
-// refreshToken issues the successor of a token: a new secret with the same
-// description, addresses, groups and lifetime. The old one ends when the grace
-// does, or at once.
+// refreshToken replaces a token: it issues a new token with the same description, addresses, groups
+// and lifetime. The old token ends with the grace, or at once without a grace.
 func (a *API) refreshToken(c *call, in RefreshInput) (Token, error) {
 	user, id, err := c.tokenIDs()
 	if err != nil {
@@ -151,6 +151,7 @@ func (a *API) refreshToken(c *call, in RefreshInput) (Token, error) {
 	return out, nil
 }
 
+// durationField parses an optional duration; "" or an absent field gives 0.
 func durationField(name string, in Opt[string]) (time.Duration, error) {
 	if in.Value == "" {
 		return 0, nil
@@ -162,32 +163,36 @@ func durationField(name string, in Opt[string]) (time.Duration, error) {
 	return d, nil
 }
 
+// showIssued is showToken for a new token, with its secret.
 func (c *call) showIssued(issued *store.Issued, now time.Time) Token {
 	out := c.showToken(issued.Token, now)
 	out.Secret = issued.Secret
 	return out
 }
 
-// showToken shows a token with its state at an instant.
+// showToken converts a token for an answer about it alone, and sets its ETag.
 func (c *call) showToken(t store.Token, now time.Time) Token {
 	c.header.Set("ETag", etag(t.Version))
 	return showToken(t, now)
 }
 
-// showToken shows a token with its state at an instant.
+// showToken converts a token for an answer, with its state at the time now.
 func showToken(t store.Token, now time.Time) Token {
 	out := Token{
 		ID: t.ID, URI: "/service_users/" + t.UserID + "/tokens/" + t.ID, ServiceUserID: t.UserID,
 		Description: t.Description, Metadata: t.Metadata, Hint: t.Hint, State: t.State(now),
-		AllowedIPs: some(t.AllowedIPs), PermissionGroups: some(t.Groups),
-		ExpiresAt: showTime(t.ExpiresAt), NotBefore: showTime(t.NotBefore), RetiresAt: showTime(t.RetiresAt), RevokedAt: showTime(t.RevokedAt),
+		AllowedIPs: nonNil(t.AllowedIPs), PermissionGroups: nonNil(t.Groups),
+		ExpiresAt: showTime(t.ExpiresAt), NotBefore: showTime(t.NotBefore),
+		RetiresAt: showTime(t.RetiresAt), RevokedAt: showTime(t.RevokedAt),
 		CreatedAt: t.CreatedAt, CreatedBy: t.CreatedBy, UpdatedAt: t.UpdatedAt,
-		LastUsedAt: showTime(t.LastUsedAt), LastUsedIP: t.LastUsedIP, UseCount: t.UseCount, UsedFrom: showSeen(t.UsedFrom, 0),
+		LastUsedAt: showTime(t.LastUsedAt), LastUsedIP: t.LastUsedIP,
+		UseCount: t.UseCount, UsedFrom: showSeen(t.UsedFrom, 0),
 		ReplacedBy: t.ReplacedBy, ETag: etag(t.Version),
 	}
 	if !t.RefreshedAt.IsZero() {
 		out.Drain = &Drain{
-			Since: t.RefreshedAt, UseCount: t.UseCount - t.CountAtRefresh, UsedFrom: showSeen(t.UsedFrom, t.RefreshedAt.Unix()), EndsAt: t.RetiresAt,
+			Since: t.RefreshedAt, UseCount: t.UseCount - t.CountAtRefresh,
+			UsedFrom: showSeen(t.UsedFrom, t.RefreshedAt.Unix()), EndsAt: t.RetiresAt,
 		}
 		if !t.LastUsedAt.Before(t.RefreshedAt) {
 			out.Drain.LastUsedAt = showTime(t.LastUsedAt)
@@ -195,14 +200,15 @@ func showToken(t store.Token, now time.Time) Token {
 		if quiet := t.QuietAt(); !quiet.IsZero() && quiet.Before(t.RetiresAt) {
 			out.Drain.QuietAt = &quiet
 		}
-		if !t.RevokedAt.IsZero() {
+		if !t.RevokedAt.IsZero() { // by hand, or after it was quiet: the token has ended already
 			out.Drain.EndsAt, out.Drain.QuietAt = t.RevokedAt, nil
 		}
 	}
 	return out
 }
 
-// showSeen lists addresses that were seen since an instant, the latest first.
+// showSeen lists the addresses that were seen at or after the time since, latest first. m has the
+// last time of each address; times are in Unix seconds.
 func showSeen(m map[string]int64, since int64) []SeenAddress {
 	list := []SeenAddress{}
 	for _, address := range slices.SortedFunc(maps.Keys(m), func(a, b string) int {

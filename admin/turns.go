@@ -10,20 +10,21 @@ import (
 // turns lets each actor make one costly request at a time. The zero value is ready.
 type turns struct {
 	mu   sync.Mutex
-	busy map[string]chan struct{} // by actor; closed at the end of its request
+	busy map[string]chan struct{} // by actor; closed when the costly request of the actor ends
 }
 
-// maxTurn bounds how long a request waits for the one before it.
+// maxTurn limits the time that a request waits for the costly request before it.
 const maxTurn = 5 * time.Second
 
-var errBusy = NewError(http.StatusTooManyRequests, "ERR_BUSY", "another costly request of yours is still being answered; wait for its answer, then try again")
+var errBusy = NewError(http.StatusTooManyRequests, "ERR_BUSY",
+	"another costly request of yours is still being answered; wait for its answer, then try again")
 
-// take waits until the actor makes no other costly request, and returns a function that
-// ends this one. It returns an error with status 429 after maxTurn, and that of ctx
-// when it ends earlier.
+// take waits until the actor has no other costly request in progress. It returns a function that
+// the caller must call at the end of the new request. After maxTurn it returns an error with the
+// status 429; if ctx ends earlier, it returns the cause.
 func (t *turns) take(ctx context.Context, actor string) (done func(), err error) {
-	late := time.NewTimer(maxTurn)
-	defer late.Stop()
+	timeout := time.NewTimer(maxTurn)
+	defer timeout.Stop()
 	for {
 		t.mu.Lock()
 		before := t.busy[actor]
@@ -43,10 +44,10 @@ func (t *turns) take(ctx context.Context, actor string) (done func(), err error)
 		}
 		t.mu.Unlock()
 		select {
-		case <-before:
+		case <-before: // several requests may have waited: try again
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
-		case <-late.C:
+		case <-timeout.C:
 			return nil, errBusy
 		}
 	}

@@ -11,8 +11,8 @@ import (
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
-// Opt is a field of a request that may be absent: then it stays as it is. null
-// means the empty value, but for a boolean, which has none.
+// Opt is a field of a request that may be absent. An absent field leaves the stored value as it is.
+// A field that is null sets the empty value; a boolean has no empty value, so null is an error.
 type Opt[T any] struct {
 	Set   bool
 	Value T
@@ -21,7 +21,7 @@ type Opt[T any] struct {
 // Some returns a field that is present.
 func Some[T any](v T) Opt[T] { return Opt[T]{true, v} }
 
-// IsZero reports whether the field is absent; "omitzero" leaves it out then.
+// IsZero reports whether the field is absent. The JSON option "omitzero" then leaves it out.
 func (o Opt[T]) IsZero() bool { return !o.Set }
 
 // MarshalJSON writes the value.
@@ -30,308 +30,453 @@ func (o Opt[T]) MarshalJSON() ([]byte, error) { return json.Marshal(o.Value) }
 // UnmarshalJSONFrom reads the value as strictly as the document around it.
 func (o *Opt[T]) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
 	o.Set = true
+	// JSON v2 would read null as false, which for "active" means: refuse every token.
 	if _, boolean := any(o.Value).(bool); boolean && dec.PeekKind() == 'n' {
 		return errNullBoolean
 	}
 	return jsonv2.UnmarshalDecode(dec, &o.Value)
 }
 
-// to stores the value in place when the field is present.
+// to copies the value to place when the field is present.
 func (o Opt[T]) to(place *T) {
 	if o.Set {
 		*place = o.Value
 	}
 }
 
-// ServiceUserInput is the body of a create or update of a service user. Times
-// are RFC 3339; "" is never.
+// ServiceUserInput is the body that creates or changes a service user. Times are in RFC 3339; an
+// empty time means never.
 type ServiceUserInput struct {
-	Name             Opt[string]            `json:"name,omitzero"`              // unique, 1 to 255 characters; a create needs it
-	DisplayName      Opt[string]            `json:"display_name,omitzero"`      // what people call it
-	Description      Opt[string]            `json:"description,omitzero"`       // for people
-	Owner            Opt[string]            `json:"owner,omitzero"`             // whom to ask about it
-	Alias            Opt[string]            `json:"alias,omitzero"`             // a second login id, unique: 1 to 64 of A-Z a-z 0-9 . _ @ -
-	Active           Opt[bool]              `json:"active,omitzero"`            // false refuses every token of it; default true
-	Role             Opt[access.Role]       `json:"role,omitzero"`              // what it may do on this API; default member
-	Teams            Opt[[]string]          `json:"teams,omitzero"`             // what managers reach it by
-	Labels           Opt[map[string]string] `json:"labels,omitzero"`            // free texts by key, for conditions and for people
-	AllowedIPs       Opt[[]string]          `json:"allowed_ips,omitzero"`       // addresses and CIDRs it may come from; [] is any
-	ExpiresAt        Opt[string]            `json:"expires_at,omitzero"`        // when every token of it is refused; "" is never
-	PermissionGroups Opt[[]string]          `json:"permission_groups,omitzero"` // ids of the groups that it is a member of by name
+	// unique name of 1 to 255 characters; a create requires it
+	Name Opt[string] `json:"name,omitzero"`
+	// a longer name to show to people
+	DisplayName Opt[string] `json:"display_name,omitzero"`
+	// free text for people
+	Description Opt[string] `json:"description,omitzero"`
+	// a contact for questions about the service user
+	Owner Opt[string] `json:"owner,omitzero"`
+	// a second login id, unique: 1 to 64 characters of A-Z a-z 0-9 . _ @ -
+	Alias Opt[string] `json:"alias,omitzero"`
+	// default true; false refuses every token of the service user
+	Active Opt[bool] `json:"active,omitzero"`
+	// the rights of the service user on this admin API; default member
+	Role Opt[access.Role] `json:"role,omitzero"`
+	// names of teams; a manager can only see and change service users that share a team with it
+	Teams Opt[[]string] `json:"teams,omitzero"`
+	// texts by key, for conditions and for people
+	Labels Opt[map[string]string] `json:"labels,omitzero"`
+	// addresses and CIDRs that requests may come from; [] allows every address
+	AllowedIPs Opt[[]string] `json:"allowed_ips,omitzero"`
+	// the time from which every token of the service user is refused; "" means never
+	ExpiresAt Opt[string] `json:"expires_at,omitzero"`
+	// ids of the permission groups that name the service user as a member
+	PermissionGroups Opt[[]string] `json:"permission_groups,omitzero"`
 
 	merged Opt[map[string]*string] // the labels of a merge patch
 }
 
-// ServiceUserPatch is a JSON merge patch (RFC 7396) of a service user. Labels that are
-// absent stay. Lists are replaced.
+// ServiceUserPatch is a JSON merge patch (RFC 7396) of a service user. Labels that it does not
+// contain stay. Lists are replaced as a whole.
 type ServiceUserPatch struct {
 	ServiceUserInput
-	Labels Opt[map[string]*string] `json:"labels,omitzero"` // texts by key; null removes the label, or all of them in the place of the object
+	// texts by key; null as a text removes that label, null in place of the object removes all
+	Labels Opt[map[string]*string] `json:"labels,omitzero"`
 }
 
-// asMergePatch has the body read as a merge patch into patch, and taken over by take.
+// asMergePatch returns a value to decode the merge patch into, and a function that copies the
+// decoded patch into in.
 func (in *ServiceUserInput) asMergePatch() (patch any, take func()) {
 	p := new(ServiceUserPatch)
 	return p, func() { *in, in.merged = p.ServiceUserInput, p.Labels }
 }
 
-// NewServiceUser is the body of a create.
+// NewServiceUser is the body that creates a service user.
 type NewServiceUser struct {
 	ServiceUserInput
-	CreateToken Opt[bool]   `json:"create_token,omitzero"` // issue a first token with it; default true, but false at /bot_users and with the header Ngrok-Version
-	TokenTTL    Opt[string] `json:"token_ttl,omitzero"`    // how long this first token lives, such as "90d"
+	// whether to issue a first token as well; default true, but false at /bot_users and for
+	// requests with the header Ngrok-Version
+	CreateToken Opt[bool] `json:"create_token,omitzero"`
+	// the lifetime of the first token, such as "90d"
+	TokenTTL Opt[string] `json:"token_ttl,omitzero"`
 }
 
-// ServiceUser is a service user as REST shows it.
+// ServiceUser is a service user in an answer.
 type ServiceUser struct {
-	ID               string            `json:"id"`                   // service_…, never used again
-	URI              string            `json:"uri"`                  // its path in this API
-	Name             string            `json:"name"`                 // unique
-	DisplayName      string            `json:"display_name"`         // what people call it
-	Description      string            `json:"description"`          // for people
-	Owner            string            `json:"owner"`                // whom to ask about it
-	Alias            string            `json:"alias"`                // a second login id; "" is none
-	Active           bool              `json:"active"`               // whether its tokens are accepted
-	Role             access.Role       `json:"role"`                 // what it may do on this API
-	Teams            []string          `json:"teams"`                // what managers reach it by
-	Labels           map[string]string `json:"labels"`               // free texts by key
-	AllowedIPs       []string          `json:"allowed_ips"`          // addresses and CIDRs it may come from; [] is any
-	ExpiresAt        *time.Time        `json:"expires_at"`           // when every token of it is refused; null is never
-	CreatedAt        time.Time         `json:"created_at"`           // when it was made
-	CreatedBy        string            `json:"created_by"`           // "local", "human:NAME" or the id of a service user
-	UpdatedAt        time.Time         `json:"updated_at"`           // when it was last changed
-	LastActiveAt     *time.Time        `json:"last_active_at"`       // when a token of it was last used; null is never
-	DeletedAt        *time.Time        `json:"deleted_at,omitempty"` // of a tombstone
-	PermissionGroups []string          `json:"permission_groups"`    // ids of the groups that it is a member of by name
-	ETag             string            `json:"etag"`                 // its version, for If-Match
-	TokenID          string            `json:"token_id,omitempty"`   // only in the answer to a create
-	Token            string            `json:"token,omitempty"`      // the secret; shown this once
+	// service_…; an id is never used again
+	ID string `json:"id"`
+	// the path of the service user in this API
+	URI string `json:"uri"`
+	// unique
+	Name string `json:"name"`
+	// a longer name to show to people
+	DisplayName string `json:"display_name"`
+	// free text for people
+	Description string `json:"description"`
+	// a contact for questions about the service user
+	Owner string `json:"owner"`
+	// a second login id; "" means none
+	Alias string `json:"alias"`
+	// whether its tokens are accepted
+	Active bool `json:"active"`
+	// the rights of the service user on this admin API
+	Role access.Role `json:"role"`
+	// names of teams; a manager can only see and change service users that share a team with it
+	Teams []string `json:"teams"`
+	// texts by key, for conditions and for people
+	Labels map[string]string `json:"labels"`
+	// addresses and CIDRs that requests may come from; [] allows every address
+	AllowedIPs []string `json:"allowed_ips"`
+	// the time from which every token of the service user is refused; null means never
+	ExpiresAt *time.Time `json:"expires_at"`
+	// the time of creation
+	CreatedAt time.Time `json:"created_at"`
+	// the creator: "local", "human:NAME" or the id of a service user
+	CreatedBy string `json:"created_by"`
+	// the time of the last change
+	UpdatedAt time.Time `json:"updated_at"`
+	// the time when a token of the service user was last used; null means never
+	LastActiveAt *time.Time `json:"last_active_at"`
+	// the time of deletion; present only for a tombstone
+	DeletedAt *time.Time `json:"deleted_at,omitempty"`
+	// ids of the permission groups that name the service user as a member
+	PermissionGroups []string `json:"permission_groups"`
+	// the version, for If-Match
+	ETag string `json:"etag"`
+	// the id of the first token; only in the answer that creates it
+	TokenID string `json:"token_id,omitempty"`
+	// the secret of the first token; shown only once, in the answer that creates it
+	Token string `json:"token,omitempty"`
 }
 
 // ServiceUserList is one page of service users.
 type ServiceUserList struct {
-	ServiceUsers []ServiceUser `json:"service_users"` // the newest first
+	ServiceUsers []ServiceUser `json:"service_users"` // newest first, or in the order of sort
 	Page
 }
 
-// BotUserList is one page of service users, under their old name.
+// BotUserList is one page of service users, with the field name of the ngrok API.
 type BotUserList struct {
-	BotUsers []ServiceUser `json:"bot_users"` // in the order asked for
+	BotUsers []ServiceUser `json:"bot_users"` // newest first, or in the order of sort
 	Page
 }
 
-// Page is what every list carries. NextPageURI is null on the last page.
+// Page has the fields that every list contains. NextPageURI is null on the last page.
 type Page struct {
 	URI         string  `json:"uri"`           // the path of the list
-	NextPageURI *string `json:"next_page_uri"` // the path of the next page; null on the last one
+	NextPageURI *string `json:"next_page_uri"` // the path of the next page; null on the last page
 }
 
-// TokenInput is the body of a create or update of a token. ttl is a duration
-// such as "90d" from now and stands for expires_at.
+// TokenInput is the body that creates or changes a token. The end of the token is either a time,
+// expires_at, or a duration from now, ttl.
 type TokenInput struct {
-	Description      Opt[string]   `json:"description,omitzero"`       // for people
-	Metadata         Opt[string]   `json:"metadata,omitzero"`          // free text of up to 4096 bytes, for programs
-	AllowedIPs       Opt[[]string] `json:"allowed_ips,omitzero"`       // addresses and CIDRs it may be used from; [] is any
-	PermissionGroups Opt[[]string] `json:"permission_groups,omitzero"` // ids of groups: the token allows no more than these do; [] does not narrow it
-	ExpiresAt        Opt[string]   `json:"expires_at,omitzero"`        // when it ends; "" is never
-	TTL              Opt[string]   `json:"ttl,omitzero"`               // how long from now until it ends, in place of expires_at
-	NotBefore        Opt[string]   `json:"not_before,omitzero"`        // when it begins to be valid; "" is at once
+	// free text for people
+	Description Opt[string] `json:"description,omitzero"`
+	// free text for programs, at most 4096 bytes
+	Metadata Opt[string] `json:"metadata,omitzero"`
+	// addresses and CIDRs that the token may be used from; [] allows every address
+	AllowedIPs Opt[[]string] `json:"allowed_ips,omitzero"`
+	// ids of permission groups; the token allows only what these groups of its service user
+	// allow; [] does not narrow the token
+	PermissionGroups Opt[[]string] `json:"permission_groups,omitzero"`
+	// the time when the token expires; "" means never
+	ExpiresAt Opt[string] `json:"expires_at,omitzero"`
+	// the time from now until the token expires, such as "90d"; it replaces expires_at
+	TTL Opt[string] `json:"ttl,omitzero"`
+	// the time from which the token is valid; "" means at once
+	NotBefore Opt[string] `json:"not_before,omitzero"`
 }
 
-// RefreshInput is the body of a refresh.
+// RefreshInput is the body that refreshes a token.
 type RefreshInput struct {
-	Grace Opt[string] `json:"grace,omitzero"` // how long the old token goes on; "" or absent: it is revoked at once
-	Quiet Opt[string] `json:"quiet,omitzero"` // end it earlier, when nobody has used it for so long; "" or absent: never
+	// how long the old token stays valid, such as "24h"; it is revoked at once if grace is ""
+	// or absent
+	Grace Opt[string] `json:"grace,omitzero"`
+	// ends the old token before its grace, once it was unused for this duration, such as "1h";
+	// "" or absent does not
+	Quiet Opt[string] `json:"quiet,omitzero"`
 }
 
-// Token is a token as REST shows it. Its secret, token, is only in the answer that
-// issues it.
+// Token is a token in an answer. Only the answer that issues a token contains its secret, in the
+// field token.
 type Token struct {
-	ID               string           `json:"id"`                 // token_…, never used again
-	URI              string           `json:"uri"`                // its path in this API
-	ServiceUserID    string           `json:"service_user_id"`    // whose it is
-	Description      string           `json:"description"`        // for people
-	Metadata         string           `json:"metadata"`           // free text, for programs
-	Hint             string           `json:"hint"`               // the last four characters of the secret
-	State            store.TokenState `json:"state"`              // what it is good for at this moment
-	AllowedIPs       []string         `json:"allowed_ips"`        // addresses and CIDRs it may be used from; [] is any
-	PermissionGroups []string         `json:"permission_groups"`  // ids of the groups that it is narrowed to; [] is all of its user
-	ExpiresAt        *time.Time       `json:"expires_at"`         // when it ends; null is never
-	NotBefore        *time.Time       `json:"not_before"`         // when it begins to be valid; null is at once
-	RetiresAt        *time.Time       `json:"retires_at"`         // when the grace of a refreshed one ends; null: it was not refreshed
-	RevokedAt        *time.Time       `json:"revoked_at"`         // when it was revoked; null: it was not
-	CreatedAt        time.Time        `json:"created_at"`         // when it was issued
-	CreatedBy        string           `json:"created_by"`         // "local", "human:NAME" or the id of a service user
-	UpdatedAt        time.Time        `json:"updated_at"`         // when it was last changed
-	LastUsedAt       *time.Time       `json:"last_used_at"`       // when it was last used; null is never
-	LastUsedIP       string           `json:"last_used_ip"`       // the address that it was last used from
-	UseCount         int64            `json:"use_count"`          // how often it was used
-	UsedFrom         []SeenAddress    `json:"used_from"`          // the last addresses, the latest first
-	ReplacedBy       string           `json:"replaced_by"`        // the id of its successor; "" is none
-	Drain            *Drain           `json:"drain"`              // of a token that was refreshed: who still uses it
-	Replaces         string           `json:"replaces,omitempty"` // only in the answer to a refresh
-	Replaced         *Token           `json:"replaced,omitempty"` // the same, as it is now
-	ETag             string           `json:"etag"`               // its version, for If-Match
-	Secret           string           `json:"token,omitempty"`    // the secret; shown this once
+	// token_…; an id is never used again
+	ID string `json:"id"`
+	// the path of the token in this API
+	URI string `json:"uri"`
+	// the id of the service user that the token belongs to
+	ServiceUserID string `json:"service_user_id"`
+	// free text for people
+	Description string `json:"description"`
+	// free text for programs
+	Metadata string `json:"metadata"`
+	// the last four characters of the secret
+	Hint string `json:"hint"`
+	// the state of the token at the time of the answer
+	State store.TokenState `json:"state"`
+	// addresses and CIDRs that the token may be used from; [] allows every address
+	AllowedIPs []string `json:"allowed_ips"`
+	// ids of the permission groups that the token is narrowed to; [] does not narrow the token
+	PermissionGroups []string `json:"permission_groups"`
+	// the time when the token expires; null means never
+	ExpiresAt *time.Time `json:"expires_at"`
+	// the time from which the token is valid; null means that it was valid at once
+	NotBefore *time.Time `json:"not_before"`
+	// the end of the grace after a refresh; null if the token was not refreshed
+	RetiresAt *time.Time `json:"retires_at"`
+	// the time of revocation; null if the token was not revoked
+	RevokedAt *time.Time `json:"revoked_at"`
+	// the time of issue
+	CreatedAt time.Time `json:"created_at"`
+	// the creator: "local", "human:NAME" or the id of a service user
+	CreatedBy string `json:"created_by"`
+	// the time of the last change
+	UpdatedAt time.Time `json:"updated_at"`
+	// the time of the last use; null means never
+	LastUsedAt *time.Time `json:"last_used_at"`
+	// the address of the last use
+	LastUsedIP string `json:"last_used_ip"`
+	// the number of uses
+	UseCount int64 `json:"use_count"`
+	// the latest addresses that used the token, latest first
+	UsedFrom []SeenAddress `json:"used_from"`
+	// the id of the successor; "" means none
+	ReplacedBy string `json:"replaced_by"`
+	// the use of the token since its refresh; null if it was not refreshed
+	Drain *Drain `json:"drain"`
+	// the id of the old token; only in the answer to a refresh
+	Replaces string `json:"replaces,omitempty"`
+	// the old token as it is now; only in the answer to a refresh
+	Replaced *Token `json:"replaced,omitempty"`
+	// the version, for If-Match
+	ETag string `json:"etag"`
+	// the secret; shown only once, in the answer that issues the token
+	Secret string `json:"token,omitempty"`
 }
 
-// SeenAddress is an address that a token was used from.
+// SeenAddress is an address that used a token.
 type SeenAddress struct {
 	Address    string    `json:"address"`      // an IP address
-	LastUsedAt time.Time `json:"last_used_at"` // when it was seen last
+	LastUsedAt time.Time `json:"last_used_at"` // the time of the last use from this address
 }
 
-// Drain is the meter of a token that was refreshed: how much it is used since.
+// Drain shows how much a refreshed token is still used. Its counts and times begin with the
+// refresh.
 type Drain struct {
-	Since      time.Time     `json:"since"`        // the refresh
-	UseCount   int64         `json:"use_count"`    // since then
-	LastUsedAt *time.Time    `json:"last_used_at"` // since then
-	UsedFrom   []SeenAddress `json:"used_from"`    // since then
-	EndsAt     time.Time     `json:"ends_at"`      // of the grace; never later
-	QuietAt    *time.Time    `json:"quiet_at"`     // ends then already, unless it is used before; null is not before ends_at
+	// the time of the refresh
+	Since time.Time `json:"since"`
+	// the number of uses since the refresh
+	UseCount int64 `json:"use_count"`
+	// the time of the last use since the refresh; null means never
+	LastUsedAt *time.Time `json:"last_used_at"`
+	// the addresses that used the token since the refresh, latest first
+	UsedFrom []SeenAddress `json:"used_from"`
+	// the end of the old token at the latest: the end of the grace, or the time of revocation
+	EndsAt time.Time `json:"ends_at"`
+	// the earlier end, unless the token is used again before; null if the token ends at ends_at
+	QuietAt *time.Time `json:"quiet_at"`
 }
 
 // TokenList is one page of tokens.
 type TokenList struct {
-	Tokens []Token `json:"tokens"` // the newest first
+	Tokens []Token `json:"tokens"` // newest first
 	Page
 }
 
-// Rule is a rule as REST shows it: as an object and as its one line of text.
+// Rule is a rule in an answer, as an object and as its line of text.
 type Rule struct {
-	ID          string        `json:"id"`                   // rule_…, never used again
-	URI         string        `json:"uri"`                  // its path in this API; that of the permission, when it belongs to one
-	Effect      access.Effect `json:"effect"`               // a deny wins over any allow
-	Methods     []string      `json:"methods"`              // "*" alone, or names in upper case; GET covers HEAD
-	Host        string        `json:"host"`                 // "" is any
-	Path        string        `json:"path"`                 // a pattern, in which {name} is one segment and {name...} the rest
-	When        string        `json:"when"`                 // a condition in CEL; "" is always
-	Name        string        `json:"name"`                 // for people
-	Description string        `json:"description"`          // for people
-	Text        string        `json:"text"`                 // the whole rule in one line
-	Permission  string        `json:"permission,omitempty"` // the key of the permission that it belongs to; "" is the group's own
-	Warnings    []string      `json:"warnings,omitempty"`   // only in the answer to a write: rules that never apply, or add nothing
+	// rule_…; an id is never used again
+	ID string `json:"id"`
+	// the path of the rule in this API, or that of the permission that the rule comes from
+	URI string `json:"uri"`
+	// allow or deny; a deny wins over every allow
+	Effect access.Effect `json:"effect"`
+	// "*" alone, or method names in upper case; GET includes HEAD
+	Methods []string `json:"methods"`
+	// the host of the request; "" matches every host
+	Host string `json:"host"`
+	// a pattern for the path: {name} matches one segment, {name...} matches the rest
+	Path string `json:"path"`
+	// a condition in CEL; "" means always
+	When string `json:"when"`
+	// for people
+	Name string `json:"name"`
+	// for people
+	Description string `json:"description"`
+	// the whole rule as one line, such as "allow GET /v1/people/{id}"
+	Text string `json:"text"`
+	// the key of the permission that the rule comes from; absent if the group has the rule
+	// itself
+	Permission string `json:"permission,omitempty"`
+	// rules that never apply or add nothing; only in the answer to a write
+	Warnings []string `json:"warnings,omitempty"`
 }
 
-// RuleInput is a rule in a request: its text, or an object without id and text.
+// RuleInput is a rule in a request: its line of text, or an object without id and text.
 type RuleInput struct {
-	Text        string        `json:"-"`                     // in one line, such as "allow GET /v1/people/{id}"
-	Effect      access.Effect `json:"effect"`                // a deny wins over any allow
-	Methods     []string      `json:"methods"`               // "*" alone, or names in upper case; GET covers HEAD
-	Host        string        `json:"host,omitempty"`        // "" is any
-	Path        string        `json:"path"`                  // a pattern, in which {name} is one segment and {name...} the rest
-	When        string        `json:"when,omitempty"`        // a condition in CEL; "" is always
-	Name        string        `json:"name,omitempty"`        // for people
-	Description string        `json:"description,omitempty"` // for people
+	// the whole rule as one line, such as "allow GET /v1/people/{id}"
+	Text string `json:"-"`
+	// allow or deny; a deny wins over every allow
+	Effect access.Effect `json:"effect"`
+	// "*" alone, or method names in upper case; GET includes HEAD
+	Methods []string `json:"methods"`
+	// the host of the request; "" matches every host
+	Host string `json:"host,omitempty"`
+	// a pattern for the path: {name} matches one segment, {name...} matches the rest
+	Path string `json:"path"`
+	// a condition in CEL; "" means always
+	When string `json:"when,omitempty"`
+	// for people
+	Name string `json:"name,omitempty"`
+	// for people
+	Description string `json:"description,omitempty"`
 }
 
-// MarshalJSON writes the text when there is one.
+// MarshalJSON writes the text of the rule if it is set, and the object otherwise.
 func (r RuleInput) MarshalJSON() ([]byte, error) {
 	if r.Text != "" {
 		return json.Marshal(r.Text)
 	}
-	type object RuleInput
+	type object RuleInput // without this method, which would call itself for ever
 	return json.Marshal(object(r))
 }
 
-// UnmarshalJSONFrom reads either form.
+// UnmarshalJSONFrom reads a rule in either form.
 func (r *RuleInput) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
 	if dec.PeekKind() == '"' {
 		*r = RuleInput{}
 		return jsonv2.UnmarshalDecode(dec, &r.Text)
 	}
-	type object RuleInput
+	type object RuleInput // without this method, which would call itself for ever
 	return jsonv2.UnmarshalDecode(dec, (*object)(r))
 }
 
-// RuleList is every rule of a permission group.
+// RuleList is the list of all rules of a permission group.
 type RuleList struct {
 	Rules []Rule `json:"rules"` // in the order of the group
 	Page
 }
 
-// GroupInput is the body of a create or update of a permission group.
+// GroupInput is the body that creates or changes a permission group.
 type GroupInput struct {
-	Name            Opt[string]      `json:"name,omitzero"`             // unique: 1 to 64 letters, digits and " . _ : -"; a create needs it
-	Description     Opt[string]      `json:"description,omitzero"`      // for people
-	Mode            Opt[access.Mode] `json:"mode,omitzero"`             // default enforce; observe neither grants nor refuses
-	MemberCondition Opt[string]      `json:"member_condition,omitzero"` // CEL over user; "" is nobody
-	Permissions     Opt[[]string]    `json:"permissions,omitzero"`      // keys of the catalogue
-	Rules           Opt[[]RuleInput] `json:"rules,omitzero"`            // in their one-line form or as objects; they take the place of those there are
+	// unique name of 1 to 64 letters, digits and " . _ : -"; a create requires it
+	Name Opt[string] `json:"name,omitzero"`
+	// free text for people
+	Description Opt[string] `json:"description,omitzero"`
+	// default enforce; a group in mode observe neither grants nor refuses requests
+	Mode Opt[access.Mode] `json:"mode,omitzero"`
+	// a condition in CEL over user; service users that meet it are members as well; ""
+	// adds none
+	MemberCondition Opt[string] `json:"member_condition,omitzero"`
+	// keys of permissions of the catalogue
+	Permissions Opt[[]string] `json:"permissions,omitzero"`
+	// rules as lines of text or as objects; they replace all rules that the group had
+	Rules Opt[[]RuleInput] `json:"rules,omitzero"`
 }
 
-// Group is a permission group as REST shows it.
+// Group is a permission group in an answer.
 type Group struct {
-	ID              string      `json:"id"`                 // group_…, never used again
-	URI             string      `json:"uri"`                // its path in this API
-	Name            string      `json:"name"`               // unique
-	Description     string      `json:"description"`        // for people
-	Mode            access.Mode `json:"mode"`               // observe neither grants nor refuses
-	MemberCondition string      `json:"member_condition"`   // a condition in CEL over user, for members in addition to the named ones; "" is nobody
-	Permissions     []string    `json:"permissions"`        // keys of the catalogue
-	Rules           []Rule      `json:"rules"`              // its own, without those of the permissions
-	MemberCount     int         `json:"member_count"`       // by name and by condition
-	CreatedAt       time.Time   `json:"created_at"`         // when it was made
-	CreatedBy       string      `json:"created_by"`         // "local", "human:NAME" or the id of a service user
-	UpdatedAt       time.Time   `json:"updated_at"`         // when it was last changed
-	ETag            string      `json:"etag"`               // its version, for If-Match
-	Warnings        []string    `json:"warnings,omitempty"` // only in the answer to a write: rules that never apply, or add nothing
+	// group_…; an id is never used again
+	ID string `json:"id"`
+	// the path of the group in this API
+	URI string `json:"uri"`
+	// unique
+	Name string `json:"name"`
+	// free text for people
+	Description string `json:"description"`
+	// a group in mode observe neither grants nor refuses requests
+	Mode access.Mode `json:"mode"`
+	// a condition in CEL over user; service users that meet it are members as well; "" adds
+	// none
+	MemberCondition string `json:"member_condition"`
+	// keys of permissions of the catalogue
+	Permissions []string `json:"permissions"`
+	// the rules of the group itself, without those of its permissions
+	Rules []Rule `json:"rules"`
+	// the number of members by name and by condition
+	MemberCount int `json:"member_count"`
+	// the time of creation
+	CreatedAt time.Time `json:"created_at"`
+	// the creator: "local", "human:NAME" or the id of a service user
+	CreatedBy string `json:"created_by"`
+	// the time of the last change
+	UpdatedAt time.Time `json:"updated_at"`
+	// the version, for If-Match
+	ETag string `json:"etag"`
+	// rules that never apply or add nothing; only in the answer to a write
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // GroupList is one page of permission groups.
 type GroupList struct {
-	PermissionGroups []Group `json:"permission_groups"` // the newest first
+	PermissionGroups []Group `json:"permission_groups"` // newest first
 	Page
 }
 
-// Member is a service user in a permission group.
+// Member is a member of a permission group.
 type Member struct {
 	ID     string `json:"id"`     // of the service user
 	Name   string `json:"name"`   // of the service user
-	Source string `json:"source"` // "name": it was named; "condition": it meets the condition
+	Source string `json:"source"` // "name": the group names it; "condition": it meets the condition
 }
 
 // MemberList is one page of members.
 type MemberList struct {
-	Members []Member `json:"members"` // the newest service user first
+	Members []Member `json:"members"` // newest service user first
 	Page
 }
 
 // ListQuery chooses a page of a list.
 type ListQuery struct {
-	Limit    string `query:"limit" integer:"1-100" default:"100"` // how many at most
-	BeforeID string `query:"before_id"`                           // only what was made before this id, whether or not it still exists
+	// the largest number of entries on the page
+	Limit string `query:"limit" integer:"1-100" default:"100"`
+	// only entries created before this id; the entry with this id may be deleted meanwhile
+	BeforeID string `query:"before_id"`
 }
 
-// NamedListQuery can also look for one by its name.
+// NamedListQuery chooses a page of a list, or the entry with a name.
 type NamedListQuery struct {
 	ListQuery
-	Name string `query:"name"` // exactly this name
+	Name string `query:"name"` // only the entry with exactly this name
 }
 
-// UserListQuery chooses and sorts service users. Together, its parts narrow.
+// UserListQuery chooses and sorts service users. The list has the service users that meet all
+// parameters.
 type UserListQuery struct {
 	NamedListQuery
-	Q         string `query:"q"`          // stands in the name, display name, alias, owner, description or id
-	Role      string `query:"role"`       // admin, manager, member
-	Team      string `query:"team"`       // exactly this team
-	Status    string `query:"status"`     // active, inactive, expired
-	Sort      string `query:"sort"`       // name, role, created_at, last_active_at; "-" before it is descending; default -created_at
-	Filter    string `query:"filter"`     // CEL over obj, such as obj.role == "admin" && obj.created_at > timestamp("2026-01-01T00:00:00Z")
-	Cursor    string `query:"cursor"`     // from next_page_uri, of the same sort and filters
-	Deleted   string `query:"deleted"`    // "true": tombstones instead
-	CreatedBy string `query:"created_by"` // who made it: "local", "human:NAME", or the id or name of a service user
+	// only service users that have this text in the name, display name, alias, owner,
+	// description or id
+	Q string `query:"q"`
+	// only service users with this role: admin, manager or member
+	Role string `query:"role"`
+	// only service users of exactly this team
+	Team string `query:"team"`
+	// only service users with this status: active, inactive or expired
+	Status string `query:"status"`
+	// name, role, created_at or last_active_at, with "-" before it for descending order;
+	// default -created_at
+	Sort string `query:"sort"`
+	// a condition in CEL over obj, such as
+	// obj.role == "admin" && obj.created_at > timestamp("2026-01-01T00:00:00Z")
+	Filter string `query:"filter"`
+	// a cursor from next_page_uri; it is valid only with the same sort and filters
+	Cursor string `query:"cursor"`
+	// "true" lists tombstones instead of service users
+	Deleted string `query:"deleted"`
+	// only service users by this creator: "local", "human:NAME", or the id or name of a service
+	// user
+	CreatedBy string `query:"created_by"`
 }
 
-// DeletedQuery asks for a tombstone as well.
+// DeletedQuery chooses whether tombstones are found.
 type DeletedQuery struct {
-	Deleted string `query:"deleted"` // "true": even when it is deleted
+	Deleted string `query:"deleted"` // "true" also finds the service user if it is deleted
 }
 
 // DeleteQuery is the condition of a delete.
 type DeleteQuery struct {
-	UnlessUsedWithin string `query:"unless_used_within"` // 409 when it was used within this duration, such as 24h
+	// fails with 409 if the service user was used within this duration, such as 24h
+	UnlessUsedWithin string `query:"unless_used_within"`
 }
 
-// None is a request or answer without a body.
+// None is a request or an answer without a body.
 type None struct{}

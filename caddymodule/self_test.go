@@ -295,7 +295,7 @@ func TestSelfCan(t *testing.T) {
 		{`{"method":"GET","path":"/v1/x","host":"a b"}`, `400 host: `},
 		{`{"method":"GET","path":"/v1/x","url":"y"}`, `400 url: there is no such field`},
 		{`{"Method":"GET","path":"/v1/x"}`, `400 Method: there is no such field`},
-		{`{"method":"GET","path":"/v1/x","path":"/v1/y"}`, `400 path: the field stands in the body twice`},
+		{`{"method":"GET","path":"/v1/x","path":"/v1/y"}`, `400 path: the field appears in the body twice`},
 		{`{"method":"GET","path":7}`, `400 path: must not be a JSON number`},
 		{`{"method":"GET","path":"/v1/x"} {}`, `400 the body is not valid JSON`},
 		{`{"method":"GET","path":"/v1/x"`, `400 the body is not valid JSON`},
