@@ -54,7 +54,7 @@ func TestBackup(t *testing.T) {
 		r(`POST /service_users/restore`, `400 ERR_INVALID_VALUE the backup is refused, and nothing was changed: not a store of service users: the file is empty`, ofDatabase),
 		r(`POST /service_users/restore x`, `400 ERR_DIGEST the form of Repr-Digest`, ofDatabase, "Repr-Digest: sha-256=x"),
 		r(`POST /service_users/restore x`, `400 ERR_DIGEST the form of Repr-Digest`, ofDatabase, "Repr-Digest: sha-256=:eA==:"),
-		r(`POST /service_users/restore x`, `400 ERR_DIGEST the body is not the one`, ofDatabase, "Repr-Digest: "+digest),
+		r(`POST /service_users/restore x`, `400 ERR_DIGEST the SHA-256 of the body differs`, ofDatabase, "Repr-Digest: "+digest),
 		r(`GET /service_users/restore`, `404`),
 		r(`GET /service_users/service_1`, `404`),
 		r(`GET /service_users/check`, `200 {"ok":true,"service_users":0,"findings":[]}`),

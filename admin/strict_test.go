@@ -91,9 +91,9 @@ func TestStrictJSON(t *testing.T) {
 		r(`POST /service_users "allow GET /"`, `400 ERR_INVALID_VALUE the body must not be a JSON string`),
 
 		r(user+`{"name":"x","name":"y"}`, `400 ERR_NGROK_213 [name] the field appears in the body twice`),
-		r(user+`{"name":"x","n\u0061me":"y"}`, `400 ERR_NGROK_213 [name] the field stands`),
-		r(user+`{"labels":{"k":"1","k":"2"}}`, `400 ERR_NGROK_213 [labels.k] the field stands`),
-		r(group+`{"rules":["allow GET /x",{"effect":"allow","path":"/","path":"/y"}]}`, `400 ERR_NGROK_213 [rules.1.path] the field stands`),
+		r(user+`{"name":"x","n\u0061me":"y"}`, `400 ERR_NGROK_213 [name] the field appears`),
+		r(user+`{"labels":{"k":"1","k":"2"}}`, `400 ERR_NGROK_213 [labels.k] the field appears`),
+		r(group+`{"rules":["allow GET /x",{"effect":"allow","path":"/","path":"/y"}]}`, `400 ERR_NGROK_213 [rules.1.path] the field appears`),
 		r(user+`{"name":"x","NAME":"y"}`, `400 ERR_NGROK_214 [NAME]`),
 		r(user+"{\"name\":\"\xff\"}", `400 ERR_NGROK_213 the body is not valid JSON: invalid UTF-8`),
 		r(user+"{\"\xff\":1}", `400 ERR_NGROK_213`),
