@@ -19,8 +19,8 @@ type AuditQuery struct {
 	Until      string `query:"until"`       // only records before this time (RFC 3339)
 }
 
-// AuditEvent is one record of the audit trail: a change, its actor, and the resource before and
-// after the change. It contains no secret.
+// AuditEvent is one record of the audit trail: a change or a refused attempt, its actor, and the
+// resource before and after the change. It contains no secret.
 type AuditEvent struct {
 	ID          string          `json:"id"`           // audit_…
 	URI         string          `json:"uri"`          // the path of the record in this API
@@ -43,7 +43,8 @@ type AuditEventList struct {
 	Page
 }
 
-// listAuditEvents lists the records of the audit trail, newest first. It requires the role admin.
+// listAuditEvents lists the records of the audit trail, newest first. This operation requires the
+// rights of an admin.
 func (a *API) listAuditEvents(c *call, q AuditQuery) (AuditEventList, error) {
 	limit, err := ListQuery{Limit: q.Limit}.limit()
 	if err != nil {
@@ -115,8 +116,8 @@ type AuditReport struct {
 	Problem  string `json:"problem"`   // the fault of the first bad record; "" if all are good
 }
 
-// verifyAudit follows the hash chain of the whole audit trail and reports the first bad record. It
-// requires the role admin.
+// verifyAudit follows the hash chain of the whole audit trail and reports the first bad record.
+// This operation requires the rights of an admin.
 func (a *API) verifyAudit(c *call, q VerifyQuery) (AuditReport, error) {
 	known, err := q.head()
 	if err != nil {

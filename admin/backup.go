@@ -56,7 +56,7 @@ func ShowReport(r store.CheckReport) StoreReport {
 
 // check examines the whole store for damage. The pages and indexes of the database must be intact,
 // every row must refer to existing rows and be enforceable, and the audit trail must have an
-// unbroken chain. It requires the role admin.
+// unbroken chain. This operation requires the rights of an admin.
 func (a *API) check(c *call, q VerifyQuery) (StoreReport, error) {
 	known, err := q.head()
 	if err != nil {
@@ -145,8 +145,8 @@ func (u *upload) open(w http.ResponseWriter, r *http.Request) error {
 }
 
 // backup copies the store at one revision and answers with the copy, a SQLite database in one file.
-// The store stays in use meanwhile. The copy contains the hashes of all tokens. It requires the
-// role admin.
+// The store stays in use meanwhile. The copy contains the hashes of all tokens. This operation
+// requires the rights of an admin.
 func (a *API) backup(c *call, _ None) (*store.Backup, error) {
 	return a.store.Backup(c.Context(), c.by)
 }

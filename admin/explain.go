@@ -555,8 +555,8 @@ func (a *API) wouldDeny(c *call, q WouldDenyQuery) (WouldDenyList, error) {
 	return list, nil
 }
 
-// forgetWouldDeny resets the counts of observe mode on this node to zero. It requires the role
-// admin.
+// forgetWouldDeny resets the counts of observe mode on this node to zero. This operation requires
+// the rights of an admin.
 func (a *API) forgetWouldDeny(c *call, _ None) (None, error) {
 	if c.by.Scope != nil {
 		return None{}, &store.Error{Kind: store.ErrNotAllowed, Msg: "only an admin may reset the counts"}
