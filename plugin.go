@@ -1,7 +1,11 @@
-// Package serviceusers registers the Caddy modules of caddy-service-users.
+// Package serviceusers registers the Caddy modules and the command of
+// caddy-service-users.
 //
-// It holds no code of its own: "xcaddy build --with MODULE" imports the root
-// of a module, so this file imports the plugin. Read caddymodule next.
+// "xcaddy build --with MODULE" imports the root of a module, so this file imports the
+// packages that register something. Read caddymodule next.
 package serviceusers
 
-import _ "github.com/serviceusers/caddy-service-users/caddymodule"
+import (
+	_ "github.com/serviceusers/caddy-service-users/caddymodule"
+	_ "github.com/serviceusers/caddy-service-users/cli"
+)

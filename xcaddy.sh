@@ -21,7 +21,7 @@ usage() {
 # The plugin's own sources: what is newer than the binary makes it stale. A
 # directory is newer when a file in it was added or removed.
 stale() {
-	[ ! -x "$output" ] || [ -n "$(cd "$here" && find go.mod go.sum tools/go.mod plugin.go xcaddy.sh access store admin caddymodule \
+	[ ! -x "$output" ] || [ -n "$(cd "$here" && find go.mod go.sum tools/go.mod plugin.go xcaddy.sh access store admin caddymodule cli internal \
 		-newer "$output" ! -name '*_test.go' ! -path '*/testdata*' -print 2>/dev/null | head -n 1)" ]
 }
 

@@ -85,7 +85,7 @@ type App struct {
 	ctx       caddy.Context
 	guards    []*Handler       // of this configuration, wherever they are
 	doors     []*SiteDoor      // of this configuration, wherever they are
-	routes    func() []finding // walks the routes once, see routes.go
+	routes    func() []Finding // walks the routes once, see routes.go
 	shared    *shared
 	key       string
 	started   bool
@@ -128,7 +128,7 @@ var stores = caddy.NewUsagePool()
 func (a *App) Provision(ctx caddy.Context) error {
 	a.ctx, a.abandoned, a.warnOfAddress = ctx, make(chan struct{}), new(sync.Once)
 	a.routes = sync.OnceValue(a.walkRoutes)
-	path, opts, err := a.options()
+	path, opts, err := a.StoreOptions()
 	if err != nil {
 		return err
 	}
@@ -168,8 +168,9 @@ func (a *App) Provision(ctx caddy.Context) error {
 	return nil
 }
 
-// options turns the settings into what the store wants to know.
-func (a *App) options() (path string, opts store.Options, err error) {
+// StoreOptions returns the path of the store and its options, with the environment
+// variables and the pepper file of the settings read.
+func (a *App) StoreOptions() (path string, opts store.Options, err error) {
 	repl := caddy.NewReplacer()
 	if path, err = repl.ReplaceOrErr(a.Store, false, true); err != nil {
 		return "", opts, fmt.Errorf("store: %w", err)
@@ -207,14 +208,15 @@ func (a *App) options() (path string, opts store.Options, err error) {
 		return "", opts, fmt.Errorf("pepper_file: %w", err)
 	}
 	if pepperFile != "" {
-		if opts.Peppers, err = readPeppers(pepperFile); err != nil {
+		if opts.Peppers, err = ReadPeppers(pepperFile); err != nil {
 			return "", opts, err
 		}
 	}
 	return path, opts, nil
 }
 
-func readPeppers(path string) (access.Peppers, error) {
+// ReadPeppers reads a pepper file.
+func ReadPeppers(path string) (access.Peppers, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return access.Peppers{}, fmt.Errorf("pepper_file: %w", err)
@@ -238,7 +240,7 @@ func (a *App) Start() error {
 }
 
 // walkRoutes returns the findings in the routes of this configuration.
-func (a *App) walkRoutes() []finding {
+func (a *App) walkRoutes() []Finding {
 	app, err := a.ctx.AppIfConfigured("http")
 	if err != nil {
 		return nil
@@ -330,8 +332,8 @@ func (s *shared) start() error {
 		}
 		var open *store.Store
 		if open, s.err = store.Open(context.Background(), s.path, opts); opts.Existing && errors.Is(s.err, fs.ErrNotExist) {
-			s.err = fmt.Errorf("the store %q does not exist, and a new one would lock out the %s of the store in force, %q; name the right file, or put it back. To go on with an empty store on purpose, make it first: caddy service-user --store %s --create",
-				s.path, plural(users, "service user"), before, store.ShellWord(s.path))
+			s.err = fmt.Errorf("the store %q does not exist, and a new one would lock out the %d service users of the store in force, %q; name the right file, or put it back. To go on with an empty store on purpose, make it first: caddy service-user --store %s --create",
+				s.path, users, before, store.ShellWord(s.path))
 		}
 		if s.err == nil {
 			if name := s.opts.DefaultGroup; name != "" && len(open.Directory().GroupIDs([]string{name})) == 0 {
@@ -427,7 +429,7 @@ func (h *storeHandle) now() int64 {
 type storeHandle struct {
 	shared    *shared
 	abandoned <-chan struct{}
-	routes    func() []finding
+	routes    func() []Finding
 
 	warnOfAddress *sync.Once // of the configuration, see clientAddress
 }

@@ -40,7 +40,7 @@ func (w *walk) cache(name, text string, out *flow) {
 	keys := slices.AppendSeq([]cacheKey{standard.Key}, maps.Values(c.Configuration.CacheKeys))
 	f := w.here(true, "%s before service_users can give the answer to one service user to everybody: put it behind service_users, with the identity header in its key, or give Souin's cache the option disable_coalescing, no mode but strict, and no Authorization in its keys", name)
 	if standard.DisableCoalescing && (standard.Mode == "" || standard.Mode == "strict") && !strings.Contains(strings.ToLower(fmt.Sprint(keys)), "authorization") {
-		f.message = ""
+		f.Message = ""
 	}
 	w.caches = append(w.caches, f)
 	out.cache = len(w.caches)
@@ -58,7 +58,7 @@ func (w *walk) cache(name, text string, out *flow) {
 	if slices.ContainsFunc(keys, func(key cacheKey) bool { return !key.holds(names) }) {
 		f := w.here(true, "the key of %s behind service_users lacks the identity, so the answer to one service user would be given to another; add it to the key, as in \"key { headers %s }\" of Souin's cache", name, append(names, "X-Service-User-Id")[0])
 		if out.guard == 0 { // an error route, perhaps of a site without service users
-			w.errorPaths = append(w.errorPaths, candidate{finding: f, site: w.site()})
+			w.errorPaths = append(w.errorPaths, candidate{Finding: f, site: w.site()})
 		} else {
 			w.report(f)
 		}
@@ -82,7 +82,7 @@ func (w *walk) risk(n int) int {
 	switch {
 	case n == 0:
 		return 0
-	case w.caches[n-1].message == "":
+	case w.caches[n-1].Message == "":
 		return 1
 	}
 	return 2

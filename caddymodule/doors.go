@@ -60,7 +60,7 @@ func (d *localDoor) Routes() []caddy.AdminRoute {
 func (d *localDoor) serve(w http.ResponseWriter, r *http.Request) error {
 	app, err := running()
 	if err != nil || app.shared == nil {
-		admin.WriteError(w, d.log, store.NewOperationID(), errNotConfigured)
+		admin.WriteError(w, d.log, store.NewOperationID(), ErrNotConfigured)
 		return nil
 	}
 	open := app.shared.live.Load()
@@ -73,7 +73,7 @@ func (d *localDoor) serve(w http.ResponseWriter, r *http.Request) error {
 }
 
 var (
-	errNotConfigured = admin.NewError(http.StatusNotFound, "ERR_NOT_CONFIGURED", "this Caddy has no service users: its configuration has neither the global option nor a directive service_users")
+	ErrNotConfigured = admin.NewError(http.StatusNotFound, "ERR_NOT_CONFIGURED", "this Caddy has no service users: its configuration has neither the global option nor a directive service_users")
 	errNotOpen       = admin.NewError(http.StatusServiceUnavailable, "ERR_STORE_UNAVAILABLE", "the store is not open")
 	errTwoFields     = admin.NewError(http.StatusBadRequest, "ERR_AMBIGUOUS", "the request has more than one Authorization field")
 	errThrottled     = admin.NewError(http.StatusTooManyRequests, "ERR_NGROK_226", "too many failed attempts; wait before the next one")

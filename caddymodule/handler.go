@@ -297,7 +297,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 
 	action, further, problem := h.judge(r, vars, address)
 	if problem.OK() && overridden {
-		problem = methodOverride
+		problem = MethodOverride
 	}
 	if !problem.OK() {
 		return h.refuse(w, r, refusal{status: problem.Status, detail: problem.Advice()})

@@ -61,7 +61,7 @@ func logFields(t *testing.T, dir string) (names []string) {
 // with -update.
 func TestNamesStay(t *testing.T) {
 	var fields []string
-	for _, dir := range []string{"../store", "../admin", "."} {
+	for _, dir := range []string{"../store", "../admin", ".", "../cli"} {
 		fields = append(fields, logFields(t, dir)...)
 	}
 	slices.Sort(fields)

@@ -148,7 +148,7 @@ func (w *walk) guard(h *Handler, in flow) flow {
 	}
 	if in.cache != 0 {
 		w.cached[h] = true
-		if f := w.caches[in.cache-1]; f.message != "" {
+		if f := w.caches[in.cache-1]; f.Message != "" {
 			w.report(f)
 		}
 		if in.nested {
@@ -257,14 +257,14 @@ func (w *walk) proxy(h *reverseproxy.Handler, in flow) flow {
 	}
 	if in.raw {
 		if w.inErrors {
-			c.finding = w.here(true, "this error route leads to %s, and nothing removes forged identity headers and credentials on the way; put \"service_users sanitize\" before it", c.what)
+			c.Finding = w.here(true, "this error route leads to %s, and nothing removes forged identity headers and credentials on the way; put \"service_users sanitize\" before it", c.what)
 			w.errorPaths = append(w.errorPaths, c)
 		} else {
 			sanitize := `or else "service_users sanitize"`
 			if in.asked {
 				sanitize = `or else, in a route block, "service_users sanitize" between the authentication, which needs Authorization, and the proxy`
 			}
-			c.finding = w.here(false, "requests get to %s without passing service_users: unchecked, with whatever identity headers the client sends; put service_users before it, with \"public\" rules for what needs no credential, %s", c.what, sanitize)
+			c.Finding = w.here(false, "requests get to %s without passing service_users: unchecked, with whatever identity headers the client sends; put service_users before it, with \"public\" rules for what needs no credential, %s", c.what, sanitize)
 			w.proxied = append(w.proxied, c)
 		}
 	}
@@ -273,7 +273,7 @@ func (w *walk) proxy(h *reverseproxy.Handler, in flow) flow {
 	if in.judged && in.rewrite != 0 {
 		by := w.rewrites[in.rewrite-1]
 		if !by.tryFiles || transport != "http.reverse_proxy.transport.fastcgi" {
-			w.report(by.finding)
+			w.report(by.Finding)
 		}
 	}
 	if h.Rewrite != nil && in.judged {
@@ -395,7 +395,7 @@ func (w *walk) basicAuth(h *caddyauth.Authentication, in flow) {
 	if basic, ok := h.Providers["http_basic"].(*caddyauth.HTTPBasicAuth); ok {
 		for _, account := range basic.Accounts {
 			if account.Password == examplePassword {
-				w.examples = append(w.examples, finding{load: true, message: fmt.Sprintf("people log in as %q with the password of Caddyfile.example, which everybody knows; set another one before anybody else reaches this site: export ADMIN_PASSWORD_HASH=\"$(./caddy hash-password)\"", account.Username)})
+				w.examples = append(w.examples, Finding{load: true, Message: fmt.Sprintf("people log in as %q with the password of Caddyfile.example, which everybody knows; set another one before anybody else reaches this site: export ADMIN_PASSWORD_HASH=\"$(./caddy hash-password)\"", account.Username)})
 			}
 		}
 	}
@@ -414,7 +414,7 @@ func (w *walk) basicAuth(h *caddyauth.Authentication, in flow) {
 
 // reader is a handler that looks at our identity.
 type reader struct {
-	finding
+	Finding
 	before int // the one before, on the same way; 0 is none
 }
 
@@ -446,8 +446,8 @@ func (w *walk) read(handler any, text string, out *flow, in flow) {
 }
 
 func (w *walk) reportReaders(n int) {
-	for n != 0 && !w.seen[w.readers[n-1].finding] {
-		f := w.readers[n-1].finding
+	for n != 0 && !w.seen[w.readers[n-1].Finding] {
+		f := w.readers[n-1].Finding
 		n = w.readers[n-1].before
 		defer w.report(f) // in the order of the routes
 	}
@@ -497,7 +497,7 @@ func withoutLate(v any) any {
 
 // rewriting is a change of the method or the path behind a guard.
 type rewriting struct {
-	finding
+	Finding
 	tryFiles bool // it only chooses the file of a PHP program
 }
 
@@ -506,7 +506,7 @@ func (w *walk) certainty(n int) int {
 	switch {
 	case n == 0:
 		return 0
-	case w.rewrites[n-1].fatal:
+	case w.rewrites[n-1].Fatal:
 		return 2
 	}
 	return 1
@@ -564,11 +564,11 @@ func localAddress(dial string) string {
 
 // sharedUpstreams reports the sites without service users that lead to an upstream
 // of a site with them.
-func (o *ourHandlers) sharedUpstreams() (list []finding) {
+func (o *ourHandlers) sharedUpstreams() (list []Finding) {
 	for _, c := range o.open {
 		if slices.ContainsFunc(c.addresses, func(address string) bool { return o.upstreams[address] }) {
-			c.message = fmt.Sprintf("%s is guarded by service_users on another site and open on this one, where clients can send any identity header; put service_users before it here too, or \"service_users sanitize\"", c.what)
-			list = append(list, c.finding)
+			c.Message = fmt.Sprintf("%s is guarded by service_users on another site and open on this one, where clients can send any identity header; put service_users before it here too, or \"service_users sanitize\"", c.what)
+			list = append(list, c.Finding)
 		}
 	}
 	return list

@@ -374,8 +374,8 @@ func TestPlaces(t *testing.T) {
 			_, app, err := provisioned(t, t.TempDir(), l.String())
 			var got []string
 			for _, f := range app.routes() {
-				text := f.message
-				if f.fatal {
+				text := f.Message
+				if f.Fatal {
 					text = "!" + text
 				}
 				got = append(got, text)

@@ -21,35 +21,35 @@ import (
 // proves the places in which our handlers are safe; the load fails, or warns,
 // where it cannot. "caddy service-user lint" runs the same walk on a file.
 
-// finding is a mistake, or a doubt, about the routes around our handlers.
-type finding struct {
-	fatal   bool   // fails the load; else it is a doubt, which is logged
-	load    bool   // lint leaves it out: Caddyfile.example has it on purpose
-	server  string // the name of the server in the http app
-	route   string // the matchers on the way, and the place in the server's configuration; "" is the whole server
-	message string // the harm, and the way out
+// Finding is a mistake, or a doubt, about the routes around our handlers.
+type Finding struct {
+	Fatal   bool   // fails the load; else it is a doubt, which is logged
+	load    bool   // only the log of a load has it: Caddyfile.example has it on purpose
+	Server  string // the name of the server in the http app
+	Route   string // the matchers on the way, and the place in the server's configuration; "" is the whole server
+	Message string // the harm, and the way out
 }
 
-func (f finding) String() string {
-	text := f.message
-	if f.route != "" {
-		text = f.route + ": " + text
+func (f Finding) String() string {
+	text := f.Message
+	if f.Route != "" {
+		text = f.Route + ": " + text
 	}
-	if f.server != "" {
-		text = "server " + f.server + ": " + text
+	if f.Server != "" {
+		text = "server " + f.Server + ": " + text
 	}
 	return text
 }
 
 // checkRoutes returns the fatal findings as an error, and logs the doubts.
-func checkRoutes(list []finding) error {
+func checkRoutes(list []Finding) error {
 	var fatal []string
 	for _, f := range list {
-		if f.fatal {
+		if f.Fatal {
 			fatal = append(fatal, f.String())
 			continue
 		}
-		caddy.Log().Named("service_users").Warn(f.message, zap.String("server", f.server), zap.String("route", f.route))
+		caddy.Log().Named("service_users").Warn(f.Message, zap.String("server", f.Server), zap.String("route", f.Route))
 	}
 	switch len(fatal) {
 	case 0:
@@ -66,7 +66,7 @@ func checkRoutes(list []finding) error {
 // findings walks the servers in the order of their names. It also sets the place
 // of each of our handlers, and ticks off the doors of this configuration that
 // may believe a header.
-func (a *App) findings(app *caddyhttp.App) (list []finding) {
+func (a *App) findings(app *caddyhttp.App) (list []Finding) {
 	ours := newOurHandlers(a)
 	for _, name := range slices.Sorted(maps.Keys(app.Servers)) {
 		list = append(list, ours.walkServer(name, app.Servers[name])...)
@@ -74,7 +74,7 @@ func (a *App) findings(app *caddyhttp.App) (list []finding) {
 	list = append(list, ours.sharedUpstreams()...)
 	for _, guard := range a.guards {
 		if ours.number[guard] == 0 {
-			list = append(list, finding{fatal: ours.cacheCount > 0, message: "service_users runs inside of a module that this check does not know, so nothing is known about its neighbours; use it directly in a site, a handle or a route block"})
+			list = append(list, Finding{Fatal: ours.cacheCount > 0, Message: "service_users runs inside of a module that this check does not know, so nothing is known about its neighbours; use it directly in a site, a handle or a route block"})
 			continue
 		}
 		guard.place = ours.placeOf(guard)
@@ -82,7 +82,7 @@ func (a *App) findings(app *caddyhttp.App) (list []finding) {
 	for _, door := range a.doors {
 		proven, met := ours.doors[door]
 		if door.believes = proven; door.ActorHeader != "" && !met {
-			list = append(list, finding{fatal: true, message: fmt.Sprintf("service_users_admin: actor_header %s is believed only where every way to the door is known, and none was found to this one: it is inside of a module that this check does not know, or no request reaches it; use it directly in a site, a handle or a route block", door.ActorHeader)})
+			list = append(list, Finding{Fatal: true, Message: fmt.Sprintf("service_users_admin: actor_header %s is believed only where every way to the door is known, and none was found to this one: it is inside of a module that this check does not know, or no request reaches it; use it directly in a site, a handle or a route block", door.ActorHeader)})
 		}
 	}
 	return list
@@ -121,8 +121,8 @@ type walk struct {
 	*ourHandlers
 	server *caddyhttp.Server
 	name   string
-	found  []finding
-	seen   map[finding]bool
+	found  []Finding
+	seen   map[Finding]bool
 
 	path       []string // the place in the configuration
 	words      []string // the matchers on the way
@@ -139,29 +139,29 @@ type walk struct {
 
 	rewrites []rewriting
 	readers  []reader
-	caches   []finding // without a message it is safe before a guard
+	caches   []Finding // without a message it is safe before a guard
 
 	ours       bool            // one of our handlers was met
 	sites      map[string]bool // the hosts that were met
 	guarded    map[string]bool // the hosts with a guard directly among their routes
 	within     map[string]bool // the hosts with a guard anywhere below
-	examples   []finding       // people with the password of Caddyfile.example
+	examples   []Finding       // people with the password of Caddyfile.example
 	proxied    []candidate     // proxies that requests reach without passing our handlers
 	errorPaths []candidate     // error routes that lead to a proxy
 }
 
 // candidate is reported only if its site turns out to be guarded.
 type candidate struct {
-	finding
+	Finding
 	site, what string
 	addresses  []string
 	blamed     bool // another finding names it already
 }
 
 // walkServer follows the routes of a server.
-func (o *ourHandlers) walkServer(name string, server *caddyhttp.Server) []finding {
+func (o *ourHandlers) walkServer(name string, server *caddyhttp.Server) []Finding {
 	w := &walk{
-		ourHandlers: o, server: server, name: name, seen: make(map[finding]bool), bits: make(map[string]uint64),
+		ourHandlers: o, server: server, name: name, seen: make(map[Finding]bool), bits: make(map[string]uint64),
 		groups: make(map[string]*caddyhttp.Route), invoked: make(map[invocation]*invoked),
 		sites: make(map[string]bool), guarded: make(map[string]bool), within: make(map[string]bool),
 	}
@@ -180,13 +180,13 @@ func (o *ourHandlers) walkServer(name string, server *caddyhttp.Server) []findin
 		w.refuseCircle(before)
 	}
 	if w.ours && server.Logs != nil && server.Logs.ShouldLogCredentials {
-		w.found = append(w.found, finding{fatal: true, message: "log_credentials writes the secrets of service users to the access log; remove it from the global option \"servers\""})
+		w.found = append(w.found, Finding{Fatal: true, Message: "log_credentials writes the secrets of service users to the access log; remove it from the global option \"servers\""})
 	}
 	if w.ours {
 		w.found = append(w.found, w.examples...)
 	}
 	for i := range w.found {
-		w.found[i].server = name
+		w.found[i].Server = name
 	}
 	return w.found
 }
@@ -198,7 +198,7 @@ func (w *walk) refuseCircle(before int) {
 		w.keepOriginals(n)
 	}
 	if w.ours && (len(w.caches) > 0 || len(w.actors) > 0) {
-		w.found = append(w.found, finding{fatal: true, message: "named routes invoke each other in a circle, so it is not known what comes before a cache or a door with actor_header; invoke each of them in one direction only"})
+		w.found = append(w.found, Finding{Fatal: true, Message: "named routes invoke each other in a circle, so it is not known what comes before a cache or a door with actor_header; invoke each of them in one direction only"})
 	}
 }
 
@@ -208,16 +208,16 @@ func (w *walk) settle() {
 		switch {
 		case w.guarded[c.site]:
 			if !c.blamed {
-				w.report(c.finding)
+				w.report(c.Finding)
 			}
 		case !w.within[c.site]:
-			c.server = w.name
+			c.Server = w.name
 			w.open = append(w.open, c)
 		}
 	}
 	for _, c := range w.errorPaths {
 		if w.within[c.site] || !w.sites[c.site] && w.within[""] {
-			w.report(c.finding)
+			w.report(c.Finding)
 		}
 	}
 }
@@ -228,19 +228,19 @@ func (w *walk) add(fatal bool, format string, args ...any) {
 }
 
 // report reports a finding, once: a named route can be followed several times.
-func (w *walk) report(f finding) {
+func (w *walk) report(f Finding) {
 	if !w.seen[f] {
 		w.seen[f] = true
 		w.found = append(w.found, f)
 	}
 }
 
-func (w *walk) here(fatal bool, format string, args ...any) finding {
+func (w *walk) here(fatal bool, format string, args ...any) Finding {
 	route := strings.Join(w.path, "/")
 	if len(w.words) > 0 {
 		route = strings.Join(w.words, ", ") + " [" + route + "]"
 	}
-	return finding{fatal: fatal, route: route, message: fmt.Sprintf(format, args...)}
+	return Finding{Fatal: fatal, Route: route, Message: fmt.Sprintf(format, args...)}
 }
 
 func (w *walk) site() string {

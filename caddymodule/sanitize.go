@@ -228,8 +228,8 @@ var essential = []string{
 	"Sec-WebSocket-Key", "Sec-WebSocket-Version", "Sec-WebSocket-Protocol", "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Via",
 }
 
-// methodOverride is why a request is refused whose headers name another method.
-var methodOverride = access.Problem{
+// MethodOverride is the problem of a request whose headers name another method.
+var MethodOverride = access.Problem{
 	Status: http.StatusBadRequest,
 	Detail: "a header such as X-HTTP-Method-Override names another method than the request has: send the request with that method",
 }
@@ -281,6 +281,12 @@ func (s *sanitizer) clean(r *http.Request, trusted bool, address netip.Addr) (au
 		h["Connection"], h["Upgrade"] = []string{"Upgrade"}, []string{"websocket"}
 	}
 	return authorization, overridden
+}
+
+// OverridesMethod reports whether a header field makes some upstreams see a method
+// different from that of the request.
+func OverridesMethod(name, value, method string) bool {
+	return isMethodHeader(name) && namesOther(value, method)
 }
 
 // namesOther reports whether the value of a method override names another method.

@@ -54,6 +54,10 @@ func startServer(t *testing.T, caddyfile string, env ...string) *server {
 	return s
 }
 
+// quickExit keeps a process that is built with the race detector from waiting a second
+// before it ends.
+const quickExit = "GORACE=atexit_sleep_ms=10"
+
 // newServer prepares the surroundings of a server that is not started yet.
 func newServer(t *testing.T, env ...string) *server {
 	t.Helper()
@@ -62,7 +66,7 @@ func newServer(t *testing.T, env ...string) *server {
 	for _, name := range []string{"API_PORT", "ADMIN_PORT", "UPSTREAM_PORT", "CADDY_PORT"} {
 		s.ports[name] = freePort()
 	}
-	s.env = append(os.Environ(),
+	s.env = append(os.Environ(), quickExit,
 		"API_PORT="+s.ports["API_PORT"], "ADMIN_PORT="+s.ports["ADMIN_PORT"], "UPSTREAM_PORT="+s.ports["UPSTREAM_PORT"],
 		"CADDY_ADMIN=localhost:"+s.ports["CADDY_PORT"],
 		"SERVICE_USERS_STORE="+filepath.Join(dir, "service_users.db"),

@@ -11,7 +11,7 @@ import (
 // that read it first, lose nothing of each other.
 func TestUpdatesAtOnce(t *testing.T) {
 	t.Parallel()
-	s := startServer(t, exampleCaddyfile(t), quickExit)
+	s := startServer(t, exampleCaddyfile(t))
 	s.create("billing-sync")
 	s.mustCLI("group", "create", "readers")
 	var running sync.WaitGroup

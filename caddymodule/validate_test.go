@@ -126,7 +126,7 @@ func TestValidate(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
-			s := newServer(t, "PEPPER_FILE=pepper", quickExit)
+			s := newServer(t, "PEPPER_FILE=pepper")
 			work, stores := filepath.Join(s.dir, "work"), filepath.Join(s.dir, "stores")
 			s.env = append(s.env, "SERVICE_USERS_STORE="+filepath.Join(stores, "service_users.db"))
 			for _, dir := range []string{work, stores} {

@@ -1,0 +1,114 @@
+package cli
+
+import (
+	"context"
+	"io"
+	"os"
+
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+	"github.com/spf13/cobra"
+
+	"github.com/serviceusers/caddy-service-users/admin"
+)
+
+func init() {
+	caddycmd.RegisterCommand(caddycmd.Command{
+		Name:      "service-user",
+		Short:     "Manages service users, their tokens and permission groups",
+		CobraFunc: func(root *cobra.Command) { newCLI().commands(root) },
+	})
+}
+
+// The exit codes, for scripts.
+const (
+	exitFailed = 1 + iota
+	exitUsage
+	exitNotFound
+	exitConflict
+	exitNotAllowed
+	exitUnreachable
+)
+
+const cliHelp = `Manages the service users of a running Caddy, through its admin endpoint, or
+those in a store file when no Caddy runs (--store), or from another machine
+through a site (--url) with the credentials of a service user that is an admin or
+a manager, from SERVICE_USER_ID and SERVICE_USER_TOKEN or --credentials-file. A
+service user or a group is named by its id or by its name.
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 conflict, 5 not allowed,
+6 unreachable. A check that finds something (lint, check-log, scan,
+check) ends with 1.`
+
+// cli is one run of the command: its flags, and where it prints.
+type cli struct {
+	address, config, adapter string
+	store, pepperFile        string
+	url, credentialsFile     string
+	insecureHTTP, create     bool
+	output                   outputFlag
+	json                     bool   // output is JSON
+	yes                      bool   // ask nothing
+	secretFile               string // where an issued secret goes; "" is the standard output
+	stdout, stderr           io.Writer
+}
+
+func newCLI() *cli { return &cli{output: outputTable, stdout: os.Stdout, stderr: os.Stderr} }
+
+// action is what one command does with its arguments.
+type action func(ctx context.Context, client *admin.Client, args []string) error
+
+// commands hangs every command under "caddy service-user".
+func (c *cli) commands(root *cobra.Command) {
+	root.Use = "service-user COMMAND"
+	root.Long = cliHelp
+	root.Example = "  caddy service-user create billing-sync --group people-readers"
+	root.SetHelpTemplate(helpTemplate)
+	flags := root.PersistentFlags()
+	flags.StringVar(&c.address, "address", "", "the address of the admin endpoint of the running Caddy, host:port or unix//path")
+	flags.StringVarP(&c.config, "config", "c", "", "take the address of the admin endpoint, or with --store the settings of service users, from this configuration")
+	flags.StringVarP(&c.adapter, "adapter", "a", "", "the adapter of the configuration")
+	flags.StringVar(&c.store, "store", "", "work on this store file, without a running Caddy")
+	flags.BoolVar(&c.create, "create", false, "with --store: make the store when there is none; without a command, nothing else")
+	flags.StringVar(&c.pepperFile, "pepper-file", "", "with --store: the pepper_file of the configuration")
+	flags.StringVar(&c.url, "url", "", "work through the service_users_admin of this site, such as https://admin.example.com")
+	flags.StringVar(&c.credentialsFile, "credentials-file", "", "with --url: a file with \"id:token\" or a token, which only you can read")
+	flags.BoolVar(&c.insecureHTTP, "insecure-http", false, "with --url: send credentials over http:// to another machine, in the clear")
+	flags.Var(&c.output, "output", "the form of results: table, json (what the REST API answers) or csv")
+	flags.BoolVar(&c.json, "json", false, "short for --output json")
+	root.PersistentPreRunE = c.prepare
+	c.usageErrors(root)
+	help := root.RunE
+	root.RunE = func(cmd *cobra.Command, args []string) error {
+		if !c.create || len(args) > 0 {
+			return help(cmd, args)
+		}
+		return c.run(cmd, args, func(context.Context, *admin.Client, []string) error {
+			return c.done("the store is %s", c.store)
+		})
+	}
+
+	c.userCommands(root)
+	token := c.group(root, "token", "Manages the tokens of a service user",
+		"caddy service-user token create billing-sync --ttl 90d")
+	c.tokenCommands(token)
+	group := c.group(root, "group", "Manages permission groups and their members",
+		"caddy service-user group add people-readers billing-sync")
+	c.groupCommands(group)
+	rule := c.group(root, "rule", "Manages the rules of a permission group",
+		"caddy service-user rule add people-readers \"allow GET /v1/people/{id}\"")
+	c.ruleCommands(rule)
+	permission := c.group(root, "permission", "Manages the catalogue of permissions, and which groups have them",
+		"caddy service-user permission grant people-readers people.address.view")
+	c.permissionCommands(permission)
+	c.rightsCommands(root)
+	audit := c.group(root, "audit", "Reads and verifies the audit trail",
+		"caddy service-user audit verify")
+	c.auditCommands(audit)
+	c.backupCommands(root)
+	c.healthCommand(root)
+	c.olderCommand(root)
+	c.scanCommand(root)
+	c.lintCommand(root)
+	c.checkLogCommand(root)
+	c.complete(root)
+}

@@ -1,0 +1,44 @@
+package cli
+
+import (
+	"encoding/base64"
+	"flag"
+	"math/rand/v2"
+	"net"
+	"strconv"
+	"sync/atomic"
+	"testing"
+
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+	_ "github.com/caddyserver/caddy/v2/modules/standard"
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/serviceusers/caddy-service-users/internal/curl"
+)
+
+var update = flag.Bool("update", false, "rewrite what the golden files in testdata expect")
+
+// The test binary is also "caddy": TestMain puts a command of that name into PATH,
+// which sessions start as a process.
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"caddy": caddycmd.Main, "curl": curl.Main})
+}
+
+func basic(id, secret string) string {
+	return "Basic " + base64.StdEncoding.EncodeToString([]byte(id+":"+secret))
+}
+
+var lastPort atomic.Int32
+
+// freePort returns a port that nobody listens on. Ports from 25,000 on are those of
+// connections.
+func freePort() string {
+	lastPort.CompareAndSwap(0, 2_000+rand.Int32N(6_000))
+	for {
+		port := strconv.Itoa(int(lastPort.Add(1)))
+		if l, err := net.Listen("tcp", "localhost:"+port); err == nil {
+			l.Close()
+			return port
+		}
+	}
+}
