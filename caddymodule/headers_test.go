@@ -134,12 +134,15 @@ func TestWebSocketUpgrade(t *testing.T) {
 	s.mustCLI("group", "create", "readers", "--rule", "allow GET /v1/{rest...}")
 	user := s.create("billing-sync", "--group", "readers")
 	for lines, want := range map[string]bool{
-		"Connection: Upgrade\r\nUpgrade: websocket":                                   true,
-		"Connection: keep-alive, upgrade, X-Service-User-Id\r\nUpgrade: WebSocket":    true,
-		"Connection: Upgrade\r\nUpgrade: h2c":                                         false,
-		"Connection: Upgrade\r\nUpgrade: websocket, h2c":                              false,
-		"Connection: Upgrade\r\nUpgrade: websocket\r\nUpgrade: h2c":                   false,
-		"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMA": false,
+		"Connection: Upgrade\r\nUpgrade: websocket":                                        true,
+		"Connection: keep-alive, upgrade, X-Service-User-Id\r\nUpgrade: WebSocket":         true,
+		"Connection: Upgrade\r\nUpgrade: h2c":                                              false,
+		"Connection: Upgrade\r\nUpgrade: websocket, h2c":                                   false,
+		"Connection: Upgrade\r\nUpgrade: websocket\r\nUpgrade: h2c":                        false,
+		"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMA":      false,
+		"Connection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 0":                   true,
+		"Connection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 4\r\n\r\n":           false,
+		"Connection: Upgrade\r\nUpgrade: websocket\r\nTransfer-Encoding: chunked\r\n\r\n0": false,
 		"Upgrade: websocket": false,
 	} {
 		up.reset()

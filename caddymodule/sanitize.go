@@ -312,10 +312,11 @@ func isCanonicalForwarded(name string) bool {
 }
 
 // isWebSocket reports whether r is a WebSocket handshake over HTTP/1.1 and
-// nothing else (RFC 6455, section 4.1).
+// nothing else (RFC 6455, section 4.1). A request with a body is not one: the upstream could
+// read the body as frames, and the stream would outlive its token as an upload does.
 func isWebSocket(r *http.Request) bool {
 	upgrade := r.Header["Upgrade"]
-	if r.ProtoMajor != 1 || r.Method != http.MethodGet || len(upgrade) != 1 || !strings.EqualFold(upgrade[0], "websocket") {
+	if r.ProtoMajor != 1 || r.Method != http.MethodGet || r.ContentLength != 0 || len(upgrade) != 1 || !strings.EqualFold(upgrade[0], "websocket") {
 		return false
 	}
 	for _, value := range r.Header["Connection"] {

@@ -52,6 +52,7 @@ type stream struct {
 	alarm  *alarm // rings when it is to be watched, judged or cut
 	unread atomic.Int64
 	unsent atomic.Int64 // of an answer of known length; negative before it begins
+	sentAt atomic.Int64 // when it was last seen to send a body of known length, in Unix nanoseconds
 	isHead bool
 	isH2   bool
 
@@ -344,7 +345,12 @@ func (all *streams) judge(st *stream) {
 	action.Now = now.Unix()
 	until, lasts, was := int64(0), false, st.identity.who()
 	principal, why := directory.Resume(was, action.Address, action.Now)
-	if why == access.TokenExpired && st.sends() {
+	if st.sends() {
+		st.sentAt.Store(now.UnixNano())
+	}
+	// Behind an upload, the upstream has the same time to begin its answer as the
+	// next look takes to come.
+	if why == access.TokenExpired && now.UnixNano()-st.sentAt.Load() < int64(2*watchAfter) {
 		lasts = true
 		principal, why = directory.ResumeExpired(was, action.Address, action.Now)
 	}
@@ -355,7 +361,7 @@ func (all *streams) judge(st *stream) {
 		}
 		if permits(action) && !slices.ContainsFunc(st.further, func(t target) bool { return !permits(t.of(action)) }) {
 			if until = principal.Until(); lasts {
-				if next := now.Add(watchAfter).Unix(); until == 0 || next < until {
+				if next := now.Add(watchAfter + time.Second - 1).Unix(); until == 0 || next < until {
 					until = next // it may have sent everything by then
 				}
 			}

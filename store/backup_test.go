@@ -735,7 +735,7 @@ var unwritable = []struct {
 	{"an address that is none", `UPDATE tokens SET last_used_ip = '192.0.2.7' || char(0)`, "tokens.last_used_ip holds a value that is never written there", false},
 	{"figures of an address that is none", `UPDATE tokens SET used_from = '{"\u001b[2J":1}'`, "the figures of use hold", false},
 	{"figures of a rule that is none", `UPDATE tokens SET used_rules = '{"\u001b[2J":1}'`, "the figures of use hold", false},
-	{"a group that is none", `UPDATE tokens SET permission_groups = '["everything"]'`, "is no id", false},
+	{"a group that is none", `UPDATE tokens SET permission_groups = '["everything"]'`, "is not an id", false},
 	{"bytes in the place of a name", `UPDATE service_users SET name = CAST(name AS BLOB)`, "service_users.name holds a value that is never written there", false},
 	{"many conditions", `WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1001)
 		INSERT INTO rules SELECT printf('rule_%027d', i), group_id, i, effect, methods, host, path, 'user.name == "x"', '', '', 0 FROM n, (SELECT * FROM rules LIMIT 1)`,
