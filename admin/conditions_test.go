@@ -136,7 +136,7 @@ func TestWarnings(t *testing.T) {
 		r(`PUT /service_users/permissions {"permissions":[{"key":"three","name":"Three","rules":["allow GET /v3/{id}","deny GET /v3/no"]}]}`, `200`),
 		r(`POST /permission_groups {"name":"h","permissions":["three"],"rules":["allow GET /v3/7","allow GET /v3/no"]}`, `201 {"id":"group_3","warnings":["rule_15 \"allow GET /v3/7\" adds nothing: allowed already by three \"allow GET /v3/{id}\"",`+
 			`"rule_16 \"allow GET /v3/no\" never applies: denied by three \"deny GET /v3/no\""]}`),
-		r(`POST /permission_groups/group_3/rules "allow * /v3/{x...}"`, `201 {"id":"rule_17","warnings":["three \"allow GET /v3/{id}\" adds nothing: allowed already by rule_17 \"allow * /v3/{x...}\""]}`),
+		r(`POST /permission_groups/group_3/rules "allow * /v3/{x...}"`, `201 {"id":"rule_17","warnings":["rule_15 \"allow GET /v3/7\" adds nothing: allowed already by rule_17 \"allow * /v3/{x...}\"","three \"allow GET /v3/{id}\" adds nothing: allowed already by rule_17 \"allow * /v3/{x...}\""]}`),
 
 		// A default group that observes holds nobody back.
 		r(`PATCH /permission_groups/group_1 {"mode":"observe"}`, `200`),

@@ -44,7 +44,12 @@ func (a *API) warnings(group string, about func(r access.Rule, text string) bool
 	if everybody := d.DefaultGroup(); everybody != nil && everybody != g && everybody.Mode == access.Enforce {
 		others = everybody.Rules
 	}
-	for _, w := range access.Warnings(g.Rules, others) {
+	warnings, compared := access.Warnings(g.Rules, others)
+	if !compared {
+		return []string{fmt.Sprintf("the rules are not compared with each other: a group, or the default group, has more than %d",
+			access.MaxCompared)}
+	}
+	for _, w := range warnings {
 		if r := g.Rules[w.Rule]; about(r, w.Text) {
 			texts = append(texts, fmt.Sprintf("%s %q %s", r.ID, r, w.Text))
 		}
