@@ -198,7 +198,7 @@ func (m *model) showToken(u *modelUser, k *modelToken) map[string]any {
 		if k.revoked != 0 {
 			ends = k.revoked
 		}
-		drain = map[string]any{"since": at(k.refreshed), "use_count": k.uses - k.usesBefore, "last_used_at": at(last), "used_from": from(k.refreshed), "ends_at": at(ends), "quiet_at": nil}
+		drain = map[string]any{"since": at(k.refreshed), "use_count": k.uses - k.usesBefore, "last_used_at": at(last), "used_from": from(k.refreshed), "ends_at": at(ends)}
 	}
 	groups := slices.DeleteFunc(m.groupIDs(), func(id string) bool { return !slices.Contains(k.groups, id) })
 	return map[string]any{

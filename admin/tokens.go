@@ -133,13 +133,9 @@ func (a *API) refreshToken(c *call, in RefreshInput) (Token, error) {
 	if err != nil {
 		return Token{}, err
 	}
-	quiet, err := durationField("quiet", in.Quiet)
-	if err != nil {
-		return Token{}, err
-	}
 	var old store.Token
 	issued, err := guarded(c, func(version int64) (issued *store.Issued, err error) {
-		issued, old, err = a.store.RefreshToken(c.Context(), c.by, user, id, version, grace, quiet)
+		issued, old, err = a.store.RefreshToken(c.Context(), c.by, user, id, version, grace)
 		return issued, err
 	})
 	if err != nil {
@@ -197,11 +193,8 @@ func showToken(t store.Token, now time.Time) Token {
 		if !t.LastUsedAt.Before(t.RefreshedAt) {
 			out.Drain.LastUsedAt = showTime(t.LastUsedAt)
 		}
-		if quiet := t.QuietAt(); !quiet.IsZero() && quiet.Before(t.RetiresAt) {
-			out.Drain.QuietAt = &quiet
-		}
-		if !t.RevokedAt.IsZero() { // by hand, or after it was quiet: the token has ended already
-			out.Drain.EndsAt, out.Drain.QuietAt = t.RevokedAt, nil
+		if !t.RevokedAt.IsZero() {
+			out.Drain.EndsAt = t.RevokedAt
 		}
 	}
 	return out

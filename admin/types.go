@@ -191,9 +191,6 @@ type RefreshInput struct {
 	// how long the old token stays valid, such as "24h"; it is revoked at once if grace is ""
 	// or absent
 	Grace Opt[string] `json:"grace,omitzero"`
-	// ends the old token before its grace, once it was unused for this duration, such as "1h";
-	// "" or absent does not
-	Quiet Opt[string] `json:"quiet,omitzero"`
 }
 
 // Token is a token in an answer. Only the answer that issues a token contains its secret, in the
@@ -272,8 +269,6 @@ type Drain struct {
 	UsedFrom []SeenAddress `json:"used_from"`
 	// the end of the old token at the latest: the end of the grace, or the time of revocation
 	EndsAt time.Time `json:"ends_at"`
-	// the earlier end, unless the token is used again before; null if the token ends at ends_at
-	QuietAt *time.Time `json:"quiet_at"`
 }
 
 // TokenList is one page of tokens.

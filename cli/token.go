@@ -83,7 +83,7 @@ func (c *cli) tokenCommands(root *cobra.Command) {
 			})
 		})
 
-	var grace, quiet string
+	var grace string
 	refresh := c.command(root, "refresh USER TOKEN", "Issues a new secret in the place of a token and prints it, once",
 		"caddy service-user token refresh billing-sync token_2x… --grace 24h", 2,
 		func(ctx context.Context, client *admin.Client, args []string) error {
@@ -102,7 +102,7 @@ func (c *cli) tokenCommands(root *cobra.Command) {
 			}
 			var t admin.Token
 			request := func() error {
-				return client.Do(ctx, http.MethodPost, uri+"/refresh", admin.RefreshInput{Grace: admin.Some(grace), Quiet: admin.Some(quiet)}, &t)
+				return client.Do(ctx, http.MethodPost, uri+"/refresh", admin.RefreshInput{Grace: admin.Some(grace)}, &t)
 			}
 			if err := c.issue(request, &t.Secret); err != nil {
 				return err
@@ -112,8 +112,6 @@ func (c *cli) tokenCommands(root *cobra.Command) {
 	refresh.Flags().StringVar(&grace, "grace", "", "how long the old token goes on, such as 24h; default: it is revoked at once, and its streams, uploads and downloads are cut")
 	c.issuing(refresh)
 	c.destructive(refresh, func() bool { return graceless(grace) })
-
-	refresh.Flags().StringVar(&quiet, "quiet", "", "with --grace: end the old token earlier, when nobody has used it for so long, such as 1h")
 
 	c.destructive(c.command(root, "revoke USER TOKEN", "Ends a token for good; its streams, uploads and downloads are cut",
 		"caddy service-user token revoke billing-sync token_2x… --yes", 2,

@@ -375,8 +375,6 @@ func (c *checker) forms(want objects) {
 				is = `expires_at < 0` // a time after the year 9999 is a note
 			case column == "at" || strings.HasSuffix(column, "_at"):
 				is = fmt.Sprintf(`%s NOT BETWEEN 0 AND %d`, column, lastInstant)
-			case column == "quiet_after":
-				is = fmt.Sprintf(`quiet_after NOT BETWEEN 0 AND %d`, math.MaxInt64/int64(time.Second))
 			case column == "version" || strings.HasSuffix(column, "_count") || column == "count_at_refresh":
 				is = column + ` < 0`
 			case column == "id" && ids[table] != "":

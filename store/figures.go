@@ -195,8 +195,7 @@ func (f *figures) close() {
 	clear(f.open)
 }
 
-// keepFigures writes figures, revokes tokens that have gone quiet, and purges tombstones, until the
-// store closes.
+// keepFigures writes figures and purges tombstones until the store closes.
 func (s *Store) keepFigures(ctx context.Context) {
 	interval := s.opts.UseInterval
 	if interval <= 0 {
@@ -233,9 +232,6 @@ func (s *Store) keepFigures(ctx context.Context) {
 		work := context.WithoutCancel(ctx)
 		err := s.safely("writing the use of tokens", func() error {
 			err := s.writeFigures(work)
-			if err == nil && !closing {
-				err = s.endQuiet(work)
-			}
 			if now := s.now(); err == nil && !closing && now.Sub(purged) >= time.Hour {
 				purged = now
 				err = s.purge(work)
@@ -430,52 +426,4 @@ func (s *Store) withActivity(u *ServiceUser) {
 			u.LastActiveAt = at
 		}
 	}
-}
-
-// endQuiet revokes retiring tokens that were not used for as long as their refresh allowed.
-func (s *Store) endQuiet(ctx context.Context) error {
-	if err := s.inPlace(); err != nil {
-		return err
-	}
-	rows, err := s.read.QueryContext(ctx, `
-		SELECT service_user_id, id FROM tokens
-		WHERE quiet_after > 0 AND revoked_at = 0 AND retires_at > $1`, s.now().Unix())
-	if err != nil {
-		return fmt.Errorf("looking for tokens that have gone quiet: %w", err)
-	}
-	type named struct{ user, token string }
-	list, err := collect(rows, func(rows *sql.Rows) (n named, err error) {
-		err = rows.Scan(&n.user, &n.token)
-		return n, err
-	})
-	if err != nil {
-		return fmt.Errorf("looking for tokens that have gone quiet: %w", err)
-	}
-	for _, n := range list {
-		err := s.change(ctx, Actor{Name: "system", Operation: NewOperationID()}, func(t *tx) error {
-			// The token may have been used, or changed, since the query above.
-			before, err := t.token(n.user, n.token)
-			if err != nil {
-				return err
-			}
-			s.withUse(n.user, &before)
-			if before.State(t.now) != TokenRetiring || before.QuietAfter == 0 ||
-				t.now.Before(before.QuietAt()) {
-				return nil
-			}
-			after := before
-			after.RevokedAt, after.UpdatedAt, after.Version = t.now, t.now, before.Version+1
-			if err := t.endToken(after); err != nil {
-				return err
-			}
-			return t.audit("token.quiet", n.token, before, after)
-		})
-		// An *Error concerns this token only, for example because it was purged: go on with
-		// the others.
-		var fault *Error
-		if err != nil && !errors.As(err, &fault) {
-			return err
-		}
-	}
-	return nil
 }

@@ -81,7 +81,6 @@ type Token struct {
 	UsedRules      map[string]int64 `json:"-"`                     // last rules, likewise
 	RefreshedAt    time.Time        `json:"refreshed_at,omitzero"` // when a refresh made it retire
 	CountAtRefresh int64            `json:"-"`                     // UseCount at that time
-	QuietAfter     time.Duration    `json:"quiet_after,omitzero"`  // a retiring token unused for this long ends
 	RetiresAt      time.Time        `json:"retires_at,omitzero"`   // the end of the grace that a refresh gave
 	RevokedAt      time.Time        `json:"revoked_at,omitzero"`
 	ReplacedBy     string           `json:"replaced_by,omitempty"` // the token that a refresh made
@@ -99,20 +98,7 @@ func (t *Token) copyManagedFields(before Token) {
 	t.RetiresAt, t.RevokedAt, t.ReplacedBy = before.RetiresAt, before.RevokedAt, before.ReplacedBy
 	t.LastUsedAt, t.LastUsedIP, t.UseCount = before.LastUsedAt, before.LastUsedIP, before.UseCount
 	t.UsedFrom, t.UsedRules = before.UsedFrom, before.UsedRules
-	t.RefreshedAt, t.CountAtRefresh, t.QuietAfter = before.RefreshedAt, before.CountAtRefresh, before.QuietAfter
-}
-
-// QuietAt returns the time at which a retiring token ends unless it is used before. The zero time
-// is never.
-func (t Token) QuietAt() time.Time {
-	if t.QuietAfter == 0 {
-		return time.Time{}
-	}
-	last := t.RefreshedAt
-	if t.LastUsedAt.After(last) {
-		last = t.LastUsedAt
-	}
-	return last.Add(t.QuietAfter)
+	t.RefreshedAt, t.CountAtRefresh = before.RefreshedAt, before.CountAtRefresh
 }
 
 // TokenState is the state of a token at an instant.

@@ -78,13 +78,10 @@ CREATE TABLE tokens (
 	used_from         TEXT   NOT NULL DEFAULT '{}', -- {"192.0.2.7":1767323045}: the last addresses with their times
 	used_rules        TEXT   NOT NULL DEFAULT '{}', -- {"rule_…":1767323045}: the last rules with their times
 	refreshed_at      BIGINT NOT NULL DEFAULT 0,    -- the time of the refresh or rotation that replaced it
-	count_at_refresh  BIGINT NOT NULL DEFAULT 0,    -- use_count at that time
-	-- A retiring token ends early when it is unused for this many seconds; 0 is never.
-	quiet_after       BIGINT NOT NULL DEFAULT 0
+	count_at_refresh  BIGINT NOT NULL DEFAULT 0     -- use_count at that time
 );
 CREATE UNIQUE INDEX tokens_hash ON tokens (hash);
 CREATE INDEX tokens_service_user ON tokens (service_user_id, id);
-CREATE INDEX tokens_quiet ON tokens (quiet_after) WHERE quiet_after > 0 AND revoked_at = 0;
 
 CREATE TABLE permission_groups (
 	id               TEXT   PRIMARY KEY, -- group_…

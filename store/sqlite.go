@@ -77,6 +77,9 @@ var upgrades = []string{
 	`ALTER TABLE service_users ADD COLUMN name_key TEXT NOT NULL DEFAULT '';
 	UPDATE service_users SET name_key = service_user_name_key(name);
 	CREATE INDEX service_users_name_key ON service_users (name_key) WHERE deleted_at = 0;`,
+	// 6: a retiring token ends with its grace, and no earlier.
+	`DROP INDEX tokens_quiet;
+	ALTER TABLE tokens DROP COLUMN quiet_after;`,
 }
 
 // schemaVersion is the schema version that this program reads and writes.

@@ -173,10 +173,9 @@ func (s *Store) UpdateToken(
 
 // RefreshToken issues a successor of a token: a new secret with the same description, metadata,
 // addresses, groups and, up to Options.MaxTokenTTL, lifetime. old is the replaced token after the
-// change. It ends after the grace; a grace of 0 revokes it at once. If quiet is not 0, the old
-// token ends earlier when it is not used for that long.
+// change. It ends after the grace; a grace of 0 revokes it at once.
 func (s *Store) RefreshToken(
-	ctx context.Context, by Actor, userID, id string, version int64, grace, quiet time.Duration,
+	ctx context.Context, by Actor, userID, id string, version int64, grace time.Duration,
 ) (issued *Issued, old Token, err error) {
 	err = s.change(ctx, by, func(t *tx) error {
 		if err := t.reachUser(userID); err != nil {
@@ -189,7 +188,7 @@ func (s *Store) RefreshToken(
 		if err := checkVersion(before.Version, version); err != nil {
 			return err
 		}
-		if err := checkGrace(grace, quiet); err != nil {
+		if err := checkGrace(grace); err != nil {
 			return err
 		}
 		switch state := before.State(t.now); {
@@ -226,7 +225,7 @@ func (s *Store) RefreshToken(
 		old.ReplacedBy, old.UpdatedAt, old.Version = issued.ID, t.now, before.Version+1
 		old.RefreshedAt, old.CountAtRefresh = t.now, before.UseCount
 		if grace > 0 {
-			old.RetiresAt, old.QuietAfter = earlier(t.now.Add(grace), before.ExpiresAt), quiet
+			old.RetiresAt = earlier(t.now.Add(grace), before.ExpiresAt)
 		} else {
 			old.RevokedAt = t.now
 		}
@@ -250,16 +249,12 @@ func earlier(at, end time.Time) time.Time {
 }
 
 // checkGrace checks how long a replaced token stays valid.
-func checkGrace(grace, quiet time.Duration) error {
+func checkGrace(grace time.Duration) error {
 	switch {
 	case grace < 0:
 		return invalid("grace", "must not be negative")
 	case grace > 0 && grace < time.Second:
 		return invalid("grace", "must be at least a second, or 0")
-	case quiet != 0 && grace == 0:
-		return invalid("quiet", "goes with a grace: without one the old token ends at once")
-	case quiet != 0 && quiet < time.Minute:
-		return invalid("quiet", "must be at least a minute")
 	}
 	return nil
 }
@@ -401,11 +396,10 @@ func (s *Store) RevokeToken(ctx context.Context, by Actor, userID, id string, ve
 func (t *tx) endToken(token Token) error {
 	if _, err := t.exec(`
 		UPDATE tokens SET retires_at = $2, revoked_at = $3, replaced_by = $4, updated_at = $5, version = $6,
-			refreshed_at = $7, count_at_refresh = $8, quiet_after = $9
+			refreshed_at = $7, count_at_refresh = $8
 		WHERE id = $1`,
 		token.ID, unix(token.RetiresAt), unix(token.RevokedAt), token.ReplacedBy, unix(token.UpdatedAt),
-		token.Version, unix(token.RefreshedAt), token.CountAtRefresh,
-		int64(token.QuietAfter/time.Second)); err != nil {
+		token.Version, unix(token.RefreshedAt), token.CountAtRefresh); err != nil {
 		return fmt.Errorf("ending the token: %w", err)
 	}
 	return t.touchUser(token.UserID)
@@ -547,19 +541,18 @@ const selectToken = `
 	SELECT id, service_user_id, description, hint, metadata, allowed_ips, permission_groups, expires_at,
 		not_before, created_at, created_by, updated_at, last_used_at, last_used_ip, use_count, retires_at,
 		revoked_at, replaced_by, version,
-		used_from, used_rules, refreshed_at, count_at_refresh, quiet_after
+		used_from, used_rules, refreshed_at, count_at_refresh
 	FROM tokens`
 
 func scanToken(rows *sql.Rows) (k Token, err error) {
 	var allowed, groups, from, rules string
-	var expires, notBefore, created, updated, lastUsed, retires, revoked, refreshed, quiet int64
+	var expires, notBefore, created, updated, lastUsed, retires, revoked, refreshed int64
 	if err := rows.Scan(&k.ID, &k.UserID, &k.Description, &k.Hint, &k.Metadata, &allowed, &groups, &expires,
 		&notBefore, &created, &k.CreatedBy, &updated, &lastUsed, &k.LastUsedIP, &k.UseCount, &retires,
-		&revoked, &k.ReplacedBy, &k.Version, &from, &rules, &refreshed, &k.CountAtRefresh, &quiet); err != nil {
+		&revoked, &k.ReplacedBy, &k.Version, &from, &rules, &refreshed, &k.CountAtRefresh); err != nil {
 		return k, err
 	}
-	k.RefreshedAt, k.QuietAfter = fromUnix(refreshed), time.Duration(quiet)*time.Second
-	k.ExpiresAt, k.NotBefore = fromUnix(expires), fromUnix(notBefore)
+	k.ExpiresAt, k.NotBefore, k.RefreshedAt = fromUnix(expires), fromUnix(notBefore), fromUnix(refreshed)
 	k.CreatedAt, k.UpdatedAt = fromUnix(created), fromUnix(updated)
 	k.LastUsedAt, k.RetiresAt, k.RevokedAt = fromUnix(lastUsed), fromUnix(retires), fromUnix(revoked)
 	return k, errors.Join(fromJSON(allowed, &k.AllowedIPs), fromJSON(groups, &k.Groups),

@@ -134,7 +134,6 @@ func TestPanicsAreSurvived(t *testing.T) {
 	other := open(t, w.path, idle)
 	rotated, _, err := w.RotateToken(ctx, Actor{Name: w.user.ID}, w.user.ID, w.token.ID, time.Hour)
 	mustDo(err)
-	fresh := must(w.CreateToken(ctx, Local, w.user.ID, NewToken{}))
 	breaks := func() { panic("of a test") }
 	for _, row := range []struct {
 		name, while string
@@ -145,11 +144,14 @@ func TestPanicsAreSurvived(t *testing.T) {
 		{"first uses", "writing first uses", func() { w.use(rotated.Secret, "192.0.2.1", "") }, func() bool {
 			return !w.pendingFirst.has(rotated.ID) && strings.HasPrefix(w.onDisk(rotated.ID), "1 ")
 		}},
-		{"figures", "writing the use of tokens", func() {
-			_, _, err := other.RefreshToken(ctx, alice, w.user.ID, fresh.ID, 0, 10*time.Hour, time.Hour)
-			mustDo(err)
-			w.clock.add(2 * time.Hour)
-		}, func() bool { return must(w.Token(ctx, Local, w.user.ID, fresh.ID)).State(w.Now()) == TokenRevoked }},
+		{"purge", "writing the use of tokens", func() {
+			u, _ := addUser(other, "gone")
+			mustDo(other.DeleteServiceUser(ctx, Local, u.ID, 0, 0))
+			w.clock.add(w.opts.Retention + time.Hour)
+		}, func() bool {
+			w.clock.add(time.Hour) // until it looks again
+			return number(w.read, `SELECT COUNT(*) FROM service_users WHERE deleted_at > 0 AND name <> ''`) == 0
+		}},
 	} {
 		told := func() int { return logs.FilterField(zap.String("while", row.while)).Len() }
 		w.OnChange(breaks)

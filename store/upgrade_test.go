@@ -104,7 +104,7 @@ func TestUpgrade(t *testing.T) {
 		holds   []string
 	}{
 		{schema1, 1, tables1, []string{"| admin |", "| manager |", "| member |", "| observe |", `["finance","ops"]`, "token.rotate", "token.first_use", "permission_group.delete"}},
-		{schema3, 3, tables3, []string{"people.export", `{"192.0.2.9":`, "service_user.delete", "| 3600\n"}},
+		{schema3, 3, tables3, []string{"people.export", `{"192.0.2.9":`, "service_user.delete"}},
 		{schema4, 4, tables3, []string{"| Root |", "| human:admin |", "narrowed admin", "made-by-lead"}},
 	} {
 		t.Run(row.file, func(t *testing.T) { testUpgrade(t, row.file, row.version, row.tables, row.holds) })
@@ -120,6 +120,7 @@ func testUpgrade(t *testing.T, file string, version int, tables, holds []string)
 		t.Fatalf("schema version of the file: got %d, want %d", got, version)
 	}
 	columns := columnsOf(old, tables)
+	columns["tokens"] = strings.NewReplacer(", quiet_after", "", `, "quiet_after"`, "").Replace(columns["tokens"]) // gone since 6
 	before := dumpColumns(old, tables, columns)
 	for _, part := range holds {
 		if !strings.Contains(before, part) {
