@@ -338,8 +338,6 @@ var (
 	longWords  = regexp.MustCompile(`(csu_)[0-9A-Za-z]+|([0-9A-Za-z_-]{4})[0-9A-Za-z_-]{28,}`)
 )
 
-func (l logCheck) csvList() any { return l.Reasons }
-
 func (c *cli) printCheck(l logCheck) error {
 	err := c.print(l, func(w io.Writer) {
 		if len(l.Reasons) > 0 {
@@ -349,7 +347,7 @@ func (c *cli) printCheck(l logCheck) error {
 			fmt.Fprintf(w, "%d\t%d\t%s\t%s\t%s\n", r.Count, r.Status, r.Why, dash(strings.Join(r.Options, ", ")), r.Example)
 		}
 	})
-	if err == nil && c.forPeople() {
+	if err == nil && c.output == outputTable {
 		_, err = fmt.Fprintf(c.stdout, "checked %s: %d pass, %d would be refused\n", plural(l.Checked, "request"), l.Pass, l.Refused)
 		if err == nil && l.Other > 0 {
 			_, err = fmt.Fprintf(c.stdout, "lines without a request: %d\n", l.Other)

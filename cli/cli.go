@@ -257,7 +257,7 @@ func (c *cli) print(v any, table func(io.Writer), notes ...string) error {
 		enc.SetIndent("", "  ")
 		return enc.Encode(v)
 	case outputCSV:
-		err = c.printCSV(v)
+		err = c.printCSV(table)
 	default:
 		w := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
 		table(w)
@@ -276,7 +276,7 @@ func (c *cli) print(v any, table func(io.Writer), notes ...string) error {
 
 // done reports what was done where there is nothing to show.
 func (c *cli) done(format string, args ...any) error {
-	if !c.forPeople() {
+	if c.output != outputTable {
 		return nil
 	}
 	_, err := fmt.Fprintln(c.stdout, cell(fmt.Sprintf(format, args...)))

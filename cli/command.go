@@ -110,5 +110,4 @@ func (c *cli) commands(root *cobra.Command) {
 	c.scanCommand(root)
 	c.lintCommand(root)
 	c.checkLogCommand(root)
-	c.complete(root)
 }

@@ -52,7 +52,7 @@ func TestCommand(t *testing.T) {
 		RequireUniqueNames: true,
 		UpdateScripts:      *update,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": sessionExits, "says": sessionSays, "looks": sessionLooks, "csv": sessionCSV, "basic": sessionBasic, "capture": sessionCapture,
+			"exits": sessionExits, "says": sessionSays, "looks": sessionLooks, "basic": sessionBasic, "capture": sessionCapture,
 			"waitfor": sessionWaitFor, "rest": sessionREST, "fill": sessionFill, "database": sessionDatabase, "listen": sessionListen, "hang": sessionHang,
 		},
 	})

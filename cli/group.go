@@ -153,7 +153,7 @@ func (c *cli) groupCommands(root *cobra.Command) {
 
 func (c *cli) printGroup(ctx context.Context, client *admin.Client, g admin.Group) error {
 	var members []string
-	if c.forPeople() {
+	if !c.json {
 		err := admin.All(ctx, client, g.URI+"/members", func(l admin.MemberList) admin.Page {
 			for _, m := range l.Members {
 				name := cell(m.Name)

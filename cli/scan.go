@@ -75,8 +75,6 @@ type leaks struct {
 	Unread   []string `json:"unread"`    // files and directories that could not be read
 }
 
-func (l leaks) csvList() any { return l.Found }
-
 func (c *cli) scan(paths []string, revoke bool) error {
 	if len(paths) == 0 {
 		paths = []string{"."}

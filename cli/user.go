@@ -474,7 +474,7 @@ func (c *cli) printUser(ctx context.Context, client *admin.Client, u admin.Servi
 		ids = slices.Concat(ids, before.PermissionGroups)
 	}
 	for _, id := range ids {
-		if !c.forPeople() {
+		if c.json {
 			break
 		}
 		g, err := client.FindGroup(ctx, id)

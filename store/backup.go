@@ -100,8 +100,8 @@ func (s *Store) copyTo(ctx context.Context, dir string) (*Backup, error) {
 		return nil, err
 	}
 	// Opening and closing a file drops the POSIX locks of this process on it. Here that does no
-	// harm: nobody has the copy open as a database.
-	if b.file, err = os.Open(path); err != nil {
+	// harm.
+	if b.file, err = os.Open(path); err != nil { // the copy: nobody has it open as a database
 		return nil, err
 	}
 	digest := sha256.New()
