@@ -294,11 +294,11 @@ type shared struct {
 	once  sync.Once
 	ready chan struct{} // closed when the attempt to open is over
 	err   error         // of that attempt
-	live  atomic.Pointer[opened]
+	live  atomic.Pointer[liveStore]
 }
 
 // opened is an open store with what stands on top of it.
-type opened struct {
+type liveStore struct {
 	*store.Store
 	api      *admin.API
 	recall   *access.Recall
@@ -309,14 +309,14 @@ type opened struct {
 // fail counts a failed attempt and returns how long to wait before the next one,
 // 0 while the rate is kept. The address of a trusted proxy itself stands for
 // everybody behind it and is not counted.
-func (o *opened) fail(login string, r *http.Request, address netip.Addr, now time.Time) time.Duration {
-	if o.throttle == nil {
+func (l *liveStore) fail(login string, r *http.Request, address netip.Addr, now time.Time) time.Duration {
+	if l.throttle == nil {
 		return 0
 	}
 	if varsOf(r).fromTrustedProxy() && address == peerAddress(r) {
 		address = netip.Addr{}
 	}
-	return o.throttle.Fail(login, address, now)
+	return l.throttle.Fail(login, address, now)
 }
 
 func (s *shared) start() error {
@@ -330,16 +330,16 @@ func (s *shared) start() error {
 				return
 			}
 		}
-		var open *store.Store
-		if open, s.err = store.Open(context.Background(), s.path, opts); opts.Existing && errors.Is(s.err, fs.ErrNotExist) {
+		var db *store.Store
+		if db, s.err = store.Open(context.Background(), s.path, opts); opts.Existing && errors.Is(s.err, fs.ErrNotExist) {
 			s.err = fmt.Errorf("the store %q does not exist, and a new one would lock out the %d service users of the store in force, %q; name the right file, or put it back. To go on with an empty store on purpose, make it first: caddy service-user --store %s --create",
 				s.path, users, before, store.ShellWord(s.path))
 		}
 		if s.err == nil {
-			if name := s.opts.DefaultGroup; name != "" && len(open.Directory().GroupIDs([]string{name})) == 0 {
+			if name := s.opts.DefaultGroup; name != "" && len(db.Directory().GroupIDs([]string{name})) == 0 {
 				s.opts.Log.Warn("there is no permission group with the name of default_group; it counts from when it is created", zap.String("default_group", name))
 			}
-			doubts, err := store.StorageWarnings(open.Path())
+			doubts, err := store.StorageWarnings(db.Path())
 			for _, doubt := range doubts {
 				s.opts.Log.Warn("the store is in no good place", zap.String("store", s.path), zap.String("why", doubt))
 			}
@@ -347,13 +347,13 @@ func (s *shared) start() error {
 				s.opts.Log.Warn("it cannot be said whether the store is in a good place", zap.String("store", s.path), zap.Error(err))
 			}
 			recall := access.NewRecall(s.decisions)
-			live := &opened{Store: open, api: admin.New(open, recall, s.opts.Log.Named("admin")), recall: recall, streams: newStreams(open)}
+			live := &liveStore{Store: db, api: admin.New(db, recall, s.opts.Log.Named("admin")), recall: recall, streams: newStreams(db)}
 			if s.throttle.Attempts > 0 {
 				live.throttle = access.NewThrottle(s.throttle.Attempts, time.Duration(s.throttle.Within))
 			}
 			s.live.Store(live)
-			s.opts.Log.Info("store opened", zap.String("store", s.path), zap.Int64("revision", open.Directory().Revision()), zap.Int("service_users", open.Directory().Len()))
-			if open.Directory().Len() >= manyUsers {
+			s.opts.Log.Info("store opened", zap.String("store", s.path), zap.Int64("revision", db.Directory().Revision()), zap.Int("service_users", db.Directory().Len()))
+			if db.Directory().Len() >= manyUsers {
 				go debug.FreeOSMemory() // reading them took more than they do
 			}
 		}
@@ -378,9 +378,9 @@ const manyUsers = 100_000
 
 // Destruct closes the store; no configuration uses it any more.
 func (s *shared) Destruct() error {
-	if open := s.live.Load(); open != nil {
-		open.streams.close()
-		return open.Close()
+	if live := s.live.Load(); live != nil {
+		live.streams.close()
+		return live.Close()
 	}
 	return nil
 }
@@ -392,9 +392,9 @@ const startupWait = 5 * time.Second
 // against. The HTTP server may start before the app does: then the request
 // waits, not for long. When the load failed in the end, the request is answered
 // from the configuration that stayed in force. nil means that there is none.
-func (h *storeHandle) open(ctx context.Context) *opened {
-	if open := h.shared.live.Load(); open != nil {
-		return open
+func (h *storeHandle) live(ctx context.Context) *liveStore {
+	if live := h.shared.live.Load(); live != nil {
+		return live
 	}
 	wait := time.NewTimer(startupWait)
 	defer wait.Stop()
@@ -404,8 +404,8 @@ func (h *storeHandle) open(ctx context.Context) *opened {
 	case <-ctx.Done():
 	case <-wait.C:
 	}
-	if open := h.shared.live.Load(); open != nil {
-		return open
+	if live := h.shared.live.Load(); live != nil {
+		return live
 	}
 	if app, err := running(); err == nil && app.shared != nil {
 		return app.shared.live.Load()
@@ -417,8 +417,8 @@ func (h *storeHandle) open(ctx context.Context) *opened {
 // back.
 func (h *storeHandle) now() int64 {
 	if h.shared != nil {
-		if open := h.shared.live.Load(); open != nil {
-			return open.Now().Unix()
+		if live := h.shared.live.Load(); live != nil {
+			return live.Now().Unix()
 		}
 	}
 	return time.Now().Unix()

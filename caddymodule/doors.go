@@ -63,12 +63,12 @@ func (d *localDoor) serve(w http.ResponseWriter, r *http.Request) error {
 		admin.WriteError(w, d.log, store.NewOperationID(), ErrNotConfigured)
 		return nil
 	}
-	open := app.shared.live.Load()
-	if open == nil {
+	live := app.shared.live.Load()
+	if live == nil {
 		admin.WriteError(w, d.log, store.NewOperationID(), errNotOpen)
 		return nil
 	}
-	open.api.Serve(w, r, store.Local)
+	live.api.Serve(w, r, store.Local)
 	return nil
 }
 
@@ -168,23 +168,23 @@ func (d *SiteDoor) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp
 		}
 		r.Header.Del(d.ActorHeader)
 	}
-	open := d.open(r.Context())
+	live := d.live(r.Context())
 	by, login, err := store.Actor{}, "", error(errNotOpen)
-	if open != nil {
-		by, login, err = d.actor(open, r, actorHeader)
+	if live != nil {
+		by, login, err = d.actor(live, r, actorHeader)
 	}
 	if ready, probe := admin.IsProbe(r); probe && err != nil {
-		return writeReady(w, !ready || open != nil && !open.Stale()) // strangers learn no more
+		return writeReady(w, !ready || live != nil && !live.Stale()) // strangers learn no more
 	}
 	if err == nil && d.origin.Check(r) != nil {
 		err = errCrossOrigin
 	}
 	r.Header.Del("Authorization")
 	if err != nil {
-		d.refuse(w, r, open, by, login, err)
+		d.refuse(w, r, live, by, login, err)
 		return nil
 	}
-	open.api.Serve(w, atShortPath(r), by)
+	live.api.Serve(w, atShortPath(r), by)
 	return nil
 }
 
@@ -203,19 +203,19 @@ func atShortPath(r *http.Request) *http.Request {
 
 // actor finds out who acts, or who it was that said to be somebody. An id that our
 // own handler has set is a service user, never a person.
-func (d *SiteDoor) actor(open *opened, r *http.Request, header string) (by store.Actor, login string, err error) {
+func (d *SiteDoor) actor(live *liveStore, r *http.Request, header string) (by store.Actor, login string, err error) {
 	anonymous := store.Actor{Name: store.Anonymous}
 	if id := varsOf(r).identity(); id != nil {
-		by, err = open.api.ServiceUserActor(id.who())
+		by, err = live.api.ServiceUserActor(id.who())
 		return by, "", err
 	}
 	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	if human, _ := repl.GetString("http.auth.user.id"); human != "" {
-		by, err = d.human(open, human)
+		by, err = d.human(live, human)
 		return by, "", err
 	}
 	if header != "" {
-		by, err = d.human(open, header)
+		by, err = d.human(live, header)
 		return by, "", err
 	}
 	authorization := r.Header["Authorization"]
@@ -233,28 +233,28 @@ func (d *SiteDoor) actor(open *opened, r *http.Request, header string) (by store
 	if !ok {
 		return anonymous, "", admin.ErrUnauthenticated
 	}
-	now, address := open.Now(), d.clientAddress(r, varsOf(r))
-	principal, why := open.Directory().Authenticate(credential, address, now.Unix())
-	if why != access.Granted {
-		logFailure(d.log, zap.InfoLevel, why, credential.ID, address)
-		if open.fail(credential.ID, r, address, now) > 0 {
+	now, address := live.Now(), d.clientAddress(r, varsOf(r))
+	principal, reason := live.Directory().Authenticate(credential, address, now.Unix())
+	if reason != access.Granted {
+		logFailure(d.log, zap.InfoLevel, reason, credential.ID, address)
+		if live.fail(credential.ID, r, address, now) > 0 {
 			return anonymous, credential.ID, errThrottled
 		}
 		return anonymous, cmp.Or(credential.ID, "bearer"), admin.ErrUnauthenticated
 	}
-	open.Use(principal, now.Unix(), address, "")
-	by, err = open.api.ServiceUserActor(principal)
+	live.Use(principal, now.Unix(), address, "")
+	by, err = live.api.ServiceUserActor(principal)
 	return by, "", err
 }
 
 // human looks a person up in the lists.
-func (d *SiteDoor) human(open *opened, id string) (store.Actor, error) {
+func (d *SiteDoor) human(live *liveStore, id string) (store.Actor, error) {
 	if slices.Contains(d.Admins, id) || slices.Contains(d.Admins, "*") {
 		return admin.HumanAdmin(id), nil
 	}
 	for _, m := range d.Managers {
 		if m.ID == id {
-			return open.api.HumanManager(id, m.Teams, m.Groups), nil
+			return live.api.HumanManager(id, m.Teams, m.Groups), nil
 		}
 	}
 	return store.Actor{Name: "human:" + id}, admin.ErrNotEntitled
@@ -262,7 +262,7 @@ func (d *SiteDoor) human(open *opened, id string) (store.Actor, error) {
 
 // refuse answers who does not get in. An attempt, that is anything with an identity
 // or a credential, is written down.
-func (d *SiteDoor) refuse(w http.ResponseWriter, r *http.Request, open *opened, by store.Actor, login string, err error) {
+func (d *SiteDoor) refuse(w http.ResponseWriter, r *http.Request, live *liveStore, by store.Actor, login string, err error) {
 	h := w.Header()
 	h.Set("Cache-Control", "no-store")
 	if errors.Is(err, admin.ErrUnauthenticated) {
@@ -272,11 +272,11 @@ func (d *SiteDoor) refuse(w http.ResponseWriter, r *http.Request, open *opened, 
 	if !errors.Is(err, errThrottled) {
 		defer linger()
 	}
-	if open == nil || by.Name == store.Anonymous && login == "" {
+	if live == nil || by.Name == store.Anonymous && login == "" {
 		admin.WriteError(w, d.log, store.NewOperationID(), err)
 		return
 	}
-	open.api.Refuse(w, r, by, login, err)
+	live.api.Refuse(w, r, by, login, err)
 }
 
 // Interface guards

@@ -186,8 +186,8 @@ func (h *Handler) Provision(ctx caddy.Context) (err error) {
 // may enforce.
 func (h *Handler) Cleanup() error {
 	if h.observes() && h.shared != nil {
-		if open := h.shared.live.Load(); open != nil {
-			open.streams.lookAgain()
+		if live := h.shared.live.Load(); live != nil {
+			live.streams.lookAgain()
 		}
 	}
 	return nil
@@ -306,37 +306,37 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		passes.Inc()
 		return next.ServeHTTP(w, r)
 	}
-	open := h.open(r.Context())
+	live := h.live(r.Context())
 	if action.Path == h.Ready && h.Ready != "" {
-		return writeReady(w, open != nil && !open.Stale())
+		return writeReady(w, live != nil && !live.Stale())
 	}
-	if open == nil || open.Stale() {
-		return h.refuse(w, r, refusal{status: http.StatusServiceUnavailable, stale: open != nil, detail: "service users cannot be checked right now"})
+	if live == nil || live.Stale() {
+		return h.refuse(w, r, refusal{status: http.StatusServiceUnavailable, stale: live != nil, detail: "service users cannot be checked right now"})
 	}
-	action.Now = max(action.Now, open.Latest()) // where the request has waited for the store
+	action.Now = max(action.Now, live.Latest()) // where the request has waited for the store
 
-	directory := open.Directory()
+	directory := live.Directory()
 	if (h.Otherwise == "pass unknown" || h.Otherwise == "pass" && h.observes()) && h.isForeign(directory, vars, action, authorization) {
 		r.Header["Authorization"] = authorization
 		metrics.passed.Inc()
 		return next.ServeHTTP(w, r)
 	}
-	principal, why := h.authenticate(open, directory, r, vars, action, authorization)
-	if why.status != 0 {
-		return h.refuse(w, r, why)
+	principal, refused := h.authenticate(live, directory, r, vars, action, authorization)
+	if refused.status != 0 {
+		return h.refuse(w, r, refused)
 	}
 	h.noticeExpiry(w, principal, action)
 	if h.self.owns(action.Path) {
-		return h.serveSelf(w, r, open, principal, action)
+		return h.serveSelf(w, r, live, principal, action)
 	}
 
-	decided, decision := h.authorize(open, directory, principal, action, further)
-	open.Use(principal, action.Now, action.Address, decision.RuleID())
+	decided, decision := h.authorize(live, directory, principal, action, further)
+	live.Use(principal, action.Now, action.Address, decision.RuleID())
 	if h.refuses(decision) {
-		return h.refuse(w, r, h.forbid(open, directory, principal, decided, decision))
+		return h.refuse(w, r, h.forbid(live, directory, principal, decided, decision))
 	}
 
-	st := open.streams.begin(h, w, r, principal, decision, action, further)
+	st := live.streams.begin(h, w, r, principal, decision, action, further)
 	remember(r, vars, &st.identity)
 	inject(r.Header, h.identity, principal)
 	if h.ForwardAuthorization {
@@ -346,9 +346,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 }
 
 // count takes down what the handler, or else a group, would have decided.
-func (h *Handler) count(open *opened, p access.Principal, action access.Action, decision access.Decision, passes bool) {
+func (h *Handler) count(live *liveStore, p access.Principal, action access.Action, decision access.Decision, passes bool) {
 	action.Path = access.MaskSecrets(action.Path)
-	first, counted := open.recall.Observe(p, action, decision, passes, time.Unix(action.Now, 0))
+	first, counted := live.recall.Observe(p, action, decision, passes, time.Unix(action.Now, 0))
 	if !counted {
 		return
 	}
@@ -368,7 +368,7 @@ func (h *Handler) count(open *opened, p access.Principal, action access.Action, 
 
 // forbid is the refusal of a request that no rule allows or that one denies. It
 // can be explained by its id for a while.
-func (h *Handler) forbid(open *opened, directory *access.Directory, p access.Principal, action access.Action, decision access.Decision) refusal {
+func (h *Handler) forbid(live *liveStore, directory *access.Directory, p access.Principal, action access.Action, decision access.Decision) refusal {
 	kept := access.Recalled{
 		ID: newDecisionID(), At: time.Unix(action.Now, 0), UserID: p.ID(), TokenID: p.TokenID(),
 		Action: action, Revision: directory.Revision(), Reason: decision.Reason,
@@ -377,7 +377,7 @@ func (h *Handler) forbid(open *opened, directory *access.Directory, p access.Pri
 	if decision.Rule != nil {
 		kept.Rule, kept.Group = *decision.Rule, decision.Group.ID
 	}
-	open.recall.Keep(kept)
+	live.recall.Keep(kept)
 	return refusal{
 		status: http.StatusForbidden, candidate: p.ID(), reason: decision.Reason,
 		decision: decision, action: kept.Action, decisionID: kept.ID,
@@ -429,14 +429,14 @@ func (h *Handler) keepForeign(r *http.Request, authorization []string) {
 	if len(authorization) == 0 {
 		return
 	}
-	why := "there is more than one"
+	reason := "there is more than one"
 	if len(authorization) == 1 {
-		why = access.CheckForeign(authorization[0])
+		reason = access.CheckForeign(authorization[0])
 	}
-	if why == "" {
+	if reason == "" {
 		r.Header["Authorization"] = authorization
 	} else if !h.dropped.Swap(true) {
-		h.log.Warn("an Authorization field was dropped, not left to the next handler; later ones are dropped without a line", zap.String("why", why))
+		h.log.Warn("an Authorization field was dropped, not left to the next handler; later ones are dropped without a line", zap.String("why", reason))
 	}
 }
 
@@ -449,7 +449,7 @@ func isPreflight(r *http.Request) bool {
 }
 
 // authenticate finds out who a request comes from, or why it is refused.
-func (h *Handler) authenticate(open *opened, directory *access.Directory, r *http.Request, vars variables, action access.Action, authorization []string) (access.Principal, refusal) {
+func (h *Handler) authenticate(live *liveStore, directory *access.Directory, r *http.Request, vars variables, action access.Action, authorization []string) (access.Principal, refusal) {
 	if len(authorization) > 1 {
 		return access.Principal{}, refusal{status: http.StatusBadRequest, detail: "the request has more than one Authorization field"}
 	}
@@ -459,26 +459,26 @@ func (h *Handler) authenticate(open *opened, directory *access.Directory, r *htt
 			return access.Principal{}, refusal{status: http.StatusBadRequest, detail: "credentials must not be sent unencrypted; use https, and refresh the token, which has been exposed"}
 		}
 	}
-	credential, why := h.credential(authorization)
+	credential, reason := h.credential(authorization)
 	var principal access.Principal
 	switch {
-	case why == access.Granted:
-		principal, why = directory.Authenticate(credential, action.Address, action.Now)
-	case why == access.NoCredential && vars.identity() != nil:
+	case reason == access.Granted:
+		principal, reason = directory.Authenticate(credential, action.Address, action.Now)
+	case reason == access.NoCredential && vars.identity() != nil:
 		// A handler around this one has taken the credential; its answer is asked
 		// for again rather than believed.
-		principal, why = directory.Resume(vars.identity().who(), action.Address, action.Now)
+		principal, reason = directory.Resume(vars.identity().who(), action.Address, action.Now)
 	}
-	if why == access.Granted {
+	if reason == access.Granted {
 		return principal, refusal{}
 	}
-	no := refusal{status: http.StatusUnauthorized, candidate: credential.ID, reason: why}
-	if why != access.NoCredential {
-		if wait := open.fail(credential.ID, r, action.Address, open.Now()); wait > 0 {
-			no.status, no.retryAfter = http.StatusTooManyRequests, wait
+	refused := refusal{status: http.StatusUnauthorized, candidate: credential.ID, reason: reason}
+	if reason != access.NoCredential {
+		if wait := live.fail(credential.ID, r, action.Address, live.Now()); wait > 0 {
+			refused.status, refused.retryAfter = http.StatusTooManyRequests, wait
 		}
 	}
-	return access.Principal{}, no
+	return access.Principal{}, refused
 }
 
 // credential reads the one Authorization value of a request.

@@ -442,7 +442,7 @@ func TestObserveCan(t *testing.T) {
 				t.Errorf("%s, %s: the site answers %d, and the corner says %t", mode, request, up.Code, want)
 			}
 		}
-		if list, _ := g.h.open(t.Context()).recall.Observed(); mode == "enforce" && len(list) != 0 {
+		if list, _ := g.h.live(t.Context()).recall.Observed(); mode == "enforce" && len(list) != 0 {
 			t.Errorf("%s: a question was counted: %+v", mode, list)
 		}
 	}
@@ -452,7 +452,7 @@ func TestObserveCan(t *testing.T) {
 // where it comes, with what it may say.
 func TestCanConditions(t *testing.T) {
 	g := newGuard(t, Handler{Self: &Self{Path: "/_self"}})
-	open := g.h.open(t.Context())
+	open := g.h.live(t.Context())
 	var rules []access.Rule
 	for _, text := range []string{
 		`allow GET /header when request.header("X-Env") == "prod"`, `allow GET /proto when request.header("X-Forwarded-Proto") == "https"`,
@@ -484,7 +484,7 @@ func TestCanConditions(t *testing.T) {
 // TestExpiryNotice: a caller is told of an end that is near, and of no other.
 func TestExpiryNotice(t *testing.T) {
 	g := newGuard(t, Handler{Mode: "observe"})
-	open := g.h.open(t.Context())
+	open := g.h.live(t.Context())
 	now := g.now.Load()
 	for name, tt := range map[string]struct {
 		end  int64
@@ -526,7 +526,7 @@ func TestObservedFlood(t *testing.T) {
 			t.Fatalf("request %d: got %d", i, w.Code)
 		}
 	}
-	list, missed := g.h.open(t.Context()).recall.Observed()
+	list, missed := g.h.live(t.Context()).recall.Observed()
 	if told := g.log.FilterMessage("enforcing would decide otherwise").Len(); len(list) != bound || missed != more || told != bound {
 		t.Errorf("got %d kinds, %d not counted and %d lines, want %d, %d and %d", len(list), missed, told, bound, more, bound)
 	}

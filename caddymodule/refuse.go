@@ -49,49 +49,49 @@ type problemBody struct {
 
 // refuse answers. Every 401 to a gRPC call is the same, byte for byte, and so is every
 // other 401.
-func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, why refusal) error {
+func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, refused refusal) error {
 	header := w.Header()
-	body := problemBody{Type: "about:blank", Title: http.StatusText(why.status), Status: why.status, Detail: why.detail}
-	switch why.status {
+	body := problemBody{Type: "about:blank", Title: http.StatusText(refused.status), Status: refused.status, Detail: refused.detail}
+	switch refused.status {
 	case http.StatusUnauthorized:
 		header["Www-Authenticate"] = h.challenges
 		body.Detail = "this needs the id and token of a service user, as HTTP Basic credentials"
 	case http.StatusForbidden:
-		body.DecisionID = why.decisionID
+		body.DecisionID = refused.decisionID
 		header.Set(DecisionHeader, body.DecisionID)
 		body.Detail = "this service user is not allowed to do this; an admin can have the decision explained by its id"
 	case http.StatusMethodNotAllowed:
 		header.Set("Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
 	case http.StatusTooManyRequests:
-		header.Set("Retry-After", strconv.Itoa(int(why.retryAfter/time.Second)+1))
+		header.Set("Retry-After", strconv.Itoa(int(refused.retryAfter/time.Second)+1))
 		body.Detail = "too many failed attempts; wait before the next one"
 	case http.StatusServiceUnavailable:
 		header.Set("Retry-After", "5")
 	}
-	h.note(r, why)
-	if why.status == http.StatusTooManyRequests {
+	h.note(r, refused)
+	if refused.status == http.StatusTooManyRequests {
 		hold(r)
 	}
 
 	header.Set("Cache-Control", "no-store")
 	if isGRPC(r) {
-		header.Set("Grpc-Status", grpcStatus(why.status))
+		header.Set("Grpc-Status", grpcStatus(refused.status))
 		header.Set("Grpc-Message", grpcMessage(body.Detail))
 	}
-	if r.ProtoMajor == 1 && why.status == http.StatusNotImplemented {
+	if r.ProtoMajor == 1 && refused.status == http.StatusNotImplemented {
 		header.Set("Connection", "close") // what follows a CONNECT is no request
 	}
 	if h.Errors == "caddy" {
 		hurryUnread(w, r)
-		return caddyhttp.HandlerError{StatusCode: why.status, Err: errors.New(body.Detail)}
+		return caddyhttp.HandlerError{StatusCode: refused.status, Err: errors.New(body.Detail)}
 	}
 	linger := closeUnread(w, r)
-	if why.status != http.StatusTooManyRequests {
+	if refused.status != http.StatusTooManyRequests {
 		defer linger()
 	}
 	if isGRPC(r) { // a Trailers-Only response
 		header.Set("Content-Type", "application/grpc")
-		w.WriteHeader(why.status)
+		w.WriteHeader(refused.status)
 		return nil
 	}
 	text, err := json.Marshal(body)
@@ -101,7 +101,7 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, why refusal) er
 	header.Set("Content-Type", "application/problem+json")
 	text = append(text, '\n')
 	header.Set("Content-Length", strconv.Itoa(len(text)))
-	w.WriteHeader(why.status)
+	w.WriteHeader(refused.status)
 	_, _ = w.Write(text) // the client may be gone
 	return nil
 }
@@ -238,40 +238,40 @@ func writeReady(w http.ResponseWriter, ready bool) error {
 }
 
 // note tells the log and the placeholders about a refusal.
-func (h *Handler) note(r *http.Request, why refusal) {
-	why.candidate = withoutSecret(why.candidate)
+func (h *Handler) note(r *http.Request, refused refusal) {
+	refused.candidate = withoutSecret(refused.candidate)
 	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
 		repl.Set("http.service_users.decision", "deny")
-		if why.candidate != "" {
-			repl.Set("http.auth.candidate.id", why.candidate)
+		if refused.candidate != "" {
+			repl.Set("http.auth.candidate.id", refused.candidate)
 		}
-		if why.decisionID != "" {
-			repl.Set("http.service_users.decision_id", why.decisionID)
+		if refused.decisionID != "" {
+			repl.Set("http.service_users.decision_id", refused.decisionID)
 		}
 	}
 	address := h.clientAddress(r, varsOf(r))
 	client := zap.Stringer("client_ip", address)
-	switch why.status {
+	switch refused.status {
 	case http.StatusUnauthorized, http.StatusTooManyRequests:
-		counter, level := metrics.reasons[why.reason], zap.InfoLevel
-		if why.status == http.StatusTooManyRequests {
+		counter, level := metrics.reasons[refused.reason], zap.InfoLevel
+		if refused.status == http.StatusTooManyRequests {
 			counter = metrics.throttled
 		}
 		counter.Inc()
-		if why.reason == access.NoCredential {
+		if refused.reason == access.NoCredential {
 			level = zap.DebugLevel // how a client that waits for the challenge begins
 		}
-		logFailure(h.log, level, why.reason, why.candidate, address)
+		logFailure(h.log, level, refused.reason, refused.candidate, address)
 	case http.StatusForbidden:
-		metrics.reasons[why.reason].Inc()
+		metrics.reasons[refused.reason].Inc()
 		if c := h.log.Check(zap.InfoLevel, "not allowed"); c != nil {
-			c.Write(client, zap.Stringer("reason", why.reason), zap.String("service_user", why.candidate), zap.String("decision_id", why.decisionID),
-				zap.String("rule", why.decision.RuleID()), zap.String("method", why.action.Method), zap.String("path", access.PlainPath(why.action.Path)))
+			c.Write(client, zap.Stringer("reason", refused.reason), zap.String("service_user", refused.candidate), zap.String("decision_id", refused.decisionID),
+				zap.String("rule", refused.decision.RuleID()), zap.String("method", refused.action.Method), zap.String("path", access.PlainPath(refused.action.Path)))
 		}
 	case http.StatusServiceUnavailable:
 		metrics.unavailable.Inc()
 		text := "cannot decide: the store is not loaded"
-		if why.stale {
+		if refused.stale {
 			text = "cannot decide: the store was not readable for longer than max_staleness"
 		}
 		if c := h.log.Check(zap.ErrorLevel, text); c != nil {
@@ -280,7 +280,7 @@ func (h *Handler) note(r *http.Request, why refusal) {
 	default:
 		metrics.ambiguous.Inc()
 		if c := h.log.Check(zap.InfoLevel, "request refused"); c != nil {
-			c.Write(client, zap.Int("status", why.status), zap.String("why", why.detail))
+			c.Write(client, zap.Int("status", refused.status), zap.String("why", refused.detail))
 		}
 	}
 }

@@ -321,8 +321,8 @@ func TestRefusedStores(t *testing.T) {
 func TestEarlyRequest(t *testing.T) {
 	early := &shared{path: filepath.Join(t.TempDir(), "s.db"), opts: store.Options{Log: zap.NewNop()}, ready: make(chan struct{})}
 	handle := storeHandle{shared: early, abandoned: make(chan struct{})}
-	got := make(chan *opened)
-	go func() { got <- handle.open(context.Background()) }()
+	got := make(chan *liveStore)
+	go func() { got <- handle.live(context.Background()) }()
 	if err := early.start(); err != nil {
 		t.Fatal(err)
 	}
@@ -335,7 +335,7 @@ func TestEarlyRequest(t *testing.T) {
 	abandoned := make(chan struct{})
 	close(abandoned)
 	handle = storeHandle{shared: never, abandoned: abandoned}
-	if open := handle.open(context.Background()); open != nil {
+	if open := handle.live(context.Background()); open != nil {
 		t.Errorf("a configuration that never started got the store %s", open.Path())
 	}
 }

@@ -44,8 +44,8 @@ func (c *selfCorner) owns(path string) bool {
 }
 
 // serveSelf answers a request to a path that the corner owns.
-func (h *Handler) serveSelf(w http.ResponseWriter, r *http.Request, open *opened, p access.Principal, action access.Action) error {
-	open.Use(p, action.Now, action.Address, "")
+func (h *Handler) serveSelf(w http.ResponseWriter, r *http.Request, live *liveStore, p access.Principal, action access.Action) error {
+	live.Use(p, action.Now, action.Address, "")
 	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
 		repl.Set("http.auth.user.id", p.ID()) // for the access log
 	}
@@ -63,7 +63,7 @@ func (h *Handler) serveSelf(w http.ResponseWriter, r *http.Request, open *opened
 		w.Header().Set("Allow", allow)
 		return selfProblem(w, r, http.StatusMethodNotAllowed, "the methods here are: "+allow)
 	}
-	return serve(w, r, open, p)
+	return serve(w, r, live, p)
 }
 
 // who is the answer to "who am I".
@@ -82,7 +82,7 @@ type whoToken struct {
 	Retiring  bool       `json:"retiring"`
 }
 
-func (h *Handler) serveWho(w http.ResponseWriter, r *http.Request, open *opened, p access.Principal) error {
+func (h *Handler) serveWho(w http.ResponseWriter, r *http.Request, live *liveStore, p access.Principal) error {
 	token := p.Token()
 	out := who{
 		ID: p.ID(), Name: p.Name(), DisplayName: p.DisplayName(),
@@ -93,7 +93,7 @@ func (h *Handler) serveWho(w http.ResponseWriter, r *http.Request, open *opened,
 		out.Token.ExpiresAt = orNull(time.Unix(at, 0).UTC())
 	}
 	seen := make(map[string]bool)
-	for _, rule := range open.Directory().Rules(p) {
+	for _, rule := range live.Directory().Rules(p) {
 		rule.When = ""
 		if text := rule.String(); !seen[text] {
 			seen[text] = true
@@ -115,7 +115,7 @@ type canOutput struct {
 	Allowed bool `json:"allowed"`
 }
 
-func (h *Handler) serveCan(w http.ResponseWriter, r *http.Request, open *opened, p access.Principal) error {
+func (h *Handler) serveCan(w http.ResponseWriter, r *http.Request, live *liveStore, p access.Principal) error {
 	var in canInput
 	if err := admin.DecodeJSON(w, r, maxSelfBody, &in); err != nil {
 		return selfError(w, r, err)
@@ -135,9 +135,9 @@ func (h *Handler) serveCan(w http.ResponseWriter, r *http.Request, open *opened,
 		return selfProblem(w, r, http.StatusBadRequest, "path: "+problem.Advice())
 	}
 	vars := varsOf(r)
-	action := access.Action{Method: in.Method, Host: host, Path: path, Address: h.clientAddress(r, vars), Header: conditionHeader(r, vars), Now: open.Now().Unix()}
+	action := access.Action{Method: in.Method, Host: host, Path: path, Address: h.clientAddress(r, vars), Header: conditionHeader(r, vars), Now: live.Now().Unix()}
 	free := h.public.Covers(action) || h.self.owns(path) || path == h.Ready // no rule is needed there
-	decision := open.Directory().Authorize(p, action)
+	decision := live.Directory().Authorize(p, action)
 	allowed := free || decision.Allowed() || decision.Reason == access.NoRule && h.observes()
 	return writeSelf(w, http.StatusOK, "application/json", canOutput{allowed})
 }
@@ -151,7 +151,7 @@ type rotated struct {
 	RetiresAt *time.Time `json:"retires_at"` // the end of the token that was used to ask
 }
 
-func (h *Handler) serveRotate(w http.ResponseWriter, r *http.Request, open *opened, p access.Principal) error {
+func (h *Handler) serveRotate(w http.ResponseWriter, r *http.Request, live *liveStore, p access.Principal) error {
 	if h.self.origin.Check(r) != nil {
 		return selfProblem(w, r, http.StatusForbidden, "a page of another origin must not rotate tokens")
 	}
@@ -160,7 +160,7 @@ func (h *Handler) serveRotate(w http.ResponseWriter, r *http.Request, open *open
 	}
 	token := p.TokenID()
 	by := store.Actor{Name: p.ID(), Operation: store.NewOperationID()}
-	issued, old, err := open.RotateToken(r.Context(), by, p.ID(), token, h.self.grace)
+	issued, old, err := live.RotateToken(r.Context(), by, p.ID(), token, h.self.grace)
 	fields := []zap.Field{
 		zap.Stringer("client_ip", h.clientAddress(r, varsOf(r))), zap.String("service_user", p.ID()), zap.String("token", token),
 		zap.String("operation_id", by.Operation),

@@ -27,7 +27,7 @@ import (
 type corner struct {
 	t    *testing.T
 	h    *Handler
-	open *opened
+	open *liveStore
 	log  *observer.ObservedLogs
 	now  atomic.Int64 // Unix seconds
 	user store.ServiceUser
@@ -54,7 +54,7 @@ func newCorner(t *testing.T, h Handler) *corner {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Close() })
-	c.open = &opened{Store: s}
+	c.open = &liveStore{Store: s}
 	group := func(name string, mode access.Mode, rules ...string) store.Group {
 		g := store.Group{Name: name, Mode: mode}
 		for _, text := range rules {

@@ -344,17 +344,17 @@ func (all *streams) judge(st *stream) {
 	action := st.action
 	action.Now = now.Unix()
 	until, lasts, was := int64(0), false, st.identity.who()
-	principal, why := directory.Resume(was, action.Address, action.Now)
+	principal, reason := directory.Resume(was, action.Address, action.Now)
 	if st.sends() {
 		st.sentAt.Store(now.UnixNano())
 	}
 	// Behind an upload, the upstream has the same time to begin its answer as the
 	// next look takes to come.
-	if why == access.TokenExpired && now.UnixNano()-st.sentAt.Load() < int64(2*watchAfter) {
+	if reason == access.TokenExpired && now.UnixNano()-st.sentAt.Load() < int64(2*watchAfter) {
 		lasts = true
-		principal, why = directory.ResumeExpired(was, action.Address, action.Now)
+		principal, reason = directory.ResumeExpired(was, action.Address, action.Now)
 	}
-	if why == access.Granted && !isClosed(all.stop) && !all.store.Stale() {
+	if reason == access.Granted && !isClosed(all.stop) && !all.store.Stale() {
 		permits := func(a access.Action) bool {
 			decision := directory.Authorize(principal, a)
 			return decision.Allowed() || decision.Reason == access.NoRule && st.handler.observesStill()

@@ -122,7 +122,7 @@ func (h *Handler) refuses(d access.Decision) bool {
 // authorize decides about every target of a request, and counts what observing
 // changes. It returns the first decision that refuses, else the first without a
 // rule, else the one about the current target, and the action it is about.
-func (h *Handler) authorize(open *opened, directory *access.Directory, p access.Principal, action access.Action, further []target) (access.Action, access.Decision) {
+func (h *Handler) authorize(live *liveStore, directory *access.Directory, p access.Principal, action access.Action, further []target) (access.Action, access.Decision) {
 	var few [4]access.Decision
 	decisions := append(few[:0], directory.Authorize(p, action))
 	for _, t := range further {
@@ -150,10 +150,10 @@ func (h *Handler) authorize(open *opened, directory *access.Directory, p access.
 			decided = a
 		}
 		if !refused && !d.Allowed() {
-			h.count(open, p, a, access.Decision{}, true)
+			h.count(live, p, a, access.Decision{}, true)
 		}
 		if d.Would.Effect != "" {
-			h.count(open, p, a, d, false)
+			h.count(live, p, a, d, false)
 		}
 	}
 	return decided, decision
