@@ -1,11 +1,9 @@
-// Package caddymodule plugs service users into Caddy: configuration, lifetime,
-// the request path, the doors of the admin API and the CLI. It is the only
-// package that knows Caddy.
+// Package caddymodule plugs service users into Caddy. It has the configuration, the life cycle, the
+// request path and the two doors of the admin API. Only this package and cli depend on Caddy.
 //
-// The life of a request stands on one screen: [Handler.ServeHTTP] in
-// handler.go. The store that it asks is opened by [App] in this file and shared
-// between configurations, so that a reload neither closes it nor drops a
-// request.
+// [Handler.ServeHTTP] in handler.go shows the life of a request on one screen. [App] in this file
+// opens the store that requests are checked against. Configurations share the store, so a reload
+// neither closes it nor drops a request.
 package caddymodule
 
 import (
@@ -37,69 +35,71 @@ func init() {
 	caddy.RegisterModule(App{})
 }
 
-// App keeps the service users of this server: where their store is, and what
-// holds for all of them. A site without any setting gets one with its defaults.
+// App has the settings of the service users of this server: the path of their store, and the limits
+// that apply to all of them. A configuration whose sites use service users without these settings
+// gets an App with the defaults.
 type App struct {
-	// Where the store is: the path of a SQLite database. A file that does not
-	// exist is made, unless this configuration takes the place of one whose store
-	// has service users: their clients would be locked out. Placeholders such as {env.SERVICE_USERS_STORE} are
-	// replaced. Default: service_users.db in Caddy's data directory.
+	// The path of the store, a SQLite database. A missing file is created, unless the
+	// configuration in force has a store with service users, since an empty store would lock
+	// out their clients. Placeholders such as {env.SERVICE_USERS_STORE} are replaced. Default:
+	// service_users.db in Caddy's data directory.
 	Store string `json:"store,omitempty"`
 
-	// A file of keys, one a line, that the hashes of secrets are mixed with, so
-	// that a stolen database alone cannot be used to check guesses. The first
-	// key hashes new secrets, all of them verify. Default: none.
+	// A file of keys, one per line, that the hashes of secrets are mixed with, so that a stolen
+	// database alone cannot be used to check guesses. The first key hashes new secrets, all of
+	// the keys verify. Default: none.
 	PepperFile string `json:"pepper_file,omitempty"`
 
-	// The name of a permission group that every service user belongs to.
-	// Default: none, so that a new service user may do nothing.
+	// The name of a permission group that every service user belongs to. Default: none, so a
+	// new service user has no rights.
 	DefaultGroup string `json:"default_group,omitempty"`
 
-	// How long a token lives that names no end of its own. Default: for ever.
+	// The lifetime of a token that is created without an expiry. Default: for ever.
 	TokenTTL caddy.Duration `json:"token_ttl,omitempty"`
 
-	// The longest life that a token may be given. Default: unlimited.
+	// The longest lifetime that a token can have. Default: unlimited.
 	MaxTokenTTL caddy.Duration `json:"max_token_ttl,omitempty"`
 
-	// How many failed attempts of one login id, or from one address, are answered
-	// with 401 within a period; above it they are answered with 429. A right
-	// secret always passes. Default: 30 within a minute.
+	// The number of failed attempts of one login id, or from one address, that are answered
+	// with 401 within a period; more of them are answered with 429. A right secret always
+	// passes. Default: 30 within a minute.
 	Throttle *Throttle `json:"throttle,omitempty"`
 
-	// How many refusals are remembered, so that an admin can have one explained by
-	// its decision id. They are kept in memory. Default: 10000; negative is none.
+	// The number of refusals to keep in memory, so that an admin can have one explained by its
+	// decision id. Default: 10000; a negative value keeps none.
 	Decisions int `json:"decisions,omitempty"`
 
-	// How long a deleted service user can be brought back. After that, what is
-	// personal about it is removed. Default: 30 days.
+	// The time within which a deleted service user can be restored. After that, its personal
+	// data is removed. Default: 30 days.
 	Retention caddy.Duration `json:"retention,omitempty"`
 
-	// How often the use of tokens is written to the store. A crash loses the figures
-	// of that time, nothing else. Default: 10 seconds.
+	// The interval at which the use of tokens is written to the store. A crash loses the
+	// figures of one interval, nothing else. Default: 10 seconds.
 	UseInterval caddy.Duration `json:"use_interval,omitempty"`
 
-	// How long requests are decided on what was read last when the store cannot be
-	// read; after that they are answered with 503. At least 1 second. Default: for ever.
+	// The time for which requests are decided by the last state that was read, while the store
+	// cannot be read; after that they are answered with 503. At least 1 second. Default: for
+	// ever.
 	MaxStaleness caddy.Duration `json:"max_staleness,omitempty"`
 
 	ctx       caddy.Context
-	guards    []*Handler       // of this configuration, wherever they are
-	doors     []*SiteDoor      // of this configuration, wherever they are
-	routes    func() []Finding // walks the routes once, see routes.go
+	guards    []*Handler       // all of this configuration
+	doors     []*SiteDoor      // all of this configuration
+	routes    func() []Finding // walks the routes at the first call, see routes.go
 	shared    *shared
 	key       string
 	started   bool
-	abandoned chan struct{} // closed when this configuration ends without ever having started
+	abandoned chan struct{} // closed when this configuration ends without having started
 
 	warnOfAddress *sync.Once
 }
 
 // Throttle is a rate of failed attempts.
 type Throttle struct {
-	// How many. 0 switches the throttle off.
+	// The number of failed attempts. 0 switches the throttle off.
 	Attempts int `json:"attempts"`
 
-	// Within how long. Default: 1 minute.
+	// The period of that number. Default: 1 minute.
 	Within caddy.Duration `json:"within,omitempty"`
 }
 
@@ -111,20 +111,21 @@ func (App) CaddyModule() caddy.ModuleInfo {
 	}
 }
 
-// maxDecisions bounds the memory of refusals: some hundreds of bytes each.
+// maxDecisions limits the memory for refusals: each takes some hundreds of bytes.
 const maxDecisions = 1_000_000
 
 // minStaleness is the shortest max_staleness.
 const minStaleness = time.Second
 
-// drain is how long the store outlives the configuration that used it last:
-// requests go on after Caddy has cleaned their modules up.
+// drain is the time from the end of a configuration until it releases its store: requests go on
+// after Caddy has cleaned up their modules.
 const drain = 10 * time.Second
 
-// stores holds the open stores by everything that makes two of them different.
+// stores contains the open stores. The key is made of all settings of a store, so a store with
+// other settings is another entry.
 var stores = caddy.NewUsagePool()
 
-// Provision reads the settings. It opens nothing: "caddy validate" runs it too.
+// Provision reads the settings. It does not open the store, since "caddy validate" runs it too.
 func (a *App) Provision(ctx caddy.Context) error {
 	a.ctx, a.abandoned, a.warnOfAddress = ctx, make(chan struct{}), new(sync.Once)
 	a.routes = sync.OnceValue(a.walkRoutes)
@@ -132,7 +133,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return err
 	}
-	opts.Log = caddy.Log().Named("service_users") // outlives this configuration
+	opts.Log = caddy.Log().Named("service_users") // outlives this configuration // the store outlives this configuration, and so must its log
 	throttle := Throttle{Attempts: 30}
 	if a.Throttle != nil {
 		throttle = *a.Throttle
@@ -153,13 +154,18 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if err := metrics.register(ctx.GetMetricsRegistry()); err != nil {
 		return err
 	}
-	key, err := json.Marshal([]any{path, opts.Peppers.IDs(), opts.DefaultGroup, opts.TokenTTL, opts.MaxTokenTTL, throttle, decisions, opts.Retention, opts.UseInterval, opts.MaxStaleness})
+	key, err := json.Marshal([]any{
+		path, opts.Peppers.IDs(), opts.DefaultGroup, opts.TokenTTL, opts.MaxTokenTTL, throttle, decisions,
+		opts.Retention, opts.UseInterval, opts.MaxStaleness,
+	})
 	if err != nil {
 		return err
 	}
 	a.key = string(key)
 	pooled, _, err := stores.LoadOrNew(a.key, func() (caddy.Destructor, error) {
-		return &shared{path: path, opts: opts, throttle: throttle, decisions: decisions, ready: make(chan struct{})}, nil
+		return &shared{
+			path: path, opts: opts, throttle: throttle, decisions: decisions, ready: make(chan struct{}),
+		}, nil
 	})
 	if err != nil {
 		return err
@@ -168,18 +174,20 @@ func (a *App) Provision(ctx caddy.Context) error {
 	return nil
 }
 
-// StoreOptions returns the path of the store and its options, with the environment
-// variables and the pepper file of the settings read.
+// StoreOptions returns the path of the store and its options. It replaces the placeholders in the
+// settings and reads the pepper file.
 func (a *App) StoreOptions() (path string, opts store.Options, err error) {
 	repl := caddy.NewReplacer()
 	if path, err = repl.ReplaceOrErr(a.Store, false, true); err != nil {
 		return "", opts, fmt.Errorf("store: %w", err)
 	}
+	// An empty variable would leave a path that is only half of the intended one.
 	if _, err := repl.ReplaceOrErr(a.Store, true, true); err != nil && path != "" {
 		return "", opts, fmt.Errorf("store %q: %w", a.Store, err) // half a path is another place
 	}
 	if scheme, _, isURL := strings.Cut(path, "://"); isURL {
-		return "", opts, fmt.Errorf("store: %q is a URL of the scheme %q; this version keeps the store in a SQLite file, name its path", path, scheme)
+		return "", opts, fmt.Errorf("store: %q is a URL of the scheme %q; "+
+			"this version keeps the store in a SQLite file, name its path", path, scheme)
 	}
 	if path == "" {
 		path = filepath.Join(caddy.AppDataDir(), "service_users.db")
@@ -191,12 +199,16 @@ func (a *App) StoreOptions() (path string, opts store.Options, err error) {
 	opts.TokenTTL, opts.MaxTokenTTL = time.Duration(a.TokenTTL), time.Duration(a.MaxTokenTTL)
 	opts.Retention, opts.UseInterval = time.Duration(a.Retention), time.Duration(a.UseInterval)
 	opts.MaxStaleness = time.Duration(a.MaxStaleness)
-	if opts.TokenTTL < 0 || opts.MaxTokenTTL < 0 || opts.Retention < 0 || opts.UseInterval < 0 || opts.MaxStaleness < 0 {
-		return "", opts, errors.New("token_ttl, max_token_ttl, retention, use_interval and max_staleness must not be negative")
+	if opts.TokenTTL < 0 || opts.MaxTokenTTL < 0 || opts.Retention < 0 || opts.UseInterval < 0 ||
+		opts.MaxStaleness < 0 {
+		return "", opts, errors.New("token_ttl, max_token_ttl, retention, use_interval and max_staleness " +
+			"must not be negative")
 	}
 	if opts.MaxStaleness > 0 && opts.MaxStaleness < minStaleness {
-		return "", opts, fmt.Errorf("max_staleness %s is shorter than a look at the store may take; the least is %s", opts.MaxStaleness, minStaleness)
+		return "", opts, fmt.Errorf("max_staleness %s is shorter than a look at the store may take; the least is %s",
+			opts.MaxStaleness, minStaleness)
 	}
+	// A token without an expiry would exceed the longest lifetime.
 	if opts.MaxTokenTTL > 0 && opts.TokenTTL == 0 {
 		opts.TokenTTL = opts.MaxTokenTTL
 	}
@@ -228,9 +240,8 @@ func ReadPeppers(path string) (access.Peppers, error) {
 	return peppers, nil
 }
 
-// Start opens the store, unless the configuration before this one has it open
-// already. A store that cannot be opened fails the load; the configuration in
-// force stays.
+// Start opens the store, unless the configuration before this one has opened it already. If Start
+// fails, Caddy keeps the configuration in force.
 func (a *App) Start() error {
 	a.started = true
 	if err := checkRoutes(a.routes()); err != nil {
@@ -251,7 +262,7 @@ func (a *App) walkRoutes() []Finding {
 // Stop does nothing: requests may still need the store.
 func (a *App) Stop() error { return nil }
 
-// Cleanup gives the store back. Other configurations may still use it.
+// Cleanup releases the store. Other configurations may still use it.
 func (a *App) Cleanup() error {
 	if a.shared == nil {
 		return nil
@@ -264,7 +275,9 @@ func (a *App) Cleanup() error {
 	if !a.started {
 		close(a.abandoned)
 	}
-	if !a.started || caddy.Exiting() || a.shared.live.Load() == nil { // what did not open is tried again by the next load
+	// A store that is not open cannot serve requests. Release it at once, so that the next load
+	// tries again to open it.
+	if !a.started || caddy.Exiting() || a.shared.live.Load() == nil {
 		release()
 	} else {
 		time.AfterFunc(drain, release)
@@ -273,9 +286,9 @@ func (a *App) Cleanup() error {
 	return nil
 }
 
-// running returns the app of the configuration in force. It must be asked at
-// each request by whatever outlives a configuration, such as the admin
-// endpoint, which Caddy does not roll back when a load fails.
+// running returns the app of the configuration in force. Code that outlives a configuration has to
+// call it for each request. One example is the admin endpoint, which Caddy does not roll back when
+// a load fails.
 func running() (*App, error) {
 	app, err := caddy.ActiveContext().AppIfConfigured("service_users")
 	if err != nil {
@@ -284,20 +297,20 @@ func running() (*App, error) {
 	return app.(*App), nil
 }
 
-// shared is a store that configurations share. It opens once.
+// shared is a store that several configurations share. Only the first of them opens it.
 type shared struct {
 	path      string
 	opts      store.Options
 	throttle  Throttle
-	decisions int // how many are remembered
+	decisions int // the number of refusals to keep
 
 	once  sync.Once
-	ready chan struct{} // closed when the attempt to open is over
-	err   error         // of that attempt
+	ready chan struct{} // closed after the attempt to open the store
+	err   error         // the error of that attempt
 	live  atomic.Pointer[liveStore]
 }
 
-// opened is an open store with what stands on top of it.
+// liveStore is an open store with the services that use it.
 type liveStore struct {
 	*store.Store
 	api      *admin.API
@@ -306,9 +319,9 @@ type liveStore struct {
 	throttle *access.Throttle // nil is off
 }
 
-// fail counts a failed attempt and returns how long to wait before the next one,
-// 0 while the rate is kept. The address of a trusted proxy itself stands for
-// everybody behind it and is not counted.
+// fail counts a failed attempt, and returns the time to wait before the next one; 0 while the rate
+// is accepted. It does not count the address of a trusted proxy, since all clients behind the proxy
+// share it.
 func (l *liveStore) fail(login string, r *http.Request, address netip.Addr, now time.Time) time.Duration {
 	if l.throttle == nil {
 		return 0
@@ -331,38 +344,50 @@ func (s *shared) start() error {
 			}
 		}
 		var db *store.Store
-		if db, s.err = store.Open(context.Background(), s.path, opts); opts.Existing && errors.Is(s.err, fs.ErrNotExist) {
-			s.err = fmt.Errorf("the store %q does not exist, and a new one would lock out the %d service users of the store in force, %q; name the right file, or put it back. To go on with an empty store on purpose, make it first: caddy service-user --store %s --create",
+		db, s.err = store.Open(context.Background(), s.path, opts)
+		if opts.Existing && errors.Is(s.err, fs.ErrNotExist) {
+			s.err = fmt.Errorf("the store %q does not exist, and a new one would lock out the %d service users "+
+				"of the store in force, %q; name the right file, or put it back. To go on with an empty store "+
+				"on purpose, make it first: caddy service-user --store %s --create",
 				s.path, users, before, store.ShellWord(s.path))
 		}
 		if s.err == nil {
 			if name := s.opts.DefaultGroup; name != "" && len(db.Directory().GroupIDs([]string{name})) == 0 {
-				s.opts.Log.Warn("there is no permission group with the name of default_group; it counts from when it is created", zap.String("default_group", name))
+				s.opts.Log.Warn("no permission group has the name of default_group; "+
+					"the setting takes effect once there is one", zap.String("default_group", name))
 			}
-			doubts, err := store.StorageWarnings(db.Path())
-			for _, doubt := range doubts {
-				s.opts.Log.Warn("the store is in no good place", zap.String("store", s.path), zap.String("why", doubt))
+			warnings, err := store.StorageWarnings(db.Path())
+			for _, warning := range warnings {
+				s.opts.Log.Warn("the store is on unsuitable storage",
+					zap.String("store", s.path), zap.String("why", warning))
 			}
 			if err != nil {
-				s.opts.Log.Warn("it cannot be said whether the store is in a good place", zap.String("store", s.path), zap.Error(err))
+				s.opts.Log.Warn("the storage of the store could not be checked",
+					zap.String("store", s.path), zap.Error(err))
 			}
 			recall := access.NewRecall(s.decisions)
-			live := &liveStore{Store: db, api: admin.New(db, recall, s.opts.Log.Named("admin")), recall: recall, streams: newStreams(db)}
+			live := &liveStore{
+				Store: db, api: admin.New(db, recall, s.opts.Log.Named("admin")), recall: recall,
+				streams: newStreams(db),
+			}
 			if s.throttle.Attempts > 0 {
 				live.throttle = access.NewThrottle(s.throttle.Attempts, time.Duration(s.throttle.Within))
 			}
 			s.live.Store(live)
-			s.opts.Log.Info("store opened", zap.String("store", s.path), zap.Int64("revision", db.Directory().Revision()), zap.Int("service_users", db.Directory().Len()))
+			s.opts.Log.Info("store opened", zap.String("store", s.path),
+				zap.Int64("revision", db.Directory().Revision()),
+				zap.Int("service_users", db.Directory().Len()))
+			// Reading the service users took more memory than they need from now on.
 			if db.Directory().Len() >= manyUsers {
-				go debug.FreeOSMemory() // reading them took more than they do
+				go debug.FreeOSMemory()
 			}
 		}
 	})
 	return s.err
 }
 
-// openBefore returns the path of the store of the configuration in force, and how many
-// service users it has; without one, zero.
+// openBefore returns the path of the store of the configuration in force, and the number of its
+// service users. Both are zero without such a store.
 func openBefore() (path string, users int) {
 	if app, err := running(); err == nil && app.shared != nil {
 		if live := app.shared.live.Load(); live != nil {
@@ -372,11 +397,11 @@ func openBefore() (path string, users int) {
 	return "", 0
 }
 
-// manyUsers is how many service users make it worth while to give back at once what
-// reading them took; the collector would keep it for the next burst.
+// manyUsers is the number of service users from which start returns unused memory to the system at
+// once. The garbage collector would keep it for the next burst.
 const manyUsers = 100_000
 
-// Destruct closes the store; no configuration uses it any more.
+// Destruct closes the store once no configuration uses it any more.
 func (s *shared) Destruct() error {
 	if live := s.live.Load(); live != nil {
 		live.streams.close()
@@ -385,13 +410,12 @@ func (s *shared) Destruct() error {
 	return nil
 }
 
-// startupWait is how long a request waits for a store that is being opened.
+// startupWait is the time that a request waits for a store that is being opened.
 const startupWait = 5 * time.Second
 
-// open returns the store that requests of this configuration are checked
-// against. The HTTP server may start before the app does: then the request
-// waits, not for long. When the load failed in the end, the request is answered
-// from the configuration that stayed in force. nil means that there is none.
+// live returns the store that requests of this configuration are checked against, or nil. Caddy may
+// start the HTTP server before the app; a request then waits for up to startupWait. If the load
+// fails, the request gets the store of the configuration in force.
 func (h *storeHandle) live(ctx context.Context) *liveStore {
 	if live := h.shared.live.Load(); live != nil {
 		return live
@@ -407,14 +431,14 @@ func (h *storeHandle) live(ctx context.Context) *liveStore {
 	if live := h.shared.live.Load(); live != nil {
 		return live
 	}
+	// This store did not open. The configuration in force can still have another one.
 	if app, err := running(); err == nil && app.shared != nil {
 		return app.shared.live.Load()
 	}
 	return nil
 }
 
-// now returns the time in Unix seconds by the clock of the store, which never goes
-// back.
+// now returns the time in Unix seconds by the clock of the store, which never goes back.
 func (h *storeHandle) now() int64 {
 	if h.shared != nil {
 		if live := h.shared.live.Load(); live != nil {
@@ -424,14 +448,14 @@ func (h *storeHandle) now() int64 {
 	return time.Now().Unix()
 }
 
-// storeHandle is what a handler keeps of the app: its own reference, since the
-// app may be cleaned up while requests still run.
+// storeHandle has the parts of App that a handler needs. A handler has its own copy, since Caddy
+// may clean up the app while requests still run.
 type storeHandle struct {
 	shared    *shared
 	abandoned <-chan struct{}
 	routes    func() []Finding
 
-	warnOfAddress *sync.Once // of the configuration, see clientAddress
+	warnOfAddress *sync.Once // one per configuration, see clientAddress
 }
 
 // serviceUsers returns the app of the configuration that is being loaded.

@@ -25,7 +25,7 @@ func init() {
 func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
 	if existing != nil {
 		d.Next() // so that the error tells the line
-		return nil, d.Err("the global option service_users stands here a second time; put its settings into one block")
+		return nil, d.Err("the global option service_users appears a second time; put its settings into one block")
 	}
 	app := new(App)
 	if err := app.UnmarshalCaddyfile(d); err != nil {
@@ -214,7 +214,7 @@ func (s *SiteDoor) managers(d *caddyfile.Dispenser) error {
 		group, isGroup := strings.CutPrefix(arg, "group=")
 		switch {
 		case strings.Contains(arg, `"`):
-			return d.Errf("managers: %s: quotes stand around the whole word, as in \"team=site reliability\"", arg)
+			return d.Errf("managers: %s: put the quotes around the whole word, as in \"team=site reliability\"", arg)
 		case (isTeam || isGroup) && (strings.HasSuffix(arg, "=") || strings.Contains(arg, ",")):
 			return d.Errf("managers: %s: name one team or group at a time, as in team=finance team=ops", arg)
 		case isTeam:
@@ -230,7 +230,7 @@ func (s *SiteDoor) managers(d *caddyfile.Dispenser) error {
 	}
 	for _, id := range ids {
 		if slices.ContainsFunc(s.Managers, func(m HumanManager) bool { return m.ID == id }) {
-			return d.Errf("managers: %q stands here a second time; put all teams and groups of a person on one line", id)
+			return d.Errf("managers: %q appears a second time; put all teams and groups of a person on one line", id)
 		}
 		s.Managers = append(s.Managers, HumanManager{ID: id, Teams: m.Teams, Groups: m.Groups})
 	}
@@ -262,7 +262,7 @@ func readBlock(d *caddyfile.Dispenser, nesting int, options map[string]func() er
 		case read == nil || strings.HasSuffix(name, "*"):
 			return d.Errf("unknown option %q; known are %s", name, optionNames(options))
 		case once && seen[name]:
-			return d.Errf("the option %s stands here a second time", name)
+			return d.Errf("the option %s appears a second time", name)
 		}
 		seen[name] = true
 		if err := read(); err != nil {

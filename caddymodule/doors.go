@@ -146,7 +146,7 @@ func (d *SiteDoor) Validate() error {
 	seen := make(map[string]bool)
 	for _, m := range d.Managers {
 		if seen[m.ID] {
-			return fmt.Errorf("manager %q stands in the list twice; put all teams and groups of a person into one entry", m.ID)
+			return fmt.Errorf("manager %q is in the list twice; put all teams and groups of a person into one entry", m.ID)
 		}
 		seen[m.ID] = true
 		if m.ID == "" || m.ID == "*" || len(m.Teams) == 0 || slices.Contains(m.Teams, "") || slices.Contains(m.Groups, "") {

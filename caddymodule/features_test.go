@@ -598,7 +598,7 @@ func TestDoubtfulPlace(t *testing.T) {
 			t.Fatal(err)
 		}
 		live.Destruct()
-		return logs.FilterMessage("the store is in no good place")
+		return logs.FilterMessage("the store is on unsuitable storage")
 	}
 	logs := warnings()
 	doubts, err := store.StorageWarnings(path)

@@ -25,12 +25,12 @@ func init() {
 	caddy.RegisterModule(Handler{})
 }
 
-// Handler lets the requests of service users through: it checks HTTP Basic
-// credentials (id:token) against the store and the permission rules, and tells
-// the upstream who it is in headers that no client can forge. Everything else
-// is refused with 400, 401, 403, 429 or 503.
+// Handler passes the requests of service users to the next handler. It checks HTTP Basic
+// credentials (id:token) against the store and the permission rules. Identity headers that clients
+// cannot forge name the service user to the upstream. Handler refuses all other requests with 400,
+// 401, 403, 405, 425, 429, 501 or 503.
 //
-// It sets these placeholders, once a request is let through:
+// Handler sets these placeholders on a request that passes:
 //
 // Placeholder | Description
 // ------------|------------
@@ -43,43 +43,43 @@ func init() {
 // `{http.service_users.decision}` | `allow`, or `observe` when no rule allows it
 // `{http.service_users.rule}` | The id of the rule that decided, or the key of its permission
 //
-// and on a refusal `{http.auth.candidate.id}`, `{http.service_users.decision}`
-// (`deny`) and, with 403, `{http.service_users.decision_id}`.
+// On a refusal it sets `{http.auth.candidate.id}` and `{http.service_users.decision}` (`deny`), and
+// with 403 also `{http.service_users.decision_id}`.
 type Handler struct {
-	// "observe" lets a valid identity pass although no rule allows the request, and
-	// counts it; a deny still refuses. For finding out which rules are missing.
+	// "observe" lets a request with a valid identity pass although no rule allows it, and
+	// counts the request; a deny still refuses. Use it to find the rules that are missing.
 	// Default: "enforce".
 	Mode string `json:"mode,omitempty"`
 
 	// The realm of the challenge. Default: "service users".
 	Realm string `json:"realm,omitempty"`
 
-	// Which identity headers the upstream gets: id, name, display_name, groups,
-	// role, teams, token_id; or none. Default: id, name and groups.
+	// The identity headers that the upstream gets: id, name, display_name, groups, role, teams,
+	// token_id; or none. Default: id, name and groups.
 	Headers []string `json:"headers,omitempty"`
 
-	// What the names of the identity headers begin with. Nothing a client sends
-	// under such a name arrives. Default: "X-Service-User-".
+	// The prefix of the names of the identity headers. A client's headers with this prefix are
+	// removed. Default: "X-Service-User-".
 	HeaderPrefix string `json:"header_prefix,omitempty"`
 
-	// Rules, without their effect, for what needs no credential, such as
-	// "GET /healthz". No identity goes upstream there.
+	// Rules, without their effect, for requests that need no credential, such as "GET
+	// /healthz". These requests go upstream without an identity.
 	Public []string `json:"public,omitempty"`
 
-	// On public paths, leave an Authorization to the upstream that cannot be one of
-	// ours, in whatever spelling. Default: no.
+	// On public paths, leave an Authorization field to the upstream if it cannot be the
+	// credential of a service user, whatever its spelling. Default: no.
 	KeepAuthorization bool `json:"keep_authorization,omitempty"`
 
-	// What becomes of a request without Basic (or enabled Bearer) credentials:
-	// "pass" hands it on to the next handler, sanitised, without identity, its
-	// Authorization kept, so that another authenticator can look at it. "pass
-	// unknown", or "pass" in mode "observe", does the same with a Basic login that
-	// cannot be one of ours, for basic_auth behind this handler; then strangers can
-	// find out which aliases exist. Default: it is refused.
+	// The treatment of a request without Basic (or enabled Bearer) credentials. "pass" passes
+	// the request to the next handler, sanitised, without identity, with its Authorization
+	// field, so that another authenticator can check it. "pass unknown", or "pass" in mode
+	// "observe", also passes a Basic login that cannot be that of a service user, for
+	// basic_auth behind this handler; strangers can then find out which aliases exist. Default:
+	// the request is refused.
 	Otherwise string `json:"otherwise,omitempty"`
 
-	// A path at which probes are answered here: 200 when requests can be decided,
-	// else 503. Default: none.
+	// The path of health probes, which this handler answers: with 200 while it can decide
+	// requests, else with 503. Default: none.
 	Ready string `json:"ready,omitempty"`
 
 	// Let well-formed CORS preflight requests pass, without identity. Default: no.
@@ -95,40 +95,38 @@ type Handler struct {
 	// only warning about them. Default: no.
 	RequireTLS bool `json:"require_tls,omitempty"`
 
-	// Ambiguous targets to let pass, for an upstream that is known to read them as
-	// the rules do: allow_encoded_slash, allow_encoded_percent, allow_semicolon,
+	// Ambiguous targets to let pass, for an upstream that is known to read them as the rules
+	// do: allow_encoded_slash, allow_encoded_percent, allow_semicolon,
 	// merge_slashes, allow_trailing_dot, allow_non_nfc. Default: none.
 	Relax []string `json:"relax,omitempty"`
 
-	// How refusals are answered: "problem" writes an RFC 9457 problem, "caddy"
-	// returns the error to the site's own handle_errors. Default: "problem".
+	// The form of refusals: "problem" writes an RFC 9457 problem, "caddy" returns the error to
+	// the handle_errors routes of the site. Default: "problem".
 	Errors string `json:"errors,omitempty"`
 
-	// How long before its token expires a caller is told so, by the header
-	// Service-User-Token-Expires of the answer. Default: 14 days; negative is
-	// never.
+	// The time before the expiry of a token from which responses have the header
+	// Service-User-Token-Expires. Default: 14 days; a negative value switches the header off.
 	ExpiryNotice caddy.Duration `json:"expiry_notice,omitempty"`
 
-	// Pass the client's Authorization on to the upstream. Default: no; the
-	// secret stays here.
+	// Pass the client's Authorization on to the upstream. Default: no, so that the upstream
+	// does not see the secret.
 	ForwardAuthorization bool `json:"forward_authorization,omitempty"`
 
-	// More header names that are removed from requests. One that ends in "*" stands for
-	// all that begin with it.
+	// More header names that are removed from requests. A name that ends in "*" covers all
+	// headers that begin with the text before it.
 	Strip []string `json:"strip,omitempty"`
 
-	// Header names, or beginnings of names with a "*" behind, that are not removed
-	// although they are by default. Identity headers, credentials and fields that rule
-	// the connection cannot be kept.
+	// Header names, or prefixes that end in "*", to keep although they are removed by default.
+	// Identity headers, credentials and headers that control the connection cannot be kept.
 	Keep []string `json:"keep,omitempty"`
 
-	// Only remove what could be forged and check nothing, for error routes that
+	// Only remove headers that a client could forge, and check nothing. For error routes that
 	// lead to an upstream. Default: no.
 	SanitizeOnly bool `json:"sanitize_only,omitempty"`
 
 	storeHandle
 	place      place
-	over       <-chan struct{} // closed when the configuration is not in force any more
+	over       <-chan struct{} // closed when another configuration has replaced this one
 	log        *zap.Logger
 	sanitizer  *sanitizer
 	identity   []identityHeader
@@ -136,11 +134,11 @@ type Handler struct {
 	relax      access.Relax
 	self       *selfCorner
 	challenges []string
-	dropped    *atomic.Bool // whether the log says that an Authorization field was
+	dropped    *atomic.Bool // the log has reported a dropped Authorization field
 }
 
-// Self is the self-service corner: where clients ask who they are, what they may
-// do, and for a new token.
+// Self is the self-service corner. Clients use it to look up their identity and permissions, and to
+// rotate their token.
 type Self struct {
 	// The path of the corner.
 	Path string `json:"path"`
@@ -148,7 +146,7 @@ type Self struct {
 	// Let a client rotate its own token. Default: no.
 	Rotate bool `json:"rotate,omitempty"`
 
-	// How long the old token goes on after that. Default: 1 hour.
+	// The time for which the old token stays valid after a rotation. Default: 1 hour.
 	Grace caddy.Duration `json:"grace,omitempty"`
 }
 
@@ -160,7 +158,7 @@ func (Handler) CaddyModule() caddy.ModuleInfo {
 	}
 }
 
-// Provision prepares the tables that requests are checked with.
+// Provision prepares the tables that the handler checks requests with.
 func (h *Handler) Provision(ctx caddy.Context) (err error) {
 	app, err := serviceUsers(ctx)
 	if err != nil {
@@ -169,7 +167,7 @@ func (h *Handler) Provision(ctx caddy.Context) (err error) {
 	app.guards = append(app.guards, h)
 	h.storeHandle = app.handle()
 	h.over = ctx.Done()
-	// A flood of refusals must not become a flood of lines.
+	// The sampler keeps a flood of refusals from filling the log.
 	h.log = ctx.Logger().WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core {
 		return zapcore.NewSamplerWithOptions(core, time.Second, 100, 1000)
 	}))
@@ -177,13 +175,14 @@ func (h *Handler) Provision(ctx caddy.Context) (err error) {
 		return err
 	}
 	if h.observes() {
-		h.log.Warn("this site only observes: valid credentials pass although no rule allows the request; \"caddy service-user would-deny\" lists what enforcing would refuse")
+		h.log.Warn("this site only observes: valid credentials pass although no rule allows the request; " +
+			"\"caddy service-user would-deny\" lists what enforcing would refuse")
 	}
 	return nil
 }
 
-// Cleanup ends what only observe mode has let stay open: the next configuration
-// may enforce.
+// Cleanup has all streams of an observing handler judged again, since the next configuration may
+// enforce.
 func (h *Handler) Cleanup() error {
 	if h.observes() && h.shared != nil {
 		if live := h.shared.live.Load(); live != nil {
@@ -195,11 +194,11 @@ func (h *Handler) Cleanup() error {
 
 func (h *Handler) observes() bool { return h.Mode == string(access.Observe) }
 
-// observesStill is observes for what outlives the configuration.
+// observesStill is observes for streams, which can outlive their configuration.
 func (h *Handler) observesStill() bool { return h.observes() && !isClosed(h.over) }
 
-// prepare sets the defaults, checks the settings and makes tables of them. The
-// Caddyfile calls it too, so that a mistake is told with its line.
+// prepare sets the defaults, checks the settings and compiles them into tables. UnmarshalCaddyfile
+// calls it too, so that an error has the line number of the mistake.
 func (h *Handler) prepare() (err error) {
 	h.dropped = new(atomic.Bool)
 	if h.Mode != "" && !access.Mode(h.Mode).Valid() {
@@ -209,7 +208,7 @@ func (h *Handler) prepare() (err error) {
 		h.Realm = "service users"
 	}
 	if strings.ContainsFunc(h.Realm, func(r rune) bool { return r < ' ' || r == '"' || r == '\\' || r >= 0x7f }) {
-		return fmt.Errorf("realm %q: only visible ASCII without quotes and backslashes can stand in a challenge", h.Realm)
+		return fmt.Errorf("realm %q: only visible ASCII without quotes and backslashes is allowed in a challenge", h.Realm)
 	}
 	h.challenges = []string{`Basic realm="` + h.Realm + `", charset="UTF-8"`}
 	if h.Bearer {
@@ -240,13 +239,18 @@ func (h *Handler) prepare() (err error) {
 	h.relax = 0
 	for _, name := range h.Relax {
 		if options[name] == 0 {
-			return fmt.Errorf("relax: %q is no option", name)
+			return fmt.Errorf("relax: %q is not an option", name)
 		}
 		h.relax |= options[name]
 	}
 	for _, path := range []string{h.Ready, h.selfPath()} {
-		if _, p := access.CheckTarget(path); path != "" && (!p.OK() || path == "/" || strings.ContainsAny(path, "%?") || strings.HasSuffix(path, "/")) {
-			return fmt.Errorf("%q is not a path such as \"/_service_user\": it begins with a slash, does not end in one, and has neither query nor escapes", path)
+		if path == "" {
+			continue
+		}
+		_, p := access.CheckTarget(path)
+		if !p.OK() || path == "/" || strings.ContainsAny(path, "%?") || strings.HasSuffix(path, "/") {
+			return fmt.Errorf("%q is not a path such as \"/_service_user\": it begins with a slash, "+
+				"does not end in one, and has neither query nor escapes", path)
 		}
 	}
 	if h.Self != nil {
@@ -265,7 +269,7 @@ func (h *Handler) selfPath() string {
 	return h.Self.Path
 }
 
-// publicRules compiles the rules for what needs no credential.
+// publicRules compiles the rules for requests that need no credential.
 func publicRules(texts []string) (*access.Ruleset, error) {
 	var rules []access.Rule
 	for _, text := range texts {
@@ -282,12 +286,27 @@ func publicRules(texts []string) (*access.Ruleset, error) {
 	return set, nil
 }
 
-// ServeHTTP is the life of a request, in order: sanitise, refuse what is
-// ambiguous, authenticate, authorise, inject, pass on.
+// ServeHTTP handles one request, in this order:
+//
+//  1. Sanitise the headers, and keep the Authorization values. "sanitize" ends here.
+//  2. Judge the target: refuse an ambiguous request.
+//  3. Pass requests that need no identity: public paths, preflights, other authenticators.
+//  4. Answer probes of the ready path.
+//  5. Refuse with 503 while the store is missing or stale.
+//  6. Pass a Basic login of another authenticator ("otherwise pass unknown").
+//  7. Authenticate the service user, or refuse.
+//  8. Add the header about an expiry of the token that is near.
+//  9. Answer paths of the self-service corner.
+//
+// 10. Authorise every target of the request, and record the use of the token; refuse or go on.
+// 11. Begin to watch the request as a stream.
+// 12. Inject the identity headers.
+// 13. Call the next handler.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	vars := varsOf(r)
 	address := h.clientAddress(r, vars)
 	authorization, overridden := h.sanitizer.clean(r, vars.fromTrustedProxy(), address)
+	// A cache before this handler must see Authorization again when it stores the answer.
 	if h.where().cached && len(authorization) > 0 {
 		next = withAuthorization(next, authorization)
 	}
@@ -307,16 +326,23 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		return next.ServeHTTP(w, r)
 	}
 	live := h.live(r.Context())
+	// A probe gets an answer of its own, so it comes before the 503 below.
 	if action.Path == h.Ready && h.Ready != "" {
 		return writeReady(w, live != nil && !live.Stale())
 	}
 	if live == nil || live.Stale() {
-		return h.refuse(w, r, refusal{status: http.StatusServiceUnavailable, stale: live != nil, detail: "service users cannot be checked right now"})
+		return h.refuse(w, r, refusal{
+			status: http.StatusServiceUnavailable, stale: live != nil,
+			detail: "service users cannot be checked right now",
+		})
 	}
-	action.Now = max(action.Now, live.Latest()) // where the request has waited for the store
+	// The request may have waited for the store to open: its time must not be before the
+	// directory's.
+	action.Now = max(action.Now, live.Latest())
 
 	directory := live.Directory()
-	if (h.Otherwise == "pass unknown" || h.Otherwise == "pass" && h.observes()) && h.isForeign(directory, vars, action, authorization) {
+	passesForeign := h.Otherwise == "pass unknown" || h.Otherwise == "pass" && h.observes()
+	if passesForeign && h.isForeign(directory, vars, action, authorization) {
 		r.Header["Authorization"] = authorization
 		metrics.passed.Inc()
 		return next.ServeHTTP(w, r)
@@ -331,6 +357,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	}
 
 	decided, decision := h.authorize(live, directory, principal, action, further)
+	// A refused request counts as a use too: the token was valid.
 	live.Use(principal, action.Now, action.Address, decision.RuleID())
 	if h.refuses(decision) {
 		return h.refuse(w, r, h.forbid(live, directory, principal, decided, decision))
@@ -345,8 +372,11 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	return st.serve(r, next)
 }
 
-// count takes down what the handler, or else a group, would have decided.
-func (h *Handler) count(live *liveStore, p access.Principal, action access.Action, decision access.Decision, passes bool) {
+// count records the decision that the handler, or else a group, would have made if it enforced its
+// rules. passes means that this handler lets the request pass without an allow.
+func (h *Handler) count(
+	live *liveStore, p access.Principal, action access.Action, decision access.Decision, passes bool,
+) {
 	action.Path = access.MaskSecrets(action.Path)
 	first, counted := live.recall.Observe(p, action, decision, passes, time.Unix(action.Now, 0))
 	if !counted {
@@ -354,21 +384,24 @@ func (h *Handler) count(live *liveStore, p access.Principal, action access.Actio
 	}
 	level := zap.DebugLevel
 	if first {
-		level = zap.InfoLevel // the others are in the list
+		level = zap.InfoLevel // later requests of this kind are only in the list of would-deny
 	}
 	would, rule := access.Deny, ""
 	if decision.Would.Effect != "" {
 		would, rule = decision.Would.Effect, decision.Would.Rule.ID
 	}
 	if c := h.log.Check(level, "enforcing would decide otherwise"); c != nil {
-		c.Write(zap.String("would", string(would)), zap.String("service_user", p.ID()), zap.String("rule", rule),
-			zap.String("method", action.Method), zap.String("path", access.PlainPath(action.Path)))
+		c.Write(zap.String("would", string(would)), zap.String("service_user", p.ID()),
+			zap.String("rule", rule), zap.String("method", action.Method),
+			zap.String("path", access.PlainPath(action.Path)))
 	}
 }
 
-// forbid is the refusal of a request that no rule allows or that one denies. It
-// can be explained by its id for a while.
-func (h *Handler) forbid(live *liveStore, directory *access.Directory, p access.Principal, action access.Action, decision access.Decision) refusal {
+// forbid returns the refusal of a request that no rule allows or that a rule denies. An admin can
+// have the decision explained by its id for a while.
+func (h *Handler) forbid(
+	live *liveStore, directory *access.Directory, p access.Principal, action access.Action, decision access.Decision,
+) refusal {
 	kept := access.Recalled{
 		ID: newDecisionID(), At: time.Unix(action.Now, 0), UserID: p.ID(), TokenID: p.TokenID(),
 		Action: action, Revision: directory.Revision(), Reason: decision.Reason,
@@ -384,10 +417,12 @@ func (h *Handler) forbid(live *liveStore, directory *access.Directory, p access.
 	}
 }
 
-// needsNoIdentity returns the counter of requests that pass without one: public
-// paths, preflights, and what is left to another authenticator. nil is a request
-// that has to show who it is.
-func (h *Handler) needsNoIdentity(r *http.Request, vars variables, action access.Action, further []target, authorization []string) prometheus.Counter {
+// needsNoIdentity returns the counter of requests that pass without an identity: public paths,
+// preflights, and requests for another authenticator. It returns nil for a request that has to
+// identify itself.
+func (h *Handler) needsNoIdentity(
+	r *http.Request, vars variables, action access.Action, further []target, authorization []string,
+) prometheus.Counter {
 	if h.isPublic(action, further) {
 		if h.KeepAuthorization {
 			h.keepForeign(r, authorization)
@@ -395,24 +430,33 @@ func (h *Handler) needsNoIdentity(r *http.Request, vars variables, action access
 		return metrics.public
 	}
 	if h.CORSPreflight && isPreflight(r) && len(authorization) == 0 {
-		r.Body, r.ContentLength = http.NoBody, 0 // HTTP/3 does not say beforehand that there is none
+		// Over HTTP/3 an unknown length can mean that the request has no body. Drop one all
+		// the same.
+		r.Body, r.ContentLength = http.NoBody, 0
 		return metrics.public
 	}
-	if h.Otherwise == "" || action.Path == h.Ready || h.self.owns(action.Path) || len(authorization) > 1 || vars.identity() != nil {
+	// More than one Authorization field is a 400 of authenticate. A request with the identity of
+	// a handler before this one is judged as that service user.
+	if h.Otherwise == "" || action.Path == h.Ready || h.self.owns(action.Path) || len(authorization) > 1 ||
+		vars.identity() != nil {
 		return nil
 	}
-	if len(authorization) == 1 && (access.HasScheme(authorization[0], "basic") || h.Bearer && access.HasScheme(authorization[0], "bearer")) {
+	if len(authorization) == 1 && (access.HasScheme(authorization[0], "basic") ||
+		h.Bearer && access.HasScheme(authorization[0], "bearer")) {
 		return nil
 	}
 	h.keepForeign(r, authorization)
 	return metrics.passed
 }
 
-// isForeign reports whether a request comes with the one Basic login of another
-// authenticator: [access.CheckForeign] has nothing against it, and no service user has
-// the login as its alias.
-func (h *Handler) isForeign(directory *access.Directory, vars variables, action access.Action, authorization []string) bool {
-	if len(authorization) != 1 || h.self.owns(action.Path) || vars.identity() != nil || access.CheckForeign(authorization[0]) != "" {
+// isForeign reports whether a request has the Basic login of another authenticator:
+// [access.CheckForeign] accepts its only Authorization field, and no service user has the login as
+// its alias.
+func (h *Handler) isForeign(
+	directory *access.Directory, vars variables, action access.Action, authorization []string,
+) bool {
+	if len(authorization) != 1 || h.self.owns(action.Path) || vars.identity() != nil ||
+		access.CheckForeign(authorization[0]) != "" {
 		return false
 	}
 	login, ok := access.BasicLogin(authorization[0])
@@ -423,8 +467,9 @@ func (h *Handler) isForeign(directory *access.Directory, vars variables, action 
 	return !known
 }
 
-// keepForeign gives a request back a credential that is not looked at here, unless
-// it may be one of ours. The log says so once, with the reason.
+// keepForeign puts back the Authorization field of a request that this handler does not
+// authenticate, unless the field may be the credential of a service user. The log reports the first
+// dropped field of a configuration, with the reason.
 func (h *Handler) keepForeign(r *http.Request, authorization []string) {
 	if len(authorization) == 0 {
 		return
@@ -436,27 +481,38 @@ func (h *Handler) keepForeign(r *http.Request, authorization []string) {
 	if reason == "" {
 		r.Header["Authorization"] = authorization
 	} else if !h.dropped.Swap(true) {
-		h.log.Warn("an Authorization field was dropped, not left to the next handler; later ones are dropped without a line", zap.String("why", reason))
+		h.log.Warn("an Authorization field was dropped instead of being left to the next handler; "+
+			"later ones are not logged", zap.String("why", reason))
 	}
 }
 
-// isPreflight reports whether a request is a CORS preflight (Fetch standard,
-// section 4.8) and nothing more.
+// isPreflight reports whether a request is a CORS preflight (Fetch standard, section 4.8) without a
+// body. Over HTTP/3 the length of an empty body may be unknown.
 func isPreflight(r *http.Request) bool {
 	method := r.Header["Access-Control-Request-Method"]
 	return r.Method == http.MethodOptions && len(r.Header["Origin"]) == 1 && r.Header["Origin"][0] != "" &&
-		len(method) == 1 && access.CheckMethod(method[0]).OK() && (r.ContentLength == 0 || r.ContentLength < 0 && r.ProtoMajor == 3)
+		len(method) == 1 && access.CheckMethod(method[0]).OK() &&
+		(r.ContentLength == 0 || r.ContentLength < 0 && r.ProtoMajor == 3)
 }
 
-// authenticate finds out who a request comes from, or why it is refused.
-func (h *Handler) authenticate(live *liveStore, directory *access.Directory, r *http.Request, vars variables, action access.Action, authorization []string) (access.Principal, refusal) {
+// authenticate returns the principal of a request, or a refusal. The refusal has status 0 if the
+// request is authenticated.
+func (h *Handler) authenticate(
+	live *liveStore, directory *access.Directory, r *http.Request,
+	vars variables, action access.Action, authorization []string,
+) (access.Principal, refusal) {
 	if len(authorization) > 1 {
-		return access.Principal{}, refusal{status: http.StatusBadRequest, detail: "the request has more than one Authorization field"}
+		return access.Principal{}, refusal{
+			status: http.StatusBadRequest, detail: "the request has more than one Authorization field",
+		}
 	}
 	if len(authorization) == 1 && !isPrivate(r, vars) {
 		h.warnOfPlaintext(r)
 		if h.RequireTLS {
-			return access.Principal{}, refusal{status: http.StatusBadRequest, detail: "credentials must not be sent unencrypted; use https, and refresh the token, which has been exposed"}
+			return access.Principal{}, refusal{
+				status: http.StatusBadRequest,
+				detail: "credentials must not be sent unencrypted; use https, and refresh the token, which has been exposed",
+			}
 		}
 	}
 	credential, reason := h.credential(authorization)
@@ -465,14 +521,15 @@ func (h *Handler) authenticate(live *liveStore, directory *access.Directory, r *
 	case reason == access.Granted:
 		principal, reason = directory.Authenticate(credential, action.Address, action.Now)
 	case reason == access.NoCredential && vars.identity() != nil:
-		// A handler around this one has taken the credential; its answer is asked
-		// for again rather than believed.
+		// A handler before this one has removed the credential from the request. Check its
+		// principal again: the directory may have changed.
 		principal, reason = directory.Resume(vars.identity().who(), action.Address, action.Now)
 	}
 	if reason == access.Granted {
 		return principal, refusal{}
 	}
 	refused := refusal{status: http.StatusUnauthorized, candidate: credential.ID, reason: reason}
+	// The throttle comes after the check of the secret, so it never delays a right one.
 	if reason != access.NoCredential {
 		if wait := live.fail(credential.ID, r, action.Address, live.Now()); wait > 0 {
 			refused.status, refused.retryAfter = http.StatusTooManyRequests, wait
@@ -481,7 +538,7 @@ func (h *Handler) authenticate(live *liveStore, directory *access.Directory, r *
 	return access.Principal{}, refused
 }
 
-// credential reads the one Authorization value of a request.
+// credential parses the only Authorization value of a request.
 func (h *Handler) credential(authorization []string) (access.Credential, access.Reason) {
 	if len(authorization) == 0 {
 		return access.Credential{}, access.NoCredential
@@ -497,7 +554,8 @@ func (h *Handler) credential(authorization []string) (access.Credential, access.
 	return access.Credential{}, access.BadCredential
 }
 
-// noticeExpiry tells a caller whose token is about to end.
+// noticeExpiry adds the header Service-User-Token-Expires to the response if the token is retiring
+// or expires within ExpiryNotice.
 func (h *Handler) noticeExpiry(w http.ResponseWriter, p access.Principal, action access.Action) {
 	if until := p.Until(); until != 0 && h.ExpiryNotice > 0 {
 		end := time.Unix(until, 0).UTC()
@@ -507,12 +565,14 @@ func (h *Handler) noticeExpiry(w http.ResponseWriter, p access.Principal, action
 	}
 }
 
-// withAuthorization puts Authorization back once the next handler has answered, for
-// a cache before ours: it must not store the answer for everybody then (RFC 9111,
-// section 3.5).
+// withAuthorization puts Authorization back into the request after the next handler has answered. A
+// cache before this handler then knows not to store the answer for everybody (RFC 9111, section
+// 3.5).
 func withAuthorization(next caddyhttp.Handler, authorization []string) caddyhttp.Handler {
 	return caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
 		err := next.ServeHTTP(w, r)
+		// Not after an error: the error routes of the site may proxy the request, and must
+		// not see the secret.
 		if err == nil {
 			r.Header["Authorization"] = authorization
 		}
@@ -520,17 +580,18 @@ func withAuthorization(next caddyhttp.Handler, authorization []string) caddyhttp
 	})
 }
 
-// judge finds out what a request wants, or why that cannot be said: the action on
-// the current target, and the further targets that an upstream may act on.
+// judge returns the action of a request on its current target, and the further targets that an
+// upstream may act on. It returns a problem if the request is ambiguous.
 func (h *Handler) judge(r *http.Request, vars variables, address netip.Addr) (access.Action, []target, access.Problem) {
 	if h.relax&access.MergedSlashes != 0 {
 		h.mergeSlashes(r)
 	}
+	// Caddy's proxy turns an extended CONNECT into a GET, so rules for GET decide about it.
 	method := r.Method
 	if isWebSocketConnect(r) {
 		method = http.MethodGet
 	}
-	was := target{method: method} // as the client sent it
+	was := target{method: method} // the request as the client sent it, before any rewrite
 	original, known := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request)
 	if known && (original.RequestURI != r.RequestURI || original.Method != r.Method) {
 		if original.Method != r.Method {
@@ -555,11 +616,17 @@ func (h *Handler) judge(r *http.Request, vars variables, address netip.Addr) (ac
 	if !p.OK() {
 		return access.Action{}, nil, p
 	}
+	// A handler may have changed URL without RequestURI. The rules must see the path that goes
+	// upstream.
 	if path != r.URL.Path && access.PlainPath(path) != r.URL.Path || r.URL.Opaque != "" || r.URL.Host != "" {
-		return access.Action{}, nil, access.Problem{Status: http.StatusBadRequest, Detail: "the request target is not the one that would be forwarded"}
+		return access.Action{}, nil, access.Problem{
+			Status: http.StatusBadRequest, Detail: "the request target is not the one that would be forwarded",
+		}
 	}
 	if isEarlyData(r) && !isSafe(r.Method) {
-		return access.Action{}, nil, access.Problem{Status: http.StatusTooEarly, Detail: "an unsafe request must wait for the TLS handshake to end"}
+		return access.Action{}, nil, access.Problem{
+			Status: http.StatusTooEarly, Detail: "an unsafe request must wait for the TLS handshake to end",
+		}
 	}
 	if was.path == "" {
 		was.path = path
@@ -571,15 +638,16 @@ func (h *Handler) judge(r *http.Request, vars variables, address netip.Addr) (ac
 	}, further, p
 }
 
-// conditionHeader returns what conditions may look at: what arrives at the
-// upstream as the client has sent it. Of a peer that is not trusted Caddy writes
-// these headers anew.
+// conditionHeader returns the headers that conditions can read: those that arrive at the upstream
+// as the client sent them. Caddy writes X-Forwarded-For, -Proto and -Host itself for a peer that is
+// not trusted, so conditionHeader omits them then.
 func conditionHeader(r *http.Request, vars variables) http.Header {
 	header := r.Header
 	for _, name := range [...]string{"X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host"} {
 		if r.Header[name] == nil || vars.fromTrustedProxy() {
 			continue
 		}
+		// Clone the map only once, at the first header to omit.
 		if len(header) == len(r.Header) {
 			header = maps.Clone(r.Header)
 		}
@@ -588,7 +656,8 @@ func conditionHeader(r *http.Request, vars variables) http.Header {
 	return header
 }
 
-// merged is a target with its slashes merged, where the operator wants that.
+// merged returns a target with its slashes merged if the option merge_slashes is on, else the
+// target.
 func (h *Handler) merged(target string) string {
 	if h.relax&access.MergedSlashes == 0 || !strings.HasPrefix(target, "/") {
 		return target
@@ -596,17 +665,16 @@ func (h *Handler) merged(target string) string {
 	return access.MergeSlashes(target)
 }
 
-// forward makes another target the one that goes upstream. One that does not
-// parse is left as it was, and refused by what comes next.
+// forward replaces the target of a request that goes upstream. It does not change a request if the
+// target does not parse: CheckTarget refuses that request later.
 func forward(r *http.Request, target string) {
 	if u, err := url.ParseRequestURI(target); err == nil {
 		r.URL.Path, r.URL.RawPath, r.RequestURI = u.Path, u.RawPath, target
 	}
 }
 
-// isEarlyData reports whether a request could have been replayed by somebody
-// else (RFC 8470): it came before the handshake was over, here or at the proxy
-// in front.
+// isEarlyData reports whether somebody else could have replayed a request (RFC 8470): the request
+// came before the end of the TLS handshake, here or at the proxy in front.
 func isEarlyData(r *http.Request) bool {
 	return r.TLS != nil && !r.TLS.HandshakeComplete || slices.Contains(r.Header["Early-Data"], "1")
 }
@@ -615,8 +683,8 @@ func isSafe(method string) bool {
 	return method == http.MethodGet || method == http.MethodHead || method == http.MethodOptions
 }
 
-// variables are those of a request: what Caddy's server and the handlers before this
-// one have found out about it.
+// variables are the variables of a request, as Caddy's server and the handlers before this one have
+// set them.
 type variables map[string]any
 
 func varsOf(r *http.Request) variables {
@@ -624,13 +692,13 @@ func varsOf(r *http.Request) variables {
 	return vars
 }
 
-// identity returns what a handler around this one has found out, or nil.
+// identity returns the identity that a service_users handler before this one has set, or nil.
 func (vars variables) identity() *identity {
 	id, _ := vars[identityVar].(*identity)
 	return id
 }
 
-// newDecisionID makes the id under which a refusal can be asked about later.
+// newDecisionID returns a new id for a refusal, by which an admin can have it explained.
 func newDecisionID() string { return "decision_" + ksuid.New().String() }
 
 // Interface guards

@@ -56,11 +56,11 @@ func identityHeaders(prefix string, words []string) ([]identityHeader, error) {
 		value, ok := identityValues[word]
 		switch {
 		case word == "none":
-			return nil, errors.New("headers: none stands alone")
+			return nil, errors.New("headers: none cannot be combined with others")
 		case !ok:
 			return nil, fmt.Errorf("headers: %q is none of id, name, display_name, groups, role, teams, token_id", word)
 		case slices.Contains(words[:i], word):
-			return nil, fmt.Errorf("headers: %q stands in the list twice", word)
+			return nil, fmt.Errorf("headers: %q is in the list twice", word)
 		}
 		name := http.CanonicalHeaderKey(prefix + strings.ReplaceAll(word, "_", "-"))
 		list = append(list, identityHeader{name, value})

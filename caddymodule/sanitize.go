@@ -12,18 +12,17 @@ import (
 	"github.com/serviceusers/caddy-service-users/access"
 )
 
-// sanitizer removes from a request everything that could make the upstream see
-// another identity, another credential or another request than the one that is
-// judged here.
+// sanitizer removes headers from requests: those that could make the upstream see another identity,
+// another credential or another request than this handler judges.
 //
-// Names are compared folded: ASCII lower case, and everything that is neither a
-// letter nor a digit removed, since upstreams of the CGI family take "-", "_",
-// "." and the other legal characters of a name for one and the same.
+// The sanitizer compares folded names: ASCII lower case, only letters and digits. CGI-like
+// upstreams do not tell "-", "_", "." and other legal characters of a name apart. For example,
+// X-Service_User.Id folds to xserviceuserid.
 type sanitizer struct {
-	rules [256][]stripRule // by placeOf the name; the first one that fits counts
+	rules [256][]stripRule // by placeOf the name; the first rule that fits applies
 }
 
-// stripRule decides about headers whose folded name is this one, or begins with it.
+// stripRule applies to headers whose folded name equals name, or begins with name if prefix is set.
 type stripRule struct {
 	name   string
 	prefix bool
@@ -34,51 +33,61 @@ func (r stripRule) fits(folded string) bool {
 	return folded == r.name || r.prefix && strings.HasPrefix(folded, r.name)
 }
 
-// overlaps reports whether some header fits both rules.
+// overlaps reports whether a header exists that both rules apply to.
 func (r stripRule) overlaps(other stripRule) bool { return r.fits(other.name) || other.fits(r.name) }
 
 type stripKind uint8
 
 const (
-	stripNever     stripKind = iota + 1 // what the operator keeps
-	stripAlways                         //
-	stripUntrusted                      // unless the peer is one of Caddy's trusted proxies
-	stripAliases                        // every spelling but the canonical one, which Caddy, or clean, sets itself
-	stripMethod                         // always, and another method than that of the request is a 400
+	stripNever     stripKind = iota + 1 // kept by the operator
+	stripAlways                         // removed from every request
+	stripUntrusted                      // removed unless the peer is one of Caddy's trusted proxies
+	stripAliases                        // removed in every spelling except the canonical one, which Caddy or clean sets itself
+	stripMethod                         // removed; a value that names another method than the request has is a 400
 )
 
-// stripGroup is one part of the table of what is removed by default.
+// stripGroup is a part of the table of headers that are removed by default.
 type stripGroup struct {
 	title, when string // for docs/security.md
 	kind        stripKind
-	names       []string // with "*" behind: all that begin so
+	names       []string // a name that ends in "*" is a prefix
 }
 
-// credentialHeaders lists what carries a credential, or rules the connection instead of the
-// request. It is removed whatever the operator says.
+// credentialHeaders are headers with a credential, and headers that control the connection instead
+// of the request. They are removed whatever the operator says.
 var credentialHeaders = stripGroup{
-	"credentials and the connection", "always; `keep` cannot exempt them. A WebSocket keeps its `Upgrade`, `TE: trailers` stays", stripAlways,
-	[]string{"Authorization", "Proxy-Authorization", "Connection", "Proxy-Connection", "Keep-Alive", "HTTP2-Settings", "Upgrade", "TE"},
+	title: "credentials and the connection",
+	when:  "always; `keep` cannot exempt them. A WebSocket keeps its `Upgrade`, `TE: trailers` stays",
+	kind:  stripAlways,
+	names: []string{
+		"Authorization", "Proxy-Authorization", "Connection", "Proxy-Connection", "Keep-Alive", "HTTP2-Settings",
+		"Upgrade", "TE",
+	},
 }
 
-// reserved lists what else is removed by default. docs/security.md is written from it.
+// reserved is the table of the other headers that are removed by default. A test writes
+// docs/security.md from it.
 var reserved = []stripGroup{
 	{"identity of other proxies", "always", stripAlways, []string{
-		"Remote-*", "X-Remote-*", "X-User", "X-User-Id", "X-Authenticated-*", "X-WEBAUTH-*", "X-Auth-Request-*", "X-Token-User-*",
-		"X-Token-Subject", "X-Consumer-*", "X-Credential-Identifier", "X-Authentik-*", "X-Pomerium-*", "X-Vouch-*", "Tailscale-User-*",
-		"Cf-Access-*", "X-Goog-Authenticated-*", "X-Goog-Iap-*", "X-Amzn-Oidc-*", "X-Ms-Client-Principal*", "X-Forwarded-User",
-		"X-Forwarded-Groups", "X-Forwarded-Email", "X-Forwarded-Roles", "X-Forwarded-Preferred-Username", "X-Forwarded-Access-Token",
+		"Remote-*", "X-Remote-*", "X-User", "X-User-Id", "X-Authenticated-*", "X-WEBAUTH-*", "X-Auth-Request-*",
+		"X-Token-User-*", "X-Token-Subject", "X-Consumer-*", "X-Credential-Identifier", "X-Authentik-*",
+		"X-Pomerium-*", "X-Vouch-*", "Tailscale-User-*", "Cf-Access-*", "X-Goog-Authenticated-*", "X-Goog-Iap-*",
+		"X-Amzn-Oidc-*", "X-Ms-Client-Principal*", "X-Forwarded-User", "X-Forwarded-Groups", "X-Forwarded-Email",
+		"X-Forwarded-Roles", "X-Forwarded-Preferred-Username", "X-Forwarded-Access-Token",
 	}},
 	{"another request than the rule judged", "always", stripAlways, []string{
-		"X-Original-*", "X-Rewrite-*", "X-Override-*", "X-HTTP-Path-Override", "X-Replaced-Path", "X-Waws-Unencoded-Url", "X-Envoy-Original-*",
+		"X-Original-*", "X-Rewrite-*", "X-Override-*", "X-HTTP-Path-Override", "X-Replaced-Path",
+		"X-Waws-Unencoded-Url", "X-Envoy-Original-*",
 		"X-Accel-*", "X-Sendfile*", "X-Script-Name",
-		"Proxy", // CGI programs take it for HTTP_PROXY (CVE-2016-5386)
+		"Proxy", // CGI programs take it for HTTP_PROXY (CVE-2016-5386) // CGI programs read it as HTTP_PROXY (CVE-2016-5386)
 	}},
-	{"another method than the rule judged", "always; one that names another method than the request has is a 400", stripMethod, []string{
-		"X-HTTP-Method", "X-HTTP-Method-Override", "X-Method-Override",
-	}},
+	{"another method than the rule judged", "always; one that names another method than the request has is a 400",
+		stripMethod, []string{
+			"X-HTTP-Method", "X-HTTP-Method-Override", "X-Method-Override",
+		}},
 	{"connection and forwarding", "unless the peer is in `trusted_proxies`", stripUntrusted, []string{
-		"Forwarded", "X-Client-IP", "X-Cluster-Client-IP", "True-Client-IP", "CF-Connecting-IP", "Fastly-Client-Ip", "Front-End-Https",
+		"Forwarded", "X-Client-IP", "X-Cluster-Client-IP", "True-Client-IP", "CF-Connecting-IP", "Fastly-Client-Ip",
+		"Front-End-Https",
 		"X-SSL-*", "Ssl-Client-*", "X-Client-Cert*", "X-Forwarded-*",
 	}},
 	{"written here or by Caddy", "every spelling but this one", stripAliases, []string{
@@ -86,11 +95,12 @@ var reserved = []stripGroup{
 	}},
 }
 
-// defaultPrefix begins the identity headers unless the operator chooses otherwise. A
-// handler around this one, or behind it, may have the default.
+// defaultPrefix begins the identity headers unless the operator sets header_prefix. It is removed
+// even then: a service_users handler before or behind this one may use it.
 const defaultPrefix = "X-Service-User-"
 
-// newSanitizer prepares the table. identity is the beginning of our own headers.
+// newSanitizer compiles the rules. identity is the prefix of the identity headers.
+// A prefix of one or two letters would remove common headers, such as all that begin with "X-".
 func newSanitizer(identity string, strip, keep []string) (*sanitizer, error) {
 	own := stripRule{foldName(identity), true, stripAlways}
 	if !httpguts.ValidHeaderFieldName(identity) || len(own.name) < 3 {
@@ -109,7 +119,8 @@ func newSanitizer(identity string, strip, keep []string) (*sanitizer, error) {
 		}
 		for _, e := range essential {
 			if rule.fits(foldName(e)) && rule.prefix {
-				return nil, fmt.Errorf("strip %s: it covers %s, and without this header the request means something else", name, e)
+				return nil, fmt.Errorf("strip %s: it covers %s, and without this header the request means something else",
+					name, e)
 			}
 			if rule.fits(foldName(e)) {
 				return nil, fmt.Errorf("strip %s: without this header the request means something else", name)
@@ -123,23 +134,28 @@ func newSanitizer(identity string, strip, keep []string) (*sanitizer, error) {
 			return nil, fmt.Errorf("keep: %w", err)
 		}
 		for _, other := range append(credentialHeaders.names, identity+"*") {
-			if fixed := parsed(other, stripAlways); rule.overlaps(fixed) && rule.prefix && !fixed.fits(rule.name) {
-				return nil, fmt.Errorf("keep %s: it covers %s, which cannot be kept; it carries a credential or an identity, or rules the connection", name, other)
+			fixed := parsed(other, stripAlways)
+			if rule.overlaps(fixed) && rule.prefix && !fixed.fits(rule.name) {
+				return nil, fmt.Errorf("keep %s: it covers %s, which cannot be kept; "+
+					"it carries a credential or an identity, or controls the connection", name, other)
 			} else if rule.overlaps(fixed) {
-				return nil, fmt.Errorf("keep %s: this header cannot be kept; it carries a credential or an identity, or rules the connection", name)
+				return nil, fmt.Errorf("keep %s: this header cannot be kept; "+
+					"it carries a credential or an identity, or controls the connection", name)
 			}
 		}
 		for _, other := range chosen {
 			if other.kind == stripAlways && other.name == rule.name && other.prefix == rule.prefix {
-				return nil, fmt.Errorf("%s stands under strip and under keep; choose one", name)
+				return nil, fmt.Errorf("%s is under strip and under keep; choose one", name)
 			}
 		}
 		chosen = append(chosen, rule)
 	}
 
-	// Credentials come first, then the operator's choice, then the default, and in each
-	// of them the longer names. A choice of many names leaves those that Caddy writes.
-	first, defaults := append(credentialHeaders.rules(), own), []stripRule{{foldName(defaultPrefix), true, stripAlways}}
+	// The first rule that fits applies: credentials, then the operator's rules, then the
+	// defaults. A prefix rule of the operator does not apply to the headers that Caddy writes
+	// itself, such as X-Forwarded-For; a rule with the whole name does.
+	first := append(credentialHeaders.rules(), own)
+	defaults := []stripRule{{foldName(defaultPrefix), true, stripAlways}}
 	for _, group := range reserved {
 		for _, rule := range group.rules() {
 			isWritten := func(e string) bool { return foldName(e) == rule.name }
@@ -158,16 +174,18 @@ func newSanitizer(identity string, strip, keep []string) (*sanitizer, error) {
 	return s, nil
 }
 
-// parseStripRule reads a header name, or the beginning of one with "*" behind.
+// parseStripRule parses a header name, or a prefix that ends in "*".
 func parseStripRule(name string, kind stripKind) (stripRule, error) {
 	rule := parsed(name, kind)
 	switch {
 	case !httpguts.ValidHeaderFieldName(name) || rule.name == "" && !rule.prefix:
 		return rule, fmt.Errorf("%q is not a header name", name)
 	case strings.Contains(strings.TrimSuffix(name, "*"), "*"):
-		return rule, fmt.Errorf("%q: a \"*\" can only be the last character, for all headers that begin with the text before it", name)
+		return rule, fmt.Errorf("%q: a \"*\" can only be the last character, "+
+			"for all headers that begin with the text before it", name)
 	case rule.prefix && len(rule.name) < 3:
-		return rule, fmt.Errorf("%q covers too many headers: put at least three letters or digits before the \"*\"", name)
+		return rule, fmt.Errorf("%q covers too many headers: put at least three letters or digits before the \"*\"",
+			name)
 	}
 	return rule, nil
 }
@@ -184,8 +202,7 @@ func (g stripGroup) rules() (rules []stripRule) {
 	return rules
 }
 
-// add puts rules behind those that are there, whole names first, then the longer
-// beginnings.
+// add appends rules: whole names first, then prefixes, the longest first.
 func (s *sanitizer) add(rules []stripRule) {
 	slices.SortStableFunc(rules, func(a, b stripRule) int {
 		if a.prefix != b.prefix {
@@ -199,8 +216,9 @@ func (s *sanitizer) add(rules []stripRule) {
 	}
 }
 
-// placeOf spreads names by their first letter, or the one behind "x": most requests
-// have few names that begin as a rule does.
+// placeOf returns the index of the rules for a folded name: its first letter, or the second one
+// with the high bit set if the first is "x". So most headers of a request are compared with few
+// rules.
 func placeOf(folded []byte) byte {
 	switch {
 	case len(folded) == 0:
@@ -211,37 +229,42 @@ func placeOf(folded []byte) byte {
 	return folded[0]
 }
 
-// kindOf returns what becomes of a header, or 0.
+// kindOf returns the kind of the rule that applies to a header, or 0.
 func (s *sanitizer) kindOf(folded []byte) stripKind {
 	rules := s.rules[placeOf(folded)]
 	for i := range rules {
-		if r := &rules[i]; len(folded) >= len(r.name) && (r.prefix || len(folded) == len(r.name)) && string(folded[:len(r.name)]) == r.name {
+		if r := &rules[i]; len(folded) >= len(r.name) && (r.prefix || len(folded) == len(r.name)) &&
+			string(folded[:len(r.name)]) == r.name {
 			return r.kind
 		}
 	}
 	return 0
 }
 
-// essential names headers that make a request what it is.
+// essential lists headers without which a request would have another meaning. No prefix may remove
+// them.
 var essential = []string{
-	"Host", "Content-Length", "Content-Type", "Content-Encoding", "Transfer-Encoding", "Trailer", "Expect", "Range", "Accept", "Cookie",
-	"Sec-WebSocket-Key", "Sec-WebSocket-Version", "Sec-WebSocket-Protocol", "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Via",
+	"Host", "Content-Length", "Content-Type", "Content-Encoding", "Transfer-Encoding", "Trailer", "Expect", "Range",
+	"Accept", "Cookie", "Sec-WebSocket-Key", "Sec-WebSocket-Version", "Sec-WebSocket-Protocol", "X-Forwarded-For",
+	"X-Forwarded-Proto", "X-Forwarded-Host", "Via",
 }
 
 // MethodOverride is the problem of a request whose headers name another method.
 var MethodOverride = access.Problem{
 	Status: http.StatusBadRequest,
-	Detail: "a header such as X-HTTP-Method-Override names another method than the request has: send the request with that method",
+	Detail: "a header such as X-HTTP-Method-Override names another method than the request has: " +
+		"send the request with that method",
 }
 
-// clean sanitises a request in place and returns the Authorization values that
-// it came with, and whether a header, now removed, named another method. trusted
-// says that the peer is one of Caddy's trusted proxies, address is the client's.
+// clean sanitises a request in place. It returns the original Authorization values. overridden
+// reports whether a header, which clean has removed, named another method. trusted means that the
+// peer is one of Caddy's trusted proxies. address is the client's.
 func (s *sanitizer) clean(r *http.Request, trusted bool, address netip.Addr) (authorization []string, overridden bool) {
 	h := r.Header
 	authorization = h["Authorization"]
 	upgrade := isWebSocket(r)
 	trailers := len(h["Te"]) == 1 && h["Te"][0] == "trailers"
+	// fold needs no allocation for names of up to 128 bytes.
 
 	var buf [128]byte
 	keepAddress := false
@@ -256,7 +279,8 @@ func (s *sanitizer) clean(r *http.Request, trusted bool, address netip.Addr) (au
 				continue
 			}
 		case stripMethod:
-			overridden = overridden || slices.ContainsFunc(values, func(v string) bool { return namesOther(v, r.Method) })
+			overridden = overridden ||
+				slices.ContainsFunc(values, func(v string) bool { return namesOther(v, r.Method) })
 		case stripNever:
 			keepAddress = keepAddress || name == "X-Real-Ip"
 			continue
@@ -265,31 +289,33 @@ func (s *sanitizer) clean(r *http.Request, trusted bool, address netip.Addr) (au
 		}
 		delete(h, name)
 	}
+	// Only a request that has an X-Real-IP gets one: each header costs time.
 	if h["X-Real-Ip"] != nil && !keepAddress { // a request without one gets none: each costs
 		delete(h, "X-Real-Ip")
 		if address.IsValid() {
 			h["X-Real-Ip"] = []string{address.String()}
 		}
 	}
-	// Caddy copies trailers from this request when the body ends. Without the
-	// map nothing is copied, declared or not.
+	// Caddy copies trailers from this request when the body ends, into this map. Without the
+	// map Caddy copies none, whether the client has declared them or not.
 	r.Trailer = nil
 	if trailers {
 		h["Te"] = []string{"trailers"} // gRPC needs it
 	}
+	// Caddy's proxy reads these two to forward a WebSocket. No other upgrade passes.
 	if upgrade {
 		h["Connection"], h["Upgrade"] = []string{"Upgrade"}, []string{"websocket"}
 	}
 	return authorization, overridden
 }
 
-// OverridesMethod reports whether a header field makes some upstreams see a method
-// different from that of the request.
+// OverridesMethod reports whether a header field makes some upstreams see another method than the
+// request has.
 func OverridesMethod(name, value, method string) bool {
 	return isMethodHeader(name) && namesOther(value, method)
 }
 
-// namesOther reports whether the value of a method override names another method.
+// namesOther reports whether the value of a method override differs from the method.
 func namesOther(value, method string) bool {
 	value = strings.TrimSpace(value)
 	return value != "" && !strings.EqualFold(value, method)
@@ -311,12 +337,13 @@ func isCanonicalForwarded(name string) bool {
 	return false
 }
 
-// isWebSocket reports whether r is a WebSocket handshake over HTTP/1.1 and
-// nothing else (RFC 6455, section 4.1). A request with a body is not one: the upstream could
-// read the body as frames, and the stream would outlive its token as an upload does.
+// isWebSocket reports whether r is a WebSocket handshake over HTTP/1.1 (RFC 6455, section 4.1)
+// without a body. The upstream could read a body as frames, and the stream would outlive its token
+// as an upload does.
 func isWebSocket(r *http.Request) bool {
 	upgrade := r.Header["Upgrade"]
-	if r.ProtoMajor != 1 || r.Method != http.MethodGet || r.ContentLength != 0 || len(upgrade) != 1 || !strings.EqualFold(upgrade[0], "websocket") {
+	if r.ProtoMajor != 1 || r.Method != http.MethodGet || r.ContentLength != 0 || len(upgrade) != 1 ||
+		!strings.EqualFold(upgrade[0], "websocket") {
 		return false
 	}
 	for _, value := range r.Header["Connection"] {
@@ -329,7 +356,7 @@ func isWebSocket(r *http.Request) bool {
 	return false
 }
 
-// fold appends the folded form of a header name to buf.
+// fold appends the folded form of a header name to buf: lower-case ASCII letters and digits.
 func fold(buf []byte, name string) []byte {
 	for i := range len(name) {
 		switch c := name[i]; {

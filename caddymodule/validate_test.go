@@ -46,7 +46,7 @@ func TestValidate(t *testing.T) {
 		accepts("the global option alone", "{\n\tservice_users\n}\n"),
 		accepts("no service users", "http://localhost:{$API_PORT} {\n\trespond ok\n}\n"),
 		accepts("two sites of one app", site()+"\n"+door("admins alice")),
-		refuses("the option twice", "{\n\tservice_users\n\tservice_users\n}\n", "stands here a second time; put its settings into one block, at Caddyfile:3"),
+		refuses("the option twice", "{\n\tservice_users\n\tservice_users\n}\n", "appears a second time; put its settings into one block, at Caddyfile:3"),
 
 		accepts("store", app("store {$SERVICE_USERS_STORE}")),
 		accepts("store by placeholder", app("store {env.SERVICE_USERS_STORE}")),
@@ -81,7 +81,7 @@ func TestValidate(t *testing.T) {
 		refuses("another mode", site("mode off"), `mode \"off\": choose \"enforce\" or \"observe\"`),
 
 		accepts("realm", site(`realm "Example API (v1)"`)),
-		refuses("realm with a quote", site("realm `a\"b`"), "only visible ASCII without quotes and backslashes can stand in a challenge"),
+		refuses("realm with a quote", site("realm `a\"b`"), "only visible ASCII without quotes and backslashes is allowed in a challenge"),
 		refuses("realm with a backslash", site("realm `a\\b`"), "only visible ASCII"),
 		refuses("realm beyond ASCII", site("realm Zürich"), `realm \"Zürich\": only visible ASCII`),
 		refuses("realm with a line end", site("realm \"a\nb\""), "only visible ASCII"),
@@ -90,7 +90,7 @@ func TestValidate(t *testing.T) {
 		accepts("no headers", site("headers none")),
 		refuses("headers unknown", site("headers id email"), `headers: \"email\" is none of id, name, display_name, groups, role, teams, token_id`),
 		refuses("headers in another case", site("headers ID"), `headers: \"ID\" is none of`),
-		refuses("headers twice", site("headers id name id"), `headers: \"id\" stands in the list twice`),
+		refuses("headers twice", site("headers id name id"), `headers: \"id\" is in the list twice`),
 		refuses("headers nothing", site("headers"), "after 'headers', at Caddyfile:3"),
 
 		accepts("header_prefix", site("header_prefix X-Machine-")),
@@ -122,7 +122,7 @@ func TestValidate(t *testing.T) {
 		refuses("managers without a person", door("managers team=finance"), "managers: name at least one person and one team"),
 		refuses("everybody a manager", door("managers * team=finance"), `manager \"*\": name one person and at least one team`),
 		refuses("admin and manager", door("admins alice bob", "managers carol bob team=finance"), `\"bob\" is named as an admin and as a manager; choose one`),
-		refuses("manager twice", door("managers carol team=a", "managers carol team=b"), `managers: \"carol\" stands here a second time; put all teams and groups of a person on one line, at Caddyfile:4`),
+		refuses("manager twice", door("managers carol team=a", "managers carol team=b"), `managers: \"carol\" appears a second time; put all teams and groups of a person on one line, at Caddyfile:4`),
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
