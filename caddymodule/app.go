@@ -133,7 +133,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return err
 	}
-	opts.Log = caddy.Log().Named("service_users") // outlives this configuration // the store outlives this configuration, and so must its log
+	opts.Log = caddy.Log().Named("service_users") // the store outlives this configuration, and so must its log
 	throttle := Throttle{Attempts: 30}
 	if a.Throttle != nil {
 		throttle = *a.Throttle
