@@ -1,9 +1,11 @@
-// Prose counts, in the comments of hand-written production code, five habits that make
-// a reader search for the noun of a sentence; CONTRIBUTING.md shows what to write
-// instead. It fails when one of them is more frequent than the limit.
+// Prose counts five habits that make a reader search for the noun of a sentence, in the
+// comments of hand-written production code and in Markdown outside of code blocks.
+// CONTRIBUTING.md shows the words to write instead. Prose fails when one habit is more
+// frequent than the limit.
 package main
 
 import (
+	"bytes"
 	"flag"
 	"fmt"
 	"go/ast"
@@ -26,6 +28,8 @@ var habits = []struct {
 	{`"stand", "stands"`, regexp.MustCompile(`(?i)\b(stands?|stood|standing)\b`)},
 	{`"who …", "whoever" as a noun`, regexp.MustCompile(`(?i)\b(whoever|who (has|is|does|asks))\b`)},
 }
+
+var codeBlock = regexp.MustCompile("(?s)```.*?```")
 
 func main() {
 	limit := flag.Float64("limit", 0.5, "the most that is accepted, per 1,000 words")
@@ -53,6 +57,16 @@ func run(roots []string, limit float64, show bool) error {
 	}
 	for _, root := range roots {
 		err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+			if err == nil && !d.IsDir() && strings.HasSuffix(path, ".md") {
+				text, err := os.ReadFile(path)
+				text = codeBlock.ReplaceAllFunc(text, func(block []byte) []byte {
+					return bytes.Repeat([]byte("\n"), bytes.Count(block, []byte("\n")))
+				})
+				for i, line := range strings.Split(string(text), "\n") {
+					comment(token.Position{Filename: path, Line: i + 1}, line)
+				}
+				return err
+			}
 			if err != nil || d.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
 				return err
 			}
