@@ -209,7 +209,7 @@ func countNote(list admin.WouldDenyList) string {
 	case list.NotCounted > 0:
 		return fmt.Sprintf("%d more requests are not in the list: there were too many kinds.", list.NotCounted)
 	case len(list.WouldDeny) == 0:
-		return "Nothing yet. Counted is what a site or a permission group in observe mode decides while this Caddy runs."
+		return "Nothing yet: observe mode has counted no such request since Caddy started or the counts were reset."
 	}
 	return ""
 }
