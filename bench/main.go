@@ -225,6 +225,6 @@ func (b *bench) printHead() {
 	fmt.Printf("| load | HTTP/1.1 without TLS, GET, 32 connections unless said, slices of %s, %d turns unless said |\n\n", b.slice, b.rounds)
 	fmt.Println("Figures are medians over the turns; ratios are taken within a turn and come with their quartiles. " +
 		"CPU is that of the proxy, in seconds per 100 000 requests." +
-		" Other load on the machine only ever adds to it, so the least of all turns, and its ratio to the least of the reference, are the steadiest figures where there is much." +
+		" Other load on the machine can only increase it. So under much other load the least of all turns, and its ratio to the least of the reference, are the steadiest figures." +
 		" \"Foreign\" is the share of all processors that programs outside of the benchmark used.")
 }

@@ -127,7 +127,7 @@ func (b *bench) sameProcess(ctx context.Context) error {
 	for _, route := range routes {
 		sites = append(sites, route.site)
 	}
-	s.note = "`use_interval 1h`: what is written about the use of tokens would fall on whoever is under load at that moment; the other sections have it."
+	s.note = "`use_interval 1h`: writing the use of tokens would slow down the subject under load at that moment; in the other sections it is written."
 	var p *process
 	var addresses []string
 	for _, callers := range []struct {
