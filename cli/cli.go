@@ -24,7 +24,7 @@ import (
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
-// helpTemplate is cobra's, but that a text of usage ends in an example.
+// helpTemplate is cobra's template with an example at the end.
 const helpTemplate = `{{or .Long .Short}}
 
 Usage:
@@ -43,7 +43,7 @@ Example:
 {{.Example}}
 `
 
-// group adds a command that only has commands below it.
+// group adds a command that only groups other commands.
 func (c *cli) group(parent *cobra.Command, name, short, example string) *cobra.Command {
 	cmd := &cobra.Command{Use: name + " COMMAND", Short: short, Long: short + ".", Example: "  " + example}
 	c.usageErrors(cmd)
@@ -51,7 +51,8 @@ func (c *cli) group(parent *cobra.Command, name, short, example string) *cobra.C
 	return cmd
 }
 
-// command adds a command with a number of arguments.
+// command adds a command that takes exactly nargs arguments and runs do. use is the name of the
+// command and its arguments, such as "token list USER".
 func (c *cli) command(parent *cobra.Command, use, short, example string, nargs int, do action) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: use, Short: short, Long: short + ".", Example: "  " + example,
@@ -59,9 +60,11 @@ func (c *cli) command(parent *cobra.Command, use, short, example string, nargs i
 		Args: func(cmd *cobra.Command, args []string) error {
 			switch {
 			case len(args) != nargs:
-				return c.exit(cmd, exitUsage, fmt.Errorf("arguments: got %d, need %d; usage: %s", len(args), nargs, cmd.UseLine()))
-			case slices.Contains(args, ""): // a variable of a script that is not set
-				return c.exit(cmd, exitUsage, fmt.Errorf("an argument is empty; usage: %s", cmd.UseLine()))
+				return c.exit(cmd, exitUsage, fmt.Errorf("arguments: got %d, need %d; usage: %s",
+					len(args), nargs, cmd.UseLine()))
+			case slices.Contains(args, ""): // probably a variable that a script has not set
+				return c.exit(cmd, exitUsage, fmt.Errorf("an argument is empty; usage: %s",
+					cmd.UseLine()))
 			}
 			return nil
 		},
@@ -74,27 +77,31 @@ func (c *cli) command(parent *cobra.Command, use, short, example string, nargs i
 	return cmd
 }
 
-// usageErrors makes mistakes in the flags and in the name of a command end with
-// the exit code for them.
+// usageErrors makes cmd end with exitUsage for a wrong flag, and for the name of an unknown
+// command below it.
 func (c *cli) usageErrors(cmd *cobra.Command) {
 	cmd.SilenceErrors, cmd.SilenceUsage = true, true
 	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return c.exit(cmd, exitUsage, fmt.Errorf("%w; see \"%s --help\"", err, cmd.CommandPath()))
 	})
 	if cmd.RunE == nil {
+		// Without ArbitraryArgs cobra would report an unknown command itself, with exit code 1.
 		cmd.Args = cobra.ArbitraryArgs
 		cmd.RunE = func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return cmd.Help()
 			}
-			return c.exit(cmd, exitUsage, fmt.Errorf("unknown command %q; see \"%s --help\"", args[0], cmd.CommandPath()))
+			return c.exit(cmd, exitUsage, fmt.Errorf("unknown command %q; see \"%s --help\"",
+				args[0], cmd.CommandPath()))
 		}
 	}
 }
 
-// run connects and does what the command is for.
+// run connects to the API and calls do.
 func (c *cli) run(cmd *cobra.Command, args []string, do action) error {
-	ctx := context.Background() // a question may wait for its answer; requestTimeout bounds the rest
+	// The context has no deadline, since a person may take long to answer a question.
+	// requestTimeout bounds each request.
+	ctx := context.Background()
 	client, done, err := c.connect(ctx)
 	if err == nil {
 		err = do(ctx, client, args)
@@ -103,7 +110,8 @@ func (c *cli) run(cmd *cobra.Command, args []string, do action) error {
 	return c.exit(cmd, exitCode(err), err)
 }
 
-// exit prints an error and ends the command with a code.
+// exit prints err and returns an error that makes the process end with code. It returns nil if
+// err is nil.
 func (c *cli) exit(cmd *cobra.Command, code int, err error) error {
 	if err == nil {
 		return nil
@@ -112,24 +120,29 @@ func (c *cli) exit(cmd *cobra.Command, code int, err error) error {
 	if code == exitFailed {
 		return err
 	}
+	// Only an error from this wrapper carries another code than 1 to Caddy's main function.
 	return caddycmd.WrapCommandFuncForCobra(func(caddycmd.Flags) (int, error) { return code, nil })(cmd, nil)
 }
 
-// explain adds what to do about an error that does not say it itself.
+// explain adds advice to the text of an error that has none.
 func (c *cli) explain(err error) string {
 	var unreachable *admin.UnreachableError
 	switch {
 	case errors.As(err, &unreachable) && c.url != "":
-		return fmt.Sprintf("no service-user API at %v; is --url right, and does the site have service_users_admin? Where people log in before it, leave out the id: a token alone goes as Bearer", err)
+		return fmt.Sprintf("no service-user API at %v; is --url right, "+
+			"and does the site have service_users_admin? "+
+			"Where people log in before it, leave out the id: a token alone goes as Bearer", err)
 	case errors.As(err, &unreachable):
-		return fmt.Sprintf("no service-user API at %v; is Caddy running, and is --address right? Without a running Caddy use --store FILE", err)
+		return fmt.Sprintf("no service-user API at %v; is Caddy running, and is --address right? "+
+			"Without a running Caddy use --store FILE", err)
 	}
 	return err.Error()
 }
 
-// usageError is a mistake in how the command was called.
+// usageError is a mistake in the arguments or flags of a command.
 type usageError struct{ error }
 
+// exitCode returns the exit code for an error of a command.
 func exitCode(err error) int {
 	var e *admin.Error
 	var unreachable *admin.UnreachableError
@@ -155,8 +168,8 @@ func exitCode(err error) int {
 	}
 }
 
-// connect returns a client of the running Caddy, of a site door, or of the store
-// file.
+// connect returns a client of the running Caddy, of a site door, or of the store file, and a
+// function that ends its use.
 func (c *cli) connect(ctx context.Context) (*admin.Client, func() error, error) {
 	switch {
 	case c.store != "":
@@ -179,8 +192,7 @@ func (c *cli) connect(ctx context.Context) (*admin.Client, func() error, error) 
 	return client, func() error { return nil }, err
 }
 
-// configuredAddress reads the address of the admin endpoint out of a
-// configuration.
+// configuredAddress returns the address of the admin endpoint in a configuration file.
 func configuredAddress(file, adapter string) (string, error) {
 	text, _, _, err := caddycmd.LoadConfig(file, adapter)
 	if err != nil {
@@ -193,7 +205,8 @@ func configuredAddress(file, adapter string) (string, error) {
 		return "", fmt.Errorf("--config: %w", err)
 	}
 	if config.Admin.Disabled {
-		return "", errors.New("--config: this configuration has no admin endpoint (admin off); use --store FILE")
+		return "", errors.New("--config: this configuration has no admin endpoint (admin off); " +
+			"use --store FILE")
 	}
 	return caddy.NewReplacer().ReplaceOrErr(config.Admin.Listen, true, true)
 }
@@ -206,13 +219,17 @@ func dial(address string) (*admin.Client, error) {
 	parsed, err := caddy.ParseNetworkAddress(address)
 	tcp := strings.HasPrefix(parsed.Network, "tcp") && parsed.StartPort > 0 && parsed.PortRangeSize() == 1
 	if err != nil || !tcp && !parsed.IsUnixNetwork() {
-		return nil, usageError{fmt.Errorf("%q is not the address of an admin endpoint, such as localhost:2019 or unix//run/caddy.sock", address)}
+		return nil, usageError{fmt.Errorf("%q is not the address of an admin endpoint, such as localhost:2019 "+
+			"or unix//run/caddy.sock", address)}
 	}
-	transport := new(http.Transport) // without a proxy: the answer may hold a secret
-	client := &admin.Client{Base: "http://" + parsed.JoinHostPort(0), HTTP: &http.Client{Transport: transport, Timeout: requestTimeout}}
+	transport := new(http.Transport) // without a proxy, since the answer may contain a secret
+	client := &admin.Client{
+		Base: "http://" + parsed.JoinHostPort(0),
+		HTTP: &http.Client{Transport: transport, Timeout: requestTimeout},
+	}
 	if parsed.IsUnixNetwork() {
-		path, _, _ := strings.Cut(parsed.Host, "|") // behind it stand the permissions
-		client.Base = "http://127.0.0.1"            // what Caddy expects on a socket
+		path, _, _ := strings.Cut(parsed.Host, "|") // the permissions of the socket follow
+		client.Base = "http://127.0.0.1"            // the host that Caddy expects on a socket
 		transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", path)
 		}
@@ -220,8 +237,8 @@ func dial(address string) (*admin.Client, error) {
 	return client, nil
 }
 
-// offline opens the store itself, and makes it only with --create. The running Caddy,
-// if there is one, sees the changes within moments.
+// offline returns a client that works on the store file itself. It creates a missing store only
+// with --create. A running Caddy with the same store sees the changes within moments.
 func (c *cli) offline(ctx context.Context) (*admin.Client, func() error, error) {
 	if _, err := os.Stat(c.store); err != nil && !c.create {
 		return nil, nil, fmt.Errorf("--store: %w; --create, or \"caddy run\", makes a new store", err)
@@ -247,8 +264,9 @@ func (c *cli) offline(ctx context.Context) (*admin.Client, func() error, error) 
 	return admin.Offline(s, store.Local), s.Close, nil
 }
 
-// print shows a result: as JSON or CSV when that was asked for, else as a table.
-// Notes go to the standard error; JSON holds what they tell.
+// print writes a result to the standard output, in the form of --output. table writes the rows
+// with a tab between two cells. Notes go to the standard error, but not with JSON, which contains
+// the same facts.
 func (c *cli) print(v any, table func(io.Writer), notes ...string) error {
 	var err error
 	switch c.output {
@@ -274,7 +292,8 @@ func (c *cli) print(v any, table func(io.Writer), notes ...string) error {
 	return nil
 }
 
-// done reports what was done where there is nothing to show.
+// done confirms a command that has no result, such as "deleted people.view". It prints nothing
+// with JSON or CSV.
 func (c *cli) done(format string, args ...any) error {
 	if c.output != outputTable {
 		return nil
@@ -283,8 +302,8 @@ func (c *cli) done(format string, args ...any) error {
 	return err
 }
 
-// cell makes text from the store or a server safe to show in a terminal: what
-// controls it, or turns the direction of writing, becomes a space.
+// cell makes text from the store or a server safe for a terminal. Characters that control the
+// terminal, or change the direction of writing, become spaces.
 func cell(s string) string {
 	return strings.Map(func(r rune) rune {
 		if unicode.Is(unicode.C, r) || r == '\u2028' || r == '\u2029' {
@@ -294,6 +313,7 @@ func cell(s string) string {
 	}, s)
 }
 
+// dash returns "-" for an empty text.
 func dash(s string) string {
 	if s == "" {
 		return "-"

@@ -29,17 +29,16 @@ const (
 	exitUnreachable
 )
 
-const cliHelp = `Manages the service users of a running Caddy, through its admin endpoint, or
-those in a store file when no Caddy runs (--store), or from another machine
-through a site (--url) with the credentials of a service user that is an admin or
-a manager, from SERVICE_USER_ID and SERVICE_USER_TOKEN or --credentials-file. A
-service user or a group is named by its id or by its name.
+const cliHelp = `Manages the service users of a running Caddy, through its admin endpoint. With
+--store it works on a store file without a running Caddy. With --url it works
+through a site, from any machine, with the credentials of a service user that is
+an admin or a manager: from SERVICE_USER_ID and SERVICE_USER_TOKEN, or from
+--credentials-file. Name a service user or a group by its id or its name.
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 conflict, 5 not allowed,
-6 unreachable. A check that finds something (lint, check-log, scan,
-check) ends with 1.`
+6 unreachable. A check with findings (lint, check-log, scan, check) ends with 1.`
 
-// cli is one run of the command: its flags, and where it prints.
+// cli is one run of a command, with the flags and the outputs of all commands.
 type cli struct {
 	address, config, adapter string
 	store, pepperFile        string
@@ -47,36 +46,45 @@ type cli struct {
 	insecureHTTP, create     bool
 	output                   outputFlag
 	json                     bool   // output is JSON
-	yes                      bool   // ask nothing
-	secretFile               string // where an issued secret goes; "" is the standard output
+	yes                      bool   // answer every question with yes
+	secretFile               string // file for an issued secret; "" is the standard output
 	stdout, stderr           io.Writer
 }
 
 func newCLI() *cli { return &cli{output: outputTable, stdout: os.Stdout, stderr: os.Stderr} }
 
-// action is what one command does with its arguments.
+// action does the work of one command.
 type action func(ctx context.Context, client *admin.Client, args []string) error
 
-// commands hangs every command under "caddy service-user".
+// commands adds every command below "caddy service-user".
 func (c *cli) commands(root *cobra.Command) {
 	root.Use = "service-user COMMAND"
 	root.Long = cliHelp
 	root.Example = "  caddy service-user create billing-sync --group people-readers"
 	root.SetHelpTemplate(helpTemplate)
 	flags := root.PersistentFlags()
-	flags.StringVar(&c.address, "address", "", "the address of the admin endpoint of the running Caddy, host:port or unix//path")
-	flags.StringVarP(&c.config, "config", "c", "", "take the address of the admin endpoint, or with --store the settings of service users, from this configuration")
+	flags.StringVar(&c.address, "address", "",
+		"the address of the admin endpoint of the running Caddy, host:port or unix//path")
+	flags.StringVarP(&c.config, "config", "c", "",
+		"take the address of the admin endpoint, or with --store the settings of service users, "+
+			"from this configuration")
 	flags.StringVarP(&c.adapter, "adapter", "a", "", "the adapter of the configuration")
 	flags.StringVar(&c.store, "store", "", "work on this store file, without a running Caddy")
-	flags.BoolVar(&c.create, "create", false, "with --store: make the store when there is none; without a command, nothing else")
+	flags.BoolVar(&c.create, "create", false,
+		"with --store: create a missing store; works also without a command")
 	flags.StringVar(&c.pepperFile, "pepper-file", "", "with --store: the pepper_file of the configuration")
-	flags.StringVar(&c.url, "url", "", "work through the service_users_admin of this site, such as https://admin.example.com")
-	flags.StringVar(&c.credentialsFile, "credentials-file", "", "with --url: a file with \"id:token\" or a token, which only you can read")
-	flags.BoolVar(&c.insecureHTTP, "insecure-http", false, "with --url: send credentials over http:// to another machine, in the clear")
-	flags.Var(&c.output, "output", "the form of results: table, json (what the REST API answers) or csv")
+	flags.StringVar(&c.url, "url", "",
+		"use the service_users_admin of this site, such as https://admin.example.com")
+	flags.StringVar(&c.credentialsFile, "credentials-file", "",
+		"with --url: a file with \"id:token\" or a token, which only you can read")
+	flags.BoolVar(&c.insecureHTTP, "insecure-http", false,
+		"with --url: send credentials over http:// to another machine, in the clear")
+	flags.Var(&c.output, "output",
+		"the form of results: table, json (the answer of the REST API) or csv")
 	flags.BoolVar(&c.json, "json", false, "short for --output json")
 	root.PersistentPreRunE = c.prepare
 	c.usageErrors(root)
+	// "caddy service-user --store PATH --create" works without a command, for the build of an image.
 	help := root.RunE
 	root.RunE = func(cmd *cobra.Command, args []string) error {
 		if !c.create || len(args) > 0 {

@@ -24,7 +24,7 @@ import (
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
-// prepare checks the flags that every command has, before anything is done.
+// prepare checks the flags of all commands, before a command does any work.
 func (c *cli) prepare(cmd *cobra.Command, _ []string) error {
 	err := c.chooseOutput(cmd.Flags().Changed("output"))
 	if err == nil {
@@ -33,11 +33,13 @@ func (c *cli) prepare(cmd *cobra.Command, _ []string) error {
 	return c.exit(cmd, exitUsage, err)
 }
 
-// checkDoors refuses flags that lead to two stores at once. A flag that is given
-// and empty is a variable of a script that is not set: without it the command
-// would work on another store, or print a secret.
+// checkDoors refuses flags that name two stores. It also refuses an empty value of a flag, which
+// is probably a variable that a script has not set: the command would otherwise work on another
+// store, or print a secret.
 func (c *cli) checkDoors(cmd *cobra.Command) error {
-	for _, name := range []string{"address", "config", "adapter", "store", "pepper-file", "url", "credentials-file", "secret-file"} {
+	for _, name := range []string{
+		"address", "config", "adapter", "store", "pepper-file", "url", "credentials-file", "secret-file",
+	} {
 		if f := cmd.Flags().Lookup(name); f != nil && f.Changed && f.Value.String() == "" {
 			return usageError{fmt.Errorf("--%s is empty; give it a value or leave it out", name)}
 		}
@@ -45,9 +47,11 @@ func (c *cli) checkDoors(cmd *cobra.Command) error {
 	local := c.address != "" || c.config != "" || c.adapter != "" || c.store != "" || c.pepperFile != ""
 	switch {
 	case c.url != "" && local:
-		return usageError{errors.New("--url leads to a site; leave out --address, --config, --adapter, --store and --pepper-file, or --url")}
+		return usageError{errors.New("--url leads to a site; leave out --address, --config, --adapter, " +
+			"--store and --pepper-file, or --url")}
 	case c.url == "" && c.credentialsFile != "":
-		return usageError{errors.New("--credentials-file goes with --url; the admin endpoint and a store need no credentials")}
+		return usageError{errors.New("--credentials-file goes with --url; " +
+			"the admin endpoint and a store need no credentials")}
 	case c.url == "" && c.insecureHTTP:
 		return usageError{errors.New("--insecure-http goes with --url")}
 	case c.store != "" && c.address != "":
@@ -60,8 +64,8 @@ func (c *cli) checkDoors(cmd *cobra.Command) error {
 	return nil
 }
 
-// The variables of the environment that hold the credentials for --url. A program's
-// environment is its own; its arguments can be read by everybody on the machine.
+// The environment variables with the credentials for --url. Other users of the machine can read
+// the arguments of a program, but not its environment.
 const (
 	idVariable    = "SERVICE_USER_ID"
 	tokenVariable = "SERVICE_USER_TOKEN"
@@ -79,7 +83,7 @@ func (c *cli) remote() (*admin.Client, error) {
 	}
 	transport := new(http.Transport)
 	if strings.HasPrefix(base, "https:") {
-		transport.Proxy = http.ProxyFromEnvironment // which sees nothing but the name of the host
+		transport.Proxy = http.ProxyFromEnvironment // with https the proxy sees only the host name
 	}
 	return &admin.Client{
 		Base: base, Header: http.Header{"Authorization": {authorization}},
@@ -87,24 +91,26 @@ func (c *cli) remote() (*admin.Client, error) {
 	}, nil
 }
 
-// siteURL checks the URL of a site door. What is wrong is told without the URL,
-// which may hold a password.
+// siteURL checks the URL of a site door, and returns it without a slash at its end. Its errors do
+// not contain the URL, which may contain a password.
 func siteURL(text string, insecure bool) (string, error) {
 	u, err := url.Parse(text)
 	switch {
 	case err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Hostname() == "" || u.Opaque != "":
-		return "", errors.New("this is no URL such as https://admin.example.com")
+		return "", errors.New("this is not a URL such as https://admin.example.com")
 	case u.User != nil:
-		return "", fmt.Errorf("leave the credentials out: everybody on this machine can read them there; put them into %s and %s, or into --credentials-file", idVariable, tokenVariable)
+		return "", fmt.Errorf("leave the credentials out: everybody on this machine can read them there; "+
+			"put them into %s and %s, or into --credentials-file", idVariable, tokenVariable)
 	case u.RawQuery != "" || u.ForceQuery || strings.Contains(text, "#"):
-		return "", errors.New("the URL ends with the path, if it has one; leave out what begins with \"?\" or \"#\"")
+		return "", errors.New("the URL ends with its path; leave out \"?\" or \"#\" and the rest")
 	case u.Scheme == "http" && !insecure && !caddymodule.IsLoopback(u.Hostname()):
-		return "", errors.New("http:// would send the credentials, and tokens, in the clear; use https://, or add --insecure-http where the way is safe in itself")
+		return "", errors.New("http:// would send the credentials, and tokens, in the clear; use https://, " +
+			"or add --insecure-http where the network is safe")
 	}
 	return u.Scheme + "://" + u.Host + strings.TrimRight(u.EscapedPath(), "/"), nil
 }
 
-// credentials returns the value of the Authorization field for --url.
+// credentials returns the value of the header Authorization for --url.
 func (c *cli) credentials() (string, error) {
 	if c.credentialsFile != "" {
 		text, err := readCredentials(c.credentialsFile)
@@ -118,11 +124,14 @@ func (c *cli) credentials() (string, error) {
 		if value, ok := authorization(id, token); ok && (id != "" || !both) {
 			return value, nil
 		}
-		return "", fmt.Errorf("--credentials-file: %q holds neither \"id:token\" nor a token, alone on one line", c.credentialsFile)
+		return "", fmt.Errorf("--credentials-file: %q holds neither \"id:token\" nor a token, "+
+			"alone on one line", c.credentialsFile)
 	}
 	id, token := os.Getenv(idVariable), os.Getenv(tokenVariable)
 	if token == "" {
-		return "", usageError{fmt.Errorf("--url needs the credentials of a service user with the role admin or manager: set %s and %s, or name a --credentials-file", idVariable, tokenVariable)}
+		return "", usageError{fmt.Errorf("--url needs the credentials of a service user "+
+			"with the role admin or manager: set %s and %s, or name a --credentials-file",
+			idVariable, tokenVariable)}
 	}
 	value, ok := authorization(id, token)
 	if !ok {
@@ -131,8 +140,8 @@ func (c *cli) credentials() (string, error) {
 	return value, nil
 }
 
-// authorization makes Basic credentials, or Bearer ones without an id. It reports
-// false for what no server would take.
+// authorization returns Basic credentials, or Bearer credentials if id is empty. It reports false
+// if no server would accept them.
 func authorization(id, token string) (string, bool) {
 	if id == "" {
 		value := "Bearer " + token
@@ -144,7 +153,7 @@ func authorization(id, token string) (string, bool) {
 	return value, ok
 }
 
-// readCredentials reads a file that nobody else can.
+// readCredentials reads a file with credentials. It refuses a file that other users can read.
 func readCredentials(path string) (string, error) {
 	file, err := os.Open(path)
 	if err != nil {
@@ -158,20 +167,21 @@ func readCredentials(path string) (string, error) {
 	if mode := info.Mode().Perm(); mode&0o077 != 0 && runtime.GOOS != "windows" {
 		return "", fmt.Errorf("%q can be read by others (mode %04o); \"chmod 600\" it", path, mode)
 	}
+	// One byte above the limit makes a file that is too large fail as a credential.
 	text, err := io.ReadAll(io.LimitReader(file, access.MaxCredentialBytes+1))
 	return strings.TrimSpace(string(text)), err
 }
 
-// offlineOptions are the settings of a store that is opened without a server: what
-// the configuration says, if one is named, so that a token lives as long as if the
-// server had issued it.
+// offlineOptions returns the options for a store that is opened without a server. They are the
+// settings of the configuration, if --config names one, so that a token gets the same lifetime as
+// a token from the server.
 func (c *cli) offlineOptions() (opts store.Options, err error) {
 	if c.config != "" {
 		app, err := configuredApp(c.config, c.adapter)
 		if err != nil {
 			return opts, err
 		}
-		app.Store = "" // --store is another one perhaps, such as a backup
+		app.Store = "" // --store may name another file, such as a backup
 		if c.pepperFile != "" {
 			app.PepperFile = ""
 		}
@@ -184,12 +194,13 @@ func (c *cli) offlineOptions() (opts store.Options, err error) {
 			return opts, err
 		}
 	}
-	// It tells of tokens that need another pepper; the audit trail is in the store.
+	// The log warns about tokens that need another pepper. At the level info it would repeat the
+	// audit trail, which is in the store.
 	opts.Log = caddy.Log().Named("service_users").WithOptions(zap.IncreaseLevel(zap.WarnLevel))
 	return opts, nil
 }
 
-// configuredApp reads the settings of service users out of a configuration.
+// configuredApp returns the settings of service users in a configuration file.
 func configuredApp(file, adapter string) (app caddymodule.App, err error) {
 	text, _, _, err := caddycmd.LoadConfig(file, adapter)
 	if err != nil {
@@ -208,8 +219,9 @@ func configuredApp(file, adapter string) (app caddymodule.App, err error) {
 		if err := caddy.StrictUnmarshalJSON(raw, &app); err != nil {
 			return app, fmt.Errorf("--config: service_users: %w", err)
 		}
-	case !bytes.Contains(text, []byte(`"service_users`)): // a directive alone leaves all at its default
-		return app, errors.New("--config: this configuration has neither the global option nor a directive service_users")
+	case !bytes.Contains(text, []byte(`"service_users`)): // with a directive alone, each setting has its default
+		return app, errors.New("--config: this configuration has neither the global option " +
+			"nor a directive service_users")
 	}
 	return app, nil
 }

@@ -11,8 +11,8 @@ import (
 	"github.com/serviceusers/caddy-service-users/caddymodule"
 )
 
-// lintCommand adds "lint", which tells before a load what the load would refuse
-// or warn about.
+// lintCommand adds "lint", which reports before a load the mistakes that the load would refuse or
+// warn about.
 func (c *cli) lintCommand(root *cobra.Command) {
 	var strict bool
 	lint := c.localCommand(root, "lint [CADDYFILE]", "Looks for mistakes in how a configuration uses service users",
@@ -21,7 +21,8 @@ func (c *cli) lintCommand(root *cobra.Command) {
 			file := c.config
 			if len(args) == 1 {
 				if file != "" {
-					return usageError{errors.New("name the configuration once, as the argument or by --config")}
+					return usageError{errors.New("name the configuration once, " +
+						"as the argument or by --config")}
 				}
 				file = args[0]
 			}
@@ -32,15 +33,17 @@ func (c *cli) lintCommand(root *cobra.Command) {
 			return c.printFindings(list, strict)
 		})
 	lint.Long = `Looks for mistakes in how a configuration uses service users: upstreams that are
-reached past them, rewrites behind them, secrets in logs. Errors fail a load,
-warnings are doubts. Nothing runs, and no store is opened. Without an argument
-it is the Caddyfile in this directory. "caddy validate" looks at each directive
-alone, and at none of its neighbours.`
+reached past them, rewrites behind them, secrets in logs. An error fails a load,
+a warning is a doubt. The command starts no server and opens no store. Without an
+argument it reads the Caddyfile in this directory. "caddy validate" checks each
+directive alone, without its neighbours.`
 	lint.Flags().BoolVar(&strict, "strict", false, "fail on warnings as well")
 }
 
-// localCommand adds a command that works on files alone.
-func (c *cli) localCommand(parent *cobra.Command, use, short, example string, least, most int, do func(args []string) error) *cobra.Command {
+// localCommand adds a command that only reads files, with at least least and at most most
+// arguments.
+func (c *cli) localCommand(parent *cobra.Command, use, short, example string, least, most int,
+	do func(args []string) error) *cobra.Command {
 	cmd := c.command(parent, use, short, example, most, nil)
 	exactly := cmd.Args
 	cmd.Args = func(cmd *cobra.Command, args []string) error {
@@ -48,8 +51,9 @@ func (c *cli) localCommand(parent *cobra.Command, use, short, example string, le
 			return exactly(cmd, args)
 		}
 		for _, arg := range args {
-			if arg == "" { // a variable of a script that is not set
-				return c.exit(cmd, exitUsage, fmt.Errorf("an argument is empty; usage: %s", cmd.UseLine()))
+			if arg == "" { // probably a variable that a script has not set
+				return c.exit(cmd, exitUsage, fmt.Errorf("an argument is empty; usage: %s",
+					cmd.UseLine()))
 			}
 		}
 		return nil
@@ -57,7 +61,8 @@ func (c *cli) localCommand(parent *cobra.Command, use, short, example string, le
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		var err error
 		if c.address != "" || c.store != "" || c.url != "" {
-			err = usageError{fmt.Errorf("%s only reads files; leave out --address, --store and --url", cmd.Name())}
+			err = usageError{fmt.Errorf("%s only reads files; leave out --address, --store and --url",
+				cmd.Name())}
 		} else {
 			err = do(args)
 		}
@@ -66,12 +71,13 @@ func (c *cli) localCommand(parent *cobra.Command, use, short, example string, le
 	return cmd
 }
 
-// lint looks at a configuration file.
+// lint returns the findings of [caddymodule.Lint] about a configuration file. An empty file is the
+// Caddyfile in the working directory.
 func lint(file, adapter string) ([]caddymodule.Finding, error) {
 	if file == "" && adapter != "" {
 		file = "Caddyfile"
 	}
-	if err := caddymodule.SilenceLogs(); err != nil { // reading the file logs, too
+	if err := caddymodule.SilenceLogs(); err != nil { // Caddy also logs while it reads the file
 		return nil, err
 	}
 	text, file, _, err := caddycmd.LoadConfig(file, adapter)

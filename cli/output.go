@@ -31,10 +31,12 @@ func (o *outputFlag) Set(text string) error {
 	return nil
 }
 
-// chooseOutput settles on one form: --json is short for --output json.
+// chooseOutput sets output and json from both flags; --json is short for --output json. given
+// reports whether --output was set.
 func (c *cli) chooseOutput(given bool) error {
 	if c.json && given && c.output != outputJSON {
-		return usageError{fmt.Errorf("--json and --output %s contradict each other; leave one of them out", c.output)}
+		return usageError{fmt.Errorf("--json and --output %s contradict each other; leave one of them out",
+			c.output)}
 	}
 	if c.json {
 		c.output = outputJSON
@@ -43,7 +45,7 @@ func (c *cli) chooseOutput(given bool) error {
 	return nil
 }
 
-// printCSV prints the rows of a table as RFC 4180 says.
+// printCSV prints the rows of a table as CSV (RFC 4180).
 func (c *cli) printCSV(table func(io.Writer)) error {
 	var text bytes.Buffer
 	table(&text)
@@ -54,14 +56,14 @@ func (c *cli) printCSV(table func(io.Writer)) error {
 		for i := range row {
 			row[i] = csvCell(row[i])
 		}
-		_ = w.Write(row) // Flush keeps the error
+		_ = w.Write(row) // Error below returns its error, too
 	}
 	w.Flush()
 	return w.Error()
 }
 
-// csvCell keeps a spreadsheet from taking a text for a formula, by a "'" before it. The
-// "-" of an empty place becomes one.
+// csvCell puts a "'" before a text that a spreadsheet would read as a formula, such as "=1+1".
+// The "-" of an empty place becomes an empty cell.
 func csvCell(s string) string {
 	if s == "-" {
 		return ""

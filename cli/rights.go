@@ -20,11 +20,13 @@ import (
 	"github.com/serviceusers/caddy-service-users/admin"
 )
 
-// rightsCommands adds what answers "why?", "what may it do?" and "who can?".
+// rightsCommands adds the commands that explain decisions and list rights: explain, access, who-can
+// and would-deny.
 func (c *cli) rightsCommands(root *cobra.Command) {
 	var tokenID, remoteIP string
 	var headers labelFlag
-	explain := c.command(root, "explain USER METHOD URL | explain DECISION_ID", "Says why a request is allowed or refused, and what would allow it",
+	explain := c.command(root, "explain USER METHOD URL | explain DECISION_ID",
+		"Explains why a request is allowed or refused, and names a rule that would allow it",
 		"caddy service-user explain billing-sync GET /v1/people/7", 3,
 		func(ctx context.Context, client *admin.Client, args []string) error {
 			in := admin.ExplainInput{TokenID: tokenID, RemoteIP: remoteIP, Headers: headers.texts()}
@@ -32,7 +34,7 @@ func (c *cli) rightsCommands(root *cobra.Command) {
 			var err error
 			if len(args) == 1 {
 				in.DecisionID = args[0]
-				if err := c.remembered("the decisions that it made"); err != nil {
+				if err := c.remembered("its decisions"); err != nil {
 					return err
 				}
 				err = checkID("decision", in.DecisionID)
@@ -53,7 +55,8 @@ func (c *cli) rightsCommands(root *cobra.Command) {
 					return err
 				}
 			}
-			return c.print(e, func(w io.Writer) { tellExplanation(w, u.Name, e) }, c.offlineNote(), headerNote(e))
+			table := func(w io.Writer) { writeExplanation(w, u.Name, e) }
+			return c.print(e, table, c.offlineNote(), headerNote(e))
 		})
 	three := explain.Args
 	explain.Args = func(cmd *cobra.Command, args []string) error {
@@ -62,11 +65,13 @@ func (c *cli) rightsCommands(root *cobra.Command) {
 		}
 		return three(cmd, args)
 	}
-	explain.Flags().StringVar(&tokenID, "token", "", "the id of the token that it comes with; default: one that is not restricted")
-	explain.Flags().StringVar(&remoteIP, "remote-ip", "", "the address that it comes from; default: any")
-	explain.Flags().Var(&headers, "header", "a header that it has, for conditions (may be repeated)")
+	explain.Flags().StringVar(&tokenID, "token", "",
+		"the id of the token in the request; default: a token without restrictions")
+	explain.Flags().StringVar(&remoteIP, "remote-ip", "", "the address of the client; default: any")
+	explain.Flags().Var(&headers, "header", "a header of the request, for conditions (may be repeated)")
 
-	c.command(root, "access USER", "Lists the permission groups and rules of a service user, with where they come from",
+	c.command(root, "access USER",
+		"Lists the permission groups and rules of a service user, with the source of each",
 		"caddy service-user access billing-sync", 1,
 		func(ctx context.Context, client *admin.Client, args []string) error {
 			u, err := client.FindServiceUser(ctx, args[0])
@@ -84,7 +89,8 @@ func (c *cli) rightsCommands(root *cobra.Command) {
 						fmt.Fprintf(w, "%s\t%s\t%s\t-\t-\n", cell(g.Name), g.Mode, g.Source)
 					}
 					for _, r := range g.Rules {
-						fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", cell(g.Name), g.Mode, g.Source, cell(r.Text), r.ID)
+						fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n",
+							cell(g.Name), g.Mode, g.Source, cell(r.Text), r.ID)
 					}
 				}
 			}, c.offlineNote(), doubtNote(a))
@@ -99,7 +105,8 @@ func (c *cli) rightsCommands(root *cobra.Command) {
 				query.Set("remote_ip", whoIP)
 			}
 			all := admin.WhoCan{ServiceUsers: []admin.WhoCanUser{}}
-			err := admin.All(ctx, client, "/service_users/who_can?"+query.Encode(), func(l admin.WhoCan) admin.Page {
+			uri := "/service_users/who_can?" + query.Encode()
+			err := admin.All(ctx, client, uri, func(l admin.WhoCan) admin.Page {
 				all.ServiceUsers = append(all.ServiceUsers, l.ServiceUsers...)
 				all.URI = l.URI
 				return l.Page
@@ -118,14 +125,15 @@ func (c *cli) rightsCommands(root *cobra.Command) {
 				}
 			}, c.offlineNote())
 		})
-	who.Flags().StringVar(&whoIP, "remote-ip", "", "the address that it comes from; default: any")
+	who.Flags().StringVar(&whoIP, "remote-ip", "", "the address of the client; default: any")
 
 	var wouldAllow, forget bool
-	would := c.command(root, "would-deny", "Lists what observe mode has let pass that enforcing would refuse",
+	would := c.command(root, "would-deny",
+		"Lists requests that passed in observe mode and that mode enforce would refuse",
 		"caddy service-user would-deny", 0,
 		func(ctx context.Context, client *admin.Client, args []string) error {
 			const uri = "/service_users/would_deny"
-			if err := c.remembered("what it observes"); err != nil {
+			if err := c.remembered("the counts of observe mode"); err != nil {
 				return err
 			}
 			if forget {
@@ -153,7 +161,9 @@ func (c *cli) rightsCommands(root *cobra.Command) {
 				}
 				fmt.Fprintln(w)
 				for i, o := range list.WouldDeny {
-					fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s", o.Count, when(&o.LastAt), cell(o.Name), cell(o.Method+" "+o.Path), cell(because[i]))
+					fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s",
+						o.Count, when(&o.LastAt), cell(o.Name), cell(o.Method+" "+o.Path),
+						cell(because[i]))
 					if !wouldAllow {
 						fmt.Fprintf(w, "\t%s", dash(cell(o.Grant)))
 					}
@@ -161,20 +171,20 @@ func (c *cli) rightsCommands(root *cobra.Command) {
 				}
 			}, countNote(list))
 		})
-	would.Flags().BoolVar(&wouldAllow, "allow", false, "list what is refused that enforcing would allow")
-	would.Flags().BoolVar(&forget, "forget", false, "forget every count and begin again")
+	would.Flags().BoolVar(&wouldAllow, "allow", false, "list refused requests that mode enforce would allow")
+	would.Flags().BoolVar(&forget, "forget", false, "reset every count")
 }
 
-// remembered refuses to look in a store file for what only the memory of a
-// running Caddy holds.
+// remembered refuses --store for facts that are only in the memory of a running Caddy. what names
+// them.
 func (c *cli) remembered(what string) error {
 	if c.store == "" {
 		return nil
 	}
-	return usageError{fmt.Errorf("a running Caddy keeps %s in memory, and none of it is in the store; leave out --store", what)}
+	return usageError{fmt.Errorf("a running Caddy keeps %s in memory, not in the store; leave out --store", what)}
 }
 
-// becauseOf says for each row why enforcing would decide otherwise.
+// becauseOf returns for each row the reason for a different decision in mode enforce.
 func (c *cli) becauseOf(ctx context.Context, client *admin.Client, list admin.WouldDenyList) ([]string, error) {
 	reasons := make([]string, len(list.WouldDeny))
 	if c.json {
@@ -202,14 +212,15 @@ func (c *cli) becauseOf(ctx context.Context, client *admin.Client, list admin.Wo
 	return reasons, nil
 }
 
-// The notes below a table tell what it cannot show.
+// The notes below a table add facts that the table has no column for.
 
 func countNote(list admin.WouldDenyList) string {
 	switch {
 	case list.NotCounted > 0:
 		return fmt.Sprintf("%d more requests are not in the list: there were too many kinds.", list.NotCounted)
 	case len(list.WouldDeny) == 0:
-		return "Nothing yet: observe mode has counted no such request since Caddy started or the counts were reset."
+		return "Nothing yet: observe mode has counted no such request " +
+			"since Caddy started or the counts were reset."
 	}
 	return ""
 }
@@ -218,30 +229,33 @@ func (c *cli) offlineNote() string {
 	if c.store == "" || c.config != "" {
 		return ""
 	}
-	return "A default_group does not count here: the store does not know it; name the configuration with --config."
+	return "The default_group is left out, since the store does not contain it; " +
+		"name the configuration with --config."
 }
 
 func doubtNote(a admin.Access) string {
-	if !slices.ContainsFunc(a.PermissionGroups, func(g admin.AccessGroup) bool { return g.Source == string(access.InDoubt) }) {
+	inDoubt := func(g admin.AccessGroup) bool { return g.Source == string(access.InDoubt) }
+	if !slices.ContainsFunc(a.PermissionGroups, inDoubt) {
 		return ""
 	}
-	return "doubt: the condition of the group cannot be evaluated, so its denies hold and its allows do not."
+	return "doubt: the condition of the group cannot be evaluated, so its denies apply and its allows do not."
 }
 
 func headerNote(e admin.Explanation) string {
-	if e.DecisionID == "" || !slices.ContainsFunc(e.Considered, func(r admin.ConsideredRule) bool { return strings.Contains(r.Rule.When, ".header(") }) {
+	asksHeader := func(r admin.ConsideredRule) bool { return strings.Contains(r.Rule.When, ".header(") }
+	if e.DecisionID == "" || !slices.ContainsFunc(e.Considered, asksHeader) {
 		return ""
 	}
-	return "Headers are not kept: in the list, and in what is decided now, the request has none."
+	return "Headers are not kept: the list, and the decision of today, are for the request without headers."
 }
 
-// maxConsidered is how many rules an explanation lists for people: those that
-// apply, and those that come closest.
+// maxConsidered is the number of rules that an explanation lists for people: first the rules that
+// apply, then those that match most closely.
 const maxConsidered = 10
 
-// tellExplanation writes an explanation for people. name is the service user's,
-// "" when it was deleted.
-func tellExplanation(w io.Writer, name string, e admin.Explanation) {
+// writeExplanation writes an explanation for people. name is the name of the service user, "" if it
+// was deleted.
+func writeExplanation(w io.Writer, name string, e admin.Explanation) {
 	fmt.Fprintf(w, "%s\t%s\n", e.Decision, cell(e.Detail))
 	if e.Now != "" {
 		fmt.Fprintf(w, "now\t%s\n", e.Now)
@@ -293,11 +307,12 @@ func tellExplanation(w io.Writer, name string, e admin.Explanation) {
 			fmt.Fprintf(w, "\nand %d more; --json lists every rule\n", len(e.Considered)-i)
 			break
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", yesNo(r.Applies), cell(r.Rule.Text), cell(r.PermissionGroup.Name), dash(cell(r.Why)))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n",
+			yesNo(r.Applies), cell(r.Rule.Text), cell(r.PermissionGroup.Name), dash(cell(r.Why)))
 	}
 }
 
-// permissionCommands adds the catalogue of permissions.
+// permissionCommands adds the commands for the catalogue of permissions.
 func (c *cli) permissionCommands(root *cobra.Command) {
 	var replace bool
 	load := c.command(root, "load FILE", "Loads a catalogue of permissions from a JSON file, or \"-\"",
@@ -320,7 +335,8 @@ func (c *cli) permissionCommands(root *cobra.Command) {
 				return err
 			}
 			return c.print(n, func(w io.Writer) {
-				fmt.Fprintf(w, "%d created, %d updated, %d unchanged, %d deleted\n", n.Created, n.Updated, n.Unchanged, n.Deleted)
+				fmt.Fprintf(w, "%d created, %d updated, %d unchanged, %d deleted\n",
+					n.Created, n.Updated, n.Unchanged, n.Deleted)
 			})
 		})
 	load.Flags().BoolVar(&replace, "replace", false, "delete the permissions that are not in the file")
@@ -341,11 +357,12 @@ func (c *cli) permissionCommands(root *cobra.Command) {
 			return c.print(l, func(w io.Writer) {
 				fmt.Fprintln(w, "KEY\tCATEGORY\tNAME\tRULES")
 				for _, p := range l.Permissions {
-					fmt.Fprintf(w, "%s\t%s\t%s\t%d\n", p.Key, dash(cell(p.Category)), cell(p.Name), len(p.Rules))
+					fmt.Fprintf(w, "%s\t%s\t%s\t%d\n",
+						p.Key, dash(cell(p.Category)), cell(p.Name), len(p.Rules))
 				}
 			})
 		})
-	list.Flags().StringVar(&category, "category", "", "only those of this category")
+	list.Flags().StringVar(&category, "category", "", "only permissions of this category")
 
 	c.command(root, "show KEY", "Shows a permission with its rules",
 		"caddy service-user permission show people.address.view", 1,
@@ -374,7 +391,8 @@ func (c *cli) permissionCommands(root *cobra.Command) {
 			if err := c.sure("Delete the permission %s?", args[0]); err != nil {
 				return err
 			}
-			if err := client.Do(ctx, http.MethodDelete, "/service_users/permissions?key="+url.QueryEscape(args[0]), nil, nil); err != nil {
+			uri := "/service_users/permissions?key=" + url.QueryEscape(args[0])
+			if err := client.Do(ctx, http.MethodDelete, uri, nil, nil); err != nil {
 				return err
 			}
 			return c.done("deleted %s", args[0])
@@ -387,11 +405,13 @@ func (c *cli) permissionCommands(root *cobra.Command) {
 				if err != nil {
 					return err
 				}
-				p, err := findPermission(ctx, client, args[1]) // a typo must not look like a permission that is withdrawn
+				// The API accepts the withdrawal of any key, so a typo would look like a success.
+				p, err := findPermission(ctx, client, args[1])
 				if err != nil {
 					return err
 				}
-				if err := client.Do(ctx, method, g.URI+"/permissions/"+url.PathEscape(p.Key), nil, nil); err != nil {
+				uri := g.URI + "/permissions/" + url.PathEscape(p.Key)
+				if err := client.Do(ctx, method, uri, nil, nil); err != nil {
 					return err
 				}
 				return c.done(past, g.Name, p.Key)
@@ -400,37 +420,44 @@ func (c *cli) permissionCommands(root *cobra.Command) {
 	set("grant GROUP KEY", "Gives a permission to a group",
 		"caddy service-user permission grant people-readers people.address.view", http.MethodPut, "%s has %s")
 	set("withdraw GROUP KEY", "Takes a permission away from a group",
-		"caddy service-user permission withdraw people-readers people.address.view", http.MethodDelete, "%s no longer has %s")
+		"caddy service-user permission withdraw people-readers people.address.view", http.MethodDelete,
+		"%s no longer has %s")
 }
 
 func findPermission(ctx context.Context, client *admin.Client, key string) (admin.Permission, error) {
 	var list admin.PermissionList
-	if err := client.Do(ctx, http.MethodGet, "/service_users/permissions?key="+url.QueryEscape(key), nil, &list); err != nil {
+	uri := "/service_users/permissions?key=" + url.QueryEscape(key)
+	if err := client.Do(ctx, http.MethodGet, uri, nil, &list); err != nil {
 		return admin.Permission{}, err
 	}
 	if len(list.Permissions) == 0 {
-		return admin.Permission{}, admin.NewError(http.StatusNotFound, "ERR_NOT_FOUND", fmt.Sprintf("there is no permission %q in the catalogue", key))
+		return admin.Permission{}, admin.NewError(http.StatusNotFound, "ERR_NOT_FOUND",
+			fmt.Sprintf("there is no permission %q in the catalogue", key))
 	}
 	return list.Permissions[0], nil
 }
 
-// readCatalogue reads the file of a catalogue, as far as it has to be understood
-// here: the API checks the rest.
+// readCatalogue reads the file of a catalogue and splits it into its members. The API checks the
+// members.
 func readCatalogue(path string) (in map[string]jsontext.Value, err error) {
 	text, err := readAll(path)
 	if err != nil {
 		return nil, err
 	}
 	if err := json.Unmarshal(text, &in); err != nil || in == nil {
-		why := "it is no object"
+		reason := "it is not an object"
 		if syntax := (*jsontext.SyntacticError)(nil); errors.As(err, &syntax) {
-			why = fmt.Sprintf("%v at byte %d", syntax.Err, syntax.ByteOffset)
+			reason = fmt.Sprintf("%v at byte %d", syntax.Err, syntax.ByteOffset)
 		}
-		return nil, fmt.Errorf("%s is not a catalogue of permissions: %s; it looks like {\"permissions\":[{\"key\":\"people.view\",\"name\":\"View people\",\"rules\":[\"allow GET /v1/people/{id}\"]}]}", path, why)
+		const example = `{"permissions":[{"key":"people.view","name":"View people",` +
+			`"rules":["allow GET /v1/people/{id}"]}]}`
+		return nil, fmt.Errorf("%s is not a catalogue of permissions: %s; it looks like %s",
+			path, reason, example)
 	}
 	return in, nil
 }
 
+// readAll reads a file, or the standard input if path is "-".
 func readAll(path string) ([]byte, error) {
 	if path == "-" {
 		return io.ReadAll(os.Stdin)
