@@ -7,10 +7,10 @@
 //
 // The calls for one request, in order:
 //
-//	target, problem   := access.CheckTarget(…)            // reject ambiguous targets
-//	credential, ok    := access.ParseBasic(authorization) // RFC 7617
+//	action, problem   := access.Judge(method, host, target, options) // reject ambiguous requests
+//	credential, ok    := access.ParseBasic(authorization)            // RFC 7617
 //	principal, reason := directory.Authenticate(credential, address, now)
-//	decision          := directory.Authorize(principal, access.Action{…})
+//	decision          := directory.Authorize(principal, action)
 //
 // [Directory] is an immutable value. [Directory.With] builds a new Directory from a set of changes.
 // Requests in progress keep the Directory that they began with.

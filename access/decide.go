@@ -240,8 +240,8 @@ func allowedAddress(list []byte, address netip.Addr) bool {
 	return false
 }
 
-// Action is one attempt to use the API: a method, and host and path as [CheckHost] and
-// [CheckTarget] returned them. The other fields are for rules with conditions.
+// Action is one attempt to use the API: method, host and path as [Judge] returned them. The other
+// fields are for rules with conditions.
 type Action struct {
 	Method  string
 	Host    string

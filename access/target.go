@@ -2,43 +2,10 @@ package access
 
 import (
 	"fmt"
-	"net/netip"
 	"strings"
 	"unicode"
 	"unicode/utf8"
 )
-
-// Problem says why a request is refused before any rule is read. Most such requests are ambiguous:
-// two programs could read them differently. The zero value means that the request is fine.
-type Problem struct {
-	Status int    // 400, 405 or 501
-	Detail string // the mistake and its position, safe to show to the caller
-	Option string // the option with which the request would pass; "" for none
-}
-
-// OK reports whether p is the zero Problem.
-func (p Problem) OK() bool { return p.Status == 0 }
-
-// Error makes a Problem usable as an error.
-func (p Problem) Error() string { return p.Detail }
-
-func ambiguous(format string, args ...any) Problem {
-	return Problem{Status: 400, Detail: fmt.Sprintf(format, args...)}
-}
-
-// Advice returns the detail, and the option with which the request would pass. It is for operators.
-func (p Problem) Advice() string {
-	if p.Option == "" {
-		return p.Detail
-	}
-	return p.Detail + "; the option " + p.Option + " would let it pass"
-}
-
-// allowedBy returns the problem with Option set to the name of an option.
-func (p Problem) allowedBy(option Relax) Problem {
-	p.Option = option.String()
-	return p
-}
 
 // Relax is a set of options, each of which lifts one refusal. An operator sets an option if the
 // upstream reads such targets in the same way as the rules do.
@@ -77,38 +44,6 @@ func (allow Relax) String() string {
 		}
 	}
 	return fmt.Sprintf("relax(%#x)", uint8(allow))
-}
-
-// CheckMethod returns the problem of a method that never passes: CONNECT, extended or not (501: its
-// body would reach a pooled upstream connection unframed), TRACE and TRACK (405), PRI, and every
-// text that does not match [A-Z][A-Z-]{0,31}.
-func CheckMethod(method string) Problem {
-	switch method {
-	case "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS":
-		return Problem{}
-	case "CONNECT":
-		return Problem{Status: 501, Detail: "the method CONNECT is not supported"}
-	case "TRACE", "TRACK":
-		return Problem{Status: 405, Detail: "the method " + method + " is not allowed"}
-	case "PRI":
-		return ambiguous("the method PRI belongs to the HTTP/2 preface")
-	}
-	if !validMethod(method) {
-		return ambiguous("the method is not a word of A-Z and \"-\" of at most 32 characters")
-	}
-	return Problem{}
-}
-
-func validMethod(m string) bool {
-	if m == "" || len(m) > 32 || m[0] == '-' {
-		return false
-	}
-	for i := range len(m) {
-		if (m[i] < 'A' || m[i] > 'Z') && m[i] != '-' {
-			return false
-		}
-	}
-	return true
 }
 
 // CheckTarget checks a request target in the form of the request line (or of the :path of HTTP/2),
@@ -445,63 +380,4 @@ func foldsToASCII(r rune) bool {
 		}
 	}
 	return false
-}
-
-// CheckHost checks a Host field (or :authority) and returns the name that rules are matched
-// against: in lower case, without the port and without one trailing dot. It accepts a name of
-// letters, digits, "-", "_" and dots, or an IP address.
-func CheckHost(host string) (name string, p Problem) {
-	const advice = "the Host must be a name of letters, digits, \"-\", \"_\" and dots," +
-		" or an IP address, with an optional port"
-	name = host
-	if strings.HasPrefix(host, "[") {
-		literal, port, ok := strings.Cut(host[1:], "]")
-		addr, err := netip.ParseAddr(literal)
-		if !ok || err != nil || !addr.Is6() || addr.Zone() != "" || !validPortSuffix(port) {
-			return "", ambiguous(advice)
-		}
-		return "[" + addr.String() + "]", Problem{} // one address has many spellings, String has one
-	}
-	if i := strings.IndexByte(host, ':'); i >= 0 {
-		if !validPortSuffix(host[i:]) {
-			return "", ambiguous(advice)
-		}
-		name = host[:i]
-	}
-	name = strings.TrimSuffix(name, ".")
-	if !validHostName(name) {
-		return "", ambiguous(advice)
-	}
-	return strings.ToLower(name), Problem{}
-}
-
-// validPortSuffix reports whether s is "", or a colon and a port. The port may be empty (RFC 3986,
-// section 3.2.3).
-func validPortSuffix(s string) bool {
-	if s == "" {
-		return true
-	}
-	if s[0] != ':' || len(s) > 6 {
-		return false
-	}
-	n := 0
-	for i := 1; i < len(s); i++ {
-		if s[i] < '0' || s[i] > '9' {
-			return false
-		}
-		n = n*10 + int(s[i]-'0')
-	}
-	return n <= 65535
-}
-
-func validHostName(name string) bool {
-	if name == "" || len(name) > 253 || name[0] == '.' || strings.Contains(name, "..") || name[len(name)-1] == '.' {
-		return false
-	}
-	for i := range len(name) {
-		if c := name[i]; digitValue(c) < 0 && c != '-' && c != '_' && c != '.' {
-			return false
-		}
-	}
-	return true
 }

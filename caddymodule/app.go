@@ -312,24 +312,36 @@ type shared struct {
 
 // liveStore is an open store with the services that use it.
 type liveStore struct {
-	*store.Store
+	store    *store.Store
 	api      *admin.API
 	recall   *access.Recall
 	streams  *streams
 	throttle *access.Throttle // nil is off
 }
 
-// fail counts a failed attempt, and returns the time to wait before the next one; 0 while the rate
-// is accepted. It does not count the address of a trusted proxy, since all clients behind the proxy
-// share it.
-func (l *liveStore) fail(login string, r *http.Request, address netip.Addr, now time.Time) time.Duration {
-	if l.throttle == nil {
+// failedLogin logs a failed login and counts it for the throttle. It returns the time to wait before
+// the next attempt; 0 while the rate is accepted. The address of a trusted proxy does not count, since
+// all clients behind the proxy share it. A request without a credential is not an attempt.
+//
+// Programs such as fail2ban read the line: its message and its fields, in this order, stay.
+func (l *liveStore) failedLogin(
+	log *zap.Logger, r *http.Request, reason access.Reason, login string, address netip.Addr,
+) time.Duration {
+	level := zap.InfoLevel
+	if reason == access.NoCredential {
+		level = zap.DebugLevel // a client that waits for the challenge begins so
+	}
+	if c := log.Check(level, "authentication failed"); c != nil {
+		c.Write(zap.Stringer("client_ip", address), zap.Stringer("reason", reason),
+			zap.String("login", withoutSecret(login)))
+	}
+	if l.throttle == nil || reason == access.NoCredential {
 		return 0
 	}
 	if varsOf(r).fromTrustedProxy() && address == peerAddress(r) {
 		address = netip.Addr{}
 	}
-	return l.throttle.Fail(login, address, now)
+	return l.throttle.Fail(login, address, l.store.Now())
 }
 
 func (s *shared) start() error {
@@ -367,7 +379,7 @@ func (s *shared) start() error {
 			}
 			recall := access.NewRecall(s.decisions)
 			live := &liveStore{
-				Store: db, api: admin.New(db, recall, s.opts.Log.Named("admin")), recall: recall,
+				store: db, api: admin.New(db, recall, s.opts.Log.Named("admin")), recall: recall,
 				streams: newStreams(db),
 			}
 			if s.throttle.Attempts > 0 {
@@ -391,7 +403,7 @@ func (s *shared) start() error {
 func openBefore() (path string, users int) {
 	if app, err := running(); err == nil && app.shared != nil {
 		if live := app.shared.live.Load(); live != nil {
-			return live.Path(), live.Directory().Len()
+			return live.store.Path(), live.store.Directory().Len()
 		}
 	}
 	return "", 0
@@ -405,7 +417,7 @@ const manyUsers = 100_000
 func (s *shared) Destruct() error {
 	if live := s.live.Load(); live != nil {
 		live.streams.close()
-		return live.Close()
+		return live.store.Close()
 	}
 	return nil
 }
@@ -436,16 +448,6 @@ func (h *storeHandle) live(ctx context.Context) *liveStore {
 		return app.shared.live.Load()
 	}
 	return nil
-}
-
-// now returns the time in Unix seconds by the clock of the store, which never goes back.
-func (h *storeHandle) now() int64 {
-	if h.shared != nil {
-		if live := h.shared.live.Load(); live != nil {
-			return live.Now().Unix()
-		}
-	}
-	return time.Now().Unix()
 }
 
 // storeHandle has the parts of App that a handler needs. A handler has its own copy, since Caddy

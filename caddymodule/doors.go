@@ -174,7 +174,7 @@ func (d *SiteDoor) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp
 		by, login, err = d.actor(live, r, actorHeader)
 	}
 	if ready, probe := admin.IsProbe(r); probe && err != nil {
-		return writeReady(w, !ready || live != nil && !live.Stale()) // strangers learn no more
+		return writeReady(w, !ready || live != nil && !live.store.Stale()) // strangers learn no more
 	}
 	if err == nil && d.origin.Check(r) != nil {
 		err = errCrossOrigin
@@ -233,16 +233,15 @@ func (d *SiteDoor) actor(live *liveStore, r *http.Request, header string) (by st
 	if !ok {
 		return anonymous, "", admin.ErrUnauthenticated
 	}
-	now, address := live.Now(), d.clientAddress(r, varsOf(r))
-	principal, reason := live.Directory().Authenticate(credential, address, now.Unix())
+	now, address := live.store.Now(), d.clientAddress(r, varsOf(r))
+	principal, reason := live.store.Directory().Authenticate(credential, address, now.Unix())
 	if reason != access.Granted {
-		logFailure(d.log, zap.InfoLevel, reason, credential.ID, address)
-		if live.fail(credential.ID, r, address, now) > 0 {
+		if live.failedLogin(d.log, r, reason, credential.ID, address) > 0 {
 			return anonymous, credential.ID, errThrottled
 		}
 		return anonymous, cmp.Or(credential.ID, "bearer"), admin.ErrUnauthenticated
 	}
-	live.Use(principal, now.Unix(), address, "")
+	live.store.Use(principal, now.Unix(), address, "")
 	by, err = live.api.ServiceUserActor(principal)
 	return by, "", err
 }

@@ -7,7 +7,6 @@ import (
 	"encoding/hex"
 	"net/http"
 	"net/http/httptest"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -656,8 +655,9 @@ func TestExpiredStaysExpired(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := prepared(httptest.NewRequestWithContext(ctx, "GET", "/x", nil))
-	action, _, _ := h.judge(r, varsOf(r), netip.Addr{})
-	if got, least := action.Now, time.Now().Add(59*time.Minute).Unix(); got < least {
+	rq := request{r: r, vars: varsOf(r)}
+	rq.use(live.live.Load())
+	if got, least := rq.action.Now, time.Now().Add(59*time.Minute).Unix(); got < least {
 		t.Errorf("the time that conditions see: got %d, want at least %d", got, least)
 	}
 	for secret, want := range map[string]int{lasting.Secret: 403, ending.Secret: 401} {

@@ -2,18 +2,13 @@ package caddymodule
 
 import (
 	"fmt"
-	"maps"
 	"net/http"
-	"net/netip"
-	"net/url"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/segmentio/ksuid"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -288,97 +283,86 @@ func publicRules(texts []string) (*access.Ruleset, error) {
 
 // ServeHTTP handles one request, in this order:
 //
-//  1. Sanitise the headers, and keep the Authorization values. "sanitize" ends here.
-//  2. Judge the target: refuse an ambiguous request.
-//  3. Pass requests that need no identity: public paths, preflights, other authenticators.
-//  4. Answer probes of the ready path.
-//  5. Refuse with 503 while the store is missing or stale.
-//  6. Pass a Basic login of another authenticator ("otherwise pass unknown").
-//  7. Authenticate the service user, or refuse.
-//  8. Add the header about an expiry of the token that is near.
-//  9. Answer paths of the self-service corner.
-//
-// 10. Authorise every target of the request, and record the use of the token; refuse or go on.
-// 11. Begin to watch the request as a stream.
-// 12. Inject the identity headers.
-// 13. Call the next handler.
+//  1. clean: sanitise the headers, and take the Authorization values out. "sanitize" ends here.
+//  2. judge: refuse an ambiguous request.
+//  3. bypass: pass a request that needs no identity.
+//  4. use: open the store; it gives the request its instant. Answer probes of the ready path, and
+//     refuse with 503 while the store is missing or stale.
+//  5. passForeign: pass a Basic login of another authenticator.
+//  6. authenticate: find the service user, or refuse with 401 or 429.
+//  7. noticeExpiry: tell the client about an end of its token that is near.
+//  8. serveSelf: answer paths of the self-service corner.
+//  9. authorize: decide about every target, count the use of the token, or refuse with 403.
+//  10. begin, remember and inject: make the request a stream that can be cut, and show its identity to
+//     placeholders and to the upstream.
+//  11. serve: call the next handler.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	vars := varsOf(r)
-	address := h.clientAddress(r, vars)
-	authorization, overridden := h.sanitizer.clean(r, vars.fromTrustedProxy(), address)
+	rq := request{r: r, vars: vars, address: h.clientAddress(r, vars)}
+	rq.authorization, rq.overridden = h.sanitizer.clean(r, vars.fromTrustedProxy(), rq.address)
 	// A cache before this handler must see Authorization again when it stores the answer.
-	if h.where().cached && len(authorization) > 0 {
-		next = withAuthorization(next, authorization)
+	if h.where().cached && len(rq.authorization) > 0 {
+		next = withAuthorization(next, rq.authorization)
 	}
 	if h.SanitizeOnly {
 		return next.ServeHTTP(w, r)
 	}
 
-	action, further, problem := h.judge(r, vars, address)
-	if problem.OK() && overridden {
-		problem = MethodOverride
-	}
-	if !problem.OK() {
+	if problem := h.judge(&rq); !problem.OK() {
 		return h.refuse(w, r, refusal{status: problem.Status, detail: problem.Advice()})
 	}
-	if passes := h.needsNoIdentity(r, vars, action, further, authorization); passes != nil {
-		passes.Inc()
+	rq.use(h.shared.live.Load())
+	if h.bypass(&rq) {
 		return next.ServeHTTP(w, r)
 	}
-	live := h.live(r.Context())
-	// A probe gets an answer of its own, so it comes before the 503 below.
-	if action.Path == h.Ready && h.Ready != "" {
-		return writeReady(w, live != nil && !live.Stale())
+	if rq.live == nil {
+		rq.use(h.live(r.Context())) // waits while the store is being opened
 	}
-	if live == nil || live.Stale() {
+	ready := rq.live != nil && !rq.live.store.Stale()
+	// A probe gets an answer of its own, so it comes before the 503 below.
+	if rq.action.Path == h.Ready && h.Ready != "" {
+		return writeReady(w, ready)
+	}
+	if !ready {
 		return h.refuse(w, r, refusal{
-			status: http.StatusServiceUnavailable, stale: live != nil,
+			status: http.StatusServiceUnavailable, stale: rq.live != nil,
 			detail: "service users cannot be checked right now",
 		})
 	}
-	// The request may have waited for the store to open: its time must not be before the
-	// directory's.
-	action.Now = max(action.Now, live.Latest())
+	rq.directory = rq.live.store.Directory()
 
-	directory := live.Directory()
-	passesForeign := h.Otherwise == "pass unknown" || h.Otherwise == "pass" && h.observes()
-	if passesForeign && h.isForeign(directory, vars, action, authorization) {
-		r.Header["Authorization"] = authorization
-		metrics.passed.Inc()
+	if h.passForeign(&rq) {
 		return next.ServeHTTP(w, r)
 	}
-	principal, refused := h.authenticate(live, directory, r, vars, action, authorization)
-	if refused.status != 0 {
+	if refused := h.authenticate(&rq); refused.status != 0 {
 		return h.refuse(w, r, refused)
 	}
-	h.noticeExpiry(w, principal, action)
-	if h.self.owns(action.Path) {
-		return h.serveSelf(w, r, live, principal, action)
+	h.noticeExpiry(w, &rq)
+	if h.self.owns(rq.action.Path) {
+		return h.serveSelf(w, &rq)
 	}
 
-	decided, decision := h.authorize(live, directory, principal, action, further)
+	decided, decision := h.authorize(&rq)
 	// A refused request counts as a use too: the token was valid.
-	live.Use(principal, action.Now, action.Address, decision.RuleID())
+	rq.live.store.Use(rq.principal, rq.action.Now, rq.address, decision.RuleID())
 	if h.refuses(decision) {
-		return h.refuse(w, r, h.forbid(live, directory, principal, decided, decision))
+		return h.refuse(w, r, h.forbid(&rq, decided, decision))
 	}
 
-	st := live.streams.begin(h, w, r, principal, decision, action, further)
+	st := rq.live.streams.begin(h, w, &rq, decision)
 	remember(r, vars, &st.identity)
-	inject(r.Header, h.identity, principal)
+	inject(r.Header, h.identity, rq.principal)
 	if h.ForwardAuthorization {
-		r.Header["Authorization"] = authorization
+		r.Header["Authorization"] = rq.authorization
 	}
 	return st.serve(r, next)
 }
 
 // count records the decision that the handler, or else a group, would have made if it enforced its
 // rules. passes means that this handler lets the request pass without an allow.
-func (h *Handler) count(
-	live *liveStore, p access.Principal, action access.Action, decision access.Decision, passes bool,
-) {
+func (h *Handler) count(rq *request, action access.Action, decision access.Decision, passes bool) {
 	action.Path = access.MaskSecrets(action.Path)
-	first, counted := live.recall.Observe(p, action, decision, passes, time.Unix(action.Now, 0))
+	first, counted := rq.live.recall.Observe(rq.principal, action, decision, passes, time.Unix(action.Now, 0))
 	if !counted {
 		return
 	}
@@ -391,7 +375,7 @@ func (h *Handler) count(
 		would, rule = decision.Would.Effect, decision.Would.Rule.ID
 	}
 	if c := h.log.Check(level, "enforcing would decide otherwise"); c != nil {
-		c.Write(zap.String("would", string(would)), zap.String("service_user", p.ID()),
+		c.Write(zap.String("would", string(would)), zap.String("service_user", rq.principal.ID()),
 			zap.String("rule", rule), zap.String("method", action.Method),
 			zap.String("path", access.PlainPath(action.Path)))
 	}
@@ -399,169 +383,20 @@ func (h *Handler) count(
 
 // forbid returns the refusal of a request that no rule allows or that a rule denies. An admin can
 // have the decision explained by its id for a while.
-func (h *Handler) forbid(
-	live *liveStore, directory *access.Directory, p access.Principal, action access.Action, decision access.Decision,
-) refusal {
+func (h *Handler) forbid(rq *request, action access.Action, decision access.Decision) refusal {
+	p := rq.principal
 	kept := access.Recalled{
 		ID: newDecisionID(), At: time.Unix(action.Now, 0), UserID: p.ID(), TokenID: p.TokenID(),
-		Action: action, Revision: directory.Revision(), Reason: decision.Reason,
+		Action: action, Revision: rq.directory.Revision(), Reason: decision.Reason,
 	}
 	kept.Action.Path = access.MaskSecrets(action.Path)
 	if decision.Rule != nil {
 		kept.Rule, kept.Group = *decision.Rule, decision.Group.ID
 	}
-	live.recall.Keep(kept)
+	rq.live.recall.Keep(kept)
 	return refusal{
 		status: http.StatusForbidden, candidate: p.ID(), reason: decision.Reason,
 		decision: decision, action: kept.Action, decisionID: kept.ID,
-	}
-}
-
-// needsNoIdentity returns the counter of requests that pass without an identity: public paths,
-// preflights, and requests for another authenticator. It returns nil for a request that has to
-// identify itself.
-func (h *Handler) needsNoIdentity(
-	r *http.Request, vars variables, action access.Action, further []target, authorization []string,
-) prometheus.Counter {
-	if h.isPublic(action, further) {
-		if h.KeepAuthorization {
-			h.keepForeign(r, authorization)
-		}
-		return metrics.public
-	}
-	if h.CORSPreflight && isPreflight(r) && len(authorization) == 0 {
-		// Over HTTP/3 an unknown length can mean that the request has no body. Drop one all
-		// the same.
-		r.Body, r.ContentLength = http.NoBody, 0
-		return metrics.public
-	}
-	// More than one Authorization field is a 400 of authenticate. A request with the identity of
-	// a handler before this one is judged as that service user.
-	if h.Otherwise == "" || action.Path == h.Ready || h.self.owns(action.Path) || len(authorization) > 1 ||
-		vars.identity() != nil {
-		return nil
-	}
-	if len(authorization) == 1 && (access.HasScheme(authorization[0], "basic") ||
-		h.Bearer && access.HasScheme(authorization[0], "bearer")) {
-		return nil
-	}
-	h.keepForeign(r, authorization)
-	return metrics.passed
-}
-
-// isForeign reports whether a request has the Basic login of another authenticator:
-// [access.CheckForeign] accepts its only Authorization field, and no service user has the login as
-// its alias.
-func (h *Handler) isForeign(
-	directory *access.Directory, vars variables, action access.Action, authorization []string,
-) bool {
-	if len(authorization) != 1 || h.self.owns(action.Path) || vars.identity() != nil ||
-		access.CheckForeign(authorization[0]) != "" {
-		return false
-	}
-	login, ok := access.BasicLogin(authorization[0])
-	if !ok {
-		return false
-	}
-	_, known := directory.User(login)
-	return !known
-}
-
-// keepForeign puts back the Authorization field of a request that this handler does not
-// authenticate, unless the field may be the credential of a service user. The log reports the first
-// dropped field of a configuration, with the reason.
-func (h *Handler) keepForeign(r *http.Request, authorization []string) {
-	if len(authorization) == 0 {
-		return
-	}
-	reason := "there is more than one"
-	if len(authorization) == 1 {
-		reason = access.CheckForeign(authorization[0])
-	}
-	if reason == "" {
-		r.Header["Authorization"] = authorization
-	} else if !h.dropped.Swap(true) {
-		h.log.Warn("an Authorization field was dropped instead of being left to the next handler; "+
-			"later ones are not logged", zap.String("why", reason))
-	}
-}
-
-// isPreflight reports whether a request is a CORS preflight (Fetch standard, section 4.8) without a
-// body. Over HTTP/3 the length of an empty body may be unknown.
-func isPreflight(r *http.Request) bool {
-	method := r.Header["Access-Control-Request-Method"]
-	return r.Method == http.MethodOptions && len(r.Header["Origin"]) == 1 && r.Header["Origin"][0] != "" &&
-		len(method) == 1 && access.CheckMethod(method[0]).OK() &&
-		(r.ContentLength == 0 || r.ContentLength < 0 && r.ProtoMajor == 3)
-}
-
-// authenticate returns the principal of a request, or a refusal. The refusal has status 0 if the
-// request is authenticated.
-func (h *Handler) authenticate(
-	live *liveStore, directory *access.Directory, r *http.Request,
-	vars variables, action access.Action, authorization []string,
-) (access.Principal, refusal) {
-	if len(authorization) > 1 {
-		return access.Principal{}, refusal{
-			status: http.StatusBadRequest, detail: "the request has more than one Authorization field",
-		}
-	}
-	if len(authorization) == 1 && !isPrivate(r, vars) {
-		h.warnOfPlaintext(r)
-		if h.RequireTLS {
-			return access.Principal{}, refusal{
-				status: http.StatusBadRequest,
-				detail: "credentials must not be sent unencrypted; use https, and refresh the token, which has been exposed",
-			}
-		}
-	}
-	credential, reason := h.credential(authorization)
-	var principal access.Principal
-	switch {
-	case reason == access.Granted:
-		principal, reason = directory.Authenticate(credential, action.Address, action.Now)
-	case reason == access.NoCredential && vars.identity() != nil:
-		// A handler before this one has removed the credential from the request. Check its
-		// principal again: the directory may have changed.
-		principal, reason = directory.Resume(vars.identity().who(), action.Address, action.Now)
-	}
-	if reason == access.Granted {
-		return principal, refusal{}
-	}
-	refused := refusal{status: http.StatusUnauthorized, candidate: credential.ID, reason: reason}
-	// The throttle comes after the check of the secret, so it never delays a right one.
-	if reason != access.NoCredential {
-		if wait := live.fail(credential.ID, r, action.Address, live.Now()); wait > 0 {
-			refused.status, refused.retryAfter = http.StatusTooManyRequests, wait
-		}
-	}
-	return access.Principal{}, refused
-}
-
-// credential parses the only Authorization value of a request.
-func (h *Handler) credential(authorization []string) (access.Credential, access.Reason) {
-	if len(authorization) == 0 {
-		return access.Credential{}, access.NoCredential
-	}
-	if c, ok := access.ParseBasic(authorization[0]); ok {
-		return c, access.Granted
-	}
-	if h.Bearer {
-		if c, ok := access.ParseBearer(authorization[0]); ok {
-			return c, access.Granted
-		}
-	}
-	return access.Credential{}, access.BadCredential
-}
-
-// noticeExpiry adds the header Service-User-Token-Expires to the response if the token is retiring
-// or expires within ExpiryNotice.
-func (h *Handler) noticeExpiry(w http.ResponseWriter, p access.Principal, action access.Action) {
-	if until := p.Until(); until != 0 && h.ExpiryNotice > 0 {
-		end := time.Unix(until, 0).UTC()
-		if p.Retiring() || end.Sub(time.Unix(action.Now, 0)) < time.Duration(h.ExpiryNotice) {
-			w.Header().Set("Service-User-Token-Expires", end.Format(time.RFC3339))
-		}
 	}
 }
 
@@ -578,124 +413,6 @@ func withAuthorization(next caddyhttp.Handler, authorization []string) caddyhttp
 		}
 		return err
 	})
-}
-
-// judge returns the action of a request on its current target, and the further targets that an
-// upstream may act on. It returns a problem if the request is ambiguous.
-func (h *Handler) judge(r *http.Request, vars variables, address netip.Addr) (access.Action, []target, access.Problem) {
-	if h.relax&access.MergedSlashes != 0 {
-		h.mergeSlashes(r)
-	}
-	// Caddy's proxy turns an extended CONNECT into a GET, so rules for GET decide about it.
-	method := r.Method
-	if isWebSocketConnect(r) {
-		method = http.MethodGet
-	}
-	was := target{method: method} // the request as the client sent it, before any rewrite
-	original, known := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request)
-	if known && (original.RequestURI != r.RequestURI || original.Method != r.Method) {
-		if original.Method != r.Method {
-			was.method = original.Method
-		}
-		p := access.CheckMethod(was.method)
-		if !p.OK() {
-			return access.Action{}, nil, p
-		}
-		if was.path, p = h.relax.CheckTarget(original.RequestURI); !p.OK() {
-			return access.Action{}, nil, p
-		}
-	}
-	if p := access.CheckMethod(method); !p.OK() {
-		return access.Action{}, nil, p
-	}
-	host, p := access.CheckHost(r.Host)
-	if !p.OK() {
-		return access.Action{}, nil, p
-	}
-	path, p := h.relax.CheckTarget(r.RequestURI)
-	if !p.OK() {
-		return access.Action{}, nil, p
-	}
-	// A handler may have changed URL without RequestURI. The rules must see the path that goes
-	// upstream.
-	if path != r.URL.Path && access.PlainPath(path) != r.URL.Path || r.URL.Opaque != "" || r.URL.Host != "" {
-		return access.Action{}, nil, access.Problem{
-			Status: http.StatusBadRequest, Detail: "the request target is not the one that would be forwarded",
-		}
-	}
-	if isEarlyData(r) && !isSafe(r.Method) {
-		return access.Action{}, nil, access.Problem{
-			Status: http.StatusTooEarly, Detail: "an unsafe request must wait for the TLS handshake to end",
-		}
-	}
-	if was.path == "" {
-		was.path = path
-	}
-	further, p := h.further(r, target{method, path}, was)
-	return access.Action{
-		Method: method, Host: host, Path: path,
-		Address: address, Header: conditionHeader(r, vars), Now: h.now(),
-	}, further, p
-}
-
-// conditionHeader returns the headers that conditions can read: those that arrive at the upstream
-// as the client sent them. Caddy writes X-Forwarded-For, -Proto and -Host itself for a peer that is
-// not trusted, so conditionHeader omits them then.
-func conditionHeader(r *http.Request, vars variables) http.Header {
-	header := r.Header
-	for _, name := range [...]string{"X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host"} {
-		if r.Header[name] == nil || vars.fromTrustedProxy() {
-			continue
-		}
-		// Clone the map only once, at the first header to omit.
-		if len(header) == len(r.Header) {
-			header = maps.Clone(r.Header)
-		}
-		delete(header, name)
-	}
-	return header
-}
-
-// merged returns a target with its slashes merged if the option merge_slashes is on, else the
-// target.
-func (h *Handler) merged(target string) string {
-	if h.relax&access.MergedSlashes == 0 || !strings.HasPrefix(target, "/") {
-		return target
-	}
-	return access.MergeSlashes(target)
-}
-
-// forward replaces the target of a request that goes upstream. It does not change a request if the
-// target does not parse: CheckTarget refuses that request later.
-func forward(r *http.Request, target string) {
-	if u, err := url.ParseRequestURI(target); err == nil {
-		r.URL.Path, r.URL.RawPath, r.RequestURI = u.Path, u.RawPath, target
-	}
-}
-
-// isEarlyData reports whether somebody else could have replayed a request (RFC 8470): the request
-// came before the end of the TLS handshake, here or at the proxy in front.
-func isEarlyData(r *http.Request) bool {
-	return r.TLS != nil && !r.TLS.HandshakeComplete || slices.Contains(r.Header["Early-Data"], "1")
-}
-
-func isSafe(method string) bool {
-	return method == http.MethodGet || method == http.MethodHead || method == http.MethodOptions
-}
-
-// variables are the variables of a request, as Caddy's server and the handlers before this one have
-// set them.
-type variables map[string]any
-
-func varsOf(r *http.Request) variables {
-	vars, _ := r.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
-	return vars
-}
-
-// identity returns the identity that a service_users handler before this one has set, or nil.
-func (vars variables) identity() *identity {
-	id, _ := vars[identityVar].(*identity)
-	return id
 }
 
 // newDecisionID returns a new id for a refusal, by which an admin can have it explained.

@@ -95,7 +95,7 @@ func storeGauge(name, help string, value func(*store.Store) float64, otherwise f
 func ofStore(value func(*store.Store) float64, otherwise float64) float64 {
 	if app, err := running(); err == nil && app.shared != nil {
 		if live := app.shared.live.Load(); live != nil {
-			return value(live.Store)
+			return value(live.store)
 		}
 	}
 	return otherwise

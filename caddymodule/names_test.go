@@ -5,6 +5,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -71,7 +72,7 @@ func TestNamesStay(t *testing.T) {
 	}
 
 	core, logged := observer.New(zapcore.DebugLevel)
-	logFailure(zap.New(core), zap.InfoLevel, access.WrongSecret, "service_x", access.Action{}.Address)
+	new(liveStore).failedLogin(zap.New(core), nil, access.WrongSecret, "service_x", netip.Addr{})
 	for _, entry := range logged.All() {
 		fmt.Fprintf(&text, "failure %q", entry.Message)
 		for _, field := range entry.Context {

@@ -301,10 +301,10 @@ func newGuard(t testing.TB, h Handler) *guard {
 		for _, text := range rules {
 			list = append(list, must(access.ParseRule(text)))
 		}
-		return must(open.CreateGroup(t.Context(), store.Local, store.Group{Name: name, Mode: access.Enforce, Rules: list})).ID
+		return must(open.store.CreateGroup(t.Context(), store.Local, store.Group{Name: name, Mode: access.Enforce, Rules: list})).ID
 	}
 	user := func(name string, groups ...string) credentials {
-		u, token, err := open.CreateServiceUser(t.Context(), store.Local, store.ServiceUser{Name: name, Active: true, Groups: groups}, &store.NewToken{})
+		u, token, err := open.store.CreateServiceUser(t.Context(), store.Local, store.ServiceUser{Name: name, Active: true, Groups: groups}, &store.NewToken{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -462,8 +462,8 @@ func TestCanConditions(t *testing.T) {
 	} {
 		rules = append(rules, must(access.ParseRule(text)))
 	}
-	id := must(open.CreateGroup(t.Context(), store.Local, store.Group{Name: "conditions", Mode: access.Enforce, Rules: rules})).ID
-	must(open.UpdateServiceUser(t.Context(), store.Local, g.none.id, 0, func(u *store.ServiceUser) error { u.Groups = []string{id}; return nil }))
+	id := must(open.store.CreateGroup(t.Context(), store.Local, store.Group{Name: "conditions", Mode: access.Enforce, Rules: rules})).ID
+	must(open.store.UpdateServiceUser(t.Context(), store.Local, g.none.id, 0, func(u *store.ServiceUser) error { u.Groups = []string{id}; return nil }))
 	for path, want := range map[string]bool{
 		"/header": true, "/proto": false, "/identity": false, "/credential": false, "/near": true, "/far": false, "/later": true, "/error": false, "/p/7": true, "/p/8": false,
 	} {
@@ -502,7 +502,7 @@ func TestExpiryNotice(t *testing.T) {
 		if tt.end != 0 {
 			end = time.Unix(tt.end, 0)
 		}
-		must(open.UpdateServiceUser(t.Context(), store.Local, g.none.id, 0, func(u *store.ServiceUser) error { u.ExpiresAt = end; return nil }))
+		must(open.store.UpdateServiceUser(t.Context(), store.Local, g.none.id, 0, func(u *store.ServiceUser) error { u.ExpiresAt = end; return nil }))
 		w, _ := g.ask("GET", "/x", "", g.none)
 		want := ""
 		if tt.want {

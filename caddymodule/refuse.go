@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/netip"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -15,7 +14,6 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
 
 	"github.com/serviceusers/caddy-service-users/access"
 )
@@ -249,19 +247,14 @@ func (h *Handler) note(r *http.Request, refused refusal) {
 			repl.Set("http.service_users.decision_id", refused.decisionID)
 		}
 	}
-	address := h.clientAddress(r, varsOf(r))
-	client := zap.Stringer("client_ip", address)
+	client := zap.Stringer("client_ip", h.clientAddress(r, varsOf(r)))
 	switch refused.status {
 	case http.StatusUnauthorized, http.StatusTooManyRequests:
-		counter, level := metrics.reasons[refused.reason], zap.InfoLevel
+		counter := metrics.reasons[refused.reason] // failedLogin has written the line of the log
 		if refused.status == http.StatusTooManyRequests {
 			counter = metrics.throttled
 		}
 		counter.Inc()
-		if refused.reason == access.NoCredential {
-			level = zap.DebugLevel // how a client that waits for the challenge begins
-		}
-		logFailure(h.log, level, refused.reason, refused.candidate, address)
 	case http.StatusForbidden:
 		metrics.reasons[refused.reason].Inc()
 		if c := h.log.Check(zap.InfoLevel, "not allowed"); c != nil {
@@ -282,14 +275,6 @@ func (h *Handler) note(r *http.Request, refused refusal) {
 		if c := h.log.Check(zap.InfoLevel, "request refused"); c != nil {
 			c.Write(client, zap.Int("status", refused.status), zap.String("why", refused.detail))
 		}
-	}
-}
-
-// logFailure writes the line that a failed authentication leaves in the log.
-// Programs such as fail2ban read it: message and fields, in this order, stay.
-func logFailure(log *zap.Logger, level zapcore.Level, reason access.Reason, login string, client netip.Addr) {
-	if c := log.Check(level, "authentication failed"); c != nil {
-		c.Write(zap.Stringer("client_ip", client), zap.Stringer("reason", reason), zap.String("login", withoutSecret(login)))
 	}
 }
 

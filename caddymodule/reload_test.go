@@ -327,7 +327,7 @@ func TestEarlyRequest(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer early.Destruct()
-	if open := <-got; open == nil || open.Store == nil {
+	if open := <-got; open == nil || open.store == nil {
 		t.Error("a request before the start got no store")
 	}
 
@@ -336,7 +336,7 @@ func TestEarlyRequest(t *testing.T) {
 	close(abandoned)
 	handle = storeHandle{shared: never, abandoned: abandoned}
 	if open := handle.live(context.Background()); open != nil {
-		t.Errorf("a configuration that never started got the store %s", open.Path())
+		t.Errorf("a configuration that never started got the store %s", open.store.Path())
 	}
 }
 

@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"regexp"
 	"slices"
@@ -36,7 +35,9 @@ func FuzzRequest(f *testing.F) {
 		received := r.RequestURI
 		h := &Handler{relax: access.Relax(relax)}
 		r = prepared(r)
-		action, further, problem := h.judge(r, varsOf(r), netip.Addr{})
+		rq := request{r: r, vars: varsOf(r)}
+		problem := h.judge(&rq)
+		action, further := rq.action, rq.further
 		if !problem.OK() {
 			switch problem.Status {
 			case 400, 405, 425, 501:
@@ -221,7 +222,7 @@ func FuzzKeptAuthorization(f *testing.F) {
 			return
 		}
 		r := &http.Request{Header: make(http.Header)}
-		h.keepForeign(r, []string{value})
+		h.keepForeign(&request{r: r, authorization: []string{value}})
 		if r.Header["Authorization"] == nil {
 			return
 		}
@@ -248,13 +249,13 @@ func TestKeepForeignLogsOnce(t *testing.T) {
 	h.log = zap.New(core)
 	for _, values := range [][]string{nil, {"Bearer ey.foreign"}, {basic("a", "b")}} {
 		r := &http.Request{Header: make(http.Header)}
-		if h.keepForeign(r, values); !slices.Equal(r.Header["Authorization"], values) || logs.Len() != 0 {
+		if h.keepForeign(&request{r: r, authorization: values}); !slices.Equal(r.Header["Authorization"], values) || logs.Len() != 0 {
 			t.Errorf("%q: got %q kept and %d lines, want all and none", values, r.Header["Authorization"], logs.Len())
 		}
 	}
 	for _, values := range [][]string{{"Basic\t" + basic(keptID, keptSecret)[6:]}, {"Basic x"}, {"Bearer a", "Bearer b"}, {"Bearer " + keptSecret}} {
 		r := &http.Request{Header: make(http.Header)}
-		if h.keepForeign(r, values); len(r.Header) != 0 {
+		if h.keepForeign(&request{r: r, authorization: values}); len(r.Header) != 0 {
 			t.Errorf("%q: got %q kept", values, r.Header)
 		}
 	}

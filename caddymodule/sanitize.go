@@ -90,10 +90,12 @@ var reserved = []stripGroup{
 		"Front-End-Https",
 		"X-SSL-*", "Ssl-Client-*", "X-Client-Cert*", "X-Forwarded-*",
 	}},
-	{"written here or by Caddy", "every spelling but this one", stripAliases, []string{
-		"X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Via", "X-Real-IP",
-	}},
+	{"written here or by Caddy", "every spelling but this one", stripAliases,
+		append(slices.Clone(forwardingHeaders), "Via", "X-Real-IP")},
 }
+
+// forwardingHeaders are the headers that Caddy writes itself for a peer that it does not trust.
+var forwardingHeaders = []string{"X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host"}
 
 // defaultPrefix begins the identity headers unless the operator sets header_prefix. It is removed
 // even then: a service_users handler before or behind this one may use it.
@@ -243,11 +245,10 @@ func (s *sanitizer) kindOf(folded []byte) stripKind {
 
 // essential lists headers without which a request would have another meaning. No prefix may remove
 // them.
-var essential = []string{
+var essential = append([]string{
 	"Host", "Content-Length", "Content-Type", "Content-Encoding", "Transfer-Encoding", "Trailer", "Expect", "Range",
-	"Accept", "Cookie", "Sec-WebSocket-Key", "Sec-WebSocket-Version", "Sec-WebSocket-Protocol", "X-Forwarded-For",
-	"X-Forwarded-Proto", "X-Forwarded-Host", "Via",
-}
+	"Accept", "Cookie", "Sec-WebSocket-Key", "Sec-WebSocket-Version", "Sec-WebSocket-Protocol", "Via",
+}, forwardingHeaders...)
 
 // MethodOverride is the problem of a request whose headers name another method.
 var MethodOverride = access.Problem{
@@ -330,11 +331,7 @@ func isMethodHeader(name string) bool {
 }
 
 func isCanonicalForwarded(name string) bool {
-	switch name {
-	case "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Via", "X-Real-Ip":
-		return true
-	}
-	return false
+	return name == "Via" || name == "X-Real-Ip" || slices.Contains(forwardingHeaders, name)
 }
 
 // isWebSocket reports whether r is a WebSocket handshake over HTTP/1.1 (RFC 6455, section 4.1)

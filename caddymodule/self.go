@@ -1,10 +1,13 @@
 package caddymodule
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"net/http"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -44,26 +47,31 @@ func (c *selfCorner) owns(path string) bool {
 }
 
 // serveSelf answers a request to a path that the corner owns.
-func (h *Handler) serveSelf(w http.ResponseWriter, r *http.Request, live *liveStore, p access.Principal, action access.Action) error {
-	live.Use(p, action.Now, action.Address, "")
+func (h *Handler) serveSelf(w http.ResponseWriter, rq *request) error {
+	r := rq.r
+	rq.live.store.Use(rq.principal, rq.action.Now, rq.address, "")
 	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
-		repl.Set("http.auth.user.id", p.ID()) // for the access log
+		repl.Set("http.auth.user.id", rq.principal.ID()) // for the access log
 	}
-	serve, allow := h.serveWho, "GET, HEAD"
-	switch r.URL.Path {
-	case h.self.path + "/can":
-		serve, allow = h.serveCan, "POST"
-	case h.self.path + "/rotate":
-		serve, allow = h.serveRotate, "POST"
-		if !h.self.rotate {
-			return selfProblem(w, r, http.StatusNotFound, "tokens cannot be rotated here; ask an admin for a new one")
-		}
+	rotate, can := r.URL.Path == h.self.path+"/rotate", r.URL.Path == h.self.path+"/can"
+	if rotate && !h.self.rotate {
+		return selfProblem(w, r, http.StatusNotFound, "tokens cannot be rotated here; ask an admin for a new one")
 	}
-	if r.Method != http.MethodPost && allow == "POST" || r.Method != http.MethodGet && r.Method != http.MethodHead && allow != "POST" {
-		w.Header().Set("Allow", allow)
-		return selfProblem(w, r, http.StatusMethodNotAllowed, "the methods here are: "+allow)
+	allow := []string{http.MethodGet, http.MethodHead}
+	if rotate || can {
+		allow = []string{http.MethodPost}
 	}
-	return serve(w, r, live, p)
+	switch {
+	case !slices.Contains(allow, r.Method):
+		methods := strings.Join(allow, ", ")
+		w.Header().Set("Allow", methods)
+		return selfProblem(w, r, http.StatusMethodNotAllowed, "the methods here are: "+methods)
+	case rotate:
+		return h.serveRotate(w, rq)
+	case can:
+		return h.serveCan(w, rq)
+	}
+	return h.serveWho(w, rq)
 }
 
 // who is the answer to "who am I".
@@ -82,8 +90,8 @@ type whoToken struct {
 	Retiring  bool       `json:"retiring"`
 }
 
-func (h *Handler) serveWho(w http.ResponseWriter, r *http.Request, live *liveStore, p access.Principal) error {
-	token := p.Token()
+func (h *Handler) serveWho(w http.ResponseWriter, rq *request) error {
+	p, token := rq.principal, rq.principal.Token()
 	out := who{
 		ID: p.ID(), Name: p.Name(), DisplayName: p.DisplayName(),
 		Groups: append([]string{}, p.Groups()...), Rules: []string{},
@@ -93,14 +101,14 @@ func (h *Handler) serveWho(w http.ResponseWriter, r *http.Request, live *liveSto
 		out.Token.ExpiresAt = orNull(time.Unix(at, 0).UTC())
 	}
 	seen := make(map[string]bool)
-	for _, rule := range live.Directory().Rules(p) {
+	for _, rule := range rq.directory.Rules(p) {
 		rule.When = ""
 		if text := rule.String(); !seen[text] {
 			seen[text] = true
 			out.Rules = append(out.Rules, text)
 		}
 	}
-	defer closeUnread(w, r)()
+	defer closeUnread(w, rq.r)()
 	return writeSelf(w, http.StatusOK, "application/json", out)
 }
 
@@ -115,30 +123,19 @@ type canOutput struct {
 	Allowed bool `json:"allowed"`
 }
 
-func (h *Handler) serveCan(w http.ResponseWriter, r *http.Request, live *liveStore, p access.Principal) error {
+func (h *Handler) serveCan(w http.ResponseWriter, rq *request) error {
 	var in canInput
-	if err := admin.DecodeJSON(w, r, maxSelfBody, &in); err != nil {
-		return selfError(w, r, err)
+	if err := admin.DecodeJSON(w, rq.r, maxSelfBody, &in); err != nil {
+		return selfError(w, rq.r, err)
 	}
-	if in.Host == "" {
-		in.Host = r.Host
-	}
-	if p := access.CheckMethod(in.Method); !p.OK() {
-		return selfProblem(w, r, http.StatusBadRequest, "method: "+p.Detail)
-	}
-	host, problem := access.CheckHost(in.Host)
+	action, problem := access.Judge(in.Method, cmp.Or(in.Host, rq.r.Host), in.Path, h.relax)
 	if !problem.OK() {
-		return selfProblem(w, r, http.StatusBadRequest, "host: "+problem.Detail)
+		return selfProblem(w, rq.r, http.StatusBadRequest, problem.Part+": "+problem.Advice())
 	}
-	path, problem := h.relax.CheckTarget(h.merged(in.Path))
-	if !problem.OK() {
-		return selfProblem(w, r, http.StatusBadRequest, "path: "+problem.Advice())
-	}
-	vars := varsOf(r)
-	action := access.Action{Method: in.Method, Host: host, Path: path, Address: h.clientAddress(r, vars), Header: conditionHeader(r, vars), Now: live.Now().Unix()}
-	free := h.public.Covers(action) || h.self.owns(path) || path == h.Ready // no rule is needed there
-	decision := live.Directory().Authorize(p, action)
-	allowed := free || decision.Allowed() || decision.Reason == access.NoRule && h.observes()
+	action.Address, action.Header, action.Now = rq.address, rq.action.Header, rq.action.Now
+	// These need no rule.
+	free := h.public.Covers(action) || h.self.owns(action.Path) || action.Path == h.Ready
+	allowed := free || !h.refuses(rq.directory.Authorize(rq.principal, action))
 	return writeSelf(w, http.StatusOK, "application/json", canOutput{allowed})
 }
 
@@ -151,18 +148,19 @@ type rotated struct {
 	RetiresAt *time.Time `json:"retires_at"` // the end of the token that was used to ask
 }
 
-func (h *Handler) serveRotate(w http.ResponseWriter, r *http.Request, live *liveStore, p access.Principal) error {
+func (h *Handler) serveRotate(w http.ResponseWriter, rq *request) error {
+	r, user := rq.r, rq.principal.ID()
 	if h.self.origin.Check(r) != nil {
 		return selfProblem(w, r, http.StatusForbidden, "a page of another origin must not rotate tokens")
 	}
 	if err := admin.DecodeJSON(w, r, maxSelfBody, new(struct{})); err != nil {
 		return selfError(w, r, err)
 	}
-	token := p.TokenID()
-	by := store.Actor{Name: p.ID(), Operation: store.NewOperationID()}
-	issued, old, err := live.RotateToken(r.Context(), by, p.ID(), token, h.self.grace)
+	token := rq.principal.TokenID()
+	by := store.Actor{Name: user, Operation: store.NewOperationID()}
+	issued, old, err := rq.live.store.RotateToken(r.Context(), by, user, token, h.self.grace)
 	fields := []zap.Field{
-		zap.Stringer("client_ip", h.clientAddress(r, varsOf(r))), zap.String("service_user", p.ID()), zap.String("token", token),
+		zap.Stringer("client_ip", rq.address), zap.String("service_user", user), zap.String("token", token),
 		zap.String("operation_id", by.Operation),
 	}
 	if err != nil {

@@ -54,7 +54,7 @@ func newCorner(t *testing.T, h Handler) *corner {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Close() })
-	c.open = &liveStore{Store: s}
+	c.open = &liveStore{store: s}
 	group := func(name string, mode access.Mode, rules ...string) store.Group {
 		g := store.Group{Name: name, Mode: mode}
 		for _, text := range rules {
@@ -88,7 +88,7 @@ func must[T any](v T, err error) T {
 
 // events returns the newest records of the audit trail.
 func (c *corner) events(n int) []store.AuditEvent {
-	list, _, err := c.open.AuditEvents(c.t.Context(), store.Local, store.AuditQuery{Limit: n})
+	list, _, err := c.open.store.AuditEvents(c.t.Context(), store.Local, store.AuditQuery{Limit: n})
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -97,11 +97,11 @@ func (c *corner) events(n int) []store.AuditEvent {
 
 // principal authenticates as the handler does.
 func (c *corner) principal(secret string) (access.Principal, bool) {
-	p, why := c.open.Directory().Authenticate(access.Credential{ID: c.user.ID, Secret: secret}, netip.Addr{}, c.now.Load())
+	p, why := c.open.store.Directory().Authenticate(access.Credential{ID: c.user.ID, Secret: secret}, netip.Addr{}, c.now.Load())
 	if why != access.Granted {
 		return p, false
 	}
-	c.open.Use(p, c.now.Load(), netip.Addr{}, "")
+	c.open.store.Use(p, c.now.Load(), netip.Addr{}, "")
 	return p, true
 }
 
@@ -127,7 +127,7 @@ func (c *corner) ask(secret, method, path, body string, header ...string) *http.
 		c.t.Fatalf("%s does not belong to the corner", r.URL.Path)
 	}
 	w := httptest.NewRecorder()
-	if err := c.h.serveSelf(w, r, c.open, p, access.Action{Now: c.now.Load()}); err != nil {
+	if err := c.h.serveSelf(w, c.request(r, p)); err != nil {
 		c.t.Errorf("%s %s: got the error %v", method, path, err)
 	}
 	resp := w.Result()
@@ -145,6 +145,14 @@ func (c *corner) ask(secret, method, path, body string, header ...string) *http.
 		c.t.Errorf("%s %s: got Content-Type %q, want %q", method, path, got, kind)
 	}
 	return resp
+}
+
+// request is a request of p as the handler hands it to the corner.
+func (c *corner) request(r *http.Request, p access.Principal) *request {
+	rq := &request{r: r, vars: varsOf(r), address: netip.MustParseAddr("192.0.2.7"), principal: p}
+	rq.use(c.open)
+	rq.directory = c.open.store.Directory()
+	return rq
 }
 
 // rotate asks for a successor that must be granted.
@@ -204,7 +212,7 @@ func TestSelfWho(t *testing.T) {
 	}
 
 	ctx := context.Background()
-	must(c.open.UpdateToken(ctx, store.Local, c.user.ID, c.own.ID, 0, func(k *store.Token) error {
+	must(c.open.store.UpdateToken(ctx, store.Local, c.user.ID, c.own.ID, 0, func(k *store.Token) error {
 		k.Groups, k.ExpiresAt = []string{c.readers.ID, c.watchers.ID}, time.Unix(c.now.Load()+60, 0)
 		return nil
 	}))
@@ -223,7 +231,7 @@ func TestSelfWho(t *testing.T) {
 		t.Errorf("the successor: got %+v", got)
 	}
 
-	u, issued, err := c.open.CreateServiceUser(ctx, store.Local, store.ServiceUser{Name: "empty", Active: true}, &store.NewToken{})
+	u, issued, err := c.open.store.CreateServiceUser(ctx, store.Local, store.ServiceUser{Name: "empty", Active: true}, &store.NewToken{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -343,7 +351,7 @@ func TestSelfRotate(t *testing.T) {
 	c := newCorner(t, Handler{Self: &Self{Path: "/_self", Rotate: true, Grace: 60e9}})
 	end := c.now.Load() + 3600
 	ctx := context.Background()
-	must(c.open.UpdateToken(ctx, store.Local, c.user.ID, c.own.ID, 0, func(k *store.Token) error { k.ExpiresAt = time.Unix(end, 0); return nil }))
+	must(c.open.store.UpdateToken(ctx, store.Local, c.user.ID, c.own.ID, 0, func(k *store.Token) error { k.ExpiresAt = time.Unix(end, 0); return nil }))
 	out := c.rotate(c.own.Secret)
 	if out.Replaces != c.own.ID || out.ExpiresAt == nil || out.ExpiresAt.Unix() != end || out.RetiresAt == nil || out.RetiresAt.Unix() != c.now.Load()+60 {
 		t.Errorf("got %+v", out)
@@ -419,7 +427,7 @@ func TestSelfRotateRefused(t *testing.T) {
 		{name: "a page elsewhere", want: "403 a page of another origin", header: "Sec-Fetch-Site: cross-site"},
 		{name: "another origin", want: "403 a page of another origin", header: "Origin: https://evil.example"},
 		{name: "refreshed by an admin", want: "409 the token has been replaced by another actor", before: func(c *corner) {
-			if _, _, err := c.open.RefreshToken(ctx, store.Local, c.user.ID, c.own.ID, 0, time.Hour); err != nil {
+			if _, _, err := c.open.store.RefreshToken(ctx, store.Local, c.user.ID, c.own.ID, 0, time.Hour); err != nil {
 				panic(err)
 			}
 		}},
@@ -428,7 +436,7 @@ func TestSelfRotateRefused(t *testing.T) {
 				c.rotate(c.own.Secret)
 			}
 		}},
-		{name: "no store", want: "503 the store cannot be changed right now", before: func(c *corner) { c.open.Close() }},
+		{name: "no store", want: "503 the store cannot be changed right now", before: func(c *corner) { c.open.store.Close() }},
 	} {
 		if row.self.Path == "" {
 			row.self = Self{Path: "/_self", Rotate: true}
@@ -437,7 +445,7 @@ func TestSelfRotateRefused(t *testing.T) {
 		if row.before != nil {
 			row.before(c)
 		}
-		revision := c.open.Directory().Revision()
+		revision := c.open.store.Directory().Revision()
 		var header []string
 		if row.header != "" {
 			header = append(header, row.header)
@@ -447,7 +455,7 @@ func TestSelfRotateRefused(t *testing.T) {
 		if wait := resp.Header.Get("Retry-After"); (wait != "") != (resp.StatusCode == 429 || resp.StatusCode == 503) {
 			t.Errorf("%s: got Retry-After %q", row.name, wait)
 		}
-		if got := c.open.Directory().Revision(); got != revision {
+		if got := c.open.store.Directory().Revision(); got != revision {
 			t.Errorf("%s: something was changed", row.name)
 		}
 	}
@@ -467,16 +475,16 @@ func (c *corner) askOwn(method, path, body string) *http.Response {
 func TestSelfRotateTooLate(t *testing.T) {
 	c := newCorner(t, Handler{})
 	p, _ := c.principal(c.own.Secret)
-	if err := c.open.RevokeToken(context.Background(), store.Local, c.user.ID, c.own.ID, 0); err != nil {
+	if err := c.open.store.RevokeToken(context.Background(), store.Local, c.user.ID, c.own.ID, 0); err != nil {
 		t.Fatal(err)
 	}
 	w := httptest.NewRecorder()
 	r := httptest.NewRequest("POST", "/_self/rotate", nil)
 	r = r.WithContext(context.WithValue(r.Context(), caddyhttp.VarsCtxKey, map[string]any{}))
-	if err := c.h.serveSelf(w, r, c.open, p, access.Action{Now: c.now.Load()}); err != nil || w.Code != 409 {
+	if err := c.h.serveSelf(w, c.request(r, p)); err != nil || w.Code != 409 {
 		t.Errorf("got status %d, %v", w.Code, err)
 	}
-	if n := len(must2(c.open.Tokens(context.Background(), store.Local, c.user.ID, "", 10))); n != 1 {
+	if n := len(must2(c.open.store.Tokens(context.Background(), store.Local, c.user.ID, "", 10))); n != 1 {
 		t.Errorf("got %d tokens, want 1", n)
 	}
 }
@@ -503,8 +511,8 @@ func TestSelfRotateRace(t *testing.T) {
 	}
 	wg.Wait()
 	live := 0
-	for _, k := range must2(c.open.Tokens(context.Background(), store.Local, c.user.ID, "", 100)) {
-		if k.State(c.open.Now()) == store.TokenActive {
+	for _, k := range must2(c.open.store.Tokens(context.Background(), store.Local, c.user.ID, "", 100)) {
+		if k.State(c.open.store.Now()) == store.TokenActive {
 			live++
 		}
 	}
@@ -520,7 +528,7 @@ func TestSelfRotateRace(t *testing.T) {
 func TestSelfNoteUse(t *testing.T) {
 	c := newCorner(t, Handler{})
 	p, _ := c.principal(c.own.Secret)
-	if n := testing.AllocsPerRun(100, func() { c.open.Use(p, c.now.Load(), netip.Addr{}, "") }); n != 0 || p.Unused() {
+	if n := testing.AllocsPerRun(100, func() { c.open.store.Use(p, c.now.Load(), netip.Addr{}, "") }); n != 0 || p.Unused() {
 		t.Errorf("got %v allocations, unused %t", n, p.Unused())
 	}
 }

@@ -96,14 +96,17 @@ func (all *streams) lookAgain() {
 }
 
 // begin returns a granted request as a stream. Its serve has to be called.
-func (all *streams) begin(h *Handler, w http.ResponseWriter, r *http.Request, p access.Principal, decision access.Decision, a access.Action, further []target) *stream {
-	st := &stream{all: all, handler: h, action: a, further: further, isHead: r.Method == http.MethodHead, isH2: r.ProtoMajor == 2}
+func (all *streams) begin(h *Handler, w http.ResponseWriter, rq *request, decision access.Decision) *stream {
+	st := &stream{
+		all: all, handler: h, action: rq.action, further: rq.further,
+		isHead: rq.r.Method == http.MethodHead, isH2: rq.r.ProtoMajor == 2,
+	}
 	st.ResponseWriter = w
-	st.identity.principal, st.identity.decision = p, decision
-	st.unread.Store(max(r.ContentLength, 0))
+	st.identity.principal, st.identity.decision = rq.principal, decision
+	st.unread.Store(max(rq.r.ContentLength, 0))
 	st.unsent.Store(-1)
-	if decision.Header || opensWebSocket(r) {
-		st.action.Header = http.Header(a.Header).Clone() // what serves the request may change it
+	if decision.Header || opensWebSocket(rq.r) {
+		st.action.Header = http.Header(rq.action.Header).Clone() // what serves the request may change it
 	} else {
 		st.action.Header, st.action.HeaderGone = nil, true
 	}

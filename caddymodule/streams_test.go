@@ -215,7 +215,8 @@ func newStream(t *testing.T, rule string) (all *streams, user store.ServiceUser,
 		go func() {
 			defer close(ended)
 			defer func() { _ = recover() }() // as the server does, when the stream is cut
-			st := all.begin(new(Handler), httptest.NewRecorder(), r, p, access.Decision{}, access.Action{Method: "GET", Host: "app.example", Path: "/v1/events"}, nil)
+			rq := &request{r: r, principal: p, action: access.Action{Method: "GET", Host: "app.example", Path: "/v1/events"}}
+			st := all.begin(new(Handler), httptest.NewRecorder(), rq, access.Decision{})
 			_ = st.serve(r, caddyhttp.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) error {
 				begun <- r.Context()
 				<-over

@@ -110,8 +110,16 @@ func indexFold(path, extension string) int {
 }
 
 // isPublic reports whether every target of a request needs no credential.
-func (h *Handler) isPublic(action access.Action, further []target) bool {
-	return h.public.Covers(action) && !slices.ContainsFunc(further, func(t target) bool { return !h.public.Covers(t.of(action)) })
+func (h *Handler) isPublic(rq *request) bool {
+	if !h.public.Covers(rq.action) {
+		return false
+	}
+	for _, t := range rq.further {
+		if !h.public.Covers(t.of(rq.action)) {
+			return false
+		}
+	}
+	return true
 }
 
 // refuses reports whether a decision keeps a request from the next handler.
@@ -122,18 +130,18 @@ func (h *Handler) refuses(d access.Decision) bool {
 // authorize decides about every target of a request, and counts what observing
 // changes. It returns the first decision that refuses, else the first without a
 // rule, else the one about the current target, and the action it is about.
-func (h *Handler) authorize(live *liveStore, directory *access.Directory, p access.Principal, action access.Action, further []target) (access.Action, access.Decision) {
+func (h *Handler) authorize(rq *request) (access.Action, access.Decision) {
 	var few [4]access.Decision
-	decisions := append(few[:0], directory.Authorize(p, action))
-	for _, t := range further {
-		decisions = append(decisions, directory.Authorize(p, t.of(action)))
+	decisions := append(few[:0], rq.directory.Authorize(rq.principal, rq.action))
+	for _, t := range rq.further {
+		decisions = append(decisions, rq.directory.Authorize(rq.principal, t.of(rq.action)))
 	}
 	which := slices.IndexFunc(decisions, h.refuses)
 	refused := which >= 0
 	if !refused {
 		which = max(0, slices.IndexFunc(decisions, func(d access.Decision) bool { return !d.Allowed() }))
 	}
-	decided, decision := action, decisions[which]
+	decided, decision := rq.action, decisions[which]
 	decision.Header = slices.ContainsFunc(decisions, func(d access.Decision) bool { return d.Header })
 	switch {
 	case decision.Allowed():
@@ -142,18 +150,18 @@ func (h *Handler) authorize(live *liveStore, directory *access.Directory, p acce
 		metrics.observed.Inc()
 	}
 	for i, d := range decisions {
-		a := action
+		action := rq.action
 		if i > 0 {
-			a = further[i-1].of(action)
+			action = rq.further[i-1].of(action)
 		}
 		if i == which {
-			decided = a
+			decided = action
 		}
 		if !refused && !d.Allowed() {
-			h.count(live, p, a, access.Decision{}, true)
+			h.count(rq, action, access.Decision{}, true)
 		}
 		if d.Would.Effect != "" {
-			h.count(live, p, a, d, false)
+			h.count(rq, action, d, false)
 		}
 	}
 	return decided, decision

@@ -4,7 +4,6 @@ import (
 	"context"
 	"net/http"
 	"net/http/httptest"
-	"net/netip"
 	"strings"
 	"testing"
 
@@ -84,11 +83,12 @@ func TestFurther(t *testing.T) {
 		h := &Handler{place: tt.place, relax: tt.relax}
 		r := rewritten(t, tt.original, tt.current)
 		r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer).Set("http.matchers.file.remainder", tt.remainder)
-		action, further, p := h.judge(r, varsOf(r), netip.Addr{})
+		rq := request{r: r, vars: varsOf(r)}
+		p := h.judge(&rq)
 		var got []string
-		for _, f := range further {
+		for _, f := range rq.further {
 			got = append(got, f.method, f.path)
-			if a := f.of(action); a.Method != f.method || a.Path != f.path || a.Host != action.Host {
+			if a := f.of(rq.action); a.Method != f.method || a.Path != f.path || a.Host != rq.action.Host {
 				t.Errorf("%s: the action is %v", tt.name, a)
 			}
 		}
@@ -210,7 +210,7 @@ func TestObserveEveryTarget(t *testing.T) {
 	}
 
 	g = newGuard(t, Handler{})
-	must(g.h.shared.live.Load().CreateGroup(t.Context(), store.Local, store.Group{
+	must(g.h.shared.live.Load().store.CreateGroup(t.Context(), store.Local, store.Group{
 		Name: "trial", Mode: access.Observe, MemberCondition: "true", Rules: []access.Rule{must(access.ParseRule("deny * /v1/admin/{rest...}"))},
 	}))
 	if w := g.askRewritten(g.reader, "GET /v1/admin/x", "GET /v1/index.php", nil); w.Code != 204 {
@@ -240,7 +240,7 @@ func TestStreamOfEveryTarget(t *testing.T) {
 				}
 			}()
 			g.askRewritten(g.reader, "GET /v1/original", "GET /v1/a.php/v1/info", func(w http.ResponseWriter, r *http.Request) error {
-				must(open.CreateGroup(t.Context(), store.Local, store.Group{
+				must(open.store.CreateGroup(t.Context(), store.Local, store.Group{
 					Name: "late", Mode: access.Enforce, MemberCondition: "true", Rules: []access.Rule{must(access.ParseRule(tt.deny))},
 				}))
 				open.streams.judgeAll()
