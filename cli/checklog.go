@@ -21,12 +21,13 @@ import (
 	"github.com/serviceusers/caddy-service-users/caddymodule"
 )
 
-// checkLogCommand adds "check-log", which tells before service users stand in
-// front of an API which of its requests they would refuse as ambiguous.
+// checkLogCommand adds "check-log". Before an operator puts service users in front of an API, it
+// reports the requests of the API's access log that would be refused as ambiguous.
 func (c *cli) checkLogCommand(root *cobra.Command) {
 	relax := access.RelaxByName()
 	chosen := make(map[string]*bool)
-	checkLog := c.localCommand(root, "check-log FILE", "Tells which requests of an access log would be refused as ambiguous",
+	checkLog := c.localCommand(root, "check-log FILE",
+		"Tells which requests of an access log would be refused as ambiguous",
 		"caddy service-user check-log access.log --allow-semicolon", 1, 1,
 		func(args []string) error {
 			var allow access.Relax
@@ -53,19 +54,20 @@ func (c *cli) checkLogCommand(root *cobra.Command) {
 	checkLog.Long = `Tells which requests of an access log would be refused as ambiguous, why, and
 which options would let them pass. It reads the JSON that Caddy writes, the
 common and combined formats, and lines such as "GET /path"; "-" is the standard
-input. Queries and what looks like a secret are not printed.`
+input. It does not print queries and tokens of service users.`
 	for _, name := range slices.Sorted(maps.Keys(relax)) {
-		chosen[name] = checkLog.Flags().Bool(strings.ReplaceAll(name, "_", "-"), false, "check as with the option "+name)
+		flag := strings.ReplaceAll(name, "_", "-")
+		chosen[name] = checkLog.Flags().Bool(flag, false, "check as with the option "+name)
 	}
 }
 
-// logCheck is what became of a log. Requests are told apart by the reason, of
-// which there are few, so that a log of any size fits.
+// logCheck is the result for a log. It groups requests by the reason for their refusal: there are
+// few reasons, so a log of any size fits into memory.
 type logCheck struct {
 	Checked int         `json:"checked"`
 	Pass    int         `json:"pass"`
 	Refused int         `json:"refused"`
-	Other   int         `json:"other_lines"` // that are no request
+	Other   int         `json:"other_lines"` // lines without a request
 	Reasons []logReason `json:"reasons"`
 }
 
@@ -74,11 +76,11 @@ type logReason struct {
 	Count   int      `json:"count"`
 	Status  int      `json:"status"`
 	Why     string   `json:"why"`
-	Options []string `json:"options"` // that together let its requests pass; none do if empty
+	Options []string `json:"options"` // the options that together let the requests pass; empty if none do
 	Example string   `json:"example"`
 }
 
-// longestLine is the longest line of a log that is looked at.
+// longestLine is the longest line of a log that checkLog reads.
 const longestLine = 1 << 20
 
 // checkLog reads a log to its end, line by line.
@@ -129,7 +131,7 @@ func (l *logCheck) add(line []byte, allow access.Relax, reasons map[string]*logR
 	why, options := generalReason(p.Detail), r.optionsFor(p, allow)
 	key := fmt.Sprint(p.Status, why, options)
 	if reasons[key] == nil {
-		reasons[key] = &logReason{Status: p.Status, Why: why, Options: options, Example: r.example()}
+		reasons[key] = &logReason{Status: p.Status, Why: why, Options: options, Example: r.example(p)}
 	}
 	reasons[key].Count++
 }
@@ -138,48 +140,36 @@ var positions = regexp.MustCompile(` at position \d+`)
 var codePoints = regexp.MustCompile(`U\+[0-9A-F]{4,6}`)
 var escapes = regexp.MustCompile(`%[0-9A-Fa-f]{2}`)
 
-// generalReason leaves out of a reason what differs from request to request.
+// generalReason removes the parts of a reason that differ from request to request.
 func generalReason(detail string) string {
 	detail = codePoints.ReplaceAllString(positions.ReplaceAllString(detail, ""), "a character")
 	return escapes.ReplaceAllStringFunc(detail, strings.ToUpper)
 }
 
-// loggedRequest is what a log tells of a request.
+// loggedRequest is the part of a request that a log has.
 type loggedRequest struct {
 	method, target string
-	host           string // "" is unknown
-	authorizations int    // how many Authorization fields it had, as far as known
-	overridden     bool   // whether a header named another method, as far as known
+	host           string // "" if unknown
+	authorizations int    // the number of Authorization fields, if the log has headers
+	overridden     bool   // a header names another method, if the log has headers
 }
 
-// problem judges a request as [Handler] does.
+// problem judges a request as the handler does.
 func (r loggedRequest) problem(allow access.Relax) access.Problem {
-	if p := access.CheckMethod(r.method); !p.OK() {
+	_, p := access.Judge(r.method, cmp.Or(r.host, "localhost"), r.target, allow)
+	switch {
+	case !p.OK():
 		return p
-	}
-	if r.host != "" {
-		if _, p := access.CheckHost(r.host); !p.OK() {
-			return p
-		}
-	}
-	target := r.target
-	if allow&access.MergedSlashes != 0 {
-		target = access.MergeSlashes(target)
-	}
-	if _, p := allow.CheckTarget(target); !p.OK() {
-		return p
-	}
-	if r.authorizations > 1 {
-		return access.Problem{Status: 400, Detail: "the request has more than one Authorization field"}
-	}
-	if r.overridden {
+	case r.overridden:
 		return caddymodule.MethodOverride
+	case r.authorizations > 1:
+		return caddymodule.TwoCredentials
 	}
-	return access.Problem{}
+	return p
 }
 
-// optionsFor returns the options that together let a request pass: the one that
-// its first problem names may only lead to the next.
+// optionsFor returns the options that together let a request pass: with the option of its first
+// problem, a request may have a second one.
 func (r loggedRequest) optionsFor(p access.Problem, allow access.Relax) []string {
 	options := []string{}
 	for p.Option != "" {
@@ -192,62 +182,55 @@ func (r loggedRequest) optionsFor(p access.Problem, allow access.Relax) []string
 	return []string{}
 }
 
+var (
+	// combinedLine is a line of the common or the combined format, up to the request line.
+	combinedLine = regexp.MustCompile(`^[^"\[]*\[[^\]]*\] "((?:[^"\\]|\\.)*)"`)
+	// plainLine is a line with a request only; without a version, the method is in upper case.
+	plainLine   = regexp.MustCompile(`^([A-Z][A-Z_-]* (/\S*|\*|[a-z]+://\S*)|[A-Za-z_-]+ (/|\*|[a-z]+://).* HTTP/\d(\.\d)?)$`)
+	requestLine = regexp.MustCompile(`(?s)^(\S+) (.+?)( HTTP/\d(?:\.\d)?)?$`)
+)
+
 // parseLogLine finds the request in a line.
 func parseLogLine(line []byte) (loggedRequest, bool) {
-	if i := bytes.Index(line, []byte("\t{")); i >= 0 && bytes.Contains(line[:i], []byte("http.log.access")) {
-		line = line[i+1:] // Caddy's format for the console
-	}
 	if line[0] == '{' {
 		return parseJSONLine(line)
 	}
 	text := string(line)
-	if _, quoted, ok := strings.Cut(text, `"`); ok {
-		if r, ok := parseRequestLine(unquoteLog(quoted)); ok {
-			return r, true
+	quoted := combinedLine.FindStringSubmatch(text)
+	if quoted != nil {
+		text = quoted[1]
+		// Apache and nginx escape bytes as Go does, such as \xff.
+		if unquoted, err := strconv.Unquote(`"` + text + `"`); err == nil {
+			text = unquoted
 		}
-	}
-	if !plainRequest.MatchString(text) {
+	} else if !plainLine.MatchString(text) {
 		return loggedRequest{}, false
 	}
-	r, ok := parseRequestLine(text)
-	if !ok {
-		r.method, r.target, _ = strings.Cut(text, " ")
+	m := requestLine.FindStringSubmatch(text)
+	if m == nil || quoted != nil && m[3] == "" {
+		return loggedRequest{}, false
 	}
-	return r, true
+	return loggedRequest{method: m[1], target: m[2]}, true
 }
-
-// plainRequest is a request on a line of its own.
-var plainRequest = regexp.MustCompile(`^([A-Z][A-Z_-]* (/\S*|\*|[a-z]+://\S*)|[A-Za-z_-]+ (/|\*|[a-z]+://).* HTTP/\d(\.\d)?)$`)
 
 func parseJSONLine(line []byte) (r loggedRequest, ok bool) {
 	var entry struct {
-		Logger  string          `json:"logger"`
-		Request json.RawMessage `json:"request"`
+		Logger  string `json:"logger"`
+		Request struct {
+			Method  string         `json:"method"`
+			URI     string         `json:"uri"`
+			Host    string         `json:"host"`
+			Headers map[string]any `json:"headers"` // a filter of the log may replace a list
+		} `json:"request"`
 	}
-	if json.Unmarshal(line, &entry) != nil || len(entry.Request) == 0 {
+	if json.Unmarshal(line, &entry) != nil || entry.Request.Method == "" || entry.Request.URI == "" {
 		return r, false
 	}
 	if entry.Logger != "" && !strings.HasPrefix(entry.Logger, "http.log.access") {
 		return r, false // an error of a request that has a line of its own
 	}
-	if entry.Request[0] == '"' { // as people configure other servers
-		var text string
-		if json.Unmarshal(entry.Request, &text) != nil {
-			return r, false
-		}
-		return parseRequestLine(text)
-	}
-	var request struct {
-		Method  string         `json:"method"`
-		URI     string         `json:"uri"`
-		Host    string         `json:"host"`
-		Headers map[string]any `json:"headers"`
-	}
-	if json.Unmarshal(entry.Request, &request) != nil || request.Method == "" || request.URI == "" {
-		return r, false
-	}
-	r = loggedRequest{method: request.Method, target: request.URI, host: request.Host}
-	for name, list := range request.Headers {
+	r = loggedRequest{method: entry.Request.Method, target: entry.Request.URI, host: entry.Request.Host}
+	for name, list := range entry.Request.Headers {
 		values, _ := list.([]any)
 		if name == "Authorization" {
 			r.authorizations = len(values)
@@ -260,83 +243,28 @@ func parseJSONLine(line []byte) (r loggedRequest, ok bool) {
 	return r, true
 }
 
-// parseRequestLine splits "GET /path HTTP/1.1".
-func parseRequestLine(text string) (r loggedRequest, ok bool) {
-	m := requestLine.FindStringSubmatch(text)
-	if m == nil {
-		return r, false
-	}
-	return loggedRequest{method: m[1], target: m[2]}, true
-}
-
-var requestLine = regexp.MustCompile(`(?s)^(\S+) (.+) HTTP/\d(?:\.\d)?$`)
-
-// unquoteLog reads a quoted string of Apache or nginx up to its closing quote.
-func unquoteLog(s string) string {
-	var out []byte
-	for i := 0; i < len(s) && s[i] != '"'; i++ {
-		if s[i] != '\\' || i+1 == len(s) {
-			out = append(out, s[i])
-			continue
-		}
-		i++
-		if s[i] == 'x' && i+2 < len(s) {
-			if b, err := strconv.ParseUint(s[i+1:i+3], 16, 8); err == nil {
-				out = append(out, byte(b))
-				i += 2
-				continue
-			}
-		}
-		if control := strings.IndexByte("btnvfr", s[i]); control >= 0 {
-			out = append(out, "\b\t\n\v\f\r"[control])
-		} else {
-			out = append(out, s[i])
-		}
-	}
-	return string(out)
-}
-
-// example shows a request in visible ASCII, without what may be secret: the
-// query, parameters, and whatever is as long as a token.
-func (r loggedRequest) example() string {
-	method := r.method
-	if !plainMethod.MatchString(method) {
-		method = "…"
-	}
-	target := strconv.QuoteToASCII(r.target)
-	target = target[1 : len(target)-1]
-	if scheme, _, ok := strings.Cut(target, "://"); ok && plainMethod.MatchString(scheme) {
-		target = scheme + "://…"
-	} else if target[0] != '/' && target != "*" {
-		target = "…"
-	}
-	text := method + " " + mask(target)
-	if _, p := access.CheckHost(r.host); r.host != "" && !p.OK() {
-		text += " Host: " + mask(strconv.QuoteToASCII(r.host))
-	}
-	return cell(text)
-}
-
-var plainMethod = regexp.MustCompile(`^[A-Za-z-]{1,32}$`)
-
+// longestExample is the longest example, in bytes.
 const longestExample = 100
 
-// mask leaves out of a target what may be secret.
-func mask(target string) string {
-	target = queries.ReplaceAllString(target, "$1…")
-	target = parameters.ReplaceAllString(target, "$1…")
-	target = access.MaskSecrets(longWords.ReplaceAllString(target, "$1$2…"))
-	if len(target) > longestExample {
-		target = strings.ToValidUTF8(target[:longestExample], "") + "…"
+// example shows a request with the problem p, without its query and without secrets.
+func (r loggedRequest) example(p access.Problem) string {
+	target, _, query := strings.Cut(r.target, "?")
+	if query {
+		target += "?…"
 	}
-	return target
+	if !strings.HasPrefix(target, "/") {
+		target = "…" // a password can be in an absolute URL
+	}
+	text := r.method + " " + target
+	if p.Part == "host" {
+		text += " Host: " + r.host
+	}
+	text = cell(access.MaskSecrets(text))
+	if len(text) > longestExample {
+		text = strings.ToValidUTF8(text[:longestExample], "") + "…"
+	}
+	return text
 }
-
-var (
-	queries    = regexp.MustCompile(`(?i)(\?|#|%(?:25)*3f|%(?:25)*23).*`)
-	parameters = regexp.MustCompile(`(?i)((?:;|%(?:25)*3b)[^/;=%]*(?:=|%(?:25)*3d))[^/;]+`)
-	longWords  = regexp.MustCompile(`(csu_)[0-9A-Za-z]+|([0-9A-Za-z_-]{4})[0-9A-Za-z_-]{28,}`)
-)
 
 func (c *cli) printCheck(l logCheck) error {
 	err := c.print(l, func(w io.Writer) {
