@@ -32,6 +32,10 @@ const OperationHeader = "Ngrok-Operation-Id"
 // it; "" and null empty the field. Unknown fields and parameters are refused. Lists come in pages.
 // Times are in RFC 3339 and UTC, durations have the form 90d or 36h.
 type API struct {
+	// Sites returns the options of the guarded site that serves a host name, or the reason for
+	// which they are not known. It is nil where no Caddy runs, as over a store file.
+	Sites func(host string) (access.Relax, error)
+
 	store  *store.Store
 	recall *access.Recall
 	log    *zap.Logger

@@ -1,8 +1,6 @@
 package admin
 
 import (
-	"cmp"
-	"context"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -31,6 +29,9 @@ type ExplainInput struct {
 	URL string `json:"url,omitzero"`
 	// the address of the client, for conditions and allowed_ips; "" matches every allowed_ips
 	RemoteIP string `json:"remote_ip,omitzero"`
+	// the host name of a guarded site, for its options: without it, the request is judged by
+	// the strictest ones; a URL without a host gets this one
+	Site string `json:"site,omitzero"`
 	// the headers of the request, for conditions
 	Headers map[string]string `json:"headers,omitzero"`
 }
@@ -131,7 +132,7 @@ func (a *API) explain(c *call, in ExplainInput) (Explanation, error) {
 	if _, err := a.store.ServiceUser(c.Context(), c.by, in.ServiceUserID, false); err != nil {
 		return Explanation{}, err
 	}
-	action, problem, err := a.action(in.Method, in.URL, in.RemoteIP)
+	action, problem, err := a.action(in.Method, in.URL, in.RemoteIP, in.Site)
 	if err != nil {
 		return Explanation{}, err
 	}
@@ -150,7 +151,7 @@ func (a *API) explain(c *call, in ExplainInput) (Explanation, error) {
 			"the service user has no such token, or it was revoked long ago")
 	}
 	out := Explanation{
-		ServiceUserID: in.ServiceUserID, Method: action.Method, Host: action.Host, Path: action.Path,
+		ServiceUserID: in.ServiceUserID, Method: action.Method, Host: action.Host, Path: access.PlainPath(action.Path),
 		Considered: []ConsideredRule{}, Revision: d.Revision(),
 	}
 	if !problem.OK() {
@@ -173,7 +174,7 @@ func (a *API) explain(c *call, in ExplainInput) (Explanation, error) {
 // may be about any service user.
 func (a *API) explainDecision(c *call, in ExplainInput) (Explanation, error) {
 	if in.ServiceUserID != "" || in.TokenID != "" || in.Method != "" || in.URL != "" || in.RemoteIP != "" ||
-		in.Headers != nil {
+		in.Site != "" || in.Headers != nil {
 		return Explanation{}, invalidField("decision_id",
 			"must be the only field: the decision determines the others")
 	}
@@ -291,276 +292,60 @@ func invalidField(name, msg string) *Error {
 	return NewError(http.StatusBadRequest, "ERR_INVALID_VALUE", msg).field(name)
 }
 
-// action builds an action from the texts of a query or body. problem is the reason for which the
-// data path would refuse the request before any rule, such as a path with "..". err is for texts
-// that no request can have.
-func (a *API) action(method, target, remoteIP string) (action access.Action, problem access.Problem, err error) {
-	action = access.Action{Method: method, Now: a.store.Now().Unix()}
-	if problem = access.CheckMethod(method); method == "" || problem.Status == http.StatusBadRequest {
-		return action, problem, invalidField("method", "is not a method such as GET")
-	}
+// action judges the texts of a query or body as the data path judges a request. problem is the reason
+// for which the data path would refuse the request before any rule, such as a path with "..". err is
+// for texts that no request can have.
+//
+// site is the host of a guarded site, or "". Its options then apply, and a URL without a host has that
+// host.
+func (a *API) action(method, target, remoteIP, site string) (
+	action access.Action, problem access.Problem, err error,
+) {
+	var address netip.Addr
 	if remoteIP != "" {
-		if action.Address, err = netip.ParseAddr(remoteIP); err != nil {
+		if address, err = netip.ParseAddr(remoteIP); err != nil {
 			return action, problem, invalidField("remote_ip", "is not an address such as 192.0.2.7")
+		}
+	}
+	// Judge needs a host. Without one, only the rules that name no host apply.
+	var relax access.Relax
+	host, known := "localhost", site != ""
+	if known {
+		if host, problem = access.CheckHost(site); !problem.OK() {
+			return action, problem, invalidField("site", problem.Detail)
+		}
+		if a.Sites == nil {
+			return action, problem, invalidField("site",
+				"is not known here: only a running Caddy knows the options of its sites")
+		}
+		if relax, err = a.Sites(host); err != nil {
+			return action, problem, invalidField("site", err.Error())
 		}
 	}
 	for _, scheme := range []string{"http://", "https://"} {
 		if rest, absolute := strings.CutPrefix(target, scheme); absolute {
-			host, path, _ := strings.Cut(rest, "/")
-			clean, bad := access.CheckHost(host)
-			if !bad.OK() {
-				return action, problem, invalidField("url", bad.Detail)
+			authority, path, _ := strings.Cut(rest, "/")
+			if name, p := access.CheckHost(authority); p.OK() && known && name != host {
+				return action, problem, invalidField("url", "has another host than the site")
 			}
-			action.Host, target = clean, "/"+path
+			host, known, target = authority, true, "/"+path
 		}
 	}
-	if !strings.HasPrefix(target, "/") {
-		return action, problem, invalidField("url",
-			"is neither a path such as /v1/people/7 nor an absolute URL such as "+
-				"https://api.example.com/v1/people/7")
-	}
-	action.Path = target
-	path, bad := access.CheckTarget(target)
+	action, problem = access.Judge(method, host, target, relax)
 	switch {
+	case problem.Part == "method" && problem.Status == http.StatusBadRequest:
+		err = invalidField("method", "is not a method such as GET")
+	case problem.Part == "host":
+		err = invalidField("url", problem.Detail)
+	case !strings.HasPrefix(target, "/"):
+		err = invalidField("url", "is neither a path such as /v1/people/7 nor an absolute URL such as "+
+			"https://api.example.com/v1/people/7")
 	case !problem.OK():
-	case !bad.OK():
-		problem = bad
-	default:
-		action.Path = path
+		action = access.Action{Method: method, Host: host, Path: target}
 	}
-	return action, problem, nil
-}
-
-// Access shows the rules that apply to a service user, by permission group.
-type Access struct {
-	ServiceUserID    string        `json:"service_user_id"`   // the service user
-	PermissionGroups []AccessGroup `json:"permission_groups"` // all groups of the service user, from any source
-	URI              string        `json:"uri"`               // the path of this answer
-}
-
-// AccessGroup is a permission group of a service user, with the rules that apply through it.
-type AccessGroup struct {
-	GroupRef
-	// the way in which the service user is a member: name, condition or default; doubt if the
-	// condition cannot be evaluated, so that only the denies of the group apply
-	Source string `json:"source"`
-	// the rules that apply to the service user
-	Rules []Rule `json:"rules"`
-}
-
-// access returns the permission groups of a service user, with the rules that apply through them.
-func (a *API) access(c *call, _ None) (Access, error) {
-	id, err := c.id("id", "service")
-	if err != nil {
-		return Access{}, err
+	if !known {
+		action.Host = ""
 	}
-	if _, err := a.store.ServiceUser(c.Context(), c.by, id, false); err != nil {
-		return Access{}, err
-	}
-	out := Access{ServiceUserID: id, PermissionGroups: []AccessGroup{}, URI: c.URL.Path}
-	d := a.store.Directory()
-	u, ok := d.User(id)
-	if !ok {
-		return Access{}, errNotFound
-	}
-	for _, m := range d.Memberships(u) {
-		if !c.sees(m.Group) {
-			continue
-		}
-		g := AccessGroup{GroupRef: refTo(m.Group), Source: string(m.Source), Rules: []Rule{}}
-		for _, r := range m.Group.Rules {
-			if m.Source != access.InDoubt || r.Effect == access.Deny {
-				g.Rules = append(g.Rules, showRule(m.Group.ID, r))
-			}
-		}
-		out.PermissionGroups = append(out.PermissionGroups, g)
-	}
-	return out, nil
-}
-
-// WhoCanQuery describes a request that a service user might make.
-type WhoCanQuery struct {
-	ListQuery
-	Method   string `query:"method" required:"true"` // the method of the request, such as GET
-	URL      string `query:"url" required:"true"`    // a path, or an absolute URL if rules name hosts
-	RemoteIP string `query:"remote_ip"`              // the address of the client; absent matches every allowed_ips
-}
-
-// WhoCan lists the service users that may make a request.
-type WhoCan struct {
-	ServiceUsers []WhoCanUser `json:"service_users"` // newest first
-	Page
-}
-
-// WhoCanUser is a service user that may make the request, with the rule that allows it.
-type WhoCanUser struct {
-	ID              string    `json:"id"`               // service_…
-	URI             string    `json:"uri"`              // the path of the service user in this API
-	Name            string    `json:"name"`             // unique
-	Rule            *Rule     `json:"rule"`             // the rule that allows it; null if you may not see the rule
-	PermissionGroup *GroupRef `json:"permission_group"` // the group of the rule; null if you may not see the rule
-}
-
-// maxWhoCan limits the time for one who_can request. The conditions for one service user take up to
-// 10 ms or so.
-const maxWhoCan = 5 * time.Second
-
-// whoCan lists the service users that may make a request, newest first.
-func (a *API) whoCan(c *call, q WhoCanQuery) (WhoCan, error) {
-	limit, err := q.limit()
-	if err != nil {
-		return WhoCan{}, err
-	}
-	before, err := q.before(store.ValidID, "service")
-	if err != nil {
-		return WhoCan{}, err
-	}
-	action, problem, err := a.action(q.Method, q.URL, q.RemoteIP)
-	if err != nil {
-		return WhoCan{}, err
-	}
-	done, err := a.heavy.take(c.Context(), c.by.Name)
-	if err != nil {
-		return WhoCan{}, err
-	}
-	defer done()
-	list := []WhoCanUser{}
-	d := a.store.Directory()
-	var users []*access.User
-	if problem.OK() { // no service user can make a request that is refused before any rule
-		d.Users(func(u *access.User) {
-			if (before == "" || u.ID < before) && (c.by.Scope == nil || c.by.Scope.Shares(u.Teams)) {
-				users = append(users, u)
-			}
-		})
-		slices.SortFunc(users, func(a, b *access.User) int { return strings.Compare(b.ID, a.ID) })
-	}
-	deadline := time.Now().Add(maxWhoCan)
-	for _, u := range users {
-		if len(list) > limit {
-			break // one more than the page: there is a next page
-		}
-		if err := context.Cause(c.Context()); err != nil {
-			return WhoCan{}, err
-		}
-		if time.Now().After(deadline) {
-			return WhoCan{}, NewError(http.StatusBadRequest, "ERR_TOO_COSTLY",
-				"the conditions of rules for this path take too long for so many service users; "+
-					"ask about some of them by explain, or make the conditions simpler").
-				field("url")
-		}
-		p, reason := d.Principal(u.ID, "", action.Address, action.Now)
-		if reason != access.Granted {
-			continue
-		}
-		decision := d.Authorize(p, action)
-		if !decision.Allowed() {
-			continue
-		}
-		who := WhoCanUser{ID: u.ID, URI: "/service_users/" + u.ID, Name: u.Name}
-		if c.sees(decision.Group) {
-			rule, group := showRule(decision.Group.ID, *decision.Rule), refTo(decision.Group)
-			who.Rule, who.PermissionGroup = &rule, &group
-		}
-		list = append(list, who)
-	}
-	more := len(list) > limit
-	last := ""
-	if more {
-		list = list[:limit]
-		last = list[limit-1].ID
-	}
-	return WhoCan{list, page(c, more, last, limit)}, nil
-}
-
-// WouldDenyQuery chooses counts of observe mode.
-type WouldDenyQuery struct {
-	Would         access.Effect `query:"would" default:"deny"` // the decision of mode enforce: deny or allow
-	ServiceUserID string        `query:"service_user_id"`      // only requests of this service user
-}
-
-// WouldDenyList is the list of counts of observe mode on this node, since the node started or its
-// counts were reset.
-type WouldDenyList struct {
-	WouldDeny  []WouldDeny `json:"would_deny"`  // most frequent first
-	NotCounted int64       `json:"not_counted"` // the number of requests that exceeded the limit of kinds
-	Page
-}
-
-// WouldDeny counts requests of one kind that mode enforce would have decided differently.
-type WouldDeny struct {
-	// the service user that made the requests
-	ServiceUserID string `json:"service_user_id"`
-	// the name of the service user
-	Name string `json:"name"`
-	// the method of the requests
-	Method string `json:"method"`
-	// a pattern for the paths of the requests; segments that look like ids are parameters
-	Path string `json:"path"`
-	// the path of the last request
-	Example string `json:"example"`
-	// the decision of mode enforce: "deny" or "allow"
-	Would access.Effect `json:"would"`
-	// the group in mode observe; null if the site is in mode observe
-	PermissionGroup *GroupRef `json:"permission_group"`
-	// the id of the rule that would have decided; "" if no rule allows the requests
-	RuleID string `json:"rule_id"`
-	// the number of requests
-	Count int64 `json:"count"`
-	// the time of the first request
-	FirstAt time.Time `json:"first_at"`
-	// the time of the last request
-	LastAt time.Time `json:"last_at"`
-	// the smallest rule that would allow the requests; "" if a rule would decide them already
-	Grant string `json:"grant"`
-}
-
-// wouldDeny lists requests that observe mode has counted because mode enforce would have decided
-// them differently.
-func (a *API) wouldDeny(c *call, q WouldDenyQuery) (WouldDenyList, error) {
-	effect := cmp.Or(q.Would, access.Deny)
-	if effect != access.Deny && effect != access.Allow {
-		return WouldDenyList{}, invalidField("would", "must be deny or allow")
-	}
-	if q.ServiceUserID != "" && !store.ValidID("service", q.ServiceUserID) {
-		return WouldDenyList{}, invalidField("service_user_id", "is not an id that begins with service_")
-	}
-	counted, missed := a.recall.Observed()
-	list := WouldDenyList{WouldDeny: []WouldDeny{}, NotCounted: missed, Page: page(c, false, "", 0)}
-	d := a.store.Directory()
-	for _, o := range counted {
-		u, ok := d.User(o.UserID)
-		if o.Effect != effect || q.ServiceUserID != "" && o.UserID != q.ServiceUserID ||
-			!ok || c.by.Scope != nil && !c.by.Scope.Shares(u.Teams) {
-			continue
-		}
-		w := WouldDeny{
-			ServiceUserID: o.UserID, Name: u.Name, Method: o.Method, Path: o.Pattern, Example: o.Path,
-			Would: o.Effect, RuleID: o.RuleID, Count: o.Count,
-			FirstAt: o.First.UTC().Truncate(time.Second), LastAt: o.Last.UTC().Truncate(time.Second),
-		}
-		if o.RuleID == "" { // otherwise a rule decides, and a further allow would not change that
-			w.Grant = o.Grant()
-		}
-		if o.GroupID != "" {
-			g, ok := d.Group(o.GroupID)
-			if !ok || !c.sees(g) {
-				continue // the group was deleted and will not be enforced, or the actor may not see it
-			}
-			ref := refTo(g)
-			w.PermissionGroup = &ref
-		}
-		list.WouldDeny = append(list.WouldDeny, w)
-	}
-	return list, nil
-}
-
-// forgetWouldDeny resets the counts of observe mode on this node to zero. This operation requires
-// the rights of an admin.
-func (a *API) forgetWouldDeny(c *call, _ None) (None, error) {
-	if c.by.Scope != nil {
-		return None{}, &store.Error{Kind: store.ErrNotAllowed, Msg: "only an admin may reset the counts"}
-	}
-	a.recall.ForgetObserved()
-	return None{}, nil
+	action.Address, action.Now = address, a.store.Now().Unix()
+	return action, problem, err
 }

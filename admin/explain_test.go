@@ -2,6 +2,7 @@ package admin
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -270,6 +271,44 @@ func TestExplain(t *testing.T) {
 		if e := s.explain(fmt.Sprintf(`{"service_user_id":"service_1","method":"GET","url":%q}`, url)); e.Host+" "+e.Path != want {
 			t.Errorf("%s: got host and path %q, want %q", url, e.Host+" "+e.Path, want)
 		}
+	}
+}
+
+// TestExplainSite: with a site, a request is judged by the options of that site.
+func TestExplainSite(t *testing.T) {
+	s := people(t)
+	const post, user = `POST /service_users/explain `, `"service_user_id":"service_1","method":"GET",`
+	s.run(r(post+`{`+user+`"url":"/","site":"api.example.com"}`, `400 ERR_INVALID_VALUE [site] is not known here: only a running Caddy knows the options of its sites`))
+	var asked string
+	s.api.Sites = func(host string) (access.Relax, error) {
+		asked = host
+		if host == "strict.example.com" {
+			return 0, nil
+		}
+		if host != "api.example.com" {
+			return 0, errors.New("serves nothing")
+		}
+		return access.MergedSlashes | access.EncodedSlash, nil
+	}
+	s.run(
+		r(post+`{`+user+`"url":"/v1//people/7","site":"API.example.com:8443"}`, `200 {"decision":"allow","host":"api.example.com","path":"/v1/people/7"}`),
+		r(post+`{`+user+`"url":"/h/1","site":"api.example.com"}`, `200 {"decision":"allow","host":"api.example.com"}`), // a rule with a host
+		r(post+`{`+user+`"url":"https://api.example.com:8443//h/1","site":"api.example.com"}`, `200 {"decision":"allow","host":"api.example.com","path":"/h/1"}`),
+		r(post+`{`+user+`"url":"/v1/people/a%2Fb","site":"api.example.com"}`, `200 {"decision":"allow","path":"/v1/people/a/b"}`),
+		r(post+`{`+user+`"url":"/v1/people%2F7","site":"api.example.com"}`, `200 {"decision":"deny","reason":"no_rule"}`),
+		r(post+`{`+user+`"url":"/v1/people/7;x","site":"api.example.com"}`, `200 {"decision":"deny","reason":"ambiguous"}`),
+		r(post+`{`+user+`"url":"/v1/../x","site":"api.example.com"}`, `200 {"decision":"deny","reason":"ambiguous"}`),
+		r(post+`{`+user+`"url":"/v1//people/7","site":"strict.example.com"}`, `200 {"decision":"deny","reason":"ambiguous","host":"strict.example.com","path":"/v1//people/7"}`),
+		r(post+`{`+user+`"url":"/v1//people/7"}`, `200 {"decision":"deny","reason":"ambiguous","host":""}`),
+		r(post+`{`+user+`"url":"https://api.example.com/v1//people/7"}`, `200 {"decision":"deny","reason":"ambiguous"}`),
+		r(post+`{`+user+`"url":"https://other.example.com/","site":"api.example.com"}`, `400 ERR_INVALID_VALUE [url] has another host than the site`),
+		r(post+`{`+user+`"url":"https://a b/","site":"api.example.com"}`, `400 ERR_INVALID_VALUE [url] the Host must be a name of letters, digits, "-", "_" and dots, or an IP address, with an optional port`),
+		r(post+`{`+user+`"url":"/","site":"a b"}`, `400 ERR_INVALID_VALUE [site] the Host must be a name of letters, digits, "-", "_" and dots, or an IP address, with an optional port`),
+		r(post+`{`+user+`"url":"/","site":"Another"}`, `400 ERR_INVALID_VALUE [site] serves nothing`),
+		r(post+`{"decision_id":"decision_x","site":"api.example.com"}`, `400 ERR_INVALID_VALUE [decision_id] must be the only field: the decision determines the others`),
+	)
+	if asked != "another" {
+		t.Errorf("asked about the site %q, want its name in lower case", asked)
 	}
 }
 

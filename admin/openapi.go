@@ -24,7 +24,7 @@ import (
 // sources are the files with the operations and types of the API. The OpenAPI document takes its
 // descriptions from the comments in them.
 //
-//go:embed api.go api_keys.go audit.go backup.go documents.go errors.go explain.go health.go permission_groups.go permissions.go scan.go service_users.go tokens.go types.go
+//go:embed api.go api_keys.go audit.go backup.go documents.go errors.go explain.go health.go permission_groups.go permissions.go scan.go service_users.go tokens.go types.go who_can.go would_deny.go
 var sources embed.FS
 
 // enums lists the values of each string type that has a fixed set of values.

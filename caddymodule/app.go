@@ -382,6 +382,7 @@ func (s *shared) start() error {
 				store: db, api: admin.New(db, recall, s.opts.Log.Named("admin")), recall: recall,
 				streams: newStreams(db),
 			}
+			live.api.Sites = siteOptions
 			if s.throttle.Attempts > 0 {
 				live.throttle = access.NewThrottle(s.throttle.Attempts, time.Duration(s.throttle.Within))
 			}

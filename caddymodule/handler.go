@@ -121,6 +121,7 @@ type Handler struct {
 
 	storeHandle
 	place      place
+	sites      [][]string      // for each way to the handler the hosts of its routes, as in walk.hosts
 	over       <-chan struct{} // closed when another configuration has replaced this one
 	log        *zap.Logger
 	sanitizer  *sanitizer

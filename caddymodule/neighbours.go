@@ -35,7 +35,8 @@ type ourHandlers struct {
 	originals []bool           // by root: an upstream behind may get the original target
 	php       []bool           // by root: an upstream behind splits PATH_INFO off
 	cached    map[*Handler]bool
-	splits    []string // the extensions at which paths are split, in lower case
+	hostsOf   map[*Handler][][]string // for each way to a guard that judges, the hosts of the routes
+	splits    []string                // the extensions at which paths are split, in lower case
 
 	doors    map[*SiteDoor]bool // those that requests reach, and whether all of them come from an authenticator
 	actors   []string           // the actor headers; the index is the bit in a flow
@@ -49,7 +50,7 @@ type ourHandlers struct {
 func newOurHandlers(a *App) *ourHandlers {
 	o := &ourHandlers{
 		number: make(map[*Handler]int), parent: make([]int, 1), originals: make([]bool, 1), php: make([]bool, 1),
-		cached: make(map[*Handler]bool), doors: make(map[*SiteDoor]bool), upstreams: make(map[string]bool),
+		cached: make(map[*Handler]bool), hostsOf: make(map[*Handler][][]string), doors: make(map[*SiteDoor]bool), upstreams: make(map[string]bool),
 	}
 	for _, door := range a.doors {
 		if name := http.CanonicalHeaderKey(door.ActorHeader); name != "" && !slices.Contains(o.actors, name) {
@@ -174,6 +175,9 @@ func (w *walk) guard(h *Handler, in flow) flow {
 	if h.SanitizeOnly {
 		out.stripped = true
 		return out
+	}
+	if !w.inErrors {
+		w.hostsOf[h] = append(w.hostsOf[h], slices.Clone(w.hosts))
 	}
 	out.judged, out.known, out.certain, out.rewrite, out.unjudged, out.reader = true, true, true, 0, false, 0
 	out.stranger = h.Otherwise != "" && !in.asked

@@ -77,7 +77,7 @@ func (a *App) findings(app *caddyhttp.App) (list []Finding) {
 			list = append(list, Finding{Fatal: ours.cacheCount > 0, Message: "service_users runs inside of a module that this check does not know, so nothing is known about its neighbours; use it directly in a site, a handle or a route block"})
 			continue
 		}
-		guard.place = ours.placeOf(guard)
+		guard.place, guard.sites = ours.placeOf(guard), ours.hostsOf[guard]
 	}
 	for _, door := range a.doors {
 		proven, met := ours.doors[door]

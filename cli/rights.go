@@ -23,13 +23,13 @@ import (
 // rightsCommands adds the commands that explain decisions and list rights: explain, access, who-can
 // and would-deny.
 func (c *cli) rightsCommands(root *cobra.Command) {
-	var tokenID, remoteIP string
+	var tokenID, remoteIP, site string
 	var headers labelFlag
 	explain := c.command(root, "explain USER METHOD URL | explain DECISION_ID",
 		"Explains why a request is allowed or refused, and names a rule that would allow it",
 		"caddy service-user explain billing-sync GET /v1/people/7", 3,
 		func(ctx context.Context, client *admin.Client, args []string) error {
-			in := admin.ExplainInput{TokenID: tokenID, RemoteIP: remoteIP, Headers: headers.texts()}
+			in := admin.ExplainInput{TokenID: tokenID, RemoteIP: remoteIP, Site: site, Headers: headers.texts()}
 			var u admin.ServiceUser
 			var err error
 			if len(args) == 1 {
@@ -68,6 +68,8 @@ func (c *cli) rightsCommands(root *cobra.Command) {
 	explain.Flags().StringVar(&tokenID, "token", "",
 		"the id of the token in the request; default: a token without restrictions")
 	explain.Flags().StringVar(&remoteIP, "remote-ip", "", "the address of the client; default: any")
+	explain.Flags().StringVar(&site, "site", "",
+		"the host of a guarded site, whose options then apply")
 	explain.Flags().Var(&headers, "header", "a header of the request, for conditions (may be repeated)")
 
 	c.command(root, "access USER",
