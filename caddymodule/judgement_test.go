@@ -292,11 +292,15 @@ func TestInstantOfEarlyRequest(t *testing.T) {
 	ctx := &waiting{Context: t.Context(), asked: make(chan struct{})}
 	r := prepared(httptest.NewRequestWithContext(ctx, "GET", "/x", nil))
 	r.SetBasicAuth(u.ID, token.Secret)
-	w, done := httptest.NewRecorder(), make(chan error)
+	w, done := httptest.NewRecorder(), make(chan error, 1)
 	go func() {
 		done <- h.ServeHTTP(w, r, caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error { return nil }))
 	}()
-	<-ctx.asked
+	select {
+	case <-ctx.asked:
+	case <-time.After(20 * time.Second):
+		t.Fatal("the request does not wait for the store")
+	}
 	if err := early.start(); err != nil {
 		t.Fatal(err)
 	}

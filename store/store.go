@@ -184,10 +184,6 @@ func (s *Store) OnChange(f func()) { s.changed.Store(&f) }
 // stay expired.
 func (s *Store) Now() time.Time { return s.now() }
 
-// Latest returns the latest time that the store's clock has shown, in Unix seconds. It does not
-// read the clock of the machine.
-func (s *Store) Latest() int64 { return s.clock.last.Load().shown.Unix() }
-
 // Fault returns the error of the last attempt to read the store, or "" if it succeeded.
 func (s *Store) Fault() string {
 	if f := s.fault.Load(); f != nil {
