@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"encoding/base64"
 	"flag"
 	"math/rand/v2"
 	"net"
@@ -22,10 +21,6 @@ var update = flag.Bool("update", false, "rewrite what the golden files in testda
 // which sessions start as a process.
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"caddy": caddycmd.Main, "curl": curl.Main})
-}
-
-func basic(id, secret string) string {
-	return "Basic " + base64.StdEncoding.EncodeToString([]byte(id+":"+secret))
 }
 
 var lastPort atomic.Int32
