@@ -5,127 +5,102 @@ import (
 	"net/netip"
 	"sync"
 	"testing"
-	"unsafe"
 )
 
-// What many requests count at once is what there is, however often the table grows
-// and is begun anew meanwhile.
-func TestUsesAtOnce(t *testing.T) {
-	const users, goroutines, rounds = 3 * minUseSlots, 4, 20
+// principals makes users and returns them as they authenticate.
+func principals(t *testing.T, users int) (list []Principal) {
 	var c Changes
 	for n := range users {
 		c.Users = append(c.Users, user(n))
 	}
 	d := with(t, NewDirectory(Peppers{}, ""), c)
-	var who []Principal
 	for n := range users {
-		who = append(who, enter(t, d, login(n)))
+		list = append(list, enter(t, d, login(n)))
 	}
-	uses := NewUses()
+	return list
+}
+
+// Each use is in exactly one count, while many requests count and others take the counts.
+func TestUsesAtOnce(t *testing.T) {
+	const users, goroutines, rounds = 300, 4, 50
+	list := principals(t, users)
+	var uses Uses
 	var mu sync.Mutex
-	begun := make(map[string][]*Use)
+	taken := make(map[string][]*Use)
+	take := func() {
+		uses.Take(func(user string, u *Use) {
+			mu.Lock()
+			defer mu.Unlock()
+			taken[user] = append(taken[user], u)
+		})
+	}
 	var all sync.WaitGroup
 	for g := range goroutines {
 		all.Go(func() {
 			from := netip.AddrFrom4([4]byte{192, 0, 2, byte(g)})
 			for round := range rounds {
-				for _, p := range who {
-					if u := uses.Note(p, int64(1000+round), from, fmt.Sprint("rule_", g)); u != nil {
-						mu.Lock()
-						begun[p.TokenID()] = append(begun[p.TokenID()], u)
-						mu.Unlock()
-					}
+				for _, p := range list {
+					uses.Note(p, int64(1000+round), from, fmt.Sprint("rule_", g))
 				}
-				if round%7 == 6 {
-					uses.Renew()
-				}
+				take()
 			}
 		})
 	}
 	all.Wait()
-	if size := len(*uses.slots.Load()); size < users/2 || size > 8*users {
-		t.Errorf("got %d pairs of slots for %d tokens in use", size, users)
-	}
-	counts := 0
-	for _, p := range who {
+	take()
+	for _, p := range list {
 		var sum, last int64
 		from, rules := make(map[netip.Addr]bool), make(map[string]bool)
-		for _, u := range begun[p.TokenID()] {
-			f := u.Figures()
-			sum, last = sum+f.Count, max(last, f.Last)
-			for _, seen := range f.From {
+		for _, u := range taken[p.ID()] {
+			if u.Token != p.TokenID() {
+				t.Errorf("%s: got the token %s, want %s", p, u.Token, p.TokenID())
+			}
+			sum, last = sum+u.Count, max(last, u.Last)
+			for _, seen := range u.From {
 				from[seen.Value] = true
 			}
-			for _, seen := range f.Rules {
+			for _, seen := range u.Rules {
 				rules[seen.Value] = true
 			}
 		}
-		counts += len(begun[p.TokenID()])
 		if sum != goroutines*rounds || last != 1000+rounds-1 || len(from) != goroutines || len(rules) != goroutines {
 			t.Fatalf("%s: got %d uses, the last at %d, from %v by %v", p, sum, last, from, rules)
 		}
 	}
-	if renewed := goroutines * (rounds / 7); counts > users*3*(renewed+1) {
-		t.Errorf("%d counts were begun for %d tokens", counts, users)
-	}
 }
 
-// A token in use keeps its count; tokens that share a pair of slots do not count for
-// one another.
+// A count has the latest values, whatever the order in which they come.
 func TestUses(t *testing.T) {
-	const users = 200
-	var c Changes
-	for n := range users {
-		c.Users = append(c.Users, user(n))
+	p := principals(t, 2)
+	var uses Uses
+	address := func(n int) netip.Addr { return netip.AddrFrom4([4]byte{192, 0, 2, byte(n)}) }
+	for n := range MaxSeen + 3 {
+		uses.Note(p[0], int64(1000+n), address(n), fmt.Sprint("rule_", n))
 	}
-	d := with(t, NewDirectory(Peppers{}, ""), c)
-	uses := NewUses()
-	slots := make([]useSlots, 1) // every one is in the way of every other
-	uses.slots.Store(&slots)
-	uses.begun.Store(-users * users)
-	sums := make([]int64, users)
-	counts := make([][]*Use, users)
-	for i := range users * 10 {
-		n := i * i % users
-		if u := uses.Note(enter(t, d, login(n)), 1000, here, ""); u != nil {
-			counts[n] = append(counts[n], u)
+	uses.Note(p[0], 1005, address(5), "rule_5")                // known
+	uses.Note(p[0], 999, address(99), "rule_late")             // older than all that are kept
+	uses.Note(p[0], 1000+MaxSeen+2, netip.Addr{}, "")          // over a Unix socket, by no rule
+	uses.Note(p[1], 1, here, "")                               // another token
+	uses.Note(Principal{}, 2000, here, "rule_of_no principal") // counts nothing
+	seen := 0
+	uses.Each(p[0].ID(), func(u *Use) {
+		seen++
+		if u.Count != MaxSeen+6 || u.Last != 1000+MaxSeen+2 || u.LastIP != address(MaxSeen+2) {
+			t.Errorf("got %d uses, the last at %d from %v", u.Count, u.Last, u.LastIP)
 		}
-		sums[n]++
-	}
-	for n, list := range counts {
-		var sum int64
-		for _, u := range list {
-			sum += u.Figures().Count
+		if len(u.From) != MaxSeen || len(u.Rules) != MaxSeen {
+			t.Fatalf("got %d addresses and %d rules, want %d", len(u.From), len(u.Rules), MaxSeen)
 		}
-		if sum != sums[n] {
-			t.Errorf("user %d: got %d uses, want %d", n, sum, sums[n])
+		for _, from := range u.From {
+			if n := from.At - 1000; n < 3 || from.Value != address(int(n)) {
+				t.Errorf("got %v at %d, want none older than 1003", from.Value, from.At)
+			}
 		}
-	}
-	// Two that share a pair are not in the way of each other.
-	uses.slots.Store(&slots)
-	slots[0][0].Store(nil)
-	slots[0][1].Store(nil)
-	begun := 0
-	for i := range 10 {
-		if uses.Note(enter(t, d, login(i%2)), 1000, here, "") != nil {
-			begun++
-		}
-	}
-	if begun != 2 {
-		t.Errorf("two tokens began %d counts", begun)
-	}
-	uses.Renew()
-	p := enter(t, d, login(1))
-	if uses.Note(p, 1000, here, "") == nil || uses.Note(p, 1000, here, "") != nil {
-		t.Error("the second use began a count")
-	}
-	if uses.Note(Principal{}, 1000, here, "") != nil {
-		t.Error("nobody's use began a count")
-	}
-	if nobody, _ := d.Principal("service_1", "", here, 1000); uses.Note(nobody, 1000, here, "") != nil {
-		t.Error("a use without a token began a count")
-	}
-	if size := unsafe.Sizeof(Use{}); size != 128 && unsafe.Sizeof(size) == 8 {
-		t.Errorf("a count has %d bytes, want two lines of 64", size)
+	})
+	counts := 0
+	uses.Take(func(string, *Use) { counts++ })
+	uses.Take(func(string, *Use) { counts++ })
+	if seen != 1 || counts != 2 {
+		t.Errorf("got %d counts of one service user and %d of all, want 1 and 2", seen, counts)
 	}
 }

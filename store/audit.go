@@ -160,7 +160,7 @@ type AuditHead struct {
 
 // AuditHead returns the head of the audit trail at the last read of the store.
 func (s *Store) AuditHead() AuditHead {
-	if p := s.head.Load(); p != nil {
+	if p := s.inForce.Load(); p != nil {
 		return AuditHead{p.seq, p.hash}
 	}
 	return AuditHead{}
@@ -356,7 +356,7 @@ func (s *Store) shareOf(by Actor, login string) (name string, of share) {
 // some attempts are left out; the next record contains their number.
 func (s *Store) NoteAttempt(ctx context.Context, by Actor, resource string, what Attempt) error {
 	name, of := s.shareOf(by, what.Login)
-	leftOut, ok := s.attempts.admit(name, of, s.now())
+	leftOut, ok := s.attempts.admit(name, of, s.Now())
 	if !ok {
 		return nil
 	}

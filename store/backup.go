@@ -270,7 +270,7 @@ func (s *Store) Restore(ctx context.Context, by Actor, backup io.Reader) (r Rest
 	}
 	t := &tx{
 		Tx: sqlTx, store: s, ctx: ctx, by: by,
-		now: s.now().UTC().Truncate(time.Second), directory: s.Directory(),
+		now: s.Now().UTC().Truncate(time.Second), directory: s.Directory(),
 	}
 	if err := t.restore(&r); err != nil {
 		return r, err

@@ -613,7 +613,7 @@ func TestRestoreForgetsFigures(t *testing.T) {
 	use(w.user.ID, w.token.Secret)
 	must(restoreFrom(w.Store, path))
 	use(w.user.ID, w.token.Secret)
-	eventually(t, "the first uses", func() bool { return !w.pendingFirst.has(k.ID) && !w.pendingFirst.has(w.token.ID) })
+	eventually(t, "the first uses", func() bool { return !w.uses.first.has(k.ID) && !w.uses.first.has(w.token.ID) })
 	mustDo(w.FlushUse(ctx))
 	if got := must(w.Token(ctx, alice, w.user.ID, w.token.ID)); got.UseCount != 2 {
 		t.Errorf("uses: got %d, want 2", got.UseCount)

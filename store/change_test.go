@@ -30,6 +30,8 @@ type world struct {
 	secrets []string // every secret that was issued
 }
 
+func (w *world) now() time.Time { return w.Now() }
+
 func newWorld(t testing.TB, opts Options) *world {
 	w := &world{path: place(t), clock: newClock()}
 	opts.Now = w.clock.Now
@@ -857,7 +859,7 @@ func TestRefreshToken(t *testing.T) {
 			use := func(secret string) bool { return probe(s, w.user.ID, secret, "GET /v1/x") == access.Granted }
 			if row.lastsFor > 0 {
 				w.clock.add(row.lastsFor - time.Nanosecond)
-				if !use(old.Secret) || must(s.Token(ctx, Local, w.user.ID, old.ID)).State(s.now()) != TokenRetiring {
+				if !use(old.Secret) || must(s.Token(ctx, Local, w.user.ID, old.ID)).State(s.Now()) != TokenRetiring {
 					t.Errorf("the old one just before its end: got %v, want granted", probe(s, w.user.ID, old.Secret, "GET /v1/x"))
 				}
 				w.clock.add(time.Nanosecond)
@@ -865,7 +867,7 @@ func TestRefreshToken(t *testing.T) {
 			if use(old.Secret) {
 				t.Error("the old one still passes")
 			}
-			if state := must(s.Token(ctx, Local, w.user.ID, old.ID)).State(s.now()); state != row.end {
+			if state := must(s.Token(ctx, Local, w.user.ID, old.ID)).State(s.Now()); state != row.end {
 				t.Errorf("the old one is %s, want %s", state, row.end)
 			}
 			if !use(next.Secret) {
@@ -921,7 +923,7 @@ func TestTokenTTL(t *testing.T) {
 		u := must(first(s.CreateServiceUser(ctx, Local, ServiceUser{Name: "a"}, nil)))
 		var token NewToken
 		if row.asked > 0 {
-			token.ExpiresAt = s.now().Add(row.asked)
+			token.ExpiresAt = s.Now().Add(row.asked)
 		}
 		got := time.Duration(-1)
 		if issued, err := s.CreateToken(ctx, Local, u.ID, token); err == nil && issued.ExpiresAt.IsZero() {

@@ -121,7 +121,7 @@ func checkAndUpgrade(ctx context.Context, path string, opts Options, known Audit
 // no polling for the changes of other processes.
 func quiet(opts Options) Options {
 	opts.Log, opts.Poll = zap.NewNop(), changeTimeout
-	return opts
+	return opts.filled()
 }
 
 // checkAtRest checks a file as it is. older reports that its schema has to be upgraded before the
@@ -150,10 +150,7 @@ func checkAtRest(
 	}
 	opts = quiet(opts)
 	// This Store is not open: tx and load need only its options, log and clock.
-	s := &Store{opts: opts, log: opts.Log, now: opts.Now}
-	if s.now == nil {
-		s.now = time.Now
-	}
+	s := &Store{opts: opts, log: opts.Log, clock: wall{read: opts.Now}}
 	c.tx = &tx{Tx: sqlTx, store: s, ctx: ctx}
 	if err := c.row(`PRAGMA user_version`).Scan(&c.Schema); err != nil {
 		return c.CheckReport, false, explainSQLite(err)
@@ -280,9 +277,9 @@ func (c *checker) all(opts Options, known AuditHead) {
 	}
 	if len(c.Findings) == 0 { // load may find faults that no check above covers
 		fresh := &Store{
-			opts: opts, log: zap.NewNop(), now: c.store.now,
-			loaded: loaded{directory: access.NewDirectory(opts.Peppers, opts.DefaultGroup)},
+			opts: opts, log: opts.Log, clock: wall{read: opts.Now},
 		}
+		fresh.inForce.Store(&loaded{directory: access.NewDirectory(opts.Peppers, opts.DefaultGroup)})
 		if _, err := fresh.load(c.ctx, c.Tx); err != nil {
 			c.addFinding("the directory cannot be built: %v; %s", err, mendByRestore)
 		}

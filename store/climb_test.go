@@ -29,7 +29,7 @@ func newLadder(t *testing.T) (l *ladder, content []byte) {
 	path := place(t)
 	clock := newClock()
 	s := must(Open(ctx, path, Options{Now: clock.Now}))
-	l = &ladder{Store: s, ids: map[string]string{"nogroup": newID("group", s.now())}, tokens: make(map[string]*Issued)}
+	l = &ladder{Store: s, ids: map[string]string{"nogroup": newID("group", s.Now())}, tokens: make(map[string]*Issued)}
 	load(s, permissionList("p q")...)
 	for _, g := range []Group{
 		{Name: "base", Rules: rules("allow GET /base"), Permissions: []string{"p"}},

@@ -13,6 +13,7 @@ import (
 type wall struct {
 	read func() time.Time
 	last atomic.Pointer[instant] // renewed once a second
+	back bool                    // logBack has logged that the clock went back
 }
 
 type instant struct {
@@ -55,26 +56,24 @@ const (
 	clockWrong = 24 * time.Hour
 )
 
-// logClock logs, once for each time, that the clock of the machine went back.
-func (s *Store) logClock() {
-	lag := s.clock.behind()
-	if lag <= clockLag {
-		s.clockBack = false
+// logBack logs, once for each time, that the clock of the machine went back. Only one goroutine may
+// call it.
+func (w *wall) logBack(log *zap.Logger, path string) {
+	lag := w.behind()
+	logged := w.back
+	w.back = lag > clockLag
+	if !w.back || logged {
 		return
 	}
-	if s.clockBack {
-		return
-	}
-	s.clockBack = true
 	fields := []zap.Field{
-		zap.Time("clock", s.clock.read().UTC()), zap.Time("latest", s.now().UTC()), zap.Duration("behind", lag),
+		zap.Time("clock", w.read().UTC()), zap.Time("latest", w.Now().UTC()), zap.Duration("behind", lag),
 	}
 	if lag <= clockWrong {
-		s.log.Warn("the clock went back; expired credentials stay expired, "+
+		log.Warn("the clock went back; expired credentials stay expired, "+
 			"and time continues from the latest time seen", fields...)
 		return
 	}
-	s.log.Error("the clock is far behind the latest time seen, by which tokens are still judged. "+
+	log.Error("the clock is far behind the latest time seen, by which tokens are still judged. "+
 		"Set the clock; if it was wrong before, stop Caddy and run: "+
-		"caddy service-user accept-older --store "+ShellWord(s.path), fields...)
+		"caddy service-user accept-older --store "+ShellWord(path), fields...)
 }

@@ -16,33 +16,35 @@ import (
 	"github.com/serviceusers/caddy-service-users/access"
 )
 
-// figures keeps the usage of tokens in memory until it is on disk. [access.Use] counts each use.
-// Once per interval the counts are closed, left for a moment to settle, and written. Requests never
-// wait for that. A crash of the process loses usage figures, but never a change.
-type figures struct {
-	counts *access.Uses // requests count here
+// recorder keeps the usage of tokens in memory until it is on disk. Requests count in counts and
+// never wait for the disk. Once per interval the counts go to pending, and from there to the disk.
+// A crash of the process loses usage figures, but never a change.
+type recorder struct {
+	counts access.Uses
+	first  firstUses
+	flush  chan chan error // asks for a write now; the result goes to the sent channel
+	ended  chan struct{}   // closed when the writing goroutine has ended
 
-	mu       sync.Mutex
-	open     map[string][]tokenUse       // by service user: counts that requests still find
-	settling map[string][]tokenUse       // closed counts; a request that found one earlier may still add to it
-	pending  map[string]map[string]usage // by service user and token: ready to be written
-	wake     chan chan error             // asks for a write now; the result goes to the sent channel
-	ended    chan struct{}               // closed when the writing goroutine has ended
-
-	writing sync.Mutex // held while figures go from pending to the disk
-	written int64      // how many batches went to the disk
+	// mu guards the fields below. Moves from counts to pending, and from pending to the disk,
+	// happen under mu, so that a reader finds each use in one place.
+	mu      sync.Mutex
+	pending map[string]map[string]usage // by service user and token
+	batches int64                       // how many batches of pending went to the disk
 }
 
-// writes returns how many batches of figures were written. It waits for a write in progress.
-func (f *figures) writes() int64 {
-	f.writing.Lock()
-	defer f.writing.Unlock()
-	return f.written
+func newRecorder() recorder {
+	return recorder{
+		first: firstUses{pending: make(map[string]firstUse), wake: make(chan struct{}, 1)},
+		flush: make(chan chan error), ended: make(chan struct{}),
+		pending: make(map[string]map[string]usage),
+	}
 }
 
-type tokenUse struct {
-	token string
-	use   *access.Use
+// written returns how many batches were written. It waits for a write in progress.
+func (r *recorder) written() int64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.batches
 }
 
 // usage is the known usage of a token.
@@ -54,25 +56,10 @@ type usage struct {
 	rules  map[string]int64 // by rule, in Unix seconds
 }
 
-// maxSeen is how many addresses, and how many rules, are kept for a token.
-const maxSeen = 8
-
-func (f *figures) begin() {
-	f.counts = access.NewUses()
-	f.open, f.settling = make(map[string][]tokenUse), make(map[string][]tokenUse)
-	f.pending = make(map[string]map[string]usage)
-	f.wake, f.ended = make(chan chan error), make(chan struct{})
-}
-
 // Use records that a request of a principal was allowed at an instant (Unix seconds), from an
 // address, by a rule; rule is "" when no rule was involved. It never waits for the disk.
 func (s *Store) Use(p access.Principal, now int64, from netip.Addr, rule string) {
-	if begun := s.figures.counts.Note(p, now, from, rule); begun != nil {
-		token := p.TokenID()
-		s.figures.mu.Lock()
-		s.figures.open[p.ID()] = append(s.figures.open[p.ID()], tokenUse{token, begun})
-		s.figures.mu.Unlock()
-	}
+	s.uses.counts.Note(p, now, from, rule)
 	// The directory still shows the token as unused. RotateToken relies on the first use, so it
 	// is written at once, without waiting for the interval.
 	if p.Unused() {
@@ -80,23 +67,25 @@ func (s *Store) Use(p access.Principal, now int64, from netip.Addr, rule string)
 	}
 }
 
-// usageOf converts counted figures to the form in which they are kept.
-func usageOf(f access.Figures) usage {
-	u := usage{count: f.Count, last: f.Last, from: make(map[string]int64), rules: make(map[string]int64)}
-	for i, seen := range f.From {
-		if !seen.Value.IsValid() { // a request over a Unix socket has no address
-			continue
-		}
-		if i == 0 {
-			// The list begins with the latest address.
-			u.lastIP = seen.Value.String()
-		}
+// usageOf converts a count to the form in which it is kept.
+func usageOf(c *access.Use) usage {
+	u := usage{count: c.Count, last: c.Last, from: make(map[string]int64), rules: make(map[string]int64)}
+	if c.LastIP.IsValid() {
+		u.lastIP = c.LastIP.String()
+	}
+	for _, seen := range c.From {
 		u.from[seen.Value.String()] = seen.At
 	}
-	for _, seen := range f.Rules {
+	for _, seen := range c.Rules {
 		u.rules[seen.Value] = seen.At
 	}
 	return u
+}
+
+// usageRow is the usage of one token that is not on disk yet.
+type usageRow struct {
+	user, token string
+	usage
 }
 
 func (u *usage) merge(o usage) {
@@ -122,7 +111,7 @@ func (u *usage) merge(o usage) {
 }
 
 func keepNewest(m map[string]int64) {
-	for len(m) > maxSeen {
+	for len(m) > access.MaxSeen {
 		oldest := ""
 		for k, at := range m {
 			// The comparison of keys makes the result independent of the order of the
@@ -136,132 +125,106 @@ func keepNewest(m map[string]int64) {
 }
 
 // of returns, by token, the usage of a service user's tokens that is not on disk yet.
-func (f *figures) of(userID string) map[string]usage {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+func (r *recorder) of(userID string) map[string]usage {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	out := make(map[string]usage)
-	for token, u := range f.pending[userID] {
+	for token, u := range r.pending[userID] {
 		var copied usage
-		// merge copies the maps, because settleOne later changes those in pending.
-		copied.merge(u)
+		copied.merge(u) // copies the maps, because take later changes those in pending
 		out[token] = copied
 	}
-	for _, list := range [][]tokenUse{f.settling[userID], f.open[userID]} {
-		for _, t := range list {
-			u := out[t.token]
-			u.merge(usageOf(t.use.Figures()))
-			out[t.token] = u
-		}
-	}
+	r.counts.Each(userID, func(c *access.Use) {
+		u := out[c.Token]
+		u.merge(usageOf(c))
+		out[c.Token] = u
+	})
 	return out
 }
 
-// settle moves closed counts to pending. It takes the lock once for each service user, so that
-// requests that begin a count need not wait for all of them. Only the goroutine that calls close
-// may call it.
-func (f *figures) settle() {
-	for user, list := range f.settling {
-		f.settleOne(user, list)
+// take moves the counts to pending, and returns the rows that can be written.
+func (r *recorder) take() (rows []usageRow) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.counts.Take(func(user string, c *access.Use) {
+		if r.pending[user] == nil {
+			r.pending[user] = make(map[string]usage)
+		}
+		u := r.pending[user][c.Token]
+		u.merge(usageOf(c))
+		r.pending[user][c.Token] = u
+	})
+	for user, tokens := range r.pending {
+		for token, u := range tokens {
+			// A usage row that is already on disk would make recordUse skip the audit
+			// record of the first use.
+			if !r.first.has(token) {
+				rows = append(rows, usageRow{user, token, u})
+			}
+		}
 	}
+	// Tokens with neighbouring ids share pages.
+	slices.SortFunc(rows, func(a, b usageRow) int { return strings.Compare(a.token, b.token) })
+	return rows
 }
 
-func (f *figures) settleOne(user string, list []tokenUse) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.pending[user] == nil {
-		f.pending[user] = make(map[string]usage)
+// commit commits a transaction with rows of pending, and removes them from pending.
+func (r *recorder) commit(sqlTx *sql.Tx, rows []usageRow) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := sqlTx.Commit(); err != nil {
+		return err
 	}
-	for _, t := range list {
-		u := f.pending[user][t.token]
-		u.merge(usageOf(t.use.Figures()))
-		f.pending[user][t.token] = u
+	r.batches++
+	for _, row := range rows {
+		delete(r.pending[row.user], row.token)
+		if len(r.pending[row.user]) == 0 {
+			delete(r.pending, row.user)
+		}
 	}
-	delete(f.settling, user)
-}
-
-// close closes the open counts. Counts that have not settled yet stay in settling.
-func (f *figures) close() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	// From here on requests find no open count, and begin new ones.
-	f.counts.Renew()
-	if len(f.settling) == 0 {
-		f.open, f.settling = make(map[string][]tokenUse), f.open
-		return
-	}
-	for user, list := range f.open {
-		f.settling[user] = append(f.settling[user], list...)
-	}
-	clear(f.open)
+	return nil
 }
 
 // keepFigures writes figures and purges tombstones until the store closes.
 func (s *Store) keepFigures(ctx context.Context) {
-	interval := s.opts.UseInterval
-	if interval <= 0 {
-		interval = defaultUseInterval
-	}
-	// A request may have found a count just before it was closed, and add to it a moment later.
-	settling := min(interval/10, maxSettling)
-	tick := time.NewTicker(interval - settling)
+	tick := time.NewTicker(s.opts.UseInterval)
 	defer tick.Stop()
-	defer close(s.figures.ended)
-	failing, purged := false, time.Time{}
-	for {
+	defer close(s.uses.ended)
+	failing, purged := failureLatch{}, time.Time{}
+	work := context.WithoutCancel(ctx) // the last figures are written although ctx has ended
+	for closing := false; !closing; {
 		var done chan error
 		select {
 		case <-ctx.Done():
+			closing = true
 		case <-tick.C:
-			s.figures.close()
-			select {
-			case <-ctx.Done():
-			case <-time.After(settling):
-			}
-		case done = <-s.figures.wake:
-			s.figures.close()
+		case done = <-s.uses.flush:
 		}
-		closing := ctx.Err() != nil
-		if closing {
-			s.figures.close()
-		}
-		// A closed count may settle too early here when the store closes or FlushUse asks
-		// for a write. Then a request that is adding at this moment loses its use; that is
-		// a figure, not a change.
-		s.figures.settle()
-		// The last figures are written although ctx has ended.
-		work := context.WithoutCancel(ctx)
 		err := s.safely("writing the use of tokens", func() error {
 			err := s.writeFigures(work)
-			if now := s.now(); err == nil && !closing && now.Sub(purged) >= time.Hour {
+			if now := s.Now(); err == nil && !closing && now.Sub(purged) >= time.Hour {
 				purged = now
 				err = s.purge(work)
 			}
 			return err
 		})
-		if err != nil && !failing {
+		failing.report(err, func() {
 			s.log.Error("the use of tokens cannot be written; the store tries again", zap.Error(err))
-		}
-		failing = err != nil
+		})
 		if done != nil {
 			done <- err
 		}
-		if closing {
-			return
-		}
 	}
 }
-
-// maxSettling is longer than a request needs from finding a count to adding to it.
-const maxSettling = 100 * time.Millisecond
 
 // FlushUse writes the known usage of tokens now. After an error the figures stay in memory, and the
 // store tries again later.
 func (s *Store) FlushUse(ctx context.Context) error {
 	done := make(chan error, 1)
 	select {
-	case s.figures.wake <- done:
+	case s.uses.flush <- done:
 		return <-done
-	case <-s.figures.ended:
+	case <-s.uses.ended:
 		return errors.New("the store is closed")
 	case <-ctx.Done():
 		return ctx.Err()
@@ -272,72 +235,40 @@ func (s *Store) FlushUse(ctx context.Context) error {
 const figuresPerChange = 500
 
 func (s *Store) writeFigures(ctx context.Context) error {
-	type row struct {
-		user, token string
-		usage
-	}
-	var rows []row
-	s.figures.mu.Lock()
-	for user, tokens := range s.figures.pending {
-		for token, u := range tokens {
-			// A usage row that is already on disk would make recordUse skip the audit
-			// record of the first use.
-			if !s.pendingFirst.has(token) {
-				rows = append(rows, row{user, token, u})
-			}
-		}
-	}
-	s.figures.mu.Unlock()
-	// Tokens with neighbouring ids share pages.
-	slices.SortFunc(rows, func(a, b row) int { return strings.Compare(a.token, b.token) })
-	for batch := range slices.Chunk(rows, figuresPerChange) {
-		err := func() error {
-			if err := s.lock(ctx); err != nil {
-				return err
-			}
-			defer s.unlock()
-			if err := s.inPlace(); err != nil {
-				return err
-			}
-			ctx, cancel := context.WithTimeout(ctx, changeTimeout)
-			defer cancel()
-			sqlTx, err := s.write.BeginTx(ctx, nil)
-			if err != nil {
-				return err
-			}
-			defer sqlTx.Rollback()
-			w, err := newUsageWriter(ctx, sqlTx)
-			if err != nil {
-				return err
-			}
-			for _, r := range batch {
-				if err := w.add(ctx, r.user, r.token, r.usage); err != nil {
-					return err
-				}
-			}
-			// This lock makes the commit and the removal from pending one step for
-			// inReadWithUse.
-			s.figures.writing.Lock()
-			defer s.figures.writing.Unlock()
-			if err := sqlTx.Commit(); err != nil {
-				return err
-			}
-			s.figures.written++
-			s.figures.mu.Lock()
-			defer s.figures.mu.Unlock()
-			for _, r := range batch {
-				delete(s.figures.pending[r.user], r.token)
-				if len(s.figures.pending[r.user]) == 0 {
-					delete(s.figures.pending, r.user)
-				}
-			}
-			return nil
-		}()
-		if err != nil {
+	for batch := range slices.Chunk(s.uses.take(), figuresPerChange) {
+		if err := s.writeBatch(ctx, batch); err != nil {
 			return fmt.Errorf("writing the use of tokens: %w", err)
 		}
 	}
 	return nil
+}
+
+// writeBatch writes rows of pending in one transaction.
+func (s *Store) writeBatch(ctx context.Context, rows []usageRow) error {
+	if err := s.lock(ctx); err != nil {
+		return err
+	}
+	defer s.unlock()
+	if err := s.inPlace(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
+	defer cancel()
+	sqlTx, err := s.write.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer sqlTx.Rollback()
+	w, err := newUsageWriter(ctx, sqlTx)
+	if err != nil {
+		return err
+	}
+	for _, row := range rows {
+		if err := w.add(ctx, row); err != nil {
+			return err
+		}
+	}
+	return s.uses.commit(sqlTx, rows)
 }
 
 // usageWriter adds to the figures of tokens in one transaction. Its statements are prepared,
@@ -364,10 +295,10 @@ func newUsageWriter(ctx context.Context, q *sql.Tx) (w usageWriter, err error) {
 	return w, nil
 }
 
-func (w *usageWriter) add(ctx context.Context, user, token string, u usage) error {
+func (w *usageWriter) add(ctx context.Context, row usageRow) error {
 	var now usage
 	var from, rules string
-	err := w.read.QueryRowContext(ctx, token, user).Scan(&now.last, &now.lastIP, &now.count, &from, &rules)
+	err := w.read.QueryRowContext(ctx, row.token, row.user).Scan(&now.last, &now.lastIP, &now.count, &from, &rules)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil // the token was purged since its use
 	}
@@ -377,12 +308,12 @@ func (w *usageWriter) add(ctx context.Context, user, token string, u usage) erro
 	if err != nil {
 		return err
 	}
-	now.merge(u)
-	if _, err := w.write.ExecContext(ctx, token, now.last, now.lastIP, now.count, toJSON(now.from),
+	now.merge(row.usage)
+	if _, err := w.write.ExecContext(ctx, row.token, now.last, now.lastIP, now.count, toJSON(now.from),
 		toJSON(now.rules)); err != nil {
 		return err
 	}
-	_, err = w.active.ExecContext(ctx, user, now.last)
+	_, err = w.active.ExecContext(ctx, row.user, now.last)
 	return err
 }
 
@@ -392,8 +323,8 @@ func (w *usageWriter) add(ctx context.Context, user, token string, u usage) erro
 // writes, it returns the last result.
 func inReadWithUse[T any](ctx context.Context, s *Store, by Actor, f func(*tx) (T, error)) (v T, err error) {
 	for range 3 {
-		writes := s.figures.writes()
-		if v, err = inRead(ctx, s, by, f); err != nil || s.figures.writes() == writes {
+		written := s.uses.written()
+		if v, err = inRead(ctx, s, by, f); err != nil || s.uses.written() == written {
 			break
 		}
 	}
@@ -403,7 +334,7 @@ func inReadWithUse[T any](ctx context.Context, s *Store, by Actor, f func(*tx) (
 // withUse adds the usage that is not on disk yet to tokens of a service user. A change or
 // [inReadWithUse] must have read the tokens.
 func (s *Store) withUse(userID string, tokens ...*Token) {
-	pending := s.figures.of(userID)
+	pending := s.uses.of(userID)
 	for _, k := range tokens {
 		u, ok := pending[k.ID]
 		if !ok {
@@ -421,7 +352,7 @@ func (s *Store) withUse(userID string, tokens ...*Token) {
 
 // withActivity does the same for the LastActiveAt of the service user itself.
 func (s *Store) withActivity(u *ServiceUser) {
-	for _, use := range s.figures.of(u.ID) {
+	for _, use := range s.uses.of(u.ID) {
 		if at := fromUnix(use.last); at.After(u.LastActiveAt) {
 			u.LastActiveAt = at
 		}

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -94,10 +93,8 @@ func TestUseIsCounted(t *testing.T) {
 	if list, _, err := w.page(ctx, Local, userPage{Limit: 1}); err != nil || unix(list[0].LastActiveAt) != at+60 {
 		t.Errorf("last active in the list: got %v, %v", list, err)
 	}
-	w.figures.close()
-	check("settling", want, none)
-	w.figures.settle()
-	check("settled", want, none)
+	w.uses.take()
+	check("taken", want, none)
 	mustDo(w.FlushUse(ctx))
 	check("flushed", want, fmt.Sprint(want, " active ", at+60))
 	mustDo(w.FlushUse(ctx))
@@ -124,34 +121,6 @@ func TestUseIsCounted(t *testing.T) {
 	}
 }
 
-// Requests that begin a count wait neither while those of many service users are
-// closed nor while they settle.
-func TestUseWhileSettling(t *testing.T) {
-	t.Parallel()
-	const users = 100
-	w := newWorld(t, still)
-	w.use(w.token.Secret, "192.0.2.1", "rule_a")
-	f := new(figures)
-	f.begin()
-	use := w.figures.open[w.user.ID][0]
-	for n := range users {
-		f.open[fmt.Sprint(n)] = []tokenUse{use}
-	}
-	settling := reflect.ValueOf(f.open).Pointer()
-	f.close()
-	if got := reflect.ValueOf(f.settling).Pointer(); got != settling || len(f.open) != 0 {
-		t.Errorf("closing copied the counts of %d service users, and left %d open", len(f.settling), len(f.open))
-	}
-	f.settleOne("7", f.settling["7"]) // others get in after each
-	if len(f.pending) != 1 || len(f.settling) != users-1 || !f.mu.TryLock() {
-		t.Fatalf("got %d settled and %d that settle, want one service user at a time", len(f.pending), len(f.settling))
-	}
-	f.mu.Unlock()
-	if f.settle(); len(f.pending) != users || len(f.settling) != 0 {
-		t.Errorf("got %d settled and %d that settle, want %d", len(f.pending), len(f.settling), users)
-	}
-}
-
 // The last addresses and rules are kept, wherever the writing falls.
 func TestUseIsBounded(t *testing.T) {
 	t.Parallel()
@@ -161,7 +130,7 @@ func TestUseIsBounded(t *testing.T) {
 		for i := range 20 {
 			address, rule := fmt.Sprint("192.0.2.", i), fmt.Sprint("rule_", i)
 			w.use(w.token.Secret, address, rule)
-			if i >= 20-maxSeen {
+			if i >= 20-access.MaxSeen {
 				from[address], by[rule] = w.now().Unix(), w.now().Unix()
 			}
 			if i == flush {
@@ -216,12 +185,51 @@ func TestUseWhileTheTokenChanges(t *testing.T) {
 	mustDo(w.deleteUser(ctx, alice, w.user.ID, 0))
 	w.Use(old, w.now().Unix(), addrOf("192.0.2.1"), "")
 	mustDo(w.FlushUse(ctx))
-	w.clock.add(defaultRetention)
+	w.clock.add(w.opts.Retention)
 	mustDo(w.purge(ctx))
 	w.Use(old, w.now().Unix(), addrOf("192.0.2.1"), "")
 	mustDo(w.FlushUse(ctx))
-	if left := w.figures.of(w.user.ID); len(left) != 0 {
+	if left := w.uses.of(w.user.ID); len(left) != 0 {
 		t.Errorf("of a token that is gone: got %v kept, want nothing", left)
+	}
+}
+
+// Uses that are counted while a flush or Close runs are neither lost nor counted twice.
+func TestUseWhileTheStoreFlushesAndCloses(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, still)
+	p := w.principal(w.token.Secret)
+	const goroutines, rounds, opens = 4, 2000, 5
+	want := int64(0)
+	for range opens {
+		s, done := w.Store, make(chan struct{})
+		var users, flusher sync.WaitGroup
+		for range goroutines {
+			users.Go(func() {
+				for range rounds {
+					s.Use(p, 1000, addrOf("192.0.2.1"), "rule_a")
+				}
+			})
+		}
+		flusher.Go(func() {
+			for {
+				select {
+				case <-done:
+					return
+				default:
+					mustDo(s.FlushUse(ctx))
+				}
+			}
+		})
+		users.Wait()
+		close(done)
+		flusher.Wait()
+		s.Use(p, 1000, addrOf("192.0.2.1"), "rule_a")
+		w.reopen(t) // closes s
+		want += goroutines*rounds + 1
+		if got := w.row(w.token.ID).UseCount; got != want {
+			t.Fatalf("got %d uses on disk, want %d", got, want)
+		}
 	}
 }
 

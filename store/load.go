@@ -27,9 +27,9 @@ const revokedShown = 7 * 24 * time.Hour
 
 // load reads the changes since the directory in force and returns a directory that includes them.
 // It reads all of them in one transaction. An error in any row rejects the whole load.
-func (s *Store) load(ctx context.Context, q *sql.Tx) (loaded, error) {
-	current := s.loaded
-	next := loaded{}
+func (s *Store) load(ctx context.Context, q *sql.Tx) (*loaded, error) {
+	current := s.inForce.Load()
+	next := &loaded{}
 	var version int // a newer program may have upgraded the database since Open
 	if err := q.QueryRowContext(ctx, `PRAGMA user_version`).Scan(&version); err != nil {
 		return next, fmt.Errorf("reading the schema version: %w", err)
@@ -54,7 +54,7 @@ func (s *Store) load(ctx context.Context, q *sql.Tx) (loaded, error) {
 	if restored, err := current.restoredSince(ctx, q); err != nil {
 		return next, err
 	} else if restored { // read every row again
-		current = loaded{directory: access.NewDirectory(s.opts.Peppers, s.opts.DefaultGroup)}
+		current = &loaded{directory: access.NewDirectory(s.opts.Peppers, s.opts.DefaultGroup)}
 	}
 	since := current.revision
 	edit, err := current.directory.Edit(next.revision)
@@ -522,7 +522,7 @@ func (s *Store) loadPart(
 	if err := loadMembers(ctx, q, p, users, read); err != nil {
 		return nil, nil, fmt.Errorf("reading members: %w", err)
 	}
-	if err := loadTokens(ctx, q, p, s.now(), users, read); err != nil {
+	if err := loadTokens(ctx, q, p, s.Now(), users, read); err != nil {
 		return nil, nil, fmt.Errorf("reading tokens: %w", err)
 	}
 	return users, removed, nil

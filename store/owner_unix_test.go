@@ -136,7 +136,7 @@ func TestNoteOfRoot(t *testing.T) {
 	mustDo(os.Chown(path, server, server))
 	core, logs := observer.New(zap.WarnLevel)
 	opts.Log = zap.New(core)
-	s := &Store{path: path, log: opts.Log}
+	s := &Store{files: files{path: path}, log: opts.Log}
 	advice := fmt.Sprintf("chown %d:%d %s.seen && chmod 600 %[3]s.seen", server, server, path)
 	denied := &os.PathError{Op: "open", Path: path + ".seen", Err: syscall.EACCES}
 	if err := s.unread(ctx, unopened(t, path), denied); err != nil {

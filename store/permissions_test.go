@@ -559,7 +559,7 @@ func TestExampleCatalogue(t *testing.T) {
 	u, token := addUser(s, "u", g.ID)
 	for _, p := range list {
 		must(s.UpdateGroup(ctx, Local, g.ID, 0, func(g *Group) error { g.Permissions = []string{p.Key}; return nil }))
-		principal, _ := s.Directory().Principal(u.ID, token.ID, addrOf("192.0.2.1"), s.now().Unix())
+		principal, _ := s.Directory().Principal(u.ID, token.ID, addrOf("192.0.2.1"), s.Now().Unix())
 		for request := range requests {
 			method, path, _ := strings.Cut(request, " ")
 			want := access.NoRule

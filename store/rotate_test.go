@@ -37,14 +37,14 @@ func (w *world) shown(secret string) (access.Token, access.Reason) {
 // written waits until no first use is left to be written.
 func (w *world) written(t tb, token string) {
 	t.Helper()
-	eventually(t, "the first use on disk", func() bool { return !w.pendingFirst.has(token) })
+	eventually(t, "the first use on disk", func() bool { return !w.uses.first.has(token) })
 }
 
 // usedUnwritten is NoteUse before anybody is woken to write it.
 func (w *world) usedUnwritten(token string) {
-	w.pendingFirst.mu.Lock()
-	defer w.pendingFirst.mu.Unlock()
-	w.pendingFirst.pending[token] = firstUse{w.user.ID, w.now()}
+	w.uses.first.mu.Lock()
+	defer w.uses.first.mu.Unlock()
+	w.uses.first.pending[token] = firstUse{w.user.ID, w.now()}
 }
 
 // row is the record of a token.
@@ -623,11 +623,11 @@ func TestFirstUseCannotBeWritten(t *testing.T) {
 	_, err = w.write.ExecContext(ctx, `DROP TRIGGER full`)
 	mustDo(err)
 	w.noteFirst(w.user.ID, next.ID) // nothing new: nobody is woken
-	if !w.pendingFirst.has(next.ID) {
+	if !w.uses.first.has(next.ID) {
 		t.Error("forgotten before it was written")
 	}
 	mustDo(w.writeUses(ctx))
-	if got := w.row(next.ID); got.LastUsedAt.IsZero() || w.pendingFirst.has(next.ID) {
+	if got := w.row(next.ID); got.LastUsedAt.IsZero() || w.uses.first.has(next.ID) {
 		t.Errorf("with space again: got %+v", got)
 	}
 	before := dump(t, w.Store)

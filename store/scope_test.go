@@ -27,7 +27,7 @@ func testScope(t *testing.T, withDefault bool) {
 	}
 	s := open(t, place(t), opts)
 	base, readers, writers := addGroup(s, "base", "allow GET /base"), addGroup(s, "readers", "allow GET /v1/{x}"), addGroup(s, "writers", "allow * /v1/{x}")
-	ids := map[string]string{"base": base.ID, "readers": readers.ID, "writers": writers.ID, "nobody": newID("service", s.now()), "nogroup": newID("group", s.now())}
+	ids := map[string]string{"base": base.ID, "readers": readers.ID, "writers": writers.ID, "nobody": newID("service", s.Now()), "nogroup": newID("group", s.Now())}
 	tokens := make(map[string]*Issued)
 	add := func(name string, role access.Role, teams string, groups ...string) {
 		u := ServiceUser{Name: name, Active: true, Role: role, Teams: strings.Fields(teams)}
@@ -141,7 +141,7 @@ func testScope(t *testing.T, withDefault bool) {
 		"manager": "not allowed", "admin": "not allowed role", "peer": "not allowed role", "writer": "not allowed permission_groups", "mixed": "not allowed permission_groups",
 		"outsider": "not found", "capital": "not found", "similar": "not found", "nowhere": "not found", "nobody": "not found",
 	} {
-		tokenID := newID("token", s.now())
+		tokenID := newID("token", s.Now())
 		if tokens[name] != nil {
 			tokenID = tokens[name].ID
 		}

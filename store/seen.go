@@ -127,7 +127,7 @@ func (s *Store) compareWithNote(ctx context.Context, db *sql.DB) error {
 	if err != nil {
 		return err
 	}
-	s.instance = held.Instance
+	s.progress.instance = held.Instance
 	if seen.Instance != held.Instance {
 		if seen.Instance != "" {
 			s.log.Warn("this store is not the one that was at this path before; "+
@@ -162,10 +162,10 @@ func (s *Store) compareWithNote(ctx context.Context, db *sql.DB) error {
 			ErrOlder, held.Revision, seen.AuditSeq, seen.Revision, again)
 	}
 	s.clock.raise(seen.Clock)
-	// Otherwise onDisk stays zero, so that writeNote writes a note that the owner of the store
+	// Otherwise noted stays zero, so that keepNote writes a note that the owner of the store
 	// can read.
 	if ownNote(s.path) {
-		s.onDisk = seen
+		s.progress.noted = seen
 	}
 	return nil
 }
@@ -198,25 +198,31 @@ func (s *Store) unread(ctx context.Context, db *sql.DB, cause error) error {
 	return nil
 }
 
-// seenEvery is how often the store checks whether the note must be written. If only the clock has
+// progress is what the note must say, as far as known. After Open only keepNote uses it.
+type progress struct {
+	instance string // the id of the store in the database
+	noted    Mark   // the last note that was written or found
+	failure  failureLatch
+}
+
+// noteEvery is how often the store checks whether the note must be written. If only the clock has
 // changed, it is written once in clockEvery.
 const (
-	seenEvery  = time.Second
+	noteEvery  = time.Second
 	clockEvery = time.Minute
 )
 
-// keepSeen keeps the note up to date until the store closes.
-func (s *Store) keepSeen(ctx context.Context) {
-	tick := time.NewTicker(seenEvery)
+// keepNote keeps the note up to date until the store closes.
+func (s *Store) keepNote(ctx context.Context) {
+	tick := time.NewTicker(noteEvery)
 	defer tick.Stop()
-	for {
+	for after := clockEvery; after > 0; {
 		select {
 		case <-ctx.Done():
-			_ = s.safely("noting", func() error { s.writeNote(0); return nil })
-			return
+			after = 0
 		case <-tick.C:
-			_ = s.safely("noting", func() error { s.writeNote(clockEvery); return nil })
 		}
+		_ = s.safely("noting", func() error { s.writeNote(after); return nil })
 	}
 }
 
@@ -224,15 +230,14 @@ func (s *Store) keepSeen(ctx context.Context) {
 // after since the last note. It does not write while the store has a fault: an operator may be
 // accepting an older database at that moment.
 func (s *Store) writeNote(after time.Duration) {
-	s.logClock()
-	at := s.head.Load()
+	s.clock.logBack(s.log, s.path)
+	at, noted := s.inForce.Load(), s.progress.noted
 	m := Mark{
-		Instance: s.instance, Revision: at.revision, AuditSeq: at.seq, AuditHash: at.hash,
-		Clock: s.now().UTC().Truncate(time.Second),
+		Instance: s.progress.instance, Revision: at.revision, AuditSeq: at.seq, AuditHash: at.hash,
+		Clock: s.Now().UTC().Truncate(time.Second),
 	}
 	if s.Fault() != "" ||
-		m.Revision == s.onDisk.Revision && m.Instance == s.onDisk.Instance &&
-			m.Clock.Sub(s.onDisk.Clock) <= after {
+		m.Revision == noted.Revision && m.Instance == noted.Instance && m.Clock.Sub(noted.Clock) <= after {
 		return
 	}
 	// Another process with the same store may have written a later note.
@@ -246,9 +251,9 @@ func (s *Store) writeNote(after time.Duration) {
 	}
 	err := m.write(s.path)
 	if err == nil {
-		s.onDisk = m
+		s.progress.noted = m
 	}
-	s.noteFailure.report(err, func() {
+	s.progress.failure.report(err, func() {
 		s.log.Error("the note of how far the store has come cannot be written; "+
 			"after a restart an older copy of the store might not be noticed",
 			zap.String("store", s.path), zap.Error(err))

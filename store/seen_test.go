@@ -110,12 +110,12 @@ func TestAnotherStoreIsNamed(t *testing.T) {
 	mustDo(before.write(path))
 	core, logs := observer.New(zap.WarnLevel)
 	s := open(t, path, Options{Log: zap.New(core)})
-	told := logs.FilterMessageSnippet("is not the one that was at this path").FilterField(zap.String("before", "store_before")).FilterField(zap.String("instance", s.instance))
+	told := logs.FilterMessageSnippet("is not the one that was at this path").FilterField(zap.String("before", "store_before")).FilterField(zap.String("instance", s.progress.instance))
 	if told.Len() != 1 {
 		t.Errorf("lines of the log that name both: got %d, want 1; %v", told.Len(), logs.All())
 	}
 	mustDo(s.Close())
-	if got := must(Seen(path)); got.Instance != s.instance || got.Revision != 0 {
+	if got := must(Seen(path)); got.Instance != s.progress.instance || got.Revision != 0 {
 		t.Errorf("the note: got %+v, want the one of the new store", got)
 	}
 }

@@ -280,7 +280,7 @@ func (s *Store) purge(ctx context.Context) error {
 	for {
 		// Each round purges up to 100 tombstones, so that other changes get their turn in
 		// between.
-		cutoff := s.now().Add(-s.opts.Retention).Unix()
+		cutoff := s.Now().Add(-s.opts.Retention).Unix()
 		rows, err := s.read.QueryContext(ctx, `
 			SELECT id FROM service_users WHERE deleted_at > 0 AND deleted_at <= $1 AND name <> ''
 			ORDER BY id LIMIT 100`, cutoff)
@@ -465,5 +465,5 @@ func inRead[T any](ctx context.Context, s *Store, by Actor, f func(*tx) (T, erro
 		return v, fmt.Errorf("reading the store: %w", err)
 	}
 	defer sqlTx.Rollback()
-	return f(&tx{Tx: sqlTx, store: s, ctx: ctx, by: by, now: s.now().UTC(), directory: s.Directory()})
+	return f(&tx{Tx: sqlTx, store: s, ctx: ctx, by: by, now: s.Now().UTC(), directory: s.Directory()})
 }

@@ -103,7 +103,7 @@ func addGroup(s *Store, name string, texts ...string) Group {
 func probe(s *Store, login, secret, action string) access.Reason {
 	method, path, _ := strings.Cut(action, " ")
 	d := s.Directory()
-	p, why := d.Authenticate(access.Credential{ID: login, Secret: secret}, netip.MustParseAddr("192.0.2.1"), s.now().Unix())
+	p, why := d.Authenticate(access.Credential{ID: login, Secret: secret}, netip.MustParseAddr("192.0.2.1"), s.Now().Unix())
 	if why == access.Granted {
 		why = d.Authorize(p, access.Action{Method: method, Host: "api.example.com", Path: path}).Reason
 	}

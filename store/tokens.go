@@ -355,7 +355,7 @@ func (t *tx) unusedSuccessor(old Token) (Token, error) {
 	no := &Error{Kind: ErrReplaced}
 	switch {
 	// The first use counts from the moment of the request, also while it is not on disk yet.
-	case !next.LastUsedAt.IsZero() || t.store.pendingFirst.has(next.ID):
+	case !next.LastUsedAt.IsZero() || t.store.uses.first.has(next.ID):
 		no.Msg = "the token has been replaced by " + next.ID +
 			", which is in use; go on with that one, or ask an admin for a new token"
 	case next.CreatedBy != next.UserID:

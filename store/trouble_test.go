@@ -142,7 +142,7 @@ func TestPanicsAreSurvived(t *testing.T) {
 	}{
 		{"watch", "looking for changes", func() { addUser(other, "b") }, func() bool { return w.Directory().Len() == 2 }},
 		{"first uses", "writing first uses", func() { w.use(rotated.Secret, "192.0.2.1", "") }, func() bool {
-			return !w.pendingFirst.has(rotated.ID) && strings.HasPrefix(w.onDisk(rotated.ID), "1 ")
+			return !w.uses.first.has(rotated.ID) && strings.HasPrefix(w.onDisk(rotated.ID), "1 ")
 		}},
 		{"purge", "writing the use of tokens", func() {
 			u, _ := addUser(other, "gone")

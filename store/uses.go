@@ -24,10 +24,6 @@ type firstUse struct {
 	at   time.Time
 }
 
-func (f *firstUses) begin() {
-	f.pending, f.wake = make(map[string]firstUse), make(chan struct{}, 1)
-}
-
 func (f *firstUses) has(token string) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -35,21 +31,38 @@ func (f *firstUses) has(token string) bool {
 	return ok
 }
 
-// noteFirst records the first use of a token that the directory shows as unused. It never waits for
-// the disk: the use counts when noteFirst returns, and is on disk a little later.
-func (s *Store) noteFirst(userID, tokenID string) {
-	s.pendingFirst.mu.Lock()
-	_, known := s.pendingFirst.pending[tokenID]
+// note adds a first use, unless it has one of the token already.
+func (f *firstUses) note(token string, use firstUse) {
+	f.mu.Lock()
+	_, known := f.pending[token]
 	if !known {
-		s.pendingFirst.pending[tokenID] = firstUse{userID, s.now()}
+		f.pending[token] = use
 	}
-	s.pendingFirst.mu.Unlock()
+	f.mu.Unlock()
 	if !known {
 		select {
-		case s.pendingFirst.wake <- struct{}{}:
+		case f.wake <- struct{}{}:
 		default: // the writer has not looked since the last wake
 		}
 	}
+}
+
+func (f *firstUses) all() map[string]firstUse {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return maps.Clone(f.pending)
+}
+
+func (f *firstUses) remove(token string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.pending, token)
+}
+
+// noteFirst records the first use of a token that the directory shows as unused. It never waits for
+// the disk: the use counts when noteFirst returns, and is on disk a little later.
+func (s *Store) noteFirst(userID, tokenID string) {
+	s.uses.first.note(tokenID, firstUse{userID, s.Now()})
 }
 
 // retryUses is the pause after a failed attempt to write first uses.
@@ -58,41 +71,34 @@ const retryUses = time.Second
 // recordUses writes first uses until the store closes, and then those that are left.
 func (s *Store) recordUses(ctx context.Context) {
 	var again <-chan time.Time
-	failing := false
+	failing := failureLatch{}
 	for closing := false; !closing; {
 		select {
 		case <-ctx.Done():
 			closing = true
-		case <-s.pendingFirst.wake:
+		case <-s.uses.first.wake:
 		case <-again:
 		}
 		again = nil
 		err := s.safely("writing first uses", func() error { return s.writeUses(context.WithoutCancel(ctx)) })
 		if err != nil {
 			again = time.After(retryUses)
-			if !failing {
-				s.log.Error("the first use of a token cannot be written; the store tries again",
-					zap.Error(err))
-			}
 		}
-		failing = err != nil
+		failing.report(err, func() {
+			s.log.Error("the first use of a token cannot be written; the store tries again", zap.Error(err))
+		})
 	}
 }
 
 func (s *Store) writeUses(ctx context.Context) error {
-	s.pendingFirst.mu.Lock()
-	pending := maps.Clone(s.pendingFirst.pending)
-	s.pendingFirst.mu.Unlock()
-	for token, use := range pending {
+	for token, use := range s.uses.first.all() {
 		var fault *Error
 		// An *Error means that the token is gone, for example purged, so its first use is
 		// dropped.
 		if err := s.recordUse(ctx, token, use); err != nil && !errors.As(err, &fault) {
 			return err
 		}
-		s.pendingFirst.mu.Lock()
-		delete(s.pendingFirst.pending, token)
-		s.pendingFirst.mu.Unlock()
+		s.uses.first.remove(token)
 	}
 	return nil
 }

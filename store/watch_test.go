@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -43,9 +45,17 @@ func child(path, do string) {
 			return nil
 		}
 		must(s.Restore(ctx, Local, must(os.Open(from))))
+	case "pace": // one change every 20 ms or so
+		tick := time.NewTicker(20 * time.Millisecond)
+		for n := range must(strconv.Atoi(id)) {
+			<-tick.C
+			g := must(s.CreateGroup(ctx, Local, Group{Name: fmt.Sprint("pace ", n)}))
+			fmt.Println(time.Now().UnixNano(), s.Directory().Revision(), g.ID)
+			tick.Reset(20*time.Millisecond + time.Duration(time.Now().UnixNano()%9973)*time.Microsecond)
+		}
 	case "create":
 		for { // until it is killed
-			u, _, err := s.CreateServiceUser(ctx, Local, ServiceUser{Name: newID("n", s.now()) + "!", Active: true}, &NewToken{})
+			u, _, err := s.CreateServiceUser(ctx, Local, ServiceUser{Name: newID("n", s.Now()) + "!", Active: true}, &NewToken{})
 			mustDo(err)
 			fmt.Println(u.ID)
 		}
@@ -385,4 +395,29 @@ func TestUpgradeUnderfoot(t *testing.T) {
 	if err := w.revoke(context.Background(), alice, w.user.ID, w.token.ID); err == nil {
 		t.Error("a change: got no error")
 	}
+}
+
+// BenchmarkChangeByAnotherProcess measures the time from the end of a change in another process
+// until the change is in force here. Run it with -benchtime=300x.
+func BenchmarkChangeByAnotherProcess(b *testing.B) {
+	w := newWorld(b, Options{Now: time.Now})
+	type arrival struct{ revision, at int64 }
+	arrivals := make(chan arrival, 100+2*b.N)
+	w.OnChange(func() { arrivals <- arrival{w.Directory().Revision(), time.Now().UnixNano()} })
+	cmd, lines := startChild(b, w.path, fmt.Sprint("pace ", b.N))
+	var took []time.Duration
+	var last arrival
+	for range b.N {
+		var made, revision int64
+		var group string
+		must(fmt.Fscan(lines, &made, &revision, &group))
+		for last.revision < revision {
+			last = <-arrivals
+		}
+		took = append(took, max(time.Duration(last.at-made), 0))
+	}
+	mustDo(cmd.Wait())
+	slices.Sort(took)
+	b.ReportMetric(float64(took[len(took)/2].Microseconds())/1000, "ms-p50")
+	b.ReportMetric(float64(took[len(took)*99/100].Microseconds())/1000, "ms-p99")
 }

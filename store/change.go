@@ -1,0 +1,167 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/serviceusers/caddy-service-users/access"
+)
+
+// tx is a transaction: a change in progress or, in inRead, a read.
+type tx struct {
+	*sql.Tx
+	store     *Store
+	ctx       context.Context
+	by        Actor
+	now       time.Time         // whole seconds, UTC
+	directory *access.Directory // the directory before the change
+	revision  int64             // the number of this change
+	events    []AuditEvent      // audit records written
+}
+
+func (t *tx) exec(query string, args ...any) (sql.Result, error) {
+	return t.Tx.ExecContext(t.ctx, query, args...)
+}
+
+func (t *tx) query(query string, args ...any) (*sql.Rows, error) {
+	return t.Tx.QueryContext(t.ctx, query, args...)
+}
+
+func (t *tx) row(query string, args ...any) *sql.Row {
+	return t.Tx.QueryRowContext(t.ctx, query, args...)
+}
+
+func (t *tx) newID(prefix string) string { return newID(prefix, t.store.Now()) }
+
+// lock takes the turn to change the store or the directory, or returns an error when ctx ends.
+func (s *Store) lock(ctx context.Context) error {
+	select {
+	case <-s.writing:
+		if ctx.Err() == nil {
+			return nil
+		}
+		s.unlock() // both cases were ready, and select chose this one
+	case <-ctx.Done():
+	}
+	return context.Cause(ctx)
+}
+
+// turn is lock with a limit: it fails with errBusy after turnTimeout. While another process has the
+// database locked, each earlier change may take seconds.
+func (s *Store) turn(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, turnTimeout, errBusy)
+	defer cancel()
+	return s.lock(ctx)
+}
+
+func (s *Store) unlock() { s.writing <- struct{}{} }
+
+// install puts a directory in force. The caller must have the turn.
+func (s *Store) install(next *loaded) {
+	if s.inForce.Swap(next) != next {
+		s.announce()
+	}
+}
+
+// change runs one transaction: the statements of f, its audit records, and revision + 1. It builds
+// the new directory inside the transaction. So a change that cannot be enforced is rolled back, and
+// a committed change applies at once. If f writes no audit record, change rolls back.
+func (s *Store) change(ctx context.Context, by Actor, f func(*tx) error) (err error) {
+	by.Name = access.MaskSecrets(by.Name) // the name goes to the audit trail and the log
+	if err := s.turn(ctx); err != nil {
+		return fmt.Errorf("waiting for another change: %w", err)
+	}
+	defer s.unlock()
+	if err := s.inPlace(); err != nil {
+		return err
+	}
+	// After an error of the disk the connection is closed. On the same connection SQLite may
+	// believe pages to be on disk that are not.
+	defer func() {
+		if isIO(err) {
+			s.write.SetMaxIdleConns(0)
+			s.write.SetMaxIdleConns(1)
+		}
+	}()
+	// The caller may hang up at any moment. WithoutCancel makes the change independent of that.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeTimeout)
+	defer cancel()
+
+	if s.Fault() != "" {
+		// The write connection caches pages, which can hide that the file is damaged. The
+		// change would succeed, and be lost at the next start. The reload reads the file.
+		if err := s.reload(ctx); err != nil {
+			return fmt.Errorf("the store cannot be read: %w", err)
+		}
+	}
+	sqlTx, err := s.write.BeginTx(ctx, nil)
+	if err != nil {
+		return fmt.Errorf("beginning a change: %w", err)
+	}
+	defer sqlTx.Rollback()
+	if err := s.logInPlace(); err != nil {
+		return err
+	}
+	before, err := s.load(ctx, sqlTx) // another process may have changed the store
+	if err != nil {
+		return fmt.Errorf("building the directory: %w", err)
+	}
+	s.install(before)
+	t := &tx{
+		Tx: sqlTx, store: s, ctx: ctx, by: by, now: s.Now().UTC().Truncate(time.Second),
+		directory: before.directory, revision: before.revision + 1,
+	}
+	// The directory is up to date now; the scope was determined before the turn.
+	if err := t.renewScope(); err != nil {
+		return err
+	}
+	if err := f(t); err != nil || len(t.events) == 0 {
+		return err
+	}
+	if _, err := t.exec(`UPDATE meta SET revision = $1`, t.revision); err != nil {
+		return fmt.Errorf("counting the revision: %w", err)
+	}
+	return s.finish(t)
+}
+
+// finish builds the directory of a change, commits the change, and puts the directory in force.
+func (s *Store) finish(t *tx) error {
+	next, err := s.load(t.ctx, t.Tx)
+	if err != nil {
+		return fmt.Errorf("building the directory: %w", err)
+	}
+	if err := t.Commit(); err != nil {
+		// After a failed commit SQLite may still have written the change to the log.
+		return fmt.Errorf("%w: committing: %w", ErrUncertain, errors.Join(err, t.ctx.Err()))
+	}
+	s.install(next)
+	s.logAudit(t.events)
+	return nil
+}
+
+// refresh loads the changes in the database into the directory.
+func (s *Store) refresh(ctx context.Context) error {
+	if err := s.lock(ctx); err != nil {
+		return err
+	}
+	defer s.unlock()
+	return s.reload(ctx)
+}
+
+// reload is like refresh, for a caller that has the turn.
+func (s *Store) reload(ctx context.Context) error {
+	sqlTx, err := s.read.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+	if err != nil {
+		return err
+	}
+	defer sqlTx.Rollback()
+	next, err := s.load(ctx, sqlTx)
+	if err != nil {
+		return err
+	}
+	s.install(next)
+	return nil
+}

@@ -1,0 +1,101 @@
+package store
+
+import (
+	"context"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// health is whether the store can be read, and since when it cannot.
+type health struct {
+	clock   *wall
+	begun   time.Time              // the time of Open, with a monotonic reading
+	fault   atomic.Pointer[string] // the error of the last poll; nil if it succeeded
+	checked atomic.Int64           // the time of the last successful poll, in Unix nanoseconds
+	fresh   atomic.Int64           // like checked, in nanoseconds since begun, so independent of the date
+	stale   atomic.Bool
+}
+
+func (h *health) begin(clock *wall) {
+	h.clock, h.begun = clock, clock.read()
+	h.succeed()
+}
+
+// succeed records a successful poll.
+func (h *health) succeed() {
+	h.checked.Store(h.clock.Now().UnixNano())
+	h.fresh.Store(int64(h.clock.read().Sub(h.begun)))
+}
+
+// Fault returns the error of the last attempt to read the store, or "" if it succeeded.
+func (h *health) Fault() string {
+	if f := h.fault.Load(); f != nil {
+		return *f
+	}
+	return ""
+}
+
+// Checked returns the time of the last successful poll, that is, the last time at which the
+// directory was found to be up to date.
+func (h *health) Checked() time.Time { return time.Unix(0, h.checked.Load()) }
+
+// Stale reports whether the last successful poll is longer ago than Options.MaxStaleness, so that
+// the directory must not be used for decisions any more. Stale never blocks and reads no clock.
+func (h *health) Stale() bool { return h.stale.Load() }
+
+// Age returns the time since the last successful poll.
+func (h *health) Age() time.Duration {
+	return max(h.clock.read().Sub(h.begun)-time.Duration(h.fresh.Load()), 0)
+}
+
+// watchAge marks the directory as stale when it becomes too old. It is a goroutine of its own,
+// since the one that polls the store may hang.
+func (s *Store) watchAge(ctx context.Context) {
+	tick := time.NewTicker(min(max(s.opts.MaxStaleness/10, time.Millisecond), time.Second))
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		s.setStale(s.Age() > s.opts.MaxStaleness)
+	}
+}
+
+// setStale sets whether the directory is too old. It logs, and informs the listener, when that
+// changes.
+func (s *Store) setStale(stale bool) {
+	if s.stale.Swap(stale) == stale {
+		return
+	}
+	if stale {
+		s.log.Error("the store was not readable for longer than max_staleness; "+
+			"no request is let through until it is readable again",
+			zap.String("store", s.path), zap.Duration("max_staleness", s.opts.MaxStaleness),
+			zap.String("fault", s.Fault()))
+	}
+	_ = s.safely("announcing a stale directory", func() error { s.announce(); return nil })
+}
+
+// report stores the result of a poll, and logs it when it differs from the one before.
+func (s *Store) report(err error) {
+	before := s.Fault()
+	if err == nil {
+		s.succeed()
+		s.setStale(false)
+	}
+	switch {
+	case err == nil && before != "":
+		s.fault.Store(nil)
+		s.log.Info("the store can be read again", zap.String("store", s.path),
+			zap.Int64("revision", s.Directory().Revision()))
+	case err != nil && err.Error() != before:
+		text := err.Error()
+		s.fault.Store(&text)
+		s.log.Error("the store cannot be read; requests are answered from the last directory that was read",
+			zap.String("store", s.path), zap.Int64("revision", s.Directory().Revision()), zap.Error(err))
+	}
+}
