@@ -39,11 +39,14 @@ type Options struct {
 	Existing     bool             // if the path has no store, fail with fs.ErrNotExist instead of creating one
 	Now          func() time.Time // nil is time.Now
 	Log          *zap.Logger      // nil logs nothing
+
+	idlePoll time.Duration // without Poll, how often to look although no file has changed; 0 is 1 s
 }
 
 // filled returns the options with defaults in the place of zero values that mean them.
 func (o Options) filled() Options {
 	o.UseInterval = cmp.Or(max(o.UseInterval, 0), 10*time.Second)
+	o.idlePoll = cmp.Or(o.idlePoll, time.Second) // notifications can be lost
 	o.Retention = cmp.Or(max(o.Retention, 0), 30*24*time.Hour)
 	if o.Now == nil {
 		o.Now = time.Now

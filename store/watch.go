@@ -17,8 +17,6 @@ const (
 	// fastPoll is the time between two looks without notifications, and while the store cannot
 	// be read.
 	fastPoll = 25 * time.Millisecond
-	// slowPoll is the time between two looks when no file has changed: notifications can be lost.
-	slowPoll = time.Second
 	// renewInterval is how often the connections are opened again while the store cannot be read.
 	renewInterval = time.Second
 )
@@ -37,8 +35,7 @@ type watcher struct {
 
 // watch looks for changes until the store closes.
 func (s *Store) watch(ctx context.Context) {
-	looked := time.Now()
-	w := watcher{store: s, written: looked}
+	w := watcher{store: s}
 	defer w.release()
 	var events <-chan fsnotify.Event
 	var lost <-chan error
@@ -46,18 +43,23 @@ func (s *Store) watch(ctx context.Context) {
 		defer w.notes.Close()
 		events, lost = w.notes.Events, w.notes.Errors
 	}
+	var looked time.Time
+	// The first look finds the changes before the first notification.
 	timer := time.NewTimer(w.pause())
+	if w.notes != nil {
+		timer.Reset(0)
+	}
 	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case e := <-events:
-			if e.Name != s.path && e.Name != s.path+"-wal" && e.Name != s.path+"-shm" {
-				continue // another file in the directory
+			switch e.Name {
+			case s.path, s.path + "-wal", s.path + "-shm", filepath.Dir(s.path):
+				w.written = time.Now()
+				timer.Reset(minPoll - time.Since(looked))
 			}
-			w.written = time.Now()
-			timer.Reset(minPoll - time.Since(looked))
 		case <-lost: // such as fsnotify.ErrEventOverflow
 			w.written = time.Now()
 			timer.Reset(minPoll - time.Since(looked))
@@ -99,7 +101,7 @@ func (w *watcher) pause() time.Duration {
 	// A commit first writes to the log, then waits for the disk, and only then increases
 	// data_version, without a notification. So the looks go on for a while after each
 	// notification, and become rarer the longer it has been.
-	pause := min(max(time.Since(w.written)/4, minPoll), slowPoll)
+	pause := min(max(time.Since(w.written)/4, minPoll), s.opts.idlePoll)
 	if s.opts.MaxStaleness > 0 {
 		pause = min(pause, s.opts.MaxStaleness/4)
 	}

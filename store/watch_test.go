@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fsnotify/fsnotify"
 	"modernc.org/sqlite"
 
 	"github.com/serviceusers/caddy-service-users/access"
@@ -394,6 +396,72 @@ func TestUpgradeUnderfoot(t *testing.T) {
 	}
 	if err := w.revoke(context.Background(), alice, w.user.ID, w.token.ID); err == nil {
 		t.Error("a change: got no error")
+	}
+}
+
+// Notifications alone bring changes of others into force: of a commit, and after the directory was
+// away for a while.
+func TestNotifications(t *testing.T) {
+	if newNotifier(Options{}) == nil {
+		t.Skip("no notifications here")
+	}
+	dir := filepath.Join(t.TempDir(), "a")
+	mustDo(os.Mkdir(dir, 0o700))
+	opts := Options{idlePoll: time.Hour, Now: newClock().Now}
+	s := open(t, filepath.Join(dir, "store.db"), opts)
+	other := open(t, s.path, opts)
+	watches := func(s *Store) bool { return s.logged.Load() != nil && s.Fault() == "" }
+	for _, name := range []string{"a", "b", "c"} {
+		eventually(t, "the look before the first notification", func() bool { return watches(s) && watches(other) })
+		g := must(other.CreateGroup(ctx, Local, Group{Name: name}))
+		eventually(t, "the change "+name, func() bool { _, ok := s.Directory().Group(g.ID); return ok })
+		mustDo(os.Rename(dir, dir+"2"))
+		eventually(t, "a fault", func() bool { return s.Fault() != "" && other.Fault() != "" })
+		mustDo(os.Rename(dir+"2", dir))
+	}
+}
+
+// The pause between two looks grows after a notification, and is short without notifications.
+func TestPauseBetweenLooks(t *testing.T) {
+	t.Parallel()
+	s := open(t, place(t), Options{Poll: time.Hour})
+	notes := newNotifier(Options{})
+	if notes == nil {
+		t.Skip("no notifications here")
+	}
+	defer notes.Close()
+	idle := Options{}.filled()
+	stale := Options{MaxStaleness: 2 * time.Second}.filled()
+	elsewhere := filepath.Join(t.TempDir(), "gone", "store.db")
+	for _, row := range []struct {
+		name       string
+		opts       Options
+		path       string
+		notes      *fsnotify.Watcher
+		written    time.Duration // how long the last notification is ago
+		least, end time.Duration // the bounds of the pause
+	}{
+		{"an interval", Options{Poll: time.Minute}, s.path, nil, 0, time.Minute, time.Minute},
+		{"no notifications", idle, s.path, nil, time.Hour, fastPoll, fastPoll},
+		{"no directory", idle, elsewhere, notes, time.Hour, fastPoll, fastPoll},
+		{"just notified", idle, s.path, notes, 0, minPoll, time.Second},
+		{"a moment ago", idle, s.path, notes, 400 * time.Millisecond, 100 * time.Millisecond, time.Second},
+		{"idle", idle, s.path, notes, time.Hour, time.Second, time.Second},
+		{"idle with max_staleness", stale, s.path, notes, time.Hour, time.Second / 2, time.Second / 2},
+	} {
+		w := watcher{
+			store: &Store{opts: row.opts, files: files{path: row.path}}, notes: row.notes,
+			written: time.Now().Add(-row.written),
+		}
+		if got := w.pause(); got < row.least || got > row.end {
+			t.Errorf("%s: got %v, want %v to %v", row.name, got, row.least, row.end)
+		}
+	}
+	text := "a fault"
+	w := watcher{store: &Store{opts: idle, files: files{path: s.path}}, notes: notes}
+	w.store.fault.Store(&text)
+	if got := w.pause(); got != fastPoll {
+		t.Errorf("with a fault: got %v, want %v", got, fastPoll)
 	}
 }
 
