@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"database/sql"
-	_ "embed"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -18,72 +17,6 @@ import (
 	"go.uber.org/zap"
 	"modernc.org/sqlite"
 )
-
-//go:embed schema.sql
-var schema string
-
-// counts has the triggers that keep the numbers of rows in meta, since schema version 4. An upgrade
-// that changes them must drop the old ones first.
-//
-//go:embed counts.sql
-var counts string
-
-// upgrades has the steps from older schemas to the present one: upgrades[i] leads from version i+1
-// to version i+2. Steps are only ever appended; schema.sql always creates the newest version.
-var upgrades = []string{
-	// 2: the catalogue of permissions.
-	`CREATE TABLE permissions (
-		key         TEXT   PRIMARY KEY,
-		name        TEXT   NOT NULL,
-		description TEXT   NOT NULL,
-		category    TEXT   NOT NULL,
-		position    BIGINT NOT NULL,
-		rules       TEXT   NOT NULL,
-		created_at  BIGINT NOT NULL,
-		created_by  TEXT   NOT NULL,
-		updated_at  BIGINT NOT NULL
-	);
-	CREATE TABLE group_permissions (
-		group_id       TEXT   NOT NULL REFERENCES permission_groups (id),
-		permission_key TEXT   NOT NULL REFERENCES permissions (key),
-		created_at     BIGINT NOT NULL,
-		PRIMARY KEY (group_id, permission_key)
-	);
-	CREATE INDEX group_permissions_permission ON group_permissions (permission_key);`,
-	// 3: the use of tokens, and tombstones.
-	`ALTER TABLE tokens ADD COLUMN used_from        TEXT   NOT NULL DEFAULT '{}';
-	ALTER TABLE tokens ADD COLUMN used_rules       TEXT   NOT NULL DEFAULT '{}';
-	ALTER TABLE tokens ADD COLUMN refreshed_at     BIGINT NOT NULL DEFAULT 0;
-	ALTER TABLE tokens ADD COLUMN count_at_refresh BIGINT NOT NULL DEFAULT 0;
-	ALTER TABLE tokens ADD COLUMN quiet_after      BIGINT NOT NULL DEFAULT 0;
-	CREATE INDEX tokens_quiet ON tokens (quiet_after) WHERE quiet_after > 0 AND revoked_at = 0;
-	CREATE INDEX service_users_deleted ON service_users (deleted_at) WHERE deleted_at > 0;`,
-	// 4: how many rows there are.
-	`ALTER TABLE meta ADD COLUMN service_users     BIGINT NOT NULL DEFAULT 0;
-	ALTER TABLE meta ADD COLUMN tokens            BIGINT NOT NULL DEFAULT 0;
-	ALTER TABLE meta ADD COLUMN permission_groups BIGINT NOT NULL DEFAULT 0;
-	ALTER TABLE meta ADD COLUMN rules             BIGINT NOT NULL DEFAULT 0;
-	ALTER TABLE meta ADD COLUMN group_permissions BIGINT NOT NULL DEFAULT 0;
-	ALTER TABLE meta ADD COLUMN members           BIGINT NOT NULL DEFAULT 0;
-	UPDATE meta SET
-		service_users     = (SELECT COUNT(*) FROM service_users WHERE deleted_at = 0),
-		tokens            = (SELECT COUNT(*) FROM tokens WHERE revoked_at = 0),
-		permission_groups = (SELECT COUNT(*) FROM permission_groups WHERE deleted_at = 0),
-		rules             = (SELECT COUNT(*) FROM rules),
-		group_permissions = (SELECT COUNT(*) FROM group_permissions),
-		members           = (SELECT COUNT(*) FROM members);` + counts,
-	// 5: names that read alike. From this version on the note beside the database belongs to
-	// the owner of the database ([noteSince]).
-	`ALTER TABLE service_users ADD COLUMN name_key TEXT NOT NULL DEFAULT '';
-	UPDATE service_users SET name_key = service_user_name_key(name);
-	CREATE INDEX service_users_name_key ON service_users (name_key) WHERE deleted_at = 0;`,
-	// 6: a retiring token ends with its grace, and no earlier.
-	`DROP INDEX tokens_quiet;
-	ALTER TABLE tokens DROP COLUMN quiet_after;`,
-}
-
-// schemaVersion is the schema version that this program reads and writes.
-var schemaVersion = 1 + len(upgrades)
 
 // applicationID marks the databases of this program (PRAGMA application_id): "CSU" and a zero byte.
 const applicationID = 0x43535500
@@ -362,19 +295,6 @@ func checkLog(ctx context.Context, withLog *sql.DB, path string) error {
 	return nil
 }
 
-// checkSchema rejects a schema version that this program does not know.
-func checkSchema(version int) error {
-	switch {
-	case version > schemaVersion:
-		return fmt.Errorf("%w: the database has schema version %d, this program knows %d; "+
-			"update the program, or restore a backup that the older one made",
-			ErrNewer, version, schemaVersion)
-	case version < 1:
-		return fmt.Errorf("%w: the database has no schema version; restore it from a backup", ErrNotOurs)
-	}
-	return nil
-}
-
 // The SQLite result codes that this package distinguishes, https://sqlite.org/rescode.html.
 const (
 	sqliteBusy     = 5
@@ -401,94 +321,6 @@ func explainSQLite(err error) error {
 		}
 	}
 	return err
-}
-
-// upgradeSQLite upgrades an older schema, all steps in one transaction, and keeps a copy of the
-// database from before.
-func upgradeSQLite(ctx context.Context, db *sql.DB, path string, log *zap.Logger) error {
-	tx, err := db.BeginTx(ctx, nil) // takes the write lock (_txlock=immediate)
-	if err != nil {
-		return explainSQLite(err)
-	}
-	defer tx.Rollback()
-	var version int
-	if err := tx.QueryRowContext(ctx, `PRAGMA user_version`).Scan(&version); err != nil {
-		return explainSQLite(err)
-	}
-	if err := checkSchema(version); err != nil || version == schemaVersion {
-		return err
-	}
-	copied, err := copySQLite(ctx, path)
-	if err != nil {
-		return fmt.Errorf("copying the database before its schema is upgraded from version %d: %w",
-			version, err)
-	}
-	defer os.Remove(copied)
-	for v := version; v < schemaVersion; v++ {
-		if _, err := tx.ExecContext(ctx, upgrades[v-1]); err != nil {
-			return fmt.Errorf("%w: upgrading the schema from version %d: %w", ErrDamaged, v, err)
-		}
-	}
-	if _, err := tx.ExecContext(ctx, fmt.Sprintf(`PRAGMA user_version = %d`, schemaVersion)); err != nil {
-		return err
-	}
-	// The copy gets its final name before the commit: a crash in between leaves a needless
-	// copy, never an upgraded store without one.
-	kept, err := linkFree(copied, fmt.Sprintf("%s.v%d-backup", path, version))
-	if err != nil {
-		return fmt.Errorf("keeping a copy of the database before its schema is upgraded: %w", err)
-	}
-	if err := tx.Commit(); err != nil {
-		os.Remove(kept)
-		return err
-	}
-	log.Info("the store was upgraded; a copy from before the upgrade is kept", zap.String("store", path),
-		zap.Int("from", version), zap.Int("to", schemaVersion), zap.String("copy", kept))
-	return nil
-}
-
-// copySQLite copies the committed state into a new file beside the database that only its owner can
-// read, and returns the name of the file.
-func copySQLite(ctx context.Context, path string) (name string, err error) {
-	file, err := os.CreateTemp(filepath.Dir(path), ".copy-*.db") // 0600
-	if err != nil {
-		return "", err
-	}
-	defer file.Close()
-	name = file.Name()
-	defer func() {
-		if err != nil {
-			os.Remove(name)
-		}
-	}()
-	if err := giveTo(file, path); err != nil {
-		return "", err
-	}
-	db, err := sql.Open(sqliteDriver, sqliteDSN(path, "ro", ""))
-	if err != nil {
-		return "", err
-	}
-	defer db.Close()
-	if _, err := db.ExecContext(ctx, `VACUUM INTO $1`, name); err != nil { // the target may be an empty file
-		return "", explainSQLite(err)
-	}
-	return name, file.Sync()
-}
-
-// linkFree links a file to the name want or, if that is taken, to want with a number. The link is
-// durable when linkFree returns.
-func linkFree(file, want string) (name string, err error) {
-	name = want
-	for n := 2; ; n++ {
-		err := os.Link(file, name)
-		if err == nil {
-			return name, syncDir(filepath.Dir(name))
-		}
-		if !errors.Is(err, fs.ErrExist) || n > 1000 {
-			return "", err
-		}
-		name = fmt.Sprintf("%s-%d", want, n)
-	}
 }
 
 // syncDir makes new entries of a directory durable.
