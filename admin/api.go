@@ -14,7 +14,6 @@ import (
 	"errors"
 	"net/http"
 	"path"
-	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -63,9 +62,11 @@ func New(s *store.Store, recall *access.Recall, log *zap.Logger) *API {
 	return a
 }
 
-// routes lists every operation of the API.
+// routes lists every operation of the API. A comment "Group: description" above a route begins a
+// group of the OpenAPI document.
 func (a *API) routes() []route {
 	return []route{
+		// Service users: machine accounts that may use the guarded API.
 		handle(a, "POST", "/service_users", 201, a.createServiceUser),
 		handle(a, "GET", "/service_users", 200, a.listServiceUsers),
 		handle(a, "GET", "/service_users/{id}", 200, a.getServiceUser),
@@ -73,46 +74,16 @@ func (a *API) routes() []route {
 		versioned(handle(a, "DELETE", "/service_users/{id}", 204, a.deleteServiceUser)),
 		handle(a, "POST", "/service_users/{id}/undelete", 200, a.undeleteServiceUser),
 
-		handle(a, "POST", "/service_users/explain", 200, a.explain),
-		handle(a, "GET", "/service_users/who_can", 200, a.whoCan),
-		handle(a, "GET", "/service_users/would_deny", 200, a.wouldDeny),
-		handle(a, "DELETE", "/service_users/would_deny", 204, a.forgetWouldDeny),
-		handle(a, "GET", "/service_users/{id}/access", 200, a.access),
-		handle(a, "POST", "/service_users/find_tokens", 200, a.findTokens),
-
-		handle(a, "PUT", "/service_users/permissions", 200, a.loadPermissions),
-		handle(a, "GET", "/service_users/permissions", 200, a.listPermissions),
-		handle(a, "DELETE", "/service_users/permissions", 204, a.deletePermission),
-
+		// Tokens: the secrets by which service users authenticate.
 		handle(a, "POST", "/service_users/{id}/tokens", 201, a.createToken),
 		handle(a, "GET", "/service_users/{id}/tokens", 200, a.listTokens),
 		handle(a, "GET", "/service_users/{id}/tokens/{token_id}", 200, a.getToken),
 		versioned(handle(a, "PATCH", "/service_users/{id}/tokens/{token_id}", 200, a.updateToken)),
 		versioned(handle(a, "DELETE", "/service_users/{id}/tokens/{token_id}", 204, a.revokeToken)),
 		versioned(handle(a, "POST", "/service_users/{id}/tokens/{token_id}/refresh", 201, a.refreshToken)),
+		handle(a, "POST", "/service_users/find_tokens", 200, a.findTokens),
 
-		// The same operations under the names of the ngrok API.
-		handle(a, "POST", "/bot_users", 201, a.createServiceUser),
-		handle(a, "GET", "/bot_users", 200, a.listBotUsers),
-		handle(a, "GET", "/bot_users/{id}", 200, a.getServiceUser),
-		versioned(handle(a, "PATCH", "/bot_users/{id}", 200, a.updateServiceUser)),
-		versioned(handle(a, "DELETE", "/bot_users/{id}", 204, a.deleteServiceUser)),
-		handle(a, "POST", "/api_keys", 201, a.createAPIKey),
-		handle(a, "GET", "/api_keys", 200, a.listAPIKeys),
-		handle(a, "GET", "/api_keys/{id}", 200, a.getAPIKey),
-		versioned(handle(a, "PATCH", "/api_keys/{id}", 200, a.updateAPIKey)),
-		versioned(handle(a, "DELETE", "/api_keys/{id}", 204, a.deleteAPIKey)),
-
-		handle(a, "GET", "/service_users/healthz", 200, a.healthz),
-		handle(a, "GET", "/service_users/readyz", 200, a.readyz),
-
-		handleBackup(a, "POST", "/service_users/backup", a.backup),
-		handle(a, "POST", "/service_users/restore", 200, a.restore),
-		handle(a, "GET", "/service_users/check", 200, a.check),
-
-		handle(a, "GET", "/audit_events", 200, a.listAuditEvents),
-		handle(a, "GET", "/audit_events/verify", 200, a.verifyAudit),
-
+		// Permission groups: named sets of rules that service users get as members.
 		handle(a, "POST", "/permission_groups", 201, a.createGroup),
 		handle(a, "GET", "/permission_groups", 200, a.listGroups),
 		handle(a, "GET", "/permission_groups/{id}", 200, a.getGroup),
@@ -130,20 +101,54 @@ func (a *API) routes() []route {
 		handle(a, "PUT", "/permission_groups/{id}/members/{service_user_id}", 204, a.addMember),
 		handle(a, "DELETE", "/permission_groups/{id}/members/{service_user_id}", 204, a.removeMember),
 
+		// Catalogue: permissions, which are named sets of rules to give to permission groups.
+		handle(a, "PUT", "/service_users/permissions", 200, a.loadPermissions),
+		handle(a, "GET", "/service_users/permissions", 200, a.listPermissions),
+		handle(a, "DELETE", "/service_users/permissions", 204, a.deletePermission),
+
+		// Decisions: which requests are allowed, and why.
+		handle(a, "POST", "/service_users/explain", 200, a.explain),
+		handle(a, "GET", "/service_users/who_can", 200, a.whoCan),
+		handle(a, "GET", "/service_users/{id}/access", 200, a.access),
+		handle(a, "GET", "/service_users/would_deny", 200, a.wouldDeny),
+		handle(a, "DELETE", "/service_users/would_deny", 204, a.forgetWouldDeny),
+
+		// Audit trail: the record of every change, in a chain of hashes.
+		handle(a, "GET", "/audit_events", 200, a.listAuditEvents),
+		handle(a, "GET", "/audit_events/verify", 200, a.verifyAudit),
+
+		// Store: the database as a whole.
+		handleBackup(a, "POST", "/service_users/backup", a.backup),
+		handle(a, "POST", "/service_users/restore", 200, a.restore),
+		handle(a, "GET", "/service_users/check", 200, a.check),
+
+		// Probes: the state of this Caddy, for supervisors and load balancers.
+		handle(a, "GET", "/service_users/healthz", 200, a.healthz),
+		handle(a, "GET", "/service_users/readyz", 200, a.readyz),
+
+		// Names of ngrok: the same operations under the names of the ngrok API, for its clients.
+		handle(a, "POST", "/bot_users", 201, a.createServiceUser),
+		handle(a, "GET", "/bot_users", 200, a.listBotUsers),
+		handle(a, "GET", "/bot_users/{id}", 200, a.getServiceUser),
+		versioned(handle(a, "PATCH", "/bot_users/{id}", 200, a.updateServiceUser)),
+		versioned(handle(a, "DELETE", "/bot_users/{id}", 204, a.deleteServiceUser)),
+		handle(a, "POST", "/api_keys", 201, a.createAPIKey),
+		handle(a, "GET", "/api_keys", 200, a.listAPIKeys),
+		handle(a, "GET", "/api_keys/{id}", 200, a.getAPIKey),
+		versioned(handle(a, "PATCH", "/api_keys/{id}", 200, a.updateAPIKey)),
+		versioned(handle(a, "DELETE", "/api_keys/{id}", 204, a.deleteAPIKey)),
+
+		// This description: the OpenAPI document, and the same as a page.
 		document(a, "/service_users/openapi.json", "application/json", a.openAPI),
 		document(a, "/service_users/reference", "text/html; charset=utf-8", a.reference),
 	}
 }
 
-// route is one operation, with the facts that the OpenAPI document needs.
+// route is one operation.
 type route struct {
 	method, path string
-	status       int // of an answer without an error
 	serve        http.HandlerFunc
-	op           any // the method of API behind serve; its name and comment are in the document
-	in, out      reflect.Type
-	kind         string // the Content-Type of the answer
-	versioned    bool   // the operation compares If-Match
+	versioned    bool // the operation compares If-Match
 }
 
 // versioned marks an operation that compares If-Match with the version of the resource. Such an
@@ -197,10 +202,7 @@ func handle[In, Out any](a *API, method, path string, status int, op func(*call,
 		w.WriteHeader(status)
 		_ = json.NewEncoder(w).Encode(out) // the client may be gone
 	}
-	return route{
-		method: method, path: path, status: status, serve: serve, op: op,
-		in: reflect.TypeFor[In](), out: reflect.TypeFor[Out](), kind: "application/json",
-	}
+	return route{method: method, path: path, serve: serve}
 }
 
 // refuse answers with an error. If the actor lacks the right, refuse also records the attempt in

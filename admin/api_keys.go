@@ -43,7 +43,7 @@ type APIKeyList struct {
 }
 
 // createAPIKey issues a token for a service user, as an API key. Only this answer contains the
-// secret.
+// secret. The answer is 404 if there is no such service user.
 func (a *API) createAPIKey(c *call, in APIKeyInput) (APIKey, error) {
 	if !store.ValidID("service", in.OwnerID.Value) {
 		return APIKey{}, invalidField("owner_id",

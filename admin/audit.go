@@ -10,13 +10,20 @@ import (
 
 // AuditQuery chooses records of the audit trail.
 type AuditQuery struct {
-	Limit      string `query:"limit"`       // the largest number of records, 1 to 100; default 100
-	BeforeID   string `query:"before_id"`   // only records before the record with this number (seq)
-	Actor      string `query:"actor"`       // only by human:NAME, service_…, local, system or anonymous
-	Action     string `query:"action"`      // only this action, such as token.revoke; "token." means all of tokens
-	ResourceID string `query:"resource_id"` // only about the resource with this id
-	Since      string `query:"since"`       // only records of this time (RFC 3339) or later
-	Until      string `query:"until"`       // only records before this time (RFC 3339)
+	// the largest number of records on the page
+	Limit string `query:"limit" integer:"1-100" default:"100"`
+	// only records before the record with this number (seq)
+	BeforeID string `query:"before_id"`
+	// only by human:NAME, service_…, local, system or anonymous
+	Actor string `query:"actor"`
+	// only this action, such as token.revoke; "token." means all of tokens
+	Action string `query:"action"`
+	// only about the resource with this id
+	ResourceID string `query:"resource_id"`
+	// only records of this time (RFC 3339) or later
+	Since string `query:"since"`
+	// only records before this time (RFC 3339)
+	Until string `query:"until"`
 }
 
 // AuditEvent is one record of the audit trail: a change or a refused attempt, its actor, and the

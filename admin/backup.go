@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"reflect"
 	"strconv"
 	"strings"
 
@@ -97,8 +96,9 @@ func ShowRestored(r store.Restored) RestoreReport {
 }
 
 // restore replaces the content of the store by a backup, in one transaction. It first checks the
-// backup and builds the directory from it. A backup that is damaged, from a newer version or from
-// another store is refused, and nothing changes. Only the local door accepts this operation.
+// backup and builds the directory from it. A backup that is damaged or from a newer version is
+// refused, and nothing changes. The answer is 409 if the backup is from another store. Only the
+// local door accepts this operation.
 func (a *API) restore(c *call, backup upload) (RestoreReport, error) {
 	if c.by.Name != store.Local.Name || c.by.Scope != nil {
 		return RestoreReport{}, NewError(http.StatusForbidden, "ERR_NGROK_4111",
@@ -175,10 +175,7 @@ func handleBackup(a *API, method, path string, op func(*call, None) (*store.Back
 		// that a part is missing.
 		_, _ = io.Copy(w, copied)
 	}
-	return route{
-		method: method, path: path, status: http.StatusOK, serve: serve, op: op,
-		in: reflect.TypeFor[None](), out: reflect.TypeFor[string](), kind: DatabaseType,
-	}
+	return route{method: method, path: path, serve: serve}
 }
 
 // reprDigest returns the value of the header Repr-Digest (RFC 9530) for a SHA-256.

@@ -3,11 +3,9 @@ package admin
 import (
 	"bytes"
 	"crypto/sha256"
-	_ "embed" // the page
+	_ "embed" // the documents
 	"encoding/base64"
-	"encoding/json"
 	"fmt"
-	"html/template"
 	"net/http"
 	"path"
 	"reflect"
@@ -16,8 +14,22 @@ import (
 	"sync"
 )
 
-// document returns a route to a text that is the same for every caller. The first request builds
-// the text; later requests get the same bytes and ETag.
+//go:generate go test -run ^TestExamples$ -update .
+//go:generate go run ../internal/apidoc -root ..
+
+var (
+	//go:embed openapi.json
+	openAPIDocument []byte
+	//go:embed reference.html
+	referencePage []byte
+	// referencePolicy is the Content-Security-Policy of the page. It allows the style of the
+	// page, by its hash, and nothing else.
+	referencePolicy = "default-src 'none'; style-src 'sha256-" + styleHash(referencePage) + "'; " +
+		"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+// document returns a route to a text that is the same for every caller. The first request makes the
+// text; later requests get the same bytes and ETag.
 func document(a *API, path, kind string, op func() []byte) route {
 	made := sync.OnceValues(func() ([]byte, string) {
 		text := op()
@@ -40,70 +52,26 @@ func document(a *API, path, kind string, op func() []byte) route {
 		h.Set("Content-Type", kind)
 		_, _ = w.Write(text) // the client may be gone
 	}
-	out := reflect.TypeFor[string]()
-	if kind == "application/json" {
-		out = reflect.TypeFor[map[string]any]()
-	}
-	return route{
-		method: "GET", path: path, status: http.StatusOK, serve: serve, op: op,
-		in: reflect.TypeFor[None](), out: out, kind: kind,
-	}
+	return route{method: "GET", path: path, serve: serve}
 }
 
-var (
-	//go:embed reference.html
-	referencePage string
-	//go:embed reference.css
-	referenceStyle string
-	// referencePolicy is the Content-Security-Policy of the page. It allows the style of the
-	// page, by its hash, and nothing else.
-	referencePolicy = "default-src 'none'; style-src 'sha256-" + hash(referenceStyle) + "'; " +
-		"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-
-func hash(text string) string {
-	sum := sha256.Sum256([]byte(text))
+// styleHash returns the SHA-256 of the style in a page, in base64.
+func styleHash(page []byte) string {
+	_, style, _ := bytes.Cut(page, []byte("<style>"))
+	style, _, _ = bytes.Cut(style, []byte("</style>"))
+	sum := sha256.Sum256(style)
 	return base64.StdEncoding.EncodeToString(sum[:])
 }
 
 // openAPI returns this document: the OpenAPI 3.1 description of the API.
-func (a *API) openAPI() []byte {
-	text, err := json.MarshalIndent(describeAPI(a.routes()), "", "  ")
-	if err != nil {
-		panic(err) // impossible: the document contains only texts, numbers, lists and objects
-	}
-	return append(text, '\n')
-}
+func (a *API) openAPI() []byte { return withVersion(openAPIDocument) }
 
 // reference returns the OpenAPI document as a page for people.
-func (a *API) reference() []byte {
-	var doc any
-	if err := json.Unmarshal(a.openAPI(), &doc); err != nil {
-		panic(err) // impossible: openAPI just encoded it
-	}
-	page := template.New("").Funcs(template.FuncMap{
-		"base": func(ref any) string { return path.Base(fmt.Sprint(ref)) },
-		"kind": func(types any) string { // "string", or "string or null" for the list [string null]
-			return strings.ReplaceAll(strings.Trim(fmt.Sprint(types), "[]"), " ", " or ")
-		},
-		"methods": func() []string { return []string{"get", "post", "put", "patch", "delete"} },
-		"null": func(types any) string {
-			if _, more := types.([]any); more {
-				return " or null"
-			}
-			return ""
-		},
-		"title": func(tag string) string {
-			return strings.ToUpper(tag[:1]) + strings.ReplaceAll(tag[1:], "_", " ")
-		},
-		"upper": strings.ToUpper,
-		"style": func() template.CSS { return template.CSS(referenceStyle) },
-	})
-	var out bytes.Buffer
-	if err := template.Must(page.Parse(referencePage)).Execute(&out, doc); err != nil {
-		panic(err) // impossible: the page and the document are part of the program, and a test renders them
-	}
-	return out.Bytes()
+func (a *API) reference() []byte { return withVersion(referencePage) }
+
+// withVersion replaces the version in a generated document by that of the running program.
+func withVersion(text []byte) []byte {
+	return bytes.Replace(text, []byte("v0.0.0"), []byte(version()), 1)
 }
 
 // version returns the version of this module in the running program, or "dev" if the build

@@ -113,7 +113,8 @@ type Grant struct {
 }
 
 // explain shows why a request is allowed or refused. The request is one that a service user might
-// make, or one that this node decided.
+// make, or one that this node decided. The answer is 404 if there is no such service user, or this
+// node does not remember the decision.
 func (a *API) explain(c *call, in ExplainInput) (Explanation, error) {
 	done, err := a.heavy.take(c.Context(), c.by.Name)
 	if err != nil {

@@ -9,7 +9,7 @@ import (
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
-// createGroup creates a permission group.
+// createGroup creates a permission group. The answer is 409 if another group has the name.
 func (a *API) createGroup(c *call, in GroupInput) (Group, error) {
 	var g store.Group
 	if err := in.apply(&g); err != nil {
@@ -114,7 +114,7 @@ func (a *API) getGroup(c *call, _ None) (Group, error) {
 }
 
 // updateGroup sets the fields that the body contains; the others stay. Rules in the body replace
-// all rules of the group.
+// all rules of the group. The answer is 409 if another group has the name.
 func (a *API) updateGroup(c *call, in GroupInput) (Group, error) {
 	id, err := c.id("id", "group")
 	if err != nil {
@@ -140,7 +140,8 @@ func (a *API) deleteGroup(c *call, _ None) (None, error) {
 	})
 }
 
-// addRule adds a rule at the end of a permission group.
+// addRule adds a rule at the end of a permission group. The answer is 409 if the group has 10,000
+// rules already.
 func (a *API) addRule(c *call, in RuleInput) (Rule, error) {
 	id, err := c.id("id", "group")
 	if err != nil {

@@ -66,7 +66,9 @@ type PermissionKey struct {
 }
 
 // loadPermissions writes permissions into the catalogue, either all or none. It adds new keys and
-// overwrites known ones. The change applies at once to every group that has the permission.
+// overwrites known ones. The change applies at once to every group that has the permission. The
+// answer is 409 if the catalogue would have more than 2,000 permissions, or would lose one that a
+// permission group has.
 func (a *API) loadPermissions(c *call, in Catalogue) (CatalogueChange, error) {
 	list := make([]store.Permission, len(in.Permissions))
 	for i, p := range in.Permissions {
@@ -112,8 +114,8 @@ func permissionURI(key string) string {
 	return "/service_users/permissions?key=" + url.QueryEscape(key)
 }
 
-// deletePermission deletes a permission from the catalogue. The answer is 409 if a permission group
-// has the permission.
+// deletePermission deletes a permission from the catalogue. The answer is 404 if the catalogue does
+// not have the permission. The answer is 409 if a permission group has it.
 func (a *API) deletePermission(c *call, q PermissionKey) (None, error) {
 	if q.Key == "" {
 		return None{}, invalidField("key", "name the permission to delete")

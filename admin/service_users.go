@@ -12,7 +12,8 @@ import (
 // createServiceUser creates a service user, together with a first token unless create_token is
 // false. Only this answer contains the secret of the token. At /bot_users and for requests with the
 // header Ngrok-Version, create_token is false by default: in the ngrok API a create issues no
-// token, so a client of that API would drop the secret and leave the token valid.
+// token, so a client of that API would drop the secret and leave the token valid. The answer is 409
+// if another service user has the name or the alias.
 func (a *API) createServiceUser(c *call, in NewServiceUser) (ServiceUser, error) {
 	u := store.ServiceUser{Active: true}
 	if err := in.apply(&u); err != nil {
@@ -150,7 +151,8 @@ func (a *API) getServiceUser(c *call, q DeletedQuery) (ServiceUser, error) {
 }
 
 // updateServiceUser sets the fields that the body contains; the others stay. Labels in plain JSON
-// replace all labels; a merge patch changes only the labels that it contains.
+// replace all labels; a merge patch changes only the labels that it contains. The answer is 409 if
+// another service user has the name or the alias.
 func (a *API) updateServiceUser(c *call, in ServiceUserInput) (ServiceUser, error) {
 	id, err := c.id("id", "service")
 	if err != nil {
@@ -166,7 +168,8 @@ func (a *API) updateServiceUser(c *call, in ServiceUserInput) (ServiceUser, erro
 }
 
 // deleteServiceUser deletes a service user, and from then on refuses all its tokens. The service
-// user can be undeleted for some time. Its id is never used again.
+// user can be undeleted for some time. Its id is never used again. The answer is 409 if the service
+// user was used within unless_used_within.
 func (a *API) deleteServiceUser(c *call, q DeleteQuery) (None, error) {
 	id, err := c.id("id", "service")
 	if err != nil {
@@ -185,7 +188,8 @@ func (a *API) deleteServiceUser(c *call, q DeleteQuery) (None, error) {
 }
 
 // undeleteServiceUser restores a deleted service user with its tokens and groups. It is inactive at
-// first.
+// first. The answer is 409 if the service user is not deleted, was deleted too long ago, or has the
+// name or the alias of another one.
 func (a *API) undeleteServiceUser(c *call, _ None) (ServiceUser, error) {
 	id, err := c.id("id", "service")
 	if err != nil {

@@ -123,7 +123,8 @@ func (a *API) revokeToken(c *call, _ None) (None, error) {
 }
 
 // refreshToken replaces a token: it issues a new token with the same description, addresses, groups
-// and lifetime. The old token ends with the grace, or at once without a grace.
+// and lifetime. The old token ends with the grace, or at once without a grace. The answer is 409 if
+// the token is retiring or revoked.
 func (a *API) refreshToken(c *call, in RefreshInput) (Token, error) {
 	user, id, err := c.tokenIDs()
 	if err != nil {

@@ -1,6 +1,8 @@
 package caddymodule
 
 import (
+	"encoding/json"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -46,6 +48,25 @@ func TestOpenAPIAtTheDoors(t *testing.T) {
 		got := s.do(tt.method, tt.port, tt.path, tt.who, "", header...)
 		if kind := got.Header.Get("Content-Type"); got.StatusCode != tt.want || tt.kind != "" && kind != tt.kind {
 			t.Errorf("%s: got %d %s, want %d %s: %.300s", tt.name, got.StatusCode, kind, tt.want, tt.kind, got.body)
+		}
+	}
+
+	// The operations that need credentials are those that document it.
+	var doc struct {
+		Paths map[string]map[string]struct{ Responses map[string]any }
+	}
+	if err := json.Unmarshal([]byte(s.do("GET", "CADDY_PORT", "/service_users/openapi.json", credentials{}, "").body), &doc); err != nil {
+		t.Fatal(err)
+	}
+	for path, item := range doc.Paths {
+		for method, op := range item {
+			for status, who := range map[int]credentials{401: {}, 403: member} {
+				_, documented := op.Responses[strconv.Itoa(status)]
+				target := strings.NewReplacer("{", "", "}", "").Replace(path)
+				if got := s.do(strings.ToUpper(method), "ADMIN_PORT", target, who, ""); (got.StatusCode == status) != documented {
+					t.Errorf("%s %s: %d is documented: %t, got %d", method, path, status, documented, got.StatusCode)
+				}
+			}
 		}
 	}
 

@@ -1,8 +1,9 @@
-// Package openapi tests the OpenAPI document of the admin API with programs that
-// are not ours: two validators, and a client that a generator makes of it.
+// Package openapi tests the OpenAPI document of the admin API with programs that are not ours: two
+// validators, two linters, and a client that a generator makes of it.
 //
 //	go generate . && go test .
+//	npm ci && npm run lint
 package openapi
 
-//go:generate sh -c "go run ./document >openapi.json && mkdir -p client"
-//go:generate go tool oapi-codegen -config client.yaml openapi.json
+//go:generate mkdir -p client
+//go:generate go tool oapi-codegen -config client.yaml ../../admin/openapi.json

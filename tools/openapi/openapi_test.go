@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -103,11 +104,19 @@ func in(object map[string]any, names ...string) map[string]any {
 	return object
 }
 
-// The client that the tests use was made of the document that is served.
-func TestClientIsCurrent(t *testing.T) {
-	text, err := os.ReadFile("openapi.json")
-	if err != nil || !bytes.Equal(text, served(t)) {
-		t.Errorf("openapi.json is not what is served, run \"go generate .\": %v", err)
+// The linters and the generator of the client read the document that is served, but for the version.
+func TestDocumentIsServed(t *testing.T) {
+	text, err := os.ReadFile("../../admin/openapi.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var file, got map[string]any
+	if err := errors.Join(json.Unmarshal(text, &file), json.Unmarshal(served(t), &got)); err != nil {
+		t.Fatal(err)
+	}
+	in(file, "info")["version"] = in(got, "info")["version"]
+	if !reflect.DeepEqual(got, file) {
+		t.Error("admin/openapi.json is not the document that is served")
 	}
 }
 
@@ -181,7 +190,7 @@ func TestLifeCycle(t *testing.T) {
 		t.Fatalf("created: got %+v", user)
 	}
 	again := must(c.CreateServiceUserWithResponse(ctx, client.NewServiceUser{Name: ptr("billing-sync")}))(t, 409)
-	if e := again.ApplicationproblemJSONDefault; e == nil || e.ErrorCode != "ERR_NGROK_4112" || e.Details["name"] == "" {
+	if e := again.ApplicationproblemJSON409; e == nil || e.ErrorCode != "ERR_NGROK_4112" || e.Details["name"] == "" {
 		t.Errorf("created twice: got %+v", e)
 	}
 	list := must(c.ListServiceUsersWithResponse(ctx, &client.ListServiceUsersParams{Limit: ptr(1), Name: ptr("billing-sync")}))(t, 200).JSON200
