@@ -43,7 +43,8 @@ type APIKeyList struct {
 }
 
 // createAPIKey issues a token for a service user, as an API key. Only this answer contains the
-// secret. The answer is 404 if there is no such service user.
+// secret. The answer is 404 if there is no such service user. The answer is 409 if the service user
+// has 100 live tokens already.
 func (a *API) createAPIKey(c *call, in APIKeyInput) (APIKey, error) {
 	if !store.ValidID("service", in.OwnerID.Value) {
 		return APIKey{}, invalidField("owner_id",

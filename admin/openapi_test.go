@@ -511,6 +511,9 @@ func TestOpenAPIFailures(t *testing.T) {
 	s.must(`POST /service_users {"name":"taken"}`)
 	s.must(`POST /service_users {"name":"other"}`)
 	s.must(`DELETE /service_users/service_2/tokens/token_2`)
+	for range 99 { // and the first one
+		s.must(`POST /service_users/service_1/tokens {}`)
+	}
 	p, _ := s.login("service_1", "csu_1")
 	s.store.Use(p, s.now().Unix(), testAddr, "rule_x")
 	conflicts := map[string]string{
@@ -522,6 +525,8 @@ func TestOpenAPIFailures(t *testing.T) {
 		"deleteServiceUser_bot_users": `DELETE /bot_users/service_1?unless_used_within=24h`,
 		"undeleteServiceUser":         `POST /service_users/service_1/undelete`,
 		"refreshToken":                `POST /service_users/service_2/tokens/token_2/refresh`,
+		"createToken":                 `POST /service_users/service_1/tokens {}`,
+		"createAPIKey":                `POST /api_keys {"owner_id":"service_1"}`,
 		"createGroup":                 `POST /permission_groups {"name":"taken"}`,
 		"updateGroup":                 `PATCH /permission_groups/group_2 {"name":"taken"}`,
 		"loadPermissions":             `PUT /service_users/permissions {"permissions":[],"replace":true}`,

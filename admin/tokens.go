@@ -10,7 +10,8 @@ import (
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
-// createToken issues a token for a service user. Only this answer contains the secret.
+// createToken issues a token for a service user. Only this answer contains the secret. The answer is
+// 409 if the service user has 100 live tokens already.
 func (a *API) createToken(c *call, in TokenInput) (Token, error) {
 	id, err := c.id("id", "service")
 	if err != nil {
