@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -12,12 +13,16 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/caddyserver/caddy/v2"
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/spf13/cobra"
 
@@ -45,14 +50,22 @@ import (
 //	                              another HTTP server: $NAME is its address; with
 //	                              -api it claims to be the service-user API
 //	hang NAME                     one that takes connections and never answers
+//
+// A line that begins with "caddy service-user" runs in this process, since a start of
+// Caddy costs more than the command; see needsProcess for the exceptions. "exec caddy"
+// is always a process.
 func TestCommand(t *testing.T) {
+	sessions, err := filepath.Abs("testdata/sessions") // serviceUser changes the directory
+	if err != nil {
+		t.Fatal(err)
+	}
 	testscript.Run(t, testscript.Params{
-		Dir:                "testdata/sessions",
+		Dir:                sessions,
 		Setup:              setupSession,
 		RequireUniqueNames: true,
 		UpdateScripts:      *update,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": sessionExits, "says": sessionSays, "looks": sessionLooks, "basic": sessionBasic, "capture": sessionCapture,
+			"caddy": sessionCaddy, "exits": sessionExits, "says": sessionSays, "looks": sessionLooks, "basic": sessionBasic, "capture": sessionCapture,
 			"waitfor": sessionWaitFor, "rest": sessionREST, "fill": sessionFill, "database": sessionDatabase, "listen": sessionListen, "hang": sessionHang,
 		},
 	})
@@ -62,14 +75,15 @@ func TestCommand(t *testing.T) {
 // second before it ends.
 const quickExit = "GORACE=atexit_sleep_ms=10"
 
-// setupSession gives a session free ports, a store, and directories away from
-// the home directory.
+var exampleCaddyfile, errExample = os.ReadFile("../Caddyfile.example")
+
+// setupSession gives a session free ports, a store, "caddy" in PATH, and directories
+// away from the home directory.
 func setupSession(env *testscript.Env) error {
-	example, err := os.ReadFile("../Caddyfile.example")
-	if err != nil {
-		return err
+	if errExample != nil {
+		return errExample
 	}
-	if err := os.WriteFile(filepath.Join(env.WorkDir, "Caddyfile.example"), example, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(env.WorkDir, "Caddyfile.example"), exampleCaddyfile, 0o600); err != nil {
 		return err
 	}
 	for _, name := range []string{"API_PORT", "STRICT_PORT", "ADMIN_PORT", "UPSTREAM_PORT", "CADDY_PORT", "FREE_PORT"} {
@@ -81,31 +95,97 @@ func setupSession(env *testscript.Env) error {
 	for _, name := range []string{"HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"} {
 		env.Setenv(name, filepath.Join(env.WorkDir, ".home"))
 	}
-	if binary := os.Getenv("SERVICE_USERS_TEST_CADDY"); binary != "" {
-		bin := filepath.Join(env.WorkDir, ".bin")
-		if err := os.Mkdir(bin, 0o700); err != nil {
-			return err
-		}
-		env.Setenv("PATH", bin+string(filepath.ListSeparator)+env.Getenv("PATH"))
-		return os.Symlink(binary, filepath.Join(bin, "caddy"))
+	binary, err := os.Executable()
+	if err != nil {
+		return err
 	}
-	return nil
+	bin := filepath.Join(env.WorkDir, ".bin")
+	if err := os.Mkdir(bin, 0o700); err != nil {
+		return err
+	}
+	env.Setenv("PATH", bin+string(filepath.ListSeparator)+env.Getenv("PATH"))
+	return os.Symlink(cmp.Or(os.Getenv("SERVICE_USERS_TEST_CADDY"), binary), filepath.Join(bin, "caddy"))
+}
+
+func sessionCaddy(ts *testscript.TestScript, neg bool, args []string) {
+	if code := runCaddy(ts, args); (code != 0) != neg {
+		ts.Fatalf("got exit code %d", code)
+	}
 }
 
 func sessionExits(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) < 2 {
-		ts.Fatalf("usage: exits CODE COMMAND...")
+	if neg || len(args) < 2 || args[1] != "caddy" {
+		ts.Fatalf("usage: exits CODE caddy ARGUMENT...")
 	}
-	code := 0
-	err := ts.Exec(args[1], args[2:]...)
-	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
-		code = exit.ExitCode()
-	} else {
-		ts.Check(err)
-	}
-	if strconv.Itoa(code) != args[0] {
+	if code := runCaddy(ts, args[2:]); strconv.Itoa(code) != args[0] {
 		ts.Fatalf("got exit code %d, want %s", code, args[0])
 	}
+}
+
+// runCaddy runs "caddy" with arguments and returns its exit code.
+func runCaddy(ts *testscript.TestScript, args []string) int {
+	if !needsProcess(ts, args) {
+		return serviceUser(ts, args[1:])
+	}
+	err := ts.Exec("caddy", args...)
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+		return exit.ExitCode()
+	}
+	ts.Check(err)
+	return 0
+}
+
+// needsProcess reports whether a command cannot share this process: the session sets
+// PROCESS, or the command is not one of ours, reads an input, reads a configuration
+// (Caddy logs that), or uses TLS (Go reads SSL_CERT_FILE once).
+func needsProcess(ts *testscript.TestScript, args []string) bool {
+	if os.Getenv("SERVICE_USERS_TEST_CADDY") != "" || ts.Getenv("PROCESS") != "" || args[0] != "service-user" {
+		return true
+	}
+	input := reflect.ValueOf(ts).Elem()
+	if input.FieldByName("stdin").String() != "" || input.FieldByName("ttyin").String() != "" {
+		return true
+	}
+	return slices.ContainsFunc(args, func(arg string) bool {
+		return slices.Contains([]string{"lint", "-c", "--config"}, arg) || strings.HasPrefix(arg, "https:")
+	})
+}
+
+// surroundings is held while a command of a session has the working directory, the
+// environment and the standard input to itself.
+var surroundings sync.Mutex
+
+// serviceUser runs "caddy service-user" in this process and returns the exit code.
+func serviceUser(ts *testscript.TestScript, args []string) int {
+	surroundings.Lock()
+	defer surroundings.Unlock()
+	before, err := os.Getwd()
+	ts.Check(err)
+	ts.Check(os.Chdir(ts.MkAbs(".")))
+	defer func() { ts.Check(os.Chdir(before)) }()
+	for _, name := range []string{idVariable, tokenVariable, "TMPDIR"} {
+		ts.Check(os.Setenv(name, ts.Getenv(name)))
+	}
+	defer func(before string) { caddy.DefaultAdminListen = before }(caddy.DefaultAdminListen)
+	caddy.DefaultAdminListen = ts.Getenv("CADDY_ADMIN") // Caddy reads it at its start
+	none, err := os.Open(os.DevNull)
+	ts.Check(err)
+	defer none.Close()
+	defer func(before *os.File) { os.Stdin = before }(os.Stdin)
+	os.Stdin = none
+
+	c := newCLI()
+	c.stdout, c.stderr = ts.Stdout(), ts.Stderr()
+	root := c.root()
+	root.SetOut(c.stdout)
+	root.SetErr(c.stderr)
+	root.SetArgs(append([]string{"service-user"}, args...))
+	if err := root.Execute(); err != nil {
+		code := 1
+		_, _ = fmt.Sscanf(err.Error(), "exiting with status %d", &code) // Caddy does not export the type
+		return code
+	}
+	return 0
 }
 
 func sessionSays(ts *testscript.TestScript, neg bool, args []string) {
@@ -272,10 +352,6 @@ func sessionListen(ts *testscript.TestScript, neg bool, args []string) {
 
 // commandTree returns every command that does something.
 func commandTree() (leaves []*cobra.Command) {
-	root := &cobra.Command{Use: "caddy"}
-	serviceUser := &cobra.Command{Use: "service-user"}
-	root.AddCommand(serviceUser)
-	newCLI().commands(serviceUser)
 	var walk func(*cobra.Command)
 	walk = func(cmd *cobra.Command) {
 		if !cmd.HasSubCommands() {
@@ -285,8 +361,17 @@ func commandTree() (leaves []*cobra.Command) {
 			walk(sub)
 		}
 	}
-	walk(serviceUser)
+	walk(newCLI().root())
 	return leaves
+}
+
+// root returns "caddy" with no other command than ours.
+func (c *cli) root() *cobra.Command {
+	root := &cobra.Command{Use: "caddy"}
+	serviceUser := &cobra.Command{Use: "service-user"}
+	root.AddCommand(serviceUser)
+	c.commands(serviceUser)
+	return root
 }
 
 // TestSessionsAreComplete: some session runs each command, and gives it each of
@@ -294,7 +379,8 @@ func commandTree() (leaves []*cobra.Command) {
 func TestSessionsAreComplete(t *testing.T) {
 	missing := make(map[string]bool)
 	flag := regexp.MustCompile(`(?m)^ +(?:-\w, )?(--[a-z-]+)`)
-	for _, cmd := range commandTree() {
+	leaves := commandTree()
+	for _, cmd := range leaves {
 		missing[cmd.CommandPath()] = true
 		for _, f := range flag.FindAllStringSubmatch(cmd.LocalFlags().FlagUsages(), -1) {
 			missing[cmd.CommandPath()+" "+f[1]] = true
@@ -314,7 +400,7 @@ func TestSessionsAreComplete(t *testing.T) {
 		}
 		for _, line := range regexp.MustCompile(`(?m)^(?:exits \d )?(caddy service-user .*)$`).FindAllStringSubmatch(string(text), -1) {
 			words := strings.Fields(line[1])
-			cmd, _, err := commandTree()[0].Root().Find(words[1:])
+			cmd, _, err := leaves[0].Root().Find(words[1:])
 			if err != nil {
 				t.Fatalf("%s: %s: %v", session, line[1], err)
 			}

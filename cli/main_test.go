@@ -4,6 +4,8 @@ import (
 	"flag"
 	"math/rand/v2"
 	"net"
+	"os"
+	"path/filepath"
 	"strconv"
 	"sync/atomic"
 	"testing"
@@ -17,10 +19,13 @@ import (
 
 var update = flag.Bool("update", false, "rewrite what the golden files in testdata expect")
 
-// The test binary is also "caddy": TestMain puts a command of that name into PATH,
-// which sessions start as a process.
+// The test binary is also "caddy" and "curl", which sessions start as processes.
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"caddy": caddycmd.Main, "curl": curl.Main})
+	if filepath.Base(os.Args[0]) == "caddy" {
+		caddycmd.Main()
+		return
+	}
+	testscript.Main(m, map[string]func(){"curl": curl.Main})
 }
 
 var lastPort atomic.Int32
