@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/serviceusers/caddy-service-users/internal/testkit"
 )
 
 // demoAdmin is the documented login of Caddyfile.example.
@@ -42,7 +44,7 @@ func TestSiteDoorOfExample(t *testing.T) {
 		{"any case of the scheme", credentials{}, "Authorization: bearer " + admin.secret, "/service_users", 200},
 		{"a manager", credentials{}, "Authorization: Bearer " + manager.secret, "/service_users", 200},
 		{"a member", credentials{}, "Authorization: Bearer " + member.secret, "/service_users", 403},
-		{"a wrong token", credentials{}, "Authorization: Bearer " + member.secret[:52] + "!", "/service_users", 401},
+		{"a wrong token", credentials{}, "Authorization: Bearer " + testkit.Altered(member.secret), "/service_users", 401},
 		{"two credentials", demoAdmin, "Authorization: Bearer " + admin.secret, "/service_users", 400},
 		{"another site's page", demoAdmin, "Sec-Fetch-Site: cross-site", "/service_users", 200},
 		{"the process lives", credentials{}, "", "/healthz", 200},

@@ -9,6 +9,8 @@ import (
 	"os"
 	"strings"
 	"testing"
+
+	"github.com/serviceusers/caddy-service-users/internal/testkit"
 )
 
 func exampleCaddyfile(t *testing.T) string {
@@ -146,7 +148,7 @@ func TestRefusalsAreAlike(t *testing.T) {
 	want := ""
 	for name, header := range map[string]string{
 		"none": "", "unknown": basic("nobody", user.secret), "wrong": basic(user.id, off.secret), "inactive": basic(off.id, off.secret),
-		"typo": basic(user.id, user.secret[:len(user.secret)-1]+"!"), "malformed": "Basic !", "bearer": "Bearer " + user.secret, "empty": "Basic",
+		"typo": basic(user.id, testkit.Altered(user.secret)), "malformed": "Basic !", "bearer": "Bearer " + user.secret, "empty": "Basic",
 	} {
 		conn, err := net.Dial("tcp", s.addr("API_PORT"))
 		if err != nil {

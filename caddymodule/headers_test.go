@@ -15,6 +15,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/serviceusers/caddy-service-users/internal/testkit"
 )
 
 const proxyCaddyfile = `
@@ -429,7 +431,7 @@ func TestInterceptGetsNothing(t *testing.T) {
 		"granted":     {"/v1/x", user, 2},
 		"not allowed": {"/v2/x", user, 1},
 		"nobody":      {"/v1/x", credentials{}, 1},
-		"wrong":       {"/v1/x", credentials{user.id, user.secret[:len(user.secret)-1] + "!"}, 1},
+		"wrong":       {"/v1/x", credentials{user.id, testkit.Altered(user.secret)}, 1},
 	} {
 		up.reset()
 		resp := s.get(tt.path, tt.user, "X-Service-User-Role: admin", "X_Service_User_Teams: all", "Proxy-Authorization: Basic eDp5")
