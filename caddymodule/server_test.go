@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -16,6 +17,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/serviceusers/caddy-service-users/internal/clitest"
 )
 
 // caddyBinary is the program that tests start: the one that
@@ -170,11 +173,17 @@ func (row caseRow) target() (method, target string) {
 // addr returns host:port of one of the ports.
 func (s *server) addr(name string) string { return "localhost:" + s.ports[name] }
 
-// cli runs "caddy service-user" and returns what it printed and its exit code.
+// cli runs "caddy service-user" on the server and returns its outputs and its exit code. A
+// command that may read a file is a process, which has the directory of the server.
 func (s *server) cli(args ...string) (stdout, stderr string, code int) {
 	s.t.Helper()
-	cmd := exec.Command(caddyBinary(), append([]string{"service-user"}, args...)...)
 	var out, errs bytes.Buffer
+	inProcess := slices.Contains(strings.Fields("create show list update delete deactivate reactivate token group rule"), args[0])
+	if inProcess && os.Getenv("SERVICE_USERS_TEST_CADDY") == "" && !slices.Contains(args, "--store") && !slices.Contains(args, "--secret-file") {
+		code = clitest.Run(&out, &errs, append([]string{"--address", s.addr("CADDY_PORT")}, args...)...)
+		return out.String(), errs.String(), code
+	}
+	cmd := exec.Command(caddyBinary(), append([]string{"service-user"}, args...)...)
 	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = s.dir, s.env, &out, &errs
 	if err := cmd.Run(); err != nil && cmd.ProcessState == nil {
 		s.t.Fatal(err)

@@ -116,7 +116,7 @@ func (c *cli) exit(cmd *cobra.Command, code int, err error) error {
 	if err == nil {
 		return nil
 	}
-	fmt.Fprintf(c.stderr, "caddy service-user: %s\n", cell(c.explain(err)))
+	fmt.Fprintf(cmd.ErrOrStderr(), "caddy service-user: %s\n", cell(c.explain(err)))
 	if code == exitFailed {
 		return err
 	}

@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"io"
-	"os"
 
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/spf13/cobra"
@@ -51,7 +50,7 @@ type cli struct {
 	stdout, stderr           io.Writer
 }
 
-func newCLI() *cli { return &cli{output: outputTable, stdout: os.Stdout, stderr: os.Stderr} }
+func newCLI() *cli { return &cli{output: outputTable} }
 
 // action does the work of one command.
 type action func(ctx context.Context, client *admin.Client, args []string) error

@@ -27,6 +27,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/serviceusers/caddy-service-users/admin"
+	"github.com/serviceusers/caddy-service-users/internal/clitest"
 )
 
 // TestCommand runs the sessions of testdata/cli: a Caddy of its own with
@@ -174,18 +175,7 @@ func serviceUser(ts *testscript.TestScript, args []string) int {
 	defer func(before *os.File) { os.Stdin = before }(os.Stdin)
 	os.Stdin = none
 
-	c := newCLI()
-	c.stdout, c.stderr = ts.Stdout(), ts.Stderr()
-	root := c.root()
-	root.SetOut(c.stdout)
-	root.SetErr(c.stderr)
-	root.SetArgs(append([]string{"service-user"}, args...))
-	if err := root.Execute(); err != nil {
-		code := 1
-		_, _ = fmt.Sscanf(err.Error(), "exiting with status %d", &code) // Caddy does not export the type
-		return code
-	}
-	return 0
+	return clitest.Run(ts.Stdout(), ts.Stderr(), args...)
 }
 
 func sessionSays(ts *testscript.TestScript, neg bool, args []string) {
@@ -361,17 +351,8 @@ func commandTree() (leaves []*cobra.Command) {
 			walk(sub)
 		}
 	}
-	walk(newCLI().root())
+	walk(clitest.Tree())
 	return leaves
-}
-
-// root returns "caddy" with no other command than ours.
-func (c *cli) root() *cobra.Command {
-	root := &cobra.Command{Use: "caddy"}
-	serviceUser := &cobra.Command{Use: "service-user"}
-	root.AddCommand(serviceUser)
-	c.commands(serviceUser)
-	return root
 }
 
 // TestSessionsAreComplete: some session runs each command, and gives it each of

@@ -24,8 +24,9 @@ import (
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
-// prepare checks the flags of all commands, before a command does any work.
+// prepare sets the outputs and checks the flags of all commands, before a command does any work.
 func (c *cli) prepare(cmd *cobra.Command, _ []string) error {
+	c.stdout, c.stderr = cmd.OutOrStdout(), cmd.ErrOrStderr()
 	err := c.chooseOutput(cmd.Flags().Changed("output"))
 	if err == nil {
 		err = c.checkDoors(cmd)
