@@ -4,7 +4,6 @@ import (
 	"flag"
 	"fmt"
 	"maps"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -16,7 +15,7 @@ import (
 	"github.com/serviceusers/caddy-service-users/access"
 )
 
-var flips = flag.Int("flips", 40, "how many damaged copies of each kind the tests of damage open")
+var flips = flag.Int("flips", 8, "how many damaged copies of each kind the tests of damage open")
 
 // chronicle is a store with its whole history: what its directory was at each
 // revision, and what became of each secret.
@@ -209,12 +208,12 @@ const pageSize = 4096
 func TestDamaged(t *testing.T) {
 	t.Parallel()
 	c := newChronicle(t)
-	draw := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 0))
+	draw := random(t)
 	atClose, atEnd := c.revision(t, c.closed), c.revision(t, c.open)
 	flip := func(at int, with byte) func([]byte) []byte {
 		return func(b []byte) []byte { b[at] ^= with; return b }
 	}
-	random := func(b []byte) (int, byte) { return draw.IntN(len(b)), byte(1 + draw.IntN(255)) }
+	anywhere := func(b []byte) (int, byte) { return draw.IntN(len(b)), byte(1 + draw.IntN(255)) }
 
 	for _, row := range []struct {
 		name, file string
@@ -229,7 +228,7 @@ func TestDamaged(t *testing.T) {
 	} {
 		content, found := row.files[row.file], make(tally)
 		for range *flips {
-			at, with := random(content)
+			at, with := anywhere(content)
 			what := fmt.Sprintf("%s, byte %d ^ %#02x", row.name, at, with)
 			found.add(t, what, c.outcome(t, what, change(row.files, row.file, flip(at, with)), row.latest), row.allowed...)
 		}

@@ -241,13 +241,13 @@ func (f *failing) String() string {
 	return "no call failed"
 }
 
-var callStep = flag.Int64("callstep", 5, "tests of faults let every so many-th call of the database fail; 1 is each")
+var callStep = flag.Int64("callstep", 11, "tests of faults let every so many-th call of the database fail; 1 is each")
 
 // callByCall runs do with 1, 2, 3 … or some of them until it says that there was no
 // such call.
 func callByCall(t *testing.T, least int64, do func(n int64) bool) {
 	t.Helper()
-	start := 1 + time.Now().UnixNano()%*callStep // another choice each time
+	start := 1 + random(t).Int64N(*callStep)
 	n := start
 	for do(n) {
 		n += *callStep
@@ -387,7 +387,7 @@ func TestCallsFailInAPoll(t *testing.T) {
 		opts.Poll = time.Millisecond
 		watcher := open(t, w.path, opts)
 		ids := []string{w.user.ID, w.readers.ID, w.closers.ID}
-		for n := 1 + time.Now().UnixNano()%*callStep; n < 60; n += *callStep {
+		for n := 1 + random(t).Int64N(*callStep); n < 60; n += *callStep {
 			old := describe(w.Directory(), ids)
 			f.begin(n)
 			must(w.UpdateToken(ctx, alice, w.user.ID, spare.ID, 0, func(k *Token) error { k.AllowedIPs = []string{fmt.Sprintf("192.0.2.%d/32", n)}; return nil }))

@@ -23,7 +23,20 @@ import (
 	"github.com/serviceusers/caddy-service-users/access"
 )
 
-var kills = flag.Int("kills", 15, "how many processes the tests of kill -9 kill, at random instants and at so many points")
+var seed = flag.Uint64("seed", 0, "the seed of random tests, which a failed test prints; 0 is another one each time")
+
+// random returns the source of a test's random choices and logs its seed.
+func random(t testing.TB) *rand.Rand {
+	t.Helper()
+	n := *seed
+	if n == 0 {
+		n = uint64(time.Now().UnixNano())
+	}
+	t.Logf("repeat with -seed %d", n)
+	return rand.New(rand.NewPCG(n, 0))
+}
+
+var kills = flag.Int("kills", 5, "how many processes the tests of kill -9 kill, at random instants and at so many points")
 
 // step is one change of the process that is going to be killed. It prints the
 // step with Done unset before it begins, and with it set when the call returned.
@@ -347,7 +360,7 @@ func newWitness() *witness {
 // acknowledged, and leaves nothing half done.
 func TestKilledAtRandom(t *testing.T) {
 	t.Parallel()
-	draw := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 0))
+	draw := random(t)
 	var path string
 	var w *witness
 	acks, open := 0, 0
@@ -401,9 +414,9 @@ func TestKilledAtPoints(t *testing.T) {
 		n, _ := strconv.Atoi(strings.TrimPrefix(said, "calls "))
 		return n
 	}
-	for kind, points := range map[string]func(total int) func(func(int) bool){"point": points, "commit": everyPoint} {
+	for kind, points := range map[string]func(draw *rand.Rand, total int) func(func(int) bool){"point": points, "commit": everyPoint} {
 		total, done := run(kind, 0), 0
-		for at := range points(total) {
+		for at := range points(random(t), total) {
 			run(kind, at)
 			if t.Failed() {
 				return
@@ -414,7 +427,7 @@ func TestKilledAtPoints(t *testing.T) {
 	}
 }
 
-func everyPoint(total int) func(func(int) bool) {
+func everyPoint(_ *rand.Rand, total int) func(func(int) bool) {
 	return func(yield func(int) bool) {
 		for at := 1; at <= total && yield(at); at++ {
 		}
@@ -423,10 +436,10 @@ func everyPoint(total int) func(func(int) bool) {
 
 // points are as many of the numbers from 1 to total as the dose says, at a random
 // distance from the first.
-func points(total int) func(yield func(int) bool) {
+func points(draw *rand.Rand, total int) func(yield func(int) bool) {
 	return func(yield func(int) bool) {
 		step := max(1, total / *kills)
-		for at := 1 + rand.IntN(step); at <= total; at += step {
+		for at := 1 + draw.IntN(step); at <= total; at += step {
 			if !yield(at) {
 				return
 			}
@@ -470,7 +483,7 @@ func TestKilledAtUpgrade(t *testing.T) {
 	}
 	total, _ := upgrade(0)
 	old, done := 0, 0
-	for at := range points(total) {
+	for at := range points(random(t), total) {
 		if _, was := upgrade(at); was {
 			old++
 		}

@@ -121,10 +121,11 @@ func TestLinearizable(t *testing.T) {
 	turns := make(chan bool, 64) // to ask: some around every change
 	var changing, running sync.WaitGroup
 	changing.Add(changers)
+	from := random(t).Uint64()
 	go func() { changing.Wait(); close(turns) }()
 	for client := range histories {
 		running.Go(func() {
-			draw := rand.New(rand.NewPCG(uint64(start.UnixNano()), uint64(client)))
+			draw := rand.New(rand.NewPCG(from, uint64(client)))
 			if client < changers {
 				defer changing.Done()
 			}
@@ -202,7 +203,7 @@ func TestLinearizable(t *testing.T) {
 	case porcupine.Illegal:
 		t.Errorf("%d steps in no order: %v", len(history), count)
 	case porcupine.Unknown:
-		t.Logf("%d steps were too many to find an order for", len(history))
+		t.Errorf("%d steps were too many to find an order for: try a smaller -linear", len(history))
 	}
 	t.Logf("%d steps: %v", len(history), count)
 }

@@ -148,7 +148,7 @@ var covers = map[string][]string{
 func TestModel(t *testing.T) {
 	t.Parallel()
 	if f := flag.Lookup("rapid.checks"); f.Value.String() == f.DefValue {
-		mustDo(flag.Set("rapid.checks", "30"))
+		mustDo(flag.Set("rapid.checks", "15"))
 	}
 	dir := t.TempDir()
 	run := 0

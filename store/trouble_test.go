@@ -19,7 +19,7 @@ import (
 func TestTrouble(t *testing.T) {
 	path := place(t)
 	mustDo(must(Open(ctx, path, Options{})).Close())
-	locked := must(sql.Open("sqlite", sqliteDSN(path, "rw", "_txlock=immediate&_pragma=busy_timeout(0)")))
+	locked := must(sql.Open("sqlite", "file:"+path+"?mode=rw&_txlock=immediate"))
 	defer locked.Close()
 	first := must(locked.BeginTx(ctx, nil))
 	defer func() { _ = first.Rollback() }()
