@@ -12,23 +12,23 @@ import (
 	"go.uber.org/zap"
 )
 
-// addressVar is the variable of a request that keeps clientAddress where Caddy's
-// client_ip can differ from it.
+// addressVar is the name of the request variable that keeps the result of clientAddress where
+// Caddy's client_ip can differ from it.
 const addressVar = "service_users.client_ip"
 
-// clientAddress returns the address of a request's client for every purpose:
-// allowed_ips, conditions, the throttle, the log, the counts of use and X-Real-IP.
+// clientAddress returns the address of a request's client. It is used for allowed_ips, conditions,
+// the throttle, the log, the counts of use and X-Real-IP.
 //
-// A peer that is not one of the server's trusted_proxies is the client. Of the
-// addresses that a trusted peer forwards, the client's is the last one that is not
-// a trusted proxy's, as with Caddy's option trusted_proxies_strict. Without that
-// option Caddy takes the first one, which clients can write.
+// A peer that is not one of the server's trusted_proxies is the client. A trusted peer forwards
+// addresses; the client is the last one that is not a trusted proxy, as with Caddy's option
+// trusted_proxies_strict. Without that option Caddy takes the first address, which clients can
+// write.
 //
-// An IPv4 address never has its IPv6 form. The zero address means that there is
-// none, as on a Unix socket; no list contains it.
+// An IPv4 address never has its IPv6 form. The zero address means that the client has no address,
+// as on a Unix socket. No list of addresses contains it.
 func (h *storeHandle) clientAddress(r *http.Request, vars variables) netip.Addr {
 	if _, unix := r.Context().Value(http.LocalAddrContextKey).(*net.UnixAddr); unix && r.RemoteAddr != "@" {
-		// The peer has given its socket a name, which Caddy would read as an address.
+		// The peer has given its own socket a name, which Caddy would read as an address.
 		vars[caddyhttp.TrustedProxyVarKey], vars[caddyhttp.ClientIPVarKey] = false, ""
 	}
 	text, _ := vars[caddyhttp.ClientIPVarKey].(string)
@@ -41,14 +41,17 @@ func (h *storeHandle) clientAddress(r *http.Request, vars variables) netip.Addr 
 	if server == nil || server.TrustedProxiesStrict > 0 {
 		return seen
 	}
-	// The first handler decides: it and others remove headers.
+	// The first handler decides: this handler and others remove headers.
 	address, known := vars[addressVar].(netip.Addr)
 	if !known {
 		address = lastUntrusted(r, server)
 		vars[addressVar] = address
 		if address != seen {
 			h.warnOfAddress.Do(func() {
-				h.shared.opts.Log.Warn("Caddy takes an address that clients can write for the client's; service users take client_ip, Caddy's own logs and matchers caddy_client_ip; set trusted_proxies_strict in the global option servers",
+				h.shared.opts.Log.Warn("Caddy uses an address that clients can write as the "+
+					"client's; service_users uses client_ip, Caddy's own logs and "+
+					"matchers use caddy_client_ip; set trusted_proxies_strict in the "+
+					"global option servers",
 					zap.Stringer("client_ip", address), zap.String("caddy_client_ip", text))
 			})
 		}
@@ -60,9 +63,8 @@ func (h *storeHandle) clientAddress(r *http.Request, vars variables) netip.Addr 
 const maxHops = 32
 
 // lastUntrusted reads the client_ip_headers of a server as caddyhttp does with
-// trusted_proxies_strict (strictUntrustedClientIp in its server.go). It returns the
-// peer's address if all others are trusted, and the zero address if more than
-// maxHops are.
+// trusted_proxies_strict (strictUntrustedClientIp in its server.go). It returns the peer's address
+// if all other addresses are trusted, and the zero address after more than maxHops of them.
 func lastUntrusted(r *http.Request, server *caddyhttp.Server) netip.Addr {
 	hops := 0
 	for _, name := range server.ClientIPHeaders {
@@ -87,8 +89,8 @@ func lastUntrusted(r *http.Request, server *caddyhttp.Server) netip.Addr {
 	return peerAddress(r)
 }
 
-// trusts reports whether an address is one of a server's trusted_proxies. The server
-// does not export them, but it applies them to any request that it prepares.
+// trusts reports whether an address is one of a server's trusted_proxies. The server does not
+// export them, but it applies them to each request that it prepares.
 func trusts(server *caddyhttp.Server, r *http.Request, hop netip.Addr) bool {
 	probe := *r
 	probe.RemoteAddr, probe.Header = netip.AddrPortFrom(hop, 0).String(), nil
@@ -101,21 +103,22 @@ func (vars variables) fromTrustedProxy() bool {
 	return trusted
 }
 
-// isPrivate reports whether nobody on the way could read a request: it came
-// encrypted, from this machine, or from a trusted proxy that got it encrypted.
+// isPrivate reports whether a request could not be read on its way: it came encrypted, from this
+// machine, or from a trusted proxy that received it encrypted.
 func isPrivate(r *http.Request, vars variables) bool {
 	if r.TLS != nil || vars.fromTrustedProxy() && r.Header.Get("X-Forwarded-Proto") == "https" {
 		return true
 	}
 	peer := peerAddress(r)
-	return !peer.IsValid() || peer.IsLoopback() // no address: a Unix socket
+	return !peer.IsValid() || peer.IsLoopback() // a Unix socket has no address
 }
 
-// peerAddress returns the address at the other end of the connection.
+// peerAddress returns the address of the other end of the connection.
 func peerAddress(r *http.Request) netip.Addr {
 	peer, _ := netip.ParseAddrPort(r.RemoteAddr)
 	return plainAddress(peer.Addr())
 }
 
-// plainAddress returns the one spelling of an address that comparisons use.
+// plainAddress returns an address in the form that comparisons use: IPv4 without its IPv6 form,
+// IPv6 without a zone.
 func plainAddress(a netip.Addr) netip.Addr { return a.Unmap().WithZone("") }

@@ -428,7 +428,7 @@ func TestClientAddress(t *testing.T) {
 func twoServers(t testing.TB, settings string) (lax, strict *caddyhttp.Server) {
 	t.Helper()
 	text := fmt.Sprintf(`{"apps": {"http": {"servers": {"lax": {%[1]s}, "strict": {%[1]s, "trusted_proxies_strict": 1}}}}}`, settings)
-	config, cleanUp, err := harmless([]byte(text))
+	config, cleanUp, err := sandboxed([]byte(text))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -24,8 +24,9 @@ func init() {
 
 func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
 	if existing != nil {
-		d.Next() // so that the error tells the line
-		return nil, d.Err("the global option service_users appears a second time; put its settings into one block")
+		d.Next() // the error then names the line of the second one
+		return nil, d.Err("the global option service_users appears a second time; " +
+			"put its settings into one block")
 	}
 	app := new(App)
 	if err := app.UnmarshalCaddyfile(d); err != nil {
@@ -92,7 +93,8 @@ func parseHandler(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error) {
 //		}
 //		bearer
 //		require_tls
-//		allow_encoded_slash | allow_encoded_percent | allow_semicolon | merge_slashes | allow_trailing_dot | allow_non_nfc
+//		allow_encoded_slash | allow_encoded_percent | allow_semicolon | merge_slashes |
+//		    allow_trailing_dot | allow_non_nfc
 //		errors                problem|caddy
 //		expiry_notice         <duration>|off
 //		forward_authorization
@@ -100,15 +102,18 @@ func parseHandler(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error) {
 //		keep                  <header...>
 //	}
 //
-// public, strip and keep may be repeated. The directive takes no matcher. For
-// error routes that lead to an upstream there is
+// public, strip and keep may be repeated. The directive takes no matcher. Error routes that lead to
+// an upstream need this line before the upstream:
 //
 //	service_users sanitize
 func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the directive's name
 	if d.NextArg() {
 		if d.Val() != "sanitize" {
-			return d.Errf("service_users takes no matcher and no argument (got %q): where it does not run, nothing strips forged identity headers; say what needs no credential inside of it, as in \"public GET /healthz\"", d.Val())
+			return d.Errf("service_users takes no matcher and no argument (got %q): "+
+				"where it does not run, nothing strips forged identity headers; "+
+				"name the requests that need no credential inside of it, as in \"public GET "+
+				"/healthz\"", d.Val())
 		}
 		h.SanitizeOnly = true
 		if d.NextArg() {
@@ -147,14 +152,14 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if err := block(d, options); err != nil {
 		return err
 	}
-	probe := *h // only to tell a mistake with its line: what is loaded is prepared again
+	probe := *h // a copy: Provision prepares the loaded handler; here a mistake gets its line
 	if err := probe.prepare(); err != nil {
 		return d.WrapErr(err)
 	}
 	return nil
 }
 
-// unmarshalSelf reads the self-service corner.
+// unmarshalSelf reads the option self.
 func (h *Handler) unmarshalSelf(d *caddyfile.Dispenser) error {
 	h.Self = new(Self)
 	if err := oneArg(d, &h.Self.Path); err != nil {
@@ -214,9 +219,12 @@ func (s *SiteDoor) managers(d *caddyfile.Dispenser) error {
 		group, isGroup := strings.CutPrefix(arg, "group=")
 		switch {
 		case strings.Contains(arg, `"`):
-			return d.Errf("managers: %s: put the quotes around the whole word, as in \"team=site reliability\"", arg)
+			return d.Errf("managers: %s: put the quotes around the whole word, as in \"team=site "+
+				"reliability\"",
+				arg)
 		case (isTeam || isGroup) && (strings.HasSuffix(arg, "=") || strings.Contains(arg, ",")):
-			return d.Errf("managers: %s: name one team or group at a time, as in team=finance team=ops", arg)
+			return d.Errf("managers: %s: name one team or group at a time, as in team=finance "+
+				"team=ops", arg)
 		case isTeam:
 			m.Teams = append(m.Teams, team)
 		case isGroup:
@@ -226,24 +234,26 @@ func (s *SiteDoor) managers(d *caddyfile.Dispenser) error {
 		}
 	}
 	if len(ids) == 0 || len(m.Teams) == 0 {
-		return d.Err("managers: name at least one person and one team, as in \"managers carol team=finance\"")
+		return d.Err("managers: name at least one person and one team, " +
+			"as in \"managers carol team=finance\"")
 	}
 	for _, id := range ids {
 		if slices.ContainsFunc(s.Managers, func(m HumanManager) bool { return m.ID == id }) {
-			return d.Errf("managers: %q appears a second time; put all teams and groups of a person on one line", id)
+			return d.Errf("managers: %q appears a second time; "+
+				"put all teams and groups of a person on one line", id)
 		}
 		s.Managers = append(s.Managers, HumanManager{ID: id, Teams: m.Teams, Groups: m.Groups})
 	}
 	return nil
 }
 
-// block reads the options of a block, each by its own function. An option may
-// stand in it once, unless its name here ends in "*".
+// block reads the options of a block, each by its own function. An option may appear once, unless
+// its name in options ends in "*".
 func block(d *caddyfile.Dispenser, options map[string]func() error) error {
 	return readBlock(d, 0, options)
 }
 
-// innerBlock reads the options of a block that stands in another one.
+// innerBlock reads the options of a block inside of another block.
 func innerBlock(d *caddyfile.Dispenser, options map[string]func() error) error {
 	return readBlock(d, d.Nesting(), options)
 }
@@ -279,7 +289,7 @@ func oneArg(d *caddyfile.Dispenser, into *string) error {
 	return nil
 }
 
-// joined reads the arguments as one text, with spaces between.
+// joined reads all arguments as one text, with spaces between them.
 func joined(d *caddyfile.Dispenser, into *string) error {
 	var list []string
 	err := args(d, &list)
@@ -296,7 +306,7 @@ func args(d *caddyfile.Dispenser, into *[]string) error {
 	return nil
 }
 
-// oneRule joins what stands on the line to the text of a rule.
+// oneRule joins the arguments of a line to the text of a rule, and appends it.
 func oneRule(d *caddyfile.Dispenser, into *[]string) error {
 	var words []string
 	quoted := false
@@ -308,9 +318,12 @@ func oneRule(d *caddyfile.Dispenser, into *[]string) error {
 	case len(words) < 2:
 		return d.Err("public: name methods and a path, as in \"public GET,HEAD /healthz\"")
 	case words[0] == string(access.Allow) || words[0] == string(access.Deny):
-		return d.Errf("public %s: leave %q out; what is public is allowed, as in \"public GET /healthz\"", text, words[0])
+		return d.Errf("public %s: leave %q out; a public rule always allows, as in \"public GET /healthz\"",
+			text, words[0])
 	case strings.Contains(text, "{http."):
-		return d.Errf("public %s: Caddy took a parameter for its placeholder of the same name; give it another one, as in \"/v1/people/{id}\"", text)
+		// The Caddyfile adapter expands short names such as {path} before it calls this.
+		return d.Errf("public %s: Caddy took a parameter for its placeholder of the same name; "+
+			"give it another one, as in \"/v1/people/{id}\"", text)
 	}
 	if _, err := publicRules([]string{text}); err != nil {
 		if quoted && strings.Contains(text, " when ") {
@@ -363,18 +376,20 @@ func throttle(d *caddyfile.Dispenser, into **Throttle) error {
 		return nil
 	}
 	if len(words) != 2 {
-		return d.Err("throttle: write how many failed attempts within how long, as in \"throttle 30 1m\", or \"throttle off\"")
+		return d.Err("throttle: write the number of failed attempts and the time, " +
+			"as in \"throttle 30 1m\", or \"throttle off\"")
 	}
 	attempts, err := strconv.Atoi(words[0])
 	within, err2 := caddy.ParseDuration(words[1])
 	if err != nil || err2 != nil || attempts < 1 || within <= 0 {
-		return d.Errf("throttle %s %s: write how many failed attempts within how long, as in \"throttle 30 1m\"", words[0], words[1])
+		return d.Errf("throttle %s %s: write the number of failed attempts and the time, "+
+			"as in \"throttle 30 1m\"", words[0], words[1])
 	}
 	*into = &Throttle{attempts, caddy.Duration(within)}
 	return nil
 }
 
-// countOrOff reads a number, or "off", which is negative.
+// countOrOff reads a number from 1 to maxDecisions, or "off", which becomes -1.
 func countOrOff(d *caddyfile.Dispenser, into *int) error {
 	var text string
 	if err := oneArg(d, &text); err != nil {

@@ -341,7 +341,7 @@ func TestHold(t *testing.T) {
 		}
 		waits := func(r *http.Request, want time.Duration, when string) {
 			begun := time.Now()
-			if hold(r); time.Since(begun) != want {
+			if delay(r); time.Since(begun) != want {
 				t.Errorf("%s: waited for %s, want %s", when, time.Since(begun), want)
 			}
 		}
@@ -352,7 +352,7 @@ func TestHold(t *testing.T) {
 		waits(direct.WithContext(gone), 0, "a client that is gone")
 		waits(request(map[string]any{caddyhttp.TrustedProxyVarKey: true}), 0, "a trusted proxy")
 		for range maxHeld {
-			go hold(direct)
+			go delay(direct)
 		}
 		synctest.Wait()
 		waits(direct, 0, "one too many")

@@ -120,8 +120,8 @@ type Handler struct {
 	SanitizeOnly bool `json:"sanitize_only,omitempty"`
 
 	storeHandle
-	place      place
-	sites      [][]string      // for each way to the handler the hosts of its routes, as in walk.hosts
+	around     surroundings
+	sites      [][]string      // for each way to the handler the hosts of its routes, as in serverWalk.hosts
 	over       <-chan struct{} // closed when another configuration has replaced this one
 	log        *zap.Logger
 	sanitizer  *sanitizer
@@ -302,7 +302,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	rq := request{r: r, vars: vars, address: h.clientAddress(r, vars)}
 	rq.authorization, rq.overridden = h.sanitizer.clean(r, vars.fromTrustedProxy(), rq.address)
 	// A cache before this handler must see Authorization again when it stores the answer.
-	if h.where().cached && len(rq.authorization) > 0 {
+	if h.surroundings().cached && len(rq.authorization) > 0 {
 		next = withAuthorization(next, rq.authorization)
 	}
 	if h.SanitizeOnly {

@@ -9,18 +9,21 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/headers"
 )
 
-// own follows the effect of header operations on the actor headers.
-func (w *walk) own(ops *headers.HeaderOps, out *flow) {
+// trackActors follows the effect of header operations on the actor headers.
+func (w *serverWalk) trackActors(ops *headers.HeaderOps, out *flow) {
 	if ops == nil {
 		return
 	}
-	if slices.Contains(ops.Delete, "*") { // Caddy does this first
+	if slices.Contains(ops.Delete, "*") { // Caddy deletes these before the other operations
 		out.removed, out.set = ^uint64(0), 0
 	}
 	for i, name := range w.actors {
 		bit := uint64(1) << i
-		drop := func() { out.removed, out.set = out.removed&^bit, out.set&^bit }
-		named := func(field string) bool { return strings.Contains(field, "{") || http.CanonicalHeaderKey(field) == name }
+		drop := func() { out.removed, out.set = out.removed&^bit, out.set&^bit } // nothing is proven
+		named := func(field string) bool {
+			// A field with a placeholder can have any name.
+			return strings.Contains(field, "{") || http.CanonicalHeaderKey(field) == name
+		}
 		for field := range ops.Add {
 			if named(field) {
 				drop()
@@ -49,18 +52,19 @@ func (w *walk) own(ops *headers.HeaderOps, out *flow) {
 }
 
 // leavesActors reports whether header operations change no actor header.
-func (w *walk) leavesActors(ops *headers.HeaderOps) bool {
+func (w *serverWalk) leavesActors(ops *headers.HeaderOps) bool {
 	if ops == nil {
 		return true
 	}
-	fields := slices.Concat(slices.Collect(maps.Keys(ops.Add)), slices.Collect(maps.Keys(ops.Set)), slices.Collect(maps.Keys(ops.Replace)), ops.Delete)
+	fields := slices.Concat(slices.Collect(maps.Keys(ops.Add)), slices.Collect(maps.Keys(ops.Set)),
+		slices.Collect(maps.Keys(ops.Replace)), ops.Delete)
 	return !slices.ContainsFunc(fields, func(field string) bool {
 		return strings.ContainsAny(field, "{*") || slices.Contains(w.actors, http.CanonicalHeaderKey(field))
 	})
 }
 
-// ofAnswer reports whether values come from the answer of the authenticator, with
-// no other placeholder among them.
+// ofAnswer reports whether values come from the answer of the authenticator: they contain
+// placeholders of the answer's headers, and no others.
 func ofAnswer(values []string) bool {
 	pieces := strings.Split(strings.Join(values, ","), "{")
 	return len(pieces) > 1 && !slices.ContainsFunc(pieces[1:], func(piece string) bool {
@@ -68,20 +72,20 @@ func ofAnswer(values []string) bool {
 	})
 }
 
-// headers looks for operations on identity headers that our handler has set, or
-// kept clients from setting.
-func (w *walk) headers(by string, ops *headers.HeaderOps, in flow) {
+// checkHeaders reports operations on identity headers behind the guard.
+func (w *serverWalk) checkHeaders(by string, ops *headers.HeaderOps, in flow) {
 	if ops == nil || in.guard == 0 {
 		return
 	}
 	if name, verb := touchedHeader(w.guards[in.guard-1], ops); name != "" {
-		w.add(false, "%s %s the identity header %s after service_users, so that the upstream believes something else than what was checked; leave it out", by, verb, name)
+		w.addFinding(false, "%s %s the identity header %s after service_users, so that the upstream "+
+			"believes another identity than service_users has checked; leave it out", by, verb, name)
 	}
 }
 
-// touchedHeader returns an identity header of our handler, or a name like one,
-// that header operations change, and how. To set a header to the value that it
-// has is no change.
+// touchedHeader returns an identity header of a guard, or a header whose name folds to the same
+// prefix, that header operations change, and the verb for the change. To set an identity header to
+// its own value is not a change.
 func touchedHeader(h *Handler, ops *headers.HeaderOps) (name, verb string) {
 	prefix := foldName(h.HeaderPrefix)
 	like := func(name string) bool { return strings.HasPrefix(foldName(name), prefix) }
@@ -117,15 +121,14 @@ func touchedHeader(h *Handler, ops *headers.HeaderOps) (name, verb string) {
 	return "", ""
 }
 
-// sameValue has the placeholder of each identity header with the same value, by
-// the folded word of the header.
+// sameValue contains the placeholder with the same value for each identity header, by the folded
+// last part of the header's name.
 var sameValue = map[string]string{
 	"id": "{http.auth.user.id}", "groups": "{http.auth.user.groups}", "role": "{http.auth.user.role}",
 	"teams": "{http.auth.user.teams}", "tokenid": "{http.auth.user.token_id}",
 }
 
-// deletesHeader reports whether a pattern of a deletion meets a header, as
-// Caddy reads it.
+// deletesHeader reports whether the pattern of a deletion matches a header, as in Caddy.
 func deletesHeader(pattern, name string) bool {
 	pattern, name = strings.ToLower(pattern), strings.ToLower(name)
 	before, starts := strings.CutPrefix(pattern, "*")

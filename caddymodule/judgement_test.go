@@ -79,7 +79,7 @@ func TestNestedOtherwise(t *testing.T) {
 		w := g.askRewritten(g.reader, "GET /v1/y", "", func(w http.ResponseWriter, r *http.Request) error {
 			forward(r, target)
 			// The upstream gets the current target alone.
-			inner.place.currentOnly = true
+			inner.around.currentOnly = true
 			return inner.ServeHTTP(w, r, caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
 				id = r.Header.Get("X-Service-User-Id")
 				w.WriteHeader(http.StatusNoContent)

@@ -13,13 +13,13 @@ import (
 	"github.com/caddyserver/caddy/v2"
 )
 
-// Lint provisions a configuration in JSON, without running it, and returns the mistakes
-// and doubts in how it uses service users. From then on, the process logs nothing.
+// Lint provisions a configuration in JSON, without running it, and returns mistakes and doubts in
+// its use of service users. After the call, the process logs nothing.
 func Lint(text []byte) ([]Finding, error) {
 	if err := SilenceLogs(); err != nil {
 		return nil, err
 	}
-	config, cleanUp, err := harmless(text)
+	config, cleanUp, err := sandboxed(text)
 	if err != nil {
 		return nil, err
 	}
@@ -35,14 +35,14 @@ func Lint(text []byte) ([]Finding, error) {
 	if err != nil {
 		return nil, err
 	}
-	around, err := surroundings(text)
+	around, err := lintUnprovisioned(text)
 	list := slices.DeleteFunc(app.(*App).routes(), func(f Finding) bool { return f.load })
 	return append(list, around...), err
 }
 
-// surroundings looks for doubts in the parts of a configuration that are not
-// provisioned, or that do not show afterwards.
-func surroundings(text []byte) (list []Finding, err error) {
+// lintUnprovisioned reports doubts about the parts of a configuration that are not provisioned, or
+// that a provisioned module does not show.
+func lintUnprovisioned(text []byte) (list []Finding, err error) {
 	var config struct {
 		Admin struct {
 			Disabled bool   `json:"disabled"`
@@ -63,21 +63,28 @@ func surroundings(text []byte) (list []Finding, err error) {
 	}
 	for name, server := range config.Apps.HTTP.Servers {
 		if (server.TrustedProxies != nil || server.Unix) && server.Strict == 0 {
-			list = append(list, Finding{Server: name, Message: "trusted_proxies without trusted_proxies_strict: Caddy takes the client's address from the left of X-Forwarded-For, where a client behind an appending proxy writes what it likes; service_users reads it from the right, the logs and other handlers do not; add trusted_proxies_strict to the global option \"servers\""})
+			list = append(list, Finding{Server: name, Message: "trusted_proxies without " +
+				"trusted_proxies_strict: Caddy takes the client's address from the left of " +
+				"X-Forwarded-For, where a client behind an appending proxy can write any " +
+				"address; service_users reads it from the right, the logs and other handlers " +
+				"do not; add trusted_proxies_strict to the global option \"servers\""})
 		}
 	}
 	slices.SortFunc(list, func(a, b Finding) int { return strings.Compare(a.Server, b.Server) })
 	listen := caddy.NewReplacer().ReplaceAll(cmp.Or(config.Admin.Listen, caddy.DefaultAdminListen), "")
-	if address, err := caddy.ParseNetworkAddress(listen); err == nil && !config.Admin.Disabled && !address.IsUnixNetwork() && !address.IsFdNetwork() && !IsLoopback(address.Host) {
-		list = append(list, Finding{Message: fmt.Sprintf("Caddy's admin endpoint listens on %s: everybody who reaches it is an admin of the service users and may load any configuration; let it listen on localhost or, better, on a unix socket", listen)})
+	if address, err := caddy.ParseNetworkAddress(listen); err == nil && !config.Admin.Disabled &&
+		!address.IsUnixNetwork() && !address.IsFdNetwork() && !IsLoopback(address.Host) {
+		list = append(list, Finding{Message: fmt.Sprintf("Caddy's admin endpoint listens on %s: "+
+			"everybody who reaches it is an admin of the service users and may load any "+
+			"configuration; let it listen on localhost or, better, on a unix socket", listen)})
 	}
 	return list, nil
 }
 
-// harmless reads a configuration so that to provision it leaves nothing behind:
-// logs are not opened, and what Caddy would store, such as the root of a
-// certificate authority of its own, goes to a directory that cleanUp removes.
-func harmless(text []byte) (config *caddy.Config, cleanUp func(), err error) {
+// sandboxed reads a configuration and changes it so that its provisioning leaves nothing behind.
+// Its logs are not opened. Its storage, for example for the root certificate of Caddy's own
+// authority, is a directory that cleanUp removes.
+func sandboxed(text []byte) (config *caddy.Config, cleanUp func(), err error) {
 	parts := make(map[string]json.RawMessage)
 	if err := json.Unmarshal(text, &parts); err != nil {
 		return nil, nil, err
@@ -94,19 +101,20 @@ func harmless(text []byte) (config *caddy.Config, cleanUp func(), err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	config = &caddy.Config{StorageRaw: storage, AppsRaw: apps, Logging: quiet()}
+	config = &caddy.Config{StorageRaw: storage, AppsRaw: apps, Logging: noLogs()}
 	return config, func() { _ = os.RemoveAll(dir) }, nil
 }
 
-// SilenceLogs ends the logging of the process: the logging of a configuration that is
-// provisioned alone becomes that of the process.
+// SilenceLogs ends the logging of the process. Caddy gives the process the logging of any
+// configuration that is provisioned alone, so this provisions one that logs nothing.
 func SilenceLogs() error {
-	_, err := caddy.ProvisionContext(&caddy.Config{Logging: quiet()})
+	_, err := caddy.ProvisionContext(&caddy.Config{Logging: noLogs()})
 	return err
 }
 
-// quiet lets Caddy log nothing. The writer stays as it is: Caddy logs a change of it.
-func quiet() *caddy.Logging {
+// noLogs returns a logging configuration that logs nothing. It keeps the default writer, since
+// Caddy logs a change of the writer.
+func noLogs() *caddy.Logging {
 	log := new(caddy.CustomLog)
 	log.Level = "FATAL"
 	return &caddy.Logging{Logs: map[string]*caddy.CustomLog{"default": log}}

@@ -12,9 +12,9 @@ func init() {
 	caddy.RegisterModule(MatchServiceUser{})
 }
 
-// MatchServiceUser matches requests that a service_users handler has let through
-// as a service user. Behind "otherwise pass", "not service_user" are the requests
-// that another authenticator has to check. It matches nothing before the handler.
+// MatchServiceUser matches requests that a service_users handler has let through as a service user.
+// Behind "otherwise pass", the requests that another authenticator has to check are "not
+// service_user". Before the handler, the matcher matches nothing.
 type MatchServiceUser struct{}
 
 // CaddyModule describes the module to Caddy.
@@ -31,7 +31,8 @@ func (MatchServiceUser) CaddyModule() caddy.ModuleInfo {
 func (*MatchServiceUser) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	for d.Next() {
 		if d.NextArg() || d.NextBlock(0) {
-			return d.Errf("the matcher service_user takes no argument and no block (got %q): it matches every service user; which of them may do what, rules decide", d.Val())
+			return d.Errf("the matcher service_user takes no argument and no block (got %q): "+
+				"it matches every service user; rules decide about the rights of each", d.Val())
 		}
 	}
 	return nil

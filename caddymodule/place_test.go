@@ -283,7 +283,7 @@ func TestPlaces(t *testing.T) {
 		errors []string
 		named  map[string]string
 		want   []string
-		place  *place
+		around *surroundings
 	}{
 		"an unknown handler before":                  {routes: []string{handle(unknown("{http.request.uri.query.a}"), guard, proxy)}},
 		"one that reads the id":                      {routes: []string{handle(unknown("{http.auth.user.id}"), guard, proxy)}, want: []string{early}},
@@ -306,19 +306,19 @@ func TestPlaces(t *testing.T) {
 		"forward_auth that deletes our header":       {routes: []string{handle(strings.Replace(asks, `"rewrite"`, `"headers":{"request":{"delete":["X-Service-User-*"]}},"rewrite"`, 1), guard, proxy)}},
 		"forward_auth that sends the id":             {routes: []string{handle(strings.Replace(asks, `"rewrite"`, `"headers":{"request":{"set":{"A":["{http.auth.user.id}"]}}},"rewrite"`, 1), guard, proxy)}, want: []string{early}},
 
-		"a cache before":                              {routes: []string{handle(safe, guard, proxy)}, place: &place{currentOnly: true, cached: true}},
+		"a cache before":                              {routes: []string{handle(safe, guard, proxy)}, around: &surroundings{currentOnly: true, cached: true}},
 		"a cache that coalesces":                      {routes: []string{handle(cache("", "", ""), guard, proxy)}, want: []string{unsafe}},
 		"a cache that bypasses":                       {routes: []string{handle(cache(`"disable_coalescing":true,"mode":"bypass_request",`, "", ""), guard, proxy)}, want: []string{unsafe}},
 		"a cache by Authorization":                    {routes: []string{handle(cache(`"disable_coalescing":true,`, `"headers":["authorization"]`, ""), guard, proxy)}, want: []string{unsafe}},
 		"a cache of another kind":                     {routes: []string{handle(`{"handler":"fake_cache"}`, guard, proxy)}, want: []string{unsafe}},
-		"a cache for some":                            {routes: []string{when("/a/*", handle(safe)), handle(guard, proxy)}, place: &place{currentOnly: true, cached: true}},
-		"a cache beside":                              {routes: []string{when("/a/*", handle(safe, `{"handler":"static_response"}`)), handle(guard, proxy)}, place: &place{currentOnly: true}},
+		"a cache for some":                            {routes: []string{when("/a/*", handle(safe)), handle(guard, proxy)}, around: &surroundings{currentOnly: true, cached: true}},
+		"a cache beside":                              {routes: []string{when("/a/*", handle(safe, `{"handler":"static_response"}`)), handle(guard, proxy)}, around: &surroundings{currentOnly: true}},
 		"a cache, then intercept":                     {routes: []string{handle(safe, intercepts, guard, proxy)}, want: []string{both}},
 		"intercept, then a cache":                     {routes: []string{handle(intercepts, safe, guard, proxy)}, want: []string{both}},
 		"a cache, then forward_auth":                  {routes: []string{handle(safe, asks, guard, proxy)}, want: []string{both}},
 		"intercept for some, a cache for others":      {routes: []string{when("/a/*", handle(intercepts)), when("/b/*", handle(safe)), handle(guard, proxy)}, want: []string{both}},
 		"intercept behind ours":                       {routes: []string{handle(safe, guard, intercepts, proxy)}},
-		"a cache around a named route":                {routes: []string{when("/a/*", handle(invoke("x"))), handle(safe, invoke("x"))}, named: map[string]string{"x": handle(guard, proxy)}, place: &place{currentOnly: true, cached: true}},
+		"a cache around a named route":                {routes: []string{when("/a/*", handle(invoke("x"))), handle(safe, invoke("x"))}, named: map[string]string{"x": handle(guard, proxy)}, around: &surroundings{currentOnly: true, cached: true}},
 		"intercept around a named route, too":         {routes: []string{when("/a/*", handle(safe, invoke("x"))), handle(safe, intercepts, invoke("x"))}, named: map[string]string{"x": handle(guard, proxy)}, want: []string{both}},
 		"a cache behind":                              {routes: []string{handle(guard, safe, proxy)}, want: []string{unkeyed}},
 		"a cache behind, by id":                       {routes: []string{handle(guard, cache("", `"headers":["x-service-user-id"]`, ""), proxy)}},
@@ -330,14 +330,14 @@ func TestPlaces(t *testing.T) {
 		"a cache behind sanitize":                     {routes: []string{handle(`{"handler":"service_users","sanitize_only":true}`, safe, proxy)}},
 		"by id, where the id is not sent":             {routes: []string{handle(`{"handler":"service_users","headers":["name"]}`, cache("", `"headers":["x-service-user-id"]`, ""), proxy)}, want: []string{unkeyed}},
 
-		"an http upstream":                 {routes: []string{handle(guard, proxy)}, place: &place{currentOnly: true}},
-		"an unknown handler behind":        {routes: []string{handle(guard, unknown(""), proxy)}, place: &place{}},
-		"the original target in a header":  {routes: []string{handle(guard, `{"handler":"headers","request":{"set":{"A":["{http.request.orig_uri.path}"]}}}`, proxy)}, place: &place{}},
-		"the original target in header_up": {routes: []string{handle(guard, strings.Replace(proxy, `"upstreams"`, `"headers":{"request":{"set":{"A":["{http.request.orig_uri}"]}}},"upstreams"`, 1))}, place: &place{}},
-		"the original target kept before":  {routes: []string{handle(`{"handler":"vars","a":"{http.request.uri.path}"}`, guard, proxy)}, place: &place{}},
-		"php":                              {routes: []string{handle(guard, strings.Replace(proxy, `"upstreams"`, `"transport":{"protocol":"fastcgi","split_path":[".PHP",".php5"]},"upstreams"`, 1))}, place: &place{splits: []string{".php", ".php5"}}},
-		"php for some, http for others":    {routes: []string{handle(guard), when("*.php", handle(strings.Replace(proxy, `"upstreams"`, `"transport":{"protocol":"fastcgi","split_path":[".php"]},"upstreams"`, 1))), handle(proxy)}, place: &place{splits: []string{".php"}}},
-		"php behind another guard":         {routes: []string{when("/a/*", handle(guard)), when("/b/*", handle(`{"handler":"service_users","realm":"b"}`)), handle(strings.Replace(proxy, `"upstreams"`, `"transport":{"protocol":"fastcgi"},"upstreams"`, 1))}, want: []string{"without passing service_users"}, place: &place{}},
+		"an http upstream":                 {routes: []string{handle(guard, proxy)}, around: &surroundings{currentOnly: true}},
+		"an unknown handler behind":        {routes: []string{handle(guard, unknown(""), proxy)}, around: &surroundings{}},
+		"the original target in a header":  {routes: []string{handle(guard, `{"handler":"headers","request":{"set":{"A":["{http.request.orig_uri.path}"]}}}`, proxy)}, around: &surroundings{}},
+		"the original target in header_up": {routes: []string{handle(guard, strings.Replace(proxy, `"upstreams"`, `"headers":{"request":{"set":{"A":["{http.request.orig_uri}"]}}},"upstreams"`, 1))}, around: &surroundings{}},
+		"the original target kept before":  {routes: []string{handle(`{"handler":"vars","a":"{http.request.uri.path}"}`, guard, proxy)}, around: &surroundings{}},
+		"php":                              {routes: []string{handle(guard, strings.Replace(proxy, `"upstreams"`, `"transport":{"protocol":"fastcgi","split_path":[".PHP",".php5"]},"upstreams"`, 1))}, around: &surroundings{splits: []string{".php", ".php5"}}},
+		"php for some, http for others":    {routes: []string{handle(guard), when("*.php", handle(strings.Replace(proxy, `"upstreams"`, `"transport":{"protocol":"fastcgi","split_path":[".php"]},"upstreams"`, 1))), handle(proxy)}, around: &surroundings{splits: []string{".php"}}},
+		"php behind another guard":         {routes: []string{when("/a/*", handle(guard)), when("/b/*", handle(`{"handler":"service_users","realm":"b"}`)), handle(strings.Replace(proxy, `"upstreams"`, `"transport":{"protocol":"fastcgi"},"upstreams"`, 1))}, want: []string{"without passing service_users"}, around: &surroundings{}},
 
 		"a cache before a door":                       {routes: []string{handle(safe, `{"handler":"service_users_admin","admins":["a"]}`)}, want: []string{"!a cache comes before service_users_admin"}},
 		"a cache that ignores no-store":               {routes: []string{handle(cache(`"disable_coalescing":true,"mode":"bypass_response",`, "", ""), guard, proxy)}, want: []string{unsafe}},
@@ -350,13 +350,13 @@ func TestPlaces(t *testing.T) {
 		"a door behind a deletion of everything":      {routes: []string{handle(strings.Replace(owns, `"handle_response":[`, `"handle_response":[{"match":{"status_code":[3]},"routes":[{"handle":[{"handler":"headers","request":{"set":{"X-Admin":["{http.request.uri.query.a}"]},"delete":["*"]}}]}]},`, 1), door)}, want: []string{"!is believed only"}},
 		"a door behind harmless handlers":             {routes: []string{handle(owns, `{"handler":"encode"}`, `{"handler":"headers","request":{"delete":["X-Foo"]},"response":{"set":{"A":["b"]}}}`, door)}},
 		"a guard on /*":                               {routes: []string{`{"match":[{"path":["/*"]}],` + handle(guard)[1:], handle(proxy)}, want: []string{"without passing service_users"}},
-		"the path in the query":                       {routes: []string{handle(`{"handler":"rewrite","uri":"/index.php?q={http.request.uri.path}&{http.request.uri.query}"}`, guard, proxy)}, place: &place{}},
-		"the query alone":                             {routes: []string{handle(`{"handler":"rewrite","uri":"/index.php?{http.request.uri.query}"}`, guard, proxy)}, place: &place{currentOnly: true}},
+		"the path in the query":                       {routes: []string{handle(`{"handler":"rewrite","uri":"/index.php?q={http.request.uri.path}&{http.request.uri.query}"}`, guard, proxy)}, around: &surroundings{}},
+		"the query alone":                             {routes: []string{handle(`{"handler":"rewrite","uri":"/index.php?{http.request.uri.query}"}`, guard, proxy)}, around: &surroundings{currentOnly: true}},
 		"a reader behind sanitize":                    {routes: []string{handle(`{"handler":"service_users","sanitize_only":true}`, unknown("{http.auth.user.id}"), guard, proxy)}, want: []string{early}},
 		"a reader before sanitize alone":              {routes: []string{handle(unknown("{http.auth.user.id}"), `{"handler":"service_users","sanitize_only":true}`, proxy)}},
-		"php in an intercept around":                  {routes: []string{handle(`{"handler":"intercept","handle_response":[{"routes":[`+handle(proxy)+`]}]}`, guard, proxy)}, place: &place{}},
+		"php in an intercept around":                  {routes: []string{handle(`{"handler":"intercept","handle_response":[{"routes":[`+handle(proxy)+`]}]}`, guard, proxy)}, around: &surroundings{}},
 		"an error route of programs":                  {routes: []string{handle(guard, proxy)}, errors: []string{`{"match":[{"service_user":{}}],` + handle(proxy)[1:]}, want: []string{"!this error route leads"}},
-		"a circle around a guard":                     {routes: []string{handle(invoke("x"))}, named: map[string]string{"x": handle(sub(when("/a/*", handle(invoke("x"))), handle(guard)))}, place: &place{}},
+		"a circle around a guard":                     {routes: []string{handle(invoke("x"))}, named: map[string]string{"x": handle(sub(when("/a/*", handle(invoke("x"))), handle(guard)))}, around: &surroundings{}},
 		"a word of another header":                    {routes: []string{handle(unknown("{http.request.remote.host} max_service_users service-user"), `{"handler":"service_users","header_prefix":"Remote-"}`, proxy)}},
 		"our matcher before":                          {routes: []string{`{"match":[{"not":[{"service_user":{}}]}],` + handle(pass)[1:], handle(guard, proxy)}, want: []string{"nobody is a service user there"}},
 		"our matcher behind":                          {routes: []string{handle(guard), `{"match":[{"service_user":{}}],` + handle(proxy)[1:]}},
@@ -394,9 +394,9 @@ func TestPlaces(t *testing.T) {
 			if (err != nil) != fatal {
 				t.Errorf("the load: %v", err)
 			}
-			if tt.place != nil {
-				if place := app.guards[0].where(); fmt.Sprint(place) != fmt.Sprint(*tt.place) {
-					t.Errorf("got the place %+v, want %+v", place, *tt.place)
+			if tt.around != nil {
+				if around := app.guards[0].surroundings(); fmt.Sprint(around) != fmt.Sprint(*tt.around) {
+					t.Errorf("got the surroundings %+v, want %+v", around, *tt.around)
 				}
 			}
 		})

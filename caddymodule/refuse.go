@@ -18,25 +18,26 @@ import (
 	"github.com/serviceusers/caddy-service-users/access"
 )
 
-// refusal is why a request goes no further.
+// refusal is the reason for which a request goes no further.
 type refusal struct {
 	status    int
 	detail    string        // for the caller
-	candidate string        // who the caller says it is, when it says so properly
+	candidate string        // the login id that the caller gave, in a well-formed credential
 	reason    access.Reason // 401, 403 and 429
 
 	decision   access.Decision // 403
-	action     access.Action   // 403: the one that the decision is about
+	action     access.Action   // 403: the action that the decision refuses
 	decisionID string          // 403
 
 	retryAfter time.Duration // 429
-	stale      bool          // 503: not because the store was never loaded
+	stale      bool          // 503: the store was loaded once; false means never
 }
 
-// DecisionHeader carries the id of a refusal that an admin can ask about.
+// DecisionHeader is the name of the response header with the decision id of a 403. An admin can
+// have the decision explained by this id.
 const DecisionHeader = "Service-User-Decision-Id"
 
-// problemBody is an RFC 9457 problem.
+// problemBody is a problem document (RFC 9457).
 type problemBody struct {
 	Type       string `json:"type"`
 	Title      string `json:"title"`
@@ -45,11 +46,14 @@ type problemBody struct {
 	DecisionID string `json:"decision_id,omitempty"`
 }
 
-// refuse answers. Every 401 to a gRPC call is the same, byte for byte, and so is every
-// other 401.
+// refuse answers a request that goes no further. All 401s to gRPC calls are identical, byte for
+// byte, and so are all other 401s: a caller cannot see whether the id or the token was wrong.
 func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, refused refusal) error {
 	header := w.Header()
-	body := problemBody{Type: "about:blank", Title: http.StatusText(refused.status), Status: refused.status, Detail: refused.detail}
+	body := problemBody{
+		Type: "about:blank", Title: http.StatusText(refused.status),
+		Status: refused.status, Detail: refused.detail,
+	}
 	switch refused.status {
 	case http.StatusUnauthorized:
 		header["Www-Authenticate"] = h.challenges
@@ -57,7 +61,8 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, refused refusal
 	case http.StatusForbidden:
 		body.DecisionID = refused.decisionID
 		header.Set(DecisionHeader, body.DecisionID)
-		body.Detail = "this service user is not allowed to do this; an admin can have the decision explained by its id"
+		body.Detail = "this service user is not allowed to do this; " +
+			"an admin can have the decision explained by its id"
 	case http.StatusMethodNotAllowed:
 		header.Set("Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
 	case http.StatusTooManyRequests:
@@ -66,9 +71,9 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, refused refusal
 	case http.StatusServiceUnavailable:
 		header.Set("Retry-After", "5")
 	}
-	h.note(r, refused)
+	h.record(r, refused)
 	if refused.status == http.StatusTooManyRequests {
-		hold(r)
+		delay(r)
 	}
 
 	header.Set("Cache-Control", "no-store")
@@ -77,17 +82,17 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, refused refusal
 		header.Set("Grpc-Message", grpcMessage(body.Detail))
 	}
 	if r.ProtoMajor == 1 && refused.status == http.StatusNotImplemented {
-		header.Set("Connection", "close") // what follows a CONNECT is no request
+		header.Set("Connection", "close") // the bytes behind a CONNECT are not a request
 	}
 	if h.Errors == "caddy" {
-		hurryUnread(w, r)
+		limitUnread(w, r)
 		return caddyhttp.HandlerError{StatusCode: refused.status, Err: errors.New(body.Detail)}
 	}
 	linger := closeUnread(w, r)
 	if refused.status != http.StatusTooManyRequests {
 		defer linger()
 	}
-	if isGRPC(r) { // a Trailers-Only response
+	if isGRPC(r) { // a Trailers-Only response has no body
 		header.Set("Content-Type", "application/grpc")
 		w.WriteHeader(refused.status)
 		return nil
@@ -104,8 +109,9 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, refused refusal
 	return nil
 }
 
-// What the throttle refuses is answered a moment later: a flood of guesses, which
-// waits for answers, leaves the processors to others. At most so many wait at once.
+// The throttle answers a failed attempt 100 ms later, so that a flood of guesses, in which each
+// guess waits for its answer, leaves the processors to other requests. Up to maxHeld requests wait
+// at once; the others are answered at once.
 const (
 	holdFor = 100 * time.Millisecond
 	maxHeld = 1000
@@ -113,8 +119,9 @@ const (
 
 var held atomic.Int64
 
-// hold lets a request wait, unless its connection may be that of many clients.
-func hold(r *http.Request) {
+// delay makes a request wait, unless it comes through a trusted proxy: that connection may carry
+// the requests of many clients.
+func delay(r *http.Request) {
 	if varsOf(r).fromTrustedProxy() {
 		return
 	}
@@ -130,8 +137,8 @@ func hold(r *http.Request) {
 	}
 }
 
-// The bounds of what is read after a refusal, so that a client that is still sending
-// gets to read the answer: unread bytes would have its side of the connection reset.
+// These bounds limit the reading after a refusal. A client that is still sending can read the
+// answer only if its bytes are read: unread bytes would make the server reset the connection.
 const (
 	lingerBytes = 32 << 20
 	lingerIdle  = 2 * time.Second
@@ -141,9 +148,10 @@ const (
 
 var lingering atomic.Int64
 
-// closeUnread ends an HTTP/1 connection with an answer that leaves a body unread:
-// Caddy 2.11 would hold the answer back until the client has sent up to 256 KiB of it.
-// The function that is returned, for after the answer, sends it, and reads on.
+// closeUnread has an HTTP/1 connection end with an answer that leaves the request's body unread.
+// Otherwise Caddy 2.11 would hold the answer back until the client has sent up to 256 KiB of the
+// body. The caller has to call linger after it has written the answer: linger sends the answer, and
+// reads on for a while.
 func closeUnread(w http.ResponseWriter, r *http.Request) (linger func()) {
 	if r.ProtoMajor != 1 || r.ContentLength == 0 {
 		return func() {}
@@ -155,6 +163,7 @@ func closeUnread(w http.ResponseWriter, r *http.Request) (linger func()) {
 			return
 		}
 		control := http.NewResponseController(w)
+		// Without the flush, the answer would leave only after the body was read.
 		if control.Flush() != nil {
 			return
 		}
@@ -176,17 +185,17 @@ func closeUnread(w http.ResponseWriter, r *http.Request) (linger func()) {
 	}
 }
 
-// hurryUnread is for an answer that the error route of a site writes. The route may
-// read the body, and the server reads up to 256 KiB that are left, to keep the
-// connection, but neither waits long for a body that is withheld.
-func hurryUnread(w http.ResponseWriter, r *http.Request) {
+// limitUnread bounds the wait for a body where an error route of the site writes the answer. The
+// route may read the body, and the server reads up to 256 KiB that are left, to keep the
+// connection. Neither waits long for a body that the client withholds.
+func limitUnread(w http.ResponseWriter, r *http.Request) {
 	if r.ProtoMajor == 1 && r.ContentLength != 0 {
 		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(500 * time.Millisecond))
 	}
 }
 
-// grpcStatus returns the code that a gRPC client makes of an HTTP status by itself
-// (gRPC, "HTTP to gRPC Status Code Mapping").
+// grpcStatus returns the status code of gRPC for an HTTP status, as gRPC clients derive it ("HTTP
+// to gRPC Status Code Mapping" of gRPC).
 func grpcStatus(status int) string {
 	switch status {
 	case http.StatusBadRequest:
@@ -201,8 +210,8 @@ func grpcStatus(status int) string {
 	return "2" // UNKNOWN
 }
 
-// grpcMessage writes a text as the value of grpc-message (gRPC over HTTP/2,
-// "Responses": Percent-Encoded).
+// grpcMessage returns a text in the form of a grpc-message header (gRPC over HTTP/2, "Responses":
+// Percent-Encoded).
 func grpcMessage(text string) string {
 	var out strings.Builder
 	for i := range len(text) {
@@ -235,8 +244,8 @@ func writeReady(w http.ResponseWriter, ready bool) error {
 	return nil
 }
 
-// note tells the log and the placeholders about a refusal.
-func (h *Handler) note(r *http.Request, refused refusal) {
+// record records a refusal in the metrics, the log and the placeholders.
+func (h *Handler) record(r *http.Request, refused refusal) {
 	refused.candidate = withoutSecret(refused.candidate)
 	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
 		repl.Set("http.service_users.decision", "deny")
@@ -250,7 +259,7 @@ func (h *Handler) note(r *http.Request, refused refusal) {
 	client := zap.Stringer("client_ip", h.clientAddress(r, varsOf(r)))
 	switch refused.status {
 	case http.StatusUnauthorized, http.StatusTooManyRequests:
-		counter := metrics.reasons[refused.reason] // failedLogin has written the line of the log
+		counter := metrics.reasons[refused.reason] // failedLogin has written the log line
 		if refused.status == http.StatusTooManyRequests {
 			counter = metrics.throttled
 		}
@@ -258,8 +267,12 @@ func (h *Handler) note(r *http.Request, refused refusal) {
 	case http.StatusForbidden:
 		metrics.reasons[refused.reason].Inc()
 		if c := h.log.Check(zap.InfoLevel, "not allowed"); c != nil {
-			c.Write(client, zap.Stringer("reason", refused.reason), zap.String("service_user", refused.candidate), zap.String("decision_id", refused.decisionID),
-				zap.String("rule", refused.decision.RuleID()), zap.String("method", refused.action.Method), zap.String("path", access.PlainPath(refused.action.Path)))
+			c.Write(client, zap.Stringer("reason", refused.reason),
+				zap.String("service_user", refused.candidate),
+				zap.String("decision_id", refused.decisionID),
+				zap.String("rule", refused.decision.RuleID()),
+				zap.String("method", refused.action.Method),
+				zap.String("path", access.PlainPath(refused.action.Path)))
 		}
 	case http.StatusServiceUnavailable:
 		metrics.unavailable.Inc()
@@ -278,7 +291,7 @@ func (h *Handler) note(r *http.Request, refused refusal) {
 	}
 }
 
-// withoutSecret hides a login id that is a secret: clients swap the two, or give
+// withoutSecret replaces a login id that contains a secret. Some clients swap id and token, or send
 // the token as the user name.
 func withoutSecret(login string) string {
 	if access.FindLeak(login) == access.SecretLeak {
@@ -287,7 +300,7 @@ func withoutSecret(login string) string {
 	return login
 }
 
-// warnOfPlaintext tells the operator, seldom, that secrets travel in the clear.
+// warnOfPlaintext logs, at most once a minute, that secrets arrive unencrypted.
 func (h *Handler) warnOfPlaintext(r *http.Request) {
 	metrics.plaintext.Inc()
 	now := time.Now().Unix()
@@ -295,9 +308,11 @@ func (h *Handler) warnOfPlaintext(r *http.Request) {
 	if now-last < 60 || !lastPlaintextWarning.CompareAndSwap(last, now) {
 		return
 	}
-	h.log.Warn("credentials arrive unencrypted; serve the site over https, or name the proxy that does in the global option servers { trusted_proxies }; require_tls refuses them",
-		zap.Stringer("client_ip", h.clientAddress(r, varsOf(r))), zap.String("host", access.MaskSecrets(r.Host)), zap.Bool("refused", h.RequireTLS))
+	h.log.Warn("credentials arrive unencrypted; serve the site over https, or name the proxy that does "+
+		"in the global option servers { trusted_proxies }; require_tls refuses them",
+		zap.Stringer("client_ip", h.clientAddress(r, varsOf(r))),
+		zap.String("host", access.MaskSecrets(r.Host)), zap.Bool("refused", h.RequireTLS))
 }
 
-// lastPlaintextWarning is when it was last told, in Unix seconds.
+// lastPlaintextWarning is the time of the last such warning, in Unix seconds.
 var lastPlaintextWarning atomic.Int64

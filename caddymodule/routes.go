@@ -15,19 +15,19 @@ import (
 	"go.uber.org/zap"
 )
 
-// A handler does not see its neighbours. The walk in this file follows the routes
-// of every server in the order in which requests pass them, once per
-// configuration, and neighbours.go judges each handler that it meets. The walk
-// proves the places in which our handlers are safe; the load fails, or warns,
-// where it cannot. "caddy service-user lint" runs the same walk on a file.
+// A handler does not know the handlers around it. serverWalk follows the routes of each server in
+// the order in which requests pass them, once per configuration. The files neighbours.go,
+// guards.go, proxies.go, caches.go and header_ops.go judge each handler that the walk meets. The
+// walk proves that the places of our handlers are safe. Where it cannot, the load of the
+// configuration fails, or logs a warning. "caddy service-user lint" runs the same walk on a file.
 
 // Finding is a mistake, or a doubt, about the routes around our handlers.
 type Finding struct {
-	Fatal   bool   // fails the load; else it is a doubt, which is logged
-	load    bool   // only the log of a load has it: Caddyfile.example has it on purpose
+	Fatal   bool   // a mistake, which fails the load; else a doubt, which is logged
+	load    bool   // logged at a load, and left out by lint: Caddyfile.example has it on purpose
 	Server  string // the name of the server in the http app
-	Route   string // the matchers on the way, and the place in the server's configuration; "" is the whole server
-	Message string // the harm, and the way out
+	Route   string // the matchers on the way, and the path in the server's JSON; "" is the whole server
+	Message string // the harm, and the remedy
 }
 
 func (f Finding) String() string {
@@ -41,7 +41,7 @@ func (f Finding) String() string {
 	return text
 }
 
-// checkRoutes returns the fatal findings as an error, and logs the doubts.
+// checkRoutes returns the fatal findings as one error, and logs the others.
 func checkRoutes(list []Finding) error {
 	var fatal []string
 	for _, f := range list {
@@ -49,7 +49,8 @@ func checkRoutes(list []Finding) error {
 			fatal = append(fatal, f.String())
 			continue
 		}
-		caddy.Log().Named("service_users").Warn(f.Message, zap.String("server", f.Server), zap.String("route", f.Route))
+		caddy.Log().Named("service_users").Warn(f.Message,
+			zap.String("server", f.Server), zap.String("route", f.Route))
 	}
 	switch len(fatal) {
 	case 0:
@@ -63,9 +64,8 @@ func checkRoutes(list []Finding) error {
 	return fmt.Errorf("%d mistakes in the routes: %s", len(fatal), strings.Join(fatal, "; "))
 }
 
-// findings walks the servers in the order of their names. It also sets the place
-// of each of our handlers, and ticks off the doors of this configuration that
-// may believe a header.
+// findings walks the servers in the order of their names. It also sets the surroundings of each
+// guard, and decides for each site door whether the door may believe its actor header.
 func (a *App) findings(app *caddyhttp.App) (list []Finding) {
 	ours := newOurHandlers(a)
 	for _, name := range slices.Sorted(maps.Keys(app.Servers)) {
@@ -74,115 +74,130 @@ func (a *App) findings(app *caddyhttp.App) (list []Finding) {
 	list = append(list, ours.sharedUpstreams()...)
 	for _, guard := range a.guards {
 		if ours.number[guard] == 0 {
-			list = append(list, Finding{Fatal: ours.cacheCount > 0, Message: "service_users runs inside of a module that this check does not know, so nothing is known about its neighbours; use it directly in a site, a handle or a route block"})
+			list = append(list, Finding{Fatal: ours.cacheCount > 0, Message: "service_users runs " +
+				"inside of a module that this check does not know, so nothing is known about " +
+				"its neighbours; use it directly in a site, a handle or a route block"})
 			continue
 		}
-		guard.place, guard.sites = ours.placeOf(guard), ours.hostsOf[guard]
+		guard.around, guard.sites = ours.surroundingsOf(guard), ours.hostsOf[guard]
 	}
 	for _, door := range a.doors {
 		proven, met := ours.doors[door]
 		if door.believes = proven; door.ActorHeader != "" && !met {
-			list = append(list, Finding{Fatal: true, Message: fmt.Sprintf("service_users_admin: actor_header %s is believed only where every way to the door is known, and none was found to this one: it is inside of a module that this check does not know, or no request reaches it; use it directly in a site, a handle or a route block", door.ActorHeader)})
+			list = append(list, Finding{Fatal: true, Message: fmt.Sprintf("service_users_admin: "+
+				"actor_header %s is believed only where every way to the door is known, and "+
+				"none was found to this one: it is inside of a module that this check does "+
+				"not know, or no request reaches it; use it directly in a site, a handle or "+
+				"a route block", door.ActorHeader)})
 		}
 	}
 	return list
 }
 
-// flow describes the requests that can come to one point of the routes. The zero
-// value is that of a point that no request reaches.
+// flow describes the requests that can come to one point of the routes. In the zero value no
+// request comes there.
 type flow struct {
-	reached  bool // a request can come here
-	raw      bool // some have passed none of our handlers
-	unjudged bool // some have passed none that judges
-	judged   bool // some have been judged by rules
-	known    bool // some carry the identity of a service user
-	stranger bool // some were left by "otherwise pass" to an authenticator, and none has seen them yet
-	certain  bool // every request that the last guard let go on comes here, unless it is answered before
-	stripped bool // "service_users sanitize" has removed Authorization from some
-	asked    bool // Caddy's authentication handler has seen some
-	nested   bool // some are inside of a handler that runs routes of its own after the answer
-	carries  bool // some may carry the target of the client in a header or a variable
+	// Each of these facts is true of at least one of the requests.
+	reached       bool // it comes here
+	unstripped    bool // it has passed no service_users handler
+	unjudged      bool // it has passed no service_users handler that judges: at most "sanitize"
+	judged        bool // it was judged by rules
+	identified    bool // it carries the identity of a service user
+	waiting       bool // "otherwise pass" has left it to another authenticator, which it has not passed yet
+	stripped      bool // "service_users sanitize" has removed its Authorization
+	authenticated bool // it has passed Caddy's authentication handler
+	nested        bool // it is inside of a handler that runs its own routes after the answer
+	carriesTarget bool // it may carry the client's target in a header or a variable
 
-	guard   int // our last handler: a number of ourHandlers.guards from 1, 0 is none
-	rewrite int // a change of method or path since the guard judged: a number of walk.rewrites from 1
-	reader  int // a handler that read our identity before we set it: a number of walk.readers from 1
-	cache   int // a cache that some have passed: a number of walk.caches from 1
+	// Every request that the last guard let through comes here, unless a handler answers it
+	// before.
+	certain bool
 
-	// Actor headers, as bits. A door believes one that the authenticator directly
-	// before owns: each of its answers that goes on has removed the value of the
-	// client, and some have set one. The walk gathers both inside of its
-	// handle_response blocks.
+	// These are numbers from 1 of the lists in serverWalk; 0 without one.
+	guard   int // the last service_users handler
+	rewrite int // a change of the method or the path after the guard
+	reader  int // a handler that reads the identity before the guard sets it
+	cache   int // a cache that some requests have passed
+
+	// These are sets of actor headers, as bits. A door believes a header that the authenticator
+	// directly before the door owns: each of its answers that go on has removed the client's
+	// value, and at least one has set a value. The walk gathers removed and set inside of the
+	// authenticator's handle_response blocks.
 	owned, removed, set uint64
-	visited             uint64 // the named routes that some have been through, as bits
+	visited             uint64 // the named routes that some requests have passed, as bits
 }
 
-// walk is the way through one server.
-type walk struct {
+// serverWalk follows the routes of one server. One serverWalk follows them once, and not
+// concurrently.
+type serverWalk struct {
 	*ourHandlers
 	server *caddyhttp.Server
 	name   string
 	found  []Finding
 	seen   map[Finding]bool
 
-	path       []string // the place in the configuration
-	words      []string // the matchers on the way
+	// The position of the walk.
+	path       []string // in the server's JSON
+	matched    []string // descriptions of the matchers of the routes around
 	hosts      []string // the host matchers among them
-	inErrors   bool     // an error route
-	inResponse int      // how many handle_response blocks are around
-	grouped    int      // how many groups were followed
-	again      bool     // requests may have been through these routes before, and have met their groups
+	inErrors   bool     // inside of an error route
+	inResponse int      // the number of handle_response blocks around
+	grouped    int      // the number of groups met so far
+	repeated   bool     // requests may have passed these routes before, and have met their groups
 	circle     bool     // a named route invokes itself
 
-	bits    map[string]uint64           // of named routes; beyond 64 several have the same
-	groups  map[string]*caddyhttp.Route // by name, the first route of the list that a group is in
+	bits    map[string]uint64           // of named routes; beyond 64 routes several share a bit
+	groups  map[string]*caddyhttp.Route // by name: the first route of the first list with this group
 	invoked map[invocation]*invoked
 
 	rewrites []rewriting
 	readers  []reader
-	caches   []Finding // without a message it is safe before a guard
+	caches   []Finding // one without a message is about a cache that is safe before a guard
 
-	ours       bool            // one of our handlers was met
-	sites      map[string]bool // the hosts that were met
-	guarded    map[string]bool // the hosts with a guard directly among their routes
-	within     map[string]bool // the hosts with a guard anywhere below
-	examples   []Finding       // people with the password of Caddyfile.example
-	proxied    []candidate     // proxies that requests reach without passing our handlers
-	errorPaths []candidate     // error routes that lead to a proxy
+	seenHandler  bool            // the walk has met a service_users handler or a door
+	sites        map[string]bool // the hosts that the walk has met
+	guarded      map[string]bool // the hosts with a guard directly among their routes
+	guardedBelow map[string]bool // the hosts with a guard anywhere in their routes
+	examples     []Finding       // people with the password of Caddyfile.example
+	proxied      []candidate     // proxies that requests reach without passing our handlers
+	errorPaths   []candidate     // error routes that lead to a proxy
 }
 
-// candidate is reported only if its site turns out to be guarded.
+// candidate is a finding that is reported only if its site turns out to be guarded.
 type candidate struct {
 	Finding
-	site, what string
-	addresses  []string
-	blamed     bool // another finding names it already
+	site, proxy string   // proxy is "reverse_proxy" and its upstream
+	addresses   []string // of the upstreams, as localAddress spells them
+	blamed      bool     // another finding already names the proxy
 }
 
-// walkServer follows the routes of a server.
+// walkServer follows the routes of a server, and returns the findings about it.
 func (o *ourHandlers) walkServer(name string, server *caddyhttp.Server) []Finding {
-	w := &walk{
-		ourHandlers: o, server: server, name: name, seen: make(map[Finding]bool), bits: make(map[string]uint64),
+	w := &serverWalk{
+		ourHandlers: o, server: server, name: name,
+		seen: make(map[Finding]bool), bits: make(map[string]uint64),
 		groups: make(map[string]*caddyhttp.Route), invoked: make(map[invocation]*invoked),
-		sites: make(map[string]bool), guarded: make(map[string]bool), within: make(map[string]bool),
+		sites: make(map[string]bool), guarded: make(map[string]bool), guardedBelow: make(map[string]bool),
 	}
-	start := flow{reached: true, raw: true, unjudged: true}
+	start := flow{reached: true, unstripped: true, unjudged: true}
 	for i, name := range slices.Sorted(maps.Keys(server.NamedRoutes)) {
 		w.bits[name] = 1 << (i % 64)
 	}
 	before := len(o.guards)
-	w.at(func() { w.routes(server.Routes, start) }, "routes")
+	w.below(func() { w.routes(server.Routes, start) }, "routes")
 	if server.Errors != nil {
-		w.at(func() { w.errors(server.Errors.Routes, start) }, "errors", "routes")
+		w.below(func() { w.errors(server.Errors.Routes, start) }, "errors", "routes")
 	}
 	w.meetUninvoked()
-	w.settle()
+	w.reportCandidates()
 	if w.circle {
 		w.refuseCircle(before)
 	}
-	if w.ours && server.Logs != nil && server.Logs.ShouldLogCredentials {
-		w.found = append(w.found, Finding{Fatal: true, Message: "log_credentials writes the secrets of service users to the access log; remove it from the global option \"servers\""})
+	if w.seenHandler && server.Logs != nil && server.Logs.ShouldLogCredentials {
+		w.found = append(w.found, Finding{Fatal: true, Message: "log_credentials writes the secrets " +
+			"of service users to the access log; remove it from the global option \"servers\""})
 	}
-	if w.ours {
+	if w.seenHandler {
 		w.found = append(w.found, w.examples...)
 	}
 	for i := range w.found {
@@ -191,96 +206,102 @@ func (o *ourHandlers) walkServer(name string, server *caddyhttp.Server) []Findin
 	return w.found
 }
 
-// refuseCircle gives up where named routes invoke each other in a circle: nothing is
-// proven about the guards, and doors and caches are refused.
-func (w *walk) refuseCircle(before int) {
+// refuseCircle handles a server whose named routes invoke each other in a circle. Nothing is proven
+// about the server's guards, numbered from before + 1. A cache or a door with an actor_header fails
+// the load.
+func (w *serverWalk) refuseCircle(before int) {
 	for n := before + 1; n <= len(w.guards); n++ {
-		w.keepOriginals(n)
+		w.keepOriginal(n)
 	}
-	if w.ours && (len(w.caches) > 0 || len(w.actors) > 0) {
-		w.found = append(w.found, Finding{Fatal: true, Message: "named routes invoke each other in a circle, so it is not known what comes before a cache or a door with actor_header; invoke each of them in one direction only"})
+	if w.seenHandler && (len(w.caches) > 0 || len(w.actors) > 0) {
+		w.found = append(w.found, Finding{Fatal: true, Message: "named routes invoke each other in a " +
+			"circle, so it is not known what comes before a cache or a door with actor_header; " +
+			"invoke each of them in one direction only"})
 	}
 }
 
-// settle reports the candidates, now that the guarded sites are known.
-func (w *walk) settle() {
+// reportCandidates reports the candidates, now that the walk knows the guarded sites.
+func (w *serverWalk) reportCandidates() {
 	for _, c := range w.proxied {
 		switch {
 		case w.guarded[c.site]:
 			if !c.blamed {
 				w.report(c.Finding)
 			}
-		case !w.within[c.site]:
+		case !w.guardedBelow[c.site]:
 			c.Server = w.name
-			w.open = append(w.open, c)
+			w.unguarded = append(w.unguarded, c)
 		}
 	}
 	for _, c := range w.errorPaths {
-		if w.within[c.site] || !w.sites[c.site] && w.within[""] {
+		if w.guardedBelow[c.site] || !w.sites[c.site] && w.guardedBelow[""] {
 			w.report(c.Finding)
 		}
 	}
 }
 
-// add reports a finding at the current place, once.
-func (w *walk) add(fatal bool, format string, args ...any) {
-	w.report(w.here(fatal, format, args...))
+// addFinding reports a finding at the current position, once.
+func (w *serverWalk) addFinding(fatal bool, format string, args ...any) {
+	w.report(w.finding(fatal, format, args...))
 }
 
-// report reports a finding, once: a named route can be followed several times.
-func (w *walk) report(f Finding) {
+// report reports a finding, once: the walk can follow a named route several times.
+func (w *serverWalk) report(f Finding) {
 	if !w.seen[f] {
 		w.seen[f] = true
 		w.found = append(w.found, f)
 	}
 }
 
-func (w *walk) here(fatal bool, format string, args ...any) Finding {
+func (w *serverWalk) finding(fatal bool, format string, args ...any) Finding {
 	route := strings.Join(w.path, "/")
-	if len(w.words) > 0 {
-		route = strings.Join(w.words, ", ") + " [" + route + "]"
+	if len(w.matched) > 0 {
+		route = strings.Join(w.matched, ", ") + " [" + route + "]"
 	}
 	return Finding{Fatal: fatal, Route: route, Message: fmt.Sprintf(format, args...)}
 }
 
-func (w *walk) site() string {
+func (w *serverWalk) site() string {
 	if len(w.hosts) == 0 {
 		return ""
 	}
 	return w.hosts[len(w.hosts)-1]
 }
 
-// at runs a step of the walk one level deeper in the configuration.
-func (w *walk) at(step func(), parts ...string) {
+// below runs a step of the walk at a deeper position of the configuration.
+func (w *serverWalk) below(step func(), parts ...string) {
 	n := len(w.path)
 	w.path = append(w.path, parts...)
 	step()
 	w.path = w.path[:n]
 }
 
-// routes follows a list of routes. Only the first matching route of a group runs:
-// the walk holds back the requests that have met it until the group is over.
-func (w *walk) routes(list caddyhttp.RouteList, in flow) flow {
+// routes follows a list of routes. Of a group, only the first route that matches runs, so routes
+// keeps the requests that have left a route of the group apart until the group ends.
+func (w *serverWalk) routes(list caddyhttp.RouteList, in flow) flow {
 	for i := 0; i < len(list); {
 		group, end := list[i].Group, i+1
 		for group != "" && end < len(list) && list[end].Group == group {
 			end++
 		}
-		if group != "" && w.groups[group] == nil {
-			w.groups[group] = &list[i]
-		}
 		if group != "" {
 			w.grouped++
+			if w.groups[group] == nil {
+				w.groups[group] = &list[i]
+			}
 		}
-		continued := group != "" && (w.again || w.groups[group] != &list[i]) // some may have met it before
-		if group != "" && w.groups[group] != &list[i] && w.ours {
-			w.add(len(w.actors) > 0, "the group %s is in more than one place: requests that have met it in one skip it in the other, so it is not known what runs; give each place a group of its own", group)
+		elsewhere := group != "" && w.groups[group] != &list[i]
+		continued := group != "" && w.repeated || elsewhere // some requests may have met the group before
+		if elsewhere && w.seenHandler {
+			w.addFinding(len(w.actors) > 0, "the group %s is in more than one place: requests "+
+				"that have met it in one skip it in the other, so it is not known what runs; "+
+				"give each place a group of its own", group)
 		}
 		rest, done := in, flow{}
 		for ; i < end; i++ {
 			var through, past flow
 			conditional := continued || group != "" && i > 0 && list[i-1].Group == group
-			w.at(func() { through, past = w.route(list[i], conditional, rest) }, strconv.Itoa(i))
+			w.below(func() { through, past = w.route(list[i], conditional, rest) }, strconv.Itoa(i))
 			done, rest = w.join(done, through), past
 			if continued {
 				rest = w.join(rest, in)
@@ -291,13 +312,14 @@ func (w *walk) routes(list caddyhttp.RouteList, in flow) flow {
 	return in
 }
 
-// route follows a route. It returns the requests that leave it through its
-// handlers, and those that do not match.
-func (w *walk) route(route caddyhttp.Route, conditional bool, in flow) (through, past flow) {
-	words, hosts := len(w.words), len(w.hosts)
-	defer func() { w.words, w.hosts = w.words[:words], w.hosts[:hosts] }()
+// route follows a route. It returns through, the requests that leave the route behind its handlers,
+// and past, the requests that do not match. conditional means that matching requests may skip the
+// route.
+func (w *serverWalk) route(route caddyhttp.Route, conditional bool, in flow) (through, past flow) {
+	words, hosts := len(w.matched), len(w.hosts)
+	defer func() { w.matched, w.hosts = w.matched[:words], w.hosts[:hosts] }()
 	if text := matcherText(route.MatcherSets); text != "" {
-		w.words = append(w.words, text)
+		w.matched = append(w.matched, text)
 	}
 	if hosts := matchedHosts(route.MatcherSets); hosts != "" {
 		w.hosts = append(w.hosts, hosts)
@@ -317,7 +339,7 @@ func (w *walk) route(route caddyhttp.Route, conditional bool, in flow) (through,
 	}
 	through = enter
 	for i, handler := range route.Handlers {
-		w.at(func() { through = w.handler(handler, through) }, "handle", strconv.Itoa(i))
+		w.below(func() { through = w.handler(handler, through) }, "handle", strconv.Itoa(i))
 	}
 	if route.Terminal {
 		through = flow{}
@@ -326,22 +348,23 @@ func (w *walk) route(route caddyhttp.Route, conditional bool, in flow) (through,
 	return through, past
 }
 
-// errors follows error routes. Requests come to them from anywhere before.
-func (w *walk) errors(list caddyhttp.RouteList, in flow) (out flow) {
-	inErrors, words := w.inErrors, len(w.words)
-	defer func() { w.inErrors, w.words = inErrors, w.words[:words] }()
-	w.inErrors, w.words = true, append(w.words, "handle_errors")
+// errors follows error routes. Any request that comes to the routes with this error block can come
+// to them.
+func (w *serverWalk) errors(list caddyhttp.RouteList, in flow) (out flow) {
+	inErrors, words := w.inErrors, len(w.matched)
+	defer func() { w.inErrors, w.matched = inErrors, w.matched[:words] }()
+	w.inErrors, w.matched = true, append(w.matched, "handle_errors")
 	in.owned = 0
 	return w.routes(list, in)
 }
 
-// handler follows one handler. It returns the requests that come to the next.
-func (w *walk) handler(handler caddyhttp.MiddlewareHandler, in flow) (out flow) {
+// handler follows one handler. It returns the requests that come to the next handler.
+func (w *serverWalk) handler(handler caddyhttp.MiddlewareHandler, in flow) (out flow) {
 	switch h := handler.(type) {
 	case *caddyhttp.Subroute:
-		w.at(func() { out = w.routes(h.Routes, in) }, "routes")
+		w.below(func() { out = w.routes(h.Routes, in) }, "routes")
 		if h.Errors != nil {
-			w.at(func() { out = w.join(out, w.errors(h.Errors.Routes, in)) }, "errors", "routes")
+			w.below(func() { out = w.join(out, w.errors(h.Errors.Routes, in)) }, "errors", "routes")
 		}
 		return out
 	case *caddyhttp.Invoke:
@@ -353,32 +376,33 @@ func (w *walk) handler(handler caddyhttp.MiddlewareHandler, in flow) (out flow) 
 	case *reverseproxy.Handler:
 		return w.proxy(h, in)
 	case *intercept.Intercept:
-		// Its routes run when the request has been answered, on the request as the
-		// handlers behind have left it.
-		after := flow{reached: in.reached, known: true, nested: true, cache: in.cache, guard: in.guard}
+		// Its routes run after the answer, on the request that the handlers behind have
+		// changed: it may carry the identity by then.
+		after := flow{reached: in.reached, identified: true, nested: true, cache: in.cache, guard: in.guard}
 		if w.responses(h.HandleResponse, after); in.unjudged {
-			in.carries = true // they may hand on the original target, and have it from guards behind
+			in.carriesTarget = true // its routes may forward the original target
 		}
 	}
 	return w.neighbour(handler, in)
 }
 
-// responses follows handle_response routes. It returns the requests that come to
-// the next handler after them.
-func (w *walk) responses(list []caddyhttp.ResponseHandler, in flow) (out flow) {
+// responses follows handle_response routes. It returns the requests that come to the next handler
+// behind them.
+func (w *serverWalk) responses(list []caddyhttp.ResponseHandler, in flow) (out flow) {
 	w.inResponse++
 	defer func() { w.inResponse-- }()
 	in.certain, in.nested, in.owned, in.removed, in.set = false, true, 0, 0, 0
 	for i, response := range list {
-		if response.StatusCode.String() == "" { // else the answer goes to the client
-			w.at(func() { out = w.join(out, w.routes(response.Routes, in)) }, "handle_response", strconv.Itoa(i), "routes")
+		if response.StatusCode.String() == "" { // with a status, the answer goes to the client
+			follow := func() { out = w.join(out, w.routes(response.Routes, in)) }
+			w.below(follow, "handle_response", strconv.Itoa(i), "routes")
 		}
 	}
 	return out
 }
 
-// invocation is one way to come to a named route. Ways that differ only in which
-// guard, rewrite, reader or cache came before are the same one.
+// invocation is one way to come to a named route. Ways that differ only in the guard, rewrite,
+// reader or cache before them count as the same.
 type invocation struct {
 	name, site           string
 	inErrors, inResponse bool
@@ -387,54 +411,61 @@ type invocation struct {
 
 type invoked struct {
 	in, out flow
-	open    bool // the walk is inside
-	grouped int  // how many groups are inside
+	inside  bool // the walk has not left the route yet
+	grouped int  // 1 if the route has groups
 }
 
-// invoke follows a named route, once for each way to come to it, so that the walk
-// ends and takes time in proportion to the routes.
-func (w *walk) invoke(name string, in flow) flow {
+// invoke follows a named route, once for each way to come to it. So the walk ends, and takes a time
+// in proportion to the number of routes.
+func (w *serverWalk) invoke(name string, in flow) flow {
 	route, ok := w.server.NamedRoutes[name]
 	if !ok {
 		return flow{} // Caddy answers with an error
 	}
 	bit := w.bits[name]
 	key := invocation{name, w.site(), w.inErrors, w.inResponse > 0, in}
-	key.in.guard, key.in.rewrite, key.in.reader, key.in.cache = min(in.guard, 1), w.certainty(in.rewrite), min(in.reader, 1), w.risk(in.cache)
+	key.in.guard, key.in.rewrite = min(in.guard, 1), w.certainty(in.rewrite)
+	key.in.reader, key.in.cache = min(in.reader, 1), w.risk(in.cache)
 	if known := w.invoked[key]; known != nil {
 		w.connect(known.in.guard, in.guard)
-		if known.open && in.reached { // anything may have happened on the way
+		if known.inside && in.reached {
+			// The route invokes itself any number of times: assume the worst.
 			w.circle = true
-			return flow{reached: true, raw: true, unjudged: true, judged: true, known: true, cache: len(w.caches), nested: true, carries: true, guard: in.guard}
+			return flow{
+				reached: true, unstripped: true, unjudged: true, judged: true, identified: true,
+				cache: len(w.caches), nested: true, carriesTarget: true, guard: in.guard,
+			}
 		}
 		w.grouped += known.grouped
 		return known.out
 	}
-	here := &invoked{in: in, open: true}
+	here := &invoked{in: in, inside: true}
 	w.invoked[key] = here
-	path, again, grouped := w.path, w.again, w.grouped
-	w.path, w.again = []string{"named_routes", name}, again || in.visited&bit != 0
+	path, again, grouped := w.path, w.repeated, w.grouped
+	w.path, w.repeated = []string{"named_routes", name}, again || in.visited&bit != 0
 	through, past := w.route(*route, false, in)
-	w.path, w.again = path, again
-	here.out, here.open = w.join(through, past), false
+	w.path, w.repeated = path, again
+	here.out, here.inside = w.join(through, past), false
 	if here.grouped = min(1, w.grouped-grouped); here.grouped > 0 {
 		here.out.visited |= bit
 	}
 	return here.out
 }
 
-// meetUninvoked makes the guards of named routes known that nothing invokes.
-func (w *walk) meetUninvoked() {
-	found, ours := w.found, w.ours
+// meetUninvoked follows the named routes that nothing invokes, so that their guards are known. No
+// request reaches them, so it drops their findings.
+func (w *serverWalk) meetUninvoked() {
+	found, ours := w.found, w.seenHandler
 	w.inErrors = true
 	for _, name := range slices.Sorted(maps.Keys(w.server.NamedRoutes)) {
 		w.invoke(name, flow{})
 	}
-	w.found, w.ours, w.inErrors = found, ours, false
+	w.found, w.seenHandler, w.inErrors = found, ours, false
 }
 
-// join returns the requests of both flows. Their guards share a fate from here on.
-func (w *walk) join(a, b flow) flow {
+// join returns the requests of both flows. From here on they share the handlers behind, so their
+// guards are connected.
+func (w *serverWalk) join(a, b flow) flow {
 	switch {
 	case !a.reached:
 		return b
@@ -443,11 +474,14 @@ func (w *walk) join(a, b flow) flow {
 	}
 	w.connect(a.guard, b.guard)
 	out := flow{
-		reached: true, raw: a.raw || b.raw, unjudged: a.unjudged || b.unjudged, judged: a.judged || b.judged, known: a.known || b.known, stranger: a.stranger || b.stranger,
-		certain: a.certain || b.certain, stripped: a.stripped || b.stripped, asked: a.asked || b.asked,
-		nested: a.nested || b.nested, carries: a.carries || b.carries,
+		reached: true, unstripped: a.unstripped || b.unstripped, unjudged: a.unjudged || b.unjudged,
+		judged: a.judged || b.judged, identified: a.identified || b.identified, waiting: a.waiting || b.waiting,
+		certain: a.certain || b.certain, stripped: a.stripped || b.stripped,
+		authenticated: a.authenticated || b.authenticated,
+		nested:        a.nested || b.nested, carriesTarget: a.carriesTarget || b.carriesTarget,
 		guard: max(a.guard, b.guard), rewrite: a.rewrite, cache: a.cache, reader: max(a.reader, b.reader),
-		owned: a.owned & b.owned, removed: a.removed & b.removed, set: a.set | b.set, visited: a.visited | b.visited,
+		owned: a.owned & b.owned, removed: a.removed & b.removed, set: a.set | b.set,
+		visited: a.visited | b.visited,
 	}
 	if w.certainty(b.rewrite) > w.certainty(a.rewrite) {
 		out.rewrite = b.rewrite

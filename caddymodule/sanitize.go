@@ -19,7 +19,7 @@ import (
 // upstreams do not tell "-", "_", "." and other legal characters of a name apart. For example,
 // X-Service_User.Id folds to xserviceuserid.
 type sanitizer struct {
-	rules [256][]stripRule // by placeOf the name; the first rule that fits applies
+	rules [256][]stripRule // by bucketOf the name; the first rule that fits applies
 }
 
 // stripRule applies to headers whose folded name equals name, or begins with name if prefix is set.
@@ -42,7 +42,7 @@ const (
 	stripNever     stripKind = iota + 1 // kept by the operator
 	stripAlways                         // removed from every request
 	stripUntrusted                      // removed unless the peer is one of Caddy's trusted proxies
-	stripAliases                        // removed in every spelling except the canonical one, which Caddy or clean sets itself
+	stripAliases                        // removed in every spelling but the canonical one, which Caddy or clean sets
 	stripMethod                         // removed; a value that names another method than the request has is a 400
 )
 
@@ -79,7 +79,7 @@ var reserved = []stripGroup{
 		"X-Original-*", "X-Rewrite-*", "X-Override-*", "X-HTTP-Path-Override", "X-Replaced-Path",
 		"X-Waws-Unencoded-Url", "X-Envoy-Original-*",
 		"X-Accel-*", "X-Sendfile*", "X-Script-Name",
-		"Proxy", // CGI programs take it for HTTP_PROXY (CVE-2016-5386) // CGI programs read it as HTTP_PROXY (CVE-2016-5386)
+		"Proxy", // CGI programs read it as HTTP_PROXY (CVE-2016-5386)
 	}},
 	{"another method than the rule judged", "always; one that names another method than the request has is a 400",
 		stripMethod, []string{
@@ -110,7 +110,8 @@ func newSanitizer(identity string, strip, keep []string) (*sanitizer, error) {
 	}
 	for _, name := range essential {
 		if own.fits(foldName(name)) {
-			return nil, fmt.Errorf("header_prefix %q would remove %s from every request; choose another", identity, name)
+			return nil, fmt.Errorf("header_prefix %q would remove %s from every request; choose "+
+				"another", identity, name)
 		}
 	}
 	var chosen []stripRule
@@ -121,11 +122,13 @@ func newSanitizer(identity string, strip, keep []string) (*sanitizer, error) {
 		}
 		for _, e := range essential {
 			if rule.fits(foldName(e)) && rule.prefix {
-				return nil, fmt.Errorf("strip %s: it covers %s, and without this header the request means something else",
+				return nil, fmt.Errorf("strip %s: it covers %s, and without this header the "+
+					"request means something else",
 					name, e)
 			}
 			if rule.fits(foldName(e)) {
-				return nil, fmt.Errorf("strip %s: without this header the request means something else", name)
+				return nil, fmt.Errorf("strip %s: without this header the request means "+
+					"something else", name)
 			}
 		}
 		chosen = append(chosen, rule)
@@ -139,7 +142,8 @@ func newSanitizer(identity string, strip, keep []string) (*sanitizer, error) {
 			fixed := parsed(other, stripAlways)
 			if rule.overlaps(fixed) && rule.prefix && !fixed.fits(rule.name) {
 				return nil, fmt.Errorf("keep %s: it covers %s, which cannot be kept; "+
-					"it carries a credential or an identity, or controls the connection", name, other)
+					"it carries a credential or an identity, or controls the connection",
+					name, other)
 			} else if rule.overlaps(fixed) {
 				return nil, fmt.Errorf("keep %s: this header cannot be kept; "+
 					"it carries a credential or an identity, or controls the connection", name)
@@ -186,7 +190,8 @@ func parseStripRule(name string, kind stripKind) (stripRule, error) {
 		return rule, fmt.Errorf("%q: a \"*\" can only be the last character, "+
 			"for all headers that begin with the text before it", name)
 	case rule.prefix && len(rule.name) < 3:
-		return rule, fmt.Errorf("%q covers too many headers: put at least three letters or digits before the \"*\"",
+		return rule, fmt.Errorf("%q covers too many headers: put at least three letters or digits "+
+			"before the \"*\"",
 			name)
 	}
 	return rule, nil
@@ -213,15 +218,15 @@ func (s *sanitizer) add(rules []stripRule) {
 		return len(b.name) - len(a.name)
 	})
 	for _, rule := range rules {
-		place := &s.rules[placeOf([]byte(rule.name))]
-		*place = append(*place, rule)
+		bucket := &s.rules[bucketOf([]byte(rule.name))]
+		*bucket = append(*bucket, rule)
 	}
 }
 
-// placeOf returns the index of the rules for a folded name: its first letter, or the second one
+// bucketOf returns the index of the rules for a folded name: its first letter, or the second one
 // with the high bit set if the first is "x". So most headers of a request are compared with few
 // rules.
-func placeOf(folded []byte) byte {
+func bucketOf(folded []byte) byte {
 	switch {
 	case len(folded) == 0:
 		return 0
@@ -233,7 +238,7 @@ func placeOf(folded []byte) byte {
 
 // kindOf returns the kind of the rule that applies to a header, or 0.
 func (s *sanitizer) kindOf(folded []byte) stripKind {
-	rules := s.rules[placeOf(folded)]
+	rules := s.rules[bucketOf(folded)]
 	for i := range rules {
 		if r := &rules[i]; len(folded) >= len(r.name) && (r.prefix || len(folded) == len(r.name)) &&
 			string(folded[:len(r.name)]) == r.name {
@@ -265,9 +270,7 @@ func (s *sanitizer) clean(r *http.Request, trusted bool, address netip.Addr) (au
 	authorization = h["Authorization"]
 	upgrade := isWebSocket(r)
 	trailers := len(h["Te"]) == 1 && h["Te"][0] == "trailers"
-	// fold needs no allocation for names of up to 128 bytes.
-
-	var buf [128]byte
+	var buf [128]byte // fold needs no allocation for names of up to this length
 	keepAddress := false
 	for name, values := range h {
 		switch s.kindOf(fold(buf[:0], name)) {
@@ -291,7 +294,7 @@ func (s *sanitizer) clean(r *http.Request, trusted bool, address netip.Addr) (au
 		delete(h, name)
 	}
 	// Only a request that has an X-Real-IP gets one: each header costs time.
-	if h["X-Real-Ip"] != nil && !keepAddress { // a request without one gets none: each costs
+	if h["X-Real-Ip"] != nil && !keepAddress {
 		delete(h, "X-Real-Ip")
 		if address.IsValid() {
 			h["X-Real-Ip"] = []string{address.String()}

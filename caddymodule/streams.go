@@ -20,27 +20,27 @@ import (
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
-// watchAfter is how long a granted request is under way until it is watched: most are
-// over before, and cost no entry in a list that all of them would write. A WebSocket
-// is watched from the start. It is shorter in tests.
+// watchAfter is the time after which a granted request that is still under way is watched. Most
+// requests are over before that, and need no entry in a list that all requests would write to. A
+// WebSocket is watched from the start. Tests make this time shorter.
 var watchAfter = 5 * time.Second
 
-// errCut is why a stream ends.
+// errCut is the error of reads and writes on a stream that was cut.
 var errCut = errors.New("the service user has lost the right to this stream")
 
-// streams holds the granted requests that are watched. They were judged at their
-// start, and are judged again whenever the directory changes, and when they expire.
+// streams is the list of the granted requests that are watched. Each was judged at its start. It is
+// judged again whenever the directory changes, and at the instant at which its principal expires.
 type streams struct {
-	store  *store.Store
-	alarms sync.Pool // of *alarm, none of which is set
-	mu     sync.Mutex
-	open   map[*stream]struct{}
-	look   chan struct{} // one value: the directory has changed
-	stop   chan struct{}
+	store   *store.Store
+	alarms  sync.Pool // of *alarm; the timers in the pool are stopped
+	mu      sync.Mutex
+	open    map[*stream]struct{}
+	changed chan struct{} // has room for one value: the directory has changed
+	stop    chan struct{}
 }
 
-// stream is a granted request and its answer. It is the ResponseWriter of the
-// handlers behind, so that a cut ends what they write, and its length is known.
+// stream is a granted request and its answer. It is also the ResponseWriter of the handlers behind
+// service_users, so that a cut stops their writes, and so that the length of the answer is known.
 type stream struct {
 	caddyhttp.ResponseWriterWrapper
 	identity identity
@@ -49,22 +49,22 @@ type stream struct {
 	handler  *Handler
 
 	all    *streams
-	alarm  *alarm // rings when it is to be watched, judged or cut
-	unread atomic.Int64
-	unsent atomic.Int64 // of an answer of known length; negative before it begins
-	sentAt atomic.Int64 // when it was last seen to send a body of known length, in Unix nanoseconds
+	alarm  *alarm       // rings when the stream has to be watched, judged or cut
+	unread atomic.Int64 // bytes of the request's body that are still to come, if its length is known
+	unsent atomic.Int64 // the same of the answer's body; negative before the answer begins
+	sentAt atomic.Int64 // Unix nanoseconds: the last look that found a body of known length under way
 	isHead bool
 	isH2   bool
 
 	mu      sync.Mutex
 	watched bool
-	gone    atomic.Bool // it is cut
+	isCut   atomic.Bool
 	ended   bool
-	cancel  context.CancelCauseFunc // nil where the deadlines end everything
+	cancel  context.CancelCauseFunc // nil where expired deadlines are enough to end the stream
 	conn    net.Conn                // of a WebSocket over HTTP/1.1
 }
 
-// alarm is a timer that is used again and again, since it costs more than a request
+// alarm is a timer that is used again for another stream: a new timer costs more than one request
 // should.
 type alarm struct {
 	timer *time.Timer
@@ -72,7 +72,10 @@ type alarm struct {
 }
 
 func newStreams(s *store.Store) *streams {
-	all := &streams{store: s, open: make(map[*stream]struct{}), look: make(chan struct{}, 1), stop: make(chan struct{})}
+	all := &streams{
+		store: s, open: make(map[*stream]struct{}),
+		changed: make(chan struct{}, 1), stop: make(chan struct{}),
+	}
 	all.alarms.New = func() any {
 		a := new(alarm)
 		a.timer = time.AfterFunc(math.MaxInt64, func() { a.st.ring() })
@@ -87,15 +90,15 @@ func newStreams(s *store.Store) *streams {
 	return all
 }
 
-// lookAgain has every stream judged soon.
+// lookAgain has watch judge every stream soon. It does not wait.
 func (all *streams) lookAgain() {
 	select {
-	case all.look <- struct{}{}:
-	default: // somebody is about to look anyway
+	case all.changed <- struct{}{}:
+	default: // watch is about to judge the streams anyway
 	}
 }
 
-// begin returns a granted request as a stream. Its serve has to be called.
+// begin returns a granted request as a stream. The caller has to call [stream.serve].
 func (all *streams) begin(h *Handler, w http.ResponseWriter, rq *request, decision access.Decision) *stream {
 	st := &stream{
 		all: all, handler: h, action: rq.action, further: rq.further,
@@ -106,40 +109,41 @@ func (all *streams) begin(h *Handler, w http.ResponseWriter, rq *request, decisi
 	st.unread.Store(max(rq.r.ContentLength, 0))
 	st.unsent.Store(-1)
 	if decision.Header || opensWebSocket(rq.r) {
-		st.action.Header = http.Header(rq.action.Header).Clone() // what serves the request may change it
+		st.action.Header = http.Header(rq.action.Header).Clone() // the handlers behind may change the original
 	} else {
+		// Most requests are over before they are judged again: to keep a copy of each header
+		// costs too much. A condition that then asks for a header fails.
 		st.action.Header, st.action.HeaderGone = nil, true
 	}
 	return st
 }
 
-// serve calls the next handler, and ends the connection or stream of HTTP/2 or
-// HTTP/3 without a proper end when it was cut: no cache or client may take the
-// answer for a whole one.
+// serve calls the next handler. If the stream was cut, serve aborts the connection, or the stream
+// of HTTP/2 or HTTP/3: no cache or client may take the answer for a complete one.
 func (st *stream) serve(r *http.Request, next caddyhttp.Handler) error {
 	if r.ContentLength > 0 {
 		r.Body = &countedBody{r.Body, st}
 	}
 	if webSocket := opensWebSocket(r); webSocket || r.ProtoMajor == 3 {
-		// Nothing else reaches the other end of a WebSocket, or a handler that waits
-		// for it while nothing is read or written over HTTP/3.
+		// Expired deadlines do not reach the other end of a WebSocket. Over HTTP/3 they do
+		// not reach a handler that waits for the context alone, without a read or a write.
 		ctx, cancel := context.WithCancelCause(r.Context())
 		defer cancel(nil)
 		r, st.cancel = r.WithContext(ctx), cancel
-		st.begun(webSocket)
+		st.setAlarm(webSocket)
 	} else {
-		st.begun(false)
+		st.setAlarm(false)
 	}
 	defer st.end()
 	err := next.ServeHTTP(st, r)
-	if st.end(); st.gone.Load() && st.conn == nil {
+	if st.end(); st.isCut.Load() && st.conn == nil {
 		panic(http.ErrAbortHandler)
 	}
 	return err
 }
 
-// begun sets the alarm of a stream, or has it watched at once.
-func (st *stream) begun(now bool) {
+// setAlarm sets the alarm of a new stream, or has the stream watched at once.
+func (st *stream) setAlarm(now bool) {
 	st.alarm = st.all.alarms.Get().(*alarm)
 	st.alarm.st = st
 	if now {
@@ -149,9 +153,10 @@ func (st *stream) begun(now bool) {
 	st.alarm.timer.Reset(watchAfter)
 }
 
-// ring has a stream watched, or judged or cut again.
+// ring is called by the alarm: the stream is watched from now on, or judged again. If it was cut,
+// its deadlines expire again.
 func (st *stream) ring() {
-	if st.gone.Load() {
+	if st.isCut.Load() {
 		st.expire()
 		return
 	}
@@ -165,12 +170,13 @@ func (st *stream) ring() {
 		metrics.openStreams.Inc()
 	}
 	st.mu.Unlock()
-	// The directory may have changed since the principal was looked up, before the
-	// stream was in the list.
+	// The directory may have changed between the look-up of the principal and this moment.
+	// lookAgain did not reach the stream then, since it was not in the list yet.
 	st.all.judge(st)
 }
 
-// end takes a stream out of the list. A handler that has returned cannot be cut.
+// end removes a stream from the list. Afterwards the stream cannot be cut: its handler has
+// returned.
 func (st *stream) end() {
 	st.mu.Lock()
 	defer st.mu.Unlock()
@@ -184,16 +190,18 @@ func (st *stream) end() {
 		st.all.mu.Unlock()
 		metrics.openStreams.Dec()
 	}
-	if stopped := st.alarm.timer.Stop(); stopped && !st.watched { // else it may be ringing
+	// An alarm whose timer has fired may call ring at this moment, for this stream. It must not
+	// get another stream, so it does not go back to the pool.
+	if stopped := st.alarm.timer.Stop(); stopped && !st.watched {
 		st.alarm.st = nil
 		st.all.alarms.Put(st.alarm)
 	}
 }
 
-// cut ends a stream whose handler has not returned.
+// cut ends a stream, unless its handler has returned.
 func (st *stream) cut() {
 	st.mu.Lock()
-	if st.ended || st.gone.Swap(true) {
+	if st.ended || st.isCut.Swap(true) {
 		st.mu.Unlock()
 		return
 	}
@@ -205,10 +213,10 @@ func (st *stream) cut() {
 	st.expire()
 }
 
-// expire lets everything that the handler of a stream does with the client fail at
-// once. Over HTTP/1.1 the server then cancels the request, over HTTP/2 it resets the
-// stream. A write that was under way may have set another deadline, so this is done
-// until the handler has returned.
+// expire makes all reads and writes between the handler and the client fail at once. Over HTTP/1.1
+// the server then cancels the request; over HTTP/2 it resets the stream, for good. Elsewhere a
+// write that was under way may have set another deadline, so expire runs again every second until
+// the handler has returned.
 func (st *stream) expire() {
 	st.mu.Lock()
 	defer st.mu.Unlock()
@@ -220,9 +228,14 @@ func (st *stream) expire() {
 		_ = st.conn.SetDeadline(past)
 	} else {
 		_ = http.NewResponseController(st.ResponseWriter).SetReadDeadline(past)
-		// Caddy's own writer cannot be used at the same time as the handler uses it.
+		// Caddy's own writer must not be used while the handler uses it, so the deadline is
+		// set on the writer of net/http beneath it.
 		w := st.ResponseWriter
-		for u, ok := w.(interface{ Unwrap() http.ResponseWriter }); ok; u, ok = w.(interface{ Unwrap() http.ResponseWriter }) {
+		for {
+			u, ok := w.(interface{ Unwrap() http.ResponseWriter })
+			if !ok {
+				break
+			}
 			w = u.Unwrap()
 		}
 		_ = http.NewResponseController(w).SetWriteDeadline(past)
@@ -232,17 +245,18 @@ func (st *stream) expire() {
 	}
 }
 
-// sends reports whether a body of known length is on its way: the answer's, and
-// before it the request's.
-func (st *stream) sends() bool {
+// isTransferring reports whether a body of known length is on its way: the body of the answer or,
+// before the answer begins, the body of the request.
+func (st *stream) isTransferring() bool {
 	if unsent := st.unsent.Load(); unsent >= 0 {
 		return unsent > 0
 	}
 	return st.unread.Load() > 0
 }
 
-// answers takes the length of the answer from its header.
-func (st *stream) answers(status int) {
+// recordLength reads the length of the answer from its header, once. An informational status (1xx)
+// is not yet the answer.
+func (st *stream) recordLength(status int) {
 	if status < 200 || st.unsent.Load() >= 0 {
 		return
 	}
@@ -253,31 +267,31 @@ func (st *stream) answers(status int) {
 	st.unsent.Store(max(length, 0))
 }
 
-// WriteHeader writes the header, unless the stream is cut.
+// WriteHeader writes the header, unless the stream was cut.
 func (st *stream) WriteHeader(status int) {
-	if st.gone.Load() {
+	if st.isCut.Load() {
 		return
 	}
-	st.answers(status)
+	st.recordLength(status)
 	st.ResponseWriter.WriteHeader(status)
 }
 
-// Write writes a part of the body, unless the stream is cut.
+// Write writes a part of the body, unless the stream was cut.
 func (st *stream) Write(text []byte) (int, error) {
-	if st.gone.Load() {
+	if st.isCut.Load() {
 		return 0, errCut
 	}
-	st.answers(http.StatusOK)
+	st.recordLength(http.StatusOK)
 	n, err := st.ResponseWriter.Write(text)
 	st.unsent.Store(max(st.unsent.Load()-int64(n), 0))
 	return n, err
 }
 
-// ReadFrom copies the body from a reader, in pieces, so that a cut comes between two.
+// ReadFrom copies the body from a reader, in pieces: a cut takes effect between two pieces.
 func (st *stream) ReadFrom(from io.Reader) (n int64, err error) {
 	const piece = 256 << 10
-	st.answers(http.StatusOK)
-	for !st.gone.Load() {
+	st.recordLength(http.StatusOK)
+	for !st.isCut.Load() {
 		m, err := st.ResponseWriterWrapper.ReadFrom(io.LimitReader(from, piece))
 		n += m
 		st.unsent.Store(max(st.unsent.Load()-m, 0))
@@ -288,34 +302,34 @@ func (st *stream) ReadFrom(from io.Reader) (n int64, err error) {
 	return n, errCut
 }
 
-// FlushError sends what is written so far, unless the stream is cut.
+// FlushError sends the bytes that are written so far, unless the stream was cut.
 func (st *stream) FlushError() error {
-	if st.gone.Load() {
+	if st.isCut.Load() {
 		return errCut
 	}
-	st.answers(http.StatusOK)
+	st.recordLength(http.StatusOK)
 	return http.NewResponseController(st.ResponseWriter).Flush()
 }
 
-// Hijack hands the connection over, to a WebSocket, and keeps it for a cut.
+// Hijack gives the connection to a WebSocket. The stream keeps it as well, to cut it.
 func (st *stream) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	conn, buffered, err := http.NewResponseController(st.ResponseWriter).Hijack()
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	if st.conn = conn; err == nil && st.gone.Load() {
+	if st.conn = conn; err == nil && st.isCut.Load() {
 		_ = conn.SetDeadline(time.Unix(1, 0))
 	}
 	return conn, buffered, err
 }
 
-// countedBody counts what is still to come of a request body of known length.
+// countedBody is a request body of known length. It counts the bytes that are still to come.
 type countedBody struct {
 	io.ReadCloser
 	st *stream
 }
 
 func (b *countedBody) Read(into []byte) (int, error) {
-	if b.st.gone.Load() {
+	if b.st.isCut.Load() {
 		return 0, errCut
 	}
 	n, err := b.ReadCloser.Read(into)
@@ -325,34 +339,36 @@ func (b *countedBody) Read(into []byte) (int, error) {
 	return n, err
 }
 
-// opensWebSocket reports whether a request that has passed the sanitizer opens a
-// WebSocket.
+// opensWebSocket reports whether a request that has passed the sanitizer opens a WebSocket: the
+// sanitizer removes every other Upgrade.
 func opensWebSocket(r *http.Request) bool { return r.Header["Upgrade"] != nil || isWebSocketConnect(r) }
 
-// isWebSocketConnect reports whether r is an extended CONNECT that opens a WebSocket
-// over HTTP/2 (RFC 8441) or HTTP/3 (RFC 9220). Caddy's proxy makes it the GET that
-// HTTP/1.1 upstreams know.
+// isWebSocketConnect reports whether r is an extended CONNECT that opens a WebSocket over HTTP/2
+// (RFC 8441) or HTTP/3 (RFC 9220). Caddy's proxy turns it into the GET that HTTP/1.1 upstreams
+// know.
 func isWebSocketConnect(r *http.Request) bool {
 	if r.Method != http.MethodConnect {
 		return false
 	}
 	protocol := r.Header[":protocol"]
-	return r.ProtoMajor == 2 && len(protocol) == 1 && protocol[0] == "websocket" || r.ProtoMajor == 3 && r.Proto == "websocket"
+	return r.ProtoMajor == 2 && len(protocol) == 1 && protocol[0] == "websocket" ||
+		r.ProtoMajor == 3 && r.Proto == "websocket"
 }
 
-// judge cuts a stream that would not be let through now, or that nobody would look at
-// again. One that still sends a body of known length outlives the expiry of its token.
+// judge cuts a stream whose request would be refused now. It also cuts the stream if nothing will
+// judge it again: after close, or while the store is stale. A stream that still sends a body of
+// known length outlives the expiry of its token.
 func (all *streams) judge(st *stream) {
 	directory, now := all.store.Directory(), all.store.Now()
 	action := st.action
 	action.Now = now.Unix()
 	until, lasts, was := int64(0), false, st.identity.who()
 	principal, reason := directory.Resume(was, action.Address, action.Now)
-	if st.sends() {
+	if st.isTransferring() {
 		st.sentAt.Store(now.UnixNano())
 	}
-	// Behind an upload, the upstream has the same time to begin its answer as the
-	// next look takes to come.
+	// After an upload, the upstream gets as much time to begin its answer as passes until the
+	// next look.
 	if reason == access.TokenExpired && now.UnixNano()-st.sentAt.Load() < int64(2*watchAfter) {
 		lasts = true
 		principal, reason = directory.ResumeExpired(was, action.Address, action.Now)
@@ -360,26 +376,28 @@ func (all *streams) judge(st *stream) {
 	if reason == access.Granted && !isClosed(all.stop) && !all.store.Stale() {
 		permits := func(a access.Action) bool {
 			decision := directory.Authorize(principal, a)
-			return decision.Allowed() || decision.Reason == access.NoRule && st.handler.observesStill()
+			return decision.Allowed() ||
+				decision.Reason == access.NoRule && st.handler.observesStill()
 		}
-		if permits(action) && !slices.ContainsFunc(st.further, func(t target) bool { return !permits(t.of(action)) }) {
+		forbidden := func(t target) bool { return !permits(t.of(action)) }
+		if permits(action) && !slices.ContainsFunc(st.further, forbidden) {
 			if until = principal.Until(); lasts {
 				if next := now.Add(watchAfter + time.Second - 1).Unix(); until == 0 || next < until {
-					until = next // it may have sent everything by then
+					until = next // the body may be complete by then
 				}
 			}
-			st.judgeAt(until, now) // its end may be another one than before
+			st.judgeAt(until, now) // the change may have moved its end
 			return
 		}
 	}
 	st.cut()
 }
 
-// judgeAt has a stream judged at an instant in Unix seconds; 0 is never.
+// judgeAt sets the alarm of a stream to an instant in Unix seconds; 0 is never.
 func (st *stream) judgeAt(until int64, now time.Time) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	if !st.ended && !st.gone.Load() && until != 0 {
+	if !st.ended && !st.isCut.Load() && until != 0 {
 		st.alarm.timer.Reset(time.Unix(until, 0).Sub(now))
 	}
 }
@@ -389,7 +407,7 @@ func (all *streams) watch() {
 		select {
 		case <-all.stop:
 			return
-		case <-all.look:
+		case <-all.changed:
 			all.judgeAll()
 		}
 	}
@@ -407,8 +425,8 @@ func (all *streams) judgeAll() {
 	}
 }
 
-// close cuts what is still open: from now on nobody would see that it has lost
-// its right.
+// close cuts the streams that are still open. From now on no change of the directory would reach
+// them.
 func (all *streams) close() {
 	close(all.stop)
 	all.judgeAll()
@@ -419,6 +437,6 @@ func isClosed(c <-chan struct{}) bool {
 	case <-c:
 		return true
 	default:
-		return false // so is nil
+		return false // also for a nil channel
 	}
 }

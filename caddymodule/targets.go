@@ -13,48 +13,52 @@ import (
 	"github.com/serviceusers/caddy-service-users/access"
 )
 
-// A FastCGI program gets more than the current target of a request: REQUEST_URI
-// is the original one, and SCRIPT_NAME and PATH_INFO are two parts of the current
-// one. It may route by any of them, so that all of them must be allowed.
+// A FastCGI program gets more than the current target of a request: REQUEST_URI is the original
+// target, and SCRIPT_NAME and PATH_INFO are two parts of the current one. The program may route by
+// any of them, so all of them must be allowed.
 
 // target is a method and a path, as [access.CheckTarget] returns it.
 type target struct{ method, path string }
 
-// of returns an action on the target instead of its own.
+// of returns the action with this target instead of its own.
 func (t target) of(a access.Action) access.Action {
 	a.Method, a.Path = t.method, t.path
 	return a
 }
 
-// phpSplits are the extensions at which php-fpm divides a path by itself where
-// Caddy has not (cgi.fix_pathinfo, security.limit_extensions).
+// phpSplits are the extensions at which php-fpm divides a path by itself, where Caddy has not
+// divided it (cgi.fix_pathinfo, security.limit_extensions).
 var phpSplits = []string{".php", ".phar"}
 
-// further returns the targets, beside the current one, that an upstream may act
-// on: the original one, with either method, and the parts of each path.
+// further returns the targets, beside the current one, on which an upstream may act: the original
+// target, both mixtures of the two, and the parts of each path.
 func (h *Handler) further(r *http.Request, current, original target) (list []target, p access.Problem) {
-	place := h.where()
-	if place.currentOnly && len(place.splits) == 0 {
+	around := h.surroundings()
+	if around.currentOnly && len(around.splits) == 0 {
 		return nil, p
 	}
 	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
-		// The transport sends it where its own PATH_INFO is empty.
+		// The FastCGI transport sends the remainder of a file matcher where its own
+		// PATH_INFO is empty.
 		remainder, _ := repl.GetString("http.matchers.file.remainder")
 		if list, p = h.addPathInfo(list, current.method, remainder); !p.OK() {
 			return nil, p
 		}
 	}
-	if list, p = h.addParts(list, current, place.splits); !p.OK() {
+	if list, p = h.addParts(list, current, around.splits); !p.OK() {
 		return nil, p
 	}
-	if !place.currentOnly && original != current {
-		for _, t := range [...]target{{current.method, original.path}, original, {original.method, current.path}} {
+	if !around.currentOnly && original != current {
+		for _, t := range [...]target{
+			{current.method, original.path}, original, {original.method, current.path},
+		} {
 			list = append(list, t)
-			if list, p = h.addParts(list, t, place.splits); !p.OK() {
+			if list, p = h.addParts(list, t, around.splits); !p.OK() {
 				return nil, p
 			}
 		}
 	}
+	// Each target is judged once.
 	for i := len(list) - 1; i >= 0; i-- {
 		if list[i] == current || slices.Contains(list[:i], list[i]) {
 			list = slices.Delete(list, i, i+1)
@@ -63,8 +67,8 @@ func (h *Handler) further(r *http.Request, current, original target) (list []tar
 	return list, access.Problem{}
 }
 
-// addParts adds the two parts, script and PATH_INFO, into which FastCGI divides
-// the path of a target behind the first occurrence of an extension.
+// addParts appends the two parts, script and PATH_INFO, into which FastCGI divides the path of a
+// target behind the first occurrence of an extension.
 func (h *Handler) addParts(list []target, t target, splits []string) (_ []target, p access.Problem) {
 	path := access.PlainPath(t.path)
 	for _, extensions := range [...][]string{splits, phpSplits} {
@@ -82,8 +86,8 @@ func (h *Handler) addParts(list []target, t target, splits []string) (_ []target
 	return list, p
 }
 
-// addPathInfo adds a PATH_INFO, which is decoded text, as a path of its own. ""
-// is none.
+// addPathInfo appends a PATH_INFO, which is decoded text, as a path of its own. The empty text is
+// not appended.
 func (h *Handler) addPathInfo(list []target, method, text string) ([]target, access.Problem) {
 	if text == "" {
 		return list, access.Problem{}
@@ -98,11 +102,12 @@ func (h *Handler) addPathInfo(list []target, method, text string) ([]target, acc
 	return append(list, target{method, path}), p
 }
 
-// indexFold returns the index of the first occurrence of an ASCII extension, in
-// upper or lower case, or -1. The empty extension divides nothing, as in FastCGI.
+// indexFold returns the index of the first occurrence of an ASCII extension, in upper or lower
+// case, or -1. The empty extension divides nothing, as in FastCGI.
 func indexFold(path, extension string) int {
 	for i := range max(0, len(path)-len(extension)+1) {
-		if extension != "" && path[i]|0x20 == extension[0]|0x20 && strings.EqualFold(path[i:i+len(extension)], extension) {
+		if extension != "" && path[i]|0x20 == extension[0]|0x20 && // most bytes differ from the first one
+			strings.EqualFold(path[i:i+len(extension)], extension) {
 			return i
 		}
 	}
@@ -127,11 +132,11 @@ func (h *Handler) refuses(d access.Decision) bool {
 	return !d.Allowed() && !(d.Reason == access.NoRule && h.observes())
 }
 
-// authorize decides about every target of a request, and counts what observing
-// changes. It returns the first decision that refuses, else the first without a
-// rule, else the one about the current target, and the action it is about.
+// authorize decides about every target of a request, and counts the requests that pass only because
+// the handler observes. It returns one decision and the action that this decision is about: the
+// first that refuses, else the first without a rule, else the decision about the current target.
 func (h *Handler) authorize(rq *request) (access.Action, access.Decision) {
-	var few [4]access.Decision
+	var few [4]access.Decision // so that few targets need no allocation
 	decisions := append(few[:0], rq.directory.Authorize(rq.principal, rq.action))
 	for _, t := range rq.further {
 		decisions = append(decisions, rq.directory.Authorize(rq.principal, t.of(rq.action)))
@@ -142,6 +147,7 @@ func (h *Handler) authorize(rq *request) (access.Action, access.Decision) {
 		which = max(0, slices.IndexFunc(decisions, func(d access.Decision) bool { return !d.Allowed() }))
 	}
 	decided, decision := rq.action, decisions[which]
+	// A stream is judged again for all targets, so a header that one of them needs is kept.
 	decision.Header = slices.ContainsFunc(decisions, func(d access.Decision) bool { return d.Header })
 	switch {
 	case decision.Allowed():
@@ -167,8 +173,8 @@ func (h *Handler) authorize(rq *request) (access.Action, access.Decision) {
 	return decided, decision
 }
 
-// mergeSlashes merges the slashes in the targets of a request: in the current one,
-// and in the original one, which FastCGI forwards too.
+// mergeSlashes merges slashes in the targets of a request: in the current one, and in the original
+// one, which FastCGI forwards too.
 func (h *Handler) mergeSlashes(r *http.Request) {
 	if merged := h.merged(r.RequestURI); merged != r.RequestURI {
 		forward(r, merged)
@@ -178,7 +184,7 @@ func (h *Handler) mergeSlashes(r *http.Request) {
 	if !ok || merged == original.RequestURI {
 		return
 	}
-	u := *original.URL // the context keeps the old one
+	u := *original.URL // a copy: other holders of the context see the old URL
 	original.URL = &u
 	forward(&original, merged)
 	*r = *r.WithContext(context.WithValue(r.Context(), caddyhttp.OriginalRequestCtxKey, original))

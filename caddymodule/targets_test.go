@@ -30,33 +30,33 @@ func rewritten(tb testing.TB, original, current string) *http.Request {
 
 // TestFurther lists the targets that are judged beside the current one.
 func TestFurther(t *testing.T) {
-	http1 := place{currentOnly: true}
-	script := place{currentOnly: true, splits: []string{".php"}}
+	http1 := surroundings{currentOnly: true}
+	script := surroundings{currentOnly: true, splits: []string{".php"}}
 	for _, tt := range []struct {
 		name              string
-		place             place
+		around            surroundings
 		relax             access.Relax
 		original, current string
 		remainder         string
 		want              string // "METHOD path", separated by spaces, or the status of a problem
 	}{
-		{"nothing", place{}, 0, "GET /v1/x", "", "", ""},
-		{"another query", place{}, 0, "GET /v1/x?a", "GET /v1/x?b", "", ""},
-		{"another spelling", place{}, 0, "GET /v1/%78", "GET /v1/x", "", ""},
-		{"a path", place{}, 0, "GET /admin/x?y", "GET /index.html", "", "GET /admin/x"},
+		{"nothing", surroundings{}, 0, "GET /v1/x", "", "", ""},
+		{"another query", surroundings{}, 0, "GET /v1/x?a", "GET /v1/x?b", "", ""},
+		{"another spelling", surroundings{}, 0, "GET /v1/%78", "GET /v1/x", "", ""},
+		{"a path", surroundings{}, 0, "GET /admin/x?y", "GET /index.html", "", "GET /admin/x"},
 		{"a path, for HTTP alone", http1, 0, "GET /admin/x", "GET /index.html", "", ""},
-		{"a method", place{}, 0, "DELETE /x", "GET /x", "", "DELETE /x"},
+		{"a method", surroundings{}, 0, "DELETE /x", "GET /x", "", "DELETE /x"},
 		{"a method, for HTTP alone", http1, 0, "DELETE /x", "GET /x", "", ""},
-		{"both", place{}, 0, "DELETE /x", "GET /y", "", "GET /x DELETE /x DELETE /y"},
+		{"both", surroundings{}, 0, "DELETE /x", "GET /y", "", "GET /x DELETE /x DELETE /y"},
 		{"a bad original", http1, 0, "GET /x//y", "GET /y", "", "400"},
 		{"a bad method", http1, 0, "TRACE /x", "GET /x", "", "405"},
 
-		{"PATH_INFO", place{}, 0, "GET /index.php/admin/x", "", "", "GET /index.php GET /admin/x"},
+		{"PATH_INFO", surroundings{}, 0, "GET /index.php/admin/x", "", "", "GET /index.php GET /admin/x"},
 		{"for HTTP alone", http1, 0, "GET /index.php/admin/x", "", "", ""},
 		{"of a proven place", script, 0, "GET /index.php/admin/x", "", "", "GET /index.php GET /admin/x"},
 		{"of the current alone", script, 0, "GET /index.php/admin/x", "GET /a.php/y", "", "GET /a.php GET /y"},
-		{"of both", place{}, 0, "POST /index.php/admin/x", "GET /a.php/y", "", "GET /a.php GET /y GET /index.php/admin/x GET /index.php GET /admin/x POST /index.php/admin/x POST /index.php POST /admin/x POST /a.php/y POST /a.php POST /y"},
-		{"of another method", place{}, 0, "POST /a.php/y", "GET /a.php/y", "", "GET /a.php GET /y POST /a.php/y POST /a.php POST /y"},
+		{"of both", surroundings{}, 0, "POST /index.php/admin/x", "GET /a.php/y", "", "GET /a.php GET /y GET /index.php/admin/x GET /index.php GET /admin/x POST /index.php/admin/x POST /index.php POST /admin/x POST /a.php/y POST /a.php POST /y"},
+		{"of another method", surroundings{}, 0, "POST /a.php/y", "GET /a.php/y", "", "GET /a.php GET /y POST /a.php/y POST /a.php POST /y"},
 		{"without a slash", script, 0, "GET /index.phpadmin", "", "", "GET /index.php GET /admin"},
 		{"only a slash", script, 0, "GET /index.php/", "", "", "GET /index.php GET /"},
 		{"in capitals", script, 0, "GET /INDEX.pHp/x", "", "", "GET /INDEX.pHp GET /x"},
@@ -64,9 +64,9 @@ func TestFurther(t *testing.T) {
 		{"none behind", script, 0, "GET /a/index.php", "", "", ""},
 		{"near the end", script, 0, "GET /ph", "", "", ""},
 		{"in a directory", script, 0, "GET /.php/x", "", "", "GET /.php GET /x"},
-		{"of php-fpm's own", place{splits: []string{".html"}}, 0, "GET /a.php/b.html/c", "", "", "GET /a.php/b.html GET /c GET /a.php GET /b.html/c"},
+		{"of php-fpm's own", surroundings{splits: []string{".html"}}, 0, "GET /a.php/b.html/c", "", "", "GET /a.php/b.html GET /c GET /a.php GET /b.html/c"},
 		{"of an archive", script, 0, "GET /a.phar/b", "", "", "GET /a.phar GET /b"},
-		{"an empty extension", place{currentOnly: true, splits: []string{""}}, 0, "GET /a/b", "", "", ""},
+		{"an empty extension", surroundings{currentOnly: true, splits: []string{""}}, 0, "GET /a/b", "", "", ""},
 		{"escaped", script, 0, "GET /index%2ephp/%61dmin/%C3%BC", "", "", "GET /index.php GET /admin/ü"},
 		{"an escaped slash is one", script, access.EncodedSlash, "GET /index.php/admin%2Fx", "", "", "GET /index.php GET /admin/x"},
 		{"even at its begin", script, access.EncodedSlash, "GET /index.php%2Fadmin/x", "", "", "GET /index.php GET /admin/x"},
@@ -75,12 +75,12 @@ func TestFurther(t *testing.T) {
 		{"a parameter in its place", script, access.Semicolon, "GET /index.php;b", "", "", "400"},
 		{"a dot segment", script, access.TrailingDot, "GET /index.php../x", "", "", "400"},
 		{"a space", script, 0, "GET /index.php%20x", "", "", "400"},
-		{"of the original, not valid", place{}, access.TrailingDot, "GET /index.php../x", "GET /y", "", "400"},
+		{"of the original, not valid", surroundings{}, access.TrailingDot, "GET /index.php../x", "GET /y", "", "400"},
 		{"of a matcher before", script, 0, "GET /index.php", "", "/admin/x", "GET /admin/x"},
 		{"of a matcher before, not valid", script, 0, "GET /index.php", "", "/../x", "400"},
 		{"of a matcher before, for HTTP alone", http1, 0, "GET /index.php", "", "/admin/x", ""},
 	} {
-		h := &Handler{place: tt.place, relax: tt.relax}
+		h := &Handler{around: tt.around, relax: tt.relax}
 		r := rewritten(t, tt.original, tt.current)
 		r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer).Set("http.matchers.file.remainder", tt.remainder)
 		rq := request{r: r, vars: varsOf(r)}
@@ -141,7 +141,7 @@ func TestEveryTargetIsJudged(t *testing.T) {
 		{"the original is denied", Handler{}, "reader", "GET /denied", index, 403},
 		{"PATH_INFO is denied", Handler{}, "reader", "GET /v1/a.php/denied", "", 403},
 		{"no rule for PATH_INFO", Handler{}, "reader", "GET /v1/a.php/x", "", 403},
-		{"the script is denied", Handler{place: place{splits: []string{"ied"}}}, "reader", "GET /denied/v1/x", "GET /v1/x", 403},
+		{"the script is denied", Handler{around: surroundings{splits: []string{"ied"}}}, "reader", "GET /denied/v1/x", "GET /v1/x", 403},
 		{"nobody", Handler{}, "", "GET /v1/x", index, 401},
 
 		{"observed: no rule at all", Handler{Mode: "observe"}, "none", "GET /x", index, 204},
@@ -153,7 +153,7 @@ func TestEveryTargetIsJudged(t *testing.T) {
 		{"the original is public", Handler{Public: []string{"GET /open"}}, "", "GET /open", index, 401},
 		{"the method is not public", Handler{Public: []string{index, "GET /open"}}, "", "POST /open", index, 401},
 		{"PATH_INFO is not public", Handler{Public: []string{"GET /open/{rest...}"}}, "", "GET /open/a.php/x", "", 401},
-		{"public, for HTTP alone", Handler{Public: []string{index}, place: place{currentOnly: true}}, "", "GET /open", index, 204},
+		{"public, for HTTP alone", Handler{Public: []string{index}, around: surroundings{currentOnly: true}}, "", "GET /open", index, 204},
 
 		{"otherwise pass", Handler{Otherwise: "pass"}, "", "GET /denied", index, 204},
 		{"ready", Handler{Ready: "/ready"}, "", "GET /denied", "GET /ready", 200},
