@@ -18,7 +18,7 @@ usage() {
 	sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "$0"
 }
 
-# The plugin's own sources: what is newer than the binary makes it stale. A
+# The binary is stale if one of the plugin's own sources is newer. A
 # directory is newer when a file in it was added or removed.
 stale() {
 	[ ! -x "$output" ] || [ -n "$(cd "$here" && find go.mod go.sum tools/go.mod plugin.go xcaddy.sh access store admin caddymodule cli internal \

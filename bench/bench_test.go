@@ -110,7 +110,7 @@ func TestDigits(t *testing.T) {
 	}
 }
 
-// BenchmarkOpen opens and loads stores of growing size: what a start costs.
+// BenchmarkOpen opens and loads stores of growing size, to measure the cost of a start.
 func BenchmarkOpen(b *testing.B) {
 	for _, users := range []int{10_000, 100_000, 1_000_000} {
 		b.Run(fmt.Sprintf("users=%d", users), func(b *testing.B) {

@@ -112,7 +112,7 @@ func (s *section) flood(ctx context.Context, t *subject, guesses string, rate in
 	for _, name := range []string{"rate", "p50", "p99"} {
 		t.turns[name+" alone"] = append(t.turns[name+" alone"], t.turns[name][last])
 	}
-	for name := range t.turns { // what measure has noted belongs to the flood
+	for name := range t.turns { // the figures that measure has recorded belong to the flood
 		if !strings.HasSuffix(name, " alone") && name != "guesses" {
 			t.turns[name] = t.turns[name][:last]
 		}

@@ -105,7 +105,7 @@ func flood(address, file string, connections, rate int, lasts time.Duration) err
 	return nil
 }
 
-// request is what a client sends: no body, and the headers of a plain client.
+// request returns the request of a plain client: no body, and few headers.
 func request(target string, headers ...string) string {
 	return "GET " + target + " HTTP/1.1\r\nHost: api.example.com\r\nUser-Agent: bench/1\r\nAccept: */*\r\n" +
 		"X-Request-Id: 5f0c1a52-7c2e-4a37-9d4b-1c5a8e9d0b11\r\n" + strings.Join(append(headers, ""), "\r\n") + "\r\n"

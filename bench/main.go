@@ -96,7 +96,7 @@ func main() {
 	}
 }
 
-// play takes a role: what the processes are that this program starts of itself.
+// play runs one of the roles of the processes that this program starts from its own binary.
 func play(args []string) error {
 	switch {
 	case len(args) == 2 && args[0] == "upstream":

@@ -144,8 +144,8 @@ func family(pid int) []int {
 	return list
 }
 
-// statFields are the fields of /proc/PID/stat from the third on: what is before
-// holds the name of the program, which may contain anything.
+// statFields returns the fields of /proc/PID/stat from the third one. The second field is the name
+// of the program, which may contain any byte.
 func statFields(file string) []string {
 	text, _ := os.ReadFile(file)
 	return strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
@@ -190,7 +190,7 @@ func (p *process) resident() (sum float64) {
 	return sum
 }
 
-// lines counts what a process has written.
+// lines counts the lines that a process has written.
 func (p *process) lines() float64 {
 	text, _ := os.ReadFile(p.log)
 	return float64(bytes.Count(text, []byte("\n")))
@@ -223,9 +223,7 @@ func machineBusy() (sum time.Duration) {
 	return sum
 }
 
-// freeAddress returns an address of the loopback interface that nobody listens
-// at, another one at each call. Its port is below those that connections get of
-// themselves, so that it is still free when the server starts.
+// freeAddress returns a free address of the loopback interface.
 func (b *bench) freeAddress() (string, error) {
 	for b.port < 32000 {
 		b.port++

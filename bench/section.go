@@ -71,7 +71,7 @@ func (s *section) find(name string) *subject {
 	return s.subjects[i]
 }
 
-// choose keeps the subjects that are asked for, and what they are compared with.
+// choose keeps the subjects that the command line names, and the subjects of their comparisons.
 func (s *section) choose() {
 	wanted := make(map[string]bool)
 	for _, t := range s.subjects {
@@ -208,8 +208,8 @@ func (s *section) print(foreign quartiles) {
 	}
 }
 
-// ratio is the median of what a figure is to the one of another subject in the
-// same turn, with its quartiles.
+// ratio returns the median, with its quartiles, of the ratios of a figure to the same figure of
+// another subject in the same turn.
 func (t *subject) ratio(name string, of *subject) string {
 	q := spread(ratios(t.turns[name], of.turns[name]))
 	return fmt.Sprintf("%s (%s–%s)", digits(q.median), digits(q.low), digits(q.high))

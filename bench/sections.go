@@ -16,7 +16,7 @@ import (
 	"github.com/serviceusers/caddy-service-users/access"
 )
 
-// stock is a store and those who call.
+// stock is a store and its callers.
 type stock struct {
 	path   string
 	logins []login
@@ -193,7 +193,7 @@ func (b *bench) sizes(ctx context.Context) error {
 	return s.run(ctx)
 }
 
-// peers compares other ways to check who calls, each where it does well.
+// peers compares other ways to check callers, each where it does well.
 func (b *bench) peers(ctx context.Context) error {
 	users, err := b.stock(ctx, 10_000)
 	if err != nil {
@@ -342,7 +342,7 @@ http {
 	return err
 }
 
-// slow compares what hashes passwords at every request.
+// slow compares methods that hash a password at every request.
 func (b *bench) slow(ctx context.Context) error {
 	if b.quick {
 		return nil
@@ -371,7 +371,7 @@ func (b *bench) slow(ctx context.Context) error {
 	return s.run(ctx)
 }
 
-// refusals compares what a refusal costs with what an allowed request costs.
+// refusals compares the costs of a refusal and of an allowed request.
 func (b *bench) refusals(ctx context.Context) error {
 	users, err := b.stock(ctx, 10_000)
 	if err != nil {
@@ -465,7 +465,7 @@ func (b *bench) tuning(ctx context.Context) error {
 		name, global string
 		logs         bool
 		env          []string
-		option       string // of the plugin: then there is no bare one
+		option       string // of the plugin; such a setting has no bare subject
 	}{
 		{},
 		{name: ", GOGC=400", env: []string{"GOGC=400"}},

@@ -26,8 +26,8 @@ func spread(figures []float64) quartiles {
 	return quartiles{at(0.25), at(0.5), at(0.75)}
 }
 
-// ratios divides each figure by the one of the same turn. Turns where either
-// is not a positive number, as when nothing was answered, tell nothing.
+// ratios divides each figure by the one of the same turn. It leaves out turns in which one of them
+// is not a positive number, for example without any answer.
 func ratios(figures, of []float64) (list []float64) {
 	for i := range min(len(figures), len(of)) {
 		if ratio := figures[i] / of[i]; ratio > 0 && !math.IsInf(ratio, 1) && of[i] > 0 && !math.IsInf(of[i], 1) {

@@ -127,7 +127,7 @@ func fillStore(ctx context.Context, path string, groupIDs []string, users int) (
 			hash, _ = access.Peppers{}.Hash(secret)
 			logins = append(logins, login{id, secret, fmt.Sprintf("%s/%d", collection(i%groups, i/groups%rulesPerGroup), i)})
 		} else {
-			rand.Read(hash[:]) // of a secret that nobody has
+			rand.Read(hash[:]) // the hash of an unknown secret
 		}
 		run(token, newID("token"), id, hex.EncodeToString(hash[:]), now.Unix())
 		rand.Read(hash[:])

@@ -16,8 +16,7 @@ import (
 	"time"
 )
 
-// script is what wrk runs: it sends the requests of a file, one after the other.
-// They are separated by NUL.
+// script is the script of wrk: it sends the requests of a file, one after the other.
 const script = `
 local requests, n, i = {}, 0, 0
 function init(args)
@@ -34,12 +33,12 @@ function request()
 end
 `
 
-// answers is what wrk says about a slice.
+// answers are the figures that wrk prints about a slice.
 type answers struct {
 	requests float64
 	rate     float64       // a second
 	p50, p99 time.Duration // of the latency
-	refused  float64       // answered with other than 2xx and 3xx
+	refused  float64       // answers that are neither 2xx nor 3xx
 	broken   float64       // not answered: failed connections and timeouts
 }
 
@@ -70,7 +69,7 @@ var (
 	wrkErrors   = regexp.MustCompile(`(?m)^\s*Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)$`)
 )
 
-// parseWrk reads what "wrk --latency" prints.
+// parseWrk parses the output of "wrk --latency".
 func parseWrk(text string) (a answers, err error) {
 	number := func(pattern *regexp.Regexp) (sum float64, found bool) {
 		match := pattern.FindStringSubmatch(text)

@@ -1,10 +1,10 @@
-// Command curves draws how long a decision takes as things grow, from what the
-// benchmarks say:
+// Command curves draws the time of a decision as users, groups, rules and paths grow, from the
+// output of benchmarks:
 //
 //	go test ./access -run '^$' -bench 'Size|PathLength' -count 5 | go run ./bench/curves > docs/growth.svg
 //
-// Of several runs the fastest counts: what else the machine did makes a run slower,
-// and nothing makes it faster.
+// Of several runs the fastest counts: other work of the machine makes a run slower, and nothing
+// makes it faster.
 package main
 
 import (
@@ -24,7 +24,7 @@ import (
 type panel struct {
 	what   string // the word before "=" in the names of benchmarks
 	title  string
-	series []string // what stands behind the number in them; "" is nothing
+	series []string // the suffixes behind the number in them; "" for none
 }
 
 var panels = []panel{

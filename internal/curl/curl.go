@@ -1,4 +1,4 @@
-// Package curl stands in for the program of that name in the transcripts that tests run.
+// Package curl replaces the program of that name in the transcripts that tests run.
 package curl
 
 import (
@@ -14,8 +14,8 @@ import (
 	"strings"
 )
 
-// Main is the program. It knows requests without a body, -s, -i, -u, -K with a file that
-// holds a user alone, -H and -X.
+// Main is the program. It supports requests without a body, and the options -s, -i, -u, -H, -X, and
+// -K with a file that contains only a user.
 func Main() {
 	var include bool
 	var user, target, fields string
