@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"context"
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
@@ -206,7 +207,9 @@ func TestActorHeader(t *testing.T) {
 		if err := os.WriteFile(path, []byte(caddyfile(site)), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		cmd := exec.Command(caddyBinary(), "run", "--config", path, "--adapter", "caddyfile")
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second) // a Caddy that starts would go on for ever
+		defer cancel()
+		cmd := exec.CommandContext(ctx, caddyBinary(), "run", "--config", path, "--adapter", "caddyfile")
 		cmd.Dir, cmd.Env = s.dir, s.env
 		out, err := cmd.CombinedOutput()
 		if err == nil || !strings.Contains(string(out), "actor_header Remote-User is believed only directly behind a forward_auth") {

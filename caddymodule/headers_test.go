@@ -7,11 +7,13 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -159,6 +161,49 @@ func TestWebSocketUpgrade(t *testing.T) {
 		}
 		if n := strings.Count(got[0], "\r\nX-Service-User-Id: "+user.id); n != 1 {
 			t.Errorf("%q: %d identities upstream, want 1", lines, n)
+		}
+	}
+}
+
+// TestUpgradeAndTrailers: only the GET of a WebSocket keeps Upgrade, and only "trailers" stays in TE.
+func TestUpgradeAndTrailers(t *testing.T) {
+	s := must(newSanitizer(defaultPrefix, nil, nil))
+	for _, tt := range []struct{ method, te, upgrade, wantTE string }{
+		{"GET", "trailers", "websocket", "trailers"},
+		{"POST", "x", "", ""},
+		{"POST", "TRAILERS", "", ""},
+		{"PUT", "trailers, x", "", ""},
+	} {
+		r := httptest.NewRequest(tt.method, "/v1/x", nil)
+		r.Header = http.Header{"Connection": {"Upgrade"}, "Upgrade": {"websocket"}, "Te": {tt.te}}
+		s.clean(r, false, netip.Addr{})
+		if up, te := r.Header.Get("Upgrade"), r.Header.Get("Te"); up != tt.upgrade || te != tt.wantTE {
+			t.Errorf("%s with TE %q: got Upgrade %q and TE %q, want %q and %q", tt.method, tt.te, up, te, tt.upgrade, tt.wantTE)
+		}
+	}
+}
+
+// TestRefusalHeaders: the connection of a CONNECT ends, and Retry-After is never 0.
+func TestRefusalHeaders(t *testing.T) {
+	g := newGuard(t, Handler{})
+	for _, tt := range []struct {
+		method, name, want string
+		refused            refusal
+	}{
+		{"CONNECT", "Connection", "close", refusal{status: http.StatusNotImplemented}},
+		{"GET", "Connection", "", refusal{status: http.StatusBadRequest}},
+		{"GET", "Retry-After", "1", refusal{status: http.StatusTooManyRequests, retryAfter: time.Millisecond}},
+		{"GET", "Retry-After", "3", refusal{status: http.StatusTooManyRequests, retryAfter: 2500 * time.Millisecond}},
+	} {
+		r := prepared(httptest.NewRequest("GET", "/v1/x", nil))
+		r.Method = tt.method
+		varsOf(r)[caddyhttp.TrustedProxyVarKey] = true // so that the answer is not delayed
+		w := httptest.NewRecorder()
+		if err := g.h.refuse(w, r, tt.refused); err != nil {
+			t.Fatal(err)
+		}
+		if got := w.Header().Get(tt.name); got != tt.want {
+			t.Errorf("%s answered with %d: %s is %q, want %q", tt.method, tt.refused.status, tt.name, got, tt.want)
 		}
 	}
 }

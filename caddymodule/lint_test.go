@@ -2,6 +2,7 @@ package caddymodule
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -9,6 +10,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
@@ -97,6 +99,8 @@ func TestLintRoutes(t *testing.T) {
 	const guard, proxy, rewrite = `{"handler":"service_users"}`, `{"handler":"reverse_proxy","upstreams":[{"dial":"localhost:9000"}]}`, `{"handler":"rewrite","uri":"/x"}`
 	const header, early, respond = `{"handler":"headers"}`, `{"handler":"static_response","status_code":103}`, `{"handler":"static_response"}`
 	const other = `{"handler":"reverse_proxy","upstreams":[{"dial":"localhost:9001"}]}`
+	const sanitize = `{"handler":"service_users","sanitize_only":true}`
+	const asks = `{"handler":"reverse_proxy","upstreams":[{"dial":"localhost:9000"}],"handle_response":[{"routes":[{"handle":[{"handler":"headers"}]}]}]}`
 	route := func(match string, handlers ...string) string {
 		return `{"match":[` + match + `],"handle":[` + strings.Join(handlers, ",") + `]}`
 	}
@@ -126,6 +130,11 @@ func TestLintRoutes(t *testing.T) {
 		"an answer comes before":          {route("", respond, proxy, guard), "", nil},
 		"a guarded upstream comes before": {route("", guard, proxy, guard, proxy), "", nil},
 		"a terminal route":                {list(with(`"terminal":true`, route(some, header)), route("", guard, proxy)), "", nil},
+		"a terminal route that goes on":   {list(with(`"terminal":true`, route("", asks)), route("", guard, proxy)), "", []string{never}},
+		"a route that goes on":            {list(route("", asks), route("", guard, proxy)), "", []string{unchecked}},
+		"sanitize is no judgement":        {list(route("", sanitize, rewrite, proxy), route("", guard, proxy)), "", nil},
+		"a suffix that goes":              {route("", guard, `{"handler":"rewrite","strip_path_suffix":"/x"}`, proxy), "", []string{"error: .*" + changed}},
+		"try_files and an http upstream":  {route("", guard, `{"handler":"rewrite","uri":"{http.matchers.file.relative}"}`, proxy), "", []string{"error: .*" + changed}},
 		"a matched terminal route":        {list(with(`"terminal":true`, route(some, proxy)), route("", guard, proxy)), "", []string{unchecked}},
 		"a group":                         {list(with(`"group":"g"`, route(some, proxy)), with(`"group":"g"`, route("", guard, proxy))), "", []string{unchecked}},
 		"a group whose first takes all":   {list(with(`"group":"g"`, route("", guard)), with(`"group":"g"`, route("", rewrite)), route("", proxy)), "", nil},
@@ -221,7 +230,9 @@ func TestMisuseFailsTheLoad(t *testing.T) {
 		if err := os.WriteFile(path, []byte(tt.caddyfile), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		cmd := exec.Command(caddyBinary(), "run", "--config", path, "--adapter", "caddyfile")
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second) // a Caddy that starts would go on for ever
+		defer cancel()
+		cmd := exec.CommandContext(ctx, caddyBinary(), "run", "--config", path, "--adapter", "caddyfile")
 		cmd.Dir, cmd.Env = s.dir, s.env
 		var out bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &out, &out

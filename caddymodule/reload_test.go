@@ -306,7 +306,9 @@ func TestRefusedStores(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		cmd := exec.Command(caddyBinary(), "run", "--config", example, "--adapter", "caddyfile")
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second) // a Caddy that starts would go on for ever
+		defer cancel()
+		cmd := exec.CommandContext(ctx, caddyBinary(), "run", "--config", example, "--adapter", "caddyfile")
 		cmd.Dir, cmd.Env = s.dir, append(s.env, "SERVICE_USERS_STORE="+path)
 		out, err := cmd.CombinedOutput()
 		if err == nil || !strings.Contains(string(out), tt.want) || !strings.Contains(string(out), path) {

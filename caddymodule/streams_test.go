@@ -109,6 +109,7 @@ func TestConditionalStreams(t *testing.T) {
 	s.mustCLI("group", "create", "denied-by-label", "--rule", "allow GET /v1/{rest...}", "--rule", `deny GET /v1/{rest...} when user.labels.env == "dev"`)
 	headers := []string{"X-Env: prod", "X-Plan: gold", "X-Forwarded-Proto: https"}
 	byHeader := openBoth(t, s, s.create("by-header", "--group", "by-header", "--label", "env=prod"), headers...)
+	plain := openBoth(t, s, s.create("plain", "--group", "by-header"), headers[:2]...) // without a header that makes a copy
 	byAddress := openBoth(t, s, s.create("by-address", "--group", "by-address", "--label", "env=prod"))
 	for _, row := range []struct {
 		name, user, label string
@@ -131,10 +132,11 @@ func TestConditionalStreams(t *testing.T) {
 			t.Errorf("%s: a new request: got %d, want 403", row.name, got)
 		}
 	}
-	for _, user := range []string{"by-header", "by-address"} {
+	for _, user := range []string{"by-header", "plain", "by-address"} {
 		s.mustCLI("update", user, "--label", "env=dev", "--add-team", "another")
 	}
 	goesOn(t, up, "by header", byHeader)
+	goesOn(t, up, "by header alone", plain)
 	goesOn(t, up, "by address", byAddress)
 }
 
@@ -190,9 +192,9 @@ func TestStreamsAfterGrace(t *testing.T) {
 
 // newStream watches a stream of a new service user that this rule gives the right
 // to it.
-func newStream(t *testing.T, rule string) (all *streams, user store.ServiceUser, token *store.Issued, add func() (ctx context.Context, done func())) {
+func newStream(t *testing.T, rule string, options ...store.Options) (all *streams, user store.ServiceUser, token *store.Issued, add func() (ctx context.Context, done func())) {
 	t.Helper()
-	s, err := store.Open(t.Context(), filepath.Join(t.TempDir(), "store.db"), store.Options{})
+	s, err := store.Open(t.Context(), filepath.Join(t.TempDir(), "store.db"), append(options, store.Options{})[0])
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -279,6 +281,50 @@ func TestStreamsNow(t *testing.T) {
 			if synctest.Wait(); context.Cause(ctx) != want {
 				t.Errorf("%v before the end: got %v, want %v", time.Until(end), context.Cause(ctx), want)
 			}
+		}
+	})
+}
+
+// TestStreamsStale: while the store is stale, no stream goes on.
+func TestStreamsStale(t *testing.T) {
+	t.Parallel()
+	all, _, _, add := newStream(t, "allow GET /v1/{rest...}", store.Options{MaxStaleness: time.Second})
+	defer all.close()
+	ctx, done := add()
+	defer done()
+	path := all.store.Path()
+	if err := os.Rename(path, path+".aside"); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Rename(path+".aside", path)
+	for deadline := time.Now().Add(patience); ctx.Err() == nil; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("the stream goes on; stale: %t", all.store.Stale())
+		}
+		all.lookAgain()
+	}
+	if got := context.Cause(ctx); got != errCut || !all.store.Stale() {
+		t.Errorf("got %v, stale %t, want %v of a stale store", got, all.store.Stale(), errCut)
+	}
+}
+
+// TestStreamsAreForgotten: a stream that has ended leaves the list, so that no later change
+// judges it again.
+func TestStreamsAreForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		all, _, _, add := newStream(t, "allow GET /v1/{rest...}")
+		defer all.close()
+		watched := func() int {
+			all.mu.Lock()
+			defer all.mu.Unlock()
+			return len(all.open)
+		}
+		_, done := add()
+		if got := watched(); got != 1 {
+			t.Errorf("%d streams while one is open, want 1", got)
+		}
+		if done(); watched() != 0 {
+			t.Errorf("%d streams after the end, want none", watched())
 		}
 	})
 }
