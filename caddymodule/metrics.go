@@ -12,13 +12,12 @@ import (
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
-// Every configuration has a registry of its own, so the collectors live as long
-// as the process and are registered again at each load. Labels name outcomes,
-// never ids: there are few of them, and they tell nothing about anybody.
+// metrics outlive a configuration. Each configuration has its own registry, and [collectors.register]
+// adds the same collectors to it. Labels are names of outcomes and never ids, so there are few of
+// them, and none reveals a service user.
 var metrics = newCollectors()
 
 type collectors struct {
-	requests    *prometheus.CounterVec
 	reasons     []prometheus.Counter // requests, by access.Reason
 	observed    prometheus.Counter
 	public      prometheus.Counter
@@ -32,66 +31,80 @@ type collectors struct {
 	cutStreams  prometheus.Counter
 	auditSeq    prometheus.Gauge
 	auditHash   prometheus.Gauge
-	store       []prometheus.Collector // of the store of the configuration in force
+
+	all []prometheus.Collector // every collector, in the order of creation
 }
 
 func newCollectors() *collectors {
-	c := &collectors{
-		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "caddy_service_users_requests_total",
-			Help: "Requests by outcome: granted, observed, public, passed, ambiguous, throttled, unavailable, or why authentication or authorisation failed.",
-		}, []string{"outcome"}),
-		plaintext: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "caddy_service_users_plaintext_credentials_total",
-			Help: "Credentials that arrived unencrypted from another machine.",
-		}),
-		openStreams: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "caddy_service_users_open_streams",
-			Help: "WebSockets of service users that are open, and their other requests that are under way for more than 5 seconds.",
-		}),
-		cutStreams: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "caddy_service_users_cut_streams_total",
-			Help: "Streams and other long requests that were cut because their service user lost the right to them.",
-		}),
-		auditSeq: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "caddy_service_users_audit_seq",
-			Help: "The number of the last record of the audit trail.",
-		}),
-		auditHash: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "caddy_service_users_audit_hash",
-			Help: "The first 48 bits of the hash of the last record of the audit trail.",
-		}),
+	c := new(collectors)
+	requests := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "caddy_service_users_requests_total",
+		Help: "Requests by outcome: granted, observed, public, passed, ambiguous, throttled, unavailable, " +
+			"or why authentication or authorisation failed.",
+	}, []string{"outcome"})
+	c.all = append(c.all, requests)
+	for _, reason := range access.Reasons() {
+		c.reasons = append(c.reasons, requests.WithLabelValues(reason.String()))
 	}
-	c.store = []prometheus.Collector{
-		storeGauge("store_up", "1 while the store can be read, 0 while requests are decided on what was read last, or not at all.", func(s *store.Store) float64 {
+	c.observed = requests.WithLabelValues("observed")
+	c.public = requests.WithLabelValues("public")
+	c.passed = requests.WithLabelValues("passed")
+	c.ambiguous = requests.WithLabelValues("ambiguous")
+	c.throttled = requests.WithLabelValues("throttled")
+	c.unavailable = requests.WithLabelValues("unavailable")
+
+	c.plaintext = c.counter("plaintext_credentials_total",
+		"Credentials that arrived unencrypted from another machine.")
+	c.openStreams = c.gauge("open_streams",
+		"WebSockets of service users that are open, and their other requests that are under way "+
+			"for more than 5 seconds.")
+	c.cutStreams = c.counter("cut_streams_total",
+		"Streams and other long requests that were cut because their service user lost the right to them.")
+	c.auditSeq = c.gauge("audit_seq", "The number of the last record of the audit trail.")
+	c.auditHash = c.gauge("audit_hash",
+		"The first 48 bits of the hash of the last record of the audit trail.")
+	c.storeMetrics()
+	return c
+}
+
+// storeMetrics adds the metrics that are read from the store of the configuration in force.
+func (c *collectors) storeMetrics() {
+	gauge := func(name, help string, value func(*store.Store) float64, otherwise float64) {
+		opts := prometheus.GaugeOpts{Name: "caddy_service_users_" + name, Help: help}
+		c.all = append(c.all, prometheus.NewGaugeFunc(opts, func() float64 { return ofStore(value, otherwise) }))
+	}
+	gauge("store_up", "1 while the store can be read, 0 while requests are decided on what was read last, or not at all.",
+		func(s *store.Store) float64 {
 			if s.Fault() != "" || s.Stale() {
 				return 0
 			}
 			return 1
-		}, 0),
-		storeGauge("directory_age_seconds", "How long ago the store was last found to hold nothing newer than what requests are decided on.", func(s *store.Store) float64 { return s.Age().Seconds() }, math.NaN()),
-		storeGauge("revision", "The revision of the store that requests are decided on.", func(s *store.Store) float64 { return float64(s.Directory().Revision()) }, math.NaN()),
-		prometheus.NewCounterFunc(prometheus.CounterOpts{
-			Name: "caddy_service_users_panics_total", Help: "Mistakes of the program that its background work has survived since the store was opened.",
-		}, func() float64 { return ofStore(func(s *store.Store) float64 { return float64(s.Panics()) }, 0) }),
-	}
-	for _, reason := range access.Reasons() {
-		c.reasons = append(c.reasons, c.requests.WithLabelValues(reason.String()))
-	}
-	for outcome, counter := range map[string]*prometheus.Counter{
-		"observed": &c.observed, "public": &c.public, "passed": &c.passed, "ambiguous": &c.ambiguous, "throttled": &c.throttled, "unavailable": &c.unavailable,
-	} {
-		*counter = c.requests.WithLabelValues(outcome)
-	}
-	return c
+		}, 0)
+	gauge("directory_age_seconds",
+		"How long ago the store was last found to hold nothing newer than what requests are decided on.",
+		func(s *store.Store) float64 { return s.Age().Seconds() }, math.NaN())
+	gauge("revision", "The revision of the store that requests are decided on.",
+		func(s *store.Store) float64 { return float64(s.Directory().Revision()) }, math.NaN())
+	c.all = append(c.all, prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "caddy_service_users_panics_total",
+		Help: "Mistakes of the program that its background work has survived since the store was opened.",
+	}, func() float64 { return ofStore(func(s *store.Store) float64 { return float64(s.Panics()) }, 0) }))
 }
 
-// storeGauge shows something of the store of the configuration in force; without
-// one, otherwise.
-func storeGauge(name, help string, value func(*store.Store) float64, otherwise float64) prometheus.Collector {
-	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "caddy_service_users_" + name, Help: help}, func() float64 { return ofStore(value, otherwise) })
+func (c *collectors) counter(name, help string) prometheus.Counter {
+	m := prometheus.NewCounter(prometheus.CounterOpts{Name: "caddy_service_users_" + name, Help: help})
+	c.all = append(c.all, m)
+	return m
 }
 
+func (c *collectors) gauge(name, help string) prometheus.Gauge {
+	m := prometheus.NewGauge(prometheus.GaugeOpts{Name: "caddy_service_users_" + name, Help: help})
+	c.all = append(c.all, m)
+	return m
+}
+
+// ofStore returns a value of the store of the configuration in force, or otherwise if no store is
+// open.
 func ofStore(value func(*store.Store) float64, otherwise float64) float64 {
 	if app, err := running(); err == nil && app.shared != nil {
 		if live := app.shared.live.Load(); live != nil {
@@ -101,20 +114,20 @@ func ofStore(value func(*store.Store) float64, otherwise float64) float64 {
 	return otherwise
 }
 
-// showAudit shows the head of the audit trail.
+// showAudit sets the gauges of the audit trail.
 func (c *collectors) showAudit(head store.AuditHead) {
 	c.auditSeq.Set(float64(head.Seq))
 	if bits, err := strconv.ParseUint(head.Hash[:min(12, len(head.Hash))], 16, 64); err == nil {
-		c.auditHash.Set(float64(bits)) // exact: a float has 53
+		c.auditHash.Set(float64(bits)) // exact: a float64 represents integers of up to 53 bits
 	}
 }
 
-// register makes the collectors part of a configuration's registry.
+// register adds the collectors to the registry of a configuration.
 func (c *collectors) register(registry *prometheus.Registry) error {
 	if registry == nil {
 		return nil
 	}
-	for _, collector := range append([]prometheus.Collector{c.requests, c.plaintext, c.openStreams, c.cutStreams, c.auditSeq, c.auditHash}, c.store...) {
+	for _, collector := range c.all {
 		var already prometheus.AlreadyRegisteredError
 		if err := registry.Register(collector); errors.As(err, &already) && already.ExistingCollector == collector {
 			continue
