@@ -53,7 +53,7 @@ func token(n int) Token {
 
 // user returns an active member with the nth token, in these groups.
 func user(n int, groups ...string) User {
-	return User{ID: fmt.Sprint("service_", n), Name: fmt.Sprint("user ", n), Role: Member, Active: true, Groups: groups, Tokens: []Token{token(n)}}
+	return User{Profile: Profile{ID: fmt.Sprint("service_", n), Name: fmt.Sprint("user ", n), Role: Member, Active: true}, Groups: groups, Tokens: []Token{token(n)}}
 }
 
 // here is a client's address.

@@ -14,7 +14,7 @@ import (
 func TestBasicCases(t *testing.T) {
 	hash, _ := Peppers{}.Hash("tok")
 	d := with(t, NewDirectory(Peppers{}, ""), Changes{Users: []User{
-		{ID: "svc-1", Role: Member, Active: true, Tokens: []Token{{ID: "token_1", Hash: hash}}},
+		{Profile: Profile{ID: "svc-1", Role: Member, Active: true}, Tokens: []Token{{ID: "token_1", Hash: hash}}},
 	}})
 	for _, row := range tsv(t, "basic.tsv") {
 		value := row[0]

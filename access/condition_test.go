@@ -15,8 +15,8 @@ import (
 
 // asker is the service user that conditions are asked about here.
 var asker = User{
-	ID: "service_1", Name: "billing-sync", DisplayName: "Billing sync", Alias: "billing", Owner: "ops@example.com", Role: Manager,
-	Teams: []string{"finance", "ops"}, Labels: map[string]string{"env": "prod", "people": "7,8", "level": "3"}, CreatedAt: 1_700_000_000,
+	Profile: Profile{ID: "service_1", Name: "billing-sync", DisplayName: "Billing sync", Alias: "billing", Owner: "ops@example.com", Role: Manager,
+		Teams: []string{"finance", "ops"}, Labels: map[string]string{"env": "prod", "people": "7,8", "level": "3"}}, CreatedAt: 1_700_000_000,
 }
 
 // asking is its request, with a path that /v1/{id}/{rest...} matches.
@@ -174,7 +174,7 @@ func TestConditionsOverNothing(t *testing.T) {
 			t.Error(err)
 			continue
 		}
-		for _, u := range []*User{{}, {Teams: []string{}, Labels: map[string]string{}}} {
+		for _, u := range []*User{{}, {Profile: Profile{Teams: []string{}, Labels: map[string]string{}}}} {
 			if got := judged(c, &evaluation{user: u}); got != want {
 				t.Errorf("%s: got %s, want %s", text, got, want)
 			}

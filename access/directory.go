@@ -23,20 +23,12 @@ func (r Role) Valid() bool { return r == Member || r == Manager || r == Admin }
 
 // User is a service user, with the fields that decisions and conditions need.
 type User struct {
-	ID          string // service_…
-	Name        string
-	DisplayName string
-	Alias       string // a second login id; "" for none
-	Owner       string
-	Role        Role
-	Teams       []string
-	Labels      map[string]string
-	CreatedAt   int64 // Unix seconds
-	Active      bool
-	ExpiresAt   int64          // Unix seconds; 0 is never
-	AllowedIPs  []netip.Prefix // empty is any
-	Groups      []string       // ids of the permission groups it is a member of
-	Tokens      []Token
+	Profile
+	CreatedAt  int64          // Unix seconds
+	ExpiresAt  int64          // Unix seconds; 0 is never
+	AllowedIPs []netip.Prefix // empty is any
+	Groups     []string       // ids of the permission groups it is a member of
+	Tokens     []Token
 
 	groupSetID int // of the groups that it is in
 }

@@ -97,7 +97,7 @@ func TestWithIsPersistent(t *testing.T) {
 		"an expired token":  {Users: []User{expired}},
 		"other groups":      {Users: []User{user(1, "g2")}},
 		"an alias moved":    {Users: []User{aliased(1, "alias_2"), aliased(2, "alias_1")}},
-		"tokens exchanged":  {Users: []User{{ID: "service_1", Role: Member, Active: true, Tokens: []Token{token(2)}}, {ID: "service_2", Role: Member, Active: true, Tokens: []Token{token(1)}}}},
+		"tokens exchanged":  {Users: []User{{Profile: Profile{ID: "service_1", Role: Member, Active: true}, Tokens: []Token{token(2)}}, {Profile: Profile{ID: "service_2", Role: Member, Active: true}, Tokens: []Token{token(1)}}}},
 		"a removed group":   {RemovedGroups: []string{"g1"}},
 		"a group renamed":   {Groups: []Group{renamed}},
 		"a group observing": {Groups: []Group{observing}},
@@ -1083,7 +1083,7 @@ func TestTextsAreCopied(t *testing.T) {
 		text := string([]byte("service_1 alias-1 token_1 name-1 team-1 group-1 group-2 group-3" + strings.Repeat(" ", 1<<10)))
 		runtime.AddCleanup(unsafe.StringData(text), func(int) { gone.Store(true) }, 0)
 		f := strings.Fields(text)
-		u := User{ID: f[0], Alias: f[1], Name: f[3], DisplayName: f[3], Owner: f[3], Role: Member, Teams: f[4:5], Labels: map[string]string{f[4]: f[3]}, Groups: f[5:6]}
+		u := User{Profile: Profile{ID: f[0], Alias: f[1], Name: f[3], DisplayName: f[3], Owner: f[3], Role: Member, Teams: f[4:5], Labels: map[string]string{f[4]: f[3]}}, Groups: f[5:6]}
 		u.Tokens = []Token{{ID: f[2], Hash: token(1).Hash, Groups: f[6:7]}, {ID: f[2], Hash: token(2).Hash, Groups: f[6:8]}}
 		return with(t, NewDirectory(Peppers{}, ""), Changes{Users: []User{u}})
 	}()

@@ -14,7 +14,7 @@ import (
 // userRow is a service user encoded as bytes:
 //
 //	length │ n, n group set ids │ bits │ id │ name │ [expires] │ [allowed IPs] │
-//	n, n tokens │ created │ [display name] │ [alias] │ [owner] │ [teams] │ [labels]
+//	n, n tokens │ created │ [each of otherTexts] │ [teams] │ [labels]
 //
 // The length is the number of bytes after it. Numbers are varints, and a text is its length
 // followed by its bytes. The bits say which of the fields in brackets are present; most of these
@@ -62,14 +62,12 @@ const (
 	isActive
 	isManager
 	isAdmin
-	hasDisplayName
-	hasAlias
-	hasOwner
 	hasTeams
 	hasLabels
-	hasUserIPs
 	userExpires
+	hasUserIPs
 	hasNamedSet // the groups that list the user by name differ from the groups that it is in
+	hasText     // the first of otherTexts; each of the next ones has the next bit
 )
 
 // The bits of a token.
@@ -102,14 +100,14 @@ func appendUser(b []byte, u *User, hasNamed bool) []byte {
 	mark(u.Active, isActive)
 	mark(u.Role == Manager, isManager)
 	mark(u.Role == Admin, isAdmin)
-	mark(u.DisplayName != "", hasDisplayName)
-	mark(u.Alias != "", hasAlias)
-	mark(u.Owner != "", hasOwner)
 	mark(len(u.Teams) > 0, hasTeams)
 	mark(len(u.Labels) > 0, hasLabels)
 	mark(len(u.AllowedIPs) > 0, hasUserIPs)
 	mark(u.ExpiresAt != 0, userExpires)
 	mark(hasNamed, hasNamedSet)
+	for i, text := range otherTexts {
+		mark(*text.of(&u.Profile) != "", hasText<<i)
+	}
 	b = binary.AppendUvarint(b, bits)
 	if short {
 		b = append(b, digits...)
@@ -128,12 +126,9 @@ func appendUser(b []byte, u *User, hasNamed bool) []byte {
 		b = appendToken(b, &u.Tokens[i])
 	}
 	b = binary.AppendVarint(b, u.CreatedAt)
-	for _, f := range []struct {
-		bit  uint64
-		text string
-	}{{hasDisplayName, u.DisplayName}, {hasAlias, u.Alias}, {hasOwner, u.Owner}} {
-		if bits&f.bit != 0 {
-			b = appendText(b, f.text)
+	for i, text := range otherTexts {
+		if bits&(hasText<<i) != 0 {
+			b = appendText(b, *text.of(&u.Profile))
 		}
 	}
 	if bits&hasTeams != 0 {
@@ -404,18 +399,14 @@ func (a *account) longID() string { return a.prefix + string(a.id) }
 // tokens.
 func (a *account) profile(rest reader) *User {
 	u := &User{
-		ID: a.longID(), Name: string(a.name), Role: a.role(),
-		Active: a.bits&isActive != 0, ExpiresAt: a.expires, AllowedIPs: prefixesOf(a.allowed),
+		Profile:   Profile{ID: a.longID(), Name: string(a.name), Role: a.role(), Active: a.bits&isActive != 0},
+		ExpiresAt: a.expires, AllowedIPs: prefixesOf(a.allowed),
 	}
 	u.CreatedAt = rest.signed()
-	if a.bits&hasDisplayName != 0 {
-		u.DisplayName = string(rest.text())
-	}
-	if a.bits&hasAlias != 0 {
-		u.Alias = string(rest.text())
-	}
-	if a.bits&hasOwner != 0 {
-		u.Owner = string(rest.text())
+	for i, text := range otherTexts {
+		if a.bits&(hasText<<i) != 0 {
+			*text.of(&u.Profile) = string(rest.text())
+		}
 	}
 	if a.bits&hasTeams != 0 {
 		u.Teams = make([]string, rest.number())

@@ -134,7 +134,7 @@ func TestDigestOfLongSecret(t *testing.T) {
 	longest := strings.Repeat("x", MaxTokenBytes)
 	hash, _ := Peppers{}.Hash(longest)
 	d := with(t, NewDirectory(Peppers{}, ""), Changes{Users: []User{
-		{ID: "a", Role: Member, Active: true, Tokens: []Token{{ID: "token_1", Hash: hash}}},
+		{Profile: Profile{ID: "a", Role: Member, Active: true}, Tokens: []Token{{ID: "token_1", Hash: hash}}},
 	}})
 	for _, id := range []string{"a", ""} {
 		if _, got := d.Authenticate(Credential{id, longest}, here, 0); got != Granted {

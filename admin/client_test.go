@@ -13,6 +13,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/serviceusers/caddy-service-users/access"
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
@@ -55,7 +56,7 @@ func testClient(t *testing.T, s *server, c *Client) {
 	var all []string
 	for i := range 25 {
 		s.clock.Add(int64(time.Second))
-		made, _, err := s.store.CreateServiceUser(ctx, store.Local, store.ServiceUser{Name: fmt.Sprint("user ", i), Groups: []string{g.ID}}, nil)
+		made, _, err := s.store.CreateServiceUser(ctx, store.Local, store.ServiceUser{Profile: access.Profile{Name: fmt.Sprint("user ", i)}, Groups: []string{g.ID}}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

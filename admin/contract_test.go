@@ -22,6 +22,7 @@ import (
 	"github.com/segmentio/ksuid"
 	"go.uber.org/zap"
 
+	"github.com/serviceusers/caddy-service-users/access"
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
@@ -279,7 +280,7 @@ func TestPaging(t *testing.T) {
 		s := serve(t, store.Options{})
 		for i := range 101 {
 			s.clock.Add(1e9)
-			if _, _, err := s.store.CreateServiceUser(t.Context(), store.Local, store.ServiceUser{Name: strconv.Itoa(i)}, nil); err != nil {
+			if _, _, err := s.store.CreateServiceUser(t.Context(), store.Local, store.ServiceUser{Profile: access.Profile{Name: strconv.Itoa(i)}}, nil); err != nil {
 				t.Fatal(err)
 			}
 		}

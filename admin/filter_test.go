@@ -28,8 +28,8 @@ import (
 // fat is a service user that is as large as can be.
 func fat() *store.ServiceUser {
 	u := &store.ServiceUser{
-		ID: "service_" + strings.Repeat("0", 27), Name: strings.Repeat("n", 255), DisplayName: strings.Repeat("d", 255), Owner: strings.Repeat("o", 255),
-		Description: strings.Repeat("a", 2000), Role: access.Member, Labels: map[string]string{}, CreatedAt: start, UpdatedAt: start,
+		Profile: access.Profile{ID: "service_" + strings.Repeat("0", 27), Name: strings.Repeat("n", 255), DisplayName: strings.Repeat("d", 255), Owner: strings.Repeat("o", 255),
+			Description: strings.Repeat("a", 2000), Role: access.Member, Labels: map[string]string{}}, CreatedAt: start, UpdatedAt: start,
 	}
 	for i := range 64 {
 		u.Labels[fmt.Sprintf("%s%02d", strings.Repeat("k", 61), i)] = strings.Repeat("v", 255)
@@ -318,7 +318,7 @@ func manyUsers(t testing.TB, n int) *API {
 		t.Fatal(err)
 	}
 	path := s.Path()
-	if _, _, err := s.CreateServiceUser(t.Context(), store.Local, store.ServiceUser{Name: "first", Description: strings.Repeat("a", 200), Active: true, Teams: []string{"ops"}}, nil); err != nil {
+	if _, _, err := s.CreateServiceUser(t.Context(), store.Local, store.ServiceUser{Profile: access.Profile{Name: "first", Description: strings.Repeat("a", 200), Active: true, Teams: []string{"ops"}}}, nil); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Close(); err != nil {
@@ -350,7 +350,7 @@ func multiply(t testing.TB, path string, n int) {
 
 // BenchmarkFilter asks a filter about one service user, and tells its cost in units.
 func BenchmarkFilter(b *testing.B) {
-	thin := &store.ServiceUser{ID: "service_" + strings.Repeat("0", 27), Name: "billing-sync", Teams: []string{"ops"}, Role: access.Member, CreatedAt: start, UpdatedAt: start}
+	thin := &store.ServiceUser{Profile: access.Profile{ID: "service_" + strings.Repeat("0", 27), Name: "billing-sync", Teams: []string{"ops"}, Role: access.Member}, CreatedAt: start, UpdatedAt: start}
 	for name, text := range map[string]string{
 		"false": "false", "field": `obj.active`, "usual": `obj.role == "admin" && "ops" in obj.teams || obj.name.startsWith("x")`,
 		"loops": hostile["loops"], "subtract": `["a","b"].all(t, now.subtract("7d") < now)`, "labels": `obj.teams.all(k, k != "x")`,

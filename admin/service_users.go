@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/serviceusers/caddy-service-users/access"
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
@@ -15,7 +16,7 @@ import (
 // token, so a client of that API would drop the secret and leave the token valid. The answer is 409
 // if another service user has the name or the alias.
 func (a *API) createServiceUser(c *call, in NewServiceUser) (ServiceUser, error) {
-	u := store.ServiceUser{Active: true}
+	u := store.ServiceUser{Profile: access.Profile{Active: true}}
 	if err := in.apply(&u); err != nil {
 		return ServiceUser{}, err
 	}

@@ -22,6 +22,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 
+	"github.com/serviceusers/caddy-service-users/access"
 	"github.com/serviceusers/caddy-service-users/internal/testkit"
 	"github.com/serviceusers/caddy-service-users/store"
 )
@@ -636,7 +637,7 @@ func TestExpiredStaysExpired(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	u, lasting, err := s.CreateServiceUser(ctx, store.Local, store.ServiceUser{Name: "a", Active: true}, &store.NewToken{})
+	u, lasting, err := s.CreateServiceUser(ctx, store.Local, store.ServiceUser{Profile: access.Profile{Name: "a", Active: true}}, &store.NewToken{})
 	if err != nil {
 		t.Fatal(err)
 	}

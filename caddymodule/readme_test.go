@@ -186,7 +186,7 @@ func covered(t *testing.T, rule, request string) bool {
 	}
 	r.ID = "rule"
 	group := access.Group{ID: "group", Mode: access.Enforce, Rules: []access.Rule{r}}
-	user := access.User{ID: "user", Role: access.Member, Active: true, Groups: []string{"group"}}
+	user := access.User{Profile: access.Profile{ID: "user", Role: access.Member, Active: true}, Groups: []string{"group"}}
 	d, err := access.NewDirectory(access.Peppers{}, "").With(access.Changes{Groups: []access.Group{group}, Users: []access.User{user}})
 	if err != nil {
 		t.Fatal(err)

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/serviceusers/caddy-service-users/access"
 )
 
 func TestAuditQuery(t *testing.T) {
@@ -216,7 +218,7 @@ func TestAttemptsNoisyNeighbour(t *testing.T) {
 	} {
 		w := newWorld(t, still)
 		for _, alias := range []string{"a", "b"} {
-			mustDo(third(w.CreateServiceUser(ctx, Local, ServiceUser{Name: "user " + alias, Alias: alias, Active: true}, nil)))
+			mustDo(third(w.CreateServiceUser(ctx, Local, ServiceUser{Profile: access.Profile{Name: "user " + alias, Alias: alias, Active: true}}, nil)))
 		}
 		noisy, quiet := row.noisy(w), row.quiet(w)
 		before := len(trail(t, w.Store))

@@ -80,11 +80,11 @@ func TestChange(t *testing.T) {
 		do      func(w *world) error
 	}{
 		{"create a service user", "service_user.create", access.Granted, func(w *world) error {
-			_, _, err := w.CreateServiceUser(ctx, alice, ServiceUser{Name: "n", Labels: map[string]string{"a": "b"}}, nil)
+			_, _, err := w.CreateServiceUser(ctx, alice, ServiceUser{Profile: access.Profile{Name: "n", Labels: map[string]string{"a": "b"}}}, nil)
 			return err
 		}},
 		{"create a service user with a token", "service_user.create token.create", access.Granted, func(w *world) error {
-			u, issued, err := w.CreateServiceUser(ctx, alice, ServiceUser{Name: "n", Alias: "n@example", Active: true, Groups: []string{w.readers.ID}}, &NewToken{})
+			u, issued, err := w.CreateServiceUser(ctx, alice, ServiceUser{Profile: access.Profile{Name: "n", Alias: "n@example", Active: true}, Groups: []string{w.readers.ID}}, &NewToken{})
 			for _, login := range []string{u.ID, u.Alias} {
 				if got := probe(w.Store, login, issued.Secret, "GET /v1/x"); got != access.Granted {
 					return fmt.Errorf("the new one as %s: got %v, want granted", login, got)
@@ -428,12 +428,16 @@ func TestRefusedChange(t *testing.T) {
 		name, want string
 		do         func() error
 	}{
-		{"create, name taken", "conflict name", func() error { return create(ServiceUser{Name: w.user.Name}) }},
-		{"create, alias taken", "conflict alias", func() error { return create(ServiceUser{Name: "n", Alias: w.user.Alias}) }},
-		{"create, unknown group", "invalid value permission_groups", func() error { return create(ServiceUser{Name: "n", Groups: []string{noGroup}}) }},
-		{"create, deleted group", "invalid value permission_groups", func() error { return create(ServiceUser{Name: "n", Groups: []string{w.readers.ID, goneGroup.ID}}) }},
+		{"create, name taken", "conflict name", func() error { return create(ServiceUser{Profile: access.Profile{Name: w.user.Name}}) }},
+		{"create, alias taken", "conflict alias", func() error { return create(ServiceUser{Profile: access.Profile{Name: "n", Alias: w.user.Alias}}) }},
+		{"create, unknown group", "invalid value permission_groups", func() error {
+			return create(ServiceUser{Profile: access.Profile{Name: "n"}, Groups: []string{noGroup}})
+		}},
+		{"create, deleted group", "invalid value permission_groups", func() error {
+			return create(ServiceUser{Profile: access.Profile{Name: "n"}, Groups: []string{w.readers.ID, goneGroup.ID}})
+		}},
 		{"create, bad token", "invalid value expires_at", func() error {
-			_, _, err := w.CreateServiceUser(ctx, alice, ServiceUser{Name: "n"}, &NewToken{ExpiresAt: w.clock.Now()})
+			_, _, err := w.CreateServiceUser(ctx, alice, ServiceUser{Profile: access.Profile{Name: "n"}}, &NewToken{ExpiresAt: w.clock.Now()})
 			return err
 		}},
 		{"update, name taken", "conflict name", func() error { return w.changeUser(func(u *ServiceUser) { u.Name = other.Name }) }},
@@ -589,8 +593,8 @@ func TestReturnedRecords(t *testing.T) {
 	}
 	later := w.clock.Now().Add(90*time.Minute + 700*time.Millisecond).In(time.FixedZone("", -3600))
 	all := ServiceUser{
-		ID: "x", Name: "all", DisplayName: "Ä", Description: "a\nb", Owner: "o@example", Alias: "all@example", Active: true, Role: access.Manager,
-		Teams: []string{"z", "a", "a"}, Labels: map[string]string{"k": "v"}, AllowedIPs: []string{"10.1.2.3/8", "::ffff:192.0.2.1"}, ExpiresAt: later,
+		Profile: access.Profile{ID: "x", Name: "all", DisplayName: "Ä", Description: "a\nb", Owner: "o@example", Alias: "all@example", Active: true, Role: access.Manager,
+			Teams: []string{"z", "a", "a"}, Labels: map[string]string{"k": "v"}}, AllowedIPs: []string{"10.1.2.3/8", "::ffff:192.0.2.1"}, ExpiresAt: later,
 		CreatedAt: later, CreatedBy: "x", UpdatedAt: later, LastActiveAt: later, DeletedAt: later, Groups: []string{w.readers.ID, w.readers.ID}, Version: 9,
 	}
 	u, issued, err := w.CreateServiceUser(ctx, alice, all, &NewToken{
@@ -678,7 +682,7 @@ func TestNamesAreFreeAgain(t *testing.T) {
 	w := newWorld(t, Options{})
 	seen := make(map[string]bool)
 	for range 5 {
-		u, issued, err := w.CreateServiceUser(ctx, alice, ServiceUser{Name: "n", Alias: "a@example", Active: true, Groups: []string{w.readers.ID}}, &NewToken{})
+		u, issued, err := w.CreateServiceUser(ctx, alice, ServiceUser{Profile: access.Profile{Name: "n", Alias: "a@example", Active: true}, Groups: []string{w.readers.ID}}, &NewToken{})
 		mustDo(err)
 		g := must(w.CreateGroup(ctx, alice, Group{Name: "g"}))
 		for _, id := range []string{u.ID, issued.ID, g.ID} {
@@ -920,7 +924,7 @@ func TestTokenTTL(t *testing.T) {
 	} {
 		row.opts.Now = newClock().Now
 		s := open(t, place(t), row.opts)
-		u := must(first(s.CreateServiceUser(ctx, Local, ServiceUser{Name: "a"}, nil)))
+		u := must(first(s.CreateServiceUser(ctx, Local, ServiceUser{Profile: access.Profile{Name: "a"}}, nil)))
 		var token NewToken
 		if row.asked > 0 {
 			token.ExpiresAt = s.Now().Add(row.asked)
@@ -985,7 +989,7 @@ func TestConcurrentChanges(t *testing.T) {
 	})
 	for i := range writers {
 		wg.Go(func() {
-			u, token, err := w.CreateServiceUser(ctx, alice, ServiceUser{Name: fmt.Sprint("u", i), Active: true}, &NewToken{})
+			u, token, err := w.CreateServiceUser(ctx, alice, ServiceUser{Profile: access.Profile{Name: fmt.Sprint("u", i), Active: true}}, &NewToken{})
 			if err != nil {
 				t.Error(err)
 				return
@@ -1065,7 +1069,7 @@ func TestDiskFull(t *testing.T) {
 	before, err := "", error(nil)
 	for i := 0; err == nil; i++ {
 		before = dump(t, w.Store)
-		_, _, err = w.CreateServiceUser(ctx, alice, ServiceUser{Name: fmt.Sprint("n", i), Description: strings.Repeat("x", maxText)}, nil)
+		_, _, err = w.CreateServiceUser(ctx, alice, ServiceUser{Profile: access.Profile{Name: fmt.Sprint("n", i), Description: strings.Repeat("x", maxText)}}, nil)
 	}
 	if _, full := FaultReason(err); !full || kind(err)[:7] != "broken:" {
 		t.Errorf("got %v, want that the database is full", err)

@@ -429,7 +429,7 @@ func (c *checker) values() {
 		if err != nil {
 			return nil
 		}
-		texts(u.ID, "x", &u.Name, &u.DisplayName, &u.Owner, &u.Description, &u.Alias)
+		texts(u.ID, "x", userColumns.peoplesTexts(&u)...)
 		for i := range u.Teams {
 			texts(u.ID, "x", &u.Teams[i])
 		}
@@ -467,7 +467,7 @@ func (c *checker) values() {
 			slices.Repeat([]access.Rule{{When: "true"}}, conditional))
 		return err
 	})
-	const groups = selectGroup + ` WHERE deleted_at = 0 ORDER BY id`
+	groups := selectGroup + ` WHERE deleted_at = 0 ORDER BY id`
 	c.each("the table permission_groups", groups, func(rows *sql.Rows) error {
 		g, err := scanGroup(rows)
 		texts(g.ID, "x", &g.Name, &g.Description)

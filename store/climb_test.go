@@ -48,7 +48,7 @@ func newLadder(t *testing.T) (l *ladder, content []byte) {
 	}
 	mustDo(s.DeleteGroup(ctx, Local, l.ids["gone"], 0))
 	add := func(name string, role access.Role, teams, groups string, labels ...string) {
-		u := ServiceUser{Name: name, Active: true, Role: role, Teams: strings.Fields(teams), Labels: make(map[string]string), Groups: l.groups(groups)}
+		u := ServiceUser{Profile: access.Profile{Name: name, Active: true, Role: role, Teams: strings.Fields(teams), Labels: make(map[string]string)}, Groups: l.groups(groups)}
 		for _, label := range labels {
 			key, value, _ := strings.Cut(label, "=")
 			u.Labels[key] = value
@@ -200,7 +200,7 @@ func rungs() []rung {
 	}
 	create := func(f func(l *ladder, u *ServiceUser)) func(*ladder, Actor) error {
 		return func(l *ladder, by Actor) error {
-			u := ServiceUser{Name: "new", Active: true, Labels: make(map[string]string)}
+			u := ServiceUser{Profile: access.Profile{Name: "new", Active: true, Labels: make(map[string]string)}}
 			f(l, &u)
 			return l.create(by, u, NewToken{})
 		}
@@ -272,7 +272,7 @@ func rungs() []rung {
 		{name: "narrow a new token to a foreign group too", by: "manager person", want: byGroups, steps: steps{mint("reader", "readers writers")}},
 		{name: "narrow a new token to no group", by: "manager person", want: byGroups, steps: steps{mint("reader", "nogroup")}},
 		{name: "narrow the first token to a foreign group", by: "manager person", want: byGroups, steps: steps{func(l *ladder, by Actor) error {
-			return l.create(by, ServiceUser{Name: "new"}, NewToken{Groups: l.groups("writers")})
+			return l.create(by, ServiceUser{Profile: access.Profile{Name: "new"}}, NewToken{Groups: l.groups("writers")})
 		}}},
 		{name: "narrow a token to a foreign group", by: "manager person", want: byGroups, steps: steps{func(l *ladder, by Actor) error {
 			return l.editToken(by, "reader", func(k *Token) { k.Groups = l.groups("writers") })
@@ -650,13 +650,13 @@ func TestRefusalTellsNothing(t *testing.T) {
 	l.Store = open(t, path, Options{})
 	for name, way := range map[string]func(by Actor, group string) error{
 		"create": func(by Actor, g string) error {
-			return l.create(by, ServiceUser{Name: "n", Groups: []string{g}}, NewToken{})
+			return l.create(by, ServiceUser{Profile: access.Profile{Name: "n"}, Groups: []string{g}}, NewToken{})
 		},
 		"update": func(by Actor, g string) error {
 			return l.edit(by, "reader", func(u *ServiceUser) { u.Groups = append(u.Groups, g) })
 		},
 		"first token": func(by Actor, g string) error {
-			return l.create(by, ServiceUser{Name: "n"}, NewToken{Groups: []string{g}})
+			return l.create(by, ServiceUser{Profile: access.Profile{Name: "n"}}, NewToken{Groups: []string{g}})
 		},
 		"token": func(by Actor, g string) error {
 			return second(l.CreateToken(ctx, by, l.ids["reader"], NewToken{Groups: []string{g}}))

@@ -89,19 +89,19 @@ func TestMemberCondition(t *testing.T) {
 		{"a condition on its making", in, "billing-sync:condition", condition(`user.created_at < timestamp("2026-01-03T00:00:00Z")`)},
 		{"one that is made later stays out", in, "billing-sync:condition", func() error {
 			w.clock.add(48 * time.Hour)
-			return second(first(w.CreateServiceUser(ctx, alice, ServiceUser{Name: "late", Labels: map[string]string{"env": "prod"}}, nil)))
+			return second(first(w.CreateServiceUser(ctx, alice, ServiceUser{Profile: access.Profile{Name: "late", Labels: map[string]string{"env": "prod"}}}, nil)))
 		}},
 		{"everybody", in, "billing-sync:condition late:condition", condition("true")},
 		{"nobody", out, "", condition("false")},
 		{"those with the label", in, "billing-sync:condition late:condition", condition(`user.labels.env == "prod"`)},
 		{"one that is made with the label", in, "billing-sync:condition late:condition made:condition", func() error {
-			return second(first(w.CreateServiceUser(ctx, alice, ServiceUser{Name: "made", Labels: map[string]string{"env": "prod"}}, nil)))
+			return second(first(w.CreateServiceUser(ctx, alice, ServiceUser{Profile: access.Profile{Name: "made", Labels: map[string]string{"env": "prod"}}}, nil)))
 		}},
 		{"one that is made without it", in, "billing-sync:condition late:condition made:condition", func() error {
-			return second(first(w.CreateServiceUser(ctx, alice, ServiceUser{Name: "plain"}, nil)))
+			return second(first(w.CreateServiceUser(ctx, alice, ServiceUser{Profile: access.Profile{Name: "plain"}}, nil)))
 		}},
 		{"one that is made with it and named", in, "billing-sync:condition both:name late:condition made:condition", func() error {
-			return second(first(w.CreateServiceUser(ctx, alice, ServiceUser{Name: "both", Groups: []string{g.ID}}, nil)))
+			return second(first(w.CreateServiceUser(ctx, alice, ServiceUser{Profile: access.Profile{Name: "both"}, Groups: []string{g.ID}}, nil)))
 		}},
 		{"no condition", out, "both:name", condition("")},
 		{"a condition again, and the label was changed meanwhile", out, "both:name late:condition made:condition", both(label("env", "test"), condition(`user.labels.env == "prod"`))},
@@ -174,7 +174,7 @@ func TestCreatedByCondition(t *testing.T) {
 		teams string
 		want  access.Reason
 	}{{"finance", access.Granted}, {"ops finance", access.Granted}, {"ops", access.NoRule}, {"", access.NoRule}} {
-		u, token, err := w.CreateServiceUser(ctx, alice, ServiceUser{Name: "in " + row.teams + "!", Active: true, Teams: strings.Fields(row.teams)}, &NewToken{})
+		u, token, err := w.CreateServiceUser(ctx, alice, ServiceUser{Profile: access.Profile{Name: "in " + row.teams + "!", Active: true, Teams: strings.Fields(row.teams)}}, &NewToken{})
 		mustDo(err)
 		if got := probe(w.Store, u.ID, token.Secret, "GET /v1/x"); got != row.want {
 			t.Errorf("in the teams %q: got %v, want %v", row.teams, got, row.want)
@@ -252,7 +252,7 @@ func TestMembersOfBothSources(t *testing.T) {
 	want := map[string][]string{}
 	for i := range 12 {
 		w.clock.add(time.Nanosecond)
-		u := ServiceUser{Name: fmt.Sprintf("%s%02d", []string{"n", "c", "cn", "x"}[i%4], i), Teams: [][]string{{"a"}, {"b"}, {"a", "b"}}[i%3]}
+		u := ServiceUser{Profile: access.Profile{Name: fmt.Sprintf("%s%02d", []string{"n", "c", "cn", "x"}[i%4], i), Teams: [][]string{{"a"}, {"b"}, {"a", "b"}}[i%3]}}
 		source := access.ByName
 		switch i % 4 {
 		case 0, 2:

@@ -53,7 +53,7 @@ func newChronicle(t testing.TB) *chronicle {
 	}
 	user := func(n int) {
 		u, token, err := s.CreateServiceUser(ctx, Local, ServiceUser{
-			Name: fmt.Sprint("user", n), DisplayName: strings.Repeat("display ", 4), Description: strings.Repeat("d", 200), Active: true, Groups: c.ids[:1],
+			Profile: access.Profile{Name: fmt.Sprint("user", n), DisplayName: strings.Repeat("display ", 4), Description: strings.Repeat("d", 200), Active: true}, Groups: c.ids[:1],
 		}, &NewToken{})
 		mustDo(err)
 		keep()
@@ -162,7 +162,7 @@ func (c *chronicle) outcome(t testing.TB, what string, files map[string][]byte, 
 		outcome = asItWas
 	}
 	// It can be worked on, or says that it cannot.
-	_, _, _ = s.CreateServiceUser(ctx, Local, ServiceUser{Name: "after"}, &NewToken{})
+	_, _, _ = s.CreateServiceUser(ctx, Local, ServiceUser{Profile: access.Profile{Name: "after"}}, &NewToken{})
 	return outcome
 }
 
@@ -362,7 +362,7 @@ func TestDamagedUnderfoot(t *testing.T) {
 				if row.seen {
 					eventually(t, "a fault", func() bool { return w.Fault() != "" })
 				}
-				_, _, err := w.CreateServiceUser(ctx, Local, ServiceUser{Name: "after"}, nil)
+				_, _, err := w.CreateServiceUser(ctx, Local, ServiceUser{Profile: access.Profile{Name: "after"}}, nil)
 				if row.seen && err == nil {
 					t.Error("a change: got no error")
 				}

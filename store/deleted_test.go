@@ -100,12 +100,14 @@ func TestUndeleteRefused(t *testing.T) {
 		{"purged", "conflict", func(w *world) error { err := remove(w); w.clock.add(time.Hour); return errors.Join(err, w.purge(ctx)) }},
 		{"not deleted", "conflict", func(w *world) error { return nil }},
 		{"unknown", "not found", func(w *world) error { w.user.ID = newID("service", w.now()); return nil }},
-		{"name taken", "conflict name", func(w *world) error { return errors.Join(remove(w), add(w, ServiceUser{Name: "billing-sync"})) }},
+		{"name taken", "conflict name", func(w *world) error {
+			return errors.Join(remove(w), add(w, ServiceUser{Profile: access.Profile{Name: "billing-sync"}}))
+		}},
 		{"alias taken", "conflict alias", func(w *world) error {
-			return errors.Join(remove(w), add(w, ServiceUser{Name: "n", Alias: "b@example"}))
+			return errors.Join(remove(w), add(w, ServiceUser{Profile: access.Profile{Name: "n", Alias: "b@example"}}))
 		}},
 		{"name free again", "ok", func(w *world) error {
-			u, _, err := w.CreateServiceUser(ctx, alice, ServiceUser{Name: "n"}, nil)
+			u, _, err := w.CreateServiceUser(ctx, alice, ServiceUser{Profile: access.Profile{Name: "n"}}, nil)
 			mustDo(errors.Join(err, remove(w)))
 			_, err = w.UpdateServiceUser(ctx, alice, u.ID, 0, func(u *ServiceUser) error { u.Name = "billing-sync"; return nil })
 			return errors.Join(err, w.deleteUser(ctx, alice, u.ID, 0))
@@ -136,14 +138,14 @@ func TestPurge(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, Options{UseInterval: time.Hour, Retention: time.Hour})
 	private := ServiceUser{
-		Name: "private1", DisplayName: "private2", Description: "private3", Owner: "private4", Alias: "private5", Teams: []string{"private6"},
-		Labels: map[string]string{"a": "private7"}, AllowedIPs: []string{"192.0.2.77/32"}, Groups: []string{w.readers.ID}, Active: true,
+		Profile: access.Profile{Name: "private1", DisplayName: "private2", Description: "private3", Owner: "private4", Alias: "private5", Teams: []string{"private6"},
+			Labels: map[string]string{"a": "private7"}, Active: true}, AllowedIPs: []string{"192.0.2.77/32"}, Groups: []string{w.readers.ID},
 	}
 	u, k, err := w.CreateServiceUser(ctx, Local, private, &NewToken{Description: "private8", Metadata: "private9"})
 	mustDo(err)
 	mustDo(w.deleteUser(ctx, alice, u.ID, 0))
 	for i := range 101 { // more than one batch
-		o, _, err := w.CreateServiceUser(ctx, Local, ServiceUser{Name: fmt.Sprint("other", i)}, nil)
+		o, _, err := w.CreateServiceUser(ctx, Local, ServiceUser{Profile: access.Profile{Name: fmt.Sprint("other", i)}}, nil)
 		mustDo(errors.Join(err, w.deleteUser(ctx, alice, o.ID, 0)))
 	}
 	w.clock.add(time.Hour - time.Second)

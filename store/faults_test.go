@@ -326,7 +326,7 @@ func TestCallsFailInAChange(t *testing.T) {
 	t.Parallel()
 	for name, change := range map[string]func(w *world) error{
 		"create": func(w *world) error {
-			_, _, err := w.CreateServiceUser(ctx, alice, ServiceUser{Name: "n", Active: true, Groups: []string{w.readers.ID}}, &NewToken{})
+			_, _, err := w.CreateServiceUser(ctx, alice, ServiceUser{Profile: access.Profile{Name: "n", Active: true}, Groups: []string{w.readers.ID}}, &NewToken{})
 			return err
 		},
 		"revoke":  func(w *world) error { return w.revoke(ctx, alice, w.user.ID, w.token.ID) },
@@ -488,7 +488,7 @@ func fillUp(t testing.TB, w *world) {
 	text := strings.Repeat("x", maxText)
 	for n := 0; ; n++ {
 		before, rows := w.Directory(), dump(t, w.Store)
-		_, _, err := w.CreateServiceUser(ctx, alice, ServiceUser{Name: fmt.Sprint("filler", n), Description: text}, &NewToken{Metadata: text})
+		_, _, err := w.CreateServiceUser(ctx, alice, ServiceUser{Profile: access.Profile{Name: fmt.Sprint("filler", n), Description: text}}, &NewToken{Metadata: text})
 		if err == nil {
 			if n > 1000 {
 				t.Fatal("the disk does not get full")
@@ -574,7 +574,7 @@ func TestLockedForLong(t *testing.T) {
 	errs := make(chan error, n)
 	for i := range n {
 		go func() {
-			_, _, err := w.CreateServiceUser(ctx, alice, ServiceUser{Name: fmt.Sprint("n", i)}, nil)
+			_, _, err := w.CreateServiceUser(ctx, alice, ServiceUser{Profile: access.Profile{Name: fmt.Sprint("n", i)}}, nil)
 			errs <- err
 		}()
 	}
@@ -611,7 +611,7 @@ func TestTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &Store{writing: make(chan struct{}, 1)} // somebody has the turn
 		begun := time.Now()
-		_, _, err := s.CreateServiceUser(ctx, Local, ServiceUser{Name: "n"}, nil)
+		_, _, err := s.CreateServiceUser(ctx, Local, ServiceUser{Profile: access.Profile{Name: "n"}}, nil)
 		if err == nil || !strings.Contains(err.Error(), "try again later") {
 			t.Errorf("got %v, want advice to try again later", err)
 		}

@@ -348,7 +348,7 @@ func TestAllTokens(t *testing.T) {
 	w := newWorld(t, still)
 	made := func(name string, teams ...string) (ServiceUser, *Issued) {
 		w.clock.add(time.Second)
-		u, k, err := w.CreateServiceUser(ctx, Local, ServiceUser{Name: name, Teams: teams}, &NewToken{})
+		u, k, err := w.CreateServiceUser(ctx, Local, ServiceUser{Profile: access.Profile{Name: name, Teams: teams}}, &NewToken{})
 		mustDo(err)
 		return u, k
 	}

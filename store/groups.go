@@ -29,13 +29,8 @@ func (s *Store) CreateGroup(ctx context.Context, by Actor, g Group) (Group, erro
 		g.copyManagedFields(Group{
 			ID: t.newID("group"), CreatedAt: t.now, CreatedBy: t.by.Name, UpdatedAt: t.now, Version: 1,
 		})
-		if _, err := t.exec(`
-			INSERT INTO permission_groups (
-				id, name, description, mode, member_condition, created_at, created_by, updated_at,
-				deleted_at, version, revision)
-			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 0, $9, $10)`,
-			g.ID, g.Name, g.Description, g.Mode, g.MemberCondition, unix(g.CreatedAt), g.CreatedBy,
-			unix(g.UpdatedAt), g.Version, t.revision); err != nil {
+		row := append(groupColumns.added(&g), value{"deleted_at", 0}, value{"revision", t.revision})
+		if err := t.insert("permission_groups", row...); err != nil {
 			return fmt.Errorf("writing the permission group: %w", err)
 		}
 		if err := t.setPermissions(g.ID, nil, g.Permissions); err != nil {
@@ -157,12 +152,8 @@ func (s *Store) UpdateGroup(
 // writeGroup writes the row of a group after any change of the group, with a new version.
 func (t *tx) writeGroup(g Group) (Group, error) {
 	g.UpdatedAt, g.Version = t.now, g.Version+1
-	if _, err := t.exec(`
-		UPDATE permission_groups SET name = $2, description = $3, mode = $4, member_condition = $5,
-			updated_at = $6, version = $7, revision = $8
-		WHERE id = $1`,
-		g.ID, g.Name, g.Description, g.Mode, g.MemberCondition, unix(g.UpdatedAt),
-		g.Version, t.revision); err != nil {
+	row := append(groupColumns.changed(&g), value{"revision", t.revision})
+	if err := t.update("permission_groups", g.ID, row...); err != nil {
 		return g, fmt.Errorf("writing the permission group: %w", err)
 	}
 	return g, nil
@@ -338,12 +329,9 @@ func (s *Store) setMember(ctx context.Context, by Actor, groupID, userID string,
 		if err := t.setGroups(userID, before.Groups, after.Groups); err != nil {
 			return err
 		}
-		if _, err := t.exec(`
-			UPDATE service_users SET updated_at = $2, version = version + 1, revision = $3 WHERE id = $1`,
-			userID, t.now.Unix(), t.revision); err != nil {
-			return fmt.Errorf("writing the service user: %w", err)
+		if err := t.writeUser(&after); err != nil {
+			return err
 		}
-		after.UpdatedAt, after.Version = t.now, before.Version+1
 		if err := t.withinScope(&before, &after); err != nil {
 			return err
 		}
@@ -447,18 +435,6 @@ func (t *tx) setRules(group string, before, list []access.Rule) ([]access.Rule, 
 		}
 	}
 	return rules, nil
-}
-
-const selectGroup = `
-	SELECT id, name, description, mode, member_condition, created_at, created_by, updated_at, version
-	FROM permission_groups`
-
-func scanGroup(rows *sql.Rows) (g Group, err error) {
-	var created, updated int64
-	err = rows.Scan(&g.ID, &g.Name, &g.Description, &g.Mode, &g.MemberCondition, &created,
-		&g.CreatedBy, &updated, &g.Version)
-	g.CreatedAt, g.UpdatedAt = fromUnix(created), fromUnix(updated)
-	return g, err
 }
 
 func (t *tx) group(id string) (Group, error) {

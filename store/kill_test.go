@@ -236,7 +236,7 @@ func (e *step) run(s *Store) {
 	var issued *Issued
 	switch e.Do {
 	case "create":
-		u, token, err := s.CreateServiceUser(ctx, Local, ServiceUser{Name: newID("n", s.Now()) + "!", Owner: e.Owner, Active: true}, &NewToken{})
+		u, token, err := s.CreateServiceUser(ctx, Local, ServiceUser{Profile: access.Profile{Name: newID("n", s.Now()) + "!", Owner: e.Owner, Active: true}}, &NewToken{})
 		mustDo(err)
 		e.User, issued = u.ID, token
 	case "update":

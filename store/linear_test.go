@@ -97,7 +97,7 @@ func TestLinearizable(t *testing.T) {
 	var users [registers]string
 	var known [registers][]issued // of the last tokens
 	for i := range users {
-		u, _, err := s.CreateServiceUser(ctx, Local, ServiceUser{Name: fmt.Sprint("u", i), Active: true}, nil)
+		u, _, err := s.CreateServiceUser(ctx, Local, ServiceUser{Profile: access.Profile{Name: fmt.Sprint("u", i), Active: true}}, nil)
 		mustDo(err)
 		users[i] = u.ID
 	}

@@ -12,7 +12,7 @@ import (
 // UserQuery selects a page of service users. The zero value selects all of them, newest first.
 type UserQuery struct {
 	Name    string // exactly this name; "" is any
-	Search  string // part of the name, display name, alias, owner, description or id, in any case of ASCII letters
+	Search  string // part of the id or of a text that people write, in any case of ASCII letters
 	Role    string // "" is any
 	Team    string // "" is any
 	Status  string // "active", "inactive" or "expired"; "" is any
@@ -213,8 +213,10 @@ func (t *tx) choose(q UserQuery) (clause, order string, args []any) {
 		pattern := arg(q.Search)
 		// LIKE would treat "%" and "_" in the search text as wildcards.
 		var any []string
-		for _, column := range []string{"name", "display_name", "alias", "owner", "description", "id"} {
-			any = append(any, `REPLACE(LOWER(`+column+`), LOWER(`+pattern+`), '') <> LOWER(`+column+`)`)
+		for _, c := range userColumns {
+			if c.people || c.name == "id" {
+				any = append(any, `REPLACE(LOWER(`+c.name+`), LOWER(`+pattern+`), '') <> LOWER(`+c.name+`)`)
+			}
 		}
 		where = append(where, "("+strings.Join(any, " OR ")+")")
 	}

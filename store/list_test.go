@@ -5,6 +5,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/serviceusers/caddy-service-users/access"
 )
 
 // walk is a way to list 25 of something.
@@ -21,9 +23,9 @@ func walks(t *testing.T) []walk {
 	s := open(t, place(t), Options{})
 	g := addGroup(s, "g")
 	var users, tokens, groups []string
-	holder := must(first(s.CreateServiceUser(ctx, Local, ServiceUser{Name: "holder"}, nil)))
+	holder := must(first(s.CreateServiceUser(ctx, Local, ServiceUser{Profile: access.Profile{Name: "holder"}}, nil)))
 	for i := range 25 {
-		u := must(first(s.CreateServiceUser(ctx, Local, ServiceUser{Name: fmt.Sprint("u", i), Teams: []string{"a"}, Groups: []string{g.ID}}, nil)))
+		u := must(first(s.CreateServiceUser(ctx, Local, ServiceUser{Profile: access.Profile{Name: fmt.Sprint("u", i), Teams: []string{"a"}}, Groups: []string{g.ID}}, nil)))
 		users = append(users, u.ID)
 		tokens = append(tokens, must(s.CreateToken(ctx, Local, holder.ID, NewToken{})).ID)
 		groups = append(groups, addGroup(s, fmt.Sprint("g", i)).ID)
@@ -31,7 +33,7 @@ func walks(t *testing.T) []walk {
 			continue
 		}
 		// Others between them, which the lists must skip.
-		u = must(first(s.CreateServiceUser(ctx, Local, ServiceUser{Name: fmt.Sprint("h", i), Teams: []string{"b"}, Groups: []string{g.ID}}, nil)))
+		u = must(first(s.CreateServiceUser(ctx, Local, ServiceUser{Profile: access.Profile{Name: fmt.Sprint("h", i), Teams: []string{"b"}}, Groups: []string{g.ID}}, nil)))
 		if i%5 == 0 {
 			mustDo(s.deleteUser(ctx, Local, u.ID, 0))
 		}

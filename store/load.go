@@ -472,43 +472,36 @@ func (s *Store) loadPart(
 	} else if p.atOnce > 0 {
 		which, args = `WHERE +revision > $1 AND id > $2 ORDER BY id LIMIT $3`, []any{p.since, p.after, p.atOnce}
 	}
-	const columns = `id, name, display_name, alias, owner, active, role, teams, labels, ` +
-		`allowed_ips, expires_at, created_at, deleted_at`
 	// Descriptions are not in the directory. Their size is checked all the same, since a
 	// description that is too large is damage.
-	const described = `, octet_length(description) AS described`
-	from := `(SELECT ` + columns + described + ` FROM service_users ` + which + `) t`
+	const described = `octet_length(description) AS described`
+	shared := slices.DeleteFunc(slices.Clone(profileColumns),
+		func(c column[access.Profile]) bool { return c.name == "description" })
+	columns := strings.Join(append(shared.names(), "allowed_ips", "expires_at", "created_at", "deleted_at"), ", ")
+	from := `(SELECT ` + columns + `, ` + described + ` FROM service_users ` + which + `) t`
 	err = eachPacked(ctx, q, columns+`, described`, from, args, func(row *fields) error {
 		if err := bearable(row.values...); err != nil {
 			return err
 		}
-		u := access.User{
-			ID: row.text(), Name: row.text(), DisplayName: row.text(), Alias: row.text(), Owner: row.text(),
+		users = append(users, access.User{})
+		u := &users[len(users)-1]
+		for _, c := range shared {
+			if err := row.into(c.field(&u.Profile)); err != nil {
+				return err
+			}
 		}
-		u.Active, u.Role = row.bool(), access.Role(row.text())
-		teams, labels, allowed := row.text(), row.text(), row.text()
+		allowed := row.text()
 		u.ExpiresAt, u.CreatedAt = row.number(), row.number()
 		deleted := row.number() != 0
 		if err := bearableSize(row.number()); err != nil {
 			return err
 		}
 		if deleted {
-			removed = append(removed, u.ID)
+			removed, users = append(removed, u.ID), users[:len(users)-1]
 			return nil
-		}
-		if teams != "[]" {
-			if err := fromJSON(teams, &u.Teams); err != nil {
-				return err
-			}
-		}
-		if labels != "{}" {
-			if err := fromJSON(labels, &u.Labels); err != nil {
-				return err
-			}
 		}
 		var err error
 		u.AllowedIPs, err = prefixes(allowed)
-		users = append(users, u)
 		return err
 	})
 	if err != nil {

@@ -10,6 +10,8 @@ import (
 	"unicode/utf8"
 
 	"pgregory.net/rapid"
+
+	"github.com/serviceusers/caddy-service-users/access"
 )
 
 // Names that read alike are one name, whoever comes second, and the refusal does not
@@ -26,7 +28,7 @@ func TestNamesThatReadAlike(t *testing.T) {
 	} {
 		w := newWorld(t, Options{})
 		made, _ := addUser(w.Store, row.first)
-		_, _, err := w.CreateServiceUser(ctx, alice, ServiceUser{Name: row.second}, nil)
+		_, _, err := w.CreateServiceUser(ctx, alice, ServiceUser{Profile: access.Profile{Name: row.second}}, nil)
 		if kind(err) != "conflict name" {
 			t.Errorf("%+q after %+q: got %v, want that it is taken", row.second, row.first, err)
 			continue
@@ -72,7 +74,7 @@ func TestNewNames(t *testing.T) {
 		// Ids.
 		{"service_" + strings.Repeat("0", 27) + "\ufe0f", "look like an id"}, {"SERVICE_" + strings.Repeat("0", 27), "look like an id"},
 	} {
-		u, _, err := w.CreateServiceUser(ctx, alice, ServiceUser{Name: row.name}, nil)
+		u, _, err := w.CreateServiceUser(ctx, alice, ServiceUser{Profile: access.Profile{Name: row.name}}, nil)
 		if row.advice != "" {
 			wantInvalid(t, fmt.Sprintf("%+q", row.name), err, "name", row.advice)
 			wantInvalid(t, fmt.Sprintf("%+q, by an update", row.name), w.changeUser(func(u *ServiceUser) { u.Name = row.name }), "name", row.advice)
@@ -148,14 +150,14 @@ func TestOlderNames(t *testing.T) {
 		}
 	}
 	for _, name := range []string{"ROOT", "Lead", "STRASSE", "billing-sync\ufe0f"} {
-		if _, _, err := s.CreateServiceUser(ctx, alice, ServiceUser{Name: name}, nil); kind(err) != "conflict name" {
+		if _, _, err := s.CreateServiceUser(ctx, alice, ServiceUser{Profile: access.Profile{Name: name}}, nil); kind(err) != "conflict name" {
 			t.Errorf("%+q: got %v, want that it is taken", name, err)
 		}
 	}
 
 	// The name is not free as long as one of them has it.
 	for _, name := range []string{"root\ufe0f", "ｒｏｏｔ", "Root"} {
-		if _, _, err := s.CreateServiceUser(ctx, alice, ServiceUser{Name: "rOOT"}, nil); kind(err) != "conflict name" {
+		if _, _, err := s.CreateServiceUser(ctx, alice, ServiceUser{Profile: access.Profile{Name: "rOOT"}}, nil); kind(err) != "conflict name" {
 			t.Errorf("beside %+q: got %v, want that it is taken", name, err)
 		}
 		must(s.UpdateServiceUser(ctx, alice, named[name].ID, 0, func(u *ServiceUser) error { u.Name = "was " + u.ID[10:20]; return nil }))

@@ -219,7 +219,7 @@ func TestOpenDamagedPages(t *testing.T) {
 		ids = append(ids, g.ID)
 	}
 	for i := range 12 {
-		u, _, err := s.CreateServiceUser(ctx, Local, ServiceUser{Name: fmt.Sprint("u", i), Description: text, Groups: ids[:20]}, &NewToken{Metadata: text})
+		u, _, err := s.CreateServiceUser(ctx, Local, ServiceUser{Profile: access.Profile{Name: fmt.Sprint("u", i), Description: text}, Groups: ids[:20]}, &NewToken{Metadata: text})
 		mustDo(err)
 		ids = append(ids, u.ID)
 	}
@@ -328,7 +328,7 @@ func TestOpenAtOnce(t *testing.T) {
 	for i := range n {
 		wg.Go(func() {
 			if stores[i], errs[i] = Open(ctx, path, Options{}); errs[i] == nil {
-				_, _, errs[i] = stores[i].CreateServiceUser(ctx, Local, ServiceUser{Name: fmt.Sprint("u", i)}, nil)
+				_, _, errs[i] = stores[i].CreateServiceUser(ctx, Local, ServiceUser{Profile: access.Profile{Name: fmt.Sprint("u", i)}}, nil)
 			}
 		})
 	}

@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/serviceusers/caddy-service-users/access"
 )
 
 // The separators of fields and rows in a packed text. checkText keeps both characters out of every
@@ -125,4 +127,23 @@ func (r *fields) bool() bool {
 		r.err = fmt.Errorf("%w: %d is neither true nor false", errRowDamaged, n)
 	}
 	return n == 1
+}
+
+// into reads the next value into a field of a [column]. It leaves an empty list or map nil.
+func (r *fields) into(field any) error {
+	switch field := field.(type) {
+	case *string:
+		*field = r.text()
+	case *access.Role:
+		*field = access.Role(r.text())
+	case *bool:
+		*field = r.bool()
+	case jsonText:
+		if text := r.text(); text != "[]" && text != "{}" {
+			return fromJSON(text, field.v)
+		}
+	default:
+		return fmt.Errorf("no text can be read into a %T", field)
+	}
+	return nil
 }

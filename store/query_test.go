@@ -26,7 +26,7 @@ func TestSorts(t *testing.T) {
 			add := func(i int) {
 				// Names of either case, in an order that is not that of their making.
 				name := fmt.Sprint(string("bBaA"[i%4]), i*7%5, "-", i)
-				u, _, err := s.CreateServiceUser(ctx, Local, ServiceUser{Name: name, Role: roles[i%3], Active: true}, nil)
+				u, _, err := s.CreateServiceUser(ctx, Local, ServiceUser{Profile: access.Profile{Name: name, Role: roles[i%3], Active: true}}, nil)
 				mustDo(err)
 				u.LastActiveAt = fromUnix(int64(i % 3 * 100))
 				must(s.write.ExecContext(ctx, `UPDATE service_users SET last_active_at = $1 WHERE id = $2`, unix(u.LastActiveAt), u.ID))
@@ -93,11 +93,11 @@ func TestSearch(t *testing.T) {
 	w := newWorld(t, still)
 	expires := w.now().Add(time.Hour)
 	for _, u := range []ServiceUser{
-		{Name: "100%", DisplayName: "Half_Way", Owner: "o'Neill", Role: access.Admin, Teams: []string{"ops"}, Active: true},
-		{Name: "100x", DisplayName: "HalfXWay", Alias: "alias@example", Teams: []string{"Ops", "hr"}, ExpiresAt: expires, Active: true},
-		{Name: "bang!", Description: `back\slash`, Role: access.Manager, Teams: []string{"hr"}},
-		{Name: "ÄPFEL", Description: "!%", Teams: []string{"ops", "hr"}, ExpiresAt: expires},
-		{Name: "gone", Teams: []string{"ops"}},
+		{Profile: access.Profile{Name: "100%", DisplayName: "Half_Way", Owner: "o'Neill", Role: access.Admin, Teams: []string{"ops"}, Active: true}},
+		{Profile: access.Profile{Name: "100x", DisplayName: "HalfXWay", Alias: "alias@example", Teams: []string{"Ops", "hr"}, Active: true}, ExpiresAt: expires},
+		{Profile: access.Profile{Name: "bang!", Description: `back\slash`, Role: access.Manager, Teams: []string{"hr"}}},
+		{Profile: access.Profile{Name: "ÄPFEL", Description: "!%", Teams: []string{"ops", "hr"}}, ExpiresAt: expires},
+		{Profile: access.Profile{Name: "gone", Teams: []string{"ops"}}},
 	} {
 		w.clock.add(time.Second)
 		u, _, err := w.CreateServiceUser(ctx, Local, u, nil)
@@ -190,7 +190,7 @@ func TestFilterHoldsNothing(t *testing.T) {
 	w := newWorld(t, still)
 	for i := range filteredAtOnce + 20 {
 		w.clock.add(time.Second)
-		mustDo(third(w.CreateServiceUser(ctx, Local, ServiceUser{Name: fmt.Sprintf("user %03d", i), Teams: []string{"ops"}, Active: true}, nil)))
+		mustDo(third(w.CreateServiceUser(ctx, Local, ServiceUser{Profile: access.Profile{Name: fmt.Sprintf("user %03d", i), Teams: []string{"ops"}, Active: true}}, nil)))
 	}
 	newest := must(first2(w.ServiceUsers(ctx, Local, UserQuery{Limit: filteredAtOnce + 20})))
 	db, err := sql.Open("sqlite", w.path)

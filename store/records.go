@@ -16,33 +16,21 @@ import (
 
 // ServiceUser is a machine account. The zero time means "never".
 type ServiceUser struct {
-	ID           string            `json:"id"`                     // service_…
-	Name         string            `json:"name"`                   // unique, 1-255 characters
-	DisplayName  string            `json:"display_name,omitempty"` // for people
-	Description  string            `json:"description,omitempty"`  // for people
-	Owner        string            `json:"owner,omitempty"`        // the contact for questions
-	Alias        string            `json:"alias,omitempty"`        // a second login id, unique; may be ""
-	Active       bool              `json:"active"`                 // false: its tokens are refused
-	Role         access.Role       `json:"role"`                   // on the admin API
-	Teams        []string          `json:"teams"`                  // sorted
-	Labels       map[string]string `json:"labels,omitempty"`       // free, for conditions and filters
-	AllowedIPs   []string          `json:"allowed_ips,omitempty"`  // CIDRs; empty is any
-	ExpiresAt    time.Time         `json:"expires_at,omitzero"`
-	CreatedAt    time.Time         `json:"created_at"`
-	CreatedBy    string            `json:"created_by"` // an Actor's name
-	UpdatedAt    time.Time         `json:"updated_at"`
-	LastActiveAt time.Time         `json:"-"`
-	DeletedAt    time.Time         `json:"deleted_at,omitzero"`
-	Groups       []string          `json:"permission_groups"` // sorted ids of the groups that name it as a member
-	Version      int64             `json:"version"`           // counts changes of these fields, for If-Match
+	access.Profile
+	AllowedIPs   []string  `json:"allowed_ips,omitempty"` // CIDRs; empty is any
+	ExpiresAt    time.Time `json:"expires_at,omitzero"`
+	CreatedAt    time.Time `json:"created_at"`
+	CreatedBy    string    `json:"created_by"` // an Actor's name
+	UpdatedAt    time.Time `json:"updated_at"`
+	LastActiveAt time.Time `json:"-"`
+	DeletedAt    time.Time `json:"deleted_at,omitzero"`
+	Groups       []string  `json:"permission_groups"` // sorted ids of the groups that name it as a member
+	Version      int64     `json:"version"`           // counts changes of these fields, for If-Match
 }
 
 // directoryUser returns the service user as conditions and groups see it.
 func (u *ServiceUser) directoryUser() *access.User {
-	return &access.User{
-		ID: u.ID, Name: u.Name, DisplayName: u.DisplayName, Alias: u.Alias, Owner: u.Owner, Role: u.Role,
-		Teams: u.Teams, Labels: u.Labels, CreatedAt: unix(u.CreatedAt), Active: u.Active, Groups: u.Groups,
-	}
+	return &access.User{Profile: u.Profile, CreatedAt: unix(u.CreatedAt), Groups: u.Groups}
 }
 
 // clone returns a copy that shares nothing with u.

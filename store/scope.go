@@ -1,7 +1,6 @@
 package store
 
 import (
-	"maps"
 	"slices"
 	"strings"
 
@@ -130,7 +129,7 @@ func (t *tx) holdsRules(manager, target *access.User, groups []access.Membership
 		// Two service users get the same result if every field that the conditions read is
 		// the same.
 		for _, field := range m.Group.Reads() {
-			if readField(manager, field) != readField(target, field) {
+			if !access.SameField(field, manager, target) {
 				return &Error{ErrNotAllowed, "permission_groups",
 					"conditions of " + m.Group.ID + " look at user." + field +
 						", which is not the same for the manager and the service user; " +
@@ -154,7 +153,7 @@ func (t *tx) writesNoCondition(before, after *ServiceUser) error {
 			// A caller cannot write id and created_at, and checkHolds allows only the
 			// role member.
 			if field != "id" && field != "created_at" && field != "role" &&
-				readField(was, field) != readField(is, field) {
+				!access.SameField(field, was, is) {
 				// "labels.env" is part of the field labels in the REST API.
 				top, _, _ := strings.Cut(field, ".")
 				return &Error{ErrNotAllowed, top, "conditions of " + id + " look at user." + field +
@@ -163,39 +162,4 @@ func (t *tx) writesNoCondition(before, after *ServiceUser) error {
 		}
 	}
 	return nil
-}
-
-// readField returns a field of a service user in a form that can be compared. field is the name of
-// the field in conditions, for example "labels.env".
-func readField(u *access.User, field string) string {
-	if key, ok := strings.CutPrefix(field, "labels."); ok {
-		// A condition can distinguish a missing label from an empty one.
-		value, has := u.Labels[key]
-		return toJSON([]any{value, has})
-	}
-	switch field {
-	case "id":
-		return u.ID
-	case "name":
-		return u.Name
-	case "display_name":
-		return u.DisplayName
-	case "alias":
-		return u.Alias
-	case "owner":
-		return u.Owner
-	case "role":
-		return string(u.Role)
-	case "teams":
-		return toJSON(sorted(u.Teams))
-	case "labels":
-		labels := maps.Clone(u.Labels)
-		if labels == nil {
-			labels = map[string]string{}
-		}
-		return toJSON(labels)
-	case "created_at":
-		return toJSON(u.CreatedAt)
-	}
-	panic("store: a condition looks at the unknown field " + field)
 }

@@ -30,7 +30,7 @@ func testScope(t *testing.T, withDefault bool) {
 	ids := map[string]string{"base": base.ID, "readers": readers.ID, "writers": writers.ID, "nobody": newID("service", s.Now()), "nogroup": newID("group", s.Now())}
 	tokens := make(map[string]*Issued)
 	add := func(name string, role access.Role, teams string, groups ...string) {
-		u := ServiceUser{Name: name, Active: true, Role: role, Teams: strings.Fields(teams)}
+		u := ServiceUser{Profile: access.Profile{Name: name, Active: true, Role: role, Teams: strings.Fields(teams)}}
 		for _, g := range groups {
 			u.Groups = append(u.Groups, ids[g])
 		}
@@ -180,13 +180,19 @@ func testScope(t *testing.T, withDefault bool) {
 		row{"exchange for a foreign team", "not allowed teams", func() error { return update("plain", func(u *ServiceUser) { u.Teams = []string{"hr"} }) }},
 		row{"let go", "not allowed teams", func() error { return update("plain", func(u *ServiceUser) { u.Teams = nil }) }},
 		row{"team of another case", "not allowed teams", func() error { return update("plain", func(u *ServiceUser) { u.Teams = append(u.Teams, "Finance") }) }},
-		row{"create an admin", "not allowed role", func() error { return create(ServiceUser{Name: "n", Role: access.Admin, Teams: []string{"ops"}}) }},
-		row{"create a manager", "not allowed role", func() error { return create(ServiceUser{Name: "n", Role: access.Manager, Teams: []string{"ops"}}) }},
-		row{"create without a team", "not allowed teams", func() error { return create(ServiceUser{Name: "n"}) }},
-		row{"create in a foreign team", "not allowed teams", func() error { return create(ServiceUser{Name: "n", Teams: []string{"hr"}}) }},
-		row{"create in a foreign team too", "not allowed teams", func() error { return create(ServiceUser{Name: "n", Teams: []string{"hr", "ops"}}) }},
+		row{"create an admin", "not allowed role", func() error {
+			return create(ServiceUser{Profile: access.Profile{Name: "n", Role: access.Admin, Teams: []string{"ops"}}})
+		}},
+		row{"create a manager", "not allowed role", func() error {
+			return create(ServiceUser{Profile: access.Profile{Name: "n", Role: access.Manager, Teams: []string{"ops"}}})
+		}},
+		row{"create without a team", "not allowed teams", func() error { return create(ServiceUser{Profile: access.Profile{Name: "n"}}) }},
+		row{"create in a foreign team", "not allowed teams", func() error { return create(ServiceUser{Profile: access.Profile{Name: "n", Teams: []string{"hr"}}}) }},
+		row{"create in a foreign team too", "not allowed teams", func() error {
+			return create(ServiceUser{Profile: access.Profile{Name: "n", Teams: []string{"hr", "ops"}}})
+		}},
 		row{"create with a foreign group", "not allowed permission_groups", func() error {
-			return create(ServiceUser{Name: "n", Teams: []string{"ops"}, Groups: []string{writers.ID}})
+			return create(ServiceUser{Profile: access.Profile{Name: "n", Teams: []string{"ops"}}, Groups: []string{writers.ID}})
 		}},
 		row{"add a member to a foreign group", "not found", func() error { return s.AddMember(ctx, by, writers.ID, ids["plain"]) }},
 		row{"remove a member of a foreign group", "not found", func() error { return s.RemoveMember(ctx, by, writers.ID, ids["writer"]) }},
@@ -244,7 +250,7 @@ func testScope(t *testing.T, withDefault bool) {
 		{"add a member", "", func() error { return s.AddMember(ctx, by, base.ID, ids["reader"]) }},
 		{"remove a member", "", func() error { return s.RemoveMember(ctx, by, base.ID, ids["reader"]) }},
 		{"create", "", func() error {
-			return create(ServiceUser{Name: "n", Teams: []string{"ops"}, Groups: []string{readers.ID, base.ID}})
+			return create(ServiceUser{Profile: access.Profile{Name: "n", Teams: []string{"ops"}}, Groups: []string{readers.ID, base.ID}})
 		}},
 		{"mint", "", func() error { return second(s.CreateToken(ctx, by, ids["reader"], NewToken{})) }},
 		{"update a token", "", func() error {

@@ -39,18 +39,10 @@ func (s *Store) CreateServiceUser(
 			return err
 		}
 		u.copyManagedFields(ServiceUser{
-			ID: t.newID("service"), CreatedAt: t.now, CreatedBy: t.by.Name, UpdatedAt: t.now, Version: 1,
+			Profile: access.Profile{ID: t.newID("service")}, CreatedAt: t.now, CreatedBy: t.by.Name, UpdatedAt: t.now, Version: 1,
 		})
 		u.Groups = sorted(u.Groups)
-		if _, err := t.exec(`
-			INSERT INTO service_users (
-				id, name, display_name, description, owner, alias, active, role, teams, labels,
-				allowed_ips, expires_at, created_at, created_by, updated_at, last_active_at,
-				deleted_at, version, revision, name_key)
-			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, 0, 0, $16, $17, $18)`,
-			u.ID, u.Name, u.DisplayName, u.Description, u.Owner, u.Alias, u.Active, u.Role,
-			toJSON(u.Teams), toJSON(u.Labels), toJSON(u.AllowedIPs), unix(u.ExpiresAt), unix(u.CreatedAt),
-			u.CreatedBy, unix(u.UpdatedAt), u.Version, t.revision, nameKey(u.Name)); err != nil {
+		if err := t.insert("service_users", append(userColumns.added(&u), t.derived(u)...)...); err != nil {
 			return fmt.Errorf("writing the service user: %w", err)
 		}
 		for _, group := range u.Groups {
@@ -125,17 +117,8 @@ func (s *Store) UpdateServiceUser(
 		if toJSON(u) == toJSON(before) {
 			return nil // no change, so no audit record and no revision
 		}
-		u.UpdatedAt, u.Version = t.now, before.Version+1
-		if _, err := t.exec(`
-			UPDATE service_users
-			SET name = $2, display_name = $3, description = $4, owner = $5, alias = $6, active = $7,
-				role = $8, teams = $9, labels = $10, allowed_ips = $11, expires_at = $12,
-				updated_at = $13, version = $14, revision = $15, name_key = $16
-			WHERE id = $1`,
-			id, u.Name, u.DisplayName, u.Description, u.Owner, u.Alias, u.Active,
-			u.Role, toJSON(u.Teams), toJSON(u.Labels), toJSON(u.AllowedIPs), unix(u.ExpiresAt),
-			unix(u.UpdatedAt), u.Version, t.revision, nameKey(u.Name)); err != nil {
-			return fmt.Errorf("writing the service user: %w", err)
+		if err := t.writeUser(&u); err != nil {
+			return err
 		}
 		if err := t.withinScope(&before, &u); err != nil {
 			return err
@@ -144,6 +127,21 @@ func (s *Store) UpdateServiceUser(
 	})
 	s.withActivity(&u)
 	return u, err
+}
+
+// writeUser writes the row of a service user after a change, with a new version.
+func (t *tx) writeUser(u *ServiceUser) error {
+	u.UpdatedAt, u.Version = t.now, u.Version+1
+	err := t.update("service_users", u.ID, append(userColumns.changed(u), t.derived(*u)...)...)
+	if err != nil {
+		return fmt.Errorf("writing the service user: %w", err)
+	}
+	return nil
+}
+
+// derived returns the values of the columns that are not fields of a service user.
+func (t *tx) derived(u ServiceUser) []value {
+	return []value{{"revision", t.revision}, {"name_key", nameKey(u.Name)}}
 }
 
 func updateAction(before, after bool) string {
@@ -178,11 +176,10 @@ func (s *Store) DeleteServiceUser(ctx context.Context, by Actor, id string, vers
 				return err
 			}
 		}
-		if _, err := t.exec(`
-			UPDATE service_users
-			SET deleted_at = $2, updated_at = $2, active = FALSE, version = version + 1, revision = $3
-			WHERE id = $1`, id, t.now.Unix(), t.revision); err != nil {
-			return fmt.Errorf("deleting the service user: %w", err)
+		after := before
+		after.DeletedAt, after.Active = t.now, false
+		if err := t.writeUser(&after); err != nil {
+			return err
 		}
 		return t.audit("service_user.delete", id, before, nil)
 	})
@@ -258,12 +255,9 @@ func (s *Store) UndeleteServiceUser(ctx context.Context, by Actor, id string) (u
 			return err
 		}
 		u = before
-		u.DeletedAt, u.Active, u.UpdatedAt, u.Version = time.Time{}, false, t.now, before.Version+1
-		if _, err := t.exec(`
-			UPDATE service_users
-			SET deleted_at = 0, active = FALSE, updated_at = $2, version = $3, revision = $4 WHERE id = $1`,
-			id, unix(u.UpdatedAt), u.Version, t.revision); err != nil {
-			return fmt.Errorf("bringing the service user back: %w", err)
+		u.DeletedAt, u.Active = time.Time{}, false
+		if err := t.writeUser(&u); err != nil {
+			return err
 		}
 		return t.audit("service_user.undelete", id, before, u)
 	})
@@ -306,12 +300,19 @@ func (s *Store) purge(ctx context.Context) error {
 }
 
 func (t *tx) purgeUser(id string) error {
-	// The rows keep their revisions: the directory contains no deleted service users.
+	u, err := t.user(id, true)
+	if err != nil {
+		return err
+	}
+	for _, text := range userColumns.peoplesTexts(&u) {
+		*text = ""
+	}
+	u.Teams, u.Labels, u.AllowedIPs, u.Version = []string{}, map[string]string{}, []string{}, u.Version+1
+	// The row keeps its revision: the directory contains no deleted service users.
+	if err := t.update("service_users", id, append(userColumns.changed(&u), value{"name_key", ""})...); err != nil {
+		return err
+	}
 	for _, statement := range []string{
-		`UPDATE service_users
-		SET name = '', name_key = '', display_name = '', description = '', owner = '', alias = '',
-			teams = '[]', labels = '{}', allowed_ips = '[]', version = version + 1
-		WHERE id = $1 AND deleted_at > 0`,
 		`DELETE FROM members WHERE service_user_id = $1`,
 		`DELETE FROM tokens WHERE service_user_id = $1`,
 	} {
@@ -320,24 +321,6 @@ func (t *tx) purgeUser(id string) error {
 		}
 	}
 	return t.audit("service_user.purge", id, nil, nil)
-}
-
-const selectUser = `
-	SELECT id, name, display_name, description, owner, alias, active, role, teams, labels, allowed_ips,
-		expires_at, created_at, created_by, updated_at, last_active_at, deleted_at, version
-	FROM service_users`
-
-func scanUser(rows *sql.Rows) (u ServiceUser, err error) {
-	var teams, labels, allowed string
-	var expires, created, updated, lastActive, deleted int64
-	if err := rows.Scan(&u.ID, &u.Name, &u.DisplayName, &u.Description, &u.Owner, &u.Alias, &u.Active,
-		&u.Role, &teams, &labels, &allowed, &expires, &created, &u.CreatedBy, &updated, &lastActive,
-		&deleted, &u.Version); err != nil {
-		return u, err
-	}
-	u.ExpiresAt, u.CreatedAt, u.UpdatedAt = fromUnix(expires), fromUnix(created), fromUnix(updated)
-	u.LastActiveAt, u.DeletedAt = fromUnix(lastActive), fromUnix(deleted)
-	return u, errors.Join(fromJSON(teams, &u.Teams), fromJSON(labels, &u.Labels), fromJSON(allowed, &u.AllowedIPs))
 }
 
 // user reads a service user. With deleted it also returns a tombstone.

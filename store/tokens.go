@@ -152,18 +152,7 @@ func (s *Store) UpdateToken(
 		if toJSON(token) == toJSON(before) {
 			return nil
 		}
-		token.UpdatedAt, token.Version = t.now, before.Version+1
-		if _, err := t.exec(`
-			UPDATE tokens
-			SET description = $2, metadata = $3, allowed_ips = $4, permission_groups = $5, expires_at = $6,
-				not_before = $7, updated_at = $8, version = $9
-			WHERE id = $1`,
-			id, token.Description, token.Metadata, toJSON(token.AllowedIPs), toJSON(token.Groups),
-			unix(token.ExpiresAt), unix(token.NotBefore), unix(token.UpdatedAt),
-			token.Version); err != nil {
-			return fmt.Errorf("writing the token: %w", err)
-		}
-		if err := t.touchUser(userID); err != nil {
+		if err := t.writeToken(&token); err != nil {
 			return err
 		}
 		return t.audit("token.update", id, before, token)
@@ -222,14 +211,14 @@ func (s *Store) RefreshToken(
 		}
 		s.withUse(userID, &before)
 		old = before
-		old.ReplacedBy, old.UpdatedAt, old.Version = issued.ID, t.now, before.Version+1
+		old.ReplacedBy = issued.ID
 		old.RefreshedAt, old.CountAtRefresh = t.now, before.UseCount
 		if grace > 0 {
 			old.RetiresAt = earlier(t.now.Add(grace), before.ExpiresAt)
 		} else {
 			old.RevokedAt = t.now
 		}
-		if err := t.endToken(old); err != nil {
+		if err := t.writeToken(&old); err != nil {
 			return err
 		}
 		if err := t.checkLive(userID, ""); err != nil {
@@ -324,16 +313,15 @@ func (s *Store) RotateToken(
 		if unused.ID != "" {
 			after := unused
 			after.RevokedAt, after.ReplacedBy = t.now, issued.ID
-			after.UpdatedAt, after.Version = t.now, unused.Version+1
-			if err := t.endToken(after); err != nil {
+			if err := t.writeToken(&after); err != nil {
 				return err
 			}
 			if err := t.audit("token.revoke", unused.ID, unused, after); err != nil {
 				return err
 			}
 		}
-		old.ReplacedBy, old.UpdatedAt, old.Version = issued.ID, t.now, before.Version+1
-		if err := t.endToken(old); err != nil {
+		old.ReplacedBy = issued.ID
+		if err := t.writeToken(&old); err != nil {
 			return err
 		}
 		if err := t.checkLive(userID, issued.ID); err != nil {
@@ -385,24 +373,22 @@ func (s *Store) RevokeToken(ctx context.Context, by Actor, userID, id string, ve
 			return err
 		}
 		after := before
-		after.RevokedAt, after.UpdatedAt, after.Version = t.now, t.now, before.Version+1
-		if err := t.endToken(after); err != nil {
+		after.RevokedAt = t.now
+		if err := t.writeToken(&after); err != nil {
 			return err
 		}
 		return t.audit("token.revoke", id, before, after)
 	})
 }
 
-func (t *tx) endToken(token Token) error {
-	if _, err := t.exec(`
-		UPDATE tokens SET retires_at = $2, revoked_at = $3, replaced_by = $4, updated_at = $5, version = $6,
-			refreshed_at = $7, count_at_refresh = $8
-		WHERE id = $1`,
-		token.ID, unix(token.RetiresAt), unix(token.RevokedAt), token.ReplacedBy, unix(token.UpdatedAt),
-		token.Version, unix(token.RefreshedAt), token.CountAtRefresh); err != nil {
-		return fmt.Errorf("ending the token: %w", err)
+// writeToken writes the row of a token after a change, with a new version. It does not write the
+// figures of usage.
+func (t *tx) writeToken(k *Token) error {
+	k.UpdatedAt, k.Version = t.now, k.Version+1
+	if err := t.update("tokens", k.ID, tokenColumns.changed(k)...); err != nil {
+		return fmt.Errorf("writing the token: %w", err)
 	}
-	return t.touchUser(token.UserID)
+	return t.touchUser(k.UserID)
 }
 
 // createToken creates the secret and writes the row, which contains only the hash of the secret.
@@ -420,16 +406,8 @@ func (t *tx) createToken(token Token, inherited []string) (*Issued, error) {
 		ID: t.newID("token"), UserID: token.UserID, Hint: access.Hint(secret), Version: 1,
 		CreatedAt: t.now, CreatedBy: t.by.Name, UpdatedAt: t.now,
 	})
-	if _, err := t.exec(`
-		INSERT INTO tokens (
-			id, service_user_id, description, hint, hash, pepper_id, expires_at, not_before, allowed_ips,
-			metadata, permission_groups, created_at, created_by, updated_at, last_used_at, last_used_ip,
-			use_count, retires_at, revoked_at, replaced_by, version)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, 0, '', 0, 0, 0, '', $15)`,
-		token.ID, token.UserID, token.Description, token.Hint, hex.EncodeToString(hash[:]), pepper,
-		unix(token.ExpiresAt), unix(token.NotBefore), toJSON(token.AllowedIPs), token.Metadata,
-		toJSON(token.Groups), unix(token.CreatedAt), token.CreatedBy, unix(token.UpdatedAt),
-		token.Version); err != nil {
+	row := append(tokenColumns.added(&token), value{"hash", hex.EncodeToString(hash[:])}, value{"pepper_id", pepper})
+	if err := t.insert("tokens", row...); err != nil {
 		return nil, fmt.Errorf("writing the token: %w", err)
 	}
 	if err := t.touchUser(token.UserID); err != nil {
@@ -535,36 +513,6 @@ func (t *tx) reachUser(id string) error {
 		return err
 	}
 	return t.withinScope(&u, &u)
-}
-
-const selectToken = `
-	SELECT id, service_user_id, description, hint, metadata, allowed_ips, permission_groups, expires_at,
-		not_before, created_at, created_by, updated_at, last_used_at, last_used_ip, use_count, retires_at,
-		revoked_at, replaced_by, version,
-		used_from, used_rules, refreshed_at, count_at_refresh
-	FROM tokens`
-
-func scanToken(rows *sql.Rows) (k Token, err error) {
-	var allowed, groups, from, rules string
-	var expires, notBefore, created, updated, lastUsed, retires, revoked, refreshed int64
-	if err := rows.Scan(&k.ID, &k.UserID, &k.Description, &k.Hint, &k.Metadata, &allowed, &groups, &expires,
-		&notBefore, &created, &k.CreatedBy, &updated, &lastUsed, &k.LastUsedIP, &k.UseCount, &retires,
-		&revoked, &k.ReplacedBy, &k.Version, &from, &rules, &refreshed, &k.CountAtRefresh); err != nil {
-		return k, err
-	}
-	k.ExpiresAt, k.NotBefore, k.RefreshedAt = fromUnix(expires), fromUnix(notBefore), fromUnix(refreshed)
-	k.CreatedAt, k.UpdatedAt = fromUnix(created), fromUnix(updated)
-	k.LastUsedAt, k.RetiresAt, k.RevokedAt = fromUnix(lastUsed), fromUnix(retires), fromUnix(revoked)
-	return k, errors.Join(fromJSON(allowed, &k.AllowedIPs), fromJSON(groups, &k.Groups),
-		seenFromJSON(from, &k.UsedFrom), seenFromJSON(rules, &k.UsedRules))
-}
-
-// seenFromJSON reads a map of times; "{}" leaves it nil.
-func seenFromJSON(text string, into *map[string]int64) error {
-	if text == "{}" {
-		return nil
-	}
-	return fromJSON(text, into)
 }
 
 func (t *tx) token(userID, id string) (Token, error) {

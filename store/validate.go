@@ -97,17 +97,8 @@ func (u *ServiceUser) check(now time.Time, before *ServiceUser) error {
 	if err := check(u.Name); err != nil {
 		return err
 	}
-	for _, f := range []struct {
-		field, value string
-		limit        int
-	}{
-		{"display_name", u.DisplayName, maxName},
-		{"owner", u.Owner, maxName},
-		{"description", u.Description, maxText},
-	} {
-		if err := checkText(f.field, f.value, f.limit); err != nil {
-			return err
-		}
+	if err := userColumns.check(u); err != nil {
+		return err
 	}
 	if err := checkNoSecret("alias", u.Alias); err != nil {
 		return err

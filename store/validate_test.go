@@ -118,7 +118,7 @@ func TestBadServiceUsers(t *testing.T) {
 	w := newWorld(t, Options{})
 	before := dump(t, w.Store)
 	for _, row := range rows {
-		u := ServiceUser{Name: "n"}
+		u := ServiceUser{Profile: access.Profile{Name: "n"}}
 		row.edit(&u)
 		_, _, err := w.CreateServiceUser(ctx, alice, u, nil)
 		wantInvalid(t, "create, "+row.name, err, row.field, row.advice)
@@ -215,25 +215,25 @@ func TestGoodServiceUsers(t *testing.T) {
 		u    ServiceUser
 		want func(*ServiceUser) // what the store makes of it; nil is the same
 	}{
-		{"one letter", ServiceUser{Name: "x"}, nil},
-		{"255 letters", ServiceUser{Name: strings.Repeat("x", 255), DisplayName: strings.Repeat("x", 255), Owner: strings.Repeat("x", 255), Description: strings.Repeat("x", 2000)}, nil},
-		{"255 emoji", ServiceUser{Name: strings.Repeat(emoji, 255), DisplayName: strings.Repeat(emoji, 255), Owner: strings.Repeat(emoji, 255), Description: strings.Repeat(emoji, 2000)}, nil},
-		{"two lines", ServiceUser{Name: "a b", Description: "a\nb\n"}, nil},
-		{"markup and quotes", ServiceUser{Name: `<b>'"\{http.request.header.x}` + "`$&", Labels: map[string]string{"k": `<b>'"\{env.HOME}`}}, nil},
-		{"almost an id", ServiceUser{Name: "service_x", Alias: "Service_x"}, nil},
-		{"alias of 64", ServiceUser{Name: "a1", Alias: strings.Repeat("a", 60) + "._@-"}, nil},
-		{"alias that is the name of another", ServiceUser{Name: "a2", Alias: "x"}, nil},
-		{"roles", ServiceUser{Name: "a3", Role: access.Admin}, nil},
-		{"32 teams", ServiceUser{Name: "a4", Teams: numbered(32, "t%02d")}, nil},
-		{"team of 64", ServiceUser{Name: "a5", Teams: []string{"0 ._:-" + strings.Repeat("a", 58)}}, nil},
-		{"64 labels", ServiceUser{Name: "a6", Labels: labels(numbered(64, "k%d")...)}, nil},
-		{"key of 63", ServiceUser{Name: "a7", Labels: map[string]string{"0._/-" + strings.Repeat("k", 58): strings.Repeat(emoji, 255), "e": ""}}, nil},
-		{"64 addresses", ServiceUser{Name: "a8", AllowedIPs: numbered(64, "10.0.%d.0/24")}, func(u *ServiceUser) { u.AllowedIPs = sorted(u.AllowedIPs) }},
-		{"addresses in any spelling", ServiceUser{Name: "a9", AllowedIPs: []string{"10.1.2.3/8", "::FFFF:192.0.2.1", "::ffff:192.0.2.0/120", "2001:DB8::1", "0.0.0.0/0", "::/0", "10.0.0.0/8"}}, func(u *ServiceUser) {
+		{"one letter", ServiceUser{Profile: access.Profile{Name: "x"}}, nil},
+		{"255 letters", ServiceUser{Profile: access.Profile{Name: strings.Repeat("x", 255), DisplayName: strings.Repeat("x", 255), Owner: strings.Repeat("x", 255), Description: strings.Repeat("x", 2000)}}, nil},
+		{"255 emoji", ServiceUser{Profile: access.Profile{Name: strings.Repeat(emoji, 255), DisplayName: strings.Repeat(emoji, 255), Owner: strings.Repeat(emoji, 255), Description: strings.Repeat(emoji, 2000)}}, nil},
+		{"two lines", ServiceUser{Profile: access.Profile{Name: "a b", Description: "a\nb\n"}}, nil},
+		{"markup and quotes", ServiceUser{Profile: access.Profile{Name: `<b>'"\{http.request.header.x}` + "`$&", Labels: map[string]string{"k": `<b>'"\{env.HOME}`}}}, nil},
+		{"almost an id", ServiceUser{Profile: access.Profile{Name: "service_x", Alias: "Service_x"}}, nil},
+		{"alias of 64", ServiceUser{Profile: access.Profile{Name: "a1", Alias: strings.Repeat("a", 60) + "._@-"}}, nil},
+		{"alias that is the name of another", ServiceUser{Profile: access.Profile{Name: "a2", Alias: "x"}}, nil},
+		{"roles", ServiceUser{Profile: access.Profile{Name: "a3", Role: access.Admin}}, nil},
+		{"32 teams", ServiceUser{Profile: access.Profile{Name: "a4", Teams: numbered(32, "t%02d")}}, nil},
+		{"team of 64", ServiceUser{Profile: access.Profile{Name: "a5", Teams: []string{"0 ._:-" + strings.Repeat("a", 58)}}}, nil},
+		{"64 labels", ServiceUser{Profile: access.Profile{Name: "a6", Labels: labels(numbered(64, "k%d")...)}}, nil},
+		{"key of 63", ServiceUser{Profile: access.Profile{Name: "a7", Labels: map[string]string{"0._/-" + strings.Repeat("k", 58): strings.Repeat(emoji, 255), "e": ""}}}, nil},
+		{"64 addresses", ServiceUser{Profile: access.Profile{Name: "a8"}, AllowedIPs: numbered(64, "10.0.%d.0/24")}, func(u *ServiceUser) { u.AllowedIPs = sorted(u.AllowedIPs) }},
+		{"addresses in any spelling", ServiceUser{Profile: access.Profile{Name: "a9"}, AllowedIPs: []string{"10.1.2.3/8", "::FFFF:192.0.2.1", "::ffff:192.0.2.0/120", "2001:DB8::1", "0.0.0.0/0", "::/0", "10.0.0.0/8"}}, func(u *ServiceUser) {
 			u.AllowedIPs = []string{"0.0.0.0/0", "10.0.0.0/8", "192.0.2.0/24", "192.0.2.1/32", "2001:db8::1/128", "::/0"}
 		}},
-		{"expires in a second", ServiceUser{Name: "b1", ExpiresAt: seconds(1)}, nil},
-		{"expires at the end of the year 9999", ServiceUser{Name: "b2", ExpiresAt: time.Unix(year9, 0).UTC()}, nil},
+		{"expires in a second", ServiceUser{Profile: access.Profile{Name: "b1"}, ExpiresAt: seconds(1)}, nil},
+		{"expires at the end of the year 9999", ServiceUser{Profile: access.Profile{Name: "b2"}, ExpiresAt: time.Unix(year9, 0).UTC()}, nil},
 	} {
 		w.clock.add(time.Nanosecond * time.Duration(i))
 		made, _, err := w.CreateServiceUser(ctx, alice, row.u, nil)
@@ -292,7 +292,7 @@ func TestBadTokens(t *testing.T) {
 		wantInvalid(t, "update, "+row.name, w.changeToken(row.edit), row.field, row.advice)
 		var first NewToken
 		row.edit(&first)
-		_, _, err = w.CreateServiceUser(ctx, alice, ServiceUser{Name: "n"}, &first)
+		_, _, err = w.CreateServiceUser(ctx, alice, ServiceUser{Profile: access.Profile{Name: "n"}}, &first)
 		wantInvalid(t, "with a service user, "+row.name, err, row.field, row.advice)
 	}
 	same(t, "rows", dump(t, w.Store), before)

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/serviceusers/caddy-service-users/access"
 )
 
 // checkCounts compares the numbers of rows that are kept with those that are there.
@@ -72,7 +74,7 @@ func TestPartOfATableIsRefused(t *testing.T) {
 	} {
 		t.Run(row.table, func(t *testing.T) {
 			w := newWorld(t, Options{})
-			_, _, err := w.CreateServiceUser(ctx, Local, ServiceUser{Name: "second"}, nil)
+			_, _, err := w.CreateServiceUser(ctx, Local, ServiceUser{Profile: access.Profile{Name: "second"}}, nil)
 			mustDo(err)
 			load(w.Store, permission("p.q", "deny GET /p"))
 			mustDo(w.GrantPermission(ctx, Local, w.readers.ID, "p.q"))
@@ -128,7 +130,7 @@ func TestCorruptPageMidScan(t *testing.T) {
 	w := newWorld(t, Options{Poll: time.Hour})
 	text := strings.Repeat("x", 2000)
 	for i := range 40 {
-		_, _, err := w.CreateServiceUser(ctx, Local, ServiceUser{Name: fmt.Sprint("u", i), Description: text, Groups: []string{w.readers.ID}}, &NewToken{Metadata: text})
+		_, _, err := w.CreateServiceUser(ctx, Local, ServiceUser{Profile: access.Profile{Name: fmt.Sprint("u", i), Description: text}, Groups: []string{w.readers.ID}}, &NewToken{Metadata: text})
 		mustDo(err)
 	}
 	mustDo(w.Close())

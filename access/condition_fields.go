@@ -1,0 +1,208 @@
+package access
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"net/textproto"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"cel.dev/cel-go/cel"
+	"cel.dev/cel-go/common/types"
+	"cel.dev/cel-go/common/types/ref"
+)
+
+// evaluation gives the variables of an expression their values. It is a [cel.Activation].
+type evaluation struct {
+	user   *User
+	action Action
+	params map[string]string
+}
+
+// ResolveName returns the value of a variable.
+func (e *evaluation) ResolveName(name string) (any, bool) {
+	switch name {
+	case "user":
+		return e.user, true
+	case "request":
+		return &celRequest{&e.action}, true
+	case "params":
+		return e.params, true
+	case "now":
+		return types.Timestamp{Time: time.Unix(e.action.Now, 0).UTC()}, true
+	}
+	return nil, false
+}
+
+// Parent returns nil: every variable is in e.
+func (e *evaluation) Parent() cel.Activation { return nil }
+
+var errHeaderGone = errors.New("the headers of this request have not been kept")
+
+var errLongValue = fmt.Errorf("a condition cannot read a value of more than %d bytes", maxValueBytes)
+
+// boundedValue returns an error for a value that is longer than the cost of a condition allows for.
+func boundedValue(s string) (any, error) {
+	if len(s) > maxValueBytes {
+		return nil, errLongValue
+	}
+	return s, nil
+}
+
+// The types of the variables that have fields or keys.
+var (
+	userType    = cel.ObjectType("user")
+	requestType = cel.ObjectType("request")
+	textMap     = cel.MapType(cel.StringType, cel.StringType)
+)
+
+// celFields contains the fields of each object type, with their types and the functions that read
+// them.
+var celFields = map[string]map[string]*types.FieldType{
+	"user": userFields(),
+	"request": {
+		"method": field(cel.StringType, func(r *celRequest) (any, error) { return r.Method, nil }),
+		"host":   field(cel.StringType, func(r *celRequest) (any, error) { return r.Host, nil }),
+		"path": field(cel.StringType, func(r *celRequest) (any, error) {
+			return boundedValue(PlainPath(r.Path))
+		}),
+		"remote_ip": field(cel.StringType, func(r *celRequest) (any, error) {
+			return addressText(r.Address), nil
+		}),
+	},
+}
+
+// userFields returns the fields of the variable user.
+func userFields() map[string]*types.FieldType {
+	fields := map[string]*types.FieldType{
+		"role":   field(cel.StringType, func(u *User) (any, error) { return string(u.Role), nil }),
+		"teams":  field(cel.ListType(cel.StringType), func(u *User) (any, error) { return u.Teams, nil }),
+		"labels": field(textMap, func(u *User) (any, error) { return u.Labels, nil }),
+		"created_at": field(cel.TimestampType, func(u *User) (any, error) {
+			return types.Timestamp{Time: time.Unix(u.CreatedAt, 0).UTC()}, nil
+		}),
+	}
+	for _, text := range slices.Concat(loginTexts, otherTexts) {
+		fields[text.name] = field(cel.StringType, func(u *User) (any, error) { return *text.of(&u.Profile), nil })
+	}
+	return fields
+}
+
+// SameField reports whether two service users have the same value in a field that conditions read.
+// The field is in the form of [Group.Reads], for example "labels.env".
+func SameField(field string, a, b *User) bool {
+	if key, ok := strings.CutPrefix(field, "labels."); ok {
+		// A condition can distinguish a missing label from an empty one.
+		of, has := a.Labels[key]
+		other, otherHas := b.Labels[key]
+		return of == other && has == otherHas
+	}
+	switch field {
+	case "teams":
+		return slices.Equal(sortedCopy(a.Teams), sortedCopy(b.Teams))
+	case "labels":
+		return maps.Equal(a.Labels, b.Labels)
+	}
+	get := celFields["user"][field].GetFrom // of a compiled condition, so the field exists
+	of, err := get(a)
+	other, otherErr := get(b)
+	return err == nil && otherErr == nil && of == other
+}
+
+// field describes one field of a variable of type T, which get reads.
+func field[T any](kind *cel.Type, get func(T) (any, error)) *types.FieldType {
+	from := func(v any) (any, error) {
+		t, ok := v.(T)
+		if !ok {
+			return nil, fmt.Errorf("not a %s", kind)
+		}
+		return get(t)
+	}
+	return &types.FieldType{
+		Type:    kind,
+		GetFrom: from,
+		IsSet: func(v any) bool { // for has(user.alias)
+			v, err := from(v)
+			// An empty list or map is not nil, so IsZero does not find it.
+			if r := reflect.ValueOf(v); r.Kind() == reflect.Slice || r.Kind() == reflect.Map {
+				return r.Len() > 0
+			}
+			return err == nil && !reflect.ValueOf(v).IsZero()
+		},
+	}
+}
+
+// addressText returns an address as conditions see it: without a zone, and IPv4 in its short form.
+// The invalid address is "".
+func addressText(a netip.Addr) string {
+	if !a.IsValid() {
+		return ""
+	}
+	return a.Unmap().WithZone("").String()
+}
+
+// variableTypes is the type provider of CEL with the types of our variables added.
+type variableTypes struct {
+	types.Provider
+	of []string // the names of the types to add: keys of celFields
+}
+
+func (p variableTypes) fields(name string) (map[string]*types.FieldType, bool) {
+	return celFields[name], slices.Contains(p.of, name)
+}
+
+func (p variableTypes) FindStructType(name string) (*types.Type, bool) {
+	if _, ok := p.fields(name); ok {
+		return types.NewTypeTypeWithParam(types.NewObjectType(name)), true
+	}
+	return p.Provider.FindStructType(name)
+}
+
+func (p variableTypes) FindStructFieldNames(name string) ([]string, bool) {
+	if fields, ok := p.fields(name); ok {
+		return slices.Sorted(maps.Keys(fields)), true
+	}
+	return p.Provider.FindStructFieldNames(name)
+}
+
+func (p variableTypes) FindStructFieldType(name, field string) (*types.FieldType, bool) {
+	if fields, ok := p.fields(name); ok {
+		f, ok := fields[field]
+		return f, ok
+	}
+	return p.Provider.FindStructFieldType(name, field)
+}
+
+// celRequest is the variable request. It implements [ref.Val] itself, because CEL calls its method
+// header; the fields of celFields alone would not need that.
+type celRequest struct{ *Action }
+
+func (r *celRequest) header(name ref.Val) ref.Val {
+	text, ok := name.(types.String)
+	if !ok {
+		return types.MaybeNoSuchOverloadErr(name)
+	}
+	if r.HeaderGone {
+		return types.WrapErr(errHeaderGone)
+	}
+	// Several fields of one name are one value, separated by commas (RFC 9110, section 5.3).
+	value := strings.Join(r.Header[textproto.CanonicalMIMEHeaderKey(string(text))], ", ")
+	if len(value) > maxValueBytes {
+		return types.WrapErr(errLongValue)
+	}
+	return types.String(value)
+}
+
+func (r *celRequest) Type() ref.Type          { return requestType }
+func (r *celRequest) Value() any              { return r }
+func (r *celRequest) Equal(o ref.Val) ref.Val { return types.Bool(o == ref.Val(r)) }
+func (r *celRequest) ConvertToType(ref.Type) ref.Val {
+	return types.WrapErr(errNoConversion)
+}
+func (r *celRequest) ConvertToNative(reflect.Type) (any, error) { return nil, errNoConversion }
+
+var errNoConversion = errors.New("a request cannot be converted")
