@@ -429,7 +429,7 @@ func (c *checker) values() {
 		if err != nil {
 			return nil
 		}
-		texts(u.ID, "x", userColumns.peoplesTexts(&u)...)
+		texts(u.ID, "x", u.texts()...)
 		for i := range u.Teams {
 			texts(u.ID, "x", &u.Teams[i])
 		}

@@ -10,12 +10,12 @@ import (
 	"github.com/serviceusers/caddy-service-users/access"
 )
 
-// column connects a column of a table with a field of the records T in it.
-type column[T any] struct {
+// column connects a column of a table with a field of one record.
+type column struct {
 	name string
-	// field returns a pointer to the field, or a value around the pointer that converts it: see
+	// field is a pointer to the field, or a value around the pointer that converts it: see
 	// unixTime, jsonText and seenTimes.
-	field func(*T) any
+	field any
 	fixed bool // only INSERT, and statements of their own, write the column
 
 	// The rest applies to texts.
@@ -23,131 +23,135 @@ type column[T any] struct {
 	limit  int  // for checkText; 0 leaves the check to the record
 }
 
-// textColumn returns a column that people write. limit is the most characters; 0 leaves all checks to
-// the check of the record.
-func textColumn[T any](name string, limit int, field func(*T) *string) column[T] {
-	return column[T]{name: name, people: true, limit: limit, field: func(v *T) any { return field(v) }}
+// profileColumns returns the columns that the store and the directory share, in the order in which
+// checkTexts examines them.
+func profileColumns(p *access.Profile) []column {
+	return []column{
+		{name: "id", field: &p.ID, fixed: true},
+		{name: "name", field: &p.Name, people: true},
+		{name: "display_name", field: &p.DisplayName, people: true, limit: maxName},
+		{name: "owner", field: &p.Owner, people: true, limit: maxName},
+		{name: "description", field: &p.Description, people: true, limit: maxText},
+		{name: "alias", field: &p.Alias, people: true},
+		{name: "active", field: &p.Active},
+		{name: "role", field: &p.Role},
+		{name: "teams", field: jsonText{&p.Teams}},
+		{name: "labels", field: jsonText{&p.Labels}},
+	}
 }
 
-// columns are the columns of a table that belong to the fields of a record, in the order in which
-// check examines them. revision, and columns with computed values, are not among them.
-type columns[T any] []column[T]
-
-// profileColumns are the columns that the store and the directory share.
-var profileColumns = columns[access.Profile]{
-	{name: "id", fixed: true, field: func(p *access.Profile) any { return &p.ID }},
-	textColumn("name", 0, func(p *access.Profile) *string { return &p.Name }),
-	textColumn("display_name", maxName, func(p *access.Profile) *string { return &p.DisplayName }),
-	textColumn("owner", maxName, func(p *access.Profile) *string { return &p.Owner }),
-	textColumn("description", maxText, func(p *access.Profile) *string { return &p.Description }),
-	textColumn("alias", 0, func(p *access.Profile) *string { return &p.Alias }),
-	{name: "active", field: func(p *access.Profile) any { return &p.Active }},
-	{name: "role", field: func(p *access.Profile) any { return &p.Role }},
-	{name: "teams", field: func(p *access.Profile) any { return jsonText{&p.Teams} }},
-	{name: "labels", field: func(p *access.Profile) any { return jsonText{&p.Labels} }},
+// columns returns the columns that belong to fields. revision and name_key are not among them.
+func (u *ServiceUser) columns() []column {
+	return append(profileColumns(&u.Profile),
+		column{name: "allowed_ips", field: jsonText{&u.AllowedIPs}},
+		column{name: "expires_at", field: (*unixTime)(&u.ExpiresAt)},
+		column{name: "created_at", field: (*unixTime)(&u.CreatedAt), fixed: true},
+		column{name: "created_by", field: &u.CreatedBy, fixed: true},
+		column{name: "updated_at", field: (*unixTime)(&u.UpdatedAt)},
+		column{name: "last_active_at", field: (*unixTime)(&u.LastActiveAt), fixed: true},
+		column{name: "deleted_at", field: (*unixTime)(&u.DeletedAt)},
+		column{name: "version", field: &u.Version})
 }
 
-var userColumns = append(lift(profileColumns, func(u *ServiceUser) *access.Profile { return &u.Profile }),
-	columns[ServiceUser]{
-		{name: "allowed_ips", field: func(u *ServiceUser) any { return jsonText{&u.AllowedIPs} }},
-		{name: "expires_at", field: func(u *ServiceUser) any { return (*unixTime)(&u.ExpiresAt) }},
-		{name: "created_at", fixed: true, field: func(u *ServiceUser) any { return (*unixTime)(&u.CreatedAt) }},
-		{name: "created_by", fixed: true, field: func(u *ServiceUser) any { return &u.CreatedBy }},
-		{name: "updated_at", field: func(u *ServiceUser) any { return (*unixTime)(&u.UpdatedAt) }},
-		{name: "last_active_at", fixed: true, field: func(u *ServiceUser) any { return (*unixTime)(&u.LastActiveAt) }},
-		{name: "deleted_at", field: func(u *ServiceUser) any { return (*unixTime)(&u.DeletedAt) }},
-		{name: "version", field: func(u *ServiceUser) any { return &u.Version }},
-	}...)
-
-// The figures of usage are fixed: figures.go writes them.
-var tokenColumns = columns[Token]{
-	{name: "id", fixed: true, field: func(k *Token) any { return &k.ID }},
-	{name: "service_user_id", fixed: true, field: func(k *Token) any { return &k.UserID }},
-	{name: "description", field: func(k *Token) any { return &k.Description }},
-	{name: "hint", fixed: true, field: func(k *Token) any { return &k.Hint }},
-	{name: "metadata", field: func(k *Token) any { return &k.Metadata }},
-	{name: "allowed_ips", field: func(k *Token) any { return jsonText{&k.AllowedIPs} }},
-	{name: "permission_groups", field: func(k *Token) any { return jsonText{&k.Groups} }},
-	{name: "expires_at", field: func(k *Token) any { return (*unixTime)(&k.ExpiresAt) }},
-	{name: "not_before", field: func(k *Token) any { return (*unixTime)(&k.NotBefore) }},
-	{name: "created_at", fixed: true, field: func(k *Token) any { return (*unixTime)(&k.CreatedAt) }},
-	{name: "created_by", fixed: true, field: func(k *Token) any { return &k.CreatedBy }},
-	{name: "updated_at", field: func(k *Token) any { return (*unixTime)(&k.UpdatedAt) }},
-	{name: "last_used_at", fixed: true, field: func(k *Token) any { return (*unixTime)(&k.LastUsedAt) }},
-	{name: "last_used_ip", fixed: true, field: func(k *Token) any { return &k.LastUsedIP }},
-	{name: "use_count", fixed: true, field: func(k *Token) any { return &k.UseCount }},
-	{name: "retires_at", field: func(k *Token) any { return (*unixTime)(&k.RetiresAt) }},
-	{name: "revoked_at", field: func(k *Token) any { return (*unixTime)(&k.RevokedAt) }},
-	{name: "replaced_by", field: func(k *Token) any { return &k.ReplacedBy }},
-	{name: "version", field: func(k *Token) any { return &k.Version }},
-	{name: "used_from", fixed: true, field: func(k *Token) any { return (*seenTimes)(&k.UsedFrom) }},
-	{name: "used_rules", fixed: true, field: func(k *Token) any { return (*seenTimes)(&k.UsedRules) }},
-	{name: "refreshed_at", field: func(k *Token) any { return (*unixTime)(&k.RefreshedAt) }},
-	{name: "count_at_refresh", field: func(k *Token) any { return &k.CountAtRefresh }},
+// columns returns the columns that belong to fields. The figures of usage are fixed: figures.go writes
+// them.
+func (k *Token) columns() []column {
+	return []column{
+		{name: "id", field: &k.ID, fixed: true},
+		{name: "service_user_id", field: &k.UserID, fixed: true},
+		{name: "description", field: &k.Description},
+		{name: "hint", field: &k.Hint, fixed: true},
+		{name: "metadata", field: &k.Metadata},
+		{name: "allowed_ips", field: jsonText{&k.AllowedIPs}},
+		{name: "permission_groups", field: jsonText{&k.Groups}},
+		{name: "expires_at", field: (*unixTime)(&k.ExpiresAt)},
+		{name: "not_before", field: (*unixTime)(&k.NotBefore)},
+		{name: "created_at", field: (*unixTime)(&k.CreatedAt), fixed: true},
+		{name: "created_by", field: &k.CreatedBy, fixed: true},
+		{name: "updated_at", field: (*unixTime)(&k.UpdatedAt)},
+		{name: "last_used_at", field: (*unixTime)(&k.LastUsedAt), fixed: true},
+		{name: "last_used_ip", field: &k.LastUsedIP, fixed: true},
+		{name: "use_count", field: &k.UseCount, fixed: true},
+		{name: "retires_at", field: (*unixTime)(&k.RetiresAt)},
+		{name: "revoked_at", field: (*unixTime)(&k.RevokedAt)},
+		{name: "replaced_by", field: &k.ReplacedBy},
+		{name: "version", field: &k.Version},
+		{name: "used_from", field: (*seenTimes)(&k.UsedFrom), fixed: true},
+		{name: "used_rules", field: (*seenTimes)(&k.UsedRules), fixed: true},
+		{name: "refreshed_at", field: (*unixTime)(&k.RefreshedAt)},
+		{name: "count_at_refresh", field: &k.CountAtRefresh},
+	}
 }
 
-var groupColumns = columns[Group]{
-	{name: "id", fixed: true, field: func(g *Group) any { return &g.ID }},
-	{name: "name", field: func(g *Group) any { return &g.Name }},
-	{name: "description", field: func(g *Group) any { return &g.Description }},
-	{name: "mode", field: func(g *Group) any { return &g.Mode }},
-	{name: "member_condition", field: func(g *Group) any { return &g.MemberCondition }},
-	{name: "created_at", fixed: true, field: func(g *Group) any { return (*unixTime)(&g.CreatedAt) }},
-	{name: "created_by", fixed: true, field: func(g *Group) any { return &g.CreatedBy }},
-	{name: "updated_at", field: func(g *Group) any { return (*unixTime)(&g.UpdatedAt) }},
-	{name: "version", field: func(g *Group) any { return &g.Version }},
+func (g *Group) columns() []column {
+	return []column{
+		{name: "id", field: &g.ID, fixed: true},
+		{name: "name", field: &g.Name},
+		{name: "description", field: &g.Description},
+		{name: "mode", field: &g.Mode},
+		{name: "member_condition", field: &g.MemberCondition},
+		{name: "created_at", field: (*unixTime)(&g.CreatedAt), fixed: true},
+		{name: "created_by", field: &g.CreatedBy, fixed: true},
+		{name: "updated_at", field: (*unixTime)(&g.UpdatedAt)},
+		{name: "version", field: &g.Version},
+	}
 }
 
 var (
-	selectUser, scanUser   = userColumns.selects("service_users"), userColumns.scan
-	selectToken, scanToken = tokenColumns.selects("tokens"), tokenColumns.scan
-	selectGroup, scanGroup = groupColumns.selects("permission_groups"), groupColumns.scan
+	selectUser  = selects("service_users", new(ServiceUser).columns())
+	selectToken = selects("tokens", new(Token).columns())
+	selectGroup = selects("permission_groups", new(Group).columns())
 )
 
-// lift converts the columns of a struct P to columns of the records T that contain it.
-func lift[T, P any](list columns[P], part func(*T) *P) columns[T] {
-	var out columns[T]
-	for _, c := range list {
-		out = append(out, column[T]{c.name, func(v *T) any { return c.field(part(v)) }, c.fixed, c.people, c.limit})
-	}
-	return out
+func selects(table string, columns []column) string {
+	return `SELECT ` + strings.Join(names(columns), ", ") + ` FROM ` + table
 }
 
-func (list columns[T]) names() (names []string) {
-	for _, c := range list {
+func names(columns []column) (names []string) {
+	for _, c := range columns {
 		names = append(names, c.name)
 	}
 	return names
 }
 
-func (list columns[T]) selects(table string) string {
-	return `SELECT ` + strings.Join(list.names(), ", ") + ` FROM ` + table
+func scanUser(rows *sql.Rows) (u ServiceUser, err error) {
+	err = scan(rows, u.columns())
+	return u, err
 }
 
-func (list columns[T]) scan(rows *sql.Rows) (v T, err error) {
-	fields := make([]any, len(list))
-	for i, c := range list {
-		fields[i] = c.field(&v)
+func scanToken(rows *sql.Rows) (k Token, err error) {
+	err = scan(rows, k.columns())
+	return k, err
+}
+
+func scanGroup(rows *sql.Rows) (g Group, err error) {
+	err = scan(rows, g.columns())
+	return g, err
+}
+
+func scan(rows *sql.Rows, columns []column) error {
+	fields := make([]any, len(columns))
+	for i, c := range columns {
+		fields[i] = c.field
 	}
-	err = rows.Scan(fields...)
-	return v, err
+	return rows.Scan(fields...)
 }
 
-// peoplesTexts returns the texts that people write.
-func (list columns[T]) peoplesTexts(v *T) (texts []*string) {
-	for _, c := range list {
+// texts returns the texts of a service user that people write.
+func (u *ServiceUser) texts() (texts []*string) {
+	for _, c := range u.columns() {
 		if c.people {
-			texts = append(texts, c.field(v).(*string))
+			texts = append(texts, c.field.(*string))
 		}
 	}
 	return texts
 }
 
-// check checks the texts that have a limit.
-func (list columns[T]) check(v *T) error {
-	for _, c := range list {
+// checkTexts checks the texts that have a limit.
+func (u *ServiceUser) checkTexts() error {
+	for _, c := range u.columns() {
 		if c.limit > 0 {
-			if err := checkText(c.name, *c.field(v).(*string), c.limit); err != nil {
+			if err := checkText(c.name, *c.field.(*string), c.limit); err != nil {
 				return err
 			}
 		}
@@ -155,47 +159,53 @@ func (list columns[T]) check(v *T) error {
 	return nil
 }
 
-// value is a value for a column.
-type value struct {
-	column string
-	value  any
-}
-
-// added returns the values for an INSERT.
-func (list columns[T]) added(v *T) (row []value) {
-	for _, c := range list {
-		row = append(row, value{c.name, c.field(v)})
+// all reads the rows of a query.
+func all[T any](t *tx, scan func(*sql.Rows) (T, error), query string, args ...any) ([]T, error) {
+	rows, err := t.query(query, args...)
+	if err != nil {
+		return nil, err
 	}
-	return row
+	return collect(rows, scan)
 }
 
-// changed returns the values for an UPDATE.
-func (list columns[T]) changed(v *T) (row []value) {
-	for _, c := range list {
-		if !c.fixed {
-			row = append(row, value{c.name, c.field(v)})
-		}
+// one reads the only row of a query. Without a row the error is [ErrNotFound]. kind and id name the
+// record in errors.
+func one[T any](t *tx, scan func(*sql.Rows) (T, error), kind, id, query string, args ...any) (v T, err error) {
+	list, err := all(t, scan, query, args...)
+	switch {
+	case err != nil:
+		return v, fmt.Errorf("reading the %s: %w", kind, err)
+	case len(list) == 0:
+		return v, notFound(kind, id)
 	}
-	return row
+	return list[0], nil
 }
 
-func (t *tx) insert(table string, row ...value) error {
-	var names, places []string
+// cut cuts a list to a limit, and reports whether it had more entries.
+func cut[T any](list []T, limit int) ([]T, bool) {
+	return list[:min(len(list), limit)], len(list) > limit
+}
+
+// insert writes a row from the columns of a record and further ones.
+func (t *tx) insert(table string, columns []column, more ...column) error {
+	var places []string
 	var args []any
-	for i, v := range row {
-		names, args = append(names, v.column), append(args, v.value)
-		places = append(places, fmt.Sprintf("$%d", i+1))
+	for i, c := range append(columns, more...) {
+		places, args = append(places, fmt.Sprintf("$%d", i+1)), append(args, c.field)
 	}
-	_, err := t.exec(`INSERT INTO `+table+` (`+strings.Join(names, ", ")+`) VALUES (`+
-		strings.Join(places, ", ")+`)`, args...)
+	_, err := t.exec(`INSERT INTO `+table+` (`+strings.Join(names(append(columns, more...)), ", ")+`)
+		VALUES (`+strings.Join(places, ", ")+`)`, args...)
 	return err
 }
 
-func (t *tx) update(table, id string, row ...value) error {
+// update writes the columns that are not fixed into the row with this id.
+func (t *tx) update(table, id string, columns []column, more ...column) error {
 	sets, args := []string{}, []any{id}
-	for _, v := range row {
-		args = append(args, v.value)
-		sets = append(sets, fmt.Sprintf("%s = $%d", v.column, len(args)))
+	for _, c := range append(columns, more...) {
+		if !c.fixed {
+			args = append(args, c.field)
+			sets = append(sets, fmt.Sprintf("%s = $%d", c.name, len(args)))
+		}
 	}
 	_, err := t.exec(`UPDATE `+table+` SET `+strings.Join(sets, ", ")+` WHERE id = $1`, args...)
 	return err

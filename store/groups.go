@@ -29,8 +29,8 @@ func (s *Store) CreateGroup(ctx context.Context, by Actor, g Group) (Group, erro
 		g.copyManagedFields(Group{
 			ID: t.newID("group"), CreatedAt: t.now, CreatedBy: t.by.Name, UpdatedAt: t.now, Version: 1,
 		})
-		row := append(groupColumns.added(&g), value{"deleted_at", 0}, value{"revision", t.revision})
-		if err := t.insert("permission_groups", row...); err != nil {
+		if err := t.insert("permission_groups", g.columns(), column{name: "deleted_at", field: 0},
+			column{name: "revision", field: t.revision}); err != nil {
 			return fmt.Errorf("writing the permission group: %w", err)
 		}
 		if err := t.setPermissions(g.ID, nil, g.Permissions); err != nil {
@@ -72,11 +72,7 @@ func (s *Store) Groups(
 			}
 			where += " AND (" + clause + ")"
 		}
-		rows, err := t.query(selectGroup+where+` ORDER BY id DESC LIMIT $3`, args...)
-		if err != nil {
-			return nil, err
-		}
-		list, err := collect(rows, scanGroup)
+		list, err := all(t, scanGroup, selectGroup+where+` ORDER BY id DESC LIMIT $3`, args...)
 		for i := range list {
 			if err == nil {
 				err = t.fill(&list[i])
@@ -84,9 +80,7 @@ func (s *Store) Groups(
 		}
 		return list, err
 	})
-	if len(list) > limit {
-		list, more = list[:limit], true
-	}
+	list, more = cut(list, limit)
 	ids := make([]string, len(list))
 	for i, g := range list {
 		ids[i] = g.ID
@@ -152,8 +146,8 @@ func (s *Store) UpdateGroup(
 // writeGroup writes the row of a group after any change of the group, with a new version.
 func (t *tx) writeGroup(g Group) (Group, error) {
 	g.UpdatedAt, g.Version = t.now, g.Version+1
-	row := append(groupColumns.changed(&g), value{"revision", t.revision})
-	if err := t.update("permission_groups", g.ID, row...); err != nil {
+	revision := column{name: "revision", field: t.revision}
+	if err := t.update("permission_groups", g.ID, g.columns(), revision); err != nil {
 		return g, fmt.Errorf("writing the permission group: %w", err)
 	}
 	return g, nil
@@ -254,116 +248,6 @@ func (s *Store) editRules(ctx context.Context, by Actor, groupID, action string,
 	})
 }
 
-// Member is a service user in a permission group.
-type Member struct {
-	ID     string
-	Name   string
-	Source access.Source // whether the group names it or its condition selects it
-}
-
-// Members lists the service users that a group names or that meet its condition, newest first.
-// before and limit are as in [Store.Groups]. A manager sees only those that share a team with it.
-func (s *Store) Members(
-	ctx context.Context, by Actor, groupID, before string, limit int,
-) (list []Member, more bool, err error) {
-	if _, err := s.Group(ctx, by, groupID); err != nil {
-		return nil, false, err
-	}
-	s.Directory().Members(groupID, func(u *access.User, source access.Source) {
-		if (before == "" || u.ID < before) && (by.Scope == nil || by.Scope.Shares(u.Teams)) {
-			list = append(list, Member{u.ID, u.Name, source})
-		}
-	})
-	slices.SortFunc(list, func(a, b Member) int { return strings.Compare(b.ID, a.ID) })
-	if len(list) > limit {
-		list, more = list[:limit], true
-	}
-	return list, more, nil
-}
-
-// memberCounts counts the members of groups that the actor may see. For a manager it examines every
-// service user once.
-func (s *Store) memberCounts(by Actor, groups ...string) map[string]int {
-	if by.Scope != nil {
-		return s.Directory().CountMembers(groups, func(u *access.User) bool { return by.Scope.Shares(u.Teams) })
-	}
-	counts := make(map[string]int)
-	for _, id := range groups {
-		counts[id] = s.Directory().MemberCount(id)
-	}
-	return counts
-}
-
-// AddMember makes a service user a member of a group. If it is a member already, AddMember changes
-// nothing and returns no error.
-func (s *Store) AddMember(ctx context.Context, by Actor, groupID, userID string) error {
-	return s.setMember(ctx, by, groupID, userID, true)
-}
-
-// RemoveMember ends a membership. If the service user is not a member, RemoveMember changes nothing
-// and returns no error.
-func (s *Store) RemoveMember(ctx context.Context, by Actor, groupID, userID string) error {
-	return s.setMember(ctx, by, groupID, userID, false)
-}
-
-func (s *Store) setMember(ctx context.Context, by Actor, groupID, userID string, member bool) error {
-	return s.change(ctx, by, func(t *tx) error {
-		before, err := t.visibleUser(userID)
-		if err != nil {
-			return err
-		}
-		if _, err := t.visibleGroup(groupID); err != nil {
-			return err
-		}
-		after, action := before, "member.add"
-		if member {
-			after.Groups = sorted(append(slices.Clone(before.Groups), groupID))
-		} else {
-			after.Groups = slices.DeleteFunc(slices.Clone(before.Groups),
-				func(g string) bool { return g == groupID })
-			action = "member.remove"
-		}
-		if slices.Equal(before.Groups, after.Groups) {
-			return nil
-		}
-		if err := t.setGroups(userID, before.Groups, after.Groups); err != nil {
-			return err
-		}
-		if err := t.writeUser(&after); err != nil {
-			return err
-		}
-		if err := t.withinScope(&before, &after); err != nil {
-			return err
-		}
-		return t.audit(action, userID, before, after)
-	})
-}
-
-// addMember writes one membership. field is the field of the request that an error refers to.
-func (t *tx) addMember(field, groupID, userID string) error {
-	if err := t.checkGiven(field, groupID); err != nil {
-		return err
-	}
-	if _, err := t.exec(`
-		INSERT INTO members (group_id, service_user_id, created_at) VALUES ($1, $2, $3)
-		ON CONFLICT (group_id, service_user_id) DO NOTHING`, groupID, userID, t.now.Unix()); err != nil {
-		return fmt.Errorf("adding a member: %w", err)
-	}
-	return nil
-}
-
-// checkGiven rejects a group that does not exist or that the actor cannot give. A manager gets the
-// same error for both, so that it cannot find out which groups exist.
-func (t *tx) checkGiven(field, groupID string) error {
-	if scope := t.by.Scope; scope != nil && !slices.Contains(scope.Groups, groupID) {
-		return &Error{ErrNotAllowed, field,
-			"a manager can give only permission groups that it holds itself, " +
-				"and it does not hold " + groupID}
-	}
-	_, err := t.group(groupID)
-	return asField(err, field)
-}
-
 // addRule checks a rule and writes it after the last rule of the group.
 func (t *tx) addRule(group string, r access.Rule) (access.Rule, error) {
 	r, err := checkRule(r)
@@ -438,18 +322,7 @@ func (t *tx) setRules(group string, before, list []access.Rule) ([]access.Rule, 
 }
 
 func (t *tx) group(id string) (Group, error) {
-	rows, err := t.query(selectGroup+` WHERE id = $1 AND deleted_at = 0`, id)
-	if err != nil {
-		return Group{}, fmt.Errorf("reading the permission group: %w", err)
-	}
-	list, err := collect(rows, scanGroup)
-	switch {
-	case err != nil:
-		return Group{}, fmt.Errorf("reading the permission group: %w", err)
-	case len(list) == 0:
-		return Group{}, notFound("permission group", id)
-	}
-	return list[0], nil
+	return one(t, scanGroup, "permission group", id, selectGroup+` WHERE id = $1 AND deleted_at = 0`, id)
 }
 
 // visibleGroup reads a group with its rules if the actor may see it. A manager sees the groups that
@@ -476,16 +349,16 @@ func (t *tx) fill(g *Group) (err error) {
 }
 
 func (t *tx) rulesOf(group string) ([]access.Rule, error) {
-	rows, err := t.query(`
+	list, err := all(t, func(rows *sql.Rows) (access.Rule, error) {
+		_, r, err := scanRule(rows)
+		return r, err
+	}, `
 		SELECT group_id, id, effect, methods, host, path, condition, name, description
 		FROM rules WHERE group_id = $1 ORDER BY position, id`, group)
 	if err != nil {
 		return nil, fmt.Errorf("reading rules: %w", err)
 	}
-	return collect(rows, func(rows *sql.Rows) (access.Rule, error) {
-		_, r, err := scanRule(rows)
-		return r, err
-	})
+	return list, nil
 }
 
 func (t *tx) checkGroupTaken(id, name string) error {

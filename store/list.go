@@ -64,9 +64,7 @@ func (s *Store) ServiceUsers(ctx context.Context, by Actor, q UserQuery) (list [
 			if found, err = t.listUsers(q); err != nil {
 				return nil, err
 			}
-			if more = len(found) > q.Limit; more {
-				found = found[:q.Limit]
-			}
+			found, more = cut(found, q.Limit)
 		}
 		return found, t.complete(q, found)
 	})
@@ -80,11 +78,7 @@ func (s *Store) filterUsers(ctx context.Context, by Actor, q UserQuery) (list []
 	ids, err := inRead(ctx, s, by, func(t *tx) ([]string, error) {
 		where, order, args := t.choose(q)
 		query := fmt.Sprintf(`SELECT id FROM service_users%s%s LIMIT %d`, where, order, maxFiltered+1)
-		rows, err := t.query(query, args...)
-		if err != nil {
-			return nil, err
-		}
-		return collect(rows, scanString)
+		return all(t, scanString, query, args...)
 	})
 	if err != nil {
 		return nil, false, err
@@ -133,11 +127,7 @@ func (t *tx) usersOf(q UserQuery, ids []string) (map[string]*ServiceUser, error)
 		args = append(args, id)
 		places[i] = fmt.Sprintf("$%d", len(args))
 	}
-	rows, err := t.query(selectUser+where+` AND id IN (`+strings.Join(places, ", ")+`)`, args...)
-	if err != nil {
-		return nil, err
-	}
-	list, err := collect(rows, scanUser)
+	list, err := all(t, scanUser, selectUser+where+` AND id IN (`+strings.Join(places, ", ")+`)`, args...)
 	users := make(map[string]*ServiceUser, len(list))
 	for i := range list {
 		users[list[i].ID] = &list[i]
@@ -213,7 +203,7 @@ func (t *tx) choose(q UserQuery) (clause, order string, args []any) {
 		pattern := arg(q.Search)
 		// LIKE would treat "%" and "_" in the search text as wildcards.
 		var any []string
-		for _, c := range userColumns {
+		for _, c := range new(ServiceUser).columns() {
 			if c.people || c.name == "id" {
 				any = append(any, `REPLACE(LOWER(`+c.name+`), LOWER(`+pattern+`), '') <> LOWER(`+c.name+`)`)
 			}
@@ -241,11 +231,7 @@ func (t *tx) choose(q UserQuery) (clause, order string, args []any) {
 // listUsers reads a page of a list, and one row of the next page if there is one.
 func (t *tx) listUsers(q UserQuery) ([]ServiceUser, error) {
 	where, order, args := t.choose(q)
-	rows, err := t.query(fmt.Sprintf(`%s%s%s LIMIT %d`, selectUser, where, order, q.Limit+1), args...)
-	if err != nil {
-		return nil, err
-	}
-	return collect(rows, scanUser)
+	return all(t, scanUser, fmt.Sprintf(`%s%s%s LIMIT %d`, selectUser, where, order, q.Limit+1), args...)
 }
 
 // complete adds the groups and the usage that is not on disk yet to the rows of a list.

@@ -42,7 +42,7 @@ func (s *Store) CreateServiceUser(
 			Profile: access.Profile{ID: t.newID("service")}, CreatedAt: t.now, CreatedBy: t.by.Name, UpdatedAt: t.now, Version: 1,
 		})
 		u.Groups = sorted(u.Groups)
-		if err := t.insert("service_users", append(userColumns.added(&u), t.derived(u)...)...); err != nil {
+		if err := t.insert("service_users", u.columns(), t.derived(u)...); err != nil {
 			return fmt.Errorf("writing the service user: %w", err)
 		}
 		for _, group := range u.Groups {
@@ -132,16 +132,15 @@ func (s *Store) UpdateServiceUser(
 // writeUser writes the row of a service user after a change, with a new version.
 func (t *tx) writeUser(u *ServiceUser) error {
 	u.UpdatedAt, u.Version = t.now, u.Version+1
-	err := t.update("service_users", u.ID, append(userColumns.changed(u), t.derived(*u)...)...)
-	if err != nil {
+	if err := t.update("service_users", u.ID, u.columns(), t.derived(*u)...); err != nil {
 		return fmt.Errorf("writing the service user: %w", err)
 	}
 	return nil
 }
 
 // derived returns the values of the columns that are not fields of a service user.
-func (t *tx) derived(u ServiceUser) []value {
-	return []value{{"revision", t.revision}, {"name_key", nameKey(u.Name)}}
+func (t *tx) derived(u ServiceUser) []column {
+	return []column{{name: "revision", field: t.revision}, {name: "name_key", field: nameKey(u.Name)}}
 }
 
 func updateAction(before, after bool) string {
@@ -204,11 +203,7 @@ func (e *InUse) Unwrap() error { return &Error{ErrConflict, "unless_used_within"
 
 func (t *tx) checkUnused(id string, within time.Duration) error {
 	// The uses of all tokens count, also of those that have ended.
-	rows, err := t.query(selectToken+` WHERE service_user_id = $1`, id)
-	if err != nil {
-		return fmt.Errorf("reading tokens: %w", err)
-	}
-	tokens, err := collect(rows, scanToken)
+	tokens, err := all(t, scanToken, selectToken+` WHERE service_user_id = $1`, id)
 	if err != nil {
 		return fmt.Errorf("reading tokens: %w", err)
 	}
@@ -304,12 +299,12 @@ func (t *tx) purgeUser(id string) error {
 	if err != nil {
 		return err
 	}
-	for _, text := range userColumns.peoplesTexts(&u) {
+	for _, text := range u.texts() {
 		*text = ""
 	}
 	u.Teams, u.Labels, u.AllowedIPs, u.Version = []string{}, map[string]string{}, []string{}, u.Version+1
 	// The row keeps its revision: the directory contains no deleted service users.
-	if err := t.update("service_users", id, append(userColumns.changed(&u), value{"name_key", ""})...); err != nil {
+	if err := t.update("service_users", id, u.columns(), column{name: "name_key", field: ""}); err != nil {
 		return err
 	}
 	for _, statement := range []string{
@@ -325,18 +320,13 @@ func (t *tx) purgeUser(id string) error {
 
 // user reads a service user. With deleted it also returns a tombstone.
 func (t *tx) user(id string, deleted bool) (ServiceUser, error) {
-	rows, err := t.query(selectUser+` WHERE id = $1`, id)
-	if err != nil {
-		return ServiceUser{}, fmt.Errorf("reading the service user: %w", err)
-	}
-	list, err := collect(rows, scanUser)
+	u, err := one(t, scanUser, "service user", id, selectUser+` WHERE id = $1`, id)
 	switch {
 	case err != nil:
-		return ServiceUser{}, fmt.Errorf("reading the service user: %w", err)
-	case len(list) == 0 || !deleted && !list[0].DeletedAt.IsZero():
+		return u, err
+	case !deleted && !u.DeletedAt.IsZero():
 		return ServiceUser{}, notFound("service user", id)
 	}
-	u := list[0]
 	u.Groups, err = t.groupsOf(id)
 	return u, err
 }
@@ -357,11 +347,11 @@ func (t *tx) visible(id string, deleted bool) (ServiceUser, error) {
 
 // groupsOf returns the ids of the groups that name a service user as a member, sorted.
 func (t *tx) groupsOf(id string) ([]string, error) {
-	rows, err := t.query(`SELECT group_id FROM members WHERE service_user_id = $1 ORDER BY group_id`, id)
+	list, err := all(t, scanString, `SELECT group_id FROM members WHERE service_user_id = $1 ORDER BY group_id`, id)
 	if err != nil {
 		return nil, fmt.Errorf("reading permission groups: %w", err)
 	}
-	return collect(rows, scanString)
+	return list, nil
 }
 
 func scanString(rows *sql.Rows) (s string, err error) {

@@ -49,21 +49,11 @@ func (s *Store) Tokens(
 		if _, err := t.visibleUser(userID); err != nil {
 			return nil, err
 		}
-		rows, err := t.query(selectToken+`
+		return t.tokensWithUse(`
 			WHERE service_user_id = $1 AND ($2 = '' OR id < $2) ORDER BY id DESC LIMIT $3`,
 			userID, before, limit+1)
-		if err != nil {
-			return nil, err
-		}
-		list, err := collect(rows, scanToken)
-		for i := range list {
-			s.withUse(list[i].UserID, &list[i])
-		}
-		return list, err
 	})
-	if len(list) > limit {
-		list, more = list[:limit], true
-	}
+	list, more = cut(list, limit)
 	return list, more, err
 }
 
@@ -87,20 +77,19 @@ func (s *Store) AllTokens(
 		// A deleted service user keeps its tokens until it is purged.
 		where += ` AND service_user_id IN (
 			SELECT id FROM service_users WHERE deleted_at = 0 AND (` + teams + `))`
-		rows, err := t.query(selectToken+` WHERE `+where+` ORDER BY id DESC LIMIT $3`, args...)
-		if err != nil {
-			return nil, err
-		}
-		list, err := collect(rows, scanToken)
-		for i := range list {
-			s.withUse(list[i].UserID, &list[i])
-		}
-		return list, err
+		return t.tokensWithUse(` WHERE `+where+` ORDER BY id DESC LIMIT $3`, args...)
 	})
-	if len(list) > limit {
-		list, more = list[:limit], true
-	}
+	list, more = cut(list, limit)
 	return list, more, err
+}
+
+// tokensWithUse reads tokens, with the usage that is not on disk yet.
+func (t *tx) tokensWithUse(where string, args ...any) ([]Token, error) {
+	list, err := all(t, scanToken, selectToken+where, args...)
+	for i := range list {
+		t.store.withUse(list[i].UserID, &list[i])
+	}
+	return list, err
 }
 
 // TokenOwner returns the id of the service user that a token belongs to.
@@ -160,204 +149,6 @@ func (s *Store) UpdateToken(
 	return token, err
 }
 
-// RefreshToken issues a successor of a token: a new secret with the same description, metadata,
-// addresses, groups and, up to Options.MaxTokenTTL, lifetime. old is the replaced token after the
-// change. It ends after the grace; a grace of 0 revokes it at once.
-func (s *Store) RefreshToken(
-	ctx context.Context, by Actor, userID, id string, version int64, grace time.Duration,
-) (issued *Issued, old Token, err error) {
-	err = s.change(ctx, by, func(t *tx) error {
-		if err := t.reachUser(userID); err != nil {
-			return err
-		}
-		before, err := t.token(userID, id)
-		if err != nil {
-			return err
-		}
-		if err := checkVersion(before.Version, version); err != nil {
-			return err
-		}
-		if err := checkGrace(grace); err != nil {
-			return err
-		}
-		switch state := before.State(t.now); {
-		case state == TokenRevoked || state == TokenRetiring:
-			return conflict("",
-				"the token is %s and has been replaced or ended already; create a new one instead",
-				state)
-		// An expired token has no use for a grace: it is revoked.
-		case state == TokenExpired:
-			grace = 0
-		}
-		next := Token{
-			// Older versions accepted secrets in these texts.
-			UserID:      userID,
-			Description: access.MaskSecrets(before.Description),
-			Metadata:    access.MaskSecrets(before.Metadata),
-			AllowedIPs:  before.AllowedIPs,
-			Groups:      before.Groups,
-		}
-		if !before.ExpiresAt.IsZero() {
-			// The successor gets the whole lifetime of the old token again, not the
-			// rest of it.
-			lifetime := before.ExpiresAt.Sub(before.CreatedAt)
-			if limit := s.opts.MaxTokenTTL; limit > 0 {
-				lifetime = min(lifetime, limit)
-			}
-			next.ExpiresAt = t.now.Add(lifetime)
-		}
-		if issued, err = t.createToken(next, before.Groups); err != nil {
-			return err
-		}
-		s.withUse(userID, &before)
-		old = before
-		old.ReplacedBy = issued.ID
-		old.RefreshedAt, old.CountAtRefresh = t.now, before.UseCount
-		if grace > 0 {
-			old.RetiresAt = earlier(t.now.Add(grace), before.ExpiresAt)
-		} else {
-			old.RevokedAt = t.now
-		}
-		if err := t.writeToken(&old); err != nil {
-			return err
-		}
-		if err := t.checkLive(userID, ""); err != nil {
-			return err
-		}
-		return t.audit("token.refresh", id, before, old)
-	})
-	return issued, old, err
-}
-
-// earlier returns the earlier of at and end. A zero end means "never".
-func earlier(at, end time.Time) time.Time {
-	if !end.IsZero() && end.Before(at) {
-		return end
-	}
-	return at
-}
-
-// checkGrace checks how long a replaced token stays valid.
-func checkGrace(grace time.Duration) error {
-	switch {
-	case grace < 0:
-		return invalid("grace", "must not be negative")
-	case grace > 0 && grace < time.Second:
-		return invalid("grace", "must be at least a second, or 0")
-	}
-	return nil
-}
-
-// RotateToken lets a service user replace one of its own tokens. The successor has a new secret and
-// the same description, metadata, addresses and groups. It ends when the old token would have
-// ended, or earlier. The old token stays valid for the grace, which is at least a second, but not
-// beyond its own end. old is the old token after the change.
-//
-// A client that lost the answer can call RotateToken again with the old token. It gets another
-// successor, and the end of the grace stays the same. The first successor is revoked if it was
-// never used. If it was used or changed, the error is [ErrReplaced]: two clients have the same
-// secret, and one of them should not.
-func (s *Store) RotateToken(
-	ctx context.Context, by Actor, userID, id string, grace time.Duration,
-) (issued *Issued, old Token, err error) {
-	err = s.change(ctx, by, func(t *tx) error {
-		if grace < time.Second {
-			return invalid("grace", "must be at least a second")
-		}
-		u, err := t.visibleUser(userID)
-		if err != nil {
-			return err
-		}
-		if err := t.withinScope(&u, &u); err != nil {
-			return err
-		}
-		// The service user was valid when it authenticated, but that may have changed
-		// since.
-		if !u.Active || !u.ExpiresAt.IsZero() && !t.now.Before(u.ExpiresAt) {
-			return conflict("", "the service user is deactivated or has expired")
-		}
-		before, err := t.token(userID, id)
-		if err != nil {
-			return err
-		}
-		s.withUse(userID, &before)
-		old = before
-		unused := Token{}
-		switch state := before.State(t.now); state {
-		case TokenActive:
-			old.RetiresAt = earlier(t.now.Add(grace), before.ExpiresAt)
-			old.RefreshedAt, old.CountAtRefresh = t.now, before.UseCount
-		case TokenRetiring:
-			if unused, err = t.unusedSuccessor(before); err != nil {
-				return err
-			}
-		default:
-			return conflict("", "the token is %s", state)
-		}
-		next := Token{
-			UserID:      userID,
-			Description: access.MaskSecrets(before.Description),
-			Metadata:    access.MaskSecrets(before.Metadata),
-			AllowedIPs:  before.AllowedIPs,
-			Groups:      before.Groups,
-			NotBefore:   before.NotBefore,
-			ExpiresAt:   before.ExpiresAt,
-		}
-		if limit := s.opts.MaxTokenTTL; limit > 0 && next.ExpiresAt.After(t.now.Add(limit)) {
-			next.ExpiresAt = t.now.Add(limit)
-		}
-		if issued, err = t.createToken(next, before.Groups); err != nil {
-			return err
-		}
-		// The client did not receive the first successor; the new one replaces it.
-		if unused.ID != "" {
-			after := unused
-			after.RevokedAt, after.ReplacedBy = t.now, issued.ID
-			if err := t.writeToken(&after); err != nil {
-				return err
-			}
-			if err := t.audit("token.revoke", unused.ID, unused, after); err != nil {
-				return err
-			}
-		}
-		old.ReplacedBy = issued.ID
-		if err := t.writeToken(&old); err != nil {
-			return err
-		}
-		if err := t.checkLive(userID, issued.ID); err != nil {
-			return err
-		}
-		return t.audit("token.rotate", id, before, old)
-	})
-	return issued, old, err
-}
-
-// unusedSuccessor returns the successor of a retiring token if another one may replace it: the
-// service user created it itself, it was never used, and it was not changed. Otherwise the error is
-// [ErrReplaced].
-func (t *tx) unusedSuccessor(old Token) (Token, error) {
-	next, err := t.token(old.UserID, old.ReplacedBy)
-	if err != nil {
-		return next, err
-	}
-	no := &Error{Kind: ErrReplaced}
-	switch {
-	// The first use counts from the moment of the request, also while it is not on disk yet.
-	case !next.LastUsedAt.IsZero() || t.store.uses.first.has(next.ID):
-		no.Msg = "the token has been replaced by " + next.ID +
-			", which is in use; go on with that one, or ask an admin for a new token"
-	case next.CreatedBy != next.UserID:
-		no.Msg = "the token has been replaced by another actor; go on with the new one, " + next.ID
-	// A first use does not count in the version; every other change does.
-	case next.Version != 1:
-		no.Msg = "the token has been replaced by " + next.ID +
-			", which was changed or ended since; ask an admin for a new token"
-	default:
-		return next, nil
-	}
-	return next, no
-}
-
 // RevokeToken ends a token for good; its record stays. If the token is revoked already, RevokeToken
 // changes nothing and returns no error.
 func (s *Store) RevokeToken(ctx context.Context, by Actor, userID, id string, version int64) error {
@@ -385,7 +176,7 @@ func (s *Store) RevokeToken(ctx context.Context, by Actor, userID, id string, ve
 // figures of usage.
 func (t *tx) writeToken(k *Token) error {
 	k.UpdatedAt, k.Version = t.now, k.Version+1
-	if err := t.update("tokens", k.ID, tokenColumns.changed(k)...); err != nil {
+	if err := t.update("tokens", k.ID, k.columns()); err != nil {
 		return fmt.Errorf("writing the token: %w", err)
 	}
 	return t.touchUser(k.UserID)
@@ -406,8 +197,8 @@ func (t *tx) createToken(token Token, inherited []string) (*Issued, error) {
 		ID: t.newID("token"), UserID: token.UserID, Hint: access.Hint(secret), Version: 1,
 		CreatedAt: t.now, CreatedBy: t.by.Name, UpdatedAt: t.now,
 	})
-	row := append(tokenColumns.added(&token), value{"hash", hex.EncodeToString(hash[:])}, value{"pepper_id", pepper})
-	if err := t.insert("tokens", row...); err != nil {
+	if err := t.insert("tokens", token.columns(), column{name: "hash", field: hex.EncodeToString(hash[:])},
+		column{name: "pepper_id", field: pepper}); err != nil {
 		return nil, fmt.Errorf("writing the token: %w", err)
 	}
 	if err := t.touchUser(token.UserID); err != nil {
@@ -434,7 +225,10 @@ func (t *tx) checkLive(userID, rotated string) error {
 		live        bool
 		rotatedAway bool // in the grace of a rotation
 	}
-	rows, err := t.query(`
+	links, err := all(t, func(rows *sql.Rows) (l link, err error) {
+		err = rows.Scan(&l.id, &l.next, &l.recent, &l.own, &l.live, &l.rotatedAway)
+		return l, err
+	}, `
 		SELECT id, replaced_by, recent, created_by = service_user_id, live, live AND retires_at > 0 AND EXISTS (
 			SELECT 1 FROM tokens s WHERE s.id = k.replaced_by AND s.created_by = s.service_user_id)
 		FROM (SELECT id, service_user_id, created_by, replaced_by, retires_at, created_at > $3 AS recent,
@@ -442,13 +236,6 @@ func (t *tx) checkLive(userID, rotated string) error {
 					AND (retires_at = 0 OR retires_at > $2) AS live
 			FROM tokens WHERE service_user_id = $1) k
 		WHERE recent OR live`, userID, t.now.Unix(), t.now.Add(-time.Hour).Unix())
-	if err != nil {
-		return fmt.Errorf("counting tokens: %w", err)
-	}
-	links, err := collect(rows, func(rows *sql.Rows) (l link, err error) {
-		err = rows.Scan(&l.id, &l.next, &l.recent, &l.own, &l.live, &l.rotatedAway)
-		return l, err
-	})
 	if err != nil {
 		return fmt.Errorf("counting tokens: %w", err)
 	}
@@ -516,16 +303,5 @@ func (t *tx) reachUser(id string) error {
 }
 
 func (t *tx) token(userID, id string) (Token, error) {
-	rows, err := t.query(selectToken+` WHERE id = $1 AND service_user_id = $2`, id, userID)
-	if err != nil {
-		return Token{}, fmt.Errorf("reading the token: %w", err)
-	}
-	list, err := collect(rows, scanToken)
-	switch {
-	case err != nil:
-		return Token{}, fmt.Errorf("reading the token: %w", err)
-	case len(list) == 0:
-		return Token{}, notFound("token", id)
-	}
-	return list[0], nil
+	return one(t, scanToken, "token", id, selectToken+` WHERE id = $1 AND service_user_id = $2`, id, userID)
 }

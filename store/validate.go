@@ -97,7 +97,7 @@ func (u *ServiceUser) check(now time.Time, before *ServiceUser) error {
 	if err := check(u.Name); err != nil {
 		return err
 	}
-	if err := userColumns.check(u); err != nil {
+	if err := u.checkTexts(); err != nil {
 		return err
 	}
 	if err := checkNoSecret("alias", u.Alias); err != nil {

@@ -1,0 +1,373 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/netip"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/serviceusers/caddy-service-users/access"
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+)
+
+// usersAtOnce is how many service users a load of everything reads before it passes them to the
+// edit.
+const usersAtOnce = 2000
+
+// loadUsers reads the service users that changed, each with its groups and tokens. A load of
+// everything reads them in parts, so that they are never all in memory a second time.
+func (s *Store) loadUsers(
+	ctx context.Context, q *sql.Tx, since int64, at position, kept rowCounts, edit *access.Edit, read *rowCounts,
+) error {
+	lost := make(map[string]int)
+	defer s.warnOfLostPeppers(lost)
+	if since > 0 {
+		users, removed, err := s.loadChanged(ctx, q, since, changedAtOnce, read)
+		if err != nil {
+			return err
+		}
+		s.countLostPeppers(users, lost)
+		return edit.Users(users, removed)
+	}
+	readers, parts, end, err := s.readers(ctx, q, at, kept.users)
+	defer end()
+	if err != nil {
+		return err
+	}
+	// The directory makes room for all rows at once, instead of growing.
+	edit.Expect(kept.users, kept.tokens)
+	var turn sync.Mutex // guards the counts below
+	begun, told := time.Now(), time.Now()
+	group, ctx := errgroup.WithContext(ctx)
+	for i, q := range readers {
+		group.Go(func() error {
+			return s.loadParts(ctx, q, parts[i], func(users []access.User, rows rowCounts) error {
+				turn.Lock()
+				s.countLostPeppers(users, lost)
+				read.add(rows)
+				if time.Since(told) > time.Second {
+					told = time.Now()
+					s.log.Info("loading the store", zap.Int64("service_users", read.users),
+						zap.Duration("since", time.Since(begun)))
+				}
+				turn.Unlock()
+				return edit.Users(users, nil)
+			})
+		})
+	}
+	return group.Wait()
+}
+
+// changedAtOnce is how many changed service users are read at once. They come as one text, whose
+// size SQLite limits, and which is in memory several times.
+const changedAtOnce = 20_000
+
+// loadChanged reads the service users that changed. If more than atOnce changed, for example
+// because a large group was deleted, it reads them in several queries, each over the next atOnce
+// ids.
+func (s *Store) loadChanged(
+	ctx context.Context, q *sql.Tx, since int64, atOnce int, read *rowCounts,
+) (users []access.User, removed []string, err error) {
+	p := part{since: since}
+	var changed int
+	if err := q.QueryRowContext(ctx, `SELECT count(*) FROM service_users WHERE revision > $1`,
+		since).Scan(&changed); err != nil {
+		return nil, nil, err
+	}
+	if changed > atOnce {
+		p.atOnce = atOnce
+	}
+	for {
+		some, gone, err := s.loadPart(ctx, q, p, read)
+		if err != nil {
+			return nil, nil, err
+		}
+		users, removed = append(users, some...), append(removed, gone...)
+		if p.atOnce == 0 || len(some)+len(gone) < p.atOnce {
+			return users, removed, nil
+		}
+		for _, u := range some {
+			p.after = max(p.after, u.ID)
+		}
+		for _, id := range gone {
+			p.after = max(p.after, id)
+		}
+	}
+}
+
+// usersPerReader is how many service users justify one more connection for reading.
+const usersPerReader = 20_000
+
+// readers returns q and, if there are many service users, more transactions that see the same state
+// of the store. parts has the range of service users for each of them. The caller must call end,
+// also after an error.
+func (s *Store) readers(
+	ctx context.Context, q *sql.Tx, at position, users int64,
+) (readers []*sql.Tx, parts []part, end func(), err error) {
+	readers = []*sql.Tx{q}
+	end = func() {
+		for _, q := range readers[1:] {
+			q.Rollback()
+		}
+	}
+	// A second transaction sees the last commit, so it helps only while that is the state of q.
+	want := min(int64(runtime.GOMAXPROCS(0)), maxReaders, 1+users/usersPerReader)
+	for int64(len(readers)) < want {
+		another, err := s.read.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+		if err != nil {
+			return readers, nil, end, err
+		}
+		var sees position
+		err = another.QueryRowContext(ctx, `SELECT revision, audit_seq, audit_hash FROM meta`).
+			Scan(&sees.revision, &sees.seq, &sees.hash)
+		if err != nil || sees != at {
+			another.Rollback()
+			if err != nil {
+				return readers, nil, end, err
+			}
+			break // another process has committed since, or q is a change that is not committed
+		}
+		readers = append(readers, another)
+	}
+	parts = make([]part, len(readers))
+	bound := ""
+	// This query reads only the index of ids.
+	for i := range parts[1:] {
+		err := q.QueryRowContext(ctx, `
+			SELECT id FROM service_users WHERE id > $1 ORDER BY id LIMIT 1 OFFSET $2`,
+			bound, users/int64(len(parts))).Scan(&bound)
+		if errors.Is(err, sql.ErrNoRows) {
+			// There are fewer rows than meta says. rowCounts.check reports that.
+			bound, err = lastID, nil
+		}
+		if err != nil {
+			return readers, nil, end, err
+		}
+		parts[i].until, parts[i+1].after = bound, bound
+	}
+	parts[len(parts)-1].until = lastID
+	return readers, parts, end, nil
+}
+
+// maxReaders is the most connections that one load uses. The others serve callers that read
+// meanwhile.
+const maxReaders = 4
+
+// lastID sorts after every id.
+const lastID = "\U0010FFFF"
+
+// loadParts reads the service users of a part, usersAtOnce at a time, and passes them to hand.
+func (s *Store) loadParts(ctx context.Context, q *sql.Tx, p part, hand func([]access.User, rowCounts) error) error {
+	for {
+		var rows rowCounts
+		users, _, err := s.loadPart(ctx, q, p, &rows)
+		if err != nil {
+			return err
+		}
+		if err := hand(users, rows); err != nil || len(users) < usersAtOnce {
+			return err
+		}
+		p.after = users[len(users)-1].ID
+	}
+}
+
+// part selects the service users of one query: with since, those that changed after that revision;
+// without it, those in a range of ids.
+type part struct {
+	since        int64
+	after, until string // the range begins behind after and includes until
+	atOnce       int    // with since: at most this many, with ids behind after; 0 is all of them
+}
+
+// loadPart reads the service users of a part, with their groups and tokens.
+func (s *Store) loadPart(
+	ctx context.Context, q *sql.Tx, p part, read *rowCounts,
+) (users []access.User, removed []string, err error) {
+	which, args := `WHERE revision > $1`, []any{p.since}
+	if p.since == 0 {
+		which = `WHERE id > $1 AND id <= $2 AND deleted_at = 0 ORDER BY id LIMIT $3`
+		args = []any{p.after, p.until, usersAtOnce}
+		// The "+" keeps SQLite from using the index of revisions: the order needs the index
+		// of ids.
+	} else if p.atOnce > 0 {
+		which, args = `WHERE +revision > $1 AND id > $2 ORDER BY id LIMIT $3`, []any{p.since, p.after, p.atOnce}
+	}
+	// Descriptions are not in the directory. Their size is checked all the same, since a
+	// description that is too large is damage.
+	const described = `octet_length(description) AS described`
+	var u access.User
+	shared := slices.DeleteFunc(profileColumns(&u.Profile), func(c column) bool { return c.name == "description" })
+	columns := strings.Join(append(names(shared), "allowed_ips", "expires_at", "created_at", "deleted_at"), ", ")
+	from := `(SELECT ` + columns + `, ` + described + ` FROM service_users ` + which + `) t`
+	err = eachPacked(ctx, q, columns+`, described`, from, args, func(row *fields) error {
+		if err := bearable(row.values...); err != nil {
+			return err
+		}
+		u = access.User{}
+		for _, c := range shared {
+			if err := row.into(c.field); err != nil {
+				return err
+			}
+		}
+		allowed := row.text()
+		u.ExpiresAt, u.CreatedAt = row.number(), row.number()
+		deleted := row.number() != 0
+		if err := bearableSize(row.number()); err != nil {
+			return err
+		}
+		if deleted {
+			removed = append(removed, u.ID)
+			return nil
+		}
+		var err error
+		u.AllowedIPs, err = prefixes(allowed)
+		users = append(users, u)
+		return err
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	read.users += int64(len(users))
+	if len(users) == 0 && p.since > 0 {
+		return nil, removed, nil
+	}
+	slices.SortFunc(users, func(a, b access.User) int { return strings.Compare(a.ID, b.ID) })
+	if err := loadMembers(ctx, q, p, users, read); err != nil {
+		return nil, nil, fmt.Errorf("reading members: %w", err)
+	}
+	if err := loadTokens(ctx, q, p, s.Now(), users, read); err != nil {
+		return nil, nil, fmt.Errorf("reading tokens: %w", err)
+	}
+	return users, removed, nil
+}
+
+// owned returns the join or condition, and its arguments, that restrict a query on the table t to
+// rows of a part. With since these are the rows of its users that changed. Without it these are the
+// rows of every id up to the last user, so that no row falls between two parts.
+func (p part) owned(users []access.User) (which string, args []any) {
+	if p.since > 0 {
+		// As in loadPart, "+" keeps SQLite from using the index of revisions.
+		by := `u.revision`
+		if p.atOnce > 0 {
+			by = `+u.revision`
+		}
+		return `
+				JOIN service_users u ON u.id = t.service_user_id
+				WHERE ` + by + ` > $1 AND u.id >= $2 AND u.id <= $3 AND u.deleted_at = 0`,
+			[]any{p.since, users[0].ID, users[len(users)-1].ID}
+	}
+	last := p.until
+	// The part has more users; the next call begins behind this one. The last call reaches to
+	// the end of the range, so that it also counts rows whose user is missing.
+	if len(users) == usersAtOnce {
+		last = users[len(users)-1].ID
+	}
+	return `WHERE $1 = 0 AND t.service_user_id > $2 AND t.service_user_id <= $3`, []any{p.since, p.after, last}
+}
+
+// loadMembers reads the ids of the groups that name the users. users is sorted by id. The groups of
+// a user come in no order.
+func loadMembers(ctx context.Context, q *sql.Tx, p part, users []access.User, read *rowCounts) error {
+	which, args := p.owned(users)
+	next := 0
+	return eachPacked(ctx, q, `t.service_user_id, t.group_id`, `members t `+which, args, func(row *fields) error {
+		read.members++
+		if err := bearable(row.values...); err != nil {
+			return err
+		}
+		if u := seek(users, &next, row.text()); u != nil { // otherwise the user was deleted
+			u.Groups = append(u.Groups, row.text())
+		}
+		return nil
+	})
+}
+
+// loadTokens reads the tokens of the users, without those that were revoked more than revokedShown
+// ago. users is sorted by id. The tokens of a user come in no order.
+func loadTokens(ctx context.Context, q *sql.Tx, p part, now time.Time, users []access.User, read *rowCounts) error {
+	which, args := p.owned(users)
+	const columns = `t.service_user_id, t.id, t.hash, t.pepper_id, t.expires_at, t.not_before, t.retires_at, ` +
+		`t.allowed_ips, t.permission_groups, t.revoked_at, ` +
+		`CASE WHEN t.created_by = t.service_user_id AND t.last_used_at = 0 THEN 1 ELSE 0 END, ` +
+		`(octet_length(t.description)+octet_length(t.metadata))`
+	// A token that the service user made itself and has not used yet is "unused": its first use
+	// must be recorded at once ([Store.RotateToken]).
+	from := `tokens t ` + which + ` AND (t.revoked_at = 0 OR t.revoked_at > $4)`
+	next := 0
+	return eachPacked(ctx, q, columns, from, append(args, now.Add(-revokedShown).Unix()), func(row *fields) error {
+		if err := bearable(row.values...); err != nil {
+			return err
+		}
+		user := row.text()
+		t := access.Token{ID: row.text()}
+		hash := row.text()
+		t.Pepper, t.ExpiresAt, t.NotBefore = row.text(), row.number(), row.number()
+		retires, allowed, groups := row.number(), row.text(), row.text()
+		t.Revoked, t.Unused, t.Retiring = row.number() != 0, row.bool(), retires != 0
+		if err := bearableSize(row.number()); err != nil {
+			return fmt.Errorf("%s: %w", t.ID, err)
+		}
+		if !t.Revoked {
+			read.tokens++
+		}
+		u := seek(users, &next, user)
+		if u == nil {
+			return nil // the user was deleted
+		}
+		if len(hash) != 2*len(t.Hash) {
+			return fmt.Errorf("%s: the hash is damaged", t.ID)
+		}
+		if _, err := hex.Decode(t.Hash[:], []byte(hash)); err != nil {
+			return fmt.Errorf("%s: the hash is damaged", t.ID)
+		}
+		// The end of the grace ends the token like an expiry does; the directory has one
+		// field for both.
+		if retires != 0 && (t.ExpiresAt == 0 || retires < t.ExpiresAt) {
+			t.ExpiresAt = retires
+		}
+		var err error
+		if t.AllowedIPs, err = prefixes(allowed); err != nil {
+			return fmt.Errorf("%s: %w", t.ID, err)
+		}
+		if groups != "[]" {
+			if err := fromJSON(groups, &t.Groups); err != nil {
+				return fmt.Errorf("%s: %w", t.ID, err)
+			}
+		}
+		u.Tokens = append(u.Tokens, t)
+		return nil
+	})
+}
+
+// seek finds a user in a list that is sorted by id. It first tries the user of the last call and
+// the one behind it, since rows mostly come in the order of the list.
+func seek(users []access.User, next *int, id string) *access.User {
+	if *next < len(users) && users[*next].ID < id {
+		*next++
+	}
+	if *next == len(users) || users[*next].ID != id {
+		at, found := slices.BinarySearchFunc(users, id,
+			func(u access.User, id string) int { return strings.Compare(u.ID, id) })
+		if *next = at; !found {
+			return nil
+		}
+	}
+	return &users[*next]
+}
+
+func prefixes(text string) ([]netip.Prefix, error) {
+	var list []netip.Prefix
+	if text == "[]" {
+		return nil, nil
+	}
+	err := fromJSON(text, &list)
+	return list, err
+}
