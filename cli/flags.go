@@ -1,0 +1,185 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/serviceusers/caddy-service-users/admin"
+	"github.com/serviceusers/caddy-service-users/store"
+)
+
+// optFlag is a flag for a field of a request that may be absent. The field stays absent without the
+// flag.
+type optFlag[T ~string] struct{ field *admin.Opt[T] }
+
+func (o optFlag[T]) String() string { return "" }
+func (o optFlag[T]) Type() string   { return "string" }
+
+func (o optFlag[T]) Set(text string) error {
+	*o.field = admin.Some(T(text))
+	return nil
+}
+
+// queryFlag is a flag for a parameter of a query. "" leaves the parameter out.
+type queryFlag struct {
+	query     url.Values
+	parameter string
+}
+
+func (q queryFlag) String() string { return "" }
+func (q queryFlag) Type() string   { return "string" }
+
+func (q queryFlag) Set(text string) error {
+	if q.query.Set(q.parameter, text); text == "" {
+		q.query.Del(q.parameter)
+	}
+	return nil
+}
+
+// labelFlag is a flag KEY=VALUE that may be repeated. With removes, KEY- removes a label, and "" is
+// an error; without, "" means no label.
+type labelFlag struct {
+	members map[string]*string // by key; nil removes the label
+	removes bool
+}
+
+func (l *labelFlag) String() string { return "" }
+func (l *labelFlag) Type() string   { return "KEY=VALUE" }
+
+func (l *labelFlag) Set(text string) error {
+	key, value, sets := strings.Cut(text, "=")
+	member := &value
+	switch {
+	case sets:
+	case l.removes && len(text) > 1 && strings.HasSuffix(text, "-"):
+		key, member = strings.TrimSuffix(text, "-"), nil
+	case l.removes:
+		return errors.New("write it as KEY=VALUE, or as KEY- to remove the label")
+	case text == "":
+		return nil
+	default:
+		return errors.New("write it as KEY=VALUE")
+	}
+	if _, twice := l.members[key]; twice {
+		return fmt.Errorf("%q is given twice", key)
+	}
+	if l.members == nil {
+		l.members = make(map[string]*string)
+	}
+	l.members[key] = member
+	return nil
+}
+
+// texts returns the labels of a flag that does not remove any, or nil without the flag.
+func (l *labelFlag) texts() (texts map[string]string) {
+	for key, value := range l.members {
+		if texts == nil {
+			texts = make(map[string]string)
+		}
+		texts[key] = *value
+	}
+	return texts
+}
+
+// listFlag is three flags for a list: --add-NAME, --remove-NAME and --set-NAME.
+type listFlag struct {
+	cmd              *cobra.Command
+	name             string
+	add, remove, set []string
+	canonical        func(string) (string, error) // converts a value to the server's form; nil keeps it
+}
+
+func (l *listFlag) register(cmd *cobra.Command, name, what string) {
+	l.cmd, l.name = cmd, name
+	flags := cmd.Flags()
+	flags.StringSliceVar(&l.add, "add-"+name, nil, "adds "+what+" (may be repeated)")
+	flags.StringSliceVar(&l.remove, "remove-"+name, nil, "removes "+what+" (may be repeated)")
+	flags.StringSliceVar(&l.set, "set-"+name, nil, "replaces all: "+what+" (may be repeated); \"\" is none")
+	flags.Var(bareFlag(name), name, "")
+	_ = flags.MarkHidden(name) // cannot fail: the flag exists
+}
+
+// bareFlag rejects --NAME, which could mean to add or to replace.
+type bareFlag string
+
+func (b bareFlag) String() string { return "" }
+func (b bareFlag) Type() string   { return "string" }
+
+func (b bareFlag) Set(string) error {
+	return fmt.Errorf("write --add-%s or --remove-%[1]s to change the list, or --set-%[1]s to replace all of it",
+		string(b))
+}
+
+// check rejects flags that contradict each other, and converts their values to the server's form.
+func (l *listFlag) check() error {
+	set := l.cmd.Flags().Changed("set-" + l.name)
+	for flag, list := range map[string][]string{"add-" + l.name: l.add, "remove-" + l.name: l.remove} {
+		switch {
+		case !l.cmd.Flags().Changed(flag):
+			continue
+		case set:
+			return usageError{fmt.Errorf("--set-%s replaces the whole list; leave it out, or --%s", l.name, flag)}
+		case len(list) == 0 || slices.Contains(list, ""):
+			return usageError{fmt.Errorf("--%s is empty; give it a value or leave it out", flag)}
+		}
+		for i := range list {
+			if l.canonical == nil {
+				break
+			}
+			text, err := l.canonical(list[i])
+			if err != nil {
+				return usageError{fmt.Errorf("--%s: %w", flag, err)}
+			}
+			list[i] = text
+		}
+	}
+	for _, text := range l.add {
+		if slices.Contains(l.remove, text) {
+			return usageError{fmt.Errorf("%q is in --add-%s and in --remove-%[2]s; leave it out of one of them",
+				text, l.name)}
+		}
+	}
+	return nil
+}
+
+// edit returns the list after the change, or an absent field without a flag.
+func (l *listFlag) edit(now []string) (in admin.Opt[[]string]) {
+	switch {
+	case l.cmd.Flags().Changed("set-" + l.name):
+		return admin.Some(notEmpty(l.set))
+	case len(l.add)+len(l.remove) == 0:
+		return in
+	}
+	list := slices.DeleteFunc(slices.Clone(now), func(s string) bool { return slices.Contains(l.remove, s) })
+	for _, s := range l.add {
+		if !slices.Contains(list, s) {
+			list = append(list, s)
+		}
+	}
+	return admin.Some(notEmpty(list))
+}
+
+// canonicalPrefix converts an address or a CIDR to the form in which the server shows it.
+func canonicalPrefix(text string) (string, error) {
+	p, err := store.ParsePrefix(text)
+	if err != nil {
+		return "", fmt.Errorf("%q is neither an address nor a CIDR such as 10.0.0.0/8", text)
+	}
+	return p.String(), nil
+}
+
+// notEmpty returns the values without "", so that --set-team "" means no team.
+func notEmpty(list []string) []string {
+	out := []string{}
+	for _, s := range list {
+		if s != "" {
+			out = append(out, s)
+		}
+	}
+	return out
+}

@@ -1,0 +1,156 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/serviceusers/caddy-service-users/access"
+	"github.com/serviceusers/caddy-service-users/admin"
+)
+
+// userTexts are the texts of a service user that create and update set, in the order of the output.
+// In the output a text has the name of its flag, with spaces.
+var userTexts = []struct {
+	flag, usage string
+	input       func(*admin.ServiceUserInput) *admin.Opt[string]
+	value       func(*admin.ServiceUser) string
+}{
+	{"display-name", "the name for people",
+		func(in *admin.ServiceUserInput) *admin.Opt[string] { return &in.DisplayName },
+		func(u *admin.ServiceUser) string { return u.DisplayName }},
+	{"description", "what it is for",
+		func(in *admin.ServiceUserInput) *admin.Opt[string] { return &in.Description },
+		func(u *admin.ServiceUser) string { return u.Description }},
+	{"owner", "whom to ask about it",
+		func(in *admin.ServiceUserInput) *admin.Opt[string] { return &in.Owner },
+		func(u *admin.ServiceUser) string { return u.Owner }},
+	{"alias", "a second login id, for clients that come from elsewhere",
+		func(in *admin.ServiceUserInput) *admin.Opt[string] { return &in.Alias },
+		func(u *admin.ServiceUser) string { return u.Alias }},
+}
+
+// userFlags adds the flags that create and update share. They set fields of in.
+func userFlags(cmd *cobra.Command, in *admin.ServiceUserInput) {
+	flags := cmd.Flags()
+	for _, f := range userTexts {
+		flags.Var(optFlag[string]{f.input(in)}, f.flag, f.usage)
+	}
+	flags.Var(optFlag[access.Role]{&in.Role}, "role", "its role on the admin API: admin, manager or member")
+	flags.Var(optFlag[string]{&in.ExpiresAt}, "expires-at",
+		"when it expires, such as 2030-01-31T12:00:00Z; \"\" is never")
+}
+
+// userRow is a field of a service user in the output.
+type userRow struct {
+	name, value string // "" hides the field
+	none        string // stands for "" in a change
+	isLabel     bool   // name is the key of a label
+}
+
+// userRows returns the fields that can change, in the order of the output. groups has the names of
+// the permission groups, and labels the keys of the labels.
+func userRows(u *admin.ServiceUser, groups string, labels []string) []userRow {
+	rows := []userRow{{name: "name", value: u.Name}}
+	for _, f := range userTexts {
+		rows = append(rows, userRow{name: strings.ReplaceAll(f.flag, "-", " "), value: f.value(u)})
+	}
+	rows = append(rows,
+		userRow{name: "active", value: yesNo(u.Active)},
+		userRow{name: "role", value: string(u.Role)},
+		userRow{name: "teams", value: strings.Join(u.Teams, ", ")})
+	for _, key := range labels {
+		row := userRow{name: key, isLabel: true}
+		if value, ok := u.Labels[key]; ok {
+			row.value, row.none = value, `""`
+		}
+		rows = append(rows, row)
+	}
+	return append(rows,
+		userRow{name: "allowed IPs", value: strings.Join(u.AllowedIPs, ", "), none: "any"},
+		userRow{name: "groups", value: groups},
+		userRow{name: "expires", value: whenSet(u.ExpiresAt)})
+}
+
+// changes lists the fields in which before and after differ. Both have the same fields.
+func changes(before, after []userRow) (list []string) {
+	text := func(r userRow) string { return cmp.Or(r.value, r.none, "-") }
+	for i, r := range after {
+		name := r.name
+		if r.isLabel {
+			name = "label " + name
+		}
+		if was, is := text(before[i]), text(r); was != is {
+			list = append(list, fmt.Sprintf("%s: %s -> %s", name, was, is))
+		}
+	}
+	return list
+}
+
+// printUser prints a service user. Unless before is nil, it also prints the changes since then.
+func (c *cli) printUser(ctx context.Context, client *admin.Client, u admin.ServiceUser, before *admin.ServiceUser) error {
+	names := make(map[string]string)
+	ids := u.PermissionGroups
+	if before != nil {
+		ids = slices.Concat(ids, before.PermissionGroups)
+	}
+	for _, id := range ids {
+		if c.json {
+			break // JSON shows the ids alone
+		}
+		g, err := client.FindGroup(ctx, id)
+		// A group of before may be deleted meanwhile.
+		if err != nil && !(admin.IsNotFound(err) && before != nil) {
+			return err
+		}
+		names[id] = cmp.Or(g.Name, id)
+	}
+	groups := func(u *admin.ServiceUser) string {
+		var list []string
+		for _, id := range u.PermissionGroups {
+			list = append(list, names[id])
+		}
+		slices.Sort(list)
+		return strings.Join(list, ", ")
+	}
+	note := ""
+	if before != nil && len(before.AllowedIPs) > 0 && len(u.AllowedIPs) == 0 {
+		note = "It may come from any address now."
+	}
+	return c.print(u, func(w io.Writer) {
+		row := func(name, value string) {
+			if value != "" {
+				fmt.Fprintf(w, "%s\t%s\n", name, cell(value))
+			}
+		}
+		row("id", u.ID)
+		for _, r := range userRows(&u, groups(&u), slices.Sorted(maps.Keys(u.Labels))) {
+			if r.isLabel {
+				row("label", r.name+"="+r.value)
+			} else {
+				row(r.name, r.value)
+			}
+		}
+		row("last active", whenSet(u.LastActiveAt))
+		row("created", when(&u.CreatedAt)+" by "+u.CreatedBy)
+		if before == nil {
+			return
+		}
+		keys := maps.Clone(before.Labels)
+		maps.Copy(keys, u.Labels)
+		labels := slices.Sorted(maps.Keys(keys))
+		list := changes(userRows(before, groups(before), labels), userRows(&u, groups(&u), labels))
+		if len(list) == 0 {
+			row("changed", "nothing")
+		}
+		for _, change := range list {
+			row("changed", change)
+		}
+	}, note)
+}
