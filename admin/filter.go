@@ -40,7 +40,6 @@ const (
 )
 
 // filterEnv is the language of filters: its variables and functions.
-
 var filterEnv = sync.OnceValue(func() *cel.Env {
 	env, err := cel.NewEnv(
 		cel.Variable("obj", cel.MapType(cel.StringType, cel.DynType)),
@@ -63,27 +62,6 @@ var filterEnv = sync.OnceValue(func() *cel.Env {
 	}
 	return env
 })
-
-// filterFields returns the fields of obj for a service user.
-func filterFields(u *store.ServiceUser) map[string]any {
-	labels := make(map[string]string, len(u.Labels))
-	maps.Copy(labels, u.Labels)
-	return map[string]any{
-		"id": u.ID, "name": u.Name, "display_name": u.DisplayName, "description": u.Description,
-		"owner": u.Owner, "alias": u.Alias, "active": u.Active, "role": string(u.Role),
-		"teams": nonNil(u.Teams), "labels": labels, "allowed_ips": nonNil(u.AllowedIPs),
-		"created_at": filterTime(u.CreatedAt), "updated_at": filterTime(u.UpdatedAt),
-		"expires_at": filterTime(u.ExpiresAt), "last_active_at": filterTime(u.LastActiveAt),
-		"created_by": u.CreatedBy,
-	}
-}
-
-func filterTime(t time.Time) any {
-	if t.IsZero() {
-		return nil
-	}
-	return t
-}
 
 // compileFilter compiles the filter of one request. The returned function reports whether a service
 // user meets the filter. It counts the cost of all its calls, and fails when ctx ends or the budget

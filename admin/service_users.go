@@ -230,6 +230,27 @@ func (c *call) showInList(u store.ServiceUser) ServiceUser {
 	}
 }
 
+// filterFields returns the fields of obj for a service user.
+func filterFields(u *store.ServiceUser) map[string]any {
+	labels := make(map[string]string, len(u.Labels))
+	maps.Copy(labels, u.Labels)
+	return map[string]any{
+		"id": u.ID, "name": u.Name, "display_name": u.DisplayName, "description": u.Description,
+		"owner": u.Owner, "alias": u.Alias, "active": u.Active, "role": string(u.Role),
+		"teams": nonNil(u.Teams), "labels": labels, "allowed_ips": nonNil(u.AllowedIPs),
+		"created_at": filterTime(u.CreatedAt), "updated_at": filterTime(u.UpdatedAt),
+		"expires_at": filterTime(u.ExpiresAt), "last_active_at": filterTime(u.LastActiveAt),
+		"created_by": u.CreatedBy,
+	}
+}
+
+func filterTime(t time.Time) any {
+	if t.IsZero() {
+		return nil
+	}
+	return t
+}
+
 // nonNil returns an empty list for nil, so that JSON has [] and not null.
 func nonNil(list []string) []string {
 	if list == nil {

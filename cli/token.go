@@ -13,60 +13,20 @@ import (
 )
 
 func (c *cli) tokenCommands(root *cobra.Command) {
-	var description, ttl, expires, notBefore string
-	var allowed, groups []string
-	var create *cobra.Command
-	create = c.command(root, "create USER", "Issues a token and prints it, once",
-		"caddy service-user token create billing-sync --description ci --ttl 90d", 1,
-		func(ctx context.Context, client *admin.Client, args []string) error {
-			u, err := client.FindServiceUser(ctx, args[0])
-			if err != nil {
-				return err
-			}
-			in := admin.TokenInput{Description: admin.Some(description), AllowedIPs: admin.Some(notEmpty(allowed))}
-			if create.Flags().Changed("group") {
-				ids, err := groupIDs(ctx, client, groups)
-				if err != nil {
-					return err
-				}
-				in.PermissionGroups = admin.Some(ids)
-			}
-			for flag, field := range map[string]*admin.Opt[string]{"ttl": &in.TTL, "expires-at": &in.ExpiresAt, "not-before": &in.NotBefore} {
-				if create.Flags().Changed(flag) {
-					*field = admin.Some(create.Flags().Lookup(flag).Value.String())
-				}
-			}
-			var t admin.Token
-			if err := c.issue(func() error { return client.Do(ctx, http.MethodPost, u.URI+"/tokens", in, &t) }, &t.Secret); err != nil {
-				return err
-			}
-			return c.printIssued(t)
-		})
-	flags := create.Flags()
-	flags.StringVar(&description, "description", "", "what it is for")
-	flags.StringVar(&ttl, "ttl", "", "how long it lives, such as 90d")
-	flags.StringVar(&expires, "expires-at", "", "when it expires, such as 2030-01-31T12:00:00Z")
-	flags.StringVar(&notBefore, "not-before", "", "when it begins to be valid")
-	flags.StringSliceVar(&allowed, "allowed-ip", nil, "an address or CIDR that it may come from (may be repeated)")
-	flags.StringSliceVar(&groups, "group", nil, "narrows what it may do to this permission group (id or name; may be repeated)")
-	c.issuing(create)
-
+	c.createTokenCommand(root)
 	c.command(root, "list USER", "Lists the tokens of a service user, newest first",
 		"caddy service-user token list billing-sync", 1,
-		func(ctx context.Context, client *admin.Client, args []string) error {
-			u, err := client.FindServiceUser(ctx, args[0])
-			if err != nil {
-				return err
-			}
+		onUser(func(ctx context.Context, client *admin.Client, u admin.ServiceUser, _ []string) error {
 			tokens := []admin.Token{}
-			err = admin.All(ctx, client, u.URI+"/tokens", func(l admin.TokenList) admin.Page {
+			err := admin.All(ctx, client, u.URI+"/tokens", func(l admin.TokenList) admin.Page {
 				tokens = append(tokens, l.Tokens...)
 				return l.Page
 			})
 			if err != nil {
 				return err
 			}
-			return c.print(admin.TokenList{Tokens: tokens, Page: admin.Page{URI: u.URI + "/tokens"}}, func(w io.Writer) {
+			list := admin.TokenList{Tokens: tokens, Page: admin.Page{URI: u.URI + "/tokens"}}
+			return c.print(list, func(w io.Writer) {
 				fmt.Fprintln(w, "ID\tHINT\tSTATE\tDESCRIPTION\tUSED\tLAST USED\tFROM\tENDS\tCREATED")
 				for _, t := range tokens {
 					end := t.ExpiresAt
@@ -77,12 +37,47 @@ func (c *cli) tokenCommands(root *cobra.Command) {
 					if t.Drain != nil {
 						used += fmt.Sprintf(" (%d since its refresh)", t.Drain.UseCount)
 					}
-					fmt.Fprintf(w, "%s\t…%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", t.ID, t.Hint, t.State, dash(cell(t.Description)), used,
+					fmt.Fprintf(w, "%s\t…%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n",
+						t.ID, t.Hint, t.State, dash(cell(t.Description)), used,
 						when(t.LastUsedAt), dash(t.LastUsedIP), when(end), when(&t.CreatedAt))
 				}
 			})
-		})
+		}))
+	c.refreshTokenCommand(root)
+	c.revokeTokenCommand(root)
+}
 
+func (c *cli) createTokenCommand(root *cobra.Command) {
+	var in admin.TokenInput
+	var addresses, groups []string
+	create := c.command(root, "create USER", "Issues a token and prints it, once",
+		"caddy service-user token create billing-sync --description ci --ttl 90d", 1,
+		onUser(func(ctx context.Context, client *admin.Client, u admin.ServiceUser, _ []string) error {
+			ids, err := groupIDs(ctx, client, groups)
+			if err != nil {
+				return err
+			}
+			in.AllowedIPs, in.PermissionGroups = admin.Some(notEmpty(addresses)), admin.Some(ids)
+			var t admin.Token
+			request := func() error { return client.Do(ctx, http.MethodPost, u.URI+"/tokens", in, &t) }
+			if err := c.issue(request, &t.Secret); err != nil {
+				return err
+			}
+			return c.printIssued(t)
+		}))
+	flags := create.Flags()
+	flags.Var(optFlag[string]{&in.Description}, "description", "what it is for")
+	flags.Var(optFlag[string]{&in.TTL}, "ttl", "how long it lives, such as 90d")
+	flags.Var(optFlag[string]{&in.ExpiresAt}, "expires-at", "when it expires, such as 2030-01-31T12:00:00Z")
+	flags.Var(optFlag[string]{&in.NotBefore}, "not-before", "when it begins to be valid")
+	flags.StringSliceVar(&addresses, "allowed-ip", nil,
+		"an address or CIDR that it may come from (may be repeated)")
+	flags.StringSliceVar(&groups, "group", nil,
+		"narrows what it may do to this permission group (id or name; may be repeated)")
+	c.issuing(create)
+}
+
+func (c *cli) refreshTokenCommand(root *cobra.Command) {
 	var grace string
 	refresh := c.command(root, "refresh USER TOKEN", "Issues a new secret in the place of a token and prints it, once",
 		"caddy service-user token refresh billing-sync token_2x… --grace 24h", 2,
@@ -96,7 +91,8 @@ func (c *cli) tokenCommands(root *cobra.Command) {
 				if err != nil {
 					return err
 				}
-				if err := c.sure("Replace %s of %s? The old token ends at once, and a long upload or download with it; --grace lets it go on for a while. %s", args[1], args[0], use); err != nil {
+				if err := c.sure("Replace %s of %s? The old token ends at once, and a long upload or download "+
+					"with it; --grace lets it go on for a while. %s", args[1], args[0], use); err != nil {
 					return err
 				}
 			}
@@ -109,11 +105,15 @@ func (c *cli) tokenCommands(root *cobra.Command) {
 			}
 			return c.printIssued(t)
 		})
-	refresh.Flags().StringVar(&grace, "grace", "", "how long the old token goes on, such as 24h; default: it is revoked at once, and its streams, uploads and downloads are cut")
+	refresh.Flags().StringVar(&grace, "grace", "", "how long the old token goes on, such as 24h; "+
+		"default: it is revoked at once, and its streams, uploads and downloads are cut")
 	c.issuing(refresh)
 	c.destructive(refresh, func() bool { return graceless(grace) })
+}
 
-	c.destructive(c.command(root, "revoke USER TOKEN", "Ends a token for good; its streams, uploads and downloads are cut",
+func (c *cli) revokeTokenCommand(root *cobra.Command) {
+	c.destructive(c.command(root, "revoke USER TOKEN",
+		"Ends a token for good; its streams, uploads and downloads are cut",
 		"caddy service-user token revoke billing-sync token_2x… --yes", 2,
 		func(ctx context.Context, client *admin.Client, args []string) error {
 			uri, err := tokenURI(ctx, client, args)
@@ -124,7 +124,8 @@ func (c *cli) tokenCommands(root *cobra.Command) {
 			if err != nil {
 				return err
 			}
-			if err := c.sure("Revoke %s of %s? Whoever uses it is refused from then on. %s", args[1], args[0], use); err != nil {
+			if err := c.sure("Revoke %s of %s? Whoever uses it is refused from then on. %s",
+				args[1], args[0], use); err != nil {
 				return err
 			}
 			if err := client.Do(ctx, http.MethodDelete, uri, nil, nil); err != nil {
@@ -140,9 +141,10 @@ func graceless(grace string) bool {
 		return true
 	}
 	d, err := admin.ParseDuration(grace)
-	return err == nil && d == 0 // the server tells what is wrong with another one
+	return err == nil && d == 0 // the server explains an invalid grace
 }
 
+// tokenURI returns the path of a token. args are the service user and the id of the token.
 func tokenURI(ctx context.Context, client *admin.Client, args []string) (string, error) {
 	u, err := client.FindServiceUser(ctx, args[0])
 	if err == nil {
@@ -151,10 +153,11 @@ func tokenURI(ctx context.Context, client *admin.Client, args []string) (string,
 	return u.URI + "/tokens/" + args[1], err
 }
 
-// checkID refuses what is not an id before it becomes part of a path.
+// checkID rejects a text that is not an id, before it becomes part of a path.
 func checkID(kind, id string) error {
 	if !store.ValidID(kind, id) {
-		return admin.NewError(http.StatusNotFound, "ERR_NOT_FOUND", fmt.Sprintf("there is no %s %q; it is named by its id, %[1]s_…", kind, id))
+		return admin.NewError(http.StatusNotFound, "ERR_NOT_FOUND",
+			fmt.Sprintf("there is no %s %q; it is named by its id, %[1]s_…", kind, id))
 	}
 	return nil
 }
