@@ -50,7 +50,7 @@ func userFlags(cmd *cobra.Command, in *admin.ServiceUserInput) {
 // userRow is a field of a service user in the output.
 type userRow struct {
 	name, value string // "" hides the field
-	none        string // stands for "" in a change
+	none        string // in a change, the word for ""
 	isLabel     bool   // name is the key of a label
 }
 

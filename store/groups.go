@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -100,16 +101,8 @@ func (s *Store) UpdateGroup(
 ) (Group, error) {
 	var g Group
 	err := s.change(ctx, by, func(t *tx) error {
-		before, err := t.visibleGroup(id)
+		before, err := t.groupToChange(id, version, "change a permission group")
 		if err != nil {
-			return err
-		}
-		// This check comes second: for a group that a manager does not see, the error stays
-		// ErrNotFound.
-		if err := t.admit("change a permission group"); err != nil {
-			return err
-		}
-		if err := checkVersion(before.Version, version); err != nil {
 			return err
 		}
 		g = before.clone()
@@ -157,14 +150,8 @@ func (t *tx) writeGroup(g Group) (Group, error) {
 // its denies no longer apply to them. Only admins may call it.
 func (s *Store) DeleteGroup(ctx context.Context, by Actor, id string, version int64) error {
 	return s.change(ctx, by, func(t *tx) error {
-		before, err := t.visibleGroup(id)
+		before, err := t.groupToChange(id, version, "delete a permission group")
 		if err != nil {
-			return err
-		}
-		if err := t.admit("delete a permission group"); err != nil {
-			return err
-		}
-		if err := checkVersion(before.Version, version); err != nil {
 			return err
 		}
 		// The members are found by the rows that the next statement deletes.
@@ -230,11 +217,8 @@ func (s *Store) RemoveRule(ctx context.Context, by Actor, groupID, ruleID string
 
 func (s *Store) editRules(ctx context.Context, by Actor, groupID, action string, edit func(*tx, *Group) error) error {
 	return s.change(ctx, by, func(t *tx) error {
-		before, err := t.visibleGroup(groupID)
+		before, err := t.groupToChange(groupID, 0, "change the rules of a permission group")
 		if err != nil {
-			return err
-		}
-		if err := t.admit("change the rules of a permission group"); err != nil {
 			return err
 		}
 		g := before
@@ -336,6 +320,13 @@ func (t *tx) visibleGroup(id string) (Group, error) {
 		return Group{}, notFound("permission group", id)
 	}
 	return g, t.fill(&g)
+}
+
+// groupToChange reads a group that the actor may change. tx.admit uses the words, and version is as in
+// [Store.UpdateGroup]. A manager gets [ErrNotFound] for a group that it does not see.
+func (t *tx) groupToChange(id string, version int64, words string) (Group, error) {
+	g, err := t.visibleGroup(id)
+	return g, cmp.Or(err, t.admit(words), checkVersion(g.Version, version))
 }
 
 // fill reads the parts of a group that are not in its row: rules and permissions, but not

@@ -204,8 +204,8 @@ func unix(t time.Time) int64 {
 // lastInstant is the end of the year 9999, in Unix seconds: JSON has no later time.
 const lastInstant = 253402300799
 
-// fromUnix reads an instant. One that nobody can write as text counts as the nearest
-// that can be: whoever has it has to be shown, and to be ended.
+// fromUnix converts Unix seconds to a time. An instant that JSON cannot express becomes the nearest
+// one that it can, so that its record can be shown and ended.
 func fromUnix(seconds int64) time.Time {
 	if seconds == 0 {
 		return time.Time{}

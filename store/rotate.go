@@ -14,14 +14,8 @@ func (s *Store) RefreshToken(
 	ctx context.Context, by Actor, userID, id string, version int64, grace time.Duration,
 ) (issued *Issued, old Token, err error) {
 	err = s.change(ctx, by, func(t *tx) error {
-		if err := t.reachUser(userID); err != nil {
-			return err
-		}
-		before, err := t.token(userID, id)
+		before, err := t.tokenToChange(userID, id, version)
 		if err != nil {
-			return err
-		}
-		if err := checkVersion(before.Version, version); err != nil {
 			return err
 		}
 		if err := checkGrace(grace); err != nil {

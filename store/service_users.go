@@ -92,10 +92,7 @@ func (s *Store) UpdateServiceUser(
 	var u ServiceUser
 	err := s.change(ctx, by, func(t *tx) (err error) {
 		before, err := t.visibleUser(id)
-		if err != nil {
-			return err
-		}
-		if err := checkVersion(before.Version, version); err != nil {
+		if err := cmp.Or(err, checkVersion(before.Version, version)); err != nil {
 			return err
 		}
 		u = before.clone()
@@ -161,10 +158,7 @@ func updateAction(before, after bool) string {
 func (s *Store) DeleteServiceUser(ctx context.Context, by Actor, id string, version int64, unused time.Duration) error {
 	return s.change(ctx, by, func(t *tx) error {
 		before, err := t.visibleUser(id)
-		if err != nil {
-			return err
-		}
-		if err := checkVersion(before.Version, version); err != nil {
+		if err := cmp.Or(err, checkVersion(before.Version, version)); err != nil {
 			return err
 		}
 		if err := t.withinScope(&before, nil); err != nil {

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"encoding/hex"
@@ -119,14 +120,8 @@ func (s *Store) UpdateToken(
 ) (Token, error) {
 	var token Token
 	err := s.change(ctx, by, func(t *tx) error {
-		if err := t.reachUser(userID); err != nil {
-			return err
-		}
-		before, err := t.token(userID, id)
+		before, err := t.tokenToChange(userID, id, version)
 		if err != nil {
-			return err
-		}
-		if err := checkVersion(before.Version, version); err != nil {
 			return err
 		}
 		s.withUse(userID, &before)
@@ -291,6 +286,16 @@ func (t *tx) checkToken(token, before *Token, known []string) error {
 		}
 	}
 	return nil
+}
+
+// tokenToChange reads a token of a service user that the actor may change. version is as in
+// [Store.UpdateServiceUser].
+func (t *tx) tokenToChange(userID, id string, version int64) (Token, error) {
+	if err := t.reachUser(userID); err != nil {
+		return Token{}, err
+	}
+	k, err := t.token(userID, id)
+	return k, cmp.Or(err, checkVersion(k.Version, version))
 }
 
 // reachUser rejects an actor that may not change this service user.

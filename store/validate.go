@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -94,13 +95,7 @@ func (u *ServiceUser) check(now time.Time, before *ServiceUser) error {
 	if before != nil && u.Name == before.Name {
 		check = checkOldName
 	}
-	if err := check(u.Name); err != nil {
-		return err
-	}
-	if err := u.checkTexts(); err != nil {
-		return err
-	}
-	if err := checkNoSecret("alias", u.Alias); err != nil {
+	if err := cmp.Or(check(u.Name), u.checkTexts(), checkNoSecret("alias", u.Alias)); err != nil {
 		return err
 	}
 	if u.Alias != "" && (!access.ValidLogin(u.Alias) || strings.HasPrefix(u.Alias, "service_")) {
@@ -144,10 +139,8 @@ func (u *ServiceUser) check(now time.Time, before *ServiceUser) error {
 }
 
 func (t *Token) check(now time.Time, before *Token) error {
-	if err := checkText("description", t.Description, maxName); err != nil {
-		return err
-	}
-	if err := checkNoSecret("metadata", t.Metadata); err != nil {
+	if err := cmp.Or(checkText("description", t.Description, maxName),
+		checkNoSecret("metadata", t.Metadata)); err != nil {
 		return err
 	}
 	if len(t.Metadata) > maxMetadata || !utf8.ValidString(t.Metadata) {
@@ -233,13 +226,8 @@ func (p *Permission) check() error {
 		return invalid("key", "%q must be lower-case words of letters, digits and \"_\", joined by dots, "+
 			"at most 64 characters, such as people.address.view", p.Key)
 	}
-	if err := checkName("name", p.Name); err != nil {
-		return err
-	}
-	if err := checkText("category", p.Category, maxName); err != nil {
-		return err
-	}
-	if err := checkText("description", p.Description, maxText); err != nil {
+	if err := cmp.Or(checkName("name", p.Name), checkText("category", p.Category, maxName),
+		checkText("description", p.Description, maxText)); err != nil {
 		return err
 	}
 	if len(p.Rules) == 0 || len(p.Rules) > maxGranted {
@@ -260,20 +248,15 @@ func (p *Permission) check() error {
 
 func checkRule(r access.Rule) (access.Rule, error) {
 	// This check comes first, as in Group.check: the error of Check repeats the condition.
-	if err := checkText("rules.when", r.When, maxText); err != nil {
-		return r, err
-	}
-	if err := checkNoSecret("rules", r.Host, r.Path); err != nil {
-		return r, err
-	}
-	r, err := r.Check()
+	err := cmp.Or(checkText("rules.when", r.When, maxText), checkNoSecret("rules", r.Host, r.Path))
 	if err != nil {
+		return r, err
+	}
+	if r, err = r.Check(); err != nil {
 		return r, invalid("rules", "%s", err)
 	}
-	if err := checkText("rules.name", r.Name, maxName); err != nil {
-		return r, err
-	}
-	return r, checkText("rules.description", r.Description, maxText)
+	return r, cmp.Or(checkText("rules.name", r.Name, maxName),
+		checkText("rules.description", r.Description, maxText))
 }
 
 func checkTeams(teams []string) ([]string, error) {
