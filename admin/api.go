@@ -119,7 +119,6 @@ func (a *API) routes() []route {
 
 		// Store: the database as a whole.
 		handleBackup(a, "POST", "/service_users/backup", a.backup),
-		handle(a, "POST", "/service_users/restore", 200, a.restore),
 		handle(a, "GET", "/service_users/check", 200, a.check),
 
 		// Probes: the state of this Caddy, for supervisors and load balancers.
@@ -253,9 +252,6 @@ func decodeInput(w http.ResponseWriter, r *http.Request, in any) error {
 	// A request with a body takes no query parameters. Decoding into None refuses all of them.
 	if err := decodeQuery(r, new(None)); err != nil {
 		return err
-	}
-	if body, ok := in.(*upload); ok {
-		return body.open(w, r)
 	}
 	return DecodeJSON(w, r, maxBody, in)
 }

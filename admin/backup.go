@@ -18,9 +18,6 @@ import (
 // DatabaseType is the Content-Type of a backup.
 const DatabaseType = "application/vnd.sqlite3"
 
-// maxBackup limits the size in bytes of a backup to restore: 64 GiB.
-const maxBackup = 64 << 30
-
 // StoreReport is the result of a check of the store.
 type StoreReport struct {
 	// whether the store has no findings
@@ -66,82 +63,6 @@ func (a *API) check(c *call, q VerifyQuery) (StoreReport, error) {
 		return StoreReport{}, err
 	}
 	return ShowReport(report), nil
-}
-
-// RestoreReport is the result of a restore.
-type RestoreReport struct {
-	// the revision of the store after the restore
-	Revision int64 `json:"revision"`
-	// the number of service users after the restore
-	ServiceUsers int64 `json:"service_users"`
-	// the last record of the audit trail, SEQ:HASH
-	Head string `json:"head"`
-	// the revision of the backup
-	BackupRevision int64 `json:"backup_revision"`
-	// the revision of the store before the restore
-	RevisionBefore int64 `json:"revision_before"`
-	// the number of changes since the backup, which the restore has undone
-	LostChanges int64 `json:"lost_changes"`
-	// the number of tokens that were revoked or deleted since the backup and are valid again
-	RevivedTokens int64 `json:"revived_tokens"`
-}
-
-// ShowRestored converts the result of a restore to the form of the API.
-func ShowRestored(r store.Restored) RestoreReport {
-	return RestoreReport{
-		Revision: r.After.Revision, ServiceUsers: r.After.ServiceUsers, Head: r.After.Head.String(),
-		BackupRevision: r.Backup.Revision, RevisionBefore: r.Before.Revision,
-		LostChanges: r.Lost, RevivedTokens: r.Revived,
-	}
-}
-
-// restore replaces the content of the store by a backup, in one transaction. It first checks the
-// backup and builds the directory from it. A backup that is damaged or from a newer version is
-// refused, and nothing changes. The answer is 409 if the backup is from another store. Only the
-// local door accepts this operation.
-func (a *API) restore(c *call, backup upload) (RestoreReport, error) {
-	if c.by.Name != store.Local.Name || c.by.Scope != nil {
-		return RestoreReport{}, NewError(http.StatusForbidden, "ERR_NGROK_4111",
-			"the store is restored at the local door only, because a restore can bring back "+
-				"revoked tokens; run it on the machine itself")
-	}
-	r, err := a.store.Restore(c.Context(), c.by, backup)
-	var tooLarge *http.MaxBytesError
-	switch {
-	case errors.As(err, &tooLarge):
-		return RestoreReport{}, NewError(http.StatusRequestEntityTooLarge, "ERR_BODY_TOO_LARGE",
-			fmt.Sprintf("the body is larger than %d bytes", tooLarge.Limit))
-	case err != nil:
-		return RestoreReport{}, err
-	}
-	return ShowRestored(r), nil
-}
-
-// upload is a request body that is a database.
-type upload struct{ io.Reader }
-
-// open checks the headers that describe the body. It does not read the body; if the request has a
-// Repr-Digest, the reader compares it at the end of the body.
-func (u *upload) open(w http.ResponseWriter, r *http.Request) error {
-	switch r.Header.Get("Content-Type") {
-	case DatabaseType:
-	case "":
-		return NewError(http.StatusUnsupportedMediaType, "ERR_NGROK_216",
-			"the Content-Type is missing; it must be "+DatabaseType)
-	default:
-		return NewError(http.StatusUnsupportedMediaType, "ERR_NGROK_210",
-			"the Content-Type must be "+DatabaseType)
-	}
-	want, present, err := readDigest(r.Header)
-	if err != nil {
-		return NewError(http.StatusBadRequest, "ERR_DIGEST", err.Error())
-	}
-	u.Reader = http.MaxBytesReader(w, r.Body, maxBackup)
-	if present {
-		digest := sha256.New()
-		u.Reader = &verified{io.TeeReader(u.Reader, digest), func() []byte { return digest.Sum(nil) }, want}
-	}
-	return nil
 }
 
 // backup copies the store at one revision and answers with the copy, a SQLite database in one file.
@@ -201,23 +122,6 @@ func readDigest(h http.Header) (sum []byte, present bool, err error) {
 	return nil, false, nil
 }
 
-// verified is a body that must have a digest. Its Read returns an error in place of io.EOF if the
-// digest is another one.
-type verified struct {
-	io.Reader
-	sum  func() []byte // returns the digest of the bytes read so far
-	want []byte
-}
-
-func (v *verified) Read(p []byte) (int, error) {
-	n, err := v.Reader.Read(p)
-	if err == io.EOF && !bytes.Equal(v.sum(), v.want) {
-		err = NewError(http.StatusBadRequest, "ERR_DIGEST",
-			"the SHA-256 of the body differs from the one in Repr-Digest; send it again")
-	}
-	return n, err
-}
-
 // Backup requests a backup and writes it to w. It returns the size and the SHA-256 of the backup,
 // or an error if any part of it is missing or different.
 func (c *Client) Backup(ctx context.Context, w io.Writer) (size int64, sum []byte, err error) {
@@ -248,21 +152,4 @@ func (c *Client) Backup(ctx context.Context, w io.Writer) (size int64, sum []byt
 			"its SHA-256 differs from the one that the server sent; try again")
 	}
 	return size, sum, nil
-}
-
-// Restore sends a backup with the given size and SHA-256 to replace the content of the store.
-func (c *Client) Restore(ctx context.Context, backup io.Reader, size int64, sum []byte) (out RestoreReport, err error) {
-	req, err := c.request(ctx, http.MethodPost, "/service_users/restore", backup)
-	if err != nil {
-		return out, err
-	}
-	req.ContentLength = size
-	req.Header.Set("Content-Type", DatabaseType)
-	req.Header.Set("Repr-Digest", reprDigest(sum))
-	resp, err := c.send(req)
-	if err != nil {
-		return out, err
-	}
-	defer resp.Body.Close()
-	return out, c.read(resp, &out)
 }

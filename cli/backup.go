@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -23,7 +22,7 @@ import (
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
-// transferTimeout bounds a request that reads or writes the whole store.
+// transferTimeout limits a request that reads the whole store.
 const transferTimeout = time.Hour
 
 // patient returns a client for such requests.
@@ -34,35 +33,31 @@ func patient(client *admin.Client) *admin.Client {
 	return &copied
 }
 
-// backupCommands adds what is done with the store as a whole.
+// backupCommands adds the commands on the store as a whole.
 func (c *cli) backupCommands(root *cobra.Command) {
 	var force bool
-	backup := c.command(root, "backup FILE", "Copies the store into a file, while it goes on",
+	backup := c.command(root, "backup FILE", "Copies the store into a file, while it is in use",
 		"caddy service-user backup service_users.backup", 1,
 		func(ctx context.Context, client *admin.Client, args []string) error {
 			return c.backup(ctx, patient(client), args[0], force)
 		})
 	backup.Long = `Copies the store, as it is at one revision, into a new file that only you can
-read. It holds the hashes of all tokens. "-" is the standard output.`
+read. The file has the hashes of all tokens. "-" is the standard output.`
 	backup.Flags().BoolVar(&force, "force", false, "replace a file that exists")
 
-	restore := c.command(root, "restore FILE", "Replaces what the store holds by a backup",
-		"caddy service-user restore service_users.backup --yes", 1, c.restore)
-	restore.Long = `Replaces what the store holds by a backup of it, in one transaction. The backup is
-checked first; when there is anything wrong with it, or it is one of another store,
-nothing changes. Changes since the backup are lost, and tokens that were revoked
-since are valid again. The audit trail goes on. With --store it also makes a new
-store where there is none, and moves one aside that cannot be opened. "-" is the
-standard input.`
-	run := restore.RunE
+	restore := c.command(root, "restore FILE", "Replaces the content of a store by a backup, while Caddy is stopped",
+		"caddy service-user --store service_users.db restore service_users.backup --yes", 1, nil)
+	restore.Long = `Replaces the content of the store at --store by a backup of it, whole or not at all.
+Stop Caddy first, and start it again afterwards. The backup is checked first; if it
+has damage or is of another store, nothing changes. Changes since the backup are
+lost, and tokens that were revoked since are valid again. The audit trail goes on.
+Where there is no store, restore makes one; it moves a store aside that cannot be
+opened. "-" is the standard input.`
 	restore.RunE = func(cmd *cobra.Command, args []string) error {
-		if c.store == "" {
-			return run(cmd, args)
-		}
-		err := c.restoreOffline(context.Background(), args[0])
+		err := c.restore(context.Background(), args[0])
 		return c.exit(cmd, exitCode(err), err)
 	}
-	c.destructive(restore, nil)
+	c.destructive(restore, func() bool { return c.store != "" })
 
 	var head string
 	check := c.command(root, "check [FILE]", "Looks for damage in the store, or in a backup",
@@ -78,10 +73,11 @@ standard input.`
 			}
 			return c.printReport(r)
 		})
-	check.Long = `Looks for damage in the store, or in a backup: pages and indexes, rows that lead
-nowhere, rules, conditions and hashes that cannot be read, and the chain of the
-audit trail. Nothing is changed. With --store, and with a FILE, no Caddy need run.`
-	check.Flags().StringVar(&head, "head", "", "a head of the audit trail that was noted down before, SEQ:HASH: tells a trail that was cut since")
+	check.Long = `Looks for damage in the store, or in a backup: pages and indexes, references to rows
+that are missing, rules, conditions and hashes that cannot be read, and the chain of
+the audit trail. Nothing is changed. With --store, and with a FILE, no Caddy need run.`
+	check.Flags().StringVar(&head, "head", "",
+		"an earlier head of the audit trail, SEQ:HASH: reports a trail that was cut since")
 	exactly, asked := check.Args, check.RunE
 	check.Args = func(cmd *cobra.Command, args []string) error {
 		if len(args) == 0 {
@@ -95,7 +91,8 @@ audit trail. Nothing is changed. With --store, and with a FILE, no Caddy need ru
 		case len(args) == 0 && file == "":
 			return asked(cmd, args)
 		case len(args) == 1 && (c.address != "" || file != "" || c.url != ""):
-			return c.exit(cmd, exitUsage, errors.New("a FILE is checked by itself; leave out --address, --store and --url, or FILE"))
+			return c.exit(cmd, exitUsage, errors.New(
+				"a FILE is checked by itself; leave out --address, --store and --url, or FILE"))
 		case len(args) == 1:
 			file = args[0]
 		}
@@ -104,7 +101,7 @@ audit trail. Nothing is changed. With --store, and with a FILE, no Caddy need ru
 	}
 }
 
-// backupResult is what there is to say about a backup.
+// backupResult describes a backup that was made.
 type backupResult struct {
 	File         string `json:"file"`
 	Revision     int64  `json:"revision"`
@@ -119,7 +116,8 @@ func (c *cli) backup(ctx context.Context, client *admin.Client, path string, for
 	dir := filepath.Dir(path)
 	if path == "-" {
 		if out, ok := c.stdout.(*os.File); ok && term.IsTerminal(int(out.Fd())) {
-			return usageError{errors.New("the standard output is a terminal; name a file, or send the backup to a program")}
+			return usageError{errors.New(
+				"the standard output is a terminal; name a file, or send the backup to a program")}
 		}
 		dir = ""
 	} else if err := c.mayWrite(path, force); err != nil {
@@ -142,7 +140,9 @@ func (c *cli) backup(ctx context.Context, client *admin.Client, path string, for
 	if err != nil {
 		return fmt.Errorf("reading the backup: %w", err)
 	}
-	result := backupResult{path, contents.Revision, contents.ServiceUsers, contents.Head.String(), size, hex.EncodeToString(sum)}
+	result := backupResult{
+		path, contents.Revision, contents.ServiceUsers, contents.Head.String(), size, hex.EncodeToString(sum),
+	}
 	if path == "-" {
 		if _, err := temp.Seek(0, io.SeekStart); err != nil {
 			return err
@@ -150,12 +150,12 @@ func (c *cli) backup(ctx context.Context, client *admin.Client, path string, for
 		if _, err := io.Copy(c.stdout, temp); err != nil {
 			return err
 		}
-		c.stdout = c.stderr // what is said about it
+		c.stdout = c.stderr // the result goes there: the standard output has the backup
 	} else {
 		if err := c.mayWrite(path, force); err != nil {
 			return err
 		}
-		if err := errors.Join(temp.Close(), os.Rename(temp.Name(), path), syncDirectory(dir)); err != nil {
+		if err := errors.Join(temp.Close(), os.Rename(temp.Name(), path), store.SyncDir(dir)); err != nil {
 			return err
 		}
 	}
@@ -165,8 +165,8 @@ func (c *cli) backup(ctx context.Context, client *admin.Client, path string, for
 	})
 }
 
-// mayWrite refuses a place where something is, and with force what is, or could be, a
-// store in use.
+// mayWrite refuses a path that has a file. With force it refuses only a file that is, or belongs to,
+// a store in use.
 func (c *cli) mayWrite(path string, force bool) error {
 	info, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -196,16 +196,10 @@ func (c *cli) mayWrite(path string, force bool) error {
 	return nil
 }
 
-func syncDirectory(path string) error {
-	dir, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
-}
-
-// openBackup opens a file that is to be restored, and says what it holds.
-func (c *cli) openBackup(ctx context.Context, path string) (file *os.File, contents store.Contents, remove func(), err error) {
+// openBackup opens a backup and reads its contents. remove removes the copy of the standard input.
+func (c *cli) openBackup(ctx context.Context, path string) (
+	file *os.File, contents store.Contents, remove func(), err error,
+) {
 	remove = func() {}
 	name := path
 	if path == "-" {
@@ -219,9 +213,11 @@ func (c *cli) openBackup(ctx context.Context, path string) (file *os.File, conte
 			return nil, contents, remove, err
 		}
 	}
+	// A database in use has its last changes in the log, which a copy of the file would miss.
 	if real, err := filepath.EvalSymlinks(path); err == nil {
 		if info, err := os.Stat(real + "-wal"); err == nil && info.Size() > 0 {
-			return nil, contents, remove, fmt.Errorf("%q is no backup but a database in use, or a copy of one: there is %q beside it; make a backup of it with --store", path, real+"-wal")
+			return nil, contents, remove, fmt.Errorf("%q is no backup but a database in use, or a copy of one: "+
+				"there is %q beside it; make a backup of it with --store", path, real+"-wal")
 		}
 	}
 	if contents, err = store.ReadContents(ctx, path); err != nil {
@@ -231,65 +227,15 @@ func (c *cli) openBackup(ctx context.Context, path string) (file *os.File, conte
 	return file, contents, remove, err
 }
 
-// restore sends a backup to the store.
-func (c *cli) restore(ctx context.Context, client *admin.Client, args []string) error {
-	file, backup, remove, err := c.openBackup(ctx, args[0])
-	defer remove()
-	if err != nil {
-		return err
+// restore replaces the store at --store by a backup, or makes a new store from it.
+func (c *cli) restore(ctx context.Context, path string) error {
+	if c.store == "" {
+		return usageError{errors.New("a store is restored while Caddy is stopped: stop Caddy, run: " +
+			"caddy service-user --store PATH restore FILE, and start Caddy again")}
 	}
-	defer file.Close()
-	if !c.yes {
-		var events admin.AuditEventList
-		var ready admin.Readiness
-		if err := client.Do(ctx, http.MethodGet, "/audit_events?limit=1", nil, &events); err != nil {
-			return err
-		}
-		if err := client.Do(ctx, http.MethodGet, "/service_users/readyz", nil, &ready); err != nil {
-			return err
-		}
-		lost := -backup.Head.Seq
-		if len(events.AuditEvents) > 0 {
-			lost += events.AuditEvents[0].Seq
-		}
-		if err := c.sure("Replace what the store holds at revision %d by its backup of revision %d? Lost since then: %s; and tokens that were revoked since are valid again.",
-			ready.Revision, backup.Revision, plural(int(max(0, lost)), "change")); err != nil {
-			return err
-		}
-	}
-	digest := sha256.New()
-	size, err := io.Copy(digest, file)
-	if err == nil {
-		_, err = file.Seek(0, io.SeekStart)
-	}
-	if err != nil {
-		return err
-	}
-	r, err := patient(client).Restore(ctx, file, size, digest.Sum(nil))
-	if err != nil {
-		return err
-	}
-	return c.printRestored(r)
-}
-
-// restoreOffline restores into the store file, or makes a new one.
-func (c *cli) restoreOffline(ctx context.Context, path string) error {
 	opts, err := c.offlineOptions()
 	if err != nil {
 		return err
-	}
-	_, missing := os.Lstat(c.store)
-	var broken error
-	if missing == nil {
-		open, err := store.Open(ctx, c.store, opts)
-		if err == nil {
-			err = c.restore(ctx, admin.Offline(open, store.Local), []string{path})
-			return errors.Join(err, open.Close())
-		}
-		if !store.CanReplace(err) {
-			return err
-		}
-		broken = err
 	}
 	file, backup, remove, err := c.openBackup(ctx, path)
 	defer remove()
@@ -297,34 +243,49 @@ func (c *cli) restoreOffline(ctx context.Context, path string) error {
 		return err
 	}
 	defer file.Close()
-	if broken != nil {
-		err = c.sure("%v. Move it aside, and make a new store out of the backup of revision %d?", broken, backup.Revision)
-	} else {
-		err = c.sure("Make the new store %s out of the backup of revision %d?", c.store, backup.Revision)
+	question := fmt.Sprintf("Make the new store %s out of the backup of revision %d?", c.store, backup.Revision)
+	replace := false
+	if _, missing := os.Lstat(c.store); missing == nil {
+		current, err := store.Open(ctx, c.store, opts)
+		switch {
+		case err == nil:
+			lost := max(0, current.AuditHead().Seq-backup.Head.Seq)
+			question = fmt.Sprintf("Replace the content of the store at revision %d by its backup of revision %d? "+
+				"Lost since then: %s; and tokens that were revoked since are valid again.",
+				current.Directory().Revision(), backup.Revision, plural(int(lost), "change"))
+			if err := current.Close(); err != nil {
+				return err
+			}
+		case store.CanReplace(err):
+			question = fmt.Sprintf("%v. Move it aside, and make a new store out of the backup of revision %d?",
+				err, backup.Revision)
+			replace = true
+		default:
+			return err
+		}
 	}
-	if err != nil {
+	if err := c.sure("%s", question); err != nil {
 		return err
 	}
 	by := store.Local
 	by.Operation = store.NewOperationID()
-	r, aside, err := store.RestoreNew(ctx, c.store, by, file, opts, broken != nil)
+	r, aside, err := store.RestoreFile(ctx, c.store, by, file, opts, replace)
 	if aside != "" {
 		fmt.Fprintf(c.stderr, "The store could not be opened, and is kept as %q.\n", aside)
 	}
 	if err != nil {
 		return err
 	}
-	return c.printRestored(admin.ShowRestored(r))
-}
-
-func (c *cli) printRestored(r admin.RestoreReport) error {
 	note := ""
 	if r.RevivedTokens > 0 {
-		note = fmt.Sprintf("Of the tokens that were revoked or deleted since the backup, %d are valid again; \"audit list\" names them.", r.RevivedTokens)
+		note = fmt.Sprintf("Of the tokens that were revoked or deleted since the backup, "+
+			"%d are valid again; \"audit list\" names them.", r.RevivedTokens)
 	}
 	return c.print(r, func(w io.Writer) {
-		fmt.Fprintf(w, "revision\t%d\nservice users\t%d\nhead\t%s\nbackup revision\t%d\nrevision before\t%d\nlost changes\t%d\nrevived tokens\t%d\n",
-			r.Revision, r.ServiceUsers, r.Head, r.BackupRevision, r.RevisionBefore, r.LostChanges, r.RevivedTokens)
+		fmt.Fprintf(w, "revision\t%d\nservice users\t%d\nhead\t%s\nbackup revision\t%d\n",
+			r.Revision, r.ServiceUsers, r.Head, r.BackupRevision)
+		fmt.Fprintf(w, "revision before\t%d\nlost changes\t%d\nrevived tokens\t%d\n",
+			r.RevisionBefore, r.LostChanges, r.RevivedTokens)
 	}, note)
 }
 
@@ -348,7 +309,7 @@ func (c *cli) checkFile(ctx context.Context, path, head string) error {
 	return c.printReport(admin.ShowReport(r))
 }
 
-// printReport ends with an error when there are findings.
+// printReport prints the result of a check. It returns an error if there are findings.
 func (c *cli) printReport(r admin.StoreReport) error {
 	err := c.print(r, func(w io.Writer) {
 		var rows []string
@@ -356,7 +317,8 @@ func (c *cli) printReport(r admin.StoreReport) error {
 			rows = append(rows, fmt.Sprintf("%s %d", table, n))
 		}
 		slices.Sort(rows)
-		fmt.Fprintf(w, "schema\t%d\nrevision\t%d\nservice users\t%d\nhead\t%s\nrows\t%s\n", r.Schema, r.Revision, r.ServiceUsers, r.Head, dash(strings.Join(rows, ", ")))
+		fmt.Fprintf(w, "schema\t%d\nrevision\t%d\nservice users\t%d\nhead\t%s\nrows\t%s\n",
+			r.Schema, r.Revision, r.ServiceUsers, r.Head, dash(strings.Join(rows, ", ")))
 		for _, finding := range r.Findings {
 			fmt.Fprintf(w, "finding\t%s\n", cell(finding))
 		}

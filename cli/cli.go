@@ -151,6 +151,8 @@ func exitCode(err error) int {
 		return exitUsage
 	case errors.As(err, &unreachable):
 		return exitUnreachable
+	case errors.Is(err, store.ErrConflict): // restore works on the store itself
+		return exitConflict
 	case !errors.As(err, &e):
 		return exitFailed
 	case e.Code == caddymodule.ErrNotConfigured.Code:

@@ -64,6 +64,15 @@ func (t *tx) audit(action, resource string, before, after any) error {
 	// SQLite allows one writing transaction at a time, so no other record can get the same
 	// number.
 	e.Hash = e.digest()
+	if err := t.writeAudit(e); err != nil {
+		return err
+	}
+	t.events = append(t.events, e)
+	return nil
+}
+
+// writeAudit writes a record behind the last one of the audit trail.
+func (t *tx) writeAudit(e AuditEvent) error {
 	if _, err := t.exec(`
 		INSERT INTO audit_events (
 			seq, id, at, actor, action, resource_id, before, after, operation_id, prev_hash, hash)
@@ -75,7 +84,6 @@ func (t *tx) audit(action, resource string, before, after any) error {
 	if _, err := t.exec(`UPDATE meta SET audit_seq = $1, audit_hash = $2`, e.Seq, e.Hash); err != nil {
 		return fmt.Errorf("writing the head of the audit trail: %w", err)
 	}
-	t.events = append(t.events, e)
 	return nil
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"database/sql"
-	"database/sql/driver"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -46,9 +45,6 @@ func (b *Backup) Read(p []byte) (int, error) { return b.file.Read(p) }
 
 // Close removes the copy.
 func (b *Backup) Close() error { return errors.Join(b.file.Close(), os.RemoveAll(b.dir)) }
-
-// restoreTimeout limits the transaction of a restore, which writes every row.
-const restoreTimeout = 10 * time.Minute
 
 // Backup copies the store while it is in use, with the usage of tokens up to now. The copy contains
 // the hashes of all tokens, so the audit trail first records the actor; if that fails, so does
@@ -193,13 +189,15 @@ func (t *tx) contents() (c Contents, err error) {
 	return c, err
 }
 
-// Restored is the result of a restore.
-type Restored struct {
-	Before  Contents // of the store before the restore
-	Backup  Contents // of the backup
-	After   Contents // of the store now
-	Lost    int64    // the number of changes since the backup that were undone; the audit trail still has them
-	Revived int64    // the number of tokens that were revoked or deleted since the backup and are valid again
+// RestoreReport is the result of a restore.
+type RestoreReport struct {
+	Revision       int64  `json:"revision"`        // of the store after the restore
+	ServiceUsers   int64  `json:"service_users"`   // after the restore
+	Head           string `json:"head"`            // of the audit trail after the restore, SEQ:HASH
+	BackupRevision int64  `json:"backup_revision"` // the revision of the backup
+	RevisionBefore int64  `json:"revision_before"` // the revision of the store before the restore
+	LostChanges    int64  `json:"lost_changes"`    // undone changes since the backup; the audit trail still has them
+	RevivedTokens  int64  `json:"revived_tokens"`  // tokens that were revoked or deleted since the backup
 }
 
 // restoreAudit is the form of a restore in the audit trail, for the state before and after it.
@@ -213,200 +211,203 @@ type restoreAudit struct {
 // restoreStep is called after each step of a restore. Tests let it fail.
 var restoreStep = func(step string) error { return nil }
 
-// Restore replaces the contents of the store by those of a backup, in one transaction. This is a
-// change like any other, with a higher revision, which every process that has the store open takes
-// over. Restore rejects a backup with a finding of [CheckFile], and a backup of another store,
-// unless this store was never changed. The audit trail keeps all of its records. Only admins may
-// call it.
-func (s *Store) Restore(ctx context.Context, by Actor, backup io.Reader) (r Restored, err error) {
-	if by.Scope != nil {
-		return r, notAllowed("only an admin may restore the store")
+// RestoreFile makes the store at path from a backup. No process may have that store open, and none
+// can open it until RestoreFile returns. A backup with a finding of [CheckFile] is rejected, and so
+// is a backup of another store, unless the store was never changed. The audit trail keeps all of
+// its records, and the revision rises.
+//
+// With replace, which is for a store that cannot be opened, the backup takes the place of any store,
+// and the files of that store are renamed. So are side files that a lost database left behind.
+// aside is the new path of the renamed files, or "".
+func RestoreFile(
+	ctx context.Context, path string, by Actor, backup io.Reader, opts Options, replace bool,
+) (r RestoreReport, aside string, err error) {
+	if path, err = resolve(path); err != nil {
+		return r, "", err
 	}
-	dir, err := besides(s.path, "restore")
+	dir, err := besides(path, "restore")
 	if err != nil {
-		return r, err
+		return r, "", err
 	}
 	defer os.RemoveAll(dir)
-	path := filepath.Join(dir, "backup.db")
-	if r.Backup, err = receive(ctx, path, s.path, backup, s.opts); err != nil {
-		return r, err
-	}
-	if err := restoreStep("checked"); err != nil {
-		return r, err
-	}
-	if err := s.lock(ctx); err != nil {
-		return r, fmt.Errorf("waiting for another change: %w", err)
-	}
-	defer s.unlock()
-	if err := s.inPlace(); err != nil {
-		return r, err
-	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), restoreTimeout)
-	defer cancel()
-	conn, err := s.write.Conn(ctx)
+	temp := filepath.Join(dir, "backup.db")
+	copied, err := receive(ctx, temp, path, backup, opts)
 	if err != nil {
-		return r, err
+		return r, "", err
 	}
-	defer conn.Close()
-	// With immutable=1 SQLite takes no lock on the backup and looks for no log beside it.
-	uri := "file:" + (&url.URL{Path: path}).EscapedPath() + "?mode=ro&immutable=1"
-	if _, err := conn.ExecContext(ctx, `ATTACH $1 AS incoming`, uri); err != nil {
-		return r, fmt.Errorf("opening the backup: %w", err)
-	}
-	defer func() {
-		if _, err := conn.ExecContext(ctx, `DETACH incoming`); err != nil {
-			// The connection still has the backup attached; ErrBadConn makes the pool
-			// replace it.
-			_ = conn.Raw(func(any) error { return driver.ErrBadConn })
+	var held *sql.DB
+	there := filesOf(path)
+	if len(there) > 0 {
+		// The lock stays until the new store is in its place.
+		if held, err = holdExclusive(path); err != nil {
+			return r, "", err
 		}
-	}()
-	sqlTx, err := conn.BeginTx(ctx, nil)
-	if err != nil {
-		return r, fmt.Errorf("beginning a change: %w", err)
+		defer held.Close()
+		replace = replace || there[0] != "" // only side files are left
 	}
-	defer sqlTx.Rollback()
-	if err := s.logInPlace(); err != nil {
-		return r, err
+	before := held
+	if replace {
+		before = nil
 	}
-	t := &tx{
-		Tx: sqlTx, store: s, ctx: ctx, by: by,
-		now: s.Now().UTC().Truncate(time.Second), directory: s.Directory(),
+	if r, err = makeStore(ctx, temp, by, copied, before, opts); err != nil {
+		return r, "", err
 	}
-	if err := t.restore(&r); err != nil {
-		return r, err
+	if err := restoreStep("made"); err != nil {
+		return r, "", err
 	}
-	if err := restoreStep("copied"); err != nil {
-		return r, err
+	switch {
+	case held != nil && !replace:
+		// The log of the old store must be gone: SQLite would read it into the new one.
+		if _, err = held.ExecContext(ctx, `PRAGMA journal_mode = DELETE`); err == nil {
+			err = os.Rename(temp, path)
+		}
+	case held != nil:
+		if aside, err = moveAside(path); err != nil {
+			break
+		}
+		fallthrough
+	default:
+		// Link, unlike Rename, fails when another process has made a store at path meanwhile.
+		err = os.Link(temp, path)
 	}
-	if err := s.finish(t); err != nil {
-		return r, err
+	if err == nil {
+		err = errors.Join(restoreStep("placed"), SyncDir(filepath.Dir(path)))
 	}
-	return r, restoreStep("committed")
+	return r, aside, err
 }
 
-// ownColumns are the columns of meta that identify this store and its progress. A restore does not
-// take them from the backup.
-var ownColumns = []string{"id", "instance_id", "created_at", "revision", "audit_seq", "audit_hash"}
-
-// restore replaces the rows of the store by those of the database that is attached as "incoming".
-func (t *tx) restore(r *Restored) (err error) {
-	if r.Before, err = t.contents(); err != nil {
-		return fmt.Errorf("reading what is in force: %w", err)
-	}
-	// ours: this trail contains the head of the backup, so the store continued from the backup.
-	ours, err := t.trailHas("main", r.Backup.Head)
+// makeStore turns the database of a backup at path into a store. If before has a store, the new
+// store continues that one. before may be nil.
+func makeStore(
+	ctx context.Context, path string, by Actor, backup Contents, before *sql.DB, opts Options,
+) (r RestoreReport, err error) {
+	s, err := Open(ctx, path, quiet(opts))
 	if err != nil {
-		return err
+		return r, err
 	}
-	// theirs: the backup contains the head of this trail, so the backup continued from the
-	// store.
-	theirs, err := t.trailHas("incoming", r.Before.Head)
+	err = s.change(ctx, by, func(t *tx) error {
+		r.BackupRevision = backup.Revision
+		state := restoreAudit{Head: AuditHead{}.String()}
+		if before != nil {
+			sqlTx, err := before.BeginTx(ctx, nil)
+			if err != nil {
+				return explainSQLite(err)
+			}
+			defer sqlTx.Rollback()
+			if state, err = t.continueStore(&tx{Tx: sqlTx, ctx: ctx}, backup.Head, &r); err != nil {
+				return err
+			}
+		}
+		r.Revision, r.ServiceUsers = t.revision, backup.ServiceUsers
+		err := t.audit("store.restore", "", state,
+			restoreAudit{t.revision, backup.ServiceUsers, backup.Head.String(), backup.Revision})
+		if err == nil {
+			last := t.events[len(t.events)-1]
+			r.Head = AuditHead{last.Seq, last.Hash}.String()
+		}
+		return err
+	})
+	if err = errors.Join(err, s.Close()); err != nil { // Close empties and removes the log
+		return r, err
+	}
+	// Only the last connection to a database removes the log.
+	if _, err := os.Lstat(path + "-wal"); err == nil {
+		return r, errors.New("the new store is open elsewhere")
+	}
+	return r, nil
+}
+
+// continueStore makes the store of t, which was made from a backup with this head, the continuation
+// of the store of before: it keeps its identity, a higher revision and all of its audit trail.
+func (t *tx) continueStore(before *tx, backup AuditHead, r *RestoreReport) (state restoreAudit, err error) {
+	was, err := before.contents()
+	if err != nil {
+		return state, fmt.Errorf("reading the store: %w", explainSQLite(err))
+	}
+	// ours: the trail of the store contains the head of the backup, so the store continued from
+	// the backup. theirs: the backup contains the head of the store.
+	ours, err := before.trailHas(backup)
+	if err != nil {
+		return state, err
+	}
+	theirs, err := t.trailHas(was.Head)
 	switch {
 	case err != nil:
-		return err
-	case !theirs && (!ours || r.Backup.Head.Seq == 0): // every trail "has" the head of a backup without records
-		return conflict("", "this is a backup of another store, or of one that went another way: "+
+		return state, err
+	case !theirs && (!ours || backup.Seq == 0): // every trail "has" the head of a backup without records
+		return state, conflict("", "this is a backup of another store, or of one that went another way: "+
 			"neither audit trail goes on from the other; "+
-			"to replace the store all the same, stop Caddy, move the store and the files beside it away, "+
-			"and restore with --store")
+			"to replace the store all the same, move the store and the files beside it away, and restore again")
 	}
 	if ours {
-		r.Lost = r.Before.Head.Seq - r.Backup.Head.Seq
+		r.LostChanges = was.Head.Seq - backup.Seq
+		if err := t.appendTrail(before, backup.Seq); err != nil {
+			return state, err
+		}
 	}
-	if err := t.row(`
-		SELECT COUNT(*)
-		FROM incoming.tokens b JOIN incoming.service_users bu ON bu.id = b.service_user_id
-			JOIN main.tokens t ON t.id = b.id JOIN main.service_users u ON u.id = t.service_user_id
-		WHERE b.revoked_at = 0 AND bu.deleted_at = 0
-			AND (t.revoked_at <> 0 OR u.deleted_at <> 0)`).Scan(&r.Revived); err != nil {
-		return fmt.Errorf("comparing tokens: %w", err)
+	var instance string
+	var created int64
+	if err := before.row(`SELECT instance_id, created_at FROM meta`).Scan(&instance, &created); err != nil {
+		return state, fmt.Errorf("reading the store: %w", err)
 	}
-	// The tables are replaced one by one, so the references are right only at the end.
-	if _, err := t.exec(`PRAGMA defer_foreign_keys = 1`); err != nil {
-		return err
+	if _, err := t.exec(`UPDATE meta SET instance_id = $1, created_at = $2`, instance, created); err != nil {
+		return state, fmt.Errorf("writing the identity of the store: %w", err)
 	}
-	want, err := newSchema(t.ctx)
+	t.revision, r.RevisionBefore = max(t.revision, was.Revision+1), was.Revision
+	r.RevivedTokens, err = t.revived(before)
+	return restoreAudit{was.Revision, was.ServiceUsers, was.Head.String(), 0}, err
+}
+
+// appendTrail appends the audit records of another store above a number.
+func (t *tx) appendTrail(from *tx, seq int64) error {
+	rows, err := from.query(selectAudit+` WHERE seq > $1 ORDER BY seq`, seq)
 	if err != nil {
-		return err
+		return fmt.Errorf("reading the audit trail: %w", err)
 	}
-	for _, table := range want.tables {
-		// With ours, the trail of the store continues that of the backup. Keeping it keeps
-		// every record.
-		if table == "meta" || table == "audit_events" && ours {
-			continue
+	defer rows.Close()
+	for rows.Next() {
+		e, err := scanAudit(rows)
+		if err == nil {
+			err = t.writeAudit(e)
 		}
-		columns := strings.Join(want.columns[table], ", ")
-		if _, err := t.exec(`DELETE FROM main.` + table); err != nil {
-			return fmt.Errorf("replacing %s: %w", table, err)
-		}
-		if _, err := t.exec(`
-			INSERT INTO main.` + table + ` (` + columns + `)
-			SELECT ` + columns + ` FROM incoming.` + table); err != nil {
-			return fmt.Errorf("replacing %s: %w", table, err)
+		if err != nil {
+			return err
 		}
 	}
-	head := r.Backup.Head
-	if ours {
-		head = r.Before.Head
-	}
-	// The revision has to rise although the backup has a lower one: other processes read
-	// revisions above the one that they know.
-	t.revision = max(r.Before.Revision, r.Backup.Revision, t.directory.Revision()) + 1
-	for _, column := range want.columns["meta"] {
-		if slices.Contains(ownColumns, column) {
-			continue
-		}
-		if _, err := t.exec(`
-			UPDATE main.meta SET ` + column + ` = (SELECT ` + column + ` FROM incoming.meta)`); err != nil {
-			return fmt.Errorf("replacing meta: %w", err)
-		}
-	}
-	if _, err := t.exec(`UPDATE main.meta SET revision = $1, audit_seq = $2, audit_hash = $3`,
-		t.revision, head.Seq, head.Hash); err != nil {
-		return fmt.Errorf("counting the revision: %w", err)
-	}
-	return t.auditRestore(r)
+	return rows.Err()
 }
 
-// auditRestore writes the audit record of a restore. It is the last step, since r.After counts it.
-func (t *tx) auditRestore(r *Restored) error {
-	before := restoreAudit{r.Before.Revision, r.Before.ServiceUsers, r.Before.Head.String(), 0}
-	after := restoreAudit{t.revision, r.Backup.ServiceUsers, r.Backup.Head.String(), r.Backup.Revision}
-	if err := t.audit("store.restore", "", before, after); err != nil {
-		return err
+// revived counts the valid tokens that were revoked or deleted in the store of before.
+func (t *tx) revived(before *tx) (n int64, err error) {
+	rows, err := before.query(`
+		SELECT t.id FROM tokens t JOIN service_users u ON u.id = t.service_user_id
+		WHERE t.revoked_at <> 0 OR u.deleted_at <> 0`)
+	if err != nil {
+		return 0, fmt.Errorf("comparing tokens: %w", err)
 	}
-	var err error
-	r.After, err = t.contents()
-	return err
+	ended, err := collect(rows, scanString)
+	for i := 0; err == nil && i < len(ended); i++ {
+		var valid int64
+		err = t.row(`
+			SELECT COUNT(*) FROM tokens t JOIN service_users u ON u.id = t.service_user_id
+			WHERE t.id = $1 AND t.revoked_at = 0 AND u.deleted_at = 0`, ended[i]).Scan(&valid)
+		n += valid
+	}
+	return n, err
 }
 
-// trailHas reports whether the audit trail of a schema ("main" or "incoming") contains a record.
-// Every trail contains the head 0, the one before the first record.
-func (t *tx) trailHas(schema string, head AuditHead) (found bool, err error) {
+// trailHas reports whether the audit trail contains a record. Every trail contains the head 0, the
+// one before the first record.
+func (t *tx) trailHas(head AuditHead) (found bool, err error) {
 	if head.Seq == 0 {
 		return true, nil
 	}
-	err = t.row(`SELECT EXISTS (SELECT 1 FROM `+schema+`.audit_events WHERE seq = $1 AND hash = $2)`,
+	err = t.row(`SELECT EXISTS (SELECT 1 FROM audit_events WHERE seq = $1 AND hash = $2)`,
 		head.Seq, head.Hash).Scan(&found)
 	if err != nil {
 		return false, fmt.Errorf("reading the audit trail: %w", err)
 	}
 	return found, nil
-}
-
-// restoredSince reports whether the store was restored after p. The rows then have their revisions
-// from the backup, so that the revisions do not show which rows are new.
-func (p position) restoredSince(ctx context.Context, q *sql.Tx) (restored bool, err error) {
-	if p.seq == 0 {
-		return false, nil // no directory was read yet
-	}
-	err = q.QueryRowContext(ctx, `
-		SELECT EXISTS (SELECT 1 FROM audit_events WHERE seq > $1 AND action = 'store.restore')`,
-		p.seq).Scan(&restored)
-	if err != nil {
-		return false, fmt.Errorf("reading the audit trail: %w", err)
-	}
-	return restored, nil
 }
 
 // receive writes a backup to a new file at path, checks all of it, and upgrades its schema. The
@@ -438,60 +439,6 @@ func receive(ctx context.Context, path, store string, backup io.Reader, opts Opt
 	return report.Contents, nil
 }
 
-// RestoreNew makes a store from a backup at a path without a store. It first renames side files
-// that a lost database left behind. With replace, which is for a store that cannot be opened, it
-// also renames a store at path, unless another process has it open. aside is the new path of the
-// renamed files, or "".
-func RestoreNew(
-	ctx context.Context, path string, by Actor, backup io.Reader, opts Options, replace bool,
-) (r Restored, aside string, err error) {
-	if path, err = resolve(path); err != nil {
-		return r, "", err
-	}
-	if _, err := os.Lstat(path); err == nil && !replace {
-		return r, "", conflict("", "%q is there already; move it away first", path)
-	}
-	dir, err := besides(path, "restore")
-	if err != nil {
-		return r, "", err
-	}
-	defer os.RemoveAll(dir)
-	temp := filepath.Join(dir, "backup.db")
-	if r.Backup, err = receive(ctx, temp, path, backup, opts); err != nil {
-		return r, "", err
-	}
-	s, err := Open(ctx, temp, quiet(opts))
-	if err != nil {
-		return r, "", err
-	}
-	err = s.change(ctx, by, func(t *tx) error {
-		r.Before = Contents{Schema: schemaVersion}
-		return t.auditRestore(&r)
-	})
-	if err = errors.Join(err, s.Close()); err != nil { // Close empties and removes the log
-		return r, "", err
-	}
-	r.After.Revision++ // change counts the revision after auditRestore has read it
-	// Only the last connection to a database removes the log.
-	if _, err := os.Lstat(temp + "-wal"); err == nil {
-		return r, "", errors.New("the new store is open elsewhere")
-	}
-	if err := restoreStep("made"); err != nil {
-		return r, "", err
-	}
-	// there[0] is "" for the database itself, and otherwise the suffix of a side file.
-	if there := filesOf(path); len(there) > 0 && (replace || there[0] != "") {
-		if aside, err = moveAside(path); err != nil {
-			return r, aside, err
-		}
-	}
-	// Link, unlike Rename, fails when another process has made a store at path meanwhile.
-	if err := os.Link(temp, path); err != nil {
-		return r, aside, err
-	}
-	return r, aside, syncDir(filepath.Dir(path))
-}
-
 // CanReplace reports whether an error of [Open] is caused by the contents of the file, so that a
 // backup may replace it, and not by the disk, a lock or a permission.
 func CanReplace(err error) bool { return err != nil && !isExternalFault(err) }
@@ -507,16 +454,11 @@ func filesOf(path string) (there []string) {
 	return there
 }
 
-// moveAside renames the files of a database. It renames the database before its side files, so an
-// interrupted move leaves nothing at path that Open accepts.
+// moveAside renames the files of a database that this process holds. It renames the database before
+// its side files, so an interrupted move leaves nothing at path that Open accepts. When SQLite
+// closes a database that is not in its place any more, it neither writes the log into the database
+// nor removes the log.
 func moveAside(path string) (aside string, err error) {
-	// The lock stays while the files move. When SQLite closes a database that is not in its
-	// place any more, it neither writes the log into the database nor removes the log.
-	release, err := holdExclusive(path)
-	if err != nil {
-		return "", err
-	}
-	defer release()
 	aside = path + ".aside"
 	for n := 2; len(filesOf(aside)) > 0; n++ {
 		aside = fmt.Sprintf("%s.aside-%d", path, n)
@@ -529,26 +471,31 @@ func moveAside(path string) (aside string, err error) {
 	return aside, nil
 }
 
-// holdExclusive keeps other processes from opening a database until release is called. It fails if
-// another process has the database open. For a file that is not a database SQLite cannot check
-// that, and holdExclusive succeeds without a lock.
-func holdExclusive(path string) (release func(), err error) {
+// holdExclusive opens a database and keeps other processes from opening it until held is closed. It
+// fails if another process has the database open. For a file that is not a database SQLite cannot
+// check that, and holdExclusive succeeds without a lock.
+func holdExclusive(path string) (held *sql.DB, err error) {
 	ofdLocking()
-	db, err := sql.Open("sqlite", "file:"+(&url.URL{Path: path}).EscapedPath()+
+	held, err = sql.Open("sqlite", "file:"+(&url.URL{Path: path}).EscapedPath()+
 		"?mode=rw&_pragma=locking_mode(EXCLUSIVE)&_txlock=exclusive")
 	if err != nil {
 		return nil, err
 	}
-	sqlTx, err := db.Begin()
+	held.SetMaxOpenConns(1) // the lock belongs to the connection
+	sqlTx, err := held.Begin()
 	var e *sqlite.Error
 	switch {
 	case err == nil:
-		return func() { sqlTx.Rollback(); db.Close() }, nil
+		// In this locking mode the end of a transaction does not release the lock.
+		if err = sqlTx.Rollback(); err != nil {
+			held.Close()
+			return nil, err
+		}
 	case errors.As(err, &e) && e.Code()&0xff == sqliteBusy:
-		db.Close()
+		held.Close()
 		return nil, conflict("", "another process has %q open; stop it first", path)
 	}
-	return func() { db.Close() }, nil
+	return held, nil
 }
 
 // objects are the tables, indexes, views and triggers of a database.

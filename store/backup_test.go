@@ -11,7 +11,6 @@ import (
 	"io"
 	"maps"
 	"math"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -37,10 +36,24 @@ func backupTo(t testing.TB, s *Store) (path string, b Contents) {
 	return path, copied.Contents
 }
 
-func restoreFrom(s *Store, path string) (Restored, error) {
+// restoreFrom closes a store and restores a backup into its file.
+func restoreFrom(s *Store, path string) (RestoreReport, error) {
+	mustDo(s.Close())
 	file := must(os.Open(path))
 	defer file.Close()
-	return s.Restore(ctx, alice, file)
+	r, aside, err := RestoreFile(ctx, s.path, alice, file, s.opts, false)
+	if err == nil && aside != "" {
+		err = fmt.Errorf("the old store was moved to %s", aside)
+	}
+	return r, err
+}
+
+// restore restores a backup into the store, and opens it again.
+func (w *world) restore(t testing.TB, path string) (RestoreReport, error) {
+	t.Helper()
+	r, err := restoreFrom(w.Store, path)
+	w.Store = open(t, w.path, w.opts)
+	return r, err
 }
 
 // rows is every row of every table but for what each store, and each change, has of
@@ -138,13 +151,12 @@ func TestBackupWhileChanging(t *testing.T) {
 	tidy(t, w.path)
 }
 
-// A restore brings back what was, for whoever has the store open, and loses no record
-// of what has been.
+// A restore brings back the state of the backup, and loses no record of the changes since. A process
+// that has the store open keeps it from being restored.
 func TestRestore(t *testing.T) {
 	w := newWorld(t, Options{})
 	must(w.LoadPermissions(ctx, alice, []Permission{{Key: "a.b", Name: "A", Rules: rules("allow GET /v3")}}, false))
 	mustDo(w.GrantPermission(ctx, alice, w.readers.ID, "a.b"))
-	other := open(t, w.path, w.opts)
 	seenRows, seen := rows(t, w.Store), withoutRevision(t, w.Store)
 	path, backup := backupTo(t, w.Store)
 
@@ -152,65 +164,112 @@ func TestRestore(t *testing.T) {
 	later, laterToken := addUser(w.Store, "later", w.readers.ID)
 	mustDo(w.DeleteGroup(ctx, alice, w.closers.ID, 0))
 	must(w.UpdateGroup(ctx, alice, w.readers.ID, 0, func(g *Group) error { g.Rules = rules("allow * /{rest...}"); return nil }))
-	before := trail(t, w.Store)
+	before, changed := trail(t, w.Store), dump(t, w.Store)
 	revision := w.Directory().Revision()
-	eventually(t, "the changes in the other store", func() bool { return other.Directory().Revision() == revision })
-	told := 0
-	w.OnChange(func() { told++ })
+	instance := must(readMark(ctx, w.read)).Instance
 
-	got, err := restoreFrom(w.Store, path)
+	other := open(t, w.path, w.opts)
+	if _, err := restoreFrom(w.Store, path); kind(err) != "conflict" || !strings.Contains(err.Error(), "another process has") {
+		t.Errorf("a store that is open elsewhere: got %v, want a conflict", err)
+	}
+	same(t, "a store that is open elsewhere", dump(t, other), changed)
+	mustDo(other.Close())
+
+	got, err := w.restore(t, path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got.Backup != backup || got.Before.Revision != revision || got.After.Revision != revision+1 || got.Lost != int64(len(before))-backup.Head.Seq || got.Revived != 1 {
-		t.Errorf("got %+v, want the backup %+v, revision %d before, %d lost and 1 token revived", got, backup, revision, int64(len(before))-backup.Head.Seq)
-	}
-	same(t, "rows", rows(t, w.Store), seenRows)
-	for _, s := range []*Store{w.Store, other, open(t, w.path, w.opts)} {
-		eventually(t, "the restore", func() bool { return s.Directory().Revision() == got.After.Revision })
-		same(t, "directory", withoutRevision(t, s), seen)
-		if s.Fault() != "" {
-			t.Errorf("fault: got %q", s.Fault())
-		}
-		if why := probe(s, w.user.ID, w.token.Secret, "GET /v1/x"); why != access.Granted {
-			t.Errorf("a token that was revoked since: got %v, want granted", why)
-		}
-		if why := probe(s, later.ID, laterToken.Secret, "GET /v1/x"); why == access.Granted {
-			t.Errorf("a service user that was made since: got %v, want a refusal", why)
-		}
-	}
-	if told == 0 {
-		t.Error("the listener was not told")
-	}
 	events := trail(t, w.Store)
 	last := events[len(events)-1]
-	if len(events) != len(before)+1 || last.Action != "store.restore" || last.Actor != alice.Name || last.Hash != got.After.Head.Hash {
+	want := RestoreReport{
+		Revision: revision + 1, ServiceUsers: 1, Head: AuditHead{last.Seq, last.Hash}.String(),
+		BackupRevision: backup.Revision, RevisionBefore: revision,
+		LostChanges: int64(len(before)) - backup.Head.Seq, RevivedTokens: 1,
+	}
+	if got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	if w.Directory().Revision() != got.Revision || w.Fault() != "" {
+		t.Errorf("got revision %d and the fault %q, want %d", w.Directory().Revision(), w.Fault(), got.Revision)
+	}
+	if got := must(readMark(ctx, w.read)).Instance; got != instance {
+		t.Errorf("instance: got %s, want that of before, %s", got, instance)
+	}
+	same(t, "rows", rows(t, w.Store), seenRows)
+	same(t, "directory", withoutRevision(t, w.Store), seen)
+	if why := probe(w.Store, w.user.ID, w.token.Secret, "GET /v1/x"); why != access.Granted {
+		t.Errorf("a token that was revoked since: got %v, want granted", why)
+	}
+	if why := probe(w.Store, later.ID, laterToken.Secret, "GET /v1/x"); why == access.Granted {
+		t.Errorf("a service user that was made since: got %v, want a refusal", why)
+	}
+	if len(events) != len(before)+1 || last.Action != "store.restore" || last.Actor != alice.Name {
 		t.Errorf("audit trail: got %d records, the last %+v, want %d and the restore", len(events), last, len(before)+1)
 	}
-	want := fmt.Sprintf(`{"revision":%d,"service_users":1,"head":"%v","backup_revision":%d}`, revision+1, backup.Head, backup.Revision)
-	if string(last.After) != want {
-		t.Errorf("after: got %s, want %s", last.After, want)
+	if !slices.EqualFunc(events[:len(before)], before, func(a, b AuditEvent) bool { return a.Hash == b.Hash }) {
+		t.Error("audit trail: got other records than before")
 	}
-	want = fmt.Sprintf(`{"revision":%d,"service_users":2,"head":"%d:%s"}`, revision, len(before), before[len(before)-1].Hash)
-	if string(last.Before) != want {
-		t.Errorf("before: got %s, want %s", last.Before, want)
+	after := fmt.Sprintf(`{"revision":%d,"service_users":1,"head":"%v","backup_revision":%d}`, revision+1, backup.Head, backup.Revision)
+	if string(last.After) != after {
+		t.Errorf("after: got %s, want %s", last.After, after)
+	}
+	was := fmt.Sprintf(`{"revision":%d,"service_users":2,"head":"%d:%s"}`, revision, len(before), before[len(before)-1].Hash)
+	if string(last.Before) != was {
+		t.Errorf("before: got %s, want %s", last.Before, was)
 	}
 
-	// Everything goes on from there, and once more.
+	// Everything continues from there, and once more.
 	mustDo(w.AddMember(ctx, alice, w.closers.ID, w.user.ID))
-	must(restoreFrom(w.Store, path))
-	must(restoreFrom(other, path))
-	for _, s := range []*Store{w.Store, other} {
-		eventually(t, "the last restore", func() bool { return s.Directory().Revision() == revision+4 })
-		same(t, "directory", withoutRevision(t, s), seen)
+	must(w.restore(t, path))
+	must(w.restore(t, path))
+	if got := w.Directory().Revision(); got != revision+4 {
+		t.Errorf("revision: got %d, want %d", got, revision+4)
 	}
+	same(t, "directory", withoutRevision(t, w.Store), seen)
 	report, err := w.Check(ctx, alice, backup.Head)
 	well(t, "the restored store", report, err)
 	tidy(t, w.path)
 }
 
-// What is newer than the store in force is taken as well: it was put back to an older
-// file before. A store in which nothing was done takes any backup.
+// A running store whose file gets the content of a restored copy of it reads all of its rows again:
+// the rows of a backup have old revisions.
+func TestRestoredUnderfoot(t *testing.T) {
+	w := newWorld(t, Options{})
+	path, _ := backupTo(t, w.Store)
+	mustDo(w.revoke(ctx, alice, w.user.ID, w.token.ID))
+	later, laterToken := addUser(w.Store, "later", w.readers.ID)
+	copied := open(t, backup(t, w.Store), w.opts)
+	r := must(restoreFrom(copied, path))
+	restore(t, w.path, copied.path)
+	eventually(t, "the restored rows", func() bool { return w.Directory().Revision() == r.Revision })
+	if why := probe(w.Store, w.user.ID, w.token.Secret, "GET /v1/x"); why != access.Granted {
+		t.Errorf("a token that was revoked since: got %v, want granted", why)
+	}
+	if why := probe(w.Store, later.ID, laterToken.Secret, "GET /v1/x"); why == access.Granted {
+		t.Errorf("a service user that was made since: got %v, want a refusal", why)
+	}
+	same(t, "directory", dirText(t, w.Store), dirText(t, open(t, w.path, w.opts)))
+}
+
+// A running store whose file was replaced by a restored one keeps its directory, and says so.
+func TestRestoredInPlaceOfAnOpenOne(t *testing.T) {
+	w := newWorld(t, Options{})
+	path, _ := backupTo(t, w.Store)
+	mustDo(w.revoke(ctx, alice, w.user.ID, w.token.ID))
+	to := place(t)
+	must(first(RestoreFile(ctx, to, alice, must(os.Open(path)), w.opts, false)))
+	mustDo(os.Rename(to, w.path))
+	eventually(t, "a fault", func() bool { return strings.Contains(w.Fault(), "another file has taken its place") })
+	if why := probe(w.Store, w.user.ID, w.token.Secret, "GET /v1/x"); why != access.TokenRevoked {
+		t.Errorf("a request: got %v, want token_revoked", why)
+	}
+	if err := w.AddMember(ctx, alice, w.closers.ID, w.user.ID); !errors.Is(err, errGone) {
+		t.Errorf("a change: got %v, want that the database was taken away", err)
+	}
+}
+
+// A backup that is newer than the store is restored as well: the store was put back to an older file
+// before. A store that was never changed takes any backup.
 func TestRestoreAhead(t *testing.T) {
 	w := newWorld(t, Options{})
 	old := backup(t, w.Store)
@@ -218,28 +277,30 @@ func TestRestoreAhead(t *testing.T) {
 	seen := withoutRevision(t, w.Store)
 	path, b := backupTo(t, w.Store)
 	for name, s := range map[string]*Store{"older": open(t, old, w.opts), "new": open(t, place(t), w.opts)} {
+		instance := must(readMark(ctx, s.read)).Instance
 		r, err := restoreFrom(s, path)
-		if err != nil || r.Lost != 0 || r.After.Revision <= b.Revision {
+		if err != nil || r.LostChanges != 0 || r.Revision <= b.Revision {
 			t.Errorf("%s: got %+v, %v, want a higher revision than %d and nothing lost", name, r, err, b.Revision)
 		}
+		s = open(t, s.path, w.opts)
+		if got := must(readMark(ctx, s.read)).Instance; got != instance {
+			t.Errorf("%s: instance: got %s, want that of before, %s", name, got, instance)
+		}
 		same(t, name, withoutRevision(t, s), seen)
-		if events := trail(t, s); int64(len(events)) != b.Head.Seq+1 || r.After.Head.Seq != b.Head.Seq+1 {
+		if events := trail(t, s); int64(len(events)) != b.Head.Seq+1 {
 			t.Errorf("%s: audit trail: got %d records, want those of the backup and one more, %d", name, len(events), b.Head.Seq+1)
 		}
 	}
 
 	to := place(t)
-	r, _, err := RestoreNew(ctx, to, alice, must(os.Open(path)), w.opts, false)
-	if err != nil || r.After.Revision != b.Revision+1 || r.After.ServiceUsers != 2 {
+	r, _, err := RestoreFile(ctx, to, alice, must(os.Open(path)), w.opts, false)
+	if err != nil || r.Revision != b.Revision+1 || r.ServiceUsers != 2 {
 		t.Errorf("no store: got %+v, %v, want revision %d", r, err, b.Revision+1)
 	}
 	moved := open(t, to, w.opts)
 	same(t, "no store", withoutRevision(t, moved), seen)
-	if got, want := moved.AuditHead(), r.After.Head; got != want || moved.Directory().Revision() != r.After.Revision {
-		t.Errorf("no store: got head %v at %d, want %v at %d", got, moved.Directory().Revision(), want, r.After.Revision)
-	}
-	if _, _, err := RestoreNew(ctx, to, alice, must(os.Open(path)), w.opts, false); kind(err) != "conflict" {
-		t.Errorf("a store that is there: got %v, want a conflict", err)
+	if got, want := moved.AuditHead().String(), r.Head; got != want || moved.Directory().Revision() != r.Revision {
+		t.Errorf("no store: got head %v at %d, want %v at %d", got, moved.Directory().Revision(), want, r.Revision)
 	}
 	tidy(t, to)
 }
@@ -261,11 +322,8 @@ func TestRestoreInPlaceOf(t *testing.T) {
 			t.Errorf("%s: %v: got that nothing may replace it", row.name, err)
 		}
 		damaged := must(os.ReadFile(bad))
-		if _, _, err := RestoreNew(ctx, bad, alice, must(os.Open(path)), w.opts, false); kind(err) != "conflict" {
-			t.Errorf("%s: got %v, want a conflict", row.name, err)
-		}
-		r, aside, err := RestoreNew(ctx, bad, alice, must(os.Open(path)), w.opts, true)
-		if err != nil || aside != bad+".aside" || r.After.Revision != b.Revision+1 {
+		r, aside, err := RestoreFile(ctx, bad, alice, must(os.Open(path)), w.opts, true)
+		if err != nil || aside != bad+".aside" || r.Revision != b.Revision+1 {
 			t.Errorf("%s: got %+v, %q, %v, want it restored, and the other aside", row.name, r, aside, err)
 			continue
 		}
@@ -275,7 +333,7 @@ func TestRestoreInPlaceOf(t *testing.T) {
 		report, err := CheckFile(ctx, bad, w.opts, b.Head)
 		well(t, row.name, report, err)
 		if i == 0 {
-			_, again, err := RestoreNew(ctx, bad, alice, must(os.Open(path)), w.opts, true)
+			_, again, err := RestoreFile(ctx, bad, alice, must(os.Open(path)), w.opts, true)
 			if err != nil || again != bad+".aside-2" {
 				t.Errorf("once more: got %q, %v, want it aside as the second", again, err)
 			}
@@ -289,7 +347,7 @@ func TestRestoreInPlaceOf(t *testing.T) {
 		}
 	}
 	before := dump(t, w.Store)
-	if _, _, err := RestoreNew(ctx, w.path, alice, must(os.Open(path)), w.opts, true); kind(err) != "conflict" || !strings.Contains(err.Error(), "has") {
+	if _, _, err := RestoreFile(ctx, w.path, alice, must(os.Open(path)), w.opts, true); kind(err) != "conflict" || !strings.Contains(err.Error(), "has") {
 		t.Errorf("a store that is open: got %v, want a conflict", err)
 	}
 	same(t, "a store that is open", dump(t, w.Store), before)
@@ -311,7 +369,7 @@ func TestRestoreInPlaceOfAKilled(t *testing.T) {
 	if _, err := Open(ctx, killed, w.opts); !errors.Is(err, ErrOlder) {
 		t.Fatalf("got %v, want that it is older", err)
 	}
-	_, aside, err := RestoreNew(ctx, killed, alice, must(os.Open(path)), w.opts, true)
+	_, aside, err := RestoreFile(ctx, killed, alice, must(os.Open(path)), w.opts, true)
 	if err != nil {
 		t.Fatalf("got %v, want it restored", err)
 	}
@@ -333,8 +391,8 @@ func TestRestoreInPlaceOfOneThatIsGone(t *testing.T) {
 		if _, err := Open(ctx, gone, w.opts); !CanReplace(err) {
 			t.Errorf("%s: got %v, want a refusal", suffix, err)
 		}
-		r, aside, err := RestoreNew(ctx, gone, alice, must(os.Open(path)), w.opts, false)
-		if err != nil || aside != gone+".aside" || r.After.Revision != b.Revision+1 {
+		r, aside, err := RestoreFile(ctx, gone, alice, must(os.Open(path)), w.opts, false)
+		if err != nil || aside != gone+".aside" || r.Revision != b.Revision+1 {
 			t.Errorf("%s: got %+v, %q, %v, want it restored, and the rest aside", suffix, r, aside, err)
 			continue
 		}
@@ -355,13 +413,14 @@ func TestRestoreOlderSchema(t *testing.T) {
 		t.Error("the check changed the file")
 	}
 	upgraded, _ := copyOfSchema1(t)
-	want := withoutRevision(t, open(t, upgraded, opts))
+	going := open(t, upgraded, opts)
+	want := withoutRevision(t, going)
 	fresh := open(t, place(t), opts)
 	must(restoreFrom(fresh, path))
-	same(t, "a new store", withoutRevision(t, fresh), want)
-	going := open(t, upgraded, opts)
+	same(t, "a new store", withoutRevision(t, open(t, fresh.path, opts)), want)
 	addUser(going, "later")
 	must(restoreFrom(going, path))
+	going = open(t, upgraded, opts)
 	same(t, "the store that it is of", withoutRevision(t, going), want)
 	report, err = going.Check(ctx, alice, AuditHead{})
 	well(t, "restored", report, err)
@@ -428,7 +487,9 @@ func TestRestoreRefuses(t *testing.T) {
 	w := newWorld(t, Options{})
 	good, backup := backupTo(t, w.Store)
 	mustDo(w.revoke(ctx, alice, w.user.ID, w.token.ID))
-	seen, seenDir := dump(t, w.Store), w.Directory()
+	seen, seenFiles := dump(t, w.Store), map[string][]byte(nil)
+	mustDo(w.Close())
+	seenFiles = filesAt(t, w.path)
 	for _, row := range badBackups {
 		t.Run(row.name, func(t *testing.T) {
 			path := place(t)
@@ -459,15 +520,16 @@ func TestRestoreRefuses(t *testing.T) {
 					t.Errorf("the restore: got %v, want %q in it", err, text)
 				}
 			}
-			if _, _, err := RestoreNew(ctx, place(t), alice, must(os.Open(path)), w.opts, true); kind(err) != "invalid value" {
+			if _, _, err := RestoreFile(ctx, place(t), alice, must(os.Open(path)), w.opts, true); kind(err) != "invalid value" {
 				t.Errorf("a new store: got %v, want that it is refused", err)
 			}
-			same(t, "the store", dump(t, w.Store), seen)
-			if w.Directory() != seenDir || w.Fault() != "" {
-				t.Errorf("got another directory, or the fault %q", w.Fault())
+			if !maps.EqualFunc(seenFiles, filesAt(t, w.path), bytes.Equal) {
+				t.Error("the restore changed the store")
 			}
 		})
 	}
+	w.Store = open(t, w.path, w.opts)
+	same(t, "the store", dump(t, w.Store), seen)
 	if _, err := CheckFile(ctx, filepath.Join(t.TempDir(), "none"), w.opts, AuditHead{}); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("no file: got %v, want that there is none", err)
 	}
@@ -479,7 +541,7 @@ func TestRestoreRefuses(t *testing.T) {
 		t.Errorf("another head: got %q, %v, want one finding", report.Findings, err)
 	}
 	tidy(t, w.path)
-	must(restoreFrom(w.Store, good)) // nothing of all that has stayed
+	must(restoreFrom(w.Store, good)) // no trace of the refused ones is left
 }
 
 // The backup of a store that went another way, or of another one, is told from one
@@ -494,20 +556,19 @@ func TestRestoreOfAnother(t *testing.T) {
 		mustDo(w.AddMember(ctx, alice, w.closers.ID, w.user.ID))
 		mustDo(w.RemoveMember(ctx, alice, w.closers.ID, w.user.ID))
 		seen := dump(t, w.Store)
-		if _, err := restoreFrom(w.Store, file); kind(err) != "conflict" || !strings.Contains(err.Error(), "another store") {
+		if _, err := w.restore(t, file); kind(err) != "conflict" || !strings.Contains(err.Error(), "another store") {
 			t.Errorf("%s: got %v, want a conflict", name, err)
 		}
 		same(t, name, dump(t, w.Store), seen)
 	}
 	empty := backup(t, open(t, place(t), w.opts))
-	if _, err := restoreFrom(w.Store, empty); kind(err) != "conflict" {
+	if _, err := w.restore(t, empty); kind(err) != "conflict" {
 		t.Errorf("a store without anything in it: got %v, want a conflict", err)
 	}
 	manager := Actor{Name: "human:carol", Scope: &Scope{Teams: []string{"a"}}}
 	_, one := w.Backup(ctx, manager)
-	_, two := w.Restore(ctx, manager, strings.NewReader(""))
-	_, three := w.Check(ctx, manager, AuditHead{})
-	for _, err := range []error{one, two, three} {
+	_, two := w.Check(ctx, manager, AuditHead{})
+	for _, err := range []error{one, two} {
 		if kind(err) != "not allowed" {
 			t.Errorf("a manager: got %v, want that it is not allowed", err)
 		}
@@ -515,122 +576,16 @@ func TestRestoreOfAnother(t *testing.T) {
 	tidy(t, w.path)
 }
 
-// A restore mends a store that cannot be read any more, without a restart.
-func TestRestoreMends(t *testing.T) {
-	for name, damage := range map[string]string{
-		"a rule": `UPDATE rules SET path = path || '%'; UPDATE permission_groups SET revision = 100; UPDATE meta SET revision = 100`,
-		"lower":  `UPDATE meta SET revision = 1`,
-	} {
-		w := newWorld(t, Options{})
-		path, _ := backupTo(t, w.Store)
-		seen := withoutRevision(t, w.Store)
-		for i := range 3 { // what is in force is ahead of both
-			addUser(w.Store, fmt.Sprint("later", i))
-		}
-		sqliteFile(t, w.path, `PRAGMA busy_timeout = 5000; BEGIN IMMEDIATE; `+damage+`; COMMIT`)
-		eventually(t, "a fault", func() bool { return w.Fault() != "" })
-		if report, err := w.Check(ctx, alice, AuditHead{}); err != nil || len(report.Findings) == 0 {
-			t.Errorf("%s: the check: got %q, %v, want findings", name, report.Findings, err)
-		}
-		if _, err := restoreFrom(w.Store, path); err != nil {
-			t.Errorf("%s: got %v, want no error", name, err)
-		}
-		mended(t, w.Store)
-		same(t, name, withoutRevision(t, w.Store), seen)
-		mustDo(w.AddMember(ctx, alice, w.closers.ID, w.user.ID))
-	}
-}
-
-// Requests go on while the store is replaced, with the old directory or the new one.
-func TestRestoreWhileRequestsRun(t *testing.T) {
-	w := newWorld(t, Options{})
-	path, _ := backupTo(t, w.Store)
-	var busy sync.WaitGroup
-	stop := make(chan struct{})
-	for range 3 {
-		busy.Go(func() {
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-				}
-				switch why := probe(w.Store, w.user.ID, w.token.Secret, "GET /v1/x"); why {
-				case access.Granted, access.DeniedByRule:
-				default:
-					t.Errorf("a request: got %v, want granted or denied_by_rule", why)
-					return
-				}
-			}
-		})
-	}
-	for i := range 5 {
-		mustDo(w.AddMember(ctx, alice, w.closers.ID, w.user.ID))
-		if why := probe(w.Store, w.user.ID, w.token.Secret, "GET /v1/x"); why != access.DeniedByRule {
-			t.Errorf("before restore %d: got %v, want denied_by_rule", i, why)
-		}
-		must(restoreFrom(w.Store, path))
-		if why := probe(w.Store, w.user.ID, w.token.Secret, "GET /v1/x"); why != access.Granted {
-			t.Errorf("after restore %d: got %v, want granted", i, why)
-		}
-	}
-	close(stop)
-	busy.Wait()
-}
-
-// A restore is a change: it is not written into a log that was taken away.
-func TestRestoreWithoutALog(t *testing.T) {
-	w := newWorld(t, Options{})
-	path, _ := backupTo(t, w.Store)
-	addUser(w.Store, "later")
-	eventually(t, "both connections of the watcher", func() bool { return w.read.Stats().OpenConnections >= 2 })
-	before := w.Directory().Revision()
-	mustDo(os.Rename(w.path+"-wal", w.path+"-wal.aside"))
-	if r, err := restoreFrom(w.Store, path); err == nil {
-		t.Errorf("got revision %d, want an error", r.After.Revision)
-	}
-	mustDo(os.Rename(w.path+"-wal.aside", w.path+"-wal"))
-	mended(t, w.Store)
-	if got := w.Directory().Revision(); got != before {
-		t.Errorf("revision: got %d, want the one before, %d", got, before)
-	}
-	must(restoreFrom(w.Store, path))
-}
-
-// Figures of tokens that a restore takes away disturb nothing.
-func TestRestoreForgetsFigures(t *testing.T) {
-	w := newWorld(t, Options{})
-	path, _ := backupTo(t, w.Store)
-	u, k := addUser(w.Store, "later", w.readers.ID)
-	use := func(user, secret string) {
-		p, why := w.Directory().Authenticate(access.Credential{ID: user, Secret: secret}, netip.MustParseAddr("192.0.2.1"), w.now().Unix())
-		if why != access.Granted {
-			t.Fatalf("got %v, want granted", why)
-		}
-		w.Use(p, w.now().Unix(), netip.MustParseAddr("192.0.2.1"), "")
-	}
-	use(u.ID, k.Secret)
-	use(w.user.ID, w.token.Secret)
-	must(restoreFrom(w.Store, path))
-	use(w.user.ID, w.token.Secret)
-	eventually(t, "the first uses", func() bool { return !w.uses.first.has(k.ID) && !w.uses.first.has(w.token.ID) })
-	mustDo(w.FlushUse(ctx))
-	if got := must(w.Token(ctx, alice, w.user.ID, w.token.ID)); got.UseCount != 2 {
-		t.Errorf("uses: got %d, want 2", got.UseCount)
-	}
-	report, err := w.Check(ctx, alice, AuditHead{})
-	well(t, "the store", report, err)
-}
-
-// What fails between leaves all as it was.
+// A restore that fails, at any step before the last, leaves the store as it was.
 func TestRestoreFails(t *testing.T) {
 	w := newWorld(t, Options{})
 	path, _ := backupTo(t, w.Store)
 	addUser(w.Store, "later")
-	seen, dir := dump(t, w.Store), w.Directory()
+	seen := dump(t, w.Store)
+	mustDo(w.Close())
 	defer func() { restoreStep = func(string) error { return nil } }()
 	broken := errors.New("broken")
-	for _, at := range []string{"received", "checked", "copied"} {
+	for _, at := range []string{"received", "made"} {
 		restoreStep = func(step string) error {
 			if step == at {
 				return broken
@@ -640,24 +595,26 @@ func TestRestoreFails(t *testing.T) {
 		if _, err := restoreFrom(w.Store, path); !errors.Is(err, broken) {
 			t.Errorf("%s: got %v, want it to fail there", at, err)
 		}
+		tidy(t, w.path)
+		w.Store = open(t, w.path, w.opts)
 		same(t, at, dump(t, w.Store), seen)
-		if w.Directory() != dir {
-			t.Errorf("%s: got another directory", at)
-		}
+		mustDo(w.Close())
 	}
 	restoreStep = func(string) error { return nil }
-	if _, err := w.Restore(ctx, alice, io.MultiReader(bytes.NewReader(must(os.ReadFile(path))[:5000]), brokenReader{broken})); !errors.Is(err, broken) {
-		t.Errorf("a body that ends early: got %v, want its error", err)
+	cut := io.MultiReader(bytes.NewReader(must(os.ReadFile(path))[:5000]), brokenReader{broken})
+	if _, _, err := RestoreFile(ctx, w.path, alice, cut, w.opts, false); !errors.Is(err, broken) {
+		t.Errorf("a backup that ends early: got %v, want its error", err)
 	}
 	cancelled, cancel := context.WithCancel(ctx)
 	cancel()
-	if _, err := w.Restore(cancelled, alice, bytes.NewReader(must(os.ReadFile(path)))); err == nil {
-		t.Error("a caller who is gone: got no error")
+	if _, _, err := RestoreFile(cancelled, w.path, alice, must(os.Open(path)), w.opts, false); err == nil {
+		t.Error("a caller that is gone: got no error")
 	}
-	same(t, "in the end", dump(t, w.Store), seen)
 	tidy(t, w.path)
+	w.Store = open(t, w.path, w.opts)
+	same(t, "in the end", dump(t, w.Store), seen)
 	mustDo(w.AddMember(ctx, alice, w.closers.ID, w.user.ID))
-	must(restoreFrom(w.Store, path))
+	must(w.restore(t, path))
 }
 
 type brokenReader struct{ err error }
@@ -666,17 +623,16 @@ func (f brokenReader) Read([]byte) (int, error) { return 0, f.err }
 
 // A process that is killed leaves the old store or the new one, whole.
 func TestRestoreIsKilled(t *testing.T) {
-	for at, want := range map[string]access.Reason{"received": access.DeniedByRule, "copied": access.DeniedByRule, "committed": access.Granted} {
+	for at, want := range map[string]access.Reason{"received": access.DeniedByRule, "made": access.DeniedByRule, "placed": access.Granted} {
 		w := newWorld(t, Options{})
 		path, _ := backupTo(t, w.Store)
 		mustDo(w.AddMember(ctx, alice, w.closers.ID, w.user.ID))
+		mustDo(w.Close())
 		cmd, lines := startChild(t, w.path, "restore "+path+" "+at)
 		if line, err := lines.ReadString('\n'); err != nil || strings.TrimSpace(line) != at {
 			t.Fatalf("the other process: got %q, %v, want %s", line, err, at)
 		}
 		_ = cmd.Wait()
-		eventually(t, "what is left", func() bool { return probe(w.Store, w.user.ID, w.token.Secret, "GET /v1/x") == want })
-		mustDo(w.Store.Close())
 		report, err := CheckFile(ctx, w.path, w.opts, AuditHead{})
 		well(t, at, report, err)
 		again := open(t, w.path, w.opts)
@@ -684,6 +640,29 @@ func TestRestoreIsKilled(t *testing.T) {
 			t.Errorf("killed when %s: got %v, want %v", at, got, want)
 		}
 		must(restoreFrom(again, path))
+	}
+}
+
+// A store that was killed has a log. A restore into it writes the log into the old file before the
+// new one takes its place.
+func TestRestoreIntoAKilled(t *testing.T) {
+	w := newWorld(t, Options{})
+	path, b := backupTo(t, w.Store)
+	addUser(w.Store, "later")
+	events := len(trail(t, w.Store))
+	killed := copyOf(t, w.path)
+	if len(readFile(killed+"-wal")) == 0 {
+		t.Fatal("the log is empty; the test shows nothing")
+	}
+	r, aside, err := RestoreFile(ctx, killed, alice, must(os.Open(path)), w.opts, false)
+	if err != nil || aside != "" || r.LostChanges != int64(events)-b.Head.Seq {
+		t.Errorf("got %+v, %q, %v, want %d lost", r, aside, err, int64(events)-b.Head.Seq)
+	}
+	report, err := CheckFile(ctx, killed, w.opts, b.Head)
+	well(t, "the restored store", report, err)
+	s := open(t, killed, w.opts)
+	if got := len(trail(t, s)); got != events+1 || s.Directory().Len() != 1 {
+		t.Errorf("got %d records and %d service users, want %d and 1", got, s.Directory().Len(), events+1)
 	}
 }
 
@@ -748,6 +727,7 @@ func TestUnwritable(t *testing.T) {
 	w := newWorld(t, Options{})
 	good, _ := backupTo(t, w.Store)
 	seen := dump(t, w.Store)
+	mustDo(w.Close())
 	for _, row := range unwritable {
 		path := place(t)
 		mustDo(os.WriteFile(path, must(os.ReadFile(good)), 0o600))
@@ -767,6 +747,7 @@ func TestUnwritable(t *testing.T) {
 			t.Errorf("%s: the start: got %.500v, want that it is refused: %t", row.name, err, row.harms)
 		}
 	}
+	w.Store = open(t, w.path, w.opts)
 	same(t, "the restores", dump(t, w.Store), seen)
 	if _, err := restoreFrom(w.Store, good); err != nil {
 		t.Errorf("the backup as it was: %v", err)
@@ -818,7 +799,7 @@ func TestNotes(t *testing.T) {
 		if err != nil || len(report.Findings) > 0 || len(report.Notes) == 0 || strings.Contains(fmt.Sprint(report), secret) {
 			t.Errorf("%s: the check: got %q, %q, %v, want a note", name, report.Findings, report.Notes, err)
 		}
-		if _, _, err := RestoreNew(ctx, place(t), alice, must(os.Open(path)), w.opts, false); err != nil {
+		if _, _, err := RestoreFile(ctx, place(t), alice, must(os.Open(path)), w.opts, false); err != nil {
 			t.Errorf("%s: the restore: %v", name, err)
 		}
 	}

@@ -184,7 +184,7 @@ func TestPurge(t *testing.T) {
 	if err != nil || len(report.Findings)+len(report.Notes) > 0 {
 		t.Errorf("the check: got %q, %q, %v, want none", report.Findings, report.Notes, err)
 	}
-	must(restoreFrom(w.Store, path))
+	must(w.restore(t, path))
 
 	// Names are free, ids are not.
 	if _, _, err := w.CreateServiceUser(ctx, Local, private, nil); err != nil {

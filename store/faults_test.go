@@ -620,35 +620,3 @@ func TestTurn(t *testing.T) {
 		}
 	})
 }
-
-// A restore ends as every change does: when its COMMIT fails, it is not known
-// whether it was made, and the next look shows it.
-func TestRestoreThatIsUncertain(t *testing.T) {
-	for _, when := range []string{"before", "after"} {
-		t.Run(when, func(t *testing.T) {
-			w := newWorld(t, Options{Poll: time.Hour})
-			saved, _ := backupTo(t, w.Store)
-			later, _ := addUser(w.Store, "later")
-			mustDo(w.Close())
-			var armed atomic.Bool
-			withPlan(t, filepath.Dir(w.path), func(at, call, _ string) error {
-				if at == when && call == "commit" && armed.Load() {
-					return errFault
-				}
-				return nil
-			})
-			w.Store = open(t, w.path, w.opts)
-			armed.Store(true)
-			_, err := restoreFrom(w.Store, saved)
-			armed.Store(false)
-			if !errors.Is(err, errFault) || !errors.Is(err, ErrUncertain) {
-				t.Errorf("got %v, want the fault, and that it is not known", err)
-			}
-			mustDo(w.refresh(ctx))
-			if _, there := w.Directory().User(later.ID); there != (when == "before") {
-				t.Errorf("who came after the backup: got %t, want %t", there, !there)
-			}
-			whole(t, w.Store)
-		})
-	}
-}

@@ -42,12 +42,11 @@ func (s *Store) load(ctx context.Context, q *sql.Tx) (*loaded, error) {
 	if next.position == current.position && current.revision != 0 {
 		return current, nil
 	}
-	if err := s.leadsTo(ctx, q, current.position, next.position); err != nil {
+	replaced, err := s.leadsTo(ctx, q, current.position, next.position)
+	if err != nil {
 		return next, err
 	}
-	if restored, err := current.restoredSince(ctx, q); err != nil {
-		return next, err
-	} else if restored { // read every row again
+	if replaced { // read every row again
 		current = &loaded{directory: access.NewDirectory(s.opts.Peppers, s.opts.DefaultGroup)}
 	}
 	since := current.revision
@@ -143,25 +142,28 @@ type loaded struct {
 
 // leadsTo rejects a database whose history does not continue from p. It catches a backup in the
 // place of the database, even one that was changed since. Such a backup would make revoked tokens
-// valid again, and reading only its new rows would mix two histories.
-func (s *Store) leadsTo(ctx context.Context, q *sql.Tx, p, next position) error {
+// valid again, and reading only its new rows would mix two histories. replaced reports whether the
+// rows come from a backup: after a restore, a row can be new and have an old revision.
+func (s *Store) leadsTo(ctx context.Context, q *sql.Tx, p, next position) (replaced bool, err error) {
 	if p.seq == 0 {
-		return nil // no directory was read yet
+		return false, nil // no directory was read yet
 	}
 	var hash string
-	err := q.QueryRowContext(ctx, `SELECT hash FROM audit_events WHERE seq = $1`, p.seq).Scan(&hash)
+	err = q.QueryRowContext(ctx, `
+		SELECT hash, EXISTS (SELECT 1 FROM audit_events WHERE seq > $1 AND action = 'store.restore')
+		FROM audit_events WHERE seq = $1`, p.seq).Scan(&hash, &replaced)
 	switch {
 	case err != nil && !errors.Is(err, sql.ErrNoRows):
-		return fmt.Errorf("reading the audit trail: %w", err)
+		return false, fmt.Errorf("reading the audit trail: %w", err)
 	// Each change has an audit record, so the record at p identifies the history up to p.
 	case hash != p.hash || next.revision <= p.revision:
-		return fmt.Errorf("%w: the database is an older or another one: "+
+		return false, fmt.Errorf("%w: the database is an older or another one: "+
 			"its revision %d does not follow revision %d, which is in force; "+
 			"put the newer one back, or, if you have restored it on purpose, stop Caddy, run: "+
 			"caddy service-user accept-older --store %s, and start it again",
 			ErrOlder, next.revision, p.revision, ShellWord(s.path))
 	}
-	return nil
+	return replaced, nil
 }
 
 // loadGroups reads the groups that changed, each with all of its rules.

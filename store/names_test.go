@@ -174,7 +174,10 @@ func TestOlderNames(t *testing.T) {
 	must(copied.ReadFrom(b))
 	mustDo(b.Close())
 	must(s.UpdateServiceUser(ctx, alice, named["a, b"].ID, 0, func(u *ServiceUser) error { u.Name = "a and b"; return nil }))
-	must(s.Restore(ctx, alice, bytes.NewReader(copied.Bytes())))
+	mustDo(s.Close())
+	_, _, err := RestoreFile(ctx, s.path, alice, bytes.NewReader(copied.Bytes()), s.opts, false)
+	mustDo(err)
+	s = open(t, s.path, s.opts)
 	if u := must(s.readUser(ctx, Local, named["a, b"].ID)); u.Name != "a, b" {
 		t.Errorf("after the restore: got %+q, want %+q", u.Name, "a, b")
 	}

@@ -84,21 +84,20 @@ func TestRootGivesFilesToTheOwner(t *testing.T) {
 		{"a restore in the place of one that is damaged", func(t *testing.T, path string) {
 			copied := restorable(t)
 			mustDo(os.WriteFile(path, []byte("damaged"), 0o600))
-			_, _, err := RestoreNew(ctx, path, alice, copied, Options{}, true)
+			_, _, err := RestoreFile(ctx, path, alice, copied, Options{}, true)
 			mustDo(err)
 		}, given("store.db", "store.db.aside", "store.db.aside.seen")},
 		{"a restore in the place of one that is lost", func(t *testing.T, path string) {
 			mustDo(os.Chmod(filepath.Dir(path), 0o777))
 			mustDo(os.Chown(filepath.Dir(path), 0, 0)) // the note tells
 			mustDo(os.Remove(path))
-			_, _, err := RestoreNew(ctx, path, alice, restorable(t), Options{}, false)
+			_, _, err := RestoreFile(ctx, path, alice, restorable(t), Options{}, false)
 			mustDo(err)
 		}, given("store.db", "store.db.aside.seen")},
 		{"a restore", func(t *testing.T, path string) {
-			s := must(Open(ctx, path, Options{}))
-			_, err := s.Restore(ctx, alice, restorable(t))
+			_, _, err := RestoreFile(ctx, path, alice, restorable(t), Options{}, false)
 			mustDo(err)
-			mustDo(s.Close())
+			mustDo(must(Open(ctx, path, Options{})).Close())
 		}, given("store.db", "store.db.seen")},
 		{"a symbolic link to it", func(t *testing.T, path string) {
 			link := place(t)

@@ -69,7 +69,7 @@ func (m Mark) write(path string) error {
 		os.Remove(file.Name())
 		return err
 	}
-	return syncDir(filepath.Dir(path))
+	return SyncDir(filepath.Dir(path))
 }
 
 // Holds returns the mark of the database at path without opening it as a store.

@@ -209,7 +209,7 @@ func createSQLite(ctx context.Context, path string, now time.Time) (made bool, e
 	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return false, fmt.Errorf("creating it: %w", err)
 	}
-	return err == nil, syncDir(dir)
+	return err == nil, SyncDir(dir)
 }
 
 func initSQLite(ctx context.Context, db *sql.DB, now time.Time) error {
@@ -323,8 +323,8 @@ func explainSQLite(err error) error {
 	return err
 }
 
-// syncDir makes new entries of a directory durable.
-func syncDir(dir string) error {
+// SyncDir makes new entries of a directory durable.
+func SyncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
 		return err

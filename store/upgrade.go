@@ -171,7 +171,7 @@ func linkFree(file, want string) (name string, err error) {
 	for n := 2; ; n++ {
 		err := os.Link(file, name)
 		if err == nil {
-			return name, syncDir(filepath.Dir(name))
+			return name, SyncDir(filepath.Dir(name))
 		}
 		if !errors.Is(err, fs.ErrExist) || n > 1000 {
 			return "", err

@@ -30,13 +30,8 @@ func child(path, do string) {
 		churn(path, how)
 		return
 	}
-	s := must(Open(ctx, path, Options{}))
 	verb, id, _ := strings.Cut(do, " ")
-	switch verb {
-	case "deactivate":
-		u := must(s.UpdateServiceUser(ctx, Local, id, 0, func(u *ServiceUser) error { u.Active = false; return nil }))
-		fmt.Println(u.ID)
-	case "restore": // dies at a step
+	if verb == "restore" { // dies at a step
 		from, at, _ := strings.Cut(id, " ")
 		restoreStep = func(step string) error {
 			if step == at {
@@ -46,7 +41,13 @@ func child(path, do string) {
 			}
 			return nil
 		}
-		must(s.Restore(ctx, Local, must(os.Open(from))))
+		must(first(RestoreFile(ctx, path, Local, must(os.Open(from)), Options{}, false)))
+	}
+	s := must(Open(ctx, path, Options{}))
+	switch verb {
+	case "deactivate":
+		u := must(s.UpdateServiceUser(ctx, Local, id, 0, func(u *ServiceUser) error { u.Active = false; return nil }))
+		fmt.Println(u.ID)
 	case "pace": // one change every 20 ms or so
 		tick := time.NewTicker(20 * time.Millisecond)
 		for n := range must(strconv.Atoi(id)) {

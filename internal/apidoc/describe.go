@@ -244,11 +244,6 @@ func (d *describer) input(r route) (query []parameter, b *body) {
 	if in == nil || name == "None" {
 		return nil, nil
 	}
-	if name == "upload" {
-		b = &body{Description: "a backup; the header Repr-Digest may contain its SHA-256", Required: true}
-		b.Content.add(d.src.texts["DatabaseType"], media{Schema: &schema{Type: "string"}})
-		return nil, b
-	}
 	for _, f := range d.src.fields(name) {
 		if f.tag.Get("query") != "" {
 			query = append(query, d.parameter(f))
