@@ -23,19 +23,18 @@ import (
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
-// scanCommand adds "scan", which finds tokens that leaked into files, and whose
-// they are.
+// scanCommand adds "scan", which finds tokens that leaked into files, and their owners.
 func (c *cli) scanCommand(root *cobra.Command) {
 	var revoke bool
-	scan := c.command(root, "scan [PATH…|-]", "Finds tokens that leaked into files, and tells whose they are",
+	scan := c.command(root, "scan [PATH…|-]", "Finds tokens that leaked into files, and their service users",
 		"caddy service-user scan config.yml", 0, nil)
-	scan.Long = `Finds tokens that leaked into files, in directories with all that is in them, or
-in the standard input ("-"), and tells whose they are. Without an argument it is
-this directory. It knows a token by its form and checksum, plain and inside of
-base64 such as the value of a Basic header, and never prints one. To find them it
-needs no server; without one it cannot say whose they are. It does not look into
-".git" (try git log -p --all | caddy service-user scan -), behind symbolic links,
-or into binary files of more than 10 MiB.
+	scan.Long = `Finds tokens that leaked into files, into directories with all files in them, or into
+the standard input ("-"), and names their service users. Without an argument it scans
+this directory. It knows a token by its form and checksum, plain and inside of base64,
+such as the value of a Basic header, and never prints one. It finds tokens without a
+server, but cannot name their service users then. It does not look into ".git" (try
+git log -p --all | caddy service-user scan -), behind symbolic links, into texts in
+UTF-16, or into binary files of more than 10 MiB.
 
 The exit code is 0 when nothing was found, and 1 when something was.`
 	scan.Args = func(cmd *cobra.Command, args []string) error {
@@ -52,7 +51,7 @@ The exit code is 0 when nothing was found, and 1 when something was.`
 	c.destructive(scan, func() bool { return revoke })
 }
 
-// leak is a secret that was found, and whose it is as far as that is known.
+// leak is a secret that was found, with its token if that is known.
 type leak struct {
 	File          string           `json:"file"`
 	Line          int              `json:"line"`
@@ -66,10 +65,10 @@ type leak struct {
 	URI           string           `json:"uri"`
 }
 
-// leaks is all that a scan has found.
+// leaks is the result of a scan.
 type leaks struct {
 	Found    []leak   `json:"found"`
-	LookedUp bool     `json:"looked_up"` // whether somebody could be asked whose they are
+	LookedUp bool     `json:"looked_up"` // whether a store could be asked for the tokens
 	Files    int      `json:"files"`     // that were read
 	Skipped  []string `json:"skipped"`   // files that are binary and large
 	Unread   []string `json:"unread"`    // files and directories that could not be read
@@ -113,7 +112,7 @@ func (c *cli) scan(paths []string, revoke bool) error {
 	return found.verdict()
 }
 
-// verdict is an error when something was found, or may have been missed.
+// verdict returns an error if the scan found a secret, or could not read a file.
 func (l leaks) verdict() error {
 	switch unread := plural(len(l.Unread), "file"); {
 	case len(l.Found) > 0 && len(l.Unread) > 0:
@@ -145,12 +144,13 @@ func (c *cli) printLeaks(l leaks) error {
 			if l.LookedUp && f.TokenID == "" {
 				state = "unknown"
 			}
-			fmt.Fprintf(w, "%s\t%d\t…%s\t%s\t%s\t%s\n", cell(f.File), f.Line, f.Hint, state, dash(cell(f.Name)), dash(cell(f.TokenID)))
+			fmt.Fprintf(w, "%s\t%d\t…%s\t%s\t%s\t%s\n",
+				cell(f.File), f.Line, f.Hint, state, dash(cell(f.Name)), dash(cell(f.TokenID)))
 		}
 	}, notes...)
 }
 
-// lookUp asks whose the secrets are. It tells their digests only.
+// lookUp asks for the tokens of the secrets. It sends only the digests of the secrets.
 func (l *leaks) lookUp(ctx context.Context, client *admin.Client) error {
 	places := make(map[string][]int)
 	var digests []string
@@ -162,13 +162,16 @@ func (l *leaks) lookUp(ctx context.Context, client *admin.Client) error {
 	}
 	for some := range slices.Chunk(digests, admin.MaxDigests) {
 		var known admin.FoundTokens
-		if err := client.Do(ctx, http.MethodPost, "/service_users/find_tokens", admin.FindTokensInput{Digests: some}, &known); err != nil {
+		err := client.Do(ctx, http.MethodPost, "/service_users/find_tokens",
+			admin.FindTokensInput{Digests: some}, &known)
+		if err != nil {
 			return err
 		}
 		for _, t := range known.Tokens {
 			for _, i := range places[t.Digest] {
 				f := &l.Found[i]
-				f.TokenID, f.ServiceUserID, f.Name, f.State, f.URI = t.TokenID, t.ServiceUserID, t.Name, t.State, t.URI
+				f.TokenID, f.ServiceUserID, f.Name = t.TokenID, t.ServiceUserID, t.Name
+				f.State, f.URI = t.State, t.URI
 			}
 		}
 	}
@@ -176,8 +179,7 @@ func (l *leaks) lookUp(ctx context.Context, client *admin.Client) error {
 	return nil
 }
 
-// revokeLeaks ends the tokens that were found, each once. What fails for one does
-// not keep the others.
+// revokeLeaks revokes the tokens that were found, each once. It goes on after an error.
 func (c *cli) revokeLeaks(ctx context.Context, client *admin.Client, l leaks) error {
 	var live []leak
 	var names []string
@@ -206,15 +208,14 @@ func (c *cli) revokeLeaks(ctx context.Context, client *admin.Client, l leaks) er
 	return failed
 }
 
-// What a file is read as.
+// How files are read.
 const (
 	scanBuffer    = 1 << 20
-	scanLead      = 8000     // a file is binary when there is a NUL among so many bytes
+	scanLead      = 8000     // a file with a NUL among its first bytes, up to this number, is binary
 	maxScanBinary = 10 << 20 // binary files are read up to this size
 )
 
-// scanPath looks into a file, a directory with all that is in it, or the standard
-// input.
+// scanPath scans a file, a directory with all files in it, or the standard input.
 func (l *leaks) scanPath(path string) error {
 	if path == "-" {
 		return l.scanStream("(stdin)", os.Stdin)
@@ -231,7 +232,7 @@ func (l *leaks) scanPath(path string) error {
 		defer file.Close()
 		return l.scanFile(path, file)
 	}
-	root, err := os.OpenRoot(path) // nothing leads out of it
+	root, err := os.OpenRoot(path) // no symbolic link leads out of it
 	if err != nil {
 		return err
 	}
@@ -263,7 +264,7 @@ func (l *leaks) scanIn(root *os.Root, name, shown string) error {
 
 func (l *leaks) unread(shown string, err error) {
 	if inner := (*fs.PathError)(nil); errors.As(err, &inner) {
-		err = inner.Err // it names the path from where the walk began
+		err = inner.Err // its path begins at the root of the walk
 	}
 	l.Unread = append(l.Unread, fmt.Sprintf("%s: %v", shown, err))
 }
@@ -275,9 +276,8 @@ func (l *leaks) scanFile(shown string, file *os.File) error {
 	}
 	in := bufio.NewReaderSize(file, scanBuffer)
 	if info.Size() > maxScanBinary {
-		lead, _ := in.Peek(scanLead) // an error comes again
-		utf16 := bytes.HasPrefix(lead, []byte("\xff\xfe")) || bytes.HasPrefix(lead, []byte("\xfe\xff"))
-		if bytes.IndexByte(lead, 0) >= 0 && !utf16 {
+		lead, _ := in.Peek(scanLead) // the next read returns an error again
+		if bytes.IndexByte(lead, 0) >= 0 {
 			l.Skipped = append(l.Skipped, shown)
 			return nil
 		}
@@ -285,17 +285,16 @@ func (l *leaks) scanFile(shown string, file *os.File) error {
 	return l.scanStream(shown, in)
 }
 
-// scanStream reads to the end. It leaves out NUL bytes, so that it reads UTF-16 as
-// well.
+// scanStream looks for secrets in a stream, up to its end.
 func (l *leaks) scanStream(shown string, in io.Reader) error {
 	l.Files++
 	text := make([]byte, 0, scanBuffer)
 	for line := 1; ; {
 		n, err := io.ReadFull(in, text[len(text):cap(text)])
-		text = withoutNUL(text[:len(text)+n], len(text))
+		text = text[:len(text)+n]
 		cut := len(text)
 		if err == nil {
-			cut = max(0, cut-access.MaxFoundBytes) // what begins behind it may not be whole
+			cut = max(0, cut-access.MaxFoundBytes) // a secret that begins later may be cut
 		}
 		at := 0
 		for _, s := range access.FindSecrets(text) {
@@ -305,7 +304,10 @@ func (l *leaks) scanStream(shown string, in io.Reader) error {
 			line += bytes.Count(text[at:s.Offset], []byte("\n"))
 			at = s.Offset
 			digest := sha256.Sum256([]byte(s.Secret))
-			l.Found = append(l.Found, leak{File: shown, Line: line, Base64: s.Base64, Hint: access.Hint(s.Secret), Digest: hex.EncodeToString(digest[:])})
+			l.Found = append(l.Found, leak{
+				File: shown, Line: line, Base64: s.Base64,
+				Hint: access.Hint(s.Secret), Digest: hex.EncodeToString(digest[:]),
+			})
 		}
 		line += bytes.Count(text[at:cut], []byte("\n"))
 		text = text[:copy(text, text[cut:])]
@@ -317,19 +319,4 @@ func (l *leaks) scanStream(shown string, in io.Reader) error {
 			return err
 		}
 	}
-}
-
-// withoutNUL leaves NUL bytes out of a text, from a place on.
-func withoutNUL(text []byte, from int) []byte {
-	if bytes.IndexByte(text[from:], 0) < 0 {
-		return text
-	}
-	n := from
-	for _, b := range text[from:] {
-		if b != 0 {
-			text[n] = b
-			n++
-		}
-	}
-	return text[:n]
 }
