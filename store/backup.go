@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -171,11 +170,7 @@ func openAtRest(path string) (*sql.DB, error) {
 	if err != nil {
 		return nil, err
 	}
-	extra := ""
-	if _, err := os.Stat(place + "-wal"); errors.Is(err, fs.ErrNotExist) {
-		extra = "immutable=1"
-	}
-	return sql.Open("sqlite", sqliteDSN(place, "ro", extra))
+	return sql.Open("sqlite", sqliteDSN(place, "ro", withoutLog(place)))
 }
 
 func (t *tx) contents() (c Contents, err error) {

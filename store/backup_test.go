@@ -453,24 +453,27 @@ var badBackups = []struct {
 	{"a broken audit trail", execute(`UPDATE audit_events SET actor = 'nobody' WHERE seq = 2`), []string{"record 2: its content was changed"}},
 	{"a cut audit trail", execute(`DELETE FROM audit_events WHERE seq > 2`), []string{"record 3: the trail was cut"}},
 	{"a gap in the audit trail", execute(`DELETE FROM audit_events WHERE seq = 2`), []string{"record 2: the record is missing"}},
-	{"rules", execute(`UPDATE rules SET path = path || '%'`), []string{"rule_", "cannot be enforced"}},
-	{"a condition", execute(`UPDATE permission_groups SET member_condition = 'user'`), []string{"group_", "the condition cannot be read"}},
-	{"a condition of a rule", execute(`UPDATE rules SET condition = 'nonsense('`), []string{"rule_", "cannot be enforced"}},
+	{"rules", execute(`UPDATE rules SET path = path || '%'`), []string{"group_", "rule_", "write it decoded"}},
+	{"a condition", execute(`UPDATE permission_groups SET member_condition = 'user'`), []string{"group_", `condition "user"`}},
+	{"a condition of a rule", execute(`UPDATE rules SET condition = 'nonsense('`), []string{"rule_", `condition "nonsense("`}},
 	{"a permission", execute(`INSERT INTO permissions VALUES ('p.q', '', '', '', 0, '["allow"]', 0, '', 0)`), []string{"the permission p.q cannot be enforced"}},
 	{"a hash", execute(`UPDATE tokens SET hash = substr(hash, 3)`), []string{"token_", "the hash is damaged"}},
 	{"a hash that is none", execute(`UPDATE tokens SET hash = 'zz' || substr(hash, 3)`), []string{"token_", "the hash is damaged"}},
-	{"teams", execute(`UPDATE service_users SET teams = '{'`), []string{"service_", "the teams cannot be read"}},
-	{"labels", execute(`UPDATE service_users SET labels = '[]'`), []string{"the labels cannot be read"}},
-	{"addresses", execute(`UPDATE tokens SET allowed_ips = '["x"]'`), []string{"token_", "the allowed addresses cannot be read"}},
-	{"figures", execute(`UPDATE tokens SET used_from = ''`), []string{"the figures of use cannot be read"}},
-	{"a role", execute(`UPDATE service_users SET role = 'king'`), []string{`the role "king" does not exist`}},
-	{"a mode", execute(`UPDATE permission_groups SET mode = 'sometimes'`), []string{`the mode "sometimes" does not exist`}},
+	{"teams", execute(`UPDATE service_users SET teams = '{'`), []string{"service_", `the value "{" is damaged`}},
+	{"labels", execute(`UPDATE service_users SET labels = '[]'`), []string{"service_", `the value "[]" is damaged`}},
+	{"addresses", execute(`UPDATE tokens SET allowed_ips = '["x"]'`), []string{"token_", "is damaged"}},
+	{"figures", execute(`UPDATE tokens SET used_from = ''`), []string{"token_", `the value "" is damaged`}},
+	{"a role", execute(`UPDATE service_users SET role = 'king'`), []string{"service_", `role "king"`}},
+	{"a mode", execute(`UPDATE permission_groups SET mode = 'sometimes'`), []string{"group_", `mode "sometimes"`}},
 	{"a token of nobody", execute(`UPDATE tokens SET service_user_id = 'service_x'`), []string{"of tokens belongs to none of the service_users"}},
 	{"a member of nothing", execute(`INSERT INTO members SELECT 'group_x', id, 0 FROM service_users`), []string{"of members belongs to none of the permission_groups"}},
 	{"a rule of nothing", execute(`UPDATE rules SET group_id = 'group_x'`), []string{"of rules belongs to none of the permission_groups"}},
-	{"a row of the future", execute(`UPDATE service_users SET revision = 1000`), []string{"has revision 1000, and the store"}},
+	{"a row of the future", execute(`UPDATE service_users SET revision = 1000`), []string{"service_", "service_users.revision holds a value"}},
 	{"no meta", execute(`DELETE FROM meta`), []string{"the row of meta cannot be read"}},
-	{"two things at once", execute(`UPDATE tokens SET hash = ''; UPDATE service_users SET teams = '{'`), []string{"the hash is damaged", "the teams cannot be read"}},
+	{"two things at once", execute(`UPDATE tokens SET hash = ''; UPDATE service_users SET teams = '{'`), []string{"service_", `the value "{" is damaged`}},
+	{"a hash of a token that was revoked long ago", execute(`UPDATE tokens SET hash = 'zz' || substr(hash, 3), revoked_at = 1`), []string{"token_", "tokens.hash holds a value"}},
+	{"addresses of a token that was revoked long ago", execute(`UPDATE tokens SET allowed_ips = '{', revoked_at = 1`), []string{"token_", `the value "{" is damaged`}},
+	{"teams of a deleted service user", execute(`UPDATE service_users SET teams = '{', deleted_at = 1`), []string{"service_", `the value "{" is damaged`}},
 }
 
 func execute(text string) func(string) {
@@ -499,6 +502,9 @@ func TestRestoreRefuses(t *testing.T) {
 			report, err := CheckFile(ctx, path, w.opts, AuditHead{})
 			if err != nil || len(report.Findings) == 0 {
 				t.Errorf("the check: got %q, %v, want findings", report.Findings, err)
+			}
+			if len(row.says) > 0 && strings.HasSuffix(row.says[0], "_") && len(report.Findings) != 1 {
+				t.Errorf("the check: got %q, want one finding for one row", report.Findings)
 			}
 			for _, f := range report.Findings {
 				if strings.Contains(f, "\n") {

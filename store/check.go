@@ -1,10 +1,9 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -45,10 +44,10 @@ func (s *Store) Check(ctx context.Context, by Actor, known AuditHead) (CheckRepo
 			return CheckReport{}, err
 		}
 		c := checker{tx: t}
+		c.all(s.opts, known)
 		if fault := s.Fault(); fault != "" {
 			c.addFinding("the store cannot be read: %s", fault)
 		}
-		c.all(s.opts, known)
 		return c.CheckReport, nil
 	})
 }
@@ -144,14 +143,11 @@ func checkAtRest(
 		return c.CheckReport, false, explainSQLite(err)
 	}
 	defer sqlTx.Rollback()
-	if err := checkOurs(ctx, sqlTx); err != nil {
+	if err := checkOurs(ctx, sqlTx.QueryRowContext); err != nil {
 		c.addFinding("%v", err)
 		return c.CheckReport, false, ctx.Err()
 	}
-	opts = quiet(opts)
-	// This Store is not open: tx and load need only its options, log and clock.
-	s := &Store{opts: opts, log: opts.Log, clock: wall{read: opts.Now}}
-	c.tx = &tx{Tx: sqlTx, store: s, ctx: ctx}
+	c.tx = &tx{Tx: sqlTx, ctx: ctx}
 	if err := c.row(`PRAGMA user_version`).Scan(&c.Schema); err != nil {
 		return c.CheckReport, false, explainSQLite(err)
 	}
@@ -161,22 +157,6 @@ func checkAtRest(
 	}
 	c.all(opts, known)
 	return c.CheckReport, false, ctx.Err()
-}
-
-// checkOurs rejects a database that is not a store of this program, or has a newer schema.
-func checkOurs(ctx context.Context, q *sql.Tx) error {
-	var id, version int
-	if err := q.QueryRowContext(ctx, `PRAGMA application_id`).Scan(&id); err != nil {
-		return explainSQLite(err)
-	}
-	if err := q.QueryRowContext(ctx, `PRAGMA user_version`).Scan(&version); err != nil {
-		return explainSQLite(err)
-	}
-	if id != applicationID {
-		return fmt.Errorf("%w: the database belongs to another program (application id %#08x); "+
-			"name another file", ErrNotOurs, uint32(id))
-	}
-	return checkSchema(version)
 }
 
 // checker collects findings in one transaction.
@@ -259,13 +239,15 @@ func (c *checker) all(opts Options, known AuditHead) {
 			return err
 		})
 	}
-	// The checks below parse texts, so they run only if every text is UTF-8 and not too large.
-	if c.texts(want) {
-		c.users()
-		c.tokens()
-		c.policy()
-		c.numbers()
+	c.texts(want)
+	// Each check below can rely on the ones before it: load parses texts, and values relies on
+	// rows that can be read. So a damaged row is one finding.
+	if len(c.Findings) == 0 {
+		c.load(opts)
+	}
+	if len(c.Findings) == 0 {
 		c.forms(want)
+		c.names()
 		c.values()
 	}
 	if report, err := c.verifyAudit(known); err != nil {
@@ -274,15 +256,6 @@ func (c *checker) all(opts Options, known AuditHead) {
 		c.addFinding("the audit trail is broken at record %d: %s; "+
 			"find out who changed it, and keep a copy before you %s",
 			report.BadSeq, report.Problem, mendByRestore)
-	}
-	if len(c.Findings) == 0 { // load may find faults that no check above covers
-		fresh := &Store{
-			opts: opts, log: opts.Log, clock: wall{read: opts.Now},
-		}
-		fresh.inForce.Store(&loaded{directory: access.NewDirectory(opts.Peppers, opts.DefaultGroup)})
-		if _, err := fresh.load(c.ctx, c.Tx); err != nil {
-			c.addFinding("the directory cannot be built: %v; %s", err, mendByRestore)
-		}
 	}
 	if c.left > 0 {
 		c.Findings = append(c.Findings, fmt.Sprintf("and %d more", c.left))
@@ -311,10 +284,21 @@ func (c *checker) pages() {
 	})
 }
 
+// load builds a directory as a start does. Its error names the first row that cannot be read or
+// enforced.
+func (c *checker) load(opts Options) {
+	opts = quiet(opts)
+	// This Store is not open: load needs only its options, log and clock.
+	s := &Store{opts: opts, log: opts.Log, clock: wall{read: opts.Now}}
+	s.inForce.Store(&loaded{directory: access.NewDirectory(opts.Peppers, opts.DefaultGroup)})
+	if _, err := s.load(c.ctx, c.Tx); err != nil {
+		c.addFinding("the directory cannot be built: %v; write it again, or %s", err, mendByRestore)
+	}
+}
+
 // texts looks in every column for values that harm a process that reads them: a value that is too
-// large, or text that is not UTF-8. It reports whether it found none.
-func (c *checker) texts(want objects) bool {
-	before := len(c.Findings) + c.left
+// large, or text that is not UTF-8.
+func (c *checker) texts(want objects) {
 	for _, table := range want.tables {
 		columns := want.columns[table]
 		chosen := make([]string, len(columns))
@@ -352,7 +336,6 @@ func (c *checker) texts(want objects) bool {
 			return nil
 		})
 	}
-	return len(c.Findings)+c.left == before
 }
 
 // written lists the text columns that only the program itself fills. They never hold control
@@ -362,7 +345,9 @@ var written = []string{"hint", "pepper_id", "last_used_ip", "replaced_by", "inst
 // forms finds values that the program itself never writes: times out of range, ids that no request
 // can name, bytes in place of a text.
 func (c *checker) forms(want objects) {
-	ids := map[string]string{"service_users": "service", "tokens": "token", "permission_groups": "group", "rules": "rule"}
+	ids := map[string]string{
+		"service_users": "service", "tokens": "token", "permission_groups": "group", "rules": "rule",
+	}
 	for _, table := range want.tables {
 		var wrong strings.Builder
 		for _, column := range want.columns[table] {
@@ -377,15 +362,25 @@ func (c *checker) forms(want objects) {
 			case column == "id" && ids[table] != "":
 				is += ` OR id NOT GLOB '` + ids[table] + `_` + strings.Repeat("[0-9A-Za-z]", 27) + `'`
 			case slices.Contains(written, column):
-				is += fmt.Sprintf(` OR %[1]s GLOB '*[' || char(1) || '-' || char(31) || char(127) || ']*' OR instr(%[1]s, char(0)) > 0`, column)
+				is += fmt.Sprintf(` OR %[1]s GLOB '*[' || char(1) || '-' || char(31) || char(127) || ']*'`+
+					` OR instr(%[1]s, char(0)) > 0`, column)
+			case column == "hash" && table == "tokens": // the directory has no tokens that ended long ago
+				is += ` OR length(hash) <> 64 OR hash GLOB '*[^0-9a-f]*'`
+			case column == "revision" && table != "meta": // a revision above the last is never read
+				is += ` OR revision > (SELECT revision FROM meta)`
+			case column == "before" || column == "after": // the states in the audit trail
+				is += fmt.Sprintf(` OR %[1]s <> '' AND NOT json_valid(%[1]s)`, column)
 			}
 			fmt.Fprintf(&wrong, ` WHEN %s THEN '%s'`, is, column)
 		}
-		c.each("the table "+table, `SELECT row, wrong FROM (SELECT `+want.columns[table][0]+` AS row, CASE`+wrong.String()+` END AS wrong FROM `+table+`) WHERE wrong <> ''`, func(rows *sql.Rows) error {
+		query := `SELECT row, wrong FROM (SELECT ` + want.columns[table][0] + ` AS row, CASE` + wrong.String() +
+			` END AS wrong FROM ` + table + `) WHERE wrong <> ''`
+		c.each("the table "+table, query, func(rows *sql.Rows) error {
 			var row, column string
 			err := rows.Scan(&row, &column)
 			if err == nil {
-				c.addFinding("%s: %s.%s holds a value that is never written there; %s", clip(row), table, column, mendByRestore)
+				c.addFinding("%s: %s.%s holds a value that is never written there; %s",
+					clip(row), table, column, mendByRestore)
 			}
 			return err
 		})
@@ -394,8 +389,8 @@ func (c *checker) forms(want objects) {
 
 // values applies the rules for new values to every row. It checks each row twice: as an unchanged
 // row, whose faults are findings, and as a new row, whose faults are notes, because rules that were
-// introduced later do not apply to older rows. It skips rows that cannot be read, which are
-// findings already.
+// introduced later do not apply to older rows. A row that cannot be read is a finding too: the
+// directory has no deleted service users and no tokens that were revoked long ago.
 func (c *checker) values() {
 	const mend = "write it again, or " + mendByRestore
 	judge := func(id string, kept, made error) {
@@ -417,7 +412,8 @@ func (c *checker) values() {
 		}
 	}
 	for _, table := range []string{"service_users", "tokens"} {
-		c.each("the table "+table, fmt.Sprintf(`SELECT id FROM %s WHERE expires_at > %d ORDER BY id`, table, lastInstant), func(rows *sql.Rows) error {
+		query := fmt.Sprintf(`SELECT id FROM %s WHERE expires_at > %d ORDER BY id`, table, lastInstant)
+		c.each("the table "+table, query, func(rows *sql.Rows) error {
 			id, err := scanString(rows)
 			judge(id, nil, errors.New("expires_at: lies after the year 9999"))
 			return err
@@ -427,6 +423,7 @@ func (c *checker) values() {
 	c.each("the table service_users", selectUser+` ORDER BY id`, func(rows *sql.Rows) error {
 		u, err := scanUser(rows)
 		if err != nil {
+			judge(u.ID, err, nil)
 			return nil
 		}
 		texts(u.ID, "x", u.texts()...)
@@ -449,11 +446,12 @@ func (c *checker) values() {
 	c.each("the table tokens", selectToken+` ORDER BY id`, func(rows *sql.Rows) error {
 		k, err := scanToken(rows)
 		if err != nil {
+			judge(k.ID, err, nil)
 			return nil
 		}
 		texts(k.ID, "x", &k.Description, &k.Metadata)
 		before, fresh := k, k.clone()
-		judge(k.ID, k.check(never, &before), fresh.check(never, nil))
+		judge(k.ID, cmp.Or(k.check(never, &before), checkFigures(k)), fresh.check(never, nil))
 		return nil
 	})
 	sizes := make(map[string][]access.Rule)
@@ -480,15 +478,19 @@ func (c *checker) values() {
 		SELECT group_id, id, effect, methods, host, path, condition, name, description
 		FROM rules ORDER BY id`, func(rows *sql.Rows) error {
 		_, r, err := scanRule(rows)
+		if err != nil {
+			return err
+		}
 		texts(r.ID, "x", &r.Name, &r.Description)
 		texts(r.ID, "", &r.Host, &r.When)
 		texts(r.ID, "/x", &r.Path)
 		_, fault := checkRule(r)
 		judge(r.ID, fault, nil)
-		return err
+		return nil
 	})
 	list, err := c.permissions()
 	if err != nil {
+		c.addFinding("%v; load it again, or %s", err, mendByRestore)
 		return
 	}
 	if len(list) > maxCatalogue {
@@ -501,38 +503,40 @@ func (c *checker) values() {
 	}
 }
 
-// damaged adds a finding if err says that a value cannot be parsed.
-func (c *checker) damaged(id, what string, err error) {
-	if err != nil {
-		c.addFinding("%s: the %s cannot be read: %v; write it again, or %s", id, what, err, mendByRestore)
-	}
-}
-
-func (c *checker) list(id, what, text string) {
-	c.damaged(id, what, fromJSON(text, new([]string)))
-}
-
-func (c *checker) users() {
-	c.each("the table service_users", `
-		SELECT id, role, teams, labels, allowed_ips, name, name_key
-		FROM service_users ORDER BY id`, func(rows *sql.Rows) error {
-		var id, teams, labels, allowed, name, key string
-		var role access.Role
-		if err := rows.Scan(&id, &role, &teams, &labels, &allowed, &name, &key); err != nil {
-			return err
+// checkFigures returns an error if a token has a value that only the program writes, and never
+// writes like this.
+func checkFigures(k Token) error {
+	for _, group := range k.Groups {
+		if !ValidID("group", group) {
+			return fmt.Errorf("the permission group %q is not an id", clip(group))
 		}
-		if key != nameKey(name) {
+	}
+	for rule := range k.UsedRules {
+		if strings.ContainsFunc(rule, unicode.IsControl) {
+			return fmt.Errorf("the figures of use hold %q, which is not a rule", clip(rule))
+		}
+	}
+	for address := range k.UsedFrom {
+		if _, err := netip.ParseAddr(address); err != nil {
+			return fmt.Errorf("the figures of use hold %q, which is not an address", clip(address))
+		}
+	}
+	return nil
+}
+
+// names adds a note for each pair of names that read alike, and for a name without the key by which
+// the store finds such names.
+func (c *checker) names() {
+	c.each("the table service_users", `
+		SELECT id, name FROM service_users WHERE name_key <> service_user_name_key(name)
+		ORDER BY id`, func(rows *sql.Rows) error {
+		var id, name string
+		err := rows.Scan(&id, &name)
+		if err == nil {
 			c.addNote("%s: the store has no key for names that read like %q; rename the service user",
 				id, name)
 		}
-		if !role.Valid() {
-			c.addFinding("%s: the role %q does not exist; write it again, or %s", id, role, mendByRestore)
-		}
-		c.list(id, "teams", teams)
-		c.damaged(id, "labels", fromJSON(labels, new(map[string]string)))
-		_, err := prefixes(allowed)
-		c.damaged(id, "allowed addresses", err)
-		return nil
+		return err
 	})
 	c.each("the table service_users", `
 		SELECT a.id, a.name, b.id, b.name
@@ -546,119 +550,5 @@ func (c *checker) users() {
 				other, otherName, name, id)
 		}
 		return err
-	})
-}
-
-func (c *checker) tokens() {
-	c.each("the table tokens", `
-		SELECT id, hash, allowed_ips, permission_groups, used_from, used_rules
-		FROM tokens ORDER BY id`, func(rows *sql.Rows) error {
-		var id, hash, allowed, groups, from, by string
-		if err := rows.Scan(&id, &hash, &allowed, &groups, &from, &by); err != nil {
-			return err
-		}
-		if _, err := hex.DecodeString(hash); err != nil || len(hash) != 2*len(access.Token{}.Hash) {
-			c.addFinding("%s: the hash is damaged; refresh the token, or %s", id, mendByRestore)
-		}
-		_, err := prefixes(allowed)
-		c.damaged(id, "allowed addresses", err)
-		var narrowed []string
-		c.damaged(id, "permission groups", fromJSON(groups, &narrowed))
-		seenFrom, seenBy := make(map[string]int64), make(map[string]int64)
-		c.damaged(id, "figures of use",
-			errors.Join(fromJSON(from, &seenFrom), fromJSON(by, &seenBy)))
-		for _, group := range narrowed {
-			if !ValidID("group", group) {
-				c.addFinding("%s: the permission group %q is not an id; %s", clip(id), clip(group), mendByRestore)
-			}
-		}
-		for what := range seenBy {
-			if strings.ContainsFunc(what, unicode.IsControl) {
-				c.addFinding("%s: the figures of use hold %q, which is not a rule; %s", clip(id), clip(what), mendByRestore)
-			}
-		}
-		for what := range seenFrom {
-			if _, err := netip.ParseAddr(what); err != nil {
-				c.addFinding("%s: the figures of use hold %q, which is not an address; %s", clip(id), clip(what), mendByRestore)
-			}
-		}
-		return nil
-	})
-}
-
-func (c *checker) policy() {
-	c.each("the table permission_groups", `
-		SELECT id, mode, member_condition
-		FROM permission_groups WHERE deleted_at = 0 ORDER BY id`, func(rows *sql.Rows) error {
-		var id, condition string
-		var mode access.Mode
-		if err := rows.Scan(&id, &mode, &condition); err != nil {
-			return err
-		}
-		if !mode.Valid() {
-			c.addFinding("%s: the mode %q does not exist; write it again, or %s", id, mode, mendByRestore)
-		}
-		if condition != "" {
-			_, err := access.ParseMembership(condition)
-			c.damaged(id, "condition", err)
-		}
-		return nil
-	})
-	c.each("the table rules", `
-		SELECT group_id, id, effect, methods, host, path, condition, name, description
-		FROM rules ORDER BY id`, func(rows *sql.Rows) error {
-		group, r, err := scanRule(rows)
-		if err != nil {
-			return err
-		}
-		if _, err := r.Check(); err != nil {
-			c.addFinding("%s of %s cannot be enforced: %v; remove it and add it again, or %s",
-				r.ID, group, err, mendByRestore)
-		}
-		return nil
-	})
-	c.each("the table permissions", `SELECT key, rules FROM permissions ORDER BY key`, func(rows *sql.Rows) error {
-		var key, text string
-		if err := rows.Scan(&key, &text); err != nil {
-			return err
-		}
-		if _, err := permissionRules(key, text); err != nil {
-			c.addFinding("the permission %s cannot be enforced: %v; load it again, or %s",
-				key, err, mendByRestore)
-		}
-		return nil
-	})
-}
-
-// numbers looks for rows with a revision above that of the store, which no process would read, and
-// for audit records that are not JSON.
-func (c *checker) numbers() {
-	for _, table := range []string{"service_users", "permission_groups"} {
-		c.each("the table "+table, `
-			SELECT id, revision FROM `+table+`
-			WHERE revision > (SELECT revision FROM meta) ORDER BY id`, func(rows *sql.Rows) error {
-			var id string
-			var revision int64
-			err := rows.Scan(&id, &revision)
-			if err == nil {
-				c.addFinding("%s has revision %d, and the store %d; %s",
-					id, revision, c.Revision, mendByRestore)
-			}
-			return err
-		})
-	}
-	c.each("the table audit_events", `
-		SELECT seq, before, after FROM audit_events ORDER BY seq`, func(rows *sql.Rows) error {
-		var seq int64
-		var before, after string
-		if err := rows.Scan(&seq, &before, &after); err != nil {
-			return err
-		}
-		for _, text := range []string{before, after} {
-			if text != "" && !json.Valid([]byte(text)) {
-				c.addFinding("record %d of the audit trail is not JSON; %s", seq, mendByRestore)
-			}
-		}
-		return nil
 	})
 }

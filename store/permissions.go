@@ -314,18 +314,17 @@ func (t *tx) permissionsOf(group string) ([]string, error) {
 	return collect(rows, scanString)
 }
 
-// permissionRules reads the rules of a permission. In decisions they go by its
-// key.
+// permissionRules reads the rules of a permission. Their id in decisions is its key.
 func permissionRules(key, text string) ([]access.Rule, error) {
 	var texts []string
 	if err := fromJSON(text, &texts); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("the permission %s cannot be enforced: %w", clip(key), err)
 	}
 	rules := make([]access.Rule, len(texts))
 	for i, text := range texts {
 		r, err := access.ParseRule(text)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("the permission %s cannot be enforced: %w", clip(key), err)
 		}
 		r.ID, r.Permission = key, key
 		rules[i] = r

@@ -243,18 +243,7 @@ func checkSQLite(ctx context.Context, path string, admit func(context.Context, *
 		return err
 	}
 	defer db.Close()
-	var id, version int
-	if err := db.QueryRowContext(ctx, `PRAGMA application_id`).Scan(&id); err != nil {
-		return explainSQLite(err)
-	}
-	if err := db.QueryRowContext(ctx, `PRAGMA user_version`).Scan(&version); err != nil {
-		return explainSQLite(err)
-	}
-	if id != applicationID {
-		return fmt.Errorf("%w: the database belongs to another program (application id %#08x); "+
-			"name another file", ErrNotOurs, uint32(id))
-	}
-	if err := checkSchema(version); err != nil {
+	if err := checkOurs(ctx, db.QueryRowContext); err != nil {
 		return err
 	}
 	if extra == "" {

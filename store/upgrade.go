@@ -79,6 +79,23 @@ var upgrades = []string{
 // schemaVersion is the schema version that this program reads and writes.
 var schemaVersion = 1 + len(upgrades)
 
+// checkOurs rejects a database that is not a store of this program, or has a newer schema. row is
+// QueryRowContext of the database or of a transaction.
+func checkOurs(ctx context.Context, row func(context.Context, string, ...any) *sql.Row) error {
+	var id, version int
+	if err := row(ctx, `PRAGMA application_id`).Scan(&id); err != nil {
+		return explainSQLite(err)
+	}
+	if err := row(ctx, `PRAGMA user_version`).Scan(&version); err != nil {
+		return explainSQLite(err)
+	}
+	if id != applicationID {
+		return fmt.Errorf("%w: the database belongs to another program (application id %#08x); "+
+			"name another file", ErrNotOurs, uint32(id))
+	}
+	return checkSchema(version)
+}
+
 // checkSchema rejects a schema version that this program does not know.
 func checkSchema(version int) error {
 	switch {
