@@ -11,6 +11,14 @@ import (
 	"github.com/segmentio/ksuid"
 )
 
+// A Directory keeps its service users in a table, as rows. A row has no pointers, only numbers:
+//
+//	Directory ─┬─ table ─┬─ shards ── userShard ─┬─ index: hash of an id ──▶ place
+//	           │         │                       ├─ rows:  place ──────────▶ position in the arena
+//	           │         │                       └─ arena: row │ row │ row │ …
+//	           │         └─ hashes ── hashShard: hash of a token ──▶ shard and place of its user
+//	           └─ sets: group set id ──▶ groupSet, with the groups and rules of all its users
+//
 // userRow is a service user encoded as bytes:
 //
 //	length │ n, n group set ids │ bits │ id │ name │ [expires] │ [allowed IPs] │
