@@ -171,6 +171,9 @@ func (w *serverWalk) guard(h *Handler, in flow) flow {
 		out.stripped = true
 		return out
 	}
+	if !w.inErrors {
+		w.hostsOf[h] = append(w.hostsOf[h], slices.Clone(w.hosts))
+	}
 	out.judged, out.identified, out.certain = true, true, true
 	out.rewrite, out.unjudged, out.reader = 0, false, 0
 	out.waiting = h.Otherwise != "" && !in.authenticated

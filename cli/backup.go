@@ -46,7 +46,7 @@ read. The file has the hashes of all tokens. "-" is the standard output.`
 	backup.Flags().BoolVar(&force, "force", false, "replace a file that exists")
 
 	restore := c.command(root, "restore FILE", "Replaces the content of a store by a backup, while Caddy is stopped",
-		"caddy service-user --store service_users.db restore service_users.backup --yes", 1, nil)
+		"caddy service-user restore service_users.backup --store service_users.db --yes", 1, nil)
 	restore.Long = `Replaces the content of the store at --store by a backup of it, whole or not at all.
 Stop Caddy first, and start it again afterwards. The backup is checked first; if it
 has damage or is of another store, nothing changes. Changes since the backup are
