@@ -25,80 +25,61 @@ import (
 // transferTimeout limits a request that reads the whole store.
 const transferTimeout = time.Hour
 
-// patient returns a client for such requests.
-func patient(client *admin.Client) *admin.Client {
-	copied, transport := *client, *client.HTTP
-	transport.Timeout = transferTimeout
-	copied.HTTP = &transport
-	return &copied
+// patient returns an action whose requests may take as long as transferTimeout.
+func (c *cli) patient(do action) action {
+	return c.connected(func(args []string) error {
+		c.client.HTTP.Timeout = transferTimeout
+		return do(args)
+	})
 }
 
 // backupCommands adds the commands on the store as a whole.
 func (c *cli) backupCommands(root *cobra.Command) {
 	var force bool
-	backup := c.command(root, "backup FILE", "Copies the store into a file, while it is in use",
-		"caddy service-user backup service_users.backup", 1,
-		func(ctx context.Context, client *admin.Client, args []string) error {
-			return c.backup(ctx, patient(client), args[0], force)
-		})
-	backup.Long = `Copies the store, as it is at one revision, into a new file that only you can
-read. The file has the hashes of all tokens. "-" is the standard output.`
+	backup := c.localCommand(root, "backup FILE", "Copies the store into a file, while it is in use",
+		"backup service_users.backup", c.patient(func(args []string) error { return c.backup(args[0], force) }))
+	backup.Long = `Copies the store, at one revision, into a new file that only you can read. The file
+contains the hashes of all tokens. "-" is the standard output.`
 	backup.Flags().BoolVar(&force, "force", false, "replace a file that exists")
 
-	restore := c.command(root, "restore FILE", "Replaces the content of a store by a backup, while Caddy is stopped",
-		"caddy service-user restore service_users.backup --store service_users.db --yes", 1, nil)
+	restore := c.localCommand(root, "restore FILE",
+		"Replaces the content of a store by a backup, while Caddy is stopped",
+		"restore service_users.backup --store service_users.db --yes",
+		func(args []string) error { return c.restore(context.Background(), args[0]) })
 	restore.Long = `Replaces the content of the store at --store by a backup of it, whole or not at all.
-Stop Caddy first, and start it again afterwards. The backup is checked first; if it
-has damage or is of another store, nothing changes. Changes since the backup are
-lost, and tokens that were revoked since are valid again. The audit trail goes on.
-Where there is no store, restore makes one; it moves a store aside that cannot be
-opened. "-" is the standard input.`
-	restore.RunE = func(cmd *cobra.Command, args []string) error {
-		err := c.restore(context.Background(), args[0])
-		return c.exit(cmd, exitCode(err), err)
-	}
+Stop Caddy first, and start it again afterwards. The command checks the backup first;
+if the backup has damage or is of another store, nothing changes. Changes since the
+backup are lost, and tokens that were revoked since then are valid again. The audit
+trail continues, with a record of the restore. Without a file at --store, restore makes
+a store; it moves a file aside that it cannot open. "-" is the standard input.`
 	c.destructive(restore, func() bool { return c.store != "" })
 
-	var head string
-	check := c.command(root, "check [FILE]", "Looks for damage in the store, or in a backup",
-		"caddy service-user check service_users.backup", 1,
-		func(ctx context.Context, client *admin.Client, args []string) error {
-			query := ""
-			if head != "" {
-				query = "?head=" + url.QueryEscape(head)
+	query := url.Values{}
+	check := c.localCommand(root, "check [FILE]", "Looks for damage in the store, or in a backup",
+		"check service_users.backup",
+		func(args []string) error {
+			switch {
+			case len(args) == 1 && (c.address != "" || c.store != "" || c.url != ""):
+				return usagef("check reads FILE alone; leave out --address, --store and --url, or FILE")
+			case len(args) == 1:
+				return c.checkFile(context.Background(), args[0], query.Get("head"))
+			case c.store != "":
+				return c.checkFile(context.Background(), c.store, query.Get("head"))
 			}
-			var r admin.StoreReport
-			if err := patient(client).Do(ctx, http.MethodGet, "/service_users/check"+query, nil, &r); err != nil {
-				return err
-			}
-			return c.printReport(r)
+			return c.patient(func([]string) error {
+				var r admin.StoreReport
+				err := c.do(http.MethodGet, withQuery("/service_users/check", query), nil, &r)
+				if err != nil {
+					return err
+				}
+				return c.printReport(r)
+			})(args)
 		})
-	check.Long = `Looks for damage in the store, or in a backup: pages and indexes, references to rows
-that are missing, rules, conditions and hashes that cannot be read, and the chain of
-the audit trail. Nothing is changed. With --store, and with a FILE, no Caddy need run.`
-	check.Flags().StringVar(&head, "head", "",
-		"an earlier head of the audit trail, SEQ:HASH: reports a trail that was cut since")
-	exactly, asked := check.Args, check.RunE
-	check.Args = func(cmd *cobra.Command, args []string) error {
-		if len(args) == 0 {
-			return nil
-		}
-		return exactly(cmd, args)
-	}
-	check.RunE = func(cmd *cobra.Command, args []string) error {
-		file := c.store
-		switch {
-		case len(args) == 0 && file == "":
-			return asked(cmd, args)
-		case len(args) == 1 && (c.address != "" || file != "" || c.url != ""):
-			return c.exit(cmd, exitUsage, errors.New(
-				"a FILE is checked by itself; leave out --address, --store and --url, or FILE"))
-		case len(args) == 1:
-			file = args[0]
-		}
-		err := c.checkFile(context.Background(), file, head)
-		return c.exit(cmd, exitCode(err), err)
-	}
+	check.Long = `Looks for damage in the store, or in a backup: damaged pages and indexes, references
+to rows that are missing, rules, conditions and hashes that cannot be read, and a
+broken chain of the audit trail. The command changes nothing. It needs a running Caddy
+only without --store and FILE.`
+	headFlag(check, query)
 }
 
 // backupResult describes a backup that was made.
@@ -112,12 +93,13 @@ type backupResult struct {
 }
 
 // backup writes the file whole or not at all.
-func (c *cli) backup(ctx context.Context, client *admin.Client, path string, force bool) error {
+func (c *cli) backup(path string, force bool) error {
+	ctx := context.Background()
 	dir := filepath.Dir(path)
 	if path == "-" {
 		if out, ok := c.stdout.(*os.File); ok && term.IsTerminal(int(out.Fd())) {
-			return usageError{errors.New(
-				"the standard output is a terminal; name a file, or send the backup to a program")}
+			return usagef(
+				"the standard output is a terminal; name a file, or send the backup to a program")
 		}
 		dir = ""
 	} else if err := c.mayWrite(path, force); err != nil {
@@ -129,7 +111,7 @@ func (c *cli) backup(ctx context.Context, client *admin.Client, path string, for
 	}
 	defer os.Remove(temp.Name())
 	defer temp.Close()
-	size, sum, err := client.Backup(ctx, temp)
+	size, sum, err := c.client.Backup(ctx, temp)
 	if err != nil {
 		return err
 	}
@@ -159,9 +141,9 @@ func (c *cli) backup(ctx context.Context, client *admin.Client, path string, for
 			return err
 		}
 	}
-	return c.print(result, func(w io.Writer) {
-		fmt.Fprintf(w, "file\t%s\nrevision\t%d\nservice users\t%d\nhead\t%s\nsize\t%d\nsha256\t%s\n",
-			cell(result.File), result.Revision, result.ServiceUsers, result.Head, result.Size, result.SHA256)
+	return c.print(result, table{
+		{"file", result.File}, {"revision", result.Revision}, {"service users", result.ServiceUsers},
+		{"head", result.Head}, {"size", result.Size}, {"sha256", result.SHA256},
 	})
 }
 
@@ -182,7 +164,7 @@ func (c *cli) mayWrite(path string, force bool) error {
 		return fmt.Errorf("%q is the store itself; name another file", path)
 	}
 	if _, err := os.Lstat(path + "-wal"); err == nil || !info.Mode().IsRegular() {
-		return fmt.Errorf("%q is a database in use, or no file; name another file", path)
+		return fmt.Errorf("%q is a database in use, or not a file; name another file", path)
 	}
 	for _, suffix := range store.Companions() {
 		database, ok := strings.CutSuffix(path, suffix)
@@ -216,12 +198,14 @@ func (c *cli) openBackup(ctx context.Context, path string) (
 	// A database in use has its last changes in the log, which a copy of the file would miss.
 	if real, err := filepath.EvalSymlinks(path); err == nil {
 		if info, err := os.Stat(real + "-wal"); err == nil && info.Size() > 0 {
-			return nil, contents, remove, fmt.Errorf("%q is no backup but a database in use, or a copy of one: "+
-				"there is %q beside it; make a backup of it with --store", path, real+"-wal")
+			return nil, contents, remove, fmt.Errorf("%q is a database in use, or a copy of one, "+
+				"and not a backup: there is %q beside it; make a backup of it with --store",
+				path, real+"-wal")
 		}
 	}
 	if contents, err = store.ReadContents(ctx, path); err != nil {
-		return nil, contents, remove, fmt.Errorf("the backup %q is refused, and nothing was changed: %w", name, err)
+		return nil, contents, remove, fmt.Errorf("the backup %q is refused, and nothing was changed: %w",
+			name, err)
 	}
 	file, err = os.Open(path)
 	return file, contents, remove, err
@@ -230,8 +214,8 @@ func (c *cli) openBackup(ctx context.Context, path string) (
 // restore replaces the store at --store by a backup, or makes a new store from it.
 func (c *cli) restore(ctx context.Context, path string) error {
 	if c.store == "" {
-		return usageError{errors.New("a store is restored while Caddy is stopped: stop Caddy, run: " +
-			"caddy service-user --store PATH restore FILE, and start Caddy again")}
+		return usagef("a store is restored while Caddy is stopped: stop Caddy, run: " +
+			"caddy service-user --store PATH restore FILE, and start Caddy again")
 	}
 	opts, err := c.offlineOptions()
 	if err != nil {
@@ -250,15 +234,15 @@ func (c *cli) restore(ctx context.Context, path string) error {
 		switch {
 		case err == nil:
 			lost := max(0, current.AuditHead().Seq-backup.Head.Seq)
-			question = fmt.Sprintf("Replace the content of the store at revision %d by its backup of revision %d? "+
-				"Lost since then: %s; and tokens that were revoked since are valid again.",
+			question = fmt.Sprintf("Replace the content of the store at revision %d by its backup "+
+				"of revision %d? Lost since then: %s; tokens that were revoked since then are valid again.",
 				current.Directory().Revision(), backup.Revision, plural(int(lost), "change"))
 			if err := current.Close(); err != nil {
 				return err
 			}
 		case store.CanReplace(err):
-			question = fmt.Sprintf("%v. Move it aside, and make a new store out of the backup of revision %d?",
-				err, backup.Revision)
+			question = fmt.Sprintf("%v. Move it aside, and make a new store out of the backup "+
+				"of revision %d?", err, backup.Revision)
 			replace = true
 		default:
 			return err
@@ -281,11 +265,10 @@ func (c *cli) restore(ctx context.Context, path string) error {
 		note = fmt.Sprintf("Of the tokens that were revoked or deleted since the backup, "+
 			"%d are valid again; \"audit list\" names them.", r.RevivedTokens)
 	}
-	return c.print(r, func(w io.Writer) {
-		fmt.Fprintf(w, "revision\t%d\nservice users\t%d\nhead\t%s\nbackup revision\t%d\n",
-			r.Revision, r.ServiceUsers, r.Head, r.BackupRevision)
-		fmt.Fprintf(w, "revision before\t%d\nlost changes\t%d\nrevived tokens\t%d\n",
-			r.RevisionBefore, r.LostChanges, r.RevivedTokens)
+	return c.print(r, table{
+		{"revision", r.Revision}, {"service users", r.ServiceUsers}, {"head", r.Head},
+		{"backup revision", r.BackupRevision}, {"revision before", r.RevisionBefore},
+		{"lost changes", r.LostChanges}, {"revived tokens", r.RevivedTokens},
 	}, note)
 }
 
@@ -295,7 +278,7 @@ func (c *cli) checkFile(ctx context.Context, path, head string) error {
 	if head != "" {
 		var ok bool
 		if known, ok = store.ParseAuditHead(head); !ok {
-			return usageError{errors.New("--head is not the number of a record and its hash, SEQ:HASH")}
+			return usagef("--head is not the number of a record and its hash, SEQ:HASH")
 		}
 	}
 	opts, err := c.offlineOptions()
@@ -311,21 +294,22 @@ func (c *cli) checkFile(ctx context.Context, path, head string) error {
 
 // printReport prints the result of a check. It returns an error if there are findings.
 func (c *cli) printReport(r admin.StoreReport) error {
-	err := c.print(r, func(w io.Writer) {
-		var rows []string
-		for table, n := range r.Tables {
-			rows = append(rows, fmt.Sprintf("%s %d", table, n))
-		}
-		slices.Sort(rows)
-		fmt.Fprintf(w, "schema\t%d\nrevision\t%d\nservice users\t%d\nhead\t%s\nrows\t%s\n",
-			r.Schema, r.Revision, r.ServiceUsers, r.Head, dash(strings.Join(rows, ", ")))
-		for _, finding := range r.Findings {
-			fmt.Fprintf(w, "finding\t%s\n", cell(finding))
-		}
-		if r.OK {
-			fmt.Fprint(w, "findings\tnone\n")
-		}
-	})
+	var counts []string
+	for name, n := range r.Tables {
+		counts = append(counts, fmt.Sprintf("%s %d", name, n))
+	}
+	slices.Sort(counts)
+	rows := table{
+		{"schema", r.Schema}, {"revision", r.Revision}, {"service users", r.ServiceUsers},
+		{"head", r.Head}, {"rows", strings.Join(counts, ", ")},
+	}
+	for _, finding := range r.Findings {
+		rows.add("finding", finding)
+	}
+	if r.OK {
+		rows.add("findings", "none")
+	}
+	err := c.print(r, rows)
 	if err == nil && !r.OK {
 		err = errors.New(plural(len(r.Findings), "finding"))
 	}

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"os"
 	"regexp"
 	"slices"
 	"strconv"
@@ -27,37 +26,33 @@ func (c *cli) checkLogCommand(root *cobra.Command) {
 	relax := access.RelaxByName()
 	chosen := make(map[string]*bool)
 	checkLog := c.localCommand(root, "check-log FILE",
-		"Tells which requests of an access log would be refused as ambiguous",
-		"caddy service-user check-log access.log --allow-semicolon", 1, 1,
-		func(args []string) error {
+		"Lists the requests of an access log that would be refused as ambiguous",
+		"check-log access.log --allow-semicolon",
+		c.onlyReads("check-log", func(args []string) error {
 			var allow access.Relax
 			for name, set := range chosen {
 				if *set {
 					allow |= relax[name]
 				}
 			}
-			in := io.Reader(os.Stdin)
-			if args[0] != "-" {
-				file, err := os.Open(args[0])
-				if err != nil {
-					return err
-				}
-				defer file.Close()
-				in = file
+			file, err := openInput(args[0])
+			if err != nil {
+				return err
 			}
-			result, err := checkLog(in, allow)
+			defer file.Close()
+			result, err := checkLog(file, allow)
 			if err != nil {
 				return fmt.Errorf("reading %s: %w", args[0], err)
 			}
 			return c.printCheck(result)
-		})
-	checkLog.Long = `Tells which requests of an access log would be refused as ambiguous, why, and
-which options would let them pass. It reads the JSON that Caddy writes, the
-common and combined formats, and lines such as "GET /path"; "-" is the standard
-input. It does not print queries and tokens of service users.`
+		}))
+	checkLog.Long = `Lists the requests of an access log that would be refused as ambiguous, each with
+the reason and the options that would let it pass. The command reads the JSON that
+Caddy writes, the common and combined formats, and lines such as "GET /path"; "-" is
+the standard input. It does not print queries and tokens of service users.`
 	for _, name := range slices.Sorted(maps.Keys(relax)) {
 		flag := strings.ReplaceAll(name, "_", "-")
-		chosen[name] = checkLog.Flags().Bool(flag, false, "check as with the option "+name)
+		chosen[name] = checkLog.Flags().Bool(flag, false, "assume that the site has the option "+name)
 	}
 }
 
@@ -110,7 +105,8 @@ func checkLog(in io.Reader, allow access.Relax) (result logCheck, err error) {
 		result.Reasons = append(result.Reasons, *reason)
 	}
 	slices.SortFunc(result.Reasons, func(a, b logReason) int {
-		return cmp.Or(cmp.Compare(b.Count, a.Count), cmp.Compare(a.Why, b.Why), slices.Compare(a.Options, b.Options))
+		return cmp.Or(cmp.Compare(b.Count, a.Count), cmp.Compare(a.Why, b.Why),
+			slices.Compare(a.Options, b.Options))
 	})
 	return result, nil
 }
@@ -186,7 +182,8 @@ var (
 	// combinedLine is a line of the common or the combined format, up to the request line.
 	combinedLine = regexp.MustCompile(`^[^"\[]*\[[^\]]*\] "((?:[^"\\]|\\.)*)"`)
 	// plainLine is a line with a request only; without a version, the method is in upper case.
-	plainLine   = regexp.MustCompile(`^([A-Z][A-Z_-]* (/\S*|\*|[a-z]+://\S*)|[A-Za-z_-]+ (/|\*|[a-z]+://).* HTTP/\d(\.\d)?)$`)
+	plainLine = regexp.MustCompile(`^([A-Z][A-Z_-]* (/\S*|\*|[a-z]+://\S*)|` +
+		`[A-Za-z_-]+ (/|\*|[a-z]+://).* HTTP/\d(\.\d)?)$`)
 	requestLine = regexp.MustCompile(`(?s)^(\S+) (.+?)( HTTP/\d(?:\.\d)?)?$`)
 )
 
@@ -267,19 +264,20 @@ func (r loggedRequest) example(p access.Problem) string {
 }
 
 func (c *cli) printCheck(l logCheck) error {
-	err := c.print(l, func(w io.Writer) {
-		if len(l.Reasons) > 0 {
-			fmt.Fprintln(w, "COUNT\tSTATUS\tWHY\tOPTION\tEXAMPLE")
-		}
-		for _, r := range l.Reasons {
-			fmt.Fprintf(w, "%d\t%d\t%s\t%s\t%s\n", r.Count, r.Status, r.Why, dash(strings.Join(r.Options, ", ")), r.Example)
-		}
-	})
-	if err == nil && c.output == outputTable {
-		_, err = fmt.Fprintf(c.stdout, "checked %s: %d pass, %d would be refused\n", plural(l.Checked, "request"), l.Pass, l.Refused)
-		if err == nil && l.Other > 0 {
-			_, err = fmt.Fprintf(c.stdout, "lines without a request: %d\n", l.Other)
-		}
+	var rows table
+	if len(l.Reasons) > 0 {
+		rows.add("COUNT", "STATUS", "WHY", "OPTION", "EXAMPLE")
+	}
+	for _, r := range l.Reasons {
+		rows.add(r.Count, r.Status, r.Why, strings.Join(r.Options, ", "), r.Example)
+	}
+	err := c.print(l, rows)
+	if err == nil {
+		err = c.done("checked %s: %d pass, %d would be refused",
+			plural(l.Checked, "request"), l.Pass, l.Refused)
+	}
+	if err == nil && l.Other > 0 {
+		err = c.done("lines without a request: %d", l.Other)
 	}
 	if err == nil && l.Refused > 0 {
 		err = fmt.Errorf("%d of %s would be refused", l.Refused, plural(l.Checked, "request"))

@@ -1,19 +1,17 @@
 package cli
 
 import (
+	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
+	"math"
 	"net"
 	"net/http"
-	"os"
+	"net/url"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
-	"unicode"
 
 	"github.com/caddyserver/caddy/v2"
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
@@ -43,38 +41,64 @@ Example:
 {{.Example}}
 `
 
+// commandName begins the example of every command.
+const commandName = "caddy service-user "
+
 // group adds a command that only groups other commands.
 func (c *cli) group(parent *cobra.Command, name, short, example string) *cobra.Command {
-	cmd := &cobra.Command{Use: name + " COMMAND", Short: short, Long: short + ".", Example: "  " + example}
+	cmd := &cobra.Command{
+		Use: name + " COMMAND", Short: short, Long: short + ".", Example: "  " + commandName + example,
+	}
 	c.usageErrors(cmd)
 	parent.AddCommand(cmd)
 	return cmd
 }
 
-// command adds a command that takes exactly nargs arguments and runs do. use is the name of the
-// command and its arguments, such as "token list USER".
-func (c *cli) command(parent *cobra.Command, use, short, example string, nargs int, do action) *cobra.Command {
+// action does the work of one command.
+type action func(args []string) error
+
+// command adds a command that connects to the API before it runs do. use is the name of the command
+// and its arguments, such as "list USER". example is a call of it, without commandName.
+func (c *cli) command(parent *cobra.Command, use, short, example string, do action) *cobra.Command {
+	return c.localCommand(parent, use, short, example, c.connected(do))
+}
+
+// localCommand adds a command that does not need the API, or not at its start.
+func (c *cli) localCommand(parent *cobra.Command, use, short, example string, do action) *cobra.Command {
+	least, most := arguments(use)
 	cmd := &cobra.Command{
-		Use: use, Short: short, Long: short + ".", Example: "  " + example,
-		SilenceErrors: true, SilenceUsage: true,
+		Use: use, Short: short, Long: short + ".", Example: "  " + commandName + example,
 		Args: func(cmd *cobra.Command, args []string) error {
 			switch {
-			case len(args) != nargs:
-				return c.exit(cmd, exitUsage, fmt.Errorf("arguments: got %d, need %d; usage: %s",
-					len(args), nargs, cmd.UseLine()))
+			case len(args) < least || len(args) > most:
+				return c.exit(cmd, usagef("arguments: got %d, need %d; usage: %s",
+					len(args), most, cmd.UseLine()))
 			case slices.Contains(args, ""): // probably a variable that a script has not set
-				return c.exit(cmd, exitUsage, fmt.Errorf("an argument is empty; usage: %s",
-					cmd.UseLine()))
+				return c.exit(cmd, usagef("an argument is empty; usage: %s", cmd.UseLine()))
 			}
 			return nil
 		},
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.run(cmd, args, do)
-		},
+		RunE: func(cmd *cobra.Command, args []string) error { return c.exit(cmd, do(args)) },
 	}
 	c.usageErrors(cmd)
 	parent.AddCommand(cmd)
 	return cmd
+}
+
+// arguments returns how many arguments a command takes at least and at most. In its usage "[FILE]"
+// may be left out, and "…" stands for more of the kind.
+func arguments(use string) (least, most int) {
+	use, _, _ = strings.Cut(use, " | ") // "explain" checks its second usage itself
+	for _, word := range strings.Fields(use)[1:] {
+		most++
+		if !strings.HasPrefix(word, "[") {
+			least++
+		}
+		if strings.Contains(word, "…") {
+			most = math.MaxInt
+		}
+	}
+	return least, most
 }
 
 // usageErrors makes cmd end with exitUsage for a wrong flag, and for the name of an unknown
@@ -82,7 +106,7 @@ func (c *cli) command(parent *cobra.Command, use, short, example string, nargs i
 func (c *cli) usageErrors(cmd *cobra.Command) {
 	cmd.SilenceErrors, cmd.SilenceUsage = true, true
 	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return c.exit(cmd, exitUsage, fmt.Errorf("%w; see \"%s --help\"", err, cmd.CommandPath()))
+		return c.exit(cmd, usagef("%w; see \"%s --help\"", err, cmd.CommandPath()))
 	})
 	if cmd.RunE == nil {
 		// Without ArbitraryArgs cobra would report an unknown command itself, with exit code 1.
@@ -91,32 +115,19 @@ func (c *cli) usageErrors(cmd *cobra.Command) {
 			if len(args) == 0 {
 				return cmd.Help()
 			}
-			return c.exit(cmd, exitUsage, fmt.Errorf("unknown command %q; see \"%s --help\"",
-				args[0], cmd.CommandPath()))
+			return c.exit(cmd, usagef("unknown command %q; see \"%s --help\"", args[0], cmd.CommandPath()))
 		}
 	}
 }
 
-// run connects to the API and calls do.
-func (c *cli) run(cmd *cobra.Command, args []string, do action) error {
-	// The context has no deadline, since a person may take long to answer a question.
-	// requestTimeout bounds each request.
-	ctx := context.Background()
-	client, done, err := c.connect(ctx)
-	if err == nil {
-		err = do(ctx, client, args)
-		err = errors.Join(err, done())
-	}
-	return c.exit(cmd, exitCode(err), err)
-}
-
-// exit prints err and returns an error that makes the process end with code. It returns nil if
-// err is nil.
-func (c *cli) exit(cmd *cobra.Command, code int, err error) error {
+// exit prints err and returns an error that makes the process end with its exit code. It returns
+// nil if err is nil.
+func (c *cli) exit(cmd *cobra.Command, err error) error {
 	if err == nil {
 		return nil
 	}
 	fmt.Fprintf(cmd.ErrOrStderr(), "caddy service-user: %s\n", cell(c.explain(err)))
+	code := exitCode(err)
 	if code == exitFailed {
 		return err
 	}
@@ -126,30 +137,31 @@ func (c *cli) exit(cmd *cobra.Command, code int, err error) error {
 
 // explain adds advice to the text of an error that has none.
 func (c *cli) explain(err error) string {
-	var unreachable *admin.UnreachableError
 	switch {
-	case errors.As(err, &unreachable) && c.url != "":
+	case !errors.As(err, new(*admin.UnreachableError)):
+		return err.Error()
+	case c.url != "":
 		return fmt.Sprintf("no service-user API at %v; is --url right, "+
 			"and does the site have service_users_admin? "+
 			"Where people log in before it, leave out the id: a token alone goes as Bearer", err)
-	case errors.As(err, &unreachable):
+	default:
 		return fmt.Sprintf("no service-user API at %v; is Caddy running, and is --address right? "+
 			"Without a running Caddy use --store FILE", err)
 	}
-	return err.Error()
 }
 
 // usageError is a mistake in the arguments or flags of a command.
 type usageError struct{ error }
 
+func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
 // exitCode returns the exit code for an error of a command.
 func exitCode(err error) int {
 	var e *admin.Error
-	var unreachable *admin.UnreachableError
 	switch {
 	case errors.As(err, new(usageError)):
 		return exitUsage
-	case errors.As(err, &unreachable):
+	case errors.As(err, new(*admin.UnreachableError)):
 		return exitUnreachable
 	case errors.Is(err, store.ErrConflict): // restore works on the store itself
 		return exitConflict
@@ -170,47 +182,113 @@ func exitCode(err error) int {
 	}
 }
 
-// connect returns a client of the running Caddy, of a site door, or of the store file, and a
-// function that ends its use.
-func (c *cli) connect(ctx context.Context) (*admin.Client, func() error, error) {
-	switch {
-	case c.store != "":
-		return c.offline(ctx)
-	case c.url != "":
-		client, err := c.remote()
-		return client, func() error { return nil }, err
-	}
-	address := c.address
-	if address == "" && c.config != "" {
-		var err error
-		if address, err = configuredAddress(c.config, c.adapter); err != nil {
-			return nil, nil, err
+// connected returns an action that first connects to the running Caddy, to a site door, or to the
+// store file.
+func (c *cli) connected(do action) action {
+	return func(args []string) (err error) {
+		switch {
+		case c.store != "":
+			s, err := c.openStore()
+			if err != nil {
+				return err
+			}
+			c.client = admin.Offline(s, store.Local)
+			return errors.Join(do(args), s.Close())
+		case c.url != "":
+			c.client, err = c.remote()
+		default:
+			c.client, err = c.local()
 		}
+		if err != nil {
+			return err
+		}
+		return do(args)
 	}
-	if address == "" {
-		address = caddy.DefaultAdminListen
-	}
-	client, err := dial(address)
-	return client, func() error { return nil }, err
 }
 
-// configuredAddress returns the address of the admin endpoint in a configuration file.
-func configuredAddress(file, adapter string) (string, error) {
-	text, _, _, err := caddycmd.LoadConfig(file, adapter)
-	if err != nil {
-		return "", err
+// do sends one request and decodes the answer into out, unless out is nil. The context has no
+// deadline, since requestTimeout bounds each request.
+func (c *cli) do(method, uri string, in, out any) error {
+	return c.client.Do(context.Background(), method, uri, in, out)
+}
+
+// change sends a request that has no answer, and confirms it.
+func (c *cli) change(method, uri, format string, args ...any) error {
+	if err := c.do(method, uri, nil, nil); err != nil {
+		return err
 	}
-	var config struct {
-		Admin caddy.AdminConfig `json:"admin"`
+	return c.done(format, args...)
+}
+
+// all returns a list with the entries of all of its pages. parts returns the parts of a list.
+func all[List, Entry any](c *cli, uri string, parts func(*List) (*[]Entry, *admin.Page)) (whole List, err error) {
+	entries, page := parts(&whole)
+	*entries = []Entry{}
+	err = admin.All(context.Background(), c.client, uri, func(l List) admin.Page {
+		more, p := parts(&l)
+		*entries = append(*entries, *more...)
+		page.URI = p.URI
+		return *p
+	})
+	return whole, err
+}
+
+// withQuery returns a path with a query, if that has a parameter.
+func withQuery(path string, query url.Values) string {
+	if len(query) == 0 {
+		return path
 	}
-	if err := json.Unmarshal(text, &config); err != nil {
-		return "", fmt.Errorf("--config: %w", err)
+	return path + "?" + query.Encode()
+}
+
+// user returns the service user with this id or name.
+func (c *cli) user(idOrName string) (admin.ServiceUser, error) {
+	return c.client.FindServiceUser(context.Background(), idOrName)
+}
+
+// permissionGroup returns the permission group with this id or name.
+func (c *cli) permissionGroup(idOrName string) (admin.Group, error) {
+	return c.client.FindGroup(context.Background(), idOrName)
+}
+
+// on returns an action that first finds the resource that its first argument names.
+func on[T any](find func(string) (T, error), do func(T, []string) error) action {
+	return func(args []string) error {
+		found, err := find(args[0])
+		if err != nil {
+			return err
+		}
+		return do(found, args)
 	}
-	if config.Admin.Disabled {
-		return "", errors.New("--config: this configuration has no admin endpoint (admin off); " +
-			"use --store FILE")
+}
+
+// checkID rejects a text that is not an id, before it becomes part of a path.
+func checkID(kind, id string) error {
+	if !store.ValidID(kind, id) {
+		return admin.NewError(http.StatusNotFound, "ERR_NOT_FOUND",
+			fmt.Sprintf("there is no %s %q; it is named by its id, %[1]s_…", kind, id))
 	}
-	return caddy.NewReplacer().ReplaceOrErr(config.Admin.Listen, true, true)
+	return nil
+}
+
+// local returns a client of the running Caddy.
+func (c *cli) local() (*admin.Client, error) {
+	address := c.address
+	if address == "" && c.config != "" {
+		config, _, err := c.readConfig()
+		if err != nil {
+			return nil, err
+		}
+		if config.Admin.Disabled {
+			return nil, errors.New("--config: this configuration has no admin endpoint (admin off); " +
+				"use --store FILE")
+		}
+		address, err = caddy.NewReplacer().ReplaceOrErr(config.Admin.Listen, true, true)
+		if err != nil {
+			return nil, err
+		}
+	}
+	return dial(cmp.Or(address, caddy.DefaultAdminListen))
 }
 
 // requestTimeout bounds one request.
@@ -221,8 +299,8 @@ func dial(address string) (*admin.Client, error) {
 	parsed, err := caddy.ParseNetworkAddress(address)
 	tcp := strings.HasPrefix(parsed.Network, "tcp") && parsed.StartPort > 0 && parsed.PortRangeSize() == 1
 	if err != nil || !tcp && !parsed.IsUnixNetwork() {
-		return nil, usageError{fmt.Errorf("%q is not the address of an admin endpoint, such as localhost:2019 "+
-			"or unix//run/caddy.sock", address)}
+		return nil, usagef("%q is not the address of an admin endpoint, such as localhost:2019 "+
+			"or unix//run/caddy.sock", address)
 	}
 	transport := new(http.Transport) // without a proxy, since the answer may contain a secret
 	client := &admin.Client{
@@ -237,104 +315,4 @@ func dial(address string) (*admin.Client, error) {
 		}
 	}
 	return client, nil
-}
-
-// offline returns a client that works on the store file itself. It creates a missing store only
-// with --create. A running Caddy with the same store sees the changes within moments.
-func (c *cli) offline(ctx context.Context) (*admin.Client, func() error, error) {
-	if _, err := os.Stat(c.store); err != nil && !c.create {
-		return nil, nil, fmt.Errorf("--store: %w; --create, or \"caddy run\", makes a new store", err)
-	}
-	opts, err := c.offlineOptions()
-	if err != nil {
-		return nil, nil, err
-	}
-	if c.create {
-		made, err := store.Create(ctx, c.store, time.Now())
-		if err != nil {
-			return nil, nil, err
-		}
-		if made {
-			fmt.Fprintf(c.stderr, "made the store %s\n", cell(c.store))
-		}
-	}
-	opts.Existing = true
-	s, err := store.Open(ctx, c.store, opts)
-	if err != nil {
-		return nil, nil, err
-	}
-	return admin.Offline(s, store.Local), s.Close, nil
-}
-
-// print writes a result to the standard output, in the form of --output. table writes the rows
-// with a tab between two cells. Notes go to the standard error, but not with JSON, which contains
-// the same facts.
-func (c *cli) print(v any, table func(io.Writer), notes ...string) error {
-	var err error
-	switch c.output {
-	case outputJSON:
-		enc := json.NewEncoder(c.stdout)
-		enc.SetIndent("", "  ")
-		return enc.Encode(v)
-	case outputCSV:
-		err = c.printCSV(table)
-	default:
-		w := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
-		table(w)
-		err = w.Flush()
-	}
-	if err != nil {
-		return err
-	}
-	for _, note := range notes {
-		if note != "" {
-			fmt.Fprintln(c.stderr, note)
-		}
-	}
-	return nil
-}
-
-// done confirms a command that has no result, such as "deleted people.view". It prints nothing
-// with JSON or CSV.
-func (c *cli) done(format string, args ...any) error {
-	if c.output != outputTable {
-		return nil
-	}
-	_, err := fmt.Fprintln(c.stdout, cell(fmt.Sprintf(format, args...)))
-	return err
-}
-
-// cell makes text from the store or a server safe for a terminal. Characters that control the
-// terminal, or change the direction of writing, become spaces.
-func cell(s string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.Is(unicode.C, r) || r == '\u2028' || r == '\u2029' {
-			return ' '
-		}
-		return r
-	}, s)
-}
-
-// dash returns "-" for an empty text.
-func dash(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
-}
-
-func yesNo(b bool) string {
-	if b {
-		return "yes"
-	}
-	return "no"
-}
-
-func when(t *time.Time) string { return dash(whenSet(t)) }
-
-func whenSet(t *time.Time) string {
-	if t == nil || t.IsZero() {
-		return ""
-	}
-	return t.UTC().Format("2006-01-02 15:04:05Z")
 }

@@ -58,7 +58,7 @@ func TestPrepareRunsFirst(t *testing.T) {
 
 func TestCSVCell(t *testing.T) {
 	for in, want := range map[string]string{
-		"": "", "plain": "plain", "a=b": "a=b", "=1+1": "'=1+1", "+1": "'+1", "-1": "'-1", "-": "", "@SUM(A1)": "'@SUM(A1)",
+		"": "", "plain": "plain", "a=b": "a=b", "=1+1": "'=1+1", "+1": "'+1", "-1": "'-1", "-": "'-", "@SUM(A1)": "'@SUM(A1)",
 		" =1": "' =1", "\u00a0 =1": "'\u00a0 =1", " x": " x", "'=1": "'=1", "é": "é", "csu_x,\"y\"; ": "csu_x,\"y\"; ",
 	} {
 		if got := csvCell(in); got != want {
@@ -337,10 +337,12 @@ func TestScanManyTokens(t *testing.T) {
 	var l leaks
 	for i := range 2001 {
 		for range 2 {
-			l.Found = append(l.Found, leak{Digest: fmt.Sprint("d", i)})
+			l.Found = append(l.Found, leak{FoundToken: admin.FoundToken{Digest: fmt.Sprint("d", i)}})
 		}
 	}
-	if err := l.lookUp(t.Context(), &admin.Client{Base: s.URL}); err != nil {
+	c := newCLI()
+	c.client = &admin.Client{Base: s.URL}
+	if err := c.lookUp(&l); err != nil {
 		t.Fatal(err)
 	}
 	if want := []int{1000, 1000, 1}; !slices.Equal(door.asked, want) || !l.LookedUp {
@@ -360,12 +362,16 @@ func TestScanRevokes(t *testing.T) {
 	defer s.Close()
 	var out bytes.Buffer
 	c := newCLI()
-	c.yes, c.stdout = true, &out
-	err := c.revokeLeaks(t.Context(), &admin.Client{Base: s.URL}, leaks{Found: []leak{
+	c.yes, c.stdout, c.client = true, &out, &admin.Client{Base: s.URL}
+	var l leaks
+	for _, token := range []admin.FoundToken{
 		{}, {TokenID: "t1", Name: "a", State: store.TokenActive, URI: "/bad"}, {TokenID: "t2", Name: "b", State: store.TokenRetiring, URI: "/t2"},
 		{TokenID: "t1", Name: "a", State: store.TokenActive, URI: "/bad"}, {TokenID: "t3", Name: "c", State: store.TokenRevoked, URI: "/t3"},
 		{TokenID: "t4", Name: "d", State: store.TokenExpired, URI: "/t4"},
-	}})
+	} {
+		l.Found = append(l.Found, leak{FoundToken: token})
+	}
+	err := c.revokeLeaks(l)
 	if want := []string{"/bad", "/t2", "/t4"}; !slices.Equal(door.revoked, want) {
 		t.Errorf("got %q, want %q", door.revoked, want)
 	}

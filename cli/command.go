@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"context"
 	"io"
 
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
@@ -48,18 +47,16 @@ type cli struct {
 	yes                      bool   // answer every question with yes
 	secretFile               string // file for an issued secret; "" is the standard output
 	stdout, stderr           io.Writer
+	client                   *admin.Client // of the running Caddy, a site door or the store file
 }
 
 func newCLI() *cli { return &cli{output: outputTable} }
-
-// action does the work of one command.
-type action func(ctx context.Context, client *admin.Client, args []string) error
 
 // commands adds every command below "caddy service-user".
 func (c *cli) commands(root *cobra.Command) {
 	root.Use = "service-user COMMAND"
 	root.Long = cliHelp
-	root.Example = "  caddy service-user create billing-sync --group people-readers"
+	root.Example = "  " + commandName + "create billing-sync --group people-readers"
 	root.SetHelpTemplate(helpTemplate)
 	flags := root.PersistentFlags()
 	flags.StringVar(&c.address, "address", "",
@@ -89,28 +86,22 @@ func (c *cli) commands(root *cobra.Command) {
 		if !c.create || len(args) > 0 {
 			return help(cmd, args)
 		}
-		return c.run(cmd, args, func(context.Context, *admin.Client, []string) error {
-			return c.done("the store is %s", c.store)
-		})
+		made := c.connected(func([]string) error { return c.done("the store is %s", c.store) })
+		return c.exit(cmd, made(args))
 	}
 
 	c.userCommands(root)
-	token := c.group(root, "token", "Manages the tokens of a service user",
-		"caddy service-user token create billing-sync --ttl 90d")
-	c.tokenCommands(token)
-	group := c.group(root, "group", "Manages permission groups and their members",
-		"caddy service-user group add people-readers billing-sync")
-	c.groupCommands(group)
-	rule := c.group(root, "rule", "Manages the rules of a permission group",
-		"caddy service-user rule add people-readers \"allow GET /v1/people/{id}\"")
-	c.ruleCommands(rule)
-	permission := c.group(root, "permission", "Manages the catalogue of permissions, and which groups have them",
-		"caddy service-user permission grant people-readers people.address.view")
-	c.permissionCommands(permission)
+	c.tokenCommands(c.group(root, "token", "Manages the tokens of a service user",
+		"token create billing-sync --ttl 90d"))
+	c.groupCommands(c.group(root, "group", "Manages permission groups and their members",
+		"group add people-readers billing-sync"))
+	c.ruleCommands(c.group(root, "rule", "Manages the rules of a permission group",
+		"rule add people-readers \"allow GET /v1/people/{id}\""))
+	c.permissionCommands(c.group(root, "permission",
+		"Manages the catalogue of permissions, and grants them to groups",
+		"permission grant people-readers people.address.view"))
 	c.rightsCommands(root)
-	audit := c.group(root, "audit", "Reads and verifies the audit trail",
-		"caddy service-user audit verify")
-	c.auditCommands(audit)
+	c.auditCommands(c.group(root, "audit", "Reads and verifies the audit trail", "audit verify"))
 	c.backupCommands(root)
 	c.healthCommand(root)
 	c.olderCommand(root)

@@ -3,11 +3,9 @@ package cli
 import (
 	"bufio"
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
 	"maps"
-	"net/http"
 	"os"
 	"slices"
 	"strings"
@@ -19,28 +17,28 @@ import (
 	"github.com/serviceusers/caddy-service-users/admin"
 )
 
-// destructive gives a command the flag --yes. It makes the command refuse before
-// it has done anything when there is nobody to ask; the question itself is
-// [cli.sure]. when says whether there will be one; nil is always.
+// destructive adds the flag --yes to a command that asks a question by [cli.sure]. Where nobody can
+// answer, the command fails before it does anything. when reports whether the command will ask; nil
+// means always.
 func (c *cli) destructive(cmd *cobra.Command, when func() bool) {
 	cmd.Flags().BoolVar(&c.yes, "yes", false, "do not ask whether you are sure")
 	run := cmd.RunE
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if when == nil || when() {
 			if err := c.canAsk(); err != nil {
-				return c.exit(cmd, exitUsage, err)
+				return c.exit(cmd, err)
 			}
 		}
 		return run(cmd, args)
 	}
 }
 
-// canAsk refuses to go on without a terminal that a question can be put to.
+// canAsk fails if the standard input is not a terminal, where a person could answer a question.
 func (c *cli) canAsk() error {
 	if c.yes || term.IsTerminal(int(os.Stdin.Fd())) {
 		return nil
 	}
-	return usageError{errors.New("this asks first whether you are sure, and the standard input is no terminal; add --yes")}
+	return usagef("this command asks whether you are sure, and the standard input is not a terminal; add --yes")
 }
 
 var errNotSure = errors.New("not done: nothing was changed")
@@ -50,12 +48,12 @@ func (c *cli) sure(format string, args ...any) error {
 	if c.yes {
 		return nil
 	}
-	if err := c.canAsk(); err != nil {
+	if err := c.canAsk(); err != nil { // for permission load, whose file decides whether it asks
 		return err
 	}
 	fmt.Fprintf(c.stderr, "%s [y/N] ", cell(fmt.Sprintf(format, args...)))
 	answer, err := bufio.NewReader(os.Stdin).ReadString('\n')
-	if err != nil { // the end, which is an answer too
+	if err != nil { // the end of the input, which is an answer, too
 		fmt.Fprintln(c.stderr)
 	}
 	switch strings.ToLower(strings.TrimSpace(answer)) {
@@ -65,31 +63,7 @@ func (c *cli) sure(format string, args ...any) error {
 	return errNotSure
 }
 
-// useOf says, for the question whether tokens shall end, when one of them was used
-// last and from where: uri is of one, or of the list of a service user.
-func (c *cli) useOf(ctx context.Context, client *admin.Client, uri string) (string, error) {
-	if c.yes {
-		return "", nil
-	}
-	var list admin.TokenList
-	if strings.HasSuffix(uri, "/tokens") {
-		err := admin.All(ctx, client, uri, func(l admin.TokenList) admin.Page {
-			list.Tokens = append(list.Tokens, l.Tokens...)
-			return l.Page
-		})
-		if err != nil {
-			return "", err
-		}
-	} else {
-		list.Tokens = make([]admin.Token, 1)
-		if err := client.Do(ctx, http.MethodGet, uri, nil, &list.Tokens[0]); err != nil {
-			return "", err
-		}
-	}
-	return lastUse(list.Tokens), nil
-}
-
-// lastUse is a sentence about the last use of tokens.
+// lastUse returns a sentence about the last use of tokens.
 func lastUse(tokens []admin.Token) string {
 	var last time.Time
 	seen := make(map[string]time.Time) // by address
@@ -107,7 +81,9 @@ func lastUse(tokens []admin.Token) string {
 		return "It was never used."
 	}
 	text := "It was last used " + when(&last)
-	addresses := slices.SortedFunc(maps.Keys(seen), func(a, b string) int { return cmp.Or(seen[b].Compare(seen[a]), cmp.Compare(a, b)) })
+	addresses := slices.SortedFunc(maps.Keys(seen), func(a, b string) int {
+		return cmp.Or(seen[b].Compare(seen[a]), cmp.Compare(a, b))
+	})
 	if more := len(addresses) - 3; more > 0 {
 		addresses = append(addresses[:3], fmt.Sprintf("%d more", more))
 	}

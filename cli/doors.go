@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -12,6 +13,7 @@ import (
 	"os"
 	"runtime"
 	"strings"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
@@ -31,7 +33,7 @@ func (c *cli) prepare(cmd *cobra.Command, _ []string) error {
 	if err == nil {
 		err = c.checkDoors(cmd)
 	}
-	return c.exit(cmd, exitUsage, err)
+	return c.exit(cmd, err)
 }
 
 // checkDoors refuses flags that name two stores. It also refuses an empty value of a flag, which
@@ -42,25 +44,25 @@ func (c *cli) checkDoors(cmd *cobra.Command) error {
 		"address", "config", "adapter", "store", "pepper-file", "url", "credentials-file", "secret-file",
 	} {
 		if f := cmd.Flags().Lookup(name); f != nil && f.Changed && f.Value.String() == "" {
-			return usageError{fmt.Errorf("--%s is empty; give it a value or leave it out", name)}
+			return usagef("--%s is empty; give it a value or leave it out", name)
 		}
 	}
 	local := c.address != "" || c.config != "" || c.adapter != "" || c.store != "" || c.pepperFile != ""
 	switch {
 	case c.url != "" && local:
-		return usageError{errors.New("--url leads to a site; leave out --address, --config, --adapter, " +
-			"--store and --pepper-file, or --url")}
+		return usagef("--url leads to a site; leave out --address, --config, --adapter, " +
+			"--store and --pepper-file, or --url")
 	case c.url == "" && c.credentialsFile != "":
-		return usageError{errors.New("--credentials-file goes with --url; " +
-			"the admin endpoint and a store need no credentials")}
+		return usagef("--credentials-file goes with --url; " +
+			"the admin endpoint and a store need no credentials")
 	case c.url == "" && c.insecureHTTP:
-		return usageError{errors.New("--insecure-http goes with --url")}
+		return usagef("--insecure-http goes with --url")
 	case c.store != "" && c.address != "":
-		return usageError{errors.New("--store works without a running Caddy; leave out --address, or --store")}
+		return usagef("--store works without a running Caddy; leave out --address, or --store")
 	case c.store == "" && c.create:
-		return usageError{errors.New("--create goes with --store, which names the file to make")}
+		return usagef("--create goes with --store, which names the file to make")
 	case c.store == "" && c.pepperFile != "":
-		return usageError{errors.New("--pepper-file goes with --store; a running Caddy has its own")}
+		return usagef("--pepper-file goes with --store; a running Caddy has its own")
 	}
 	return nil
 }
@@ -76,7 +78,7 @@ const (
 func (c *cli) remote() (*admin.Client, error) {
 	base, err := siteURL(c.url, c.insecureHTTP)
 	if err != nil {
-		return nil, usageError{fmt.Errorf("--url: %w", err)}
+		return nil, usagef("--url: %w", err)
 	}
 	authorization, err := c.credentials()
 	if err != nil {
@@ -130,13 +132,13 @@ func (c *cli) credentials() (string, error) {
 	}
 	id, token := os.Getenv(idVariable), os.Getenv(tokenVariable)
 	if token == "" {
-		return "", usageError{fmt.Errorf("--url needs the credentials of a service user "+
+		return "", usagef("--url needs the credentials of a service user "+
 			"with the role admin or manager: set %s and %s, or name a --credentials-file",
-			idVariable, tokenVariable)}
+			idVariable, tokenVariable)
 	}
 	value, ok := authorization(id, token)
 	if !ok {
-		return "", usageError{fmt.Errorf("%s and %s do not hold an id and a token", idVariable, tokenVariable)}
+		return "", usagef("%s and %s do not hold an id and a token", idVariable, tokenVariable)
 	}
 	return value, nil
 }
@@ -173,12 +175,36 @@ func readCredentials(path string) (string, error) {
 	return strings.TrimSpace(string(text)), err
 }
 
+// openStore opens the store file itself. It creates a missing store only with --create. A running
+// Caddy with the same store applies the changes within moments.
+func (c *cli) openStore() (*store.Store, error) {
+	ctx := context.Background()
+	if _, err := os.Stat(c.store); err != nil && !c.create {
+		return nil, fmt.Errorf("--store: %w; --create, or \"caddy run\", makes a new store", err)
+	}
+	opts, err := c.offlineOptions()
+	if err != nil {
+		return nil, err
+	}
+	if c.create {
+		made, err := store.Create(ctx, c.store, time.Now())
+		if err != nil {
+			return nil, err
+		}
+		if made {
+			fmt.Fprintf(c.stderr, "made the store %s\n", cell(c.store))
+		}
+	}
+	opts.Existing = true
+	return store.Open(ctx, c.store, opts)
+}
+
 // offlineOptions returns the options for a store that is opened without a server. They are the
 // settings of the configuration, if --config names one, so that a token gets the same lifetime as
 // a token from the server.
 func (c *cli) offlineOptions() (opts store.Options, err error) {
 	if c.config != "" {
-		app, err := configuredApp(c.config, c.adapter)
+		app, err := c.configuredApp()
 		if err != nil {
 			return opts, err
 		}
@@ -201,19 +227,31 @@ func (c *cli) offlineOptions() (opts store.Options, err error) {
 	return opts, nil
 }
 
-// configuredApp returns the settings of service users in a configuration file.
-func configuredApp(file, adapter string) (app caddymodule.App, err error) {
-	text, _, _, err := caddycmd.LoadConfig(file, adapter)
+// configuration has the parts of a configuration that commands use.
+type configuration struct {
+	Admin caddy.AdminConfig `json:"admin"`
+	Apps  struct {
+		ServiceUsers json.RawMessage `json:"service_users"`
+	} `json:"apps"`
+}
+
+// readConfig reads the configuration of --config, and returns its JSON, too.
+func (c *cli) readConfig() (config configuration, text []byte, err error) {
+	text, _, _, err = caddycmd.LoadConfig(c.config, c.adapter)
 	if err != nil {
-		return app, err
-	}
-	var config struct {
-		Apps struct {
-			ServiceUsers json.RawMessage `json:"service_users"`
-		} `json:"apps"`
+		return config, nil, err
 	}
 	if err := json.Unmarshal(text, &config); err != nil {
-		return app, fmt.Errorf("--config: %w", err)
+		return config, nil, fmt.Errorf("--config: %w", err)
+	}
+	return config, text, nil
+}
+
+// configuredApp returns the settings of service users in the configuration of --config.
+func (c *cli) configuredApp() (app caddymodule.App, err error) {
+	config, text, err := c.readConfig()
+	if err != nil {
+		return app, err
 	}
 	switch raw := config.Apps.ServiceUsers; {
 	case raw != nil:

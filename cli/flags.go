@@ -77,10 +77,10 @@ func (l *labelFlag) Set(text string) error {
 
 // texts returns the labels of a flag that does not remove any, or nil without the flag.
 func (l *labelFlag) texts() (texts map[string]string) {
+	if l.members != nil {
+		texts = make(map[string]string)
+	}
 	for key, value := range l.members {
-		if texts == nil {
-			texts = make(map[string]string)
-		}
 		texts[key] = *value
 	}
 	return texts
@@ -99,7 +99,7 @@ func (l *listFlag) register(cmd *cobra.Command, name, what string) {
 	flags := cmd.Flags()
 	flags.StringSliceVar(&l.add, "add-"+name, nil, "adds "+what+" (may be repeated)")
 	flags.StringSliceVar(&l.remove, "remove-"+name, nil, "removes "+what+" (may be repeated)")
-	flags.StringSliceVar(&l.set, "set-"+name, nil, "replaces all: "+what+" (may be repeated); \"\" is none")
+	flags.StringSliceVar(&l.set, "set-"+name, nil, "replaces all: "+what+" (may be repeated); \"\" removes all")
 	flags.Var(bareFlag(name), name, "")
 	_ = flags.MarkHidden(name) // cannot fail: the flag exists
 }
@@ -123,25 +123,24 @@ func (l *listFlag) check() error {
 		case !l.cmd.Flags().Changed(flag):
 			continue
 		case set:
-			return usageError{fmt.Errorf("--set-%s replaces the whole list; leave it out, or --%s", l.name, flag)}
+			return usagef("--set-%s replaces the whole list; leave it out, or --%s", l.name, flag)
 		case len(list) == 0 || slices.Contains(list, ""):
-			return usageError{fmt.Errorf("--%s is empty; give it a value or leave it out", flag)}
+			return usagef("--%s is empty; give it a value or leave it out", flag)
+		}
+		if l.canonical == nil {
+			continue
 		}
 		for i := range list {
-			if l.canonical == nil {
-				break
+			var err error
+			if list[i], err = l.canonical(list[i]); err != nil {
+				return usagef("--%s: %w", flag, err)
 			}
-			text, err := l.canonical(list[i])
-			if err != nil {
-				return usageError{fmt.Errorf("--%s: %w", flag, err)}
-			}
-			list[i] = text
 		}
 	}
 	for _, text := range l.add {
 		if slices.Contains(l.remove, text) {
-			return usageError{fmt.Errorf("%q is in --add-%s and in --remove-%[2]s; leave it out of one of them",
-				text, l.name)}
+			return usagef("%q is in --add-%s and in --remove-%[2]s; leave it out of one of them",
+				text, l.name)
 		}
 	}
 	return nil
@@ -175,11 +174,5 @@ func canonicalPrefix(text string) (string, error) {
 
 // notEmpty returns the values without "", so that --set-team "" means no team.
 func notEmpty(list []string) []string {
-	out := []string{}
-	for _, s := range list {
-		if s != "" {
-			out = append(out, s)
-		}
-	}
-	return out
+	return slices.DeleteFunc(append([]string{}, list...), func(s string) bool { return s == "" })
 }

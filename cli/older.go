@@ -2,9 +2,7 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"time"
@@ -14,7 +12,7 @@ import (
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
-// olderStore is what a store has come to be, beside what it was before.
+// olderStore describes a store, and the last state that Caddy has seen of it.
 type olderStore struct {
 	Store        string     `json:"store"`
 	Revision     int64      `json:"revision"`
@@ -24,25 +22,24 @@ type olderStore struct {
 	Lost         int64      `json:"lost"`    // changes
 }
 
-// olderCommand adds what lets a store start that was restored on purpose.
+// olderCommand adds "accept-older", after which Caddy starts with an older copy of a store.
 func (c *cli) olderCommand(root *cobra.Command) {
-	cmd := c.command(root, "accept-older", "Accepts a store that is older than it was before",
-		"caddy service-user accept-older --store service_users.db --yes", 0, nil)
-	cmd.Long = `Accepts a store that is older than it was before: a backup that was restored on
-purpose. A store notes in a file beside it, PATH.seen, how far it has come, and does
-not start with less: tokens that were revoked since would work again. What would be
-lost is shown first. The clock is set to what it is now, too; it never goes back by
-itself, so that what has expired stays so. No Caddy must run on the store.`
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		err := c.acceptOlder(context.Background())
-		return c.exit(cmd, exitCode(err), err)
-	}
+	cmd := c.localCommand(root, "accept-older", "Accepts a store that is older than it was before",
+		"accept-older --store service_users.db --yes",
+		func([]string) error { return c.acceptOlder(context.Background()) })
+	cmd.Long = `Accepts a store that is older than it was before, such as a backup that was copied
+into its place on purpose. Caddy notes the last revision of a store in a file beside
+it, PATH.seen, and does not start with an older one, where tokens that were revoked
+since then would work again. The command shows the changes that would be lost, and
+asks. It also sets the latest time in PATH.seen to the present: Caddy never sets it
+back by itself, so that expired tokens stay expired. Stop Caddy first.`
 	c.destructive(cmd, nil)
 }
 
 func (c *cli) acceptOlder(ctx context.Context) error {
 	if c.store == "" || c.url != "" || c.address != "" {
-		return usageError{errors.New("name the store file with --store, and no running Caddy")}
+		return usagef("accept-older works on a store file: name it with --store, " +
+			"and leave out --address and --url")
 	}
 	path, err := filepath.Abs(c.store)
 	if err == nil {
@@ -66,19 +63,23 @@ func (c *cli) acceptOlder(ctx context.Context) error {
 	if seen.Instance == held.Instance {
 		facts.Lost = max(seen.Revision-held.Revision, 0)
 	}
-	err = c.print(facts, func(w io.Writer) {
-		fmt.Fprintf(w, "store\t%s\nholds\trevision %d\nlast change\t%s\n", cell(path), held.Revision, when(&held.Clock))
-		if facts.SeenAt != nil {
-			fmt.Fprintf(w, "before\trevision %d\nseen\t%s\nlost\t%d changes\n", seen.Revision, when(facts.SeenAt), facts.Lost)
-		}
-		if seen.Instance != "" && seen.Instance != held.Instance {
-			fmt.Fprintf(w, "another store\t%s, before %s\n", cell(held.Instance), cell(seen.Instance))
-		}
-	})
-	if err != nil {
+	rows := table{
+		{"store", path}, {"contains", fmt.Sprint("revision ", held.Revision)},
+		{"last change", when(&held.Clock)},
+	}
+	if facts.SeenAt != nil {
+		rows.add("before", fmt.Sprint("revision ", seen.Revision))
+		rows.add("seen", when(facts.SeenAt))
+		rows.add("lost", plural(int(facts.Lost), "change"))
+	}
+	if seen.Instance != "" && seen.Instance != held.Instance {
+		rows.add("another store", held.Instance+", before "+seen.Instance)
+	}
+	if err := c.print(facts, rows); err != nil {
 		return err
 	}
-	if err := c.sure("Take the store as it is now? Tokens that were revoked since its last change would work again."); err != nil {
+	if err := c.sure("Accept the store as it is now? " +
+		"Tokens that were revoked since its last change would work again."); err != nil {
 		return err
 	}
 	if err := store.AcceptOlder(ctx, path, time.Now()); err != nil {

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -23,40 +22,88 @@ import (
 // rightsCommands adds the commands that explain decisions and list rights: explain, access, who-can
 // and would-deny.
 func (c *cli) rightsCommands(root *cobra.Command) {
-	var tokenID, remoteIP, site string
+	c.explainCommand(root)
+	c.command(root, "access USER",
+		"Lists the permission groups and rules of a service user, with the source of each",
+		"access billing-sync",
+		on(c.user, func(u admin.ServiceUser, _ []string) error {
+			var a admin.Access
+			if err := c.do(http.MethodGet, u.URI+"/access", nil, &a); err != nil {
+				return err
+			}
+			rows := table{{"GROUP", "MODE", "BY", "RULE", "ID"}}
+			for _, g := range a.PermissionGroups {
+				if len(g.Rules) == 0 {
+					rows.add(g.Name, g.Mode, g.Source, "", "")
+				}
+				for _, r := range g.Rules {
+					rows.add(g.Name, g.Mode, g.Source, r.Text, r.ID)
+				}
+			}
+			return c.print(a, rows, c.offlineNote(), doubtNote(a))
+		}))
+
+	query := url.Values{}
+	who := c.command(root, "who-can METHOD URL", "Lists the service users that may make a request",
+		"who-can DELETE /v1/people/7",
+		func(args []string) error {
+			query.Set("method", args[0])
+			query.Set("url", args[1])
+			list, err := all(c, withQuery("/service_users/who_can", query),
+				func(l *admin.WhoCan) (*[]admin.WhoCanUser, *admin.Page) {
+					return &l.ServiceUsers, &l.Page
+				})
+			if err != nil {
+				return err
+			}
+			rows := table{{"ID", "NAME", "GROUP", "RULE"}}
+			for _, u := range list.ServiceUsers {
+				group, rule := "", ""
+				if u.Rule != nil {
+					group, rule = u.PermissionGroup.Name, u.Rule.Text
+				}
+				rows.add(u.ID, u.Name, group, rule)
+			}
+			return c.print(list, rows, c.offlineNote())
+		})
+	who.Flags().Var(queryFlag{query, "remote_ip"}, "remote-ip", "the address of the client; default: any")
+	c.wouldDenyCommand(root)
+}
+
+func (c *cli) explainCommand(root *cobra.Command) {
+	var in admin.ExplainInput
 	var headers labelFlag
 	explain := c.command(root, "explain USER METHOD URL | explain DECISION_ID",
 		"Explains why a request is allowed or refused, and names a rule that would allow it",
-		"caddy service-user explain billing-sync GET /v1/people/7", 3,
-		func(ctx context.Context, client *admin.Client, args []string) error {
-			in := admin.ExplainInput{TokenID: tokenID, RemoteIP: remoteIP, Site: site, Headers: headers.texts()}
+		"explain billing-sync GET /v1/people/7",
+		func(args []string) error {
 			var u admin.ServiceUser
 			var err error
 			if len(args) == 1 {
-				in.DecisionID = args[0]
 				if err := c.remembered("its decisions"); err != nil {
 					return err
 				}
+				in.DecisionID = args[0]
 				err = checkID("decision", in.DecisionID)
 			} else {
-				u, err = client.FindServiceUser(ctx, args[0])
+				u, err = c.user(args[0])
 				in.ServiceUserID, in.Method, in.URL = u.ID, args[1], args[2]
 			}
 			if err != nil {
 				return err
 			}
+			in.Headers = headers.texts()
 			var e admin.Explanation
-			if err := client.Do(ctx, http.MethodPost, "/service_users/explain", in, &e); err != nil {
+			if err := c.do(http.MethodPost, "/service_users/explain", in, &e); err != nil {
 				return err
 			}
 			if u.ID == "" && !c.json {
-				u, err = client.FindServiceUser(ctx, e.ServiceUserID)
+				u, err = c.user(e.ServiceUserID)
 				if err != nil && !admin.IsNotFound(err) {
 					return err
 				}
 			}
-			table := func(w io.Writer) { writeExplanation(w, u.Name, e) }
-			return c.print(e, table, c.offlineNote(), headerNote(e))
+			return c.print(e, explanation(u.Name, e), c.offlineNote(), headerNote(e))
 		})
 	three := explain.Args
 	explain.Args = func(cmd *cobra.Command, args []string) error {
@@ -65,129 +112,61 @@ func (c *cli) rightsCommands(root *cobra.Command) {
 		}
 		return three(cmd, args)
 	}
-	explain.Flags().StringVar(&tokenID, "token", "",
+	flags := explain.Flags()
+	flags.StringVar(&in.TokenID, "token", "",
 		"the id of the token in the request; default: a token without restrictions")
-	explain.Flags().StringVar(&remoteIP, "remote-ip", "", "the address of the client; default: any")
-	explain.Flags().StringVar(&site, "site", "",
-		"the host of a guarded site, whose options then apply")
-	explain.Flags().Var(&headers, "header", "a header of the request, for conditions (may be repeated)")
+	flags.StringVar(&in.RemoteIP, "remote-ip", "", "the address of the client; default: any")
+	flags.StringVar(&in.Site, "site", "", "the host of a guarded site, whose options then apply")
+	flags.Var(&headers, "header", "a header of the request, for conditions (may be repeated)")
+}
 
-	c.command(root, "access USER",
-		"Lists the permission groups and rules of a service user, with the source of each",
-		"caddy service-user access billing-sync", 1,
-		func(ctx context.Context, client *admin.Client, args []string) error {
-			u, err := client.FindServiceUser(ctx, args[0])
-			if err != nil {
-				return err
-			}
-			var a admin.Access
-			if err := client.Do(ctx, http.MethodGet, u.URI+"/access", nil, &a); err != nil {
-				return err
-			}
-			return c.print(a, func(w io.Writer) {
-				fmt.Fprintln(w, "GROUP\tMODE\tBY\tRULE\tID")
-				for _, g := range a.PermissionGroups {
-					if len(g.Rules) == 0 {
-						fmt.Fprintf(w, "%s\t%s\t%s\t-\t-\n", cell(g.Name), g.Mode, g.Source)
-					}
-					for _, r := range g.Rules {
-						fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n",
-							cell(g.Name), g.Mode, g.Source, cell(r.Text), r.ID)
-					}
-				}
-			}, c.offlineNote(), doubtNote(a))
-		})
-
-	var whoIP string
-	who := c.command(root, "who-can METHOD URL", "Lists the service users that a request would let through",
-		"caddy service-user who-can DELETE /v1/people/7", 2,
-		func(ctx context.Context, client *admin.Client, args []string) error {
-			query := url.Values{"method": {args[0]}, "url": {args[1]}}
-			if whoIP != "" {
-				query.Set("remote_ip", whoIP)
-			}
-			all := admin.WhoCan{ServiceUsers: []admin.WhoCanUser{}}
-			uri := "/service_users/who_can?" + query.Encode()
-			err := admin.All(ctx, client, uri, func(l admin.WhoCan) admin.Page {
-				all.ServiceUsers = append(all.ServiceUsers, l.ServiceUsers...)
-				all.URI = l.URI
-				return l.Page
-			})
-			if err != nil {
-				return err
-			}
-			return c.print(all, func(w io.Writer) {
-				fmt.Fprintln(w, "ID\tNAME\tGROUP\tRULE")
-				for _, u := range all.ServiceUsers {
-					group, rule := "-", "-"
-					if u.Rule != nil {
-						group, rule = cell(u.PermissionGroup.Name), cell(u.Rule.Text)
-					}
-					fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", u.ID, cell(u.Name), group, rule)
-				}
-			}, c.offlineNote())
-		})
-	who.Flags().StringVar(&whoIP, "remote-ip", "", "the address of the client; default: any")
-
+func (c *cli) wouldDenyCommand(root *cobra.Command) {
 	var wouldAllow, forget bool
 	would := c.command(root, "would-deny",
-		"Lists requests that passed in observe mode and that mode enforce would refuse",
-		"caddy service-user would-deny", 0,
-		func(ctx context.Context, client *admin.Client, args []string) error {
+		"Lists requests that passed in observe mode and that mode enforce would refuse", "would-deny",
+		func([]string) error {
 			const uri = "/service_users/would_deny"
 			if err := c.remembered("the counts of observe mode"); err != nil {
 				return err
 			}
 			if forget {
-				if err := client.Do(ctx, http.MethodDelete, uri, nil, nil); err != nil {
-					return err
-				}
-				return c.done("forgot every count")
+				return c.change(http.MethodDelete, uri, "reset every count")
 			}
-			effect := access.Deny
+			effect, rows := access.Deny, table{{"COUNT", "LAST", "SERVICE USER", "REQUEST", "BECAUSE OF"}}
 			if wouldAllow {
 				effect = access.Allow
+			} else {
+				rows[0] = append(rows[0], "WOULD NEED")
 			}
 			var list admin.WouldDenyList
-			if err := client.Do(ctx, http.MethodGet, uri+"?would="+string(effect), nil, &list); err != nil {
+			if err := c.do(http.MethodGet, uri+"?would="+string(effect), nil, &list); err != nil {
 				return err
 			}
-			because, err := c.becauseOf(ctx, client, list)
+			because, err := c.becauseOf(list)
 			if err != nil {
 				return err
 			}
-			return c.print(list, func(w io.Writer) {
-				fmt.Fprint(w, "COUNT\tLAST\tSERVICE USER\tREQUEST\tBECAUSE OF")
-				if !wouldAllow {
-					fmt.Fprint(w, "\tWOULD NEED")
-				}
-				fmt.Fprintln(w)
-				for i, o := range list.WouldDeny {
-					fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s",
-						o.Count, when(&o.LastAt), cell(o.Name), cell(o.Method+" "+o.Path),
-						cell(because[i]))
-					if !wouldAllow {
-						fmt.Fprintf(w, "\t%s", dash(cell(o.Grant)))
-					}
-					fmt.Fprintln(w)
-				}
-			}, countNote(list))
+			for i, o := range list.WouldDeny {
+				request := o.Method + " " + o.Path
+				row := []any{o.Count, when(&o.LastAt), o.Name, request, because[i], o.Grant}
+				rows.add(row[:len(rows[0])]...)
+			}
+			return c.print(list, rows, countNote(list))
 		})
 	would.Flags().BoolVar(&wouldAllow, "allow", false, "list refused requests that mode enforce would allow")
 	would.Flags().BoolVar(&forget, "forget", false, "reset every count")
 }
 
-// remembered refuses --store for facts that are only in the memory of a running Caddy. what names
-// them.
-func (c *cli) remembered(what string) error {
+// remembered refuses --store for facts that only the memory of a running Caddy contains.
+func (c *cli) remembered(facts string) error {
 	if c.store == "" {
 		return nil
 	}
-	return usageError{fmt.Errorf("a running Caddy keeps %s in memory, not in the store; leave out --store", what)}
+	return usagef("a running Caddy keeps %s in memory, not in the store; leave out --store", facts)
 }
 
 // becauseOf returns for each row the reason for a different decision in mode enforce.
-func (c *cli) becauseOf(ctx context.Context, client *admin.Client, list admin.WouldDenyList) ([]string, error) {
+func (c *cli) becauseOf(list admin.WouldDenyList) ([]string, error) {
 	reasons := make([]string, len(list.WouldDeny))
 	if c.json {
 		return reasons, nil
@@ -201,7 +180,7 @@ func (c *cli) becauseOf(ctx context.Context, client *admin.Client, list admin.Wo
 		}
 		if texts[group.ID] == nil {
 			texts[group.ID] = make(map[string]string)
-			g, err := client.FindGroup(ctx, group.ID)
+			g, err := c.permissionGroup(group.ID)
 			if err != nil && !admin.IsNotFound(err) {
 				return nil, err
 			}
@@ -255,71 +234,70 @@ func headerNote(e admin.Explanation) string {
 // apply, then those that match most closely.
 const maxConsidered = 10
 
-// writeExplanation writes an explanation for people. name is the name of the service user, "" if it
-// was deleted.
-func writeExplanation(w io.Writer, name string, e admin.Explanation) {
-	fmt.Fprintf(w, "%s\t%s\n", e.Decision, cell(e.Detail))
-	if e.Now != "" {
-		fmt.Fprintf(w, "now\t%s\n", e.Now)
-	}
-	if e.DecidedAt != nil {
-		fmt.Fprintf(w, "decided\t%s\n", when(e.DecidedAt))
-	}
-	fmt.Fprintf(w, "service user\t%s\t(%s)\n", cell(cmp.Or(name, "deleted")), e.ServiceUserID)
-	fmt.Fprintf(w, "request\t%s\n", cell(e.Method+" "+e.Host+e.Path))
+// explanation returns an explanation for people. name is the name of the service user, "" if it was
+// deleted.
+func explanation(name string, e admin.Explanation) table {
+	rows := table{
+		{string(e.Decision), e.Detail}, {"now", string(e.Now)}, {"decided", when(e.DecidedAt)},
+		{"service user", cmp.Or(name, "deleted"), "(" + e.ServiceUserID + ")"},
+		{"request", e.Method + " " + e.Host + e.Path},
+	}.known()
 	if e.Rule != nil {
-		fmt.Fprintf(w, "rule\t%s\t(%s)\n", cell(e.Rule.Text), e.Rule.ID)
+		rows.add("rule", e.Rule.Text, "("+e.Rule.ID+")")
 	}
 	if e.PermissionGroup != nil {
-		fmt.Fprintf(w, "group\t%s", cell(cmp.Or(e.PermissionGroup.Name, e.PermissionGroup.ID)))
+		row := []any{"group", cmp.Or(e.PermissionGroup.Name, e.PermissionGroup.ID)}
 		switch access.Source(e.Source) {
 		case "":
 		case access.ByDefault:
-			fmt.Fprint(w, "\t(the default group)")
+			row = append(row, "(the default group)")
 		case access.InDoubt:
-			fmt.Fprint(w, "\t(in doubt: its condition cannot be evaluated)")
+			row = append(row, "(in doubt: its condition cannot be evaluated)")
 		default:
-			fmt.Fprintf(w, "\t(member by %s)", e.Source)
+			row = append(row, "(member by "+e.Source+")")
 		}
-		fmt.Fprintln(w)
+		rows.add(row...)
 	}
 	if e.Nearest != nil {
-		fmt.Fprintf(w, "nearest\t%s\t(%s)\n", cell(e.Nearest.Rule.Text), cell(e.Nearest.Why))
+		rows.add("nearest", e.Nearest.Rule.Text, "("+e.Nearest.Why+")")
 	}
 	if e.Grant != nil {
-		fmt.Fprintf(w, "would need\t%s\n", cell(e.Grant.Rule))
-		if groups := e.Grant.PermissionGroups; len(groups) > 0 {
-			names := make([]string, len(groups))
-			for i, g := range groups {
-				names[i] = g.Name
-			}
-			fmt.Fprintf(w, "or join\t%s\n", cell(strings.Join(names, ", ")))
+		rows.add("would need", e.Grant.Rule)
+		var names []string
+		for _, g := range e.Grant.PermissionGroups {
+			names = append(names, g.Name)
+		}
+		if len(names) > 0 {
+			rows.add("or join", strings.Join(names, ", "))
 		}
 	}
 	if len(e.Considered) == 0 {
-		return
+		return rows
 	}
 	applies := "APPLIES"
 	if e.DecidedAt != nil {
 		applies = "APPLIES NOW"
 	}
-	fmt.Fprintf(w, "\n%s\tRULE\tGROUP\tWHY\n", applies)
-	for i, r := range e.Considered {
-		if i == maxConsidered {
-			fmt.Fprintf(w, "\nand %d more; --json lists every rule\n", len(e.Considered)-i)
-			break
-		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n",
-			yesNo(r.Applies), cell(r.Rule.Text), cell(r.PermissionGroup.Name), dash(cell(r.Why)))
+	rows.add()
+	rows.add(applies, "RULE", "GROUP", "WHY")
+	for _, r := range e.Considered[:min(len(e.Considered), maxConsidered)] {
+		rows.add(yesNo(r.Applies), r.Rule.Text, r.PermissionGroup.Name, r.Why)
 	}
+	if more := len(e.Considered) - maxConsidered; more > 0 {
+		rows.add()
+		rows.add(fmt.Sprintf("and %d more; --json lists every rule", more))
+	}
+	return rows
 }
 
 // permissionCommands adds the commands for the catalogue of permissions.
 func (c *cli) permissionCommands(root *cobra.Command) {
+	const uri = "/service_users/permissions"
 	var replace bool
-	load := c.command(root, "load FILE", "Loads a catalogue of permissions from a JSON file, or \"-\"",
-		"caddy service-user permission load examples/hibob-permissions.json", 1,
-		func(ctx context.Context, client *admin.Client, args []string) error {
+	load := c.command(root, "load FILE",
+		"Loads a catalogue of permissions from a JSON file, or from \"-\", the standard input",
+		"permission load examples/hibob-permissions.json",
+		func(args []string) error {
 			in, err := readCatalogue(args[0])
 			if err != nil {
 				return err
@@ -333,107 +311,76 @@ func (c *cli) permissionCommands(root *cobra.Command) {
 				}
 			}
 			var n admin.CatalogueChange
-			if err := client.Do(ctx, http.MethodPut, "/service_users/permissions", in, &n); err != nil {
+			if err := c.do(http.MethodPut, uri, in, &n); err != nil {
 				return err
 			}
-			return c.print(n, func(w io.Writer) {
-				fmt.Fprintf(w, "%d created, %d updated, %d unchanged, %d deleted\n",
-					n.Created, n.Updated, n.Unchanged, n.Deleted)
-			})
+			return c.print(n, table{{fmt.Sprintf("%d created, %d updated, %d unchanged, %d deleted",
+				n.Created, n.Updated, n.Unchanged, n.Deleted)}})
 		})
 	load.Flags().BoolVar(&replace, "replace", false, "delete the permissions that are not in the file")
 	c.destructive(load, func() bool { return replace })
 
-	var category string
-	list := c.command(root, "list", "Lists the catalogue",
-		"caddy service-user permission list", 0,
-		func(ctx context.Context, client *admin.Client, args []string) error {
-			uri := "/service_users/permissions"
-			if category != "" {
-				uri += "?category=" + url.QueryEscape(category)
-			}
+	query := url.Values{}
+	list := c.command(root, "list", "Lists the catalogue of permissions", "permission list",
+		func([]string) error {
 			var l admin.PermissionList
-			if err := client.Do(ctx, http.MethodGet, uri, nil, &l); err != nil {
+			if err := c.do(http.MethodGet, withQuery(uri, query), nil, &l); err != nil {
 				return err
 			}
-			return c.print(l, func(w io.Writer) {
-				fmt.Fprintln(w, "KEY\tCATEGORY\tNAME\tRULES")
-				for _, p := range l.Permissions {
-					fmt.Fprintf(w, "%s\t%s\t%s\t%d\n",
-						p.Key, dash(cell(p.Category)), cell(p.Name), len(p.Rules))
-				}
-			})
+			rows := table{{"KEY", "CATEGORY", "NAME", "RULES"}}
+			for _, p := range l.Permissions {
+				rows.add(p.Key, p.Category, p.Name, len(p.Rules))
+			}
+			return c.print(l, rows)
 		})
-	list.Flags().StringVar(&category, "category", "", "only permissions of this category")
+	list.Flags().Var(queryFlag{query, "category"}, "category", "only permissions of this category")
 
-	c.command(root, "show KEY", "Shows a permission with its rules",
-		"caddy service-user permission show people.address.view", 1,
-		func(ctx context.Context, client *admin.Client, args []string) error {
-			p, err := findPermission(ctx, client, args[0])
-			if err != nil {
-				return err
+	c.command(root, "show KEY", "Shows a permission with its rules", "permission show people.address.view",
+		on(c.permission, func(p admin.Permission, _ []string) error {
+			rows := table{
+				{"key", p.Key}, {"name", p.Name},
+				{"category", p.Category}, {"description", p.Description},
+			}.known()
+			for _, r := range p.Rules {
+				rows.add("rule", r)
 			}
-			return c.print(p, func(w io.Writer) {
-				fmt.Fprintf(w, "key\t%s\nname\t%s\n", p.Key, cell(p.Name))
-				if p.Category != "" {
-					fmt.Fprintf(w, "category\t%s\n", cell(p.Category))
-				}
-				if p.Description != "" {
-					fmt.Fprintf(w, "description\t%s\n", cell(p.Description))
-				}
-				for _, r := range p.Rules {
-					fmt.Fprintf(w, "rule\t%s\n", cell(r))
-				}
-			})
-		})
+			return c.print(p, rows)
+		}))
 
 	c.destructive(c.command(root, "delete KEY", "Deletes a permission that no group has",
-		"caddy service-user permission delete people.address.view --yes", 1,
-		func(ctx context.Context, client *admin.Client, args []string) error {
+		"permission delete people.address.view --yes",
+		func(args []string) error {
 			if err := c.sure("Delete the permission %s?", args[0]); err != nil {
 				return err
 			}
-			uri := "/service_users/permissions?key=" + url.QueryEscape(args[0])
-			if err := client.Do(ctx, http.MethodDelete, uri, nil, nil); err != nil {
-				return err
-			}
-			return c.done("deleted %s", args[0])
+			return c.change(http.MethodDelete, uri+"?key="+url.QueryEscape(args[0]), "deleted %s", args[0])
 		}), nil)
 
 	set := func(use, short, example, method, past string) {
-		c.command(root, use, short, example, 2,
-			func(ctx context.Context, client *admin.Client, args []string) error {
-				g, err := client.FindGroup(ctx, args[0])
-				if err != nil {
-					return err
-				}
-				// The API accepts the withdrawal of any key, so a typo would look like a success.
-				p, err := findPermission(ctx, client, args[1])
-				if err != nil {
-					return err
-				}
-				uri := g.URI + "/permissions/" + url.PathEscape(p.Key)
-				if err := client.Do(ctx, method, uri, nil, nil); err != nil {
-					return err
-				}
-				return c.done(past, g.Name, p.Key)
-			})
+		c.command(root, use, short, example, on(c.permissionGroup, func(g admin.Group, args []string) error {
+			// The API accepts the withdrawal of any key, so a typo would look like a success.
+			p, err := c.permission(args[1])
+			if err != nil {
+				return err
+			}
+			return c.change(method, g.URI+"/permissions/"+url.PathEscape(p.Key), past, g.Name, p.Key)
+		}))
 	}
 	set("grant GROUP KEY", "Gives a permission to a group",
-		"caddy service-user permission grant people-readers people.address.view", http.MethodPut, "%s has %s")
+		"permission grant people-readers people.address.view", http.MethodPut, "%s has %s")
 	set("withdraw GROUP KEY", "Takes a permission away from a group",
-		"caddy service-user permission withdraw people-readers people.address.view", http.MethodDelete,
-		"%s no longer has %s")
+		"permission withdraw people-readers people.address.view", http.MethodDelete, "%s no longer has %s")
 }
 
-func findPermission(ctx context.Context, client *admin.Client, key string) (admin.Permission, error) {
+// permission returns the permission with this key.
+func (c *cli) permission(key string) (p admin.Permission, err error) {
 	var list admin.PermissionList
 	uri := "/service_users/permissions?key=" + url.QueryEscape(key)
-	if err := client.Do(ctx, http.MethodGet, uri, nil, &list); err != nil {
-		return admin.Permission{}, err
+	if err := c.do(http.MethodGet, uri, nil, &list); err != nil {
+		return p, err
 	}
 	if len(list.Permissions) == 0 {
-		return admin.Permission{}, admin.NewError(http.StatusNotFound, "ERR_NOT_FOUND",
+		return p, admin.NewError(http.StatusNotFound, "ERR_NOT_FOUND",
 			fmt.Sprintf("there is no permission %q in the catalogue", key))
 	}
 	return list.Permissions[0], nil
@@ -442,7 +389,12 @@ func findPermission(ctx context.Context, client *admin.Client, key string) (admi
 // readCatalogue reads the file of a catalogue and splits it into its members. The API checks the
 // members.
 func readCatalogue(path string) (in map[string]jsontext.Value, err error) {
-	text, err := readAll(path)
+	file, err := openInput(path)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	text, err := io.ReadAll(file)
 	if err != nil {
 		return nil, err
 	}
@@ -459,10 +411,10 @@ func readCatalogue(path string) (in map[string]jsontext.Value, err error) {
 	return in, nil
 }
 
-// readAll reads a file, or the standard input if path is "-".
-func readAll(path string) ([]byte, error) {
+// openInput opens a file, or returns the standard input if path is "-".
+func openInput(path string) (io.ReadCloser, error) {
 	if path == "-" {
-		return io.ReadAll(os.Stdin)
+		return io.NopCloser(os.Stdin), nil
 	}
-	return os.ReadFile(path)
+	return os.Open(path)
 }

@@ -3,7 +3,6 @@ package cli
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -26,43 +25,28 @@ import (
 // scanCommand adds "scan", which finds tokens that leaked into files, and their owners.
 func (c *cli) scanCommand(root *cobra.Command) {
 	var revoke bool
-	scan := c.command(root, "scan [PATH…|-]", "Finds tokens that leaked into files, and their service users",
-		"caddy service-user scan config.yml", 0, nil)
+	scan := c.localCommand(root, "scan [PATH…|-]", "Finds tokens that leaked into files, and their service users",
+		"scan config.yml", func(args []string) error { return c.scan(args, revoke) })
 	scan.Long = `Finds tokens that leaked into files, into directories with all files in them, or into
-the standard input ("-"), and names their service users. Without an argument it scans
-this directory. It knows a token by its form and checksum, plain and inside of base64,
-such as the value of a Basic header, and never prints one. It finds tokens without a
-server, but cannot name their service users then. It does not look into ".git" (try
-git log -p --all | caddy service-user scan -), behind symbolic links, into texts in
-UTF-16, or into binary files of more than 10 MiB.
+the standard input ("-"), and names their service users. Without an argument the
+command scans this directory. It recognises a token by its form and checksum, plain
+and inside of base64, such as the value of a Basic header, and never prints one.
+Without a server it finds tokens, but cannot name their service users. It does not
+look into ".git" (try git log -p --all | caddy service-user scan -), behind symbolic
+links, into texts in UTF-16, or into binary files of more than 10 MiB.
 
-The exit code is 0 when nothing was found, and 1 when something was.`
-	scan.Args = func(cmd *cobra.Command, args []string) error {
-		if slices.Contains(args, "") { // a variable of a script that is not set
-			return c.exit(cmd, exitUsage, fmt.Errorf("an argument is empty; usage: %s", cmd.UseLine()))
-		}
-		return nil
-	}
-	scan.RunE = func(cmd *cobra.Command, args []string) error {
-		err := c.scan(args, revoke)
-		return c.exit(cmd, exitCode(err), err)
-	}
+The exit code is 0 if it found no token, and 1 if it found one.`
 	scan.Flags().BoolVar(&revoke, "revoke", false, "revoke the tokens that are found")
 	c.destructive(scan, func() bool { return revoke })
 }
 
 // leak is a secret that was found, with its token if that is known.
 type leak struct {
-	File          string           `json:"file"`
-	Line          int              `json:"line"`
-	Base64        bool             `json:"base64"`
-	Hint          string           `json:"hint"`
-	Digest        string           `json:"digest"` // its SHA-256
-	TokenID       string           `json:"token_id"`
-	ServiceUserID string           `json:"service_user_id"`
-	Name          string           `json:"name"`
-	State         store.TokenState `json:"state"`
-	URI           string           `json:"uri"`
+	File   string `json:"file"`
+	Line   int    `json:"line"`
+	Base64 bool   `json:"base64"`
+	Hint   string `json:"hint"`
+	admin.FoundToken
 }
 
 // leaks is the result of a scan.
@@ -87,12 +71,7 @@ func (c *cli) scan(paths []string, revoke bool) error {
 	if len(found.Found) == 0 {
 		return errors.Join(c.printLeaks(found), found.verdict())
 	}
-	ctx := context.Background()
-	client, done, err := c.connect(ctx)
-	if err == nil {
-		defer done()
-		err = found.lookUp(ctx, client)
-	}
+	err := c.connected(func([]string) error { return c.lookUp(&found) })(nil)
 	if errors.As(err, new(usageError)) {
 		return err
 	}
@@ -101,9 +80,9 @@ func (c *cli) scan(paths []string, revoke bool) error {
 	}
 	switch {
 	case revoke && err == nil:
-		err = c.revokeLeaks(ctx, client, found)
+		err = c.connected(func([]string) error { return c.revokeLeaks(found) })(nil)
 	case !revoke && err != nil:
-		fmt.Fprintf(c.stderr, "could not look up whose they are: %s\n", cell(c.explain(err)))
+		fmt.Fprintf(c.stderr, "the owners of the tokens are unknown: %s\n", cell(c.explain(err)))
 		err = nil
 	}
 	if err != nil {
@@ -128,30 +107,27 @@ func (l leaks) verdict() error {
 func (c *cli) printLeaks(l leaks) error {
 	var notes []string
 	for _, path := range l.Skipped {
-		notes = append(notes, "skipped, since it is large and binary: "+cell(path))
+		notes = append(notes, "skipped, since it is large and binary: "+path)
 	}
-	for _, what := range l.Unread {
-		notes = append(notes, "cannot be read: "+cell(what))
+	for _, reason := range l.Unread {
+		notes = append(notes, "cannot be read: "+reason)
 	}
-	return c.print(l, func(w io.Writer) {
-		if len(l.Found) == 0 {
-			fmt.Fprintf(w, "no token found in %s\n", plural(l.Files, "file"))
-			return
+	if len(l.Found) == 0 {
+		return c.print(l, table{{"no token found in " + plural(l.Files, "file")}}, notes...)
+	}
+	rows := table{{"FILE", "LINE", "HINT", "STATE", "SERVICE USER", "TOKEN"}}
+	for _, f := range l.Found {
+		state := string(f.State)
+		if l.LookedUp && f.TokenID == "" {
+			state = "unknown"
 		}
-		fmt.Fprintln(w, "FILE\tLINE\tHINT\tSTATE\tSERVICE USER\tTOKEN")
-		for _, f := range l.Found {
-			state := dash(string(f.State))
-			if l.LookedUp && f.TokenID == "" {
-				state = "unknown"
-			}
-			fmt.Fprintf(w, "%s\t%d\t…%s\t%s\t%s\t%s\n",
-				cell(f.File), f.Line, f.Hint, state, dash(cell(f.Name)), dash(cell(f.TokenID)))
-		}
-	}, notes...)
+		rows.add(f.File, f.Line, "…"+f.Hint, state, f.Name, f.TokenID)
+	}
+	return c.print(l, rows, notes...)
 }
 
 // lookUp asks for the tokens of the secrets. It sends only the digests of the secrets.
-func (l *leaks) lookUp(ctx context.Context, client *admin.Client) error {
+func (c *cli) lookUp(l *leaks) error {
 	places := make(map[string][]int)
 	var digests []string
 	for i, f := range l.Found {
@@ -162,16 +138,13 @@ func (l *leaks) lookUp(ctx context.Context, client *admin.Client) error {
 	}
 	for some := range slices.Chunk(digests, admin.MaxDigests) {
 		var known admin.FoundTokens
-		err := client.Do(ctx, http.MethodPost, "/service_users/find_tokens",
-			admin.FindTokensInput{Digests: some}, &known)
-		if err != nil {
+		in := admin.FindTokensInput{Digests: some}
+		if err := c.do(http.MethodPost, "/service_users/find_tokens", in, &known); err != nil {
 			return err
 		}
 		for _, t := range known.Tokens {
 			for _, i := range places[t.Digest] {
-				f := &l.Found[i]
-				f.TokenID, f.ServiceUserID, f.Name = t.TokenID, t.ServiceUserID, t.Name
-				f.State, f.URI = t.State, t.URI
+				l.Found[i].FoundToken = t
 			}
 		}
 	}
@@ -180,7 +153,7 @@ func (l *leaks) lookUp(ctx context.Context, client *admin.Client) error {
 }
 
 // revokeLeaks revokes the tokens that were found, each once. It goes on after an error.
-func (c *cli) revokeLeaks(ctx context.Context, client *admin.Client, l leaks) error {
+func (c *cli) revokeLeaks(l leaks) error {
 	var live []leak
 	var names []string
 	for _, f := range l.Found {
@@ -192,18 +165,15 @@ func (c *cli) revokeLeaks(ctx context.Context, client *admin.Client, l leaks) er
 	if len(live) == 0 {
 		return c.done("nothing to revoke")
 	}
-	if err := c.sure("Revoke %s? Whoever uses a token of these is refused from then on.", strings.Join(names, ", ")); err != nil {
+	if err := c.sure("Revoke %s? Every client that uses one of them is refused from then on.",
+		strings.Join(names, ", ")); err != nil {
 		return err
 	}
 	var failed error
 	for i, f := range live {
-		err := client.Do(ctx, http.MethodDelete, f.URI, nil, nil)
-		if err == nil {
-			err = c.done("revoked %s", names[i])
-		} else {
-			err = fmt.Errorf("%s is not revoked: %w", names[i], err)
+		if err := c.change(http.MethodDelete, f.URI, "revoked %s", names[i]); err != nil {
+			failed = errors.Join(failed, fmt.Errorf("%s is not revoked: %w", names[i], err))
 		}
-		failed = errors.Join(failed, err)
 	}
 	return failed
 }
@@ -226,11 +196,7 @@ func (l *leaks) scanPath(path string) error {
 	}
 	if !info.IsDir() {
 		file, err := os.Open(path)
-		if err != nil {
-			return err
-		}
-		defer file.Close()
-		return l.scanFile(path, file)
+		return l.scanFile(path, file, err)
 	}
 	root, err := os.OpenRoot(path) // no symbolic link leads out of it
 	if err != nil {
@@ -245,21 +211,13 @@ func (l *leaks) scanPath(path string) error {
 		case entry.IsDir() && entry.Name() == ".git":
 			return fs.SkipDir
 		case entry.Type().IsRegular():
-			if err := l.scanIn(root, name, shown); err != nil {
+			file, err := root.Open(name)
+			if err := l.scanFile(shown, file, err); err != nil {
 				l.unread(shown, err)
 			}
 		}
 		return nil
 	})
-}
-
-func (l *leaks) scanIn(root *os.Root, name, shown string) error {
-	file, err := root.Open(name)
-	if err != nil {
-		return err
-	}
-	defer file.Close()
-	return l.scanFile(shown, file)
 }
 
 func (l *leaks) unread(shown string, err error) {
@@ -269,7 +227,12 @@ func (l *leaks) unread(shown string, err error) {
 	l.Unread = append(l.Unread, fmt.Sprintf("%s: %v", shown, err))
 }
 
-func (l *leaks) scanFile(shown string, file *os.File) error {
+// scanFile scans a file that was just opened, with the result err, and closes it.
+func (l *leaks) scanFile(shown string, file *os.File, err error) error {
+	if err != nil {
+		return err
+	}
+	defer file.Close()
 	info, err := file.Stat()
 	if err != nil {
 		return err
@@ -306,7 +269,8 @@ func (l *leaks) scanStream(shown string, in io.Reader) error {
 			digest := sha256.Sum256([]byte(s.Secret))
 			l.Found = append(l.Found, leak{
 				File: shown, Line: line, Base64: s.Base64,
-				Hint: access.Hint(s.Secret), Digest: hex.EncodeToString(digest[:]),
+				Hint:       access.Hint(s.Secret),
+				FoundToken: admin.FoundToken{Digest: hex.EncodeToString(digest[:])},
 			})
 		}
 		line += bytes.Count(text[at:cut], []byte("\n"))

@@ -1,111 +1,94 @@
 package cli
 
 import (
-	"context"
+	"cmp"
 	"fmt"
-	"io"
 	"net/http"
 
 	"github.com/spf13/cobra"
 
 	"github.com/serviceusers/caddy-service-users/admin"
-	"github.com/serviceusers/caddy-service-users/store"
 )
 
 func (c *cli) tokenCommands(root *cobra.Command) {
 	c.createTokenCommand(root)
-	c.command(root, "list USER", "Lists the tokens of a service user, newest first",
-		"caddy service-user token list billing-sync", 1,
-		onUser(func(ctx context.Context, client *admin.Client, u admin.ServiceUser, _ []string) error {
-			tokens := []admin.Token{}
-			err := admin.All(ctx, client, u.URI+"/tokens", func(l admin.TokenList) admin.Page {
-				tokens = append(tokens, l.Tokens...)
-				return l.Page
-			})
+	c.command(root, "list USER", "Lists the tokens of a service user, newest first", "token list billing-sync",
+		on(c.user, func(u admin.ServiceUser, _ []string) error {
+			list, err := c.tokens(u)
 			if err != nil {
 				return err
 			}
-			list := admin.TokenList{Tokens: tokens, Page: admin.Page{URI: u.URI + "/tokens"}}
-			return c.print(list, func(w io.Writer) {
-				fmt.Fprintln(w, "ID\tHINT\tSTATE\tDESCRIPTION\tUSED\tLAST USED\tFROM\tENDS\tCREATED")
-				for _, t := range tokens {
-					end := t.ExpiresAt
-					if t.RetiresAt != nil && (end == nil || t.RetiresAt.Before(*end)) {
-						end = t.RetiresAt
-					}
-					used := fmt.Sprint(t.UseCount)
-					if t.Drain != nil {
-						used += fmt.Sprintf(" (%d since its refresh)", t.Drain.UseCount)
-					}
-					fmt.Fprintf(w, "%s\t…%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n",
-						t.ID, t.Hint, t.State, dash(cell(t.Description)), used,
-						when(t.LastUsedAt), dash(t.LastUsedIP), when(end), when(&t.CreatedAt))
+			rows := table{
+				{"ID", "HINT", "STATE", "DESCRIPTION", "USED", "LAST USED", "FROM", "ENDS", "CREATED"},
+			}
+			for _, t := range list.Tokens {
+				end := t.ExpiresAt
+				if t.RetiresAt != nil && (end == nil || t.RetiresAt.Before(*end)) {
+					end = t.RetiresAt
 				}
-			})
+				used := fmt.Sprint(t.UseCount)
+				if t.Drain != nil {
+					used += fmt.Sprintf(" (%d since its refresh)", t.Drain.UseCount)
+				}
+				rows.add(t.ID, "…"+t.Hint, t.State, t.Description, used,
+					when(t.LastUsedAt), t.LastUsedIP, when(end), when(&t.CreatedAt))
+			}
+			return c.print(list, rows)
 		}))
 	c.refreshTokenCommand(root)
 	c.revokeTokenCommand(root)
+}
+
+func (c *cli) tokens(u admin.ServiceUser) (admin.TokenList, error) {
+	return all(c, u.URI+"/tokens",
+		func(l *admin.TokenList) (*[]admin.Token, *admin.Page) { return &l.Tokens, &l.Page })
 }
 
 func (c *cli) createTokenCommand(root *cobra.Command) {
 	var in admin.TokenInput
 	var addresses, groups []string
 	create := c.command(root, "create USER", "Issues a token and prints it, once",
-		"caddy service-user token create billing-sync --description ci --ttl 90d", 1,
-		onUser(func(ctx context.Context, client *admin.Client, u admin.ServiceUser, _ []string) error {
-			ids, err := groupIDs(ctx, client, groups)
+		"token create billing-sync --description ci --ttl 90d",
+		on(c.user, func(u admin.ServiceUser, _ []string) error {
+			ids, err := c.groupIDs(groups)
 			if err != nil {
 				return err
 			}
 			in.AllowedIPs, in.PermissionGroups = admin.Some(notEmpty(addresses)), admin.Some(ids)
-			var t admin.Token
-			request := func() error { return client.Do(ctx, http.MethodPost, u.URI+"/tokens", in, &t) }
-			if err := c.issue(request, &t.Secret); err != nil {
-				return err
-			}
-			return c.printIssued(t)
+			return c.issueToken(u.URI+"/tokens", in)
 		}))
 	flags := create.Flags()
-	flags.Var(optFlag[string]{&in.Description}, "description", "what it is for")
-	flags.Var(optFlag[string]{&in.TTL}, "ttl", "how long it lives, such as 90d")
+	flags.Var(optFlag[string]{&in.Description}, "description", "its purpose, for people")
+	flags.Var(optFlag[string]{&in.TTL}, "ttl", "how long it is valid, such as 90d")
 	flags.Var(optFlag[string]{&in.ExpiresAt}, "expires-at", "when it expires, such as 2030-01-31T12:00:00Z")
-	flags.Var(optFlag[string]{&in.NotBefore}, "not-before", "when it begins to be valid")
+	flags.Var(optFlag[string]{&in.NotBefore}, "not-before", "the time from which it is valid; default: at once")
 	flags.StringSliceVar(&addresses, "allowed-ip", nil,
 		"an address or CIDR that it may come from (may be repeated)")
 	flags.StringSliceVar(&groups, "group", nil,
-		"narrows what it may do to this permission group (id or name; may be repeated)")
+		"narrows it to the rules of this permission group (id or name; may be repeated)")
 	c.issuing(create)
 }
 
 func (c *cli) refreshTokenCommand(root *cobra.Command) {
 	var grace string
-	refresh := c.command(root, "refresh USER TOKEN", "Issues a new secret in the place of a token and prints it, once",
-		"caddy service-user token refresh billing-sync token_2x… --grace 24h", 2,
-		func(ctx context.Context, client *admin.Client, args []string) error {
-			uri, err := tokenURI(ctx, client, args)
+	refresh := c.command(root, "refresh USER TOKEN",
+		"Issues a new secret in the place of a token and prints it, once",
+		"token refresh billing-sync token_2x… --grace 24h",
+		func(args []string) error {
+			uri, err := c.tokenURI(args)
 			if err != nil {
 				return err
 			}
 			if graceless(grace) {
-				use, err := c.useOf(ctx, client, uri)
-				if err != nil {
-					return err
-				}
-				if err := c.sure("Replace %s of %s? The old token ends at once, and a long upload or download "+
-					"with it; --grace lets it go on for a while. %s", args[1], args[0], use); err != nil {
+				if err := c.sureOfToken(uri, "Replace %s of %s? The old token ends at once, and its "+
+					"uploads and downloads are cut; with --grace it stays valid for a while.",
+					args[1], args[0]); err != nil {
 					return err
 				}
 			}
-			var t admin.Token
-			request := func() error {
-				return client.Do(ctx, http.MethodPost, uri+"/refresh", admin.RefreshInput{Grace: admin.Some(grace)}, &t)
-			}
-			if err := c.issue(request, &t.Secret); err != nil {
-				return err
-			}
-			return c.printIssued(t)
+			return c.issueToken(uri+"/refresh", admin.RefreshInput{Grace: admin.Some(grace)})
 		})
-	refresh.Flags().StringVar(&grace, "grace", "", "how long the old token goes on, such as 24h; "+
+	refresh.Flags().StringVar(&grace, "grace", "", "how long the old token stays valid, such as 24h; "+
 		"default: it is revoked at once, and its streams, uploads and downloads are cut")
 	c.issuing(refresh)
 	c.destructive(refresh, func() bool { return graceless(grace) })
@@ -114,72 +97,64 @@ func (c *cli) refreshTokenCommand(root *cobra.Command) {
 func (c *cli) revokeTokenCommand(root *cobra.Command) {
 	c.destructive(c.command(root, "revoke USER TOKEN",
 		"Ends a token for good; its streams, uploads and downloads are cut",
-		"caddy service-user token revoke billing-sync token_2x… --yes", 2,
-		func(ctx context.Context, client *admin.Client, args []string) error {
-			uri, err := tokenURI(ctx, client, args)
+		"token revoke billing-sync token_2x… --yes",
+		func(args []string) error {
+			uri, err := c.tokenURI(args)
 			if err != nil {
 				return err
 			}
-			use, err := c.useOf(ctx, client, uri)
-			if err != nil {
+			if err := c.sureOfToken(uri, "Revoke %s of %s? Every client that uses it is refused then.",
+				args[1], args[0]); err != nil {
 				return err
 			}
-			if err := c.sure("Revoke %s of %s? Whoever uses it is refused from then on. %s",
-				args[1], args[0], use); err != nil {
-				return err
-			}
-			if err := client.Do(ctx, http.MethodDelete, uri, nil, nil); err != nil {
-				return err
-			}
-			return c.done("revoked %s", args[1])
+			return c.change(http.MethodDelete, uri, "revoked %s", args[1])
 		}), nil)
+}
+
+// sureOfToken asks a question about a token, and adds its last use. args are those of [cli.sure].
+func (c *cli) sureOfToken(uri, question string, args ...any) error {
+	var t admin.Token
+	if !c.yes {
+		if err := c.do(http.MethodGet, uri, nil, &t); err != nil {
+			return err
+		}
+	}
+	return c.sure(question+" %s", append(args, lastUse([]admin.Token{t}))...)
 }
 
 // graceless reports whether a refresh ends the old token at once.
 func graceless(grace string) bool {
-	if grace == "" {
-		return true
-	}
-	d, err := admin.ParseDuration(grace)
+	d, err := admin.ParseDuration(cmp.Or(grace, "0s"))
 	return err == nil && d == 0 // the server explains an invalid grace
 }
 
 // tokenURI returns the path of a token. args are the service user and the id of the token.
-func tokenURI(ctx context.Context, client *admin.Client, args []string) (string, error) {
-	u, err := client.FindServiceUser(ctx, args[0])
+func (c *cli) tokenURI(args []string) (string, error) {
+	u, err := c.user(args[0])
 	if err == nil {
 		err = checkID("token", args[1])
 	}
 	return u.URI + "/tokens/" + args[1], err
 }
 
-// checkID rejects a text that is not an id, before it becomes part of a path.
-func checkID(kind, id string) error {
-	if !store.ValidID(kind, id) {
-		return admin.NewError(http.StatusNotFound, "ERR_NOT_FOUND",
-			fmt.Sprintf("there is no %s %q; it is named by its id, %[1]s_…", kind, id))
+// issueToken sends a request that issues a token, and prints the token.
+func (c *cli) issueToken(uri string, in any) error {
+	var t admin.Token
+	request := func() error { return c.do(http.MethodPost, uri, in, &t) }
+	if err := c.issue(request, &t.Secret); err != nil {
+		return err
 	}
-	return nil
-}
-
-func (c *cli) printIssued(t admin.Token) error {
-	return c.print(t, func(w io.Writer) {
-		fmt.Fprintf(w, "id\t%s\n", t.ID)
-		if t.Secret != "" {
-			fmt.Fprintf(w, "token\t%s\n", t.Secret)
+	rows := table{{"id", t.ID}, {"token", t.Secret}, {"expires", when(t.ExpiresAt)}}.known()
+	if old := t.Replaced; old != nil {
+		state := string(old.State)
+		if old.RetiresAt != nil {
+			state += " until " + when(old.RetiresAt)
 		}
-		if t.ExpiresAt != nil {
-			fmt.Fprintf(w, "expires\t%s\n", when(t.ExpiresAt))
+		if old.LastUsedAt != nil {
+			from := cmp.Or(old.LastUsedIP, "-") // a Unix socket has no address
+			state += fmt.Sprintf(", last used %s from %s", when(old.LastUsedAt), from)
 		}
-		if old := t.Replaced; old != nil {
-			fmt.Fprintf(w, "old token\t%s", old.State)
-			if old.RetiresAt != nil {
-				fmt.Fprintf(w, " until %s", when(old.RetiresAt))
-			}
-			if old.LastUsedAt != nil {
-				fmt.Fprintf(w, ", last used %s from %s", when(old.LastUsedAt), dash(old.LastUsedIP))
-			}
-			fmt.Fprintln(w)
-		}
-	}, c.secretNote(t.Secret))
+		rows.add("old token", state)
+	}
+	return c.print(t, rows, c.secretNote(t.Secret))
 }

@@ -3,8 +3,6 @@ package cli
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"strings"
@@ -17,50 +15,35 @@ import (
 func (c *cli) userCommands(root *cobra.Command) {
 	c.createUserCommand(root)
 	c.listUsersCommand(root)
-	c.command(root, "show USER", "Shows a service user",
-		"caddy service-user show billing-sync", 1,
-		onUser(func(ctx context.Context, client *admin.Client, u admin.ServiceUser, _ []string) error {
-			return c.printUser(ctx, client, u, nil)
-		}))
+	c.command(root, "show USER", "Shows a service user", "show billing-sync",
+		on(c.user, func(u admin.ServiceUser, _ []string) error { return c.printUser(u, nil) }))
 	c.updateUserCommand(root)
 	setActive := func(use, short, example string, active bool) {
-		c.command(root, use, short, example, 1,
-			func(ctx context.Context, client *admin.Client, args []string) error {
-				var patch admin.ServiceUserPatch
+		c.command(root, use, short, example, func(args []string) error {
+			return c.patchUser(args[0], func(admin.ServiceUser) (patch admin.ServiceUserPatch) {
 				patch.Active = admin.Some(active)
-				return c.patchUser(ctx, client, args[0],
-					func(admin.ServiceUser) admin.ServiceUserPatch { return patch })
+				return patch
 			})
+		})
 	}
 	setActive("deactivate USER",
 		"Refuses every token of a service user from now on, and cuts its streams, uploads and downloads",
-		"caddy service-user deactivate billing-sync", false)
-	setActive("reactivate USER", "Accepts the tokens of a service user again",
-		"caddy service-user reactivate billing-sync", true)
+		"deactivate billing-sync", false)
+	setActive("reactivate USER", "Accepts the tokens of a service user again", "reactivate billing-sync", true)
 	c.deleteUserCommand(root)
-	c.command(root, "undelete USER_ID", "Brings a deleted service user back, inactive, with its tokens as they were",
-		"caddy service-user undelete service_2x…", 1,
-		func(ctx context.Context, client *admin.Client, args []string) error {
+	c.command(root, "undelete USER_ID",
+		"Brings a deleted service user back, inactive, with its tokens as they were",
+		"undelete service_2x…",
+		func(args []string) error {
 			if err := checkID("service", args[0]); err != nil {
 				return err
 			}
 			var u admin.ServiceUser
-			if err := client.Do(ctx, http.MethodPost, "/service_users/"+args[0]+"/undelete", nil, &u); err != nil {
+			if err := c.do(http.MethodPost, "/service_users/"+args[0]+"/undelete", nil, &u); err != nil {
 				return err
 			}
-			return c.printUser(ctx, client, u, nil)
+			return c.printUser(u, nil)
 		})
-}
-
-// onUser returns an action that first finds the service user of its first argument.
-func onUser(do func(context.Context, *admin.Client, admin.ServiceUser, []string) error) action {
-	return func(ctx context.Context, client *admin.Client, args []string) error {
-		u, err := client.FindServiceUser(ctx, args[0])
-		if err != nil {
-			return err
-		}
-		return do(ctx, client, u, args)
-	}
 }
 
 func (c *cli) createUserCommand(root *cobra.Command) {
@@ -69,33 +52,28 @@ func (c *cli) createUserCommand(root *cobra.Command) {
 	var teams, addresses, groups []string
 	var noToken bool
 	create := c.command(root, "create NAME", "Creates a service user and prints its id and token, once",
-		"caddy service-user create billing-sync --display-name \"Billing sync\" --group people-readers", 1,
-		func(ctx context.Context, client *admin.Client, args []string) error {
+		"create billing-sync --display-name \"Billing sync\" --group people-readers",
+		func(args []string) error {
 			body.Name, body.CreateToken = admin.Some(args[0]), admin.Some(!noToken)
 			body.Teams, body.AllowedIPs = admin.Some(notEmpty(teams)), admin.Some(notEmpty(addresses))
 			body.Labels = admin.Some(labels.texts())
 			switch {
 			case noToken && c.secretFile != "":
-				return usageError{errors.New("--no-token issues no token for --secret-file; leave one of them out")}
+				return usagef("--no-token issues no token for --secret-file; leave one of them out")
 			case noToken && body.TokenTTL.Set:
-				return usageError{errors.New("--no-token issues no token for --ttl; leave one of them out")}
+				return usagef("--no-token issues no token for --ttl; leave one of them out")
 			}
-			ids, err := groupIDs(ctx, client, groups)
+			ids, err := c.groupIDs(groups)
 			if err != nil {
 				return err
 			}
 			body.PermissionGroups = admin.Some(ids)
 			var u admin.ServiceUser
-			request := func() error { return client.Do(ctx, http.MethodPost, "/service_users", body, &u) }
+			request := func() error { return c.do(http.MethodPost, "/service_users", body, &u) }
 			if err := c.issue(request, &u.Token); err != nil {
 				return err
 			}
-			return c.print(u, func(w io.Writer) {
-				fmt.Fprintf(w, "id\t%s\n", u.ID)
-				if u.Token != "" {
-					fmt.Fprintf(w, "token\t%s\n", u.Token)
-				}
-			}, c.secretNote(u.Token))
+			return c.print(u, table{{"id", u.ID}, {"token", u.Token}}.known(), c.secretNote(u.Token))
 		})
 	userFlags(create, &body.ServiceUserInput)
 	flags := create.Flags()
@@ -103,7 +81,7 @@ func (c *cli) createUserCommand(root *cobra.Command) {
 	flags.StringSliceVar(&addresses, "allowed-ip", nil,
 		"an address or CIDR that it may come from (may be repeated)")
 	flags.Var(&labels, "label", "a label (may be repeated)")
-	flags.Var(optFlag[string]{&body.TokenTTL}, "ttl", "how long its token lives, such as 90d")
+	flags.Var(optFlag[string]{&body.TokenTTL}, "ttl", "how long its token is valid, such as 90d")
 	flags.StringSliceVar(&groups, "group", nil,
 		"a permission group that it is a member of (id or name; may be repeated)")
 	flags.BoolVar(&noToken, "no-token", false, "issue no token yet")
@@ -114,31 +92,24 @@ func (c *cli) listUsersCommand(root *cobra.Command) {
 	query := url.Values{}
 	var deleted bool
 	list := c.command(root, "list", "Lists service users, newest first",
-		"caddy service-user list --team finance --sort -last_active_at", 0,
-		func(ctx context.Context, client *admin.Client, args []string) error {
-			uri := "/service_users"
+		"list --team finance --sort -last_active_at",
+		func([]string) error {
 			if deleted {
 				query.Set("deleted", "true")
 			}
-			if len(query) > 0 {
-				uri += "?" + query.Encode()
-			}
-			users := []admin.ServiceUser{}
-			err := admin.All(ctx, client, uri, func(l admin.ServiceUserList) admin.Page {
-				users = append(users, l.ServiceUsers...)
-				return l.Page
-			})
+			list, err := all(c, withQuery("/service_users", query),
+				func(l *admin.ServiceUserList) (*[]admin.ServiceUser, *admin.Page) {
+					return &l.ServiceUsers, &l.Page
+				})
 			if err != nil {
 				return err
 			}
-			all := admin.ServiceUserList{ServiceUsers: users, Page: admin.Page{URI: "/service_users"}}
-			return c.print(all, func(w io.Writer) {
-				fmt.Fprintln(w, "ID\tNAME\tACTIVE\tROLE\tTEAMS\tLAST ACTIVE\tEXPIRES\tCREATED")
-				for _, u := range users {
-					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", u.ID, cell(u.Name), yesNo(u.Active), u.Role,
-						dash(strings.Join(u.Teams, ", ")), when(u.LastActiveAt), when(u.ExpiresAt), when(&u.CreatedAt))
-				}
-			})
+			rows := table{{"ID", "NAME", "ACTIVE", "ROLE", "TEAMS", "LAST ACTIVE", "EXPIRES", "CREATED"}}
+			for _, u := range list.ServiceUsers {
+				rows.add(u.ID, u.Name, yesNo(u.Active), u.Role, strings.Join(u.Teams, ", "),
+					when(u.LastActiveAt), when(u.ExpiresAt), when(&u.CreatedAt))
+			}
+			return c.print(list, rows)
 		})
 	for _, f := range []struct{ flag, parameter, usage string }{
 		{"search", "q", "only those with this in their name, display name, alias, owner, description or id"},
@@ -146,42 +117,41 @@ func (c *cli) listUsersCommand(root *cobra.Command) {
 		{"team", "team", "only this team"},
 		{"status", "status", "only active, inactive or expired ones"},
 		{"created-by", "created_by",
-			"only what this one made: the name or id of a service user, human:NAME, or local"},
+			"only those with this creator: the name or id of a service user, human:NAME, or local"},
 		{"sort", "sort", "by name, role, created_at or last_active_at; \"-\" before it is descending"},
 		{"filter", "filter",
 			"a CEL expression over obj, such as 'obj.created_at > timestamp(\"2030-01-01T00:00:00Z\")'"},
 	} {
 		list.Flags().Var(queryFlag{query, f.parameter}, f.flag, f.usage)
 	}
-	list.Flags().BoolVar(&deleted, "deleted", false, "those that are deleted and can be brought back")
+	list.Flags().BoolVar(&deleted, "deleted", false, "only deleted ones that can be brought back")
 }
 
 func (c *cli) updateUserCommand(root *cobra.Command) {
 	var in admin.ServiceUserInput
 	labels := labelFlag{removes: true}
 	var teams, addresses, members listFlag
-	update := c.command(root, "update USER", "Changes what is given of a service user, and prints what changed",
-		"caddy service-user update billing-sync --owner payments@example.com --add-team finance --label env=prod", 1,
-		func(ctx context.Context, client *admin.Client, args []string) error {
+	update := c.command(root, "update USER", "Changes the given fields of a service user, and prints the changes",
+		"update billing-sync --owner payments@example.com --add-team finance --label env=prod",
+		func(args []string) error {
 			for _, f := range []*listFlag{&teams, &addresses, &members} {
 				if err := f.check(); err != nil {
 					return err
 				}
 			}
-			ids := members
-			for _, list := range []*[]string{&ids.add, &ids.remove, &ids.set} {
+			for _, list := range []*[]string{&members.add, &members.remove, &members.set} {
 				var err error
-				if *list, err = groupIDs(ctx, client, *list); err != nil {
+				if *list, err = c.groupIDs(*list); err != nil {
 					return err
 				}
 			}
-			return c.patchUser(ctx, client, args[0], func(u admin.ServiceUser) admin.ServiceUserPatch {
+			return c.patchUser(args[0], func(u admin.ServiceUser) admin.ServiceUserPatch {
 				patch := admin.ServiceUserPatch{ServiceUserInput: in}
 				if len(labels.members) > 0 {
 					patch.Labels = admin.Some(labels.members)
 				}
 				patch.Teams, patch.AllowedIPs = teams.edit(u.Teams), addresses.edit(u.AllowedIPs)
-				patch.PermissionGroups = ids.edit(u.PermissionGroups)
+				patch.PermissionGroups = members.edit(u.PermissionGroups)
 				return patch
 			})
 		})
@@ -191,56 +161,46 @@ func (c *cli) updateUserCommand(root *cobra.Command) {
 	teams.register(update, "team", "a team that it belongs to")
 	addresses.register(update, "allowed-ip", "an address or CIDR that it may come from")
 	addresses.canonical = canonicalPrefix
-	members.register(update, "group", "a permission group that it is a member of (id or name)")
+	members.register(update, "group", "a permission group that it is a member of, by id or name")
 }
 
 func (c *cli) deleteUserCommand(root *cobra.Command) {
-	var unused string
+	query := url.Values{}
 	remove := c.command(root, "delete USER",
 		"Deletes a service user at once, and cuts its streams, uploads and downloads; "+
 			"for some time it can be brought back",
-		"caddy service-user delete billing-sync --unless-used-within 24h --yes", 1,
-		onUser(func(ctx context.Context, client *admin.Client, u admin.ServiceUser, _ []string) error {
-			use, err := c.useOf(ctx, client, u.URI+"/tokens")
+		"delete billing-sync --unless-used-within 24h --yes",
+		on(c.user, func(u admin.ServiceUser, _ []string) error {
+			list, err := c.tokens(u)
 			if err != nil {
 				return err
 			}
 			if err := c.sure("Delete the service user %s (%s), and end all of its tokens? %s",
-				u.Name, u.ID, use); err != nil {
+				u.Name, u.ID, lastUse(list.Tokens)); err != nil {
 				return err
 			}
-			uri := u.URI
-			if unused != "" {
-				uri += "?unless_used_within=" + url.QueryEscape(unused)
-			}
-			if err := client.Do(ctx, http.MethodDelete, uri, nil, nil); err != nil {
-				return err
-			}
-			return c.done("deleted %s (%s)", u.Name, u.ID)
+			return c.change(http.MethodDelete, withQuery(u.URI, query), "deleted %s (%s)", u.Name, u.ID)
 		}))
 	c.destructive(remove, nil)
-	remove.Flags().StringVar(&unused, "unless-used-within", "",
-		"only when it was not used for so long, such as 24h")
+	remove.Flags().Var(queryFlag{query, "unless_used_within"}, "unless-used-within",
+		"only if no token was used within this time, such as 24h")
 }
 
 // patchTries is how often patchUser repeats a change.
 const patchTries = 10
 
-// patchUser changes a service user and prints what changed. patch makes the change from the present
+// patchUser changes a service user and prints the changes. patch makes the change from the present
 // state. If another client changes the service user meanwhile, patchUser makes the patch again from
 // the new state, so that neither change is lost.
-func (c *cli) patchUser(
-	ctx context.Context, client *admin.Client, idOrName string,
-	patch func(admin.ServiceUser) admin.ServiceUserPatch,
-) error {
+func (c *cli) patchUser(idOrName string, patch func(admin.ServiceUser) admin.ServiceUserPatch) error {
 	for try := 1; ; try++ {
-		before, err := client.FindServiceUser(ctx, idOrName)
+		before, err := c.user(idOrName)
 		if err != nil {
 			return err
 		}
 		// A new variable: decoding into before would keep its old labels among the new ones.
 		var after admin.ServiceUser
-		err = client.Patch(ctx, before.URI, before.ETag, patch(before), &after)
+		err = c.client.Patch(context.Background(), before.URI, before.ETag, patch(before), &after)
 		var e *admin.Error
 		if errors.As(err, &e) && e.Status == http.StatusPreconditionFailed && try < patchTries {
 			continue
@@ -248,6 +208,6 @@ func (c *cli) patchUser(
 		if err != nil {
 			return err
 		}
-		return c.printUser(ctx, client, after, &before)
+		return c.printUser(after, &before)
 	}
 }

@@ -2,9 +2,7 @@ package cli
 
 import (
 	"cmp"
-	"context"
 	"fmt"
-	"io"
 	"maps"
 	"slices"
 	"strings"
@@ -25,13 +23,13 @@ var userTexts = []struct {
 	{"display-name", "the name for people",
 		func(in *admin.ServiceUserInput) *admin.Opt[string] { return &in.DisplayName },
 		func(u *admin.ServiceUser) string { return u.DisplayName }},
-	{"description", "what it is for",
+	{"description", "its purpose, for people",
 		func(in *admin.ServiceUserInput) *admin.Opt[string] { return &in.Description },
 		func(u *admin.ServiceUser) string { return u.Description }},
-	{"owner", "whom to ask about it",
+	{"owner", "the person or team to ask about it",
 		func(in *admin.ServiceUserInput) *admin.Opt[string] { return &in.Owner },
 		func(u *admin.ServiceUser) string { return u.Owner }},
-	{"alias", "a second login id, for clients that come from elsewhere",
+	{"alias", "a second login id, for clients that have one already",
 		func(in *admin.ServiceUserInput) *admin.Opt[string] { return &in.Alias },
 		func(u *admin.ServiceUser) string { return u.Alias }},
 }
@@ -44,7 +42,7 @@ func userFlags(cmd *cobra.Command, in *admin.ServiceUserInput) {
 	}
 	flags.Var(optFlag[access.Role]{&in.Role}, "role", "its role on the admin API: admin, manager or member")
 	flags.Var(optFlag[string]{&in.ExpiresAt}, "expires-at",
-		"when it expires, such as 2030-01-31T12:00:00Z; \"\" is never")
+		"when it expires, such as 2030-01-31T12:00:00Z; \"\" means never")
 }
 
 // userRow is a field of a service user in the output.
@@ -75,7 +73,7 @@ func userRows(u *admin.ServiceUser, groups string, labels []string) []userRow {
 	return append(rows,
 		userRow{name: "allowed IPs", value: strings.Join(u.AllowedIPs, ", "), none: "any"},
 		userRow{name: "groups", value: groups},
-		userRow{name: "expires", value: whenSet(u.ExpiresAt)})
+		userRow{name: "expires", value: when(u.ExpiresAt)})
 }
 
 // changes lists the fields in which before and after differ. Both have the same fields.
@@ -94,17 +92,14 @@ func changes(before, after []userRow) (list []string) {
 }
 
 // printUser prints a service user. Unless before is nil, it also prints the changes since then.
-func (c *cli) printUser(ctx context.Context, client *admin.Client, u admin.ServiceUser, before *admin.ServiceUser) error {
-	names := make(map[string]string)
-	ids := u.PermissionGroups
-	if before != nil {
-		ids = slices.Concat(ids, before.PermissionGroups)
+func (c *cli) printUser(u admin.ServiceUser, before *admin.ServiceUser) error {
+	if c.json {
+		return c.print(u, nil) // with the ids of its groups
 	}
-	for _, id := range ids {
-		if c.json {
-			break // JSON shows the ids alone
-		}
-		g, err := client.FindGroup(ctx, id)
+	was := cmp.Or(before, &u)
+	names := make(map[string]string)
+	for _, id := range slices.Concat(u.PermissionGroups, was.PermissionGroups) {
+		g, err := c.permissionGroup(id)
 		// A group of before may be deleted meanwhile.
 		if err != nil && !(admin.IsNotFound(err) && before != nil) {
 			return err
@@ -119,38 +114,33 @@ func (c *cli) printUser(ctx context.Context, client *admin.Client, u admin.Servi
 		slices.Sort(list)
 		return strings.Join(list, ", ")
 	}
+	rows := table{{"id", u.ID}}
+	for _, r := range userRows(&u, groups(&u), slices.Sorted(maps.Keys(u.Labels))) {
+		if r.isLabel {
+			rows.add("label", r.name+"="+r.value)
+		} else {
+			rows.add(r.name, r.value)
+		}
+	}
+	rows.add("last active", when(u.LastActiveAt))
+	rows.add("created", when(&u.CreatedAt)+" by "+u.CreatedBy)
+	rows = rows.known()
+	if before == nil {
+		return c.print(u, rows)
+	}
+	keys := maps.Clone(before.Labels)
+	maps.Copy(keys, u.Labels)
+	labels := slices.Sorted(maps.Keys(keys))
+	list := changes(userRows(before, groups(before), labels), userRows(&u, groups(&u), labels))
+	if len(list) == 0 {
+		rows.add("changed", "nothing")
+	}
+	for _, change := range list {
+		rows.add("changed", change)
+	}
 	note := ""
-	if before != nil && len(before.AllowedIPs) > 0 && len(u.AllowedIPs) == 0 {
+	if len(before.AllowedIPs) > 0 && len(u.AllowedIPs) == 0 {
 		note = "It may come from any address now."
 	}
-	return c.print(u, func(w io.Writer) {
-		row := func(name, value string) {
-			if value != "" {
-				fmt.Fprintf(w, "%s\t%s\n", name, cell(value))
-			}
-		}
-		row("id", u.ID)
-		for _, r := range userRows(&u, groups(&u), slices.Sorted(maps.Keys(u.Labels))) {
-			if r.isLabel {
-				row("label", r.name+"="+r.value)
-			} else {
-				row(r.name, r.value)
-			}
-		}
-		row("last active", whenSet(u.LastActiveAt))
-		row("created", when(&u.CreatedAt)+" by "+u.CreatedBy)
-		if before == nil {
-			return
-		}
-		keys := maps.Clone(before.Labels)
-		maps.Copy(keys, u.Labels)
-		labels := slices.Sorted(maps.Keys(keys))
-		list := changes(userRows(before, groups(before), labels), userRows(&u, groups(&u), labels))
-		if len(list) == 0 {
-			row("changed", "nothing")
-		}
-		for _, change := range list {
-			row("changed", change)
-		}
-	}, note)
+	return c.print(u, rows, note)
 }
