@@ -86,7 +86,7 @@ func (c *cli) localCommand(parent *cobra.Command, use, short, example string, do
 }
 
 // arguments returns how many arguments a command takes at least and at most. In its usage "[FILE]"
-// may be left out, and "…" stands for more of the kind.
+// may be left out, and "…" allows more of the kind.
 func arguments(use string) (least, most int) {
 	use, _, _ = strings.Cut(use, " | ") // "explain" checks its second usage itself
 	for _, word := range strings.Fields(use)[1:] {
