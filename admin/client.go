@@ -191,37 +191,34 @@ func All[List any](ctx context.Context, c *Client, uri string, add func(List) Pa
 }
 
 // FindServiceUser returns the service user with this id or name.
-func (c *Client) FindServiceUser(ctx context.Context, idOrName string) (u ServiceUser, err error) {
-	if store.ValidID("service", idOrName) {
-		err = c.Do(ctx, http.MethodGet, "/service_users/"+idOrName, nil, &u)
-		return u, err
-	}
-	var list ServiceUserList
-	uri := "/service_users?name=" + url.QueryEscape(idOrName)
-	if err := c.Do(ctx, http.MethodGet, uri, nil, &list); err != nil {
-		return u, err
-	}
-	if len(list.ServiceUsers) == 0 {
-		msg := fmt.Sprintf("there is no service user %q", idOrName)
-		return u, NewError(http.StatusNotFound, "ERR_NOT_FOUND", msg)
-	}
-	return list.ServiceUsers[0], nil
+func (c *Client) FindServiceUser(ctx context.Context, idOrName string) (ServiceUser, error) {
+	return find(ctx, c, "service", "service user", "/service_users", idOrName,
+		func(l ServiceUserList) []ServiceUser { return l.ServiceUsers })
 }
 
 // FindGroup returns the permission group with this id or name.
-func (c *Client) FindGroup(ctx context.Context, idOrName string) (g Group, err error) {
-	if store.ValidID("group", idOrName) {
-		err = c.Do(ctx, http.MethodGet, "/permission_groups/"+idOrName, nil, &g)
-		return g, err
+func (c *Client) FindGroup(ctx context.Context, idOrName string) (Group, error) {
+	return find(ctx, c, "group", "permission group", "/permission_groups", idOrName,
+		func(l GroupList) []Group { return l.PermissionGroups })
+}
+
+// find returns the resource with this id or name. kind is the prefix of its id, noun its name in an
+// error, and path its list, which entries unpacks.
+func find[T, List any](
+	ctx context.Context, c *Client, kind, noun, path, idOrName string, entries func(List) []T,
+) (found T, err error) {
+	if store.ValidID(kind, idOrName) {
+		err = c.Do(ctx, http.MethodGet, path+"/"+idOrName, nil, &found)
+		return found, err
 	}
-	var list GroupList
-	uri := "/permission_groups?name=" + url.QueryEscape(idOrName)
-	if err := c.Do(ctx, http.MethodGet, uri, nil, &list); err != nil {
-		return g, err
+	var list List
+	if err := c.Do(ctx, http.MethodGet, path+"?name="+url.QueryEscape(idOrName), nil, &list); err != nil {
+		return found, err
 	}
-	if len(list.PermissionGroups) == 0 {
-		msg := fmt.Sprintf("there is no permission group %q", idOrName)
-		return g, NewError(http.StatusNotFound, "ERR_NOT_FOUND", msg)
+	named := entries(list)
+	if len(named) == 0 {
+		msg := fmt.Sprintf("there is no %s %q", noun, idOrName)
+		return found, NewError(http.StatusNotFound, "ERR_NOT_FOUND", msg)
 	}
-	return list.PermissionGroups[0], nil
+	return named[0], nil
 }

@@ -223,9 +223,9 @@ func (c *call) showInList(u store.ServiceUser) ServiceUser {
 		ID: u.ID, URI: c.collection() + "/" + u.ID,
 		Name: u.Name, DisplayName: u.DisplayName, Description: u.Description, Owner: u.Owner, Alias: u.Alias,
 		Active: u.Active, Role: u.Role, Teams: nonNil(u.Teams), Labels: u.Labels,
-		AllowedIPs: nonNil(u.AllowedIPs), ExpiresAt: showTime(u.ExpiresAt),
+		AllowedIPs: nonNil(u.AllowedIPs), ExpiresAt: OrNull(u.ExpiresAt),
 		CreatedAt: u.CreatedAt, CreatedBy: u.CreatedBy, UpdatedAt: u.UpdatedAt,
-		LastActiveAt: showTime(u.LastActiveAt), DeletedAt: showTime(u.DeletedAt),
+		LastActiveAt: OrNull(u.LastActiveAt), DeletedAt: OrNull(u.DeletedAt),
 		PermissionGroups: nonNil(u.Groups), ETag: etag(u.Version),
 	}
 }
@@ -259,8 +259,8 @@ func nonNil(list []string) []string {
 	return list
 }
 
-// showTime returns nil, which is null in JSON, for the zero time.
-func showTime(t time.Time) *time.Time {
+// OrNull returns nil, which is null in JSON, for the zero time.
+func OrNull(t time.Time) *time.Time {
 	if t.IsZero() {
 		return nil
 	}

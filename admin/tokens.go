@@ -180,10 +180,10 @@ func showToken(t store.Token, now time.Time) Token {
 		ID: t.ID, URI: "/service_users/" + t.UserID + "/tokens/" + t.ID, ServiceUserID: t.UserID,
 		Description: t.Description, Metadata: t.Metadata, Hint: t.Hint, State: t.State(now),
 		AllowedIPs: nonNil(t.AllowedIPs), PermissionGroups: nonNil(t.Groups),
-		ExpiresAt: showTime(t.ExpiresAt), NotBefore: showTime(t.NotBefore),
-		RetiresAt: showTime(t.RetiresAt), RevokedAt: showTime(t.RevokedAt),
+		ExpiresAt: OrNull(t.ExpiresAt), NotBefore: OrNull(t.NotBefore),
+		RetiresAt: OrNull(t.RetiresAt), RevokedAt: OrNull(t.RevokedAt),
 		CreatedAt: t.CreatedAt, CreatedBy: t.CreatedBy, UpdatedAt: t.UpdatedAt,
-		LastUsedAt: showTime(t.LastUsedAt), LastUsedIP: t.LastUsedIP,
+		LastUsedAt: OrNull(t.LastUsedAt), LastUsedIP: t.LastUsedIP,
 		UseCount: t.UseCount, UsedFrom: showSeen(t.UsedFrom, 0),
 		ReplacedBy: t.ReplacedBy, ETag: etag(t.Version),
 	}
@@ -193,7 +193,7 @@ func showToken(t store.Token, now time.Time) Token {
 			UsedFrom: showSeen(t.UsedFrom, t.RefreshedAt.Unix()), EndsAt: t.RetiresAt,
 		}
 		if !t.LastUsedAt.Before(t.RefreshedAt) {
-			out.Drain.LastUsedAt = showTime(t.LastUsedAt)
+			out.Drain.LastUsedAt = OrNull(t.LastUsedAt)
 		}
 		if !t.RevokedAt.IsZero() {
 			out.Drain.EndsAt = t.RevokedAt

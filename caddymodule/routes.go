@@ -23,11 +23,11 @@ import (
 
 // Finding is a mistake, or a doubt, about the routes around our handlers.
 type Finding struct {
-	Fatal   bool   // a mistake, which fails the load; else a doubt, which is logged
+	Fatal   bool   `json:"-"` // a mistake, which fails the load; else a doubt, which is logged
 	load    bool   // logged at a load, and left out by lint: Caddyfile.example has it on purpose
-	Server  string // the name of the server in the http app
-	Route   string // the matchers on the way, and the path in the server's JSON; "" is the whole server
-	Message string // the harm, and the remedy
+	Server  string `json:"server"`  // the name of the server in the http app
+	Route   string `json:"route"`   // the matchers on the way, and the path in the JSON; "" is the whole server
+	Message string `json:"message"` // the harm, and the remedy
 }
 
 func (f Finding) String() string {

@@ -98,7 +98,7 @@ func (h *Handler) serveWho(w http.ResponseWriter, rq *request) error {
 		Token: whoToken{ID: token.ID, Retiring: token.Retiring},
 	}
 	if at := token.ExpiresAt; at != 0 {
-		out.Token.ExpiresAt = orNull(time.Unix(at, 0).UTC())
+		out.Token.ExpiresAt = admin.OrNull(time.Unix(at, 0).UTC())
 	}
 	seen := make(map[string]bool)
 	for _, rule := range rq.directory.Rules(p) {
@@ -174,16 +174,8 @@ func (h *Handler) serveRotate(w http.ResponseWriter, rq *request) error {
 	}
 	h.log.Info("token rotated", append(fields, zap.String("successor", issued.ID))...)
 	return writeSelf(w, http.StatusCreated, "application/json", rotated{
-		issued.ID, issued.Secret, orNull(issued.ExpiresAt), old.ID, orNull(old.RetiresAt),
+		issued.ID, issued.Secret, admin.OrNull(issued.ExpiresAt), old.ID, admin.OrNull(old.RetiresAt),
 	})
-}
-
-// orNull makes the zero time null.
-func orNull(t time.Time) *time.Time {
-	if t.IsZero() {
-		return nil
-	}
-	return &t
 }
 
 // selfError tells the caller what went wrong.
