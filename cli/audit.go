@@ -39,13 +39,13 @@ func (c *cli) auditCommands(root *cobra.Command) {
 			return c.print(list, rows)
 		})
 	flags := list.Flags()
-	flags.Var(queryFlag{query, "actor"}, "actor",
+	flags.Var(parameter(query, "actor"), "actor",
 		"only changes by this actor: human:NAME, the id of a service user, local, system or anonymous")
-	flags.Var(queryFlag{query, "action"}, "action",
+	flags.Var(parameter(query, "action"), "action",
 		"only this action, such as token.revoke; \"token.\" selects every action of tokens")
-	flags.Var(queryFlag{query, "resource_id"}, "resource", "only changes of the resource with this id")
-	flags.Var(queryFlag{query, "since"}, "since", "only changes since this time, such as 2030-01-31T12:00:00Z")
-	flags.Var(queryFlag{query, "until"}, "until", "only changes before this time")
+	flags.Var(parameter(query, "resource_id"), "resource", "only changes of the resource with this id")
+	flags.Var(parameter(query, "since"), "since", "only changes since this time, such as 2030-01-31T12:00:00Z")
+	flags.Var(parameter(query, "until"), "until", "only changes before this time")
 	flags.IntVar(&limit, "limit", 100, "the largest number of changes")
 
 	head := url.Values{}
@@ -66,7 +66,7 @@ func (c *cli) auditCommands(root *cobra.Command) {
 
 // headFlag adds the flag --head to a command that verifies the audit trail.
 func headFlag(cmd *cobra.Command, query url.Values) {
-	cmd.Flags().Var(queryFlag{query, "head"}, "head",
+	cmd.Flags().Var(parameter(query, "head"), "head",
 		"the head of the audit trail from an earlier run, SEQ:HASH: reports a trail that was cut since then")
 }
 

@@ -98,8 +98,7 @@ func (c *cli) backup(path string, force bool) error {
 	dir := filepath.Dir(path)
 	if path == "-" {
 		if out, ok := c.stdout.(*os.File); ok && term.IsTerminal(int(out.Fd())) {
-			return usagef(
-				"the standard output is a terminal; name a file, or send the backup to a program")
+			return usagef("the standard output is a terminal; name a file, or send the backup to a program")
 		}
 		dir = ""
 	} else if err := c.mayWrite(path, force); err != nil {
@@ -178,37 +177,29 @@ func (c *cli) mayWrite(path string, force bool) error {
 	return nil
 }
 
-// openBackup opens a backup and reads its contents. remove removes the copy of the standard input.
-func (c *cli) openBackup(ctx context.Context, path string) (
-	file *os.File, contents store.Contents, remove func(), err error,
-) {
-	remove = func() {}
-	name := path
-	if path == "-" {
-		if file, err = os.CreateTemp("", ".service_users-*"); err != nil {
-			return nil, contents, remove, err
-		}
-		path = file.Name()
-		remove = func() { _ = os.Remove(path) }
-		_, err = io.Copy(file, os.Stdin)
-		if err = errors.Join(err, file.Close()); err != nil {
-			return nil, contents, remove, err
-		}
+// spool copies the standard input into a file, and returns its path.
+func spool() (path string, err error) {
+	file, err := os.CreateTemp("", ".service_users-*")
+	if err != nil {
+		return "", err
 	}
+	_, err = io.Copy(file, os.Stdin)
+	return file.Name(), errors.Join(err, file.Close())
+}
+
+// readBackup reads the contents of a backup. name is its name in errors.
+func readBackup(ctx context.Context, name, path string) (contents store.Contents, err error) {
 	// A database in use has its last changes in the log, which a copy of the file would miss.
 	if real, err := filepath.EvalSymlinks(path); err == nil {
 		if info, err := os.Stat(real + "-wal"); err == nil && info.Size() > 0 {
-			return nil, contents, remove, fmt.Errorf("%q is a database in use, or a copy of one, "+
-				"and not a backup: there is %q beside it; make a backup of it with --store",
-				path, real+"-wal")
+			return contents, fmt.Errorf("%q is a database in use, or a copy of one, and not a backup: "+
+				"there is %q beside it; make a backup of it with --store", path, real+"-wal")
 		}
 	}
 	if contents, err = store.ReadContents(ctx, path); err != nil {
-		return nil, contents, remove, fmt.Errorf("the backup %q is refused, and nothing was changed: %w",
-			name, err)
+		err = fmt.Errorf("the backup %q is refused, and nothing was changed: %w", name, err)
 	}
-	file, err = os.Open(path)
-	return file, contents, remove, err
+	return contents, err
 }
 
 // restore replaces the store at --store by a backup, or makes a new store from it.
@@ -221,8 +212,19 @@ func (c *cli) restore(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	file, backup, remove, err := c.openBackup(ctx, path)
-	defer remove()
+	name := path
+	if path == "-" {
+		path, err = spool()
+		defer os.Remove(path)
+		if err != nil {
+			return err
+		}
+	}
+	backup, err := readBackup(ctx, name, path)
+	if err != nil {
+		return err
+	}
+	file, err := os.Open(path)
 	if err != nil {
 		return err
 	}
@@ -234,8 +236,8 @@ func (c *cli) restore(ctx context.Context, path string) error {
 		switch {
 		case err == nil:
 			lost := max(0, current.AuditHead().Seq-backup.Head.Seq)
-			question = fmt.Sprintf("Replace the content of the store at revision %d by its backup "+
-				"of revision %d? Lost since then: %s; tokens that were revoked since then are valid again.",
+			question = fmt.Sprintf("Replace the content of the store at revision %d by its backup of "+
+				"revision %d? Lost since then: %s; tokens that were revoked since then are valid again.",
 				current.Directory().Revision(), backup.Revision, plural(int(lost), "change"))
 			if err := current.Close(); err != nil {
 				return err

@@ -13,32 +13,29 @@ import (
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
-// optFlag is a flag for a field of a request that may be absent. The field stays absent without the
-// flag.
-type optFlag[T ~string] struct{ field *admin.Opt[T] }
+// setFlag is a flag that calls a function with its value.
+type setFlag func(string) error
 
-func (o optFlag[T]) String() string { return "" }
-func (o optFlag[T]) Type() string   { return "string" }
+func (f setFlag) String() string        { return "" }
+func (f setFlag) Type() string          { return "string" }
+func (f setFlag) Set(text string) error { return f(text) }
 
-func (o optFlag[T]) Set(text string) error {
-	*o.field = admin.Some(T(text))
-	return nil
-}
-
-// queryFlag is a flag for a parameter of a query. "" leaves the parameter out.
-type queryFlag struct {
-	query     url.Values
-	parameter string
-}
-
-func (q queryFlag) String() string { return "" }
-func (q queryFlag) Type() string   { return "string" }
-
-func (q queryFlag) Set(text string) error {
-	if q.query.Set(q.parameter, text); text == "" {
-		q.query.Del(q.parameter)
+// optional returns a flag for a field of a request. The field stays absent without the flag.
+func optional[T ~string](field *admin.Opt[T]) setFlag {
+	return func(text string) error {
+		*field = admin.Some(T(text))
+		return nil
 	}
-	return nil
+}
+
+// parameter returns a flag for a parameter of a query. "" leaves the parameter out.
+func parameter(query url.Values, name string) setFlag {
+	return func(text string) error {
+		if query.Set(name, text); text == "" {
+			query.Del(name)
+		}
+		return nil
+	}
 }
 
 // labelFlag is a flag KEY=VALUE that may be repeated. With removes, KEY- removes a label, and "" is
@@ -100,19 +97,12 @@ func (l *listFlag) register(cmd *cobra.Command, name, what string) {
 	flags.StringSliceVar(&l.add, "add-"+name, nil, "adds "+what+" (may be repeated)")
 	flags.StringSliceVar(&l.remove, "remove-"+name, nil, "removes "+what+" (may be repeated)")
 	flags.StringSliceVar(&l.set, "set-"+name, nil, "replaces all: "+what+" (may be repeated); \"\" removes all")
-	flags.Var(bareFlag(name), name, "")
+	bare := func(string) error { // could mean to add or to replace
+		return fmt.Errorf("write --add-%s or --remove-%[1]s to change the list, "+
+			"or --set-%[1]s to replace all of it", name)
+	}
+	flags.Var(setFlag(bare), name, "")
 	_ = flags.MarkHidden(name) // cannot fail: the flag exists
-}
-
-// bareFlag rejects --NAME, which could mean to add or to replace.
-type bareFlag string
-
-func (b bareFlag) String() string { return "" }
-func (b bareFlag) Type() string   { return "string" }
-
-func (b bareFlag) Set(string) error {
-	return fmt.Errorf("write --add-%s or --remove-%[1]s to change the list, or --set-%[1]s to replace all of it",
-		string(b))
 }
 
 // check rejects flags that contradict each other, and converts their values to the server's form.

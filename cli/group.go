@@ -14,9 +14,10 @@ func (c *cli) groupCommands(root *cobra.Command) {
 	c.createGroupCommand(root)
 	c.command(root, "list", "Lists permission groups, newest first", "group list",
 		func([]string) error {
-			list, err := all(c, "/permission_groups", func(l *admin.GroupList) (*[]admin.Group, *admin.Page) {
-				return &l.PermissionGroups, &l.Page
-			})
+			list, err := all(c, "/permission_groups",
+				func(l *admin.GroupList) (*[]admin.Group, *admin.Page) {
+					return &l.PermissionGroups, &l.Page
+				})
 			if err != nil {
 				return err
 			}
@@ -58,6 +59,16 @@ func (c *cli) groupCommands(root *cobra.Command) {
 		"group remove people-readers billing-sync", http.MethodDelete, "%s is not a member of %s")
 }
 
+// groupFlags adds the flags that create and update share. They set fields of in.
+func groupFlags(cmd *cobra.Command, in *admin.GroupInput) {
+	flags := cmd.Flags()
+	flags.Var(optional(&in.Description), "description", "its purpose, for people")
+	flags.Var(optional(&in.Mode), "mode", "enforce (the mode of a new group) or observe")
+	flags.Var(optional(&in.MemberCondition), "condition",
+		"a CEL expression over user, such as user.role == \"member\"; a service user that meets it "+
+			"is a member; \"\" means no condition")
+}
+
 func (c *cli) createGroupCommand(root *cobra.Command) {
 	var in admin.GroupInput
 	var rules, permissions []string
@@ -77,13 +88,10 @@ func (c *cli) createGroupCommand(root *cobra.Command) {
 			return c.printGroup(g)
 		})
 	flags := create.Flags()
-	flags.Var(optFlag[string]{&in.Description}, "description", "its purpose, for people")
-	flags.Var(optFlag[access.Mode]{&in.Mode}, "mode", "enforce (the default) or observe")
+	groupFlags(create, &in)
 	flags.StringArrayVar(&rules, "rule", nil, "a rule, such as \"allow GET /v1/people/{id}\" (may be repeated)")
 	flags.StringSliceVar(&permissions, "permission", nil,
 		"a permission of the catalogue that it has (may be repeated)")
-	flags.Var(optFlag[string]{&in.MemberCondition}, "condition",
-		"a CEL expression over user, such as user.role == \"member\"; a service user that meets it is a member")
 }
 
 func (c *cli) updateGroupCommand(root *cobra.Command) {
@@ -103,13 +111,10 @@ func (c *cli) updateGroupCommand(root *cobra.Command) {
 			return c.printGroup(after)
 		}))
 	flags := update.Flags()
-	flags.Var(optFlag[string]{&in.Name}, "name", "another name")
-	flags.Var(optFlag[string]{&in.Description}, "description", "its purpose, for people")
-	flags.Var(optFlag[access.Mode]{&in.Mode}, "mode", "enforce or observe")
+	flags.Var(optional(&in.Name), "name", "another name")
+	groupFlags(update, &in)
 	flags.StringSliceVar(&permissions, "permission", nil,
 		"the permissions that it has (may be repeated), in the place of the present ones; \"\" removes all")
-	flags.Var(optFlag[string]{&in.MemberCondition}, "condition",
-		"a CEL expression over user; a service user that meets it is a member; \"\" removes the condition")
 }
 
 func (c *cli) printGroup(g admin.Group) error {

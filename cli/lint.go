@@ -74,12 +74,11 @@ func lint(file, adapter string) ([]caddymodule.Finding, error) {
 
 func (c *cli) printFindings(list []caddymodule.Finding, strict bool) error {
 	type row struct {
-		Level   string `json:"level"`
-		Server  string `json:"server"`
-		Route   string `json:"route"`
-		Message string `json:"message"`
+		Level string `json:"level"`
+		caddymodule.Finding
 	}
 	rows := []row{}
+	var lines table
 	var fatal, doubts int
 	for _, f := range list {
 		level := "warning"
@@ -89,18 +88,13 @@ func (c *cli) printFindings(list []caddymodule.Finding, strict bool) error {
 		} else {
 			doubts++
 		}
-		rows = append(rows, row{level, f.Server, f.Route, f.Message})
-	}
-	var lines table
-	for i, row := range rows {
-		lines.add(row.Level + ": " + list[i].String())
+		rows = append(rows, row{level, f})
+		lines.add(level + ": " + f.String())
 	}
 	if len(rows) == 0 {
 		lines.add("no findings")
 	}
-	err := c.print(struct {
-		Findings []row `json:"findings"`
-	}{rows}, lines)
+	err := c.print(map[string][]row{"findings": rows}, lines)
 	if err == nil && (fatal > 0 || strict && doubts > 0) {
 		err = fmt.Errorf("%s, %s", plural(fatal, "error"), plural(doubts, "warning"))
 	}

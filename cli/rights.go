@@ -66,7 +66,7 @@ func (c *cli) rightsCommands(root *cobra.Command) {
 			}
 			return c.print(list, rows, c.offlineNote())
 		})
-	who.Flags().Var(queryFlag{query, "remote_ip"}, "remote-ip", "the address of the client; default: any")
+	who.Flags().Var(parameter(query, "remote_ip"), "remote-ip", "the address of the client; default: any")
 	c.wouldDenyCommand(root)
 }
 
@@ -333,7 +333,7 @@ func (c *cli) permissionCommands(root *cobra.Command) {
 			}
 			return c.print(l, rows)
 		})
-	list.Flags().Var(queryFlag{query, "category"}, "category", "only permissions of this category")
+	list.Flags().Var(parameter(query, "category"), "category", "only permissions of this category")
 
 	c.command(root, "show KEY", "Shows a permission with its rules", "permission show people.address.view",
 		on(c.permission, func(p admin.Permission, _ []string) error {

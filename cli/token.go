@@ -58,10 +58,10 @@ func (c *cli) createTokenCommand(root *cobra.Command) {
 			return c.issueToken(u.URI+"/tokens", in)
 		}))
 	flags := create.Flags()
-	flags.Var(optFlag[string]{&in.Description}, "description", "its purpose, for people")
-	flags.Var(optFlag[string]{&in.TTL}, "ttl", "how long it is valid, such as 90d")
-	flags.Var(optFlag[string]{&in.ExpiresAt}, "expires-at", "when it expires, such as 2030-01-31T12:00:00Z")
-	flags.Var(optFlag[string]{&in.NotBefore}, "not-before", "the time from which it is valid; default: at once")
+	flags.Var(optional(&in.Description), "description", "its purpose, for people")
+	flags.Var(optional(&in.TTL), "ttl", "how long it is valid, such as 90d")
+	flags.Var(optional(&in.ExpiresAt), "expires-at", "when it expires, such as 2030-01-31T12:00:00Z")
+	flags.Var(optional(&in.NotBefore), "not-before", "the time from which it is valid; default: at once")
 	flags.StringSliceVar(&addresses, "allowed-ip", nil,
 		"an address or CIDR that it may come from (may be repeated)")
 	flags.StringSliceVar(&groups, "group", nil,

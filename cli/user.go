@@ -81,7 +81,7 @@ func (c *cli) createUserCommand(root *cobra.Command) {
 	flags.StringSliceVar(&addresses, "allowed-ip", nil,
 		"an address or CIDR that it may come from (may be repeated)")
 	flags.Var(&labels, "label", "a label (may be repeated)")
-	flags.Var(optFlag[string]{&body.TokenTTL}, "ttl", "how long its token is valid, such as 90d")
+	flags.Var(optional(&body.TokenTTL), "ttl", "how long its token is valid, such as 90d")
 	flags.StringSliceVar(&groups, "group", nil,
 		"a permission group that it is a member of (id or name; may be repeated)")
 	flags.BoolVar(&noToken, "no-token", false, "issue no token yet")
@@ -122,7 +122,7 @@ func (c *cli) listUsersCommand(root *cobra.Command) {
 		{"filter", "filter",
 			"a CEL expression over obj, such as 'obj.created_at > timestamp(\"2030-01-01T00:00:00Z\")'"},
 	} {
-		list.Flags().Var(queryFlag{query, f.parameter}, f.flag, f.usage)
+		list.Flags().Var(parameter(query, f.parameter), f.flag, f.usage)
 	}
 	list.Flags().BoolVar(&deleted, "deleted", false, "only deleted ones that can be brought back")
 }
@@ -156,7 +156,7 @@ func (c *cli) updateUserCommand(root *cobra.Command) {
 			})
 		})
 	userFlags(update, &in)
-	update.Flags().Var(optFlag[string]{&in.Name}, "name", "another name")
+	update.Flags().Var(optional(&in.Name), "name", "another name")
 	update.Flags().Var(&labels, "label", "sets a label, or removes it with KEY-; the others stay (may be repeated)")
 	teams.register(update, "team", "a team that it belongs to")
 	addresses.register(update, "allowed-ip", "an address or CIDR that it may come from")
@@ -182,7 +182,7 @@ func (c *cli) deleteUserCommand(root *cobra.Command) {
 			return c.change(http.MethodDelete, withQuery(u.URI, query), "deleted %s (%s)", u.Name, u.ID)
 		}))
 	c.destructive(remove, nil)
-	remove.Flags().Var(queryFlag{query, "unless_used_within"}, "unless-used-within",
+	remove.Flags().Var(parameter(query, "unless_used_within"), "unless-used-within",
 		"only if no token was used within this time, such as 24h")
 }
 

@@ -9,7 +9,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/serviceusers/caddy-service-users/access"
 	"github.com/serviceusers/caddy-service-users/admin"
 )
 
@@ -38,10 +37,10 @@ var userTexts = []struct {
 func userFlags(cmd *cobra.Command, in *admin.ServiceUserInput) {
 	flags := cmd.Flags()
 	for _, f := range userTexts {
-		flags.Var(optFlag[string]{f.input(in)}, f.flag, f.usage)
+		flags.Var(optional(f.input(in)), f.flag, f.usage)
 	}
-	flags.Var(optFlag[access.Role]{&in.Role}, "role", "its role on the admin API: admin, manager or member")
-	flags.Var(optFlag[string]{&in.ExpiresAt}, "expires-at",
+	flags.Var(optional(&in.Role), "role", "its role on the admin API: admin, manager or member")
+	flags.Var(optional(&in.ExpiresAt), "expires-at",
 		"when it expires, such as 2030-01-31T12:00:00Z; \"\" means never")
 }
 
