@@ -42,7 +42,7 @@ type cli struct {
 	store, pepperFile        string
 	url, credentialsFile     string
 	insecureHTTP, create     bool
-	output                   outputFlag
+	output                   string
 	json                     bool   // output is JSON
 	yes                      bool   // answer every question with yes
 	secretFile               string // file for an issued secret; "" is the standard output
@@ -75,8 +75,8 @@ func (c *cli) commands(root *cobra.Command) {
 		"with --url: a file with \"id:token\" or a token, which only you can read")
 	flags.BoolVar(&c.insecureHTTP, "insecure-http", false,
 		"with --url: send credentials over http:// to another machine, in the clear")
-	flags.Var(&c.output, "output",
-		"the form of results: table, json (the answer of the REST API) or csv")
+	flags.StringVar(&c.output, "output", outputTable,
+		"the `FORMAT` of results: table, json (the answer of the REST API) or csv")
 	flags.BoolVar(&c.json, "json", false, "short for --output json")
 	root.PersistentPreRunE = c.prepare
 	c.usageErrors(root)

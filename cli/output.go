@@ -3,7 +3,6 @@ package cli
 import (
 	"encoding/csv"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -12,33 +11,22 @@ import (
 	"unicode"
 )
 
-// outputFlag is the form in which results are printed.
-type outputFlag string
-
+// The forms in which results are printed.
 const (
-	outputTable outputFlag = "table" // for people
-	outputJSON  outputFlag = "json"  // the answer of the REST API
-	outputCSV   outputFlag = "csv"   // the table, for spreadsheets
+	outputTable = "table" // for people
+	outputJSON  = "json"  // the answer of the REST API
+	outputCSV   = "csv"   // the table, for spreadsheets
 )
-
-func (o *outputFlag) String() string { return string(*o) }
-func (o *outputFlag) Type() string   { return "FORMAT" }
-
-func (o *outputFlag) Set(text string) error {
-	if !slices.Contains([]outputFlag{outputTable, outputJSON, outputCSV}, outputFlag(text)) {
-		return errors.New("must be table, json or csv")
-	}
-	*o = outputFlag(text)
-	return nil
-}
 
 // chooseOutput sets output and json from both flags; --json is short for --output json. given
 // reports whether --output was set.
 func (c *cli) chooseOutput(given bool) error {
-	if c.json && given && c.output != outputJSON {
+	switch {
+	case !slices.Contains([]string{outputTable, outputJSON, outputCSV}, c.output):
+		return usagef("--output %q: must be table, json or csv", c.output)
+	case c.json && given && c.output != outputJSON:
 		return usagef("--json and --output %s contradict each other; leave one of them out", c.output)
-	}
-	if c.json {
+	case c.json:
 		c.output = outputJSON
 	}
 	c.json = c.output == outputJSON

@@ -46,9 +46,8 @@ func userFlags(cmd *cobra.Command, in *admin.ServiceUserInput) {
 
 // userRow is a field of a service user in the output.
 type userRow struct {
-	name, value string // "" hides the field
+	name, value string // an empty value hides the field; the name of a label is "label KEY"
 	none        string // in a change, the word for ""
-	isLabel     bool   // name is the key of a label
 }
 
 // userRows returns the fields that can change, in the order of the output. groups has the names of
@@ -63,7 +62,7 @@ func userRows(u *admin.ServiceUser, groups string, labels []string) []userRow {
 		userRow{name: "role", value: string(u.Role)},
 		userRow{name: "teams", value: strings.Join(u.Teams, ", ")})
 	for _, key := range labels {
-		row := userRow{name: key, isLabel: true}
+		row := userRow{name: "label " + key}
 		if value, ok := u.Labels[key]; ok {
 			row.value, row.none = value, `""`
 		}
@@ -79,12 +78,8 @@ func userRows(u *admin.ServiceUser, groups string, labels []string) []userRow {
 func changes(before, after []userRow) (list []string) {
 	text := func(r userRow) string { return cmp.Or(r.value, r.none, "-") }
 	for i, r := range after {
-		name := r.name
-		if r.isLabel {
-			name = "label " + name
-		}
 		if was, is := text(before[i]), text(r); was != is {
-			list = append(list, fmt.Sprintf("%s: %s -> %s", name, was, is))
+			list = append(list, fmt.Sprintf("%s: %s -> %s", r.name, was, is))
 		}
 	}
 	return list
@@ -98,6 +93,9 @@ func (c *cli) printUser(u admin.ServiceUser, before *admin.ServiceUser) error {
 	was := cmp.Or(before, &u)
 	names := make(map[string]string)
 	for _, id := range slices.Concat(u.PermissionGroups, was.PermissionGroups) {
+		if names[id] != "" {
+			continue
+		}
 		g, err := c.permissionGroup(id)
 		// A group of before may be deleted meanwhile.
 		if err != nil && !(admin.IsNotFound(err) && before != nil) {
@@ -115,8 +113,8 @@ func (c *cli) printUser(u admin.ServiceUser, before *admin.ServiceUser) error {
 	}
 	rows := table{{"id", u.ID}}
 	for _, r := range userRows(&u, groups(&u), slices.Sorted(maps.Keys(u.Labels))) {
-		if r.isLabel {
-			rows.add("label", r.name+"="+r.value)
+		if key, isLabel := strings.CutPrefix(r.name, "label "); isLabel {
+			rows.add("label", key+"="+r.value)
 		} else {
 			rows.add(r.name, r.value)
 		}
