@@ -47,7 +47,7 @@ func (s *Store) Backup(ctx context.Context, by Actor) (*Backup, error) {
 	if by.Scope != nil {
 		return nil, notAllowed("only an admin may back up the store")
 	}
-	if err := s.FlushUse(ctx); err != nil {
+	if err := s.flushAll(ctx); err != nil {
 		return nil, err
 	}
 	err := s.change(ctx, by, func(t *tx) error { return t.audit("store.backup", "", nil, nil) })

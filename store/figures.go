@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -17,13 +18,14 @@ import (
 )
 
 // recorder keeps the usage of tokens in memory until it is on disk. Requests count in counts and
-// never wait for the disk. Once per interval the counts go to pending, and from there to the disk.
-// A crash of the process loses usage figures, but never a change.
+// never wait for the disk. Once per interval, and when the store closes, the counts go to pending,
+// and from there to the disk. A crash of the process loses usage figures, but never a change.
 type recorder struct {
-	counts access.Uses
-	first  firstUses
-	flush  chan chan error // asks for a write now; the result goes to the sent channel
-	ended  chan struct{}   // closed when the writing goroutine has ended
+	counts  access.Uses
+	first   firstUses
+	writing sync.Mutex // held during FlushUse: pending goes to the disk once
+	failing failureLatch
+	purged  time.Time // the time of the last purge; only keepFigures uses it
 
 	// mu guards the fields below. Moves from counts to pending, and from pending to the disk,
 	// happen under mu, so that a reader finds each use in one place.
@@ -34,8 +36,7 @@ type recorder struct {
 
 func newRecorder() recorder {
 	return recorder{
-		first: firstUses{pending: make(map[string]firstUse), wake: make(chan struct{}, 1)},
-		flush: make(chan chan error), ended: make(chan struct{}),
+		first:   firstUses{pending: make(map[string]firstUse), wake: make(chan struct{}, 1)},
 		pending: make(map[string]map[string]usage),
 	}
 }
@@ -57,7 +58,9 @@ type usage struct {
 }
 
 // Use records that a request of a principal was allowed at an instant (Unix seconds), from an
-// address, by a rule; rule is "" when no rule was involved. It never waits for the disk.
+// address, by a rule; rule is "" when no rule was involved. It never waits for the disk. Each use that
+// is recorded before [Store.Close] is called is on disk when Close returns without an error. A use
+// that is recorded later may be missing there, so the caller closes the store after its requests.
 func (s *Store) Use(p access.Principal, now int64, from netip.Addr, rule string) {
 	s.uses.counts.Note(p, now, from, rule)
 	// The directory still shows the token as unused. RotateToken relies on the first use, so it
@@ -185,50 +188,32 @@ func (r *recorder) commit(sqlTx *sql.Tx, rows []usageRow) error {
 	return nil
 }
 
-// keepFigures writes figures and purges tombstones until the store closes.
+// keepFigures writes figures, and purges tombstones once an hour.
 func (s *Store) keepFigures(ctx context.Context) {
-	tick := time.NewTicker(s.opts.UseInterval)
-	defer tick.Stop()
-	defer close(s.uses.ended)
-	failing, purged := failureLatch{}, time.Time{}
-	work := context.WithoutCancel(ctx) // the last figures are written although ctx has ended
-	for closing := false; !closing; {
-		var done chan error
-		select {
-		case <-ctx.Done():
-			closing = true
-		case <-tick.C:
-		case done = <-s.uses.flush:
-		}
-		err := s.safely("writing the use of tokens", func() error {
-			err := s.writeFigures(work)
-			if now := s.Now(); err == nil && !closing && now.Sub(purged) >= time.Hour {
-				purged = now
-				err = s.purge(work)
-			}
-			return err
-		})
-		failing.report(err, func() {
-			s.log.Error("the use of tokens cannot be written; the store tries again", zap.Error(err))
-		})
-		if done != nil {
-			done <- err
-		}
+	if s.FlushUse(ctx) != nil || s.Now().Sub(s.uses.purged) < time.Hour {
+		return
+	}
+	s.uses.purged = s.Now()
+	if err := s.safely("purging tombstones", func() error { return s.purge(ctx) }); err != nil {
+		s.log.Error("tombstones cannot be purged; the store tries again", zap.Error(err))
 	}
 }
 
 // FlushUse writes the known usage of tokens now. After an error the figures stay in memory, and the
 // store tries again later.
 func (s *Store) FlushUse(ctx context.Context) error {
-	done := make(chan error, 1)
-	select {
-	case s.uses.flush <- done:
-		return <-done
-	case <-s.uses.ended:
-		return errors.New("the store is closed")
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	s.uses.writing.Lock()
+	defer s.uses.writing.Unlock()
+	err := s.safely("writing the use of tokens", func() error { return s.writeFigures(ctx) })
+	s.uses.failing.report(err, func() {
+		s.log.Error("the use of tokens cannot be written; the store tries again", zap.Error(err))
+	})
+	return err
+}
+
+// flushAll writes all usage: first uses, and then the figures, which wait for them.
+func (s *Store) flushAll(ctx context.Context) error {
+	return cmp.Or(s.writeUses(ctx), s.FlushUse(ctx)) // calls both, also after an error of the first
 }
 
 // figuresPerChange limits how long one transaction with figures locks the database.

@@ -1,12 +1,14 @@
 package store
 
 import (
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -194,42 +196,66 @@ func TestUseWhileTheTokenChanges(t *testing.T) {
 	}
 }
 
-// Uses that are counted while a flush or Close runs are neither lost nor counted twice.
+// Uses that are counted while a flush or Close runs are not counted twice, and each use before Close
+// is on disk.
 func TestUseWhileTheStoreFlushesAndCloses(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, still)
 	p := w.principal(w.token.Secret)
-	const goroutines, rounds, opens = 4, 2000, 5
-	want := int64(0)
-	for range opens {
-		s, done := w.Store, make(chan struct{})
+	for range 10 {
+		var began, ended atomic.Int64 // uses, counted before and after the call
+		earlier := w.row(w.token.ID).UseCount
 		var users, flusher sync.WaitGroup
-		for range goroutines {
+		s, stop, flushed := w.Store, make(chan struct{}), make(chan struct{})
+		for range 4 {
 			users.Go(func() {
-				for range rounds {
-					s.Use(p, 1000, addrOf("192.0.2.1"), "rule_a")
+				for {
+					select {
+					case <-stop:
+						return
+					default:
+						began.Add(1)
+						s.Use(p, 1000, addrOf("192.0.2.1"), "rule_a")
+						ended.Add(1)
+					}
 				}
 			})
 		}
 		flusher.Go(func() {
-			for {
-				select {
-				case <-done:
-					return
-				default:
-					mustDo(s.FlushUse(ctx))
-				}
+			for range 5 {
+				mustDo(s.FlushUse(ctx))
 			}
+			close(flushed)
 		})
+		<-flushed
+		least := ended.Load()
+		mustDo(s.Close())
+		most := began.Load()
+		close(stop)
 		users.Wait()
-		close(done)
 		flusher.Wait()
-		s.Use(p, 1000, addrOf("192.0.2.1"), "rule_a")
-		w.reopen(t) // closes s
-		want += goroutines*rounds + 1
-		if got := w.row(w.token.ID).UseCount; got != want {
-			t.Fatalf("got %d uses on disk, want %d", got, want)
+		w.reopen(t)
+		if got := w.row(w.token.ID).UseCount - earlier; got < least || got > most {
+			t.Fatalf("got %d uses on disk, want %d to %d", got, least, most)
 		}
+	}
+}
+
+// The figures of a first use wait for the record of that use, also when the store closes.
+func TestFirstUseIsCountedAtTheEnd(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, still)
+	token := w.token.ID
+	for range 20 {
+		next, _, err := w.rotate(token, time.Hour)
+		mustDo(err)
+		w.use(next.Secret, "192.0.2.1", "rule_a")
+		w.reopen(t)
+		if got := w.row(next.ID); got.UseCount != 1 || got.LastUsedAt.IsZero() {
+			t.Fatalf("got %s on disk, want one use", used(got))
+		}
+		w.clock.add(time.Hour) // a rotation is allowed 10 times in an hour
+		token = next.ID
 	}
 }
 
@@ -296,9 +322,26 @@ func TestUseCannotBeWritten(t *testing.T) {
 	if got := w.row(w.token.ID); got.UseCount != 3 || !strings.HasPrefix(w.onDisk(w.token.ID), used(got)) {
 		t.Errorf("with space again: got %s, on disk %s", used(got), w.onDisk(w.token.ID))
 	}
+	w.use(w.token.Secret, "192.0.2.1", "rule_a")
 	mustDo(w.Close())
+	w.use(w.token.Secret, "192.0.2.1", "rule_a")
 	if err := w.FlushUse(ctx); err == nil {
-		t.Error("flush of a closed store: got no error")
+		t.Error("flush of a use behind Close: got no error")
+	}
+	w.reopen(t)
+	if got := w.row(w.token.ID); got.UseCount != 4 {
+		t.Errorf("after Close: got %s, want the four uses before it", used(got))
+	}
+
+	// Close reports a loss.
+	w.clock.add(time.Second)
+	must(w.write.ExecContext(ctx, `CREATE TEMP TRIGGER full BEFORE UPDATE ON main.service_users BEGIN SELECT RAISE(ABORT, 'no space'); END`))
+	w.use(w.token.Secret, "192.0.2.1", "rule_a")
+	if err := w.Close(); err == nil || !strings.Contains(err.Error(), "no space") {
+		t.Errorf("closed without space: got %v, want that there is no space", err)
+	}
+	if err := w.Close(); err != nil {
+		t.Errorf("closed again: got %v", err)
 	}
 }
 
@@ -417,18 +460,21 @@ func TestAllTokens(t *testing.T) {
 func BenchmarkFlushUse(b *testing.B) {
 	w := newWorld(b, still)
 	const tokens = 10_000
-	using := make([]access.Principal, tokens)
-	must(w.write.ExecContext(ctx, `
-		WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < $1)
-		INSERT INTO tokens (id, service_user_id, hash, hint, pepper_id, allowed_ips, permission_groups, description, metadata, expires_at, not_before, retires_at,
-			revoked_at, replaced_by, created_at, created_by, updated_at, last_used_at, last_used_ip, use_count, version)
-		SELECT 'token_' || i, service_user_id, printf('%064x', i), '', '', '[]', '[]', '', '', 0, 0, 0, 0, '', 0, '', 0, 1, '', 0, 1
-		FROM n, tokens t WHERE t.id = $2`, tokens, w.token.ID))
+	sqlTx := must(w.write.BeginTx(ctx, nil))
+	secrets := make([]string, tokens)
+	for i := range secrets {
+		secrets[i] = access.NewSecret()
+		hash, pepper := w.opts.Peppers.Hash(secrets[i])
+		k := Token{ID: newID("token", w.now()), UserID: w.user.ID, CreatedAt: w.now(), Version: 1}
+		mustDo((&tx{Tx: sqlTx, ctx: ctx}).insert("tokens", k.columns(),
+			column{name: "hash", field: hex.EncodeToString(hash[:])}, column{name: "pepper_id", field: pepper}))
+	}
+	mustDo(sqlTx.Commit())
 	w.Close()
-	w.Store = open(b, w.path, still)
-	u, _ := w.Directory().User(w.user.ID)
-	for i := range using {
-		using[i], _ = w.Directory().Principal(u.ID, u.Tokens[i].ID, netip.Addr{}, w.now().Unix())
+	w.Store = open(b, w.path, Options{UseInterval: time.Hour, Now: w.clock.Now, Peppers: w.opts.Peppers})
+	using := make([]access.Principal, tokens)
+	for i, secret := range secrets {
+		using[i] = w.principal(secret)
 	}
 	b.ReportAllocs()
 	for b.Loop() {
@@ -436,6 +482,10 @@ func BenchmarkFlushUse(b *testing.B) {
 			w.Use(p, w.now().Unix(), addrOf(fmt.Sprintf("192.0.2.%d", i%8)), "rule_a")
 		}
 		mustDo(w.FlushUse(ctx))
+	}
+	b.StopTimer()
+	if got, want := number(w.read, `SELECT SUM(use_count) FROM tokens`), b.N*tokens; got != want {
+		b.Fatalf("got %d uses on disk, want %d", got, want)
 	}
 	b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N*tokens), "µs/token")
 }

@@ -52,18 +52,7 @@ func (h *health) Age() time.Duration {
 
 // watchAge marks the directory as stale when it becomes too old. It is a goroutine of its own,
 // since the one that polls the store may hang.
-func (s *Store) watchAge(ctx context.Context) {
-	tick := time.NewTicker(min(max(s.opts.MaxStaleness/10, time.Millisecond), time.Second))
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		s.setStale(s.Age() > s.opts.MaxStaleness)
-	}
-}
+func (s *Store) watchAge(context.Context) { s.setStale(s.Age() > s.opts.MaxStaleness) }
 
 // setStale sets whether the directory is too old. It logs, and informs the listener, when that
 // changes.

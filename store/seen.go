@@ -212,18 +212,9 @@ const (
 	clockEvery = time.Minute
 )
 
-// keepNote keeps the note up to date until the store closes.
-func (s *Store) keepNote(ctx context.Context) {
-	tick := time.NewTicker(noteEvery)
-	defer tick.Stop()
-	for after := clockEvery; after > 0; {
-		select {
-		case <-ctx.Done():
-			after = 0
-		case <-tick.C:
-		}
-		_ = s.safely("noting", func() error { s.writeNote(after); return nil })
-	}
+// keepNote keeps the note up to date.
+func (s *Store) keepNote(context.Context) {
+	_ = s.safely("noting", func() error { s.writeNote(clockEvery); return nil })
 }
 
 // writeNote writes the note if the revision has changed, or if the clock has advanced by more than

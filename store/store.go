@@ -131,26 +131,32 @@ func Open(ctx context.Context, path string, opts Options) (*Store, error) {
 	}
 	s.clock.logBack(s.log, s.path)
 	s.health.begin(&s.clock)
-	s.start(s.watch, s.recordUses, s.keepFigures, s.keepNote)
-	if s.opts.MaxStaleness > 0 {
-		s.start(s.watchAge)
+	s.start(s.watch, s.recordUses, every(opts.UseInterval, s.keepFigures), every(noteEvery, s.keepNote))
+	if limit := opts.MaxStaleness; limit > 0 {
+		s.start(every(min(max(limit/10, time.Millisecond), time.Second), s.watchAge))
 	}
 	return s, nil
 }
 
-// Close stops watching and closes the database. Requests can go on using the directory that they
-// have. Closing again does nothing.
-func (s *Store) Close() error {
-	s.end()
-	return s.closeDBs()
+// Close writes each use of a token that [Store.Use] recorded before the call, stops watching, and
+// closes the database. An error means that some uses may be lost. Requests can go on using the
+// directory that they have. Closing again does nothing.
+func (s *Store) Close() (err error) {
+	s.closing.Do(func() {
+		s.end()
+		err = s.safely("closing the store", func() error {
+			err := s.flushAll(context.Background())
+			s.writeNote(0) // after the first uses, which raise the revision
+			return err
+		})
+		err = errors.Join(err, s.closeDBs())
+	})
+	return err
 }
 
 func (s *Store) closeDBs() error {
 	return errors.Join(s.read.Close(), s.write.Close())
 }
-
-// Path returns the absolute path of the database.
-func (s *Store) Path() string { return s.path }
 
 // Directory returns the directory in force, which requests are checked against. It never blocks.
 func (s *Store) Directory() *access.Directory { return s.inForce.Load().directory }
@@ -176,6 +182,7 @@ type background struct {
 	ctx     context.Context // ends when the store closes
 	cancel  context.CancelFunc
 	running sync.WaitGroup
+	closing sync.Once
 	panics  atomic.Int64
 }
 
@@ -188,7 +195,25 @@ func (b *background) start(work ...func(context.Context)) {
 	}
 }
 
-// end waits until all goroutines have written what they have.
+// every returns work that calls f once per interval.
+func every(interval time.Duration, f func(context.Context)) func(context.Context) {
+	return func(ctx context.Context) {
+		tick := time.NewTicker(interval)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+				// Without the end of ctx: a cancelled query returns its connection a little
+				// later, and Close must not find one in use.
+				f(context.WithoutCancel(ctx))
+			}
+		}
+	}
+}
+
+// end stops all goroutines and waits for them.
 func (b *background) end() {
 	b.cancel()
 	b.running.Wait()

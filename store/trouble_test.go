@@ -144,7 +144,7 @@ func TestPanicsAreSurvived(t *testing.T) {
 		{"first uses", "writing first uses", func() { w.use(rotated.Secret, "192.0.2.1", "") }, func() bool {
 			return !w.uses.first.has(rotated.ID) && strings.HasPrefix(w.onDisk(rotated.ID), "1 ")
 		}},
-		{"purge", "writing the use of tokens", func() {
+		{"purge", "purging tombstones", func() {
 			u, _ := addUser(other, "gone")
 			mustDo(other.DeleteServiceUser(ctx, Local, u.ID, 0, 0))
 			w.clock.add(w.opts.Retention + time.Hour)

@@ -68,14 +68,14 @@ func (s *Store) noteFirst(userID, tokenID string) {
 // retryUses is the pause after a failed attempt to write first uses.
 const retryUses = time.Second
 
-// recordUses writes first uses until the store closes, and then those that are left.
+// recordUses writes first uses until the store closes.
 func (s *Store) recordUses(ctx context.Context) {
 	var again <-chan time.Time
 	failing := failureLatch{}
-	for closing := false; !closing; {
+	for {
 		select {
 		case <-ctx.Done():
-			closing = true
+			return
 		case <-s.uses.first.wake:
 		case <-again:
 		}
