@@ -456,31 +456,41 @@ func TestAllTokens(t *testing.T) {
 	}
 }
 
-// BenchmarkFlushUse writes the figures of ten thousand tokens that are all in use.
+// BenchmarkFlushUse writes the figures of ten thousand tokens, each used once: a hundred service users have
+// as many tokens as there can be.
 func BenchmarkFlushUse(b *testing.B) {
 	w := newWorld(b, still)
-	const tokens = 10_000
+	const users, tokens = 100, 100 * maxLiveTokens
+	credentials := make([]access.Credential, tokens)
+	for i := range users {
+		credentials[i].ID = must(first(w.CreateServiceUser(ctx, Local, ServiceUser{Profile: access.Profile{Name: fmt.Sprint("n", i), Active: true}}, nil))).ID
+	}
 	sqlTx := must(w.write.BeginTx(ctx, nil))
-	secrets := make([]string, tokens)
-	for i := range secrets {
-		secrets[i] = access.NewSecret()
-		hash, pepper := w.opts.Peppers.Hash(secrets[i])
-		k := Token{ID: newID("token", w.now()), UserID: w.user.ID, CreatedAt: w.now(), Version: 1}
+	for i := range credentials {
+		c := access.Credential{ID: credentials[i%users].ID, Secret: access.NewSecret()}
+		hash, pepper := w.opts.Peppers.Hash(c.Secret)
+		k := Token{ID: newID("token", w.now()), UserID: c.ID, CreatedAt: w.now(), Version: 1}
 		mustDo((&tx{Tx: sqlTx, ctx: ctx}).insert("tokens", k.columns(),
 			column{name: "hash", field: hex.EncodeToString(hash[:])}, column{name: "pepper_id", field: pepper}))
+		credentials[i] = c
 	}
 	mustDo(sqlTx.Commit())
 	w.Close()
 	w.Store = open(b, w.path, Options{UseInterval: time.Hour, Now: w.clock.Now, Peppers: w.opts.Peppers})
 	using := make([]access.Principal, tokens)
-	for i, secret := range secrets {
-		using[i] = w.principal(secret)
+	for i, c := range credentials {
+		var why access.Reason
+		if using[i], why = w.Directory().Authenticate(c, netip.Addr{}, w.now().Unix()); why != access.Granted {
+			b.Fatal(why)
+		}
 	}
 	b.ReportAllocs()
 	for b.Loop() {
+		b.StopTimer()
 		for i, p := range using {
 			w.Use(p, w.now().Unix(), addrOf(fmt.Sprintf("192.0.2.%d", i%8)), "rule_a")
 		}
+		b.StartTimer()
 		mustDo(w.FlushUse(ctx))
 	}
 	b.StopTimer()
