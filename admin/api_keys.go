@@ -50,7 +50,7 @@ func (a *API) createAPIKey(c *call, in APIKeyInput) (APIKey, error) {
 		return APIKey{}, invalidField("owner_id",
 			"must be the id of the service user that the key is for, service_…")
 	}
-	token := store.NewToken{Description: in.Description.Value, Metadata: in.Metadata.Value}
+	token := store.Token{Description: in.Description.Value, Metadata: in.Metadata.Value}
 	issued, err := a.store.CreateToken(c.Context(), c.by, in.OwnerID.Value, token)
 	if err != nil {
 		return APIKey{}, err

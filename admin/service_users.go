@@ -20,10 +20,10 @@ func (a *API) createServiceUser(c *call, in NewServiceUser) (ServiceUser, error)
 	if err := in.apply(&u); err != nil {
 		return ServiceUser{}, err
 	}
-	var token *store.NewToken
+	var token *store.Token
 	foreign := len(c.Header.Values("Ngrok-Version")) > 0 || c.collection() == "/bot_users"
 	if in.CreateToken.Value || !in.CreateToken.Set && !foreign {
-		token = new(store.NewToken)
+		token = new(store.Token)
 	}
 	if in.TokenTTL.Set {
 		if token == nil {

@@ -637,11 +637,11 @@ func TestExpiredStaysExpired(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	u, lasting, err := s.CreateServiceUser(ctx, store.Local, store.ServiceUser{Profile: access.Profile{Name: "a", Active: true}}, &store.NewToken{})
+	u, lasting, err := s.CreateServiceUser(ctx, store.Local, store.ServiceUser{Profile: access.Profile{Name: "a", Active: true}}, &store.Token{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	ending, err := s.CreateToken(ctx, store.Local, u.ID, store.NewToken{ExpiresAt: now().Add(time.Minute)})
+	ending, err := s.CreateToken(ctx, store.Local, u.ID, store.Token{ExpiresAt: now().Add(time.Minute)})
 	if err != nil {
 		t.Fatal(err)
 	}

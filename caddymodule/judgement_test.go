@@ -271,7 +271,7 @@ func TestInstantOfEarlyRequest(t *testing.T) {
 	ahead := time.Duration(0)
 	s := must(store.Open(t.Context(), path, store.Options{Now: func() time.Time { return time.Now().Add(ahead) }}))
 	u, token, err := s.CreateServiceUser(t.Context(), store.Local, store.ServiceUser{Profile: access.Profile{Name: "a", Active: true}},
-		&store.NewToken{ExpiresAt: time.Now().Add(time.Minute)})
+		&store.Token{ExpiresAt: time.Now().Add(time.Minute)})
 	if err != nil {
 		t.Fatal(err)
 	}

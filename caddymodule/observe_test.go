@@ -304,7 +304,7 @@ func newGuard(t testing.TB, h Handler) *guard {
 		return must(open.store.CreateGroup(t.Context(), store.Local, store.Group{Name: name, Mode: access.Enforce, Rules: list})).ID
 	}
 	user := func(name string, groups ...string) credentials {
-		u, token, err := open.store.CreateServiceUser(t.Context(), store.Local, store.ServiceUser{Profile: access.Profile{Name: name, Active: true}, Groups: groups}, &store.NewToken{})
+		u, token, err := open.store.CreateServiceUser(t.Context(), store.Local, store.ServiceUser{Profile: access.Profile{Name: name, Active: true}, Groups: groups}, &store.Token{})
 		if err != nil {
 			t.Fatal(err)
 		}

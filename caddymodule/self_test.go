@@ -71,7 +71,7 @@ func newCorner(t *testing.T, h Handler) *corner {
 	c.watchers = group("watchers", access.Observe, "allow GET /v3")
 	u, issued, err := s.CreateServiceUser(context.Background(), store.Local, store.ServiceUser{
 		Profile: access.Profile{Name: "billing-sync", DisplayName: "Billing <sync>", Active: true}, Groups: []string{c.readers.ID, c.closers.ID, c.watchers.ID},
-	}, &store.NewToken{})
+	}, &store.Token{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -231,7 +231,7 @@ func TestSelfWho(t *testing.T) {
 		t.Errorf("the successor: got %+v", got)
 	}
 
-	u, issued, err := c.open.store.CreateServiceUser(ctx, store.Local, store.ServiceUser{Profile: access.Profile{Name: "empty", Active: true}}, &store.NewToken{})
+	u, issued, err := c.open.store.CreateServiceUser(ctx, store.Local, store.ServiceUser{Profile: access.Profile{Name: "empty", Active: true}}, &store.Token{})
 	if err != nil {
 		t.Fatal(err)
 	}

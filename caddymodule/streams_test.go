@@ -200,7 +200,7 @@ func newStream(t *testing.T, rule string, options ...store.Options) (all *stream
 	}
 	t.Cleanup(func() { s.Close() })
 	g := must(s.CreateGroup(t.Context(), store.Local, store.Group{Name: "readers", Mode: access.Enforce, Rules: []access.Rule{must(access.ParseRule(rule))}}))
-	user, token, err = s.CreateServiceUser(t.Context(), store.Local, store.ServiceUser{Profile: access.Profile{Name: "billing-sync", Active: true}, Groups: []string{g.ID}}, &store.NewToken{})
+	user, token, err = s.CreateServiceUser(t.Context(), store.Local, store.ServiceUser{Profile: access.Profile{Name: "billing-sync", Active: true}, Groups: []string{g.ID}}, &store.Token{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"strings"
 	"sync"
 	"time"
 
@@ -73,18 +72,16 @@ func (t *tx) audit(action, resource string, before, after any) error {
 
 // writeAudit writes a record behind the last one of the audit trail.
 func (t *tx) writeAudit(e AuditEvent) error {
-	if _, err := t.exec(`
+	if err := t.exec("writing the audit trail", `
 		INSERT INTO audit_events (
 			seq, id, at, actor, action, resource_id, before, after, operation_id, prev_hash, hash)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)`,
 		e.Seq, e.ID, e.At.Unix(), e.Actor, e.Action, e.Resource, string(e.Before), string(e.After), e.Operation,
 		e.PrevHash, e.Hash); err != nil {
-		return fmt.Errorf("writing the audit trail: %w", err)
+		return err
 	}
-	if _, err := t.exec(`UPDATE meta SET audit_seq = $1, audit_hash = $2`, e.Seq, e.Hash); err != nil {
-		return fmt.Errorf("writing the head of the audit trail: %w", err)
-	}
-	return nil
+	return t.exec("writing the head of the audit trail",
+		`UPDATE meta SET audit_seq = $1, audit_hash = $2`, e.Seq, e.Hash)
 }
 
 // logAudit writes committed audit records to the log. If somebody later cuts or rewrites the audit
@@ -118,32 +115,16 @@ func (s *Store) AuditEvents(ctx context.Context, by Actor, q AuditQuery) (list [
 			return nil, err
 		}
 		// One more record than the limit shows whether there is another page.
-		rows, err := t.query(selectAudit+`
+		return all(t, "reading the audit trail", scanAudit, selectAudit+`
 			WHERE ($1 = '' OR actor = $1)
-				AND ($2 = '' OR action = $2 OR $3 <> '' AND SUBSTR(action, 1, LENGTH($3)) = $3)
-				AND ($4 = '' OR resource_id = $4)
-				AND at >= $5 AND ($6 = 0 OR at < $6) AND ($7 = 0 OR seq < $7)
-			ORDER BY seq DESC LIMIT $8`,
-			q.Actor, q.Action, actionPrefix(q.Action), q.Resource, unix(q.Since),
-			unix(q.Until), q.Before, q.Limit+1)
-		if err != nil {
-			return nil, fmt.Errorf("reading the audit trail: %w", err)
-		}
-		return collect(rows, scanAudit)
+				AND ($2 = '' OR action = $2 OR $2 LIKE '%.' AND SUBSTR(action, 1, LENGTH($2)) = $2)
+				AND ($3 = '' OR resource_id = $3)
+				AND at >= $4 AND ($5 = 0 OR at < $5) AND ($6 = 0 OR seq < $6)
+			ORDER BY seq DESC LIMIT $7`,
+			q.Actor, q.Action, q.Resource, unix(q.Since), unix(q.Until), q.Before, q.Limit+1)
 	})
-	if len(list) > q.Limit {
-		list, more = list[:q.Limit], true
-	}
+	list, more = cut(list, q.Limit)
 	return list, more, err
-}
-
-// actionPrefix returns the action if it is a prefix such as "token.", which selects every action
-// that begins with it, and otherwise "".
-func actionPrefix(action string) string {
-	if !strings.HasSuffix(action, ".") {
-		return ""
-	}
-	return action
 }
 
 const selectAudit = `
@@ -168,10 +149,8 @@ type AuditHead struct {
 
 // AuditHead returns the head of the audit trail at the last read of the store.
 func (s *Store) AuditHead() AuditHead {
-	if p := s.inForce.Load(); p != nil {
-		return AuditHead{p.seq, p.hash}
-	}
-	return AuditHead{}
+	p := s.inForce.Load()
+	return AuditHead{p.seq, p.hash}
 }
 
 // AuditReport is the result of verifying the audit trail.

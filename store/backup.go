@@ -67,25 +67,15 @@ func (s *Store) Backup(ctx context.Context, by Actor) (*Backup, error) {
 
 func (s *Store) copyTo(ctx context.Context, dir string) (*Backup, error) {
 	path := filepath.Join(dir, "backup.db")
-	db, err := sql.Open("sqlite", sqliteDSN(s.path, "rw", ""))
-	if err != nil {
+	if err := copySQLite(ctx, s.path, path); err != nil {
 		return nil, err
 	}
-	defer db.Close()
-	conn, err := db.Conn(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close()
-	// SQLite has opened the file by now. An earlier check would not notice a file that was
-	// replaced in between.
+	// A check before the copy would not notice a file that was replaced in between.
 	if err := s.inPlace(); err != nil {
 		return nil, err
 	}
-	if err := vacuumInto(ctx, conn, path); err != nil {
-		return nil, err
-	}
 	b := &Backup{dir: dir}
+	var err error
 	if b.Contents, err = ReadContents(ctx, path); err != nil {
 		return nil, err
 	}
@@ -103,19 +93,6 @@ func (s *Store) copyTo(ctx context.Context, dir string) (*Backup, error) {
 	}
 	digest.Sum(b.SHA256[:0])
 	return b, nil
-}
-
-// vacuumInto copies a database into a new file that only its owner can read.
-func vacuumInto(ctx context.Context, conn *sql.Conn, path string) error {
-	file, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600) // VACUUM INTO accepts an empty file
-	if err != nil {
-		return err
-	}
-	if err := file.Close(); err != nil {
-		return err
-	}
-	_, err = conn.ExecContext(ctx, `VACUUM INTO $1`, path)
-	return explainSQLite(err)
 }
 
 // besides creates a directory beside the database, for files that only the owner can read. The
@@ -165,7 +142,7 @@ func openAtRest(path string) (*sql.DB, error) {
 	if err != nil {
 		return nil, err
 	}
-	return sql.Open("sqlite", sqliteDSN(place, "ro", withoutLog(place)))
+	return sql.Open(sqliteDriver, sqliteDSN(place, "ro", withoutLog(place)))
 }
 
 func (t *tx) contents() (c Contents, err error) {

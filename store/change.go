@@ -22,16 +22,20 @@ type tx struct {
 	events    []AuditEvent      // audit records written
 }
 
-func (t *tx) exec(query string, args ...any) (sql.Result, error) {
-	return t.Tx.ExecContext(t.ctx, query, args...)
+// exec runs a statement. what names its purpose in an error, for example "writing the rule".
+func (t *tx) exec(what, query string, args ...any) error {
+	if _, err := t.ExecContext(t.ctx, query, args...); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return nil
 }
 
 func (t *tx) query(query string, args ...any) (*sql.Rows, error) {
-	return t.Tx.QueryContext(t.ctx, query, args...)
+	return t.QueryContext(t.ctx, query, args...)
 }
 
 func (t *tx) row(query string, args ...any) *sql.Row {
-	return t.Tx.QueryRowContext(t.ctx, query, args...)
+	return t.QueryRowContext(t.ctx, query, args...)
 }
 
 func (t *tx) newID(prefix string) string { return newID(prefix, t.store.Now()) }
@@ -121,8 +125,8 @@ func (s *Store) change(ctx context.Context, by Actor, f func(*tx) error) (err er
 	if err := f(t); err != nil || len(t.events) == 0 {
 		return err
 	}
-	if _, err := t.exec(`UPDATE meta SET revision = $1`, t.revision); err != nil {
-		return fmt.Errorf("counting the revision: %w", err)
+	if err := t.exec("counting the revision", `UPDATE meta SET revision = $1`, t.revision); err != nil {
+		return err
 	}
 	return s.finish(t)
 }

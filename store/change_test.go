@@ -84,7 +84,7 @@ func TestChange(t *testing.T) {
 			return err
 		}},
 		{"create a service user with a token", "service_user.create token.create", access.Granted, func(w *world) error {
-			u, issued, err := w.CreateServiceUser(ctx, alice, ServiceUser{Profile: access.Profile{Name: "n", Alias: "n@example", Active: true}, Groups: []string{w.readers.ID}}, &NewToken{})
+			u, issued, err := w.CreateServiceUser(ctx, alice, ServiceUser{Profile: access.Profile{Name: "n", Alias: "n@example", Active: true}, Groups: []string{w.readers.ID}}, &Token{})
 			for _, login := range []string{u.ID, u.Alias} {
 				if got := probe(w.Store, login, issued.Secret, "GET /v1/x"); got != access.Granted {
 					return fmt.Errorf("the new one as %s: got %v, want granted", login, got)
@@ -113,7 +113,7 @@ func TestChange(t *testing.T) {
 		{"delete", "service_user.delete", access.UnknownID, func(w *world) error { return w.deleteUser(ctx, alice, w.user.ID, 0) }},
 		{"delete this version", "service_user.delete", access.UnknownID, func(w *world) error { return w.deleteUser(ctx, alice, w.user.ID, w.user.Version) }},
 		{"create a token", "token.create", access.Granted, func(w *world) error {
-			return w.issue(w.CreateToken(ctx, alice, w.user.ID, NewToken{Description: "ci", Metadata: "{}"}))
+			return w.issue(w.CreateToken(ctx, alice, w.user.ID, Token{Description: "ci", Metadata: "{}"}))
 		}},
 		{"narrow the token", "token.update", access.NoRule, func(w *world) error {
 			return w.changeToken(func(k *Token) { k.Groups = []string{w.closers.ID} })
@@ -314,7 +314,7 @@ func TestNothingToChange(t *testing.T) {
 		u.Labels = map[string]string{"env": "prod"}
 	}))
 	mustDo(w.changeToken(func(k *Token) { k.AllowedIPs, k.ExpiresAt = []string{"192.0.2.1/32"}, w.clock.Now().Add(time.Hour) }))
-	spare := must(w.CreateToken(ctx, alice, w.user.ID, NewToken{}))
+	spare := must(w.CreateToken(ctx, alice, w.user.ID, Token{}))
 	mustDo(w.revoke(ctx, alice, w.user.ID, spare.ID))
 	load(w.Store, permissionList("p q")...)
 	mustDo(w.changeGroup(func(g *Group) { g.Permissions, g.MemberCondition = []string{"p", "q"}, "true" }))
@@ -384,20 +384,20 @@ func TestRefusedChange(t *testing.T) {
 	mustDo(w.deleteUser(ctx, Local, gone.ID, 0))
 	goneGroup := addGroup(w.Store, "gone", "allow GET /")
 	mustDo(w.DeleteGroup(ctx, Local, goneGroup.ID, 0))
-	revoked := must(w.CreateToken(ctx, Local, w.user.ID, NewToken{}))
+	revoked := must(w.CreateToken(ctx, Local, w.user.ID, Token{}))
 	mustDo(w.revoke(ctx, Local, w.user.ID, revoked.ID))
-	retiring := must(w.CreateToken(ctx, Local, w.user.ID, NewToken{}))
+	retiring := must(w.CreateToken(ctx, Local, w.user.ID, Token{}))
 	must(w.refreshOf(ctx, Local, w.user.ID, retiring.ID, time.Hour))
 	full, _ := addUser(w.Store, "full")
 	for range maxLiveTokens - 1 {
-		must(w.CreateToken(ctx, Local, full.ID, NewToken{}))
+		must(w.CreateToken(ctx, Local, full.ID, Token{}))
 	}
 	w.user, w.readers = must(w.readUser(ctx, Local, w.user.ID)), must(w.Group(ctx, Local, w.readers.ID))
 	mine := errors.New("no, thanks")
 	noUser, noGroup, noToken := newID("service", w.clock.Now()), newID("group", w.clock.Now()), newID("token", w.clock.Now())
 
 	create := func(u ServiceUser) error {
-		_, _, err := w.CreateServiceUser(ctx, alice, u, &NewToken{})
+		_, _, err := w.CreateServiceUser(ctx, alice, u, &Token{})
 		return err
 	}
 	updateUser := func(id string, version int64) error {
@@ -412,7 +412,7 @@ func TestRefusedChange(t *testing.T) {
 		_, err := w.UpdateGroup(ctx, alice, id, version, func(g *Group) error { g.Description = "x"; g.Rules = nil; return nil })
 		return err
 	}
-	createToken := func(user string, k NewToken) error {
+	createToken := func(user string, k Token) error {
 		_, err := w.CreateToken(ctx, alice, user, k)
 		return err
 	}
@@ -437,7 +437,7 @@ func TestRefusedChange(t *testing.T) {
 			return create(ServiceUser{Profile: access.Profile{Name: "n"}, Groups: []string{w.readers.ID, goneGroup.ID}})
 		}},
 		{"create, bad token", "invalid value expires_at", func() error {
-			_, _, err := w.CreateServiceUser(ctx, alice, ServiceUser{Profile: access.Profile{Name: "n"}}, &NewToken{ExpiresAt: w.clock.Now()})
+			_, _, err := w.CreateServiceUser(ctx, alice, ServiceUser{Profile: access.Profile{Name: "n"}}, &Token{ExpiresAt: w.clock.Now()})
 			return err
 		}},
 		{"update, name taken", "conflict name", func() error { return w.changeUser(func(u *ServiceUser) { u.Name = other.Name }) }},
@@ -458,13 +458,13 @@ func TestRefusedChange(t *testing.T) {
 		{"delete, unknown", "not found", func() error { return w.deleteUser(ctx, alice, noUser, 0) }},
 		{"delete, deleted", "not found", func() error { return w.deleteUser(ctx, alice, gone.ID, 0) }},
 		{"delete, older version", "changed", func() error { return w.deleteUser(ctx, alice, w.user.ID, w.user.Version-1) }},
-		{"token for nobody", "not found", func() error { return createToken(noUser, NewToken{}) }},
-		{"token for a deleted one", "not found", func() error { return createToken(gone.ID, NewToken{}) }},
+		{"token for nobody", "not found", func() error { return createToken(noUser, Token{}) }},
+		{"token for a deleted one", "not found", func() error { return createToken(gone.ID, Token{}) }},
 		{"token for too long", "invalid value expires_at", func() error {
-			return createToken(w.user.ID, NewToken{ExpiresAt: w.clock.Now().Add(24*time.Hour + time.Second)})
+			return createToken(w.user.ID, Token{ExpiresAt: w.clock.Now().Add(24*time.Hour + time.Second)})
 		}},
-		{"token with an unknown group", "invalid value permission_groups", func() error { return createToken(w.user.ID, NewToken{Groups: []string{noGroup}}) }},
-		{"token, one too many", "conflict", func() error { return createToken(full.ID, NewToken{}) }},
+		{"token with an unknown group", "invalid value permission_groups", func() error { return createToken(w.user.ID, Token{Groups: []string{noGroup}}) }},
+		{"token, one too many", "conflict", func() error { return createToken(full.ID, Token{}) }},
 		{"update token, unknown", "not found", func() error { return updateToken(w.user.ID, noToken, 0) }},
 		{"update token, of another one", "not found", func() error { return updateToken(other.ID, w.token.ID, 0) }},
 		{"update token, of a deleted one", "not found", func() error { return updateToken(gone.ID, goneToken.ID, 0) }},
@@ -597,7 +597,7 @@ func TestReturnedRecords(t *testing.T) {
 			Teams: []string{"z", "a", "a"}, Labels: map[string]string{"k": "v"}}, AllowedIPs: []string{"10.1.2.3/8", "::ffff:192.0.2.1"}, ExpiresAt: later,
 		CreatedAt: later, CreatedBy: "x", UpdatedAt: later, LastActiveAt: later, DeletedAt: later, Groups: []string{w.readers.ID, w.readers.ID}, Version: 9,
 	}
-	u, issued, err := w.CreateServiceUser(ctx, alice, all, &NewToken{
+	u, issued, err := w.CreateServiceUser(ctx, alice, all, &Token{
 		ID: "x", UserID: "x", Description: "d", Hint: "x", Metadata: "{\n}", AllowedIPs: []string{"10.1.2.3"}, Groups: []string{w.readers.ID, w.readers.ID}, ExpiresAt: later, NotBefore: w.clock.Now(),
 		CreatedAt: later, CreatedBy: "x", UpdatedAt: later, LastUsedAt: later, LastUsedIP: "x", UseCount: 9, RetiresAt: later, RevokedAt: later, ReplacedBy: "x", Version: 9,
 	})
@@ -682,7 +682,7 @@ func TestNamesAreFreeAgain(t *testing.T) {
 	w := newWorld(t, Options{})
 	seen := make(map[string]bool)
 	for range 5 {
-		u, issued, err := w.CreateServiceUser(ctx, alice, ServiceUser{Profile: access.Profile{Name: "n", Alias: "a@example", Active: true}, Groups: []string{w.readers.ID}}, &NewToken{})
+		u, issued, err := w.CreateServiceUser(ctx, alice, ServiceUser{Profile: access.Profile{Name: "n", Alias: "a@example", Active: true}, Groups: []string{w.readers.ID}}, &Token{})
 		mustDo(err)
 		g := must(w.CreateGroup(ctx, alice, Group{Name: "g"}))
 		for _, id := range []string{u.ID, issued.ID, g.ID} {
@@ -723,7 +723,7 @@ func TestLiveTokens(t *testing.T) {
 	w := newWorld(t, Options{})
 	var last string
 	create := func(life time.Duration) error {
-		var k NewToken
+		var k Token
 		if life > 0 {
 			k.ExpiresAt = w.clock.Now().Add(life)
 		}
@@ -838,7 +838,7 @@ func TestRefreshToken(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			w := newWorld(t, Options{})
-			token := NewToken{Description: "ci", Metadata: "m", AllowedIPs: []string{"192.0.2.0/24"}, Groups: []string{w.readers.ID}}
+			token := Token{Description: "ci", Metadata: "m", AllowedIPs: []string{"192.0.2.0/24"}, Groups: []string{w.readers.ID}}
 			if row.lifetime > 0 {
 				token.ExpiresAt = w.clock.Now().Add(row.lifetime)
 			}
@@ -925,7 +925,7 @@ func TestTokenTTL(t *testing.T) {
 		row.opts.Now = newClock().Now
 		s := open(t, place(t), row.opts)
 		u := must(first(s.CreateServiceUser(ctx, Local, ServiceUser{Profile: access.Profile{Name: "a"}}, nil)))
-		var token NewToken
+		var token Token
 		if row.asked > 0 {
 			token.ExpiresAt = s.Now().Add(row.asked)
 		}
@@ -989,7 +989,7 @@ func TestConcurrentChanges(t *testing.T) {
 	})
 	for i := range writers {
 		wg.Go(func() {
-			u, token, err := w.CreateServiceUser(ctx, alice, ServiceUser{Profile: access.Profile{Name: fmt.Sprint("u", i), Active: true}}, &NewToken{})
+			u, token, err := w.CreateServiceUser(ctx, alice, ServiceUser{Profile: access.Profile{Name: fmt.Sprint("u", i), Active: true}}, &Token{})
 			if err != nil {
 				t.Error(err)
 				return

@@ -54,7 +54,7 @@ func newLadder(t *testing.T) (l *ladder, content []byte) {
 			u.Labels[key] = value
 		}
 		clock.add(time.Second) // so that no two were made at one instant
-		u, token, err := s.CreateServiceUser(ctx, Local, u, &NewToken{})
+		u, token, err := s.CreateServiceUser(ctx, Local, u, &Token{})
 		mustDo(err)
 		l.ids[name], l.tokens[name] = u.ID, token
 	}
@@ -98,7 +98,7 @@ func (l *ladder) edit(by Actor, user string, edit func(*ServiceUser)) error {
 	return second(l.UpdateServiceUser(ctx, by, l.ids[user], 0, func(u *ServiceUser) error { edit(u); return nil }))
 }
 
-func (l *ladder) create(by Actor, u ServiceUser, token NewToken) error {
+func (l *ladder) create(by Actor, u ServiceUser, token Token) error {
 	if u.Teams == nil {
 		u.Teams = []string{"finance"}
 	}
@@ -114,7 +114,7 @@ func (l *ladder) leave(by Actor, group, user string) error {
 }
 
 func (l *ladder) mint(by Actor, user string, groups string) error {
-	return second(l.CreateToken(ctx, by, l.ids[user], NewToken{Groups: l.groups(groups)}))
+	return second(l.CreateToken(ctx, by, l.ids[user], Token{Groups: l.groups(groups)}))
 }
 
 func (l *ladder) editToken(by Actor, user string, edit func(*Token)) error {
@@ -202,7 +202,7 @@ func rungs() []rung {
 		return func(l *ladder, by Actor) error {
 			u := ServiceUser{Profile: access.Profile{Name: "new", Active: true, Labels: make(map[string]string)}}
 			f(l, &u)
-			return l.create(by, u, NewToken{})
+			return l.create(by, u, Token{})
 		}
 	}
 	in := func(names string) func(l *ladder, u *ServiceUser) {
@@ -272,7 +272,7 @@ func rungs() []rung {
 		{name: "narrow a new token to a foreign group too", by: "manager person", want: byGroups, steps: steps{mint("reader", "readers writers")}},
 		{name: "narrow a new token to no group", by: "manager person", want: byGroups, steps: steps{mint("reader", "nogroup")}},
 		{name: "narrow the first token to a foreign group", by: "manager person", want: byGroups, steps: steps{func(l *ladder, by Actor) error {
-			return l.create(by, ServiceUser{Profile: access.Profile{Name: "new"}}, NewToken{Groups: l.groups("writers")})
+			return l.create(by, ServiceUser{Profile: access.Profile{Name: "new"}}, Token{Groups: l.groups("writers")})
 		}}},
 		{name: "narrow a token to a foreign group", by: "manager person", want: byGroups, steps: steps{func(l *ladder, by Actor) error {
 			return l.editToken(by, "reader", func(k *Token) { k.Groups = l.groups("writers") })
@@ -650,16 +650,16 @@ func TestRefusalTellsNothing(t *testing.T) {
 	l.Store = open(t, path, Options{})
 	for name, way := range map[string]func(by Actor, group string) error{
 		"create": func(by Actor, g string) error {
-			return l.create(by, ServiceUser{Profile: access.Profile{Name: "n"}, Groups: []string{g}}, NewToken{})
+			return l.create(by, ServiceUser{Profile: access.Profile{Name: "n"}, Groups: []string{g}}, Token{})
 		},
 		"update": func(by Actor, g string) error {
 			return l.edit(by, "reader", func(u *ServiceUser) { u.Groups = append(u.Groups, g) })
 		},
 		"first token": func(by Actor, g string) error {
-			return l.create(by, ServiceUser{Profile: access.Profile{Name: "n"}}, NewToken{Groups: []string{g}})
+			return l.create(by, ServiceUser{Profile: access.Profile{Name: "n"}}, Token{Groups: []string{g}})
 		},
 		"token": func(by Actor, g string) error {
-			return second(l.CreateToken(ctx, by, l.ids["reader"], NewToken{Groups: []string{g}}))
+			return second(l.CreateToken(ctx, by, l.ids["reader"], Token{Groups: []string{g}}))
 		},
 		"narrow": func(by Actor, g string) error {
 			return l.editToken(by, "reader", func(k *Token) { k.Groups = []string{g} })

@@ -15,7 +15,7 @@ import (
 func TestClockNeverGoesBack(t *testing.T) {
 	w := newWorld(t, Options{})
 	made := w.clock.Now()
-	k := must(w.CreateToken(ctx, Local, w.user.ID, NewToken{ExpiresAt: made.Add(time.Hour)}))
+	k := must(w.CreateToken(ctx, Local, w.user.ID, Token{ExpiresAt: made.Add(time.Hour)}))
 	check := func(when string, want access.Reason) {
 		t.Helper()
 		if got := probe(w.Store, w.user.ID, k.Secret, "GET /v1/x"); got != want {
@@ -41,7 +41,7 @@ func TestClockNeverGoesBack(t *testing.T) {
 	if told := logs.FilterMessageSnippet("the clock went back").Len(); told != 1 {
 		t.Errorf("lines of the log about the clock: got %d, want 1; %v", told, logs.All())
 	}
-	if got := must(w.CreateToken(ctx, Local, w.user.ID, NewToken{})).CreatedAt; got.Before(made.Add(time.Hour)) {
+	if got := must(w.CreateToken(ctx, Local, w.user.ID, Token{})).CreatedAt; got.Before(made.Add(time.Hour)) {
 		t.Errorf("a change: got the time %v, want at least %v", got, made.Add(time.Hour))
 	}
 

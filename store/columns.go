@@ -159,22 +159,25 @@ func (u *ServiceUser) checkTexts() error {
 	return nil
 }
 
-// all reads the rows of a query.
-func all[T any](t *tx, scan func(*sql.Rows) (T, error), query string, args ...any) ([]T, error) {
+// all reads the rows of a query. what names them in an error, for example "reading rules".
+func all[T any](t *tx, what string, scan func(*sql.Rows) (T, error), query string, args ...any) (list []T, err error) {
 	rows, err := t.query(query, args...)
-	if err != nil {
-		return nil, err
+	if err == nil {
+		list, err = collect(rows, scan)
 	}
-	return collect(rows, scan)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	return list, nil
 }
 
 // one reads the only row of a query. Without a row the error is [ErrNotFound]. kind and id name the
 // record in errors.
 func one[T any](t *tx, scan func(*sql.Rows) (T, error), kind, id, query string, args ...any) (v T, err error) {
-	list, err := all(t, scan, query, args...)
+	list, err := all(t, "reading the "+kind, scan, query, args...)
 	switch {
 	case err != nil:
-		return v, fmt.Errorf("reading the %s: %w", kind, err)
+		return v, err
 	case len(list) == 0:
 		return v, notFound(kind, id)
 	}
@@ -186,29 +189,45 @@ func cut[T any](list []T, limit int) ([]T, bool) {
 	return list[:min(len(list), limit)], len(list) > limit
 }
 
-// insert writes a row from the columns of a record and further ones.
-func (t *tx) insert(table string, columns []column, more ...column) error {
-	var places []string
-	var args []any
-	for i, c := range append(columns, more...) {
-		places, args = append(places, fmt.Sprintf("$%d", i+1)), append(args, c.field)
+// insert writes a row from the columns of a record and further ones. kind names the record in errors.
+func (t *tx) insert(kind, table string, columns []column, more ...column) error {
+	columns = append(columns, more...)
+	var args params
+	places := make([]string, len(columns))
+	for i, c := range columns {
+		places[i] = args.add(c.field)
 	}
-	_, err := t.exec(`INSERT INTO `+table+` (`+strings.Join(names(append(columns, more...)), ", ")+`)
+	return t.exec("writing the "+kind, `INSERT INTO `+table+` (`+strings.Join(names(columns), ", ")+`)
 		VALUES (`+strings.Join(places, ", ")+`)`, args...)
-	return err
 }
 
 // update writes the columns that are not fixed into the row with this id.
-func (t *tx) update(table, id string, columns []column, more ...column) error {
-	sets, args := []string{}, []any{id}
+func (t *tx) update(kind, table, id string, columns []column, more ...column) error {
+	sets, args := []string{}, params{id}
 	for _, c := range append(columns, more...) {
 		if !c.fixed {
-			args = append(args, c.field)
-			sets = append(sets, fmt.Sprintf("%s = $%d", c.name, len(args)))
+			sets = append(sets, c.name+" = "+args.add(c.field))
 		}
 	}
-	_, err := t.exec(`UPDATE `+table+` SET `+strings.Join(sets, ", ")+` WHERE id = $1`, args...)
-	return err
+	return t.exec("writing the "+kind, `UPDATE `+table+` SET `+strings.Join(sets, ", ")+` WHERE id = $1`, args...)
+}
+
+// params are the arguments of a statement that is put together.
+type params []any
+
+// add adds an argument, and returns its place in the statement, such as "$1".
+func (p *params) add(v any) string {
+	*p = append(*p, v)
+	return fmt.Sprintf("$%d", len(*p))
+}
+
+// list adds several arguments, and returns their places for IN (…).
+func (p *params) list(values []string) string {
+	list := `NULL` // equals nothing, and makes a list of an empty one
+	for _, v := range values {
+		list += `, ` + p.add(v)
+	}
+	return list
 }
 
 // unixTime is a time that is Unix seconds in the database; the zero time is 0.

@@ -33,8 +33,8 @@ func TestMemberCondition(t *testing.T) {
 	w := newWorld(t, Options{})
 	other := open(t, w.path, w.opts)
 	g := must(w.CreateGroup(ctx, alice, Group{Name: "prod", MemberCondition: `user.labels.env == "prod"`, Rules: rules("allow GET /prod", "deny DELETE /prod")}))
-	narrowed := must(w.CreateToken(ctx, alice, w.user.ID, NewToken{Groups: []string{g.ID}}))
-	elsewhere := must(w.CreateToken(ctx, alice, w.user.ID, NewToken{Groups: []string{w.readers.ID}}))
+	narrowed := must(w.CreateToken(ctx, alice, w.user.ID, Token{Groups: []string{g.ID}}))
+	elsewhere := must(w.CreateToken(ctx, alice, w.user.ID, Token{Groups: []string{w.readers.ID}}))
 	condition := func(text string) func() error {
 		return func() error {
 			_, err := w.UpdateGroup(ctx, alice, g.ID, 0, func(g *Group) error { g.MemberCondition = text; return nil })
@@ -174,7 +174,7 @@ func TestCreatedByCondition(t *testing.T) {
 		teams string
 		want  access.Reason
 	}{{"finance", access.Granted}, {"ops finance", access.Granted}, {"ops", access.NoRule}, {"", access.NoRule}} {
-		u, token, err := w.CreateServiceUser(ctx, alice, ServiceUser{Profile: access.Profile{Name: "in " + row.teams + "!", Active: true, Teams: strings.Fields(row.teams)}}, &NewToken{})
+		u, token, err := w.CreateServiceUser(ctx, alice, ServiceUser{Profile: access.Profile{Name: "in " + row.teams + "!", Active: true, Teams: strings.Fields(row.teams)}}, &Token{})
 		mustDo(err)
 		if got := probe(w.Store, u.ID, token.Secret, "GET /v1/x"); got != row.want {
 			t.Errorf("in the teams %q: got %v, want %v", row.teams, got, row.want)

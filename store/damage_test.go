@@ -54,13 +54,13 @@ func newChronicle(t testing.TB) *chronicle {
 	user := func(n int) {
 		u, token, err := s.CreateServiceUser(ctx, Local, ServiceUser{
 			Profile: access.Profile{Name: fmt.Sprint("user", n), DisplayName: strings.Repeat("display ", 4), Description: strings.Repeat("d", 200), Active: true}, Groups: c.ids[:1],
-		}, &NewToken{})
+		}, &Token{})
 		mustDo(err)
 		keep()
 		c.ids, users, tokens = append(c.ids, u.ID), append(users, u.ID), append(tokens, token.ID)
 		c.secrets = append(c.secrets, credential{u.ID, token.Secret})
 		if n%2 == 1 {
-			spare := must(s.CreateToken(ctx, Local, u.ID, NewToken{}))
+			spare := must(s.CreateToken(ctx, Local, u.ID, Token{}))
 			c.secrets = append(c.secrets, credential{u.ID, spare.Secret})
 			keep()
 			mustDo(s.revoke(ctx, Local, u.ID, spare.ID))
@@ -162,7 +162,7 @@ func (c *chronicle) outcome(t testing.TB, what string, files map[string][]byte, 
 		outcome = asItWas
 	}
 	// It can be worked on, or says that it cannot.
-	_, _, _ = s.CreateServiceUser(ctx, Local, ServiceUser{Profile: access.Profile{Name: "after"}}, &NewToken{})
+	_, _, _ = s.CreateServiceUser(ctx, Local, ServiceUser{Profile: access.Profile{Name: "after"}}, &Token{})
 	return outcome
 }
 
@@ -375,7 +375,7 @@ func TestDamagedUnderfoot(t *testing.T) {
 				}
 				mended(t, w.Store)
 				answers("mended")
-				must(w.CreateToken(ctx, Local, stays.ID, NewToken{}))
+				must(w.CreateToken(ctx, Local, stays.ID, Token{}))
 				whole(t, w.Store)
 			})
 		}

@@ -17,7 +17,7 @@ func TestUndelete(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, still)
 	mustDo(w.changeUser(func(u *ServiceUser) { u.Alias, u.Teams, u.Owner = "b@example", []string{"ops"}, "x" }))
-	revoked := must(w.CreateToken(ctx, alice, w.user.ID, NewToken{}))
+	revoked := must(w.CreateToken(ctx, alice, w.user.ID, Token{}))
 	mustDo(w.revoke(ctx, alice, w.user.ID, revoked.ID))
 	w.use(w.token.Secret, "192.0.2.1", "rule_a")
 	before, tokens := must(w.readUser(ctx, Local, w.user.ID)), toJSON(must(w.tokensOf(w.user.ID)))
@@ -35,7 +35,7 @@ func TestUndelete(t *testing.T) {
 	answer("deleted", access.UnknownID)
 	for name, err := range map[string]error{
 		"read": second(w.readUser(ctx, Local, w.user.ID)), "update": w.changeUser(func(*ServiceUser) {}), "delete again": w.deleteUser(ctx, alice, w.user.ID, 0),
-		"create a token": second(w.CreateToken(ctx, alice, w.user.ID, NewToken{})), "refresh": second(w.refreshOf(ctx, alice, w.user.ID, w.token.ID, 0)),
+		"create a token": second(w.CreateToken(ctx, alice, w.user.ID, Token{})), "refresh": second(w.refreshOf(ctx, alice, w.user.ID, w.token.ID, 0)),
 		"revoke": w.revoke(ctx, alice, w.user.ID, w.token.ID), "tokens": second(w.tokensOf(w.user.ID)), "a token": second(w.Token(ctx, Local, w.user.ID, w.token.ID)),
 		"rotate": second(w.refreshOf(ctx, w.itself(), w.user.ID, w.token.ID, time.Hour)), "add as a member": w.AddMember(ctx, alice, w.closers.ID, w.user.ID),
 	} {
@@ -141,7 +141,7 @@ func TestPurge(t *testing.T) {
 		Profile: access.Profile{Name: "private1", DisplayName: "private2", Description: "private3", Owner: "private4", Alias: "private5", Teams: []string{"private6"},
 			Labels: map[string]string{"a": "private7"}, Active: true}, AllowedIPs: []string{"192.0.2.77/32"}, Groups: []string{w.readers.ID},
 	}
-	u, k, err := w.CreateServiceUser(ctx, Local, private, &NewToken{Description: "private8", Metadata: "private9"})
+	u, k, err := w.CreateServiceUser(ctx, Local, private, &Token{Description: "private8", Metadata: "private9"})
 	mustDo(err)
 	mustDo(w.deleteUser(ctx, alice, u.ID, 0))
 	for i := range 101 { // more than one batch
@@ -238,7 +238,7 @@ func TestDeleteUnlessUsed(t *testing.T) {
 		}, "0s ago from 192.0.2.1 by "},
 	} {
 		w := newWorld(t, still)
-		other := must(w.CreateToken(ctx, Local, w.user.ID, NewToken{}))
+		other := must(w.CreateToken(ctx, Local, w.user.ID, Token{}))
 		row.do(w, other)
 		before := dump(t, w.Store)
 		err := w.DeleteServiceUser(ctx, alice, w.user.ID, 0, row.within)

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"syscall"
-
-	"modernc.org/sqlite"
 )
 
 // The kinds of error that a caller can correct. Each such error is an [*Error] of one of these
@@ -92,12 +90,7 @@ var ErrUncertain = errors.New("whether the change was made is not known")
 // FaultReason describes an error that is not an [*Error]: the fault of the store, in words that
 // reveal no path or other detail, and whether the disk is full. reason is "" for an unknown fault.
 func FaultReason(err error) (reason string, full bool) {
-	code := 0
-	var e *sqlite.Error
-	if errors.As(err, &e) {
-		// The low byte is the primary result code; the rest refines it.
-		code = e.Code() & 0xff
-	}
+	code := sqliteCode(err)
 	switch {
 	case code == sqliteFull || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT):
 		return "its disk is full", true
@@ -122,6 +115,5 @@ func FaultReason(err error) (reason string, full bool) {
 
 // isIO reports whether a read from or a write to the disk failed.
 func isIO(err error) bool {
-	var e *sqlite.Error
-	return errors.As(err, &e) && e.Code()&0xff == sqliteIOErr || errors.Is(err, syscall.EIO)
+	return sqliteCode(err) == sqliteIOErr || errors.Is(err, syscall.EIO)
 }

@@ -326,7 +326,7 @@ func TestCallsFailInAChange(t *testing.T) {
 	t.Parallel()
 	for name, change := range map[string]func(w *world) error{
 		"create": func(w *world) error {
-			_, _, err := w.CreateServiceUser(ctx, alice, ServiceUser{Profile: access.Profile{Name: "n", Active: true}, Groups: []string{w.readers.ID}}, &NewToken{})
+			_, _, err := w.CreateServiceUser(ctx, alice, ServiceUser{Profile: access.Profile{Name: "n", Active: true}, Groups: []string{w.readers.ID}}, &Token{})
 			return err
 		},
 		"revoke":  func(w *world) error { return w.revoke(ctx, alice, w.user.ID, w.token.ID) },
@@ -381,7 +381,7 @@ func TestCallsFailInAPoll(t *testing.T) {
 	t.Parallel()
 	for _, all := range []bool{false, true} {
 		w, f := newWorld(t, Options{Poll: time.Hour}), &failing{all: all}
-		spare := must(w.CreateToken(ctx, alice, w.user.ID, NewToken{}))
+		spare := must(w.CreateToken(ctx, alice, w.user.ID, Token{}))
 		withPlan(t, filepath.Dir(w.path), f.plan) // w itself has its connection for writing already
 		opts := w.opts
 		opts.Poll = time.Millisecond
@@ -488,7 +488,7 @@ func fillUp(t testing.TB, w *world) {
 	text := strings.Repeat("x", maxText)
 	for n := 0; ; n++ {
 		before, rows := w.Directory(), dump(t, w.Store)
-		_, _, err := w.CreateServiceUser(ctx, alice, ServiceUser{Profile: access.Profile{Name: fmt.Sprint("filler", n), Description: text}}, &NewToken{Metadata: text})
+		_, _, err := w.CreateServiceUser(ctx, alice, ServiceUser{Profile: access.Profile{Name: fmt.Sprint("filler", n), Description: text}}, &Token{Metadata: text})
 		if err == nil {
 			if n > 1000 {
 				t.Fatal("the disk does not get full")
@@ -561,7 +561,7 @@ func TestDiskIsFull(t *testing.T) {
 func TestLockedForLong(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, Options{})
-	mustDo(w.revoke(ctx, alice, w.user.ID, must(w.CreateToken(ctx, alice, w.user.ID, NewToken{})).ID))
+	mustDo(w.revoke(ctx, alice, w.user.ID, must(w.CreateToken(ctx, alice, w.user.ID, Token{})).ID))
 	_, err := w.write.ExecContext(ctx, `PRAGMA busy_timeout = 20`) // instead of 5 seconds
 	mustDo(err)
 	db := must(sql.Open("sqlite", sqliteDSN(w.path, "rw", "_txlock=immediate")))

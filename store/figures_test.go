@@ -62,7 +62,7 @@ func TestUseIsCounted(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, still)
 	w.clock.add(time.Second)
-	second := must(w.CreateToken(ctx, Local, w.user.ID, NewToken{}))
+	second := must(w.CreateToken(ctx, Local, w.user.ID, Token{}))
 	before, at := trail(t, w.Store), w.now().Unix()
 	revision := w.Directory().Revision()
 	check := func(when, want, disk string) {
@@ -391,7 +391,7 @@ func TestAllTokens(t *testing.T) {
 	w := newWorld(t, still)
 	made := func(name string, teams ...string) (ServiceUser, *Issued) {
 		w.clock.add(time.Second)
-		u, k, err := w.CreateServiceUser(ctx, Local, ServiceUser{Profile: access.Profile{Name: name, Teams: teams}}, &NewToken{})
+		u, k, err := w.CreateServiceUser(ctx, Local, ServiceUser{Profile: access.Profile{Name: name, Teams: teams}}, &Token{})
 		mustDo(err)
 		return u, k
 	}
@@ -403,7 +403,7 @@ func TestAllTokens(t *testing.T) {
 	must(w.refreshOf(ctx, Local, a.ID, ka.ID, time.Hour))
 	next := must(w.trail(ctx, "", 0, 2))[1].Resource // of a's refresh
 	mustDo(w.deleteUser(ctx, Local, gone.ID, 0))
-	kd := must(w.CreateToken(ctx, Local, b.ID, NewToken{}))
+	kd := must(w.CreateToken(ctx, Local, b.ID, Token{}))
 	mustDo(w.revoke(ctx, Local, b.ID, kd.ID))
 	manager := Actor{Name: "human:carol", Scope: &Scope{Teams: []string{"ops"}}}
 	nobody := Actor{Name: "human:dave", Scope: &Scope{}}
@@ -470,7 +470,7 @@ func BenchmarkFlushUse(b *testing.B) {
 		c := access.Credential{ID: credentials[i%users].ID, Secret: access.NewSecret()}
 		hash, pepper := w.opts.Peppers.Hash(c.Secret)
 		k := Token{ID: newID("token", w.now()), UserID: c.ID, CreatedAt: w.now(), Version: 1}
-		mustDo((&tx{Tx: sqlTx, ctx: ctx}).insert("tokens", k.columns(),
+		mustDo((&tx{Tx: sqlTx, ctx: ctx}).insert("token", "tokens", k.columns(),
 			column{name: "hash", field: hex.EncodeToString(hash[:])}, column{name: "pepper_id", field: pepper}))
 		credentials[i] = c
 	}

@@ -30,9 +30,9 @@ func (s *Store) CreateGroup(ctx context.Context, by Actor, g Group) (Group, erro
 		g.copyManagedFields(Group{
 			ID: t.newID("group"), CreatedAt: t.now, CreatedBy: t.by.Name, UpdatedAt: t.now, Version: 1,
 		})
-		if err := t.insert("permission_groups", g.columns(), column{name: "deleted_at", field: 0},
-			column{name: "revision", field: t.revision}); err != nil {
-			return fmt.Errorf("writing the permission group: %w", err)
+		if err := t.insert("permission group", "permission_groups", g.columns(),
+			column{name: "deleted_at", field: 0}, column{name: "revision", field: t.revision}); err != nil {
+			return err
 		}
 		if err := t.setPermissions(g.ID, nil, g.Permissions); err != nil {
 			return err
@@ -64,16 +64,12 @@ func (s *Store) Groups(
 ) (list []Group, more bool, err error) {
 	list, err = inRead(ctx, s, by, func(t *tx) ([]Group, error) {
 		where := ` WHERE deleted_at = 0 AND ($1 = '' OR id < $1) AND ($2 = '' OR name = $2)`
-		args := []any{before, name, limit + 1}
+		args := params{before, name, limit + 1}
 		if by.Scope != nil {
-			clause := "FALSE"
-			for _, id := range by.Scope.Groups {
-				args = append(args, id)
-				clause += fmt.Sprintf(` OR id = $%d`, len(args))
-			}
-			where += " AND (" + clause + ")"
+			where += ` AND id IN (` + args.list(by.Scope.Groups) + `)`
 		}
-		list, err := all(t, scanGroup, selectGroup+where+` ORDER BY id DESC LIMIT $3`, args...)
+		list, err := all(t, "reading permission groups", scanGroup,
+			selectGroup+where+` ORDER BY id DESC LIMIT $3`, args...)
 		for i := range list {
 			if err == nil {
 				err = t.fill(&list[i])
@@ -139,11 +135,8 @@ func (s *Store) UpdateGroup(
 // writeGroup writes the row of a group after any change of the group, with a new version.
 func (t *tx) writeGroup(g Group) (Group, error) {
 	g.UpdatedAt, g.Version = t.now, g.Version+1
-	revision := column{name: "revision", field: t.revision}
-	if err := t.update("permission_groups", g.ID, g.columns(), revision); err != nil {
-		return g, fmt.Errorf("writing the permission group: %w", err)
-	}
-	return g, nil
+	return g, t.update("permission group", "permission_groups", g.ID, g.columns(),
+		column{name: "revision", field: t.revision})
 }
 
 // DeleteGroup deletes a permission group. Its members lose the requests that its rules allow, and
@@ -158,17 +151,17 @@ func (s *Store) DeleteGroup(ctx context.Context, by Actor, id string, version in
 		if err := t.touchMembers(id); err != nil {
 			return err
 		}
-		if _, err := t.exec(`DELETE FROM members WHERE group_id = $1`, id); err != nil {
-			return fmt.Errorf("removing members: %w", err)
+		if err := t.exec("removing members", `DELETE FROM members WHERE group_id = $1`, id); err != nil {
+			return err
 		}
 		if err := t.setPermissions(id, before.Permissions, nil); err != nil {
 			return err
 		}
-		if _, err := t.exec(`
+		if err := t.exec("deleting the permission group", `
 			UPDATE permission_groups
 			SET deleted_at = $2, updated_at = $2, version = version + 1, revision = $3
 			WHERE id = $1`, id, t.now.Unix(), t.revision); err != nil {
-			return fmt.Errorf("deleting the permission group: %w", err)
+			return err
 		}
 		return t.audit("permission_group.delete", id, auditGroup(before), nil)
 	})
@@ -177,12 +170,9 @@ func (s *Store) DeleteGroup(ctx context.Context, by Actor, id string, version in
 // touchMembers marks the members of a group as changed in this revision, so that the directory
 // reads them again.
 func (t *tx) touchMembers(group string) error {
-	if _, err := t.exec(`
+	return t.exec("counting the revision", `
 		UPDATE service_users SET revision = $2
-		WHERE id IN (SELECT service_user_id FROM members WHERE group_id = $1)`, group, t.revision); err != nil {
-		return fmt.Errorf("counting the revision: %w", err)
-	}
-	return nil
+		WHERE id IN (SELECT service_user_id FROM members WHERE group_id = $1)`, group, t.revision)
 }
 
 // AddRule adds a rule at the end of a permission group. Only admins may call it.
@@ -239,7 +229,7 @@ func (t *tx) addRule(group string, r access.Rule) (access.Rule, error) {
 		return r, err
 	}
 	r.ID = t.newID("rule")
-	if _, err := t.exec(`
+	if err := t.exec("writing the rule", `
 		INSERT INTO rules (
 			id, group_id, position, effect, methods, host, path, condition, name, description, created_at)
 		VALUES (
@@ -247,16 +237,13 @@ func (t *tx) addRule(group string, r access.Rule) (access.Rule, error) {
 			$3, $4, $5, $6, $7, $8, $9, $10)`,
 		r.ID, group, r.Effect, strings.Join(r.Methods, ","), r.Host, r.Path, r.When, r.Name,
 		r.Description, t.now.Unix()); err != nil {
-		return r, fmt.Errorf("writing the rule: %w", err)
+		return r, err
 	}
 	return r, nil
 }
 
 func (t *tx) removeRule(id string) error {
-	if _, err := t.exec(`DELETE FROM rules WHERE id = $1`, id); err != nil {
-		return fmt.Errorf("removing the rule: %w", err)
-	}
-	return nil
+	return t.exec("removing the rule", `DELETE FROM rules WHERE id = $1`, id)
 }
 
 // setRules makes list, in its order, the rules of a group. A rule of before with the same content
@@ -285,10 +272,10 @@ func (t *tx) setRules(group string, before, list []access.Rule) ([]access.Rule, 
 		// computed again.
 		if ids := left[contentOf(r)]; len(ids) > 0 {
 			r.ID, left[contentOf(r)] = ids[0], ids[1:]
-			if _, err := t.exec(`
+			if err := t.exec("moving the rule", `
 				UPDATE rules SET position = (SELECT MAX(position) + 1 FROM rules WHERE group_id = $2)
 				WHERE id = $1`, r.ID, group); err != nil {
-				return nil, fmt.Errorf("moving the rule: %w", err)
+				return nil, err
 			}
 		} else if r, err = t.addRule(group, r); err != nil {
 			return nil, err
@@ -340,16 +327,12 @@ func (t *tx) fill(g *Group) (err error) {
 }
 
 func (t *tx) rulesOf(group string) ([]access.Rule, error) {
-	list, err := all(t, func(rows *sql.Rows) (access.Rule, error) {
+	return all(t, "reading rules", func(rows *sql.Rows) (access.Rule, error) {
 		_, r, err := scanRule(rows)
 		return r, err
 	}, `
 		SELECT group_id, id, effect, methods, host, path, condition, name, description
 		FROM rules WHERE group_id = $1 ORDER BY position, id`, group)
-	if err != nil {
-		return nil, fmt.Errorf("reading rules: %w", err)
-	}
-	return list, nil
 }
 
 func (t *tx) checkGroupTaken(id, name string) error {

@@ -236,7 +236,7 @@ func (e *step) run(s *Store) {
 	var issued *Issued
 	switch e.Do {
 	case "create":
-		u, token, err := s.CreateServiceUser(ctx, Local, ServiceUser{Profile: access.Profile{Name: newID("n", s.Now()) + "!", Owner: e.Owner, Active: true}}, &NewToken{})
+		u, token, err := s.CreateServiceUser(ctx, Local, ServiceUser{Profile: access.Profile{Name: newID("n", s.Now()) + "!", Owner: e.Owner, Active: true}}, &Token{})
 		mustDo(err)
 		e.User, issued = u.ID, token
 	case "update":
@@ -244,7 +244,7 @@ func (e *step) run(s *Store) {
 	case "deactivate":
 		edit(func(u *ServiceUser) { u.Active = false })
 	case "token":
-		issued = must(s.CreateToken(ctx, Local, e.User, NewToken{}))
+		issued = must(s.CreateToken(ctx, Local, e.User, Token{}))
 	case "refresh":
 		issued = must(s.refreshOf(ctx, Local, e.User, e.Token, 0))
 	case "revoke":

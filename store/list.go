@@ -60,11 +60,13 @@ func (s *Store) ServiceUsers(ctx context.Context, by Actor, q UserQuery) (list [
 	list, err = inReadWithUse(ctx, s, by, func(t *tx) ([]ServiceUser, error) {
 		found := list
 		if q.Filter == nil {
-			var err error
-			if found, err = t.listUsers(q); err != nil {
+			where, order, args := t.choose(q)
+			query := fmt.Sprintf(`%s%s%s LIMIT %d`, selectUser, where, order, q.Limit+1)
+			rows, err := all(t, "reading service users", scanUser, query, args...)
+			if err != nil {
 				return nil, err
 			}
-			found, more = cut(found, q.Limit)
+			found, more = cut(rows, q.Limit)
 		}
 		return found, t.complete(q, found)
 	})
@@ -78,7 +80,7 @@ func (s *Store) filterUsers(ctx context.Context, by Actor, q UserQuery) (list []
 	ids, err := inRead(ctx, s, by, func(t *tx) ([]string, error) {
 		where, order, args := t.choose(q)
 		query := fmt.Sprintf(`SELECT id FROM service_users%s%s LIMIT %d`, where, order, maxFiltered+1)
-		return all(t, scanString, query, args...)
+		return all(t, "reading service users", scanString, query, args...)
 	})
 	if err != nil {
 		return nil, false, err
@@ -122,12 +124,8 @@ func (s *Store) filterUsers(ctx context.Context, by Actor, q UserQuery) (list []
 // usersOf reads the service users among ids that belong to a list, by id.
 func (t *tx) usersOf(q UserQuery, ids []string) (map[string]*ServiceUser, error) {
 	where, _, args := t.choose(q)
-	places := make([]string, len(ids))
-	for i, id := range ids {
-		args = append(args, id)
-		places[i] = fmt.Sprintf("$%d", len(args))
-	}
-	list, err := all(t, scanUser, selectUser+where+` AND id IN (`+strings.Join(places, ", ")+`)`, args...)
+	where += ` AND id IN (` + args.list(ids) + `)`
+	list, err := all(t, "reading service users", scanUser, selectUser+where, args...)
 	users := make(map[string]*ServiceUser, len(list))
 	for i := range list {
 		users[list[i].ID] = &list[i]
@@ -150,16 +148,12 @@ func (q UserQuery) KeyOf(u ServiceUser) Place {
 }
 
 // choose returns the WHERE and ORDER BY clauses of a list and their arguments.
-func (t *tx) choose(q UserQuery) (clause, order string, args []any) {
-	var where []string
-	arg := func(v any) string {
-		args = append(args, v)
-		return fmt.Sprintf("$%d", len(args))
-	}
+func (t *tx) choose(q UserQuery) (clause, order string, args params) {
+	arg := args.add
+	visible := t.by.Scope.sees(&args)
+	where := []string{visible, `deleted_at = 0`}
 	if q.Deleted {
-		where = append(where, `deleted_at > 0`)
-	} else {
-		where = append(where, `deleted_at = 0`)
+		where[1] = `deleted_at > 0`
 	}
 	if q.Name != "" {
 		where = append(where, `name = `+arg(q.Name))
@@ -169,15 +163,6 @@ func (t *tx) choose(q UserQuery) (clause, order string, args []any) {
 	}
 	if q.Team != "" {
 		where = append(where, hasTeam(arg(toJSON(q.Team))))
-	}
-	visible := "TRUE"
-	if scope := t.by.Scope; scope != nil {
-		teams := []string{"FALSE"}
-		for _, team := range scope.Teams {
-			teams = append(teams, hasTeam(arg(toJSON(team))))
-		}
-		visible = "(" + strings.Join(teams, " OR ") + ")"
-		where = append(where, visible)
 	}
 	// created_by has the id of a service user. The subquery finds it by name, but only among
 	// service users that a manager sees; otherwise the manager could test which names exist.
@@ -226,12 +211,6 @@ func (t *tx) choose(q UserQuery) (clause, order string, args []any) {
 	}
 	order = ` ORDER BY ` + column + ` ` + direction + `, id ` + direction
 	return ` WHERE ` + strings.Join(where, " AND "), order, args
-}
-
-// listUsers reads a page of a list, and one row of the next page if there is one.
-func (t *tx) listUsers(q UserQuery) ([]ServiceUser, error) {
-	where, order, args := t.choose(q)
-	return all(t, scanUser, fmt.Sprintf(`%s%s%s LIMIT %d`, selectUser, where, order, q.Limit+1), args...)
 }
 
 // complete adds the groups and the usage that is not on disk yet to the rows of a list.

@@ -27,7 +27,7 @@ func walks(t *testing.T) []walk {
 	for i := range 25 {
 		u := must(first(s.CreateServiceUser(ctx, Local, ServiceUser{Profile: access.Profile{Name: fmt.Sprint("u", i), Teams: []string{"a"}}, Groups: []string{g.ID}}, nil)))
 		users = append(users, u.ID)
-		tokens = append(tokens, must(s.CreateToken(ctx, Local, holder.ID, NewToken{})).ID)
+		tokens = append(tokens, must(s.CreateToken(ctx, Local, holder.ID, Token{})).ID)
 		groups = append(groups, addGroup(s, fmt.Sprint("g", i)).ID)
 		if i%5 > 1 {
 			continue

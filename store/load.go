@@ -32,11 +32,12 @@ func (s *Store) load(ctx context.Context, q *sql.Tx) (*loaded, error) {
 		return next, err
 	}
 	var kept, read rowCounts
-	if err := q.QueryRowContext(ctx, `
-		SELECT revision, audit_seq, audit_hash,
-			service_users, tokens, permission_groups, rules, group_permissions, members
-		FROM meta`).Scan(&next.revision, &next.seq, &next.hash,
-		&kept.users, &kept.tokens, &kept.groups, &kept.rules, &kept.grants, &kept.members); err != nil {
+	fields := []any{&next.revision, &next.seq, &next.hash}
+	for i := range kept {
+		fields = append(fields, &kept[i])
+	}
+	if err := q.QueryRowContext(ctx, `SELECT revision, audit_seq, audit_hash, `+
+		strings.Join(countedTables[:], ", ")+` FROM meta`).Scan(fields...); err != nil {
 		return next, fmt.Errorf("reading the revision: %w", err)
 	}
 	if next.position == current.position && current.revision != 0 {
@@ -74,39 +75,29 @@ func (s *Store) load(ctx context.Context, q *sql.Tx) (*loaded, error) {
 	return next, err
 }
 
-// rowCounts has the numbers of rows that make up a directory. Triggers (counts.sql) keep such
-// numbers in meta.
-type rowCounts struct {
-	users   int64 // not deleted
-	tokens  int64 // not revoked
-	groups  int64 // not deleted
-	rules   int64
-	grants  int64
-	members int64
-}
+// rowCounts has the numbers of rows that make up a directory, in the order of countedTables. Triggers
+// (counts.sql) keep such numbers in meta.
+type rowCounts [6]int64
 
-func (read *rowCounts) add(o rowCounts) {
-	read.users, read.tokens, read.groups = read.users+o.users, read.tokens+o.tokens, read.groups+o.groups
-	read.rules, read.grants, read.members = read.rules+o.rules, read.grants+o.grants, read.members+o.members
-}
+const (
+	userRows  = iota // not deleted
+	tokenRows        // not revoked
+	groupRows        // not deleted
+	ruleRows
+	grantRows
+	memberRows
+)
+
+// countedTables are the names of the tables, and of the columns of meta.
+var countedTables = [...]string{"service_users", "tokens", "permission_groups", "rules", "group_permissions", "members"}
 
 // check rejects the tables if the number of rows read differs from the number in meta. Possible
 // reasons are a scan that ended early and an index that lost entries.
 func (read rowCounts) check(kept rowCounts) error {
-	for _, t := range []struct {
-		name       string
-		read, kept int64
-	}{
-		{"service_users", read.users, kept.users},
-		{"tokens", read.tokens, kept.tokens},
-		{"permission_groups", read.groups, kept.groups},
-		{"rules", read.rules, kept.rules},
-		{"group_permissions", read.grants, kept.grants},
-		{"members", read.members, kept.members},
-	} {
-		if t.read != t.kept {
+	for i, table := range countedTables {
+		if read[i] != kept[i] {
 			return fmt.Errorf("%w: the table %s is not whole: "+
-				"%d of its rows were read, and %d were written", ErrDamaged, t.name, t.read, t.kept)
+				"%d of its rows were read, and %d were written", ErrDamaged, table, read[i], kept[i])
 		}
 	}
 	return nil
@@ -177,8 +168,7 @@ func loadGroups(ctx context.Context, q *sql.Tx, since int64, edit *access.Edit, 
 		return err
 	}
 	defer rows.Close()
-	// The position in c.Groups, by id.
-	place := make(map[string]int)
+	place := make(map[string]int) // the position in c.Groups, by id
 	for rows.Next() {
 		var g access.Group
 		var described, deleted int64
@@ -199,7 +189,7 @@ func loadGroups(ctx context.Context, q *sql.Tx, since int64, edit *access.Edit, 
 	if err := rows.Err(); err != nil {
 		return err
 	}
-	read.groups = int64(len(c.Groups))
+	read[groupRows] = int64(len(c.Groups))
 	// A load of everything reads the rules without the join. A join through a damaged index
 	// would skip rows silently; this way the counts show that they are missing.
 	which := ``
@@ -223,7 +213,7 @@ func loadGroups(ctx context.Context, q *sql.Tx, since int64, edit *access.Edit, 
 		if err != nil {
 			return fmt.Errorf("%q: %w", clip(r.ID), err)
 		}
-		read.rules++
+		read[ruleRows]++
 		if at, ok := place[group]; ok { // otherwise the group was deleted
 			c.Groups[at].Rules = append(c.Groups[at].Rules, r)
 		}
@@ -271,7 +261,7 @@ func loadPermissions(
 				return fmt.Errorf("permission %q: %w", clip(key), err)
 			}
 		}
-		read.grants++
+		read[grantRows]++
 		if at, ok := place[group]; ok {
 			c.Groups[at].Rules = append(c.Groups[at].Rules, known[key]...)
 		}

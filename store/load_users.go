@@ -37,13 +37,13 @@ func (s *Store) loadUsers(
 		s.countLostPeppers(users, lost)
 		return edit.Users(users, removed)
 	}
-	readers, parts, end, err := s.readers(ctx, q, at, kept.users)
+	readers, parts, end, err := s.readers(ctx, q, at, kept[userRows])
 	defer end()
 	if err != nil {
 		return err
 	}
 	// The directory makes room for all rows at once, instead of growing.
-	edit.Expect(kept.users, kept.tokens)
+	edit.Expect(kept[userRows], kept[tokenRows])
 	var turn sync.Mutex // guards the counts below
 	begun, told := time.Now(), time.Now()
 	group, ctx := errgroup.WithContext(ctx)
@@ -52,10 +52,12 @@ func (s *Store) loadUsers(
 			return s.loadParts(ctx, q, parts[i], func(users []access.User, rows rowCounts) error {
 				turn.Lock()
 				s.countLostPeppers(users, lost)
-				read.add(rows)
+				for i, n := range rows {
+					read[i] += n
+				}
 				if time.Since(told) > time.Second {
 					told = time.Now()
-					s.log.Info("loading the store", zap.Int64("service_users", read.users),
+					s.log.Info("loading the store", zap.Int64("service_users", read[userRows]),
 						zap.Duration("since", time.Since(begun)))
 				}
 				turn.Unlock()
@@ -235,7 +237,7 @@ func (s *Store) loadPart(
 	if err != nil {
 		return nil, nil, err
 	}
-	read.users += int64(len(users))
+	read[userRows] += int64(len(users))
 	if len(users) == 0 && p.since > 0 {
 		return nil, removed, nil
 	}
@@ -279,7 +281,7 @@ func loadMembers(ctx context.Context, q *sql.Tx, p part, users []access.User, re
 	which, args := p.owned(users)
 	next := 0
 	return eachPacked(ctx, q, `t.service_user_id, t.group_id`, `members t `+which, args, func(row *fields) error {
-		read.members++
+		read[memberRows]++
 		if err := bearable(row.values...); err != nil {
 			return err
 		}
@@ -316,7 +318,7 @@ func loadTokens(ctx context.Context, q *sql.Tx, p part, now time.Time, users []a
 			return fmt.Errorf("%s: %w", t.ID, err)
 		}
 		if !t.Revoked {
-			read.tokens++
+			read[tokenRows]++
 		}
 		u := seek(users, &next, user)
 		if u == nil {

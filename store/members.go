@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"strings"
 
@@ -61,7 +60,7 @@ func (s *Store) RemoveMember(ctx context.Context, by Actor, groupID, userID stri
 
 func (s *Store) setMember(ctx context.Context, by Actor, groupID, userID string, member bool) error {
 	return s.change(ctx, by, func(t *tx) error {
-		before, err := t.visibleUser(userID)
+		before, err := t.visibleUser(userID, false)
 		if err != nil {
 			return err
 		}
@@ -97,12 +96,9 @@ func (t *tx) addMember(field, groupID, userID string) error {
 	if err := t.checkGiven(field, groupID); err != nil {
 		return err
 	}
-	if _, err := t.exec(`
+	return t.exec("adding a member", `
 		INSERT INTO members (group_id, service_user_id, created_at) VALUES ($1, $2, $3)
-		ON CONFLICT (group_id, service_user_id) DO NOTHING`, groupID, userID, t.now.Unix()); err != nil {
-		return fmt.Errorf("adding a member: %w", err)
-	}
-	return nil
+		ON CONFLICT (group_id, service_user_id) DO NOTHING`, groupID, userID, t.now.Unix())
 }
 
 // checkGiven rejects a group that does not exist or that the actor cannot give. A manager gets the

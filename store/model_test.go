@@ -240,7 +240,7 @@ func TestModel(t *testing.T) {
 		t.Repeat(map[string]func(*rapid.T){
 			"create service user": func(t *rapid.T) {
 				name, env, groups, active := drawName.Draw(t, "name"), drawEnv.Draw(t, "env"), drawGroups(t), rapid.Bool().Draw(t, "active")
-				u, token, err := writer(t).CreateServiceUser(ctx, Local, ServiceUser{Profile: access.Profile{Name: name, Labels: labels(env), Active: active}, Groups: groups}, &NewToken{})
+				u, token, err := writer(t).CreateServiceUser(ctx, Local, ServiceUser{Profile: access.Profile{Name: name, Labels: labels(env), Active: active}, Groups: groups}, &Token{})
 				if ok(err, taken(name, "")) {
 					made := &modelUser{name, env, active, 0, make(map[string]bool), map[string]*modelToken{token.ID: {secret: token.Secret, ends: ttl()}}}
 					for _, g := range groups {
@@ -271,7 +271,7 @@ func TestModel(t *testing.T) {
 			},
 			"create token": func(t *rapid.T) {
 				user, narrow := pickUser(t), drawGroups(t)
-				token, err := writer(t).CreateToken(ctx, Local, user, NewToken{Groups: narrow})
+				token, err := writer(t).CreateToken(ctx, Local, user, Token{Groups: narrow})
 				ok(err, false)
 				m.users[user].tokens[token.ID] = &modelToken{token.Secret, false, ttl(), narrow}
 			},

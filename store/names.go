@@ -30,8 +30,8 @@ func checkNewName(name string) error {
 		// NFKC turns for example the full-width comma into ",".
 		case strings.ContainsAny(norm.NFKC.String(string(r)), ",:"+looksLikeSeparator):
 			return invalid("name",
-				"must not hold %q (U+%04X): a comma or colon, or a character that looks like one, separates names elsewhere",
-				r, r)
+				"must not hold %q (U+%04X): a comma or colon, or a character that looks like one, "+
+					"separates names elsewhere", r, r)
 		case r != ' ' && (unicode.IsSpace(r) || unicode.Is(unicode.Z, r) || strings.ContainsRune(blank, r)):
 			return invalid("name", "must not hold the space U+%04X; write a plain one", r)
 		}

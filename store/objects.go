@@ -11,8 +11,7 @@ import (
 type objects struct {
 	tables  []string
 	columns map[string][]string // by table
-	indexes []string
-	others  []string // views and triggers, such as "trigger tokens_added"
+	others  []string            // indexes, views and triggers, such as "trigger tokens_added"
 }
 
 // newSchema returns the objects of a new store.
@@ -36,34 +35,24 @@ func newSchema(ctx context.Context) (o objects, err error) {
 }
 
 func (t *tx) objects() (o objects, err error) {
-	rows, err := t.query(`
-		SELECT type, name FROM sqlite_schema WHERE name NOT LIKE 'sqlite\_%' ESCAPE '\' ORDER BY name`)
-	if err != nil {
-		return o, err
-	}
-	all, err := collect(rows, func(rows *sql.Rows) (v [2]string, err error) {
+	list, err := all(t, "reading the schema", func(rows *sql.Rows) (v [2]string, err error) {
 		err = rows.Scan(&v[0], &v[1])
 		return v, err
-	})
+	}, `SELECT type, name FROM sqlite_schema WHERE name NOT LIKE 'sqlite\_%' ESCAPE '\' ORDER BY name`)
 	if err != nil {
 		return o, err
 	}
 	o.columns = make(map[string][]string)
-	for _, v := range all {
-		switch name := v[1]; v[0] {
-		case "table":
-			rows, err := t.query(`SELECT name FROM pragma_table_info($1)`, name)
-			if err != nil {
-				return o, err
-			}
-			if o.columns[name], err = collect(rows, scanString); err != nil {
-				return o, err
-			}
-			o.tables = append(o.tables, name)
-		case "index":
-			o.indexes = append(o.indexes, name)
-		default:
-			o.others = append(o.others, v[0]+" "+name)
+	for _, v := range list {
+		kind, name := v[0], v[1]
+		if kind != "table" {
+			o.others = append(o.others, kind+" "+name)
+			continue
+		}
+		o.tables = append(o.tables, name)
+		if o.columns[name], err = all(t, "reading the columns of "+name, scanString,
+			`SELECT name FROM pragma_table_info($1)`, name); err != nil {
+			return o, err
 		}
 	}
 	return o, nil
@@ -81,11 +70,6 @@ func (o objects) missing(from objects) (list []string) {
 			if !slices.Contains(from.columns[table], column) {
 				list = append(list, "column "+table+"."+column)
 			}
-		}
-	}
-	for _, index := range o.indexes {
-		if !slices.Contains(from.indexes, index) {
-			list = append(list, "index "+index)
 		}
 	}
 	for _, other := range o.others {

@@ -219,7 +219,7 @@ func TestOpenDamagedPages(t *testing.T) {
 		ids = append(ids, g.ID)
 	}
 	for i := range 12 {
-		u, _, err := s.CreateServiceUser(ctx, Local, ServiceUser{Profile: access.Profile{Name: fmt.Sprint("u", i), Description: text}, Groups: ids[:20]}, &NewToken{Metadata: text})
+		u, _, err := s.CreateServiceUser(ctx, Local, ServiceUser{Profile: access.Profile{Name: fmt.Sprint("u", i), Description: text}, Groups: ids[:20]}, &Token{Metadata: text})
 		mustDo(err)
 		ids = append(ids, u.ID)
 	}

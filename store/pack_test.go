@@ -86,7 +86,7 @@ func TestLoadChanged(t *testing.T) {
 		return fmt.Sprintf("%+v\n%q\n%+v", users, removed, read)
 	}
 	want := load(changedAtOnce)
-	if !strings.Contains(want, "users:7 tokens:7") {
+	if !strings.Contains(want, "\n[7 7 ") {
 		t.Errorf("all at once: got %s", want)
 	}
 	for atOnce := 1; atOnce < 12; atOnce++ {

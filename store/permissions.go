@@ -51,54 +51,46 @@ func (s *Store) LoadPermissions(
 		for _, p := range list {
 			before, exists := left[p.Key]
 			delete(left, p.Key)
-			if !exists {
-				p.CreatedAt, p.CreatedBy, p.UpdatedAt = t.now, t.by.Name, t.now
+			action, was := "permission.create", any(nil)
+			p.CreatedAt, p.CreatedBy, p.UpdatedAt = t.now, t.by.Name, t.now
+			if exists {
+				action, was = "permission.update", auditPermission(before)
+				p.CreatedAt, p.CreatedBy, p.UpdatedAt =
+					before.CreatedAt, before.CreatedBy, before.UpdatedAt
+				if toJSON(auditPermission(p)) == toJSON(was) {
+					n.Unchanged++
+					continue
+				}
+				p.UpdatedAt = t.now
+				n.Updated++
+			} else {
 				n.Created++
-				if err := t.writePermission(p); err != nil {
-					return err
-				}
-				if err := t.audit("permission.create", p.Key, nil, auditPermission(p)); err != nil {
-					return err
-				}
-				continue
 			}
-			p.CreatedAt, p.CreatedBy, p.UpdatedAt = before.CreatedAt, before.CreatedBy, before.UpdatedAt
-			if toJSON(auditPermission(p)) == toJSON(auditPermission(before)) {
-				n.Unchanged++
-				continue
-			}
-			p.UpdatedAt = t.now
-			n.Updated++
 			if err := t.writePermission(p); err != nil {
 				return err
 			}
-			if err := t.audit("permission.update", p.Key, auditPermission(before),
-				auditPermission(p)); err != nil {
+			if err := t.audit(action, p.Key, was, auditPermission(p)); err != nil {
 				return err
 			}
 		}
-		if !replace {
-			if total := n.Created + len(known); total > maxCatalogue {
-				return conflict("permissions",
-					"the catalogue would have %d permissions, at most %d are allowed",
-					total, maxCatalogue)
-			}
-			return t.orderPermissions(known, append(slices.Clone(known), list...))
-		}
-		for _, p := range known {
-			if _, gone := left[p.Key]; gone {
-				n.Deleted++
-				if err := t.deletePermission(p); err != nil {
-					return err
+		after := list
+		if replace {
+			for _, p := range known {
+				if _, gone := left[p.Key]; gone {
+					n.Deleted++
+					if err := t.deletePermission(p); err != nil {
+						return err
+					}
 				}
 			}
+		} else {
+			after = slices.Concat(known, list)
 		}
-		if len(list) > maxCatalogue {
+		if total := len(known) + n.Created - n.Deleted; total > maxCatalogue {
 			return conflict("permissions",
-				"the catalogue would have %d permissions, at most %d are allowed",
-				len(list), maxCatalogue)
+				"the catalogue would have %d permissions, at most %d are allowed", total, maxCatalogue)
 		}
-		return t.orderPermissions(known, list)
+		return t.orderPermissions(known, after)
 	})
 	if err != nil {
 		// The counts are those of a change that was rolled back.
@@ -175,9 +167,10 @@ func (s *Store) setPermission(ctx context.Context, by Actor, groupID, key string
 func (t *tx) setPermissions(group string, before, after []string) error {
 	for _, key := range before {
 		if !slices.Contains(after, key) {
-			if _, err := t.exec(`DELETE FROM group_permissions WHERE group_id = $1 AND permission_key = $2`,
+			if err := t.exec("withdrawing a permission",
+				`DELETE FROM group_permissions WHERE group_id = $1 AND permission_key = $2`,
 				group, key); err != nil {
-				return fmt.Errorf("withdrawing a permission: %w", err)
+				return err
 			}
 		}
 	}
@@ -192,10 +185,10 @@ func (t *tx) setPermissions(group string, before, after []string) error {
 		if known == 0 {
 			return invalid("permissions", "there is no permission %q in the catalogue; load it first", key)
 		}
-		if _, err := t.exec(`
+		if err := t.exec("granting a permission", `
 			INSERT INTO group_permissions (group_id, permission_key, created_at)
 			VALUES ($1, $2, $3)`, group, key, t.now.Unix()); err != nil {
-			return fmt.Errorf("granting a permission: %w", err)
+			return err
 		}
 	}
 	return nil
@@ -222,9 +215,9 @@ func (t *tx) orderPermissions(before, after []Permission) error {
 	is := slices.Clone(was)
 	slices.SortFunc(is, func(a, b string) int { return place[a] - place[b] })
 	for i, key := range keys {
-		if _, err := t.exec(`UPDATE permissions SET position = $2 WHERE key = $1 AND position <> $2`,
-			key, i); err != nil {
-			return fmt.Errorf("ordering the permissions: %w", err)
+		if err := t.exec("ordering the permissions",
+			`UPDATE permissions SET position = $2 WHERE key = $1 AND position <> $2`, key, i); err != nil {
+			return err
 		}
 	}
 	if slices.Equal(is, was) {
@@ -237,109 +230,89 @@ func (t *tx) orderPermissions(before, after []Permission) error {
 }
 
 func (t *tx) writePermission(p Permission) error {
-	texts := make([]string, len(p.Rules))
-	for i, r := range p.Rules {
-		texts[i] = r.String()
-	}
 	// orderPermissions sets the position afterwards.
-	if _, err := t.exec(`
+	if err := t.exec("writing the permission", `
 		INSERT INTO permissions (
 			key, name, description, category, position, rules, created_at, created_by, updated_at)
 		VALUES ($1, $2, $3, $4, 0, $5, $6, $7, $8)
 		ON CONFLICT (key) DO UPDATE
 		SET name = $2, description = $3, category = $4, rules = $5, updated_at = $8`,
-		p.Key, p.Name, p.Description, p.Category, toJSON(texts), unix(p.CreatedAt), p.CreatedBy,
+		p.Key, p.Name, p.Description, p.Category, toJSON(p.ruleTexts()), unix(p.CreatedAt), p.CreatedBy,
 		unix(p.UpdatedAt)); err != nil {
-		return fmt.Errorf("writing the permission: %w", err)
+		return err
 	}
 	// The directory has a copy of the rules in each group, so it must read these groups again.
-	if _, err := t.exec(`
+	return t.exec("counting the revision", `
 		UPDATE permission_groups SET revision = $2
 		WHERE id IN (SELECT group_id FROM group_permissions WHERE permission_key = $1)`,
-		p.Key, t.revision); err != nil {
-		return fmt.Errorf("counting the revision: %w", err)
-	}
-	return nil
+		p.Key, t.revision)
 }
 
 func (t *tx) deletePermission(p Permission) error {
-	rows, err := t.query(`
+	groups, err := all(t, "looking for groups with the permission", scanString, `
 		SELECT g.name FROM group_permissions gp JOIN permission_groups g ON g.id = gp.group_id
 		WHERE gp.permission_key = $1 ORDER BY g.name`, p.Key)
 	if err != nil {
-		return fmt.Errorf("looking for groups with the permission: %w", err)
-	}
-	groups, err := collect(rows, scanString)
-	if err != nil {
-		return fmt.Errorf("looking for groups with the permission: %w", err)
+		return err
 	}
 	if len(groups) > 0 {
 		return conflict("permissions", "the permission %q is given to %s; withdraw it there first",
 			p.Key, strings.Join(groups, ", "))
 	}
-	if _, err := t.exec(`DELETE FROM permissions WHERE key = $1`, p.Key); err != nil {
-		return fmt.Errorf("deleting the permission: %w", err)
+	if err := t.exec("deleting the permission", `DELETE FROM permissions WHERE key = $1`, p.Key); err != nil {
+		return err
 	}
 	return t.audit("permission.delete", p.Key, auditPermission(p), nil)
 }
 
 // permissions reads the catalogue in its order.
 func (t *tx) permissions() ([]Permission, error) {
-	rows, err := t.query(`
-		SELECT key, name, description, category, rules, created_at, created_by, updated_at
-		FROM permissions ORDER BY position, key`)
-	if err != nil {
-		return nil, fmt.Errorf("reading the permission catalogue: %w", err)
-	}
-	return collect(rows, func(rows *sql.Rows) (p Permission, err error) {
+	return all(t, "reading the permission catalogue", func(rows *sql.Rows) (p Permission, err error) {
 		var text string
-		var created, updated int64
-		if err := rows.Scan(&p.Key, &p.Name, &p.Description, &p.Category, &text, &created,
-			&p.CreatedBy, &updated); err != nil {
+		if err := rows.Scan(&p.Key, &p.Name, &p.Description, &p.Category, &text, (*unixTime)(&p.CreatedAt),
+			&p.CreatedBy, (*unixTime)(&p.UpdatedAt)); err != nil {
 			return p, err
 		}
-		p.CreatedAt, p.UpdatedAt = fromUnix(created), fromUnix(updated)
 		p.Rules, err = permissionRules(p.Key, text)
 		return p, err
-	})
+	}, `
+		SELECT key, name, description, category, rules, created_at, created_by, updated_at
+		FROM permissions ORDER BY position, key`)
 }
 
 // permissionsOf lists the permissions of a group, sorted.
 func (t *tx) permissionsOf(group string) ([]string, error) {
-	rows, err := t.query(`SELECT permission_key FROM group_permissions WHERE group_id = $1 ORDER BY permission_key`,
-		group)
-	if err != nil {
-		return nil, fmt.Errorf("reading the permissions of the group: %w", err)
-	}
-	return collect(rows, scanString)
+	return all(t, "reading the permissions of the group", scanString,
+		`SELECT permission_key FROM group_permissions WHERE group_id = $1 ORDER BY permission_key`, group)
 }
 
 // permissionRules reads the rules of a permission. Their id in decisions is its key.
 func permissionRules(key, text string) ([]access.Rule, error) {
 	var texts []string
-	if err := fromJSON(text, &texts); err != nil {
-		return nil, fmt.Errorf("the permission %s cannot be enforced: %w", clip(key), err)
-	}
+	err := fromJSON(text, &texts)
 	rules := make([]access.Rule, len(texts))
-	for i, text := range texts {
-		r, err := access.ParseRule(text)
-		if err != nil {
-			return nil, fmt.Errorf("the permission %s cannot be enforced: %w", clip(key), err)
-		}
-		r.ID, r.Permission = key, key
-		rules[i] = r
+	for i := 0; err == nil && i < len(texts); i++ {
+		rules[i], err = access.ParseRule(texts[i])
+		rules[i].ID, rules[i].Permission = key, key
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the permission %s cannot be enforced: %w", clip(key), err)
 	}
 	return rules, nil
 }
 
 // auditPermission returns the form of a permission for the audit trail, with rules as text.
 func auditPermission(p Permission) any {
+	return struct {
+		Permission
+		Rules []string `json:"rules"`
+	}{p, p.ruleTexts()}
+}
+
+func (p *Permission) ruleTexts() []string {
 	texts := make([]string, len(p.Rules))
 	for i, r := range p.Rules {
 		texts[i] = r.String()
 	}
-	return struct {
-		Permission
-		Rules []string `json:"rules"`
-	}{p, texts}
+	return texts
 }

@@ -10,8 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-
-	"modernc.org/sqlite"
 )
 
 // RestoreReport is the result of a restore.
@@ -175,8 +173,9 @@ func (t *tx) continueStore(before *tx, backup AuditHead, r *RestoreReport) (stat
 	if err := before.row(`SELECT instance_id, created_at FROM meta`).Scan(&instance, &created); err != nil {
 		return state, fmt.Errorf("reading the store: %w", err)
 	}
-	if _, err := t.exec(`UPDATE meta SET instance_id = $1, created_at = $2`, instance, created); err != nil {
-		return state, fmt.Errorf("writing the identity of the store: %w", err)
+	if err := t.exec("writing the identity of the store",
+		`UPDATE meta SET instance_id = $1, created_at = $2`, instance, created); err != nil {
+		return state, err
 	}
 	t.revision, r.RevisionBefore = max(t.revision, was.Revision+1), was.Revision
 	r.RevivedTokens, err = t.revived(before)
@@ -204,13 +203,9 @@ func (t *tx) appendTrail(from *tx, seq int64) error {
 
 // revived counts the valid tokens that were revoked or deleted in the store of before.
 func (t *tx) revived(before *tx) (n int64, err error) {
-	rows, err := before.query(`
+	ended, err := all(before, "comparing tokens", scanString, `
 		SELECT t.id FROM tokens t JOIN service_users u ON u.id = t.service_user_id
 		WHERE t.revoked_at <> 0 OR u.deleted_at <> 0`)
-	if err != nil {
-		return 0, fmt.Errorf("comparing tokens: %w", err)
-	}
-	ended, err := collect(rows, scanString)
 	for i := 0; err == nil && i < len(ended); i++ {
 		var valid int64
 		err = t.row(`
@@ -308,7 +303,6 @@ func holdExclusive(path string) (held *sql.DB, err error) {
 	}
 	held.SetMaxOpenConns(1) // the lock belongs to the connection
 	sqlTx, err := held.Begin()
-	var e *sqlite.Error
 	switch {
 	case err == nil:
 		// In this locking mode the end of a transaction does not release the lock.
@@ -316,7 +310,7 @@ func holdExclusive(path string) (held *sql.DB, err error) {
 			held.Close()
 			return nil, err
 		}
-	case errors.As(err, &e) && e.Code()&0xff == sqliteBusy:
+	case sqliteCode(err) == sqliteBusy:
 		held.Close()
 		return nil, conflict("", "another process has %q open; stop it first", path)
 	}

@@ -107,7 +107,7 @@ func (s *Store) RotateToken(
 		if grace < time.Second {
 			return invalid("grace", "must be at least a second")
 		}
-		u, err := t.visibleUser(userID)
+		u, err := t.visibleUser(userID, false)
 		if err != nil {
 			return err
 		}

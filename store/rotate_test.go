@@ -360,7 +360,7 @@ func TestRotateRefused(t *testing.T) {
 		}},
 		{"as many live tokens as there can be", "conflict", func(w *world) error {
 			for range maxLiveTokens - 1 {
-				mustDo(second(w.CreateToken(ctx, alice, w.user.ID, NewToken{})))
+				mustDo(second(w.CreateToken(ctx, alice, w.user.ID, Token{})))
 			}
 			return third(w.rotate(w.token.ID, time.Hour))
 		}},
@@ -384,7 +384,7 @@ func TestRotateTooOften(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, Options{})
 	for range maxLiveTokens - 2 {
-		mustDo(second(w.CreateToken(ctx, alice, w.user.ID, NewToken{})))
+		mustDo(second(w.CreateToken(ctx, alice, w.user.ID, Token{})))
 	}
 	for n := range maxRotations {
 		if _, _, err := w.rotate(w.token.ID, 10*time.Hour); err != nil {
@@ -415,7 +415,7 @@ func TestRotateTooOftenByChain(t *testing.T) {
 		"one after the other": func(_, successor string) string { return successor },
 	} {
 		w := newWorld(t, Options{})
-		second := must(w.CreateToken(ctx, alice, w.user.ID, NewToken{}))
+		second := must(w.CreateToken(ctx, alice, w.user.ID, Token{}))
 		mustDo(w.issue(second, nil))
 		other, others := addUser(w.Store, "other")
 		exhaust := func(token string) string {
@@ -462,7 +462,7 @@ func TestRotateTooOftenByChain(t *testing.T) {
 func TestRotateFillsNobodysPlace(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, Options{})
-	second := must(w.CreateToken(ctx, alice, w.user.ID, NewToken{}))
+	second := must(w.CreateToken(ctx, alice, w.user.ID, Token{}))
 	mustDo(w.issue(second, nil))
 	token, err := w.token.ID, error(nil)
 	for n := 0; err == nil; n++ {
@@ -491,7 +491,7 @@ func TestRotateFillsNobodysPlace(t *testing.T) {
 		mustDo(w.issue(issued, nil))
 		token = issued.ID
 	}
-	if made, err := w.CreateToken(ctx, alice, w.user.ID, NewToken{}); w.issue(made, err) != nil {
+	if made, err := w.CreateToken(ctx, alice, w.user.ID, Token{}); w.issue(made, err) != nil {
 		t.Errorf("a new token: %v", err)
 	}
 }

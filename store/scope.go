@@ -12,6 +12,18 @@ func (s *Scope) Shares(teams []string) bool {
 	return slices.ContainsFunc(teams, func(team string) bool { return slices.Contains(s.Teams, team) })
 }
 
+// sees returns a condition that a row of service_users meets if an actor with the scope may see it.
+func (s *Scope) sees(args *params) string {
+	if s == nil {
+		return "TRUE"
+	}
+	teams := []string{"FALSE"}
+	for _, team := range s.Teams {
+		teams = append(teams, hasTeam(args.add(toJSON(team))))
+	}
+	return "(" + strings.Join(teams, " OR ") + ")"
+}
+
 // admit rejects an action if the actor is not an admin. The error is [ErrNotAllowed]. what names
 // the action, for example "create a permission group".
 func (t *tx) admit(what string) error {

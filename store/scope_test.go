@@ -34,7 +34,7 @@ func testScope(t *testing.T, withDefault bool) {
 		for _, g := range groups {
 			u.Groups = append(u.Groups, ids[g])
 		}
-		u, token, err := s.CreateServiceUser(ctx, Local, u, &NewToken{})
+		u, token, err := s.CreateServiceUser(ctx, Local, u, &Token{})
 		mustDo(err)
 		ids[name], tokens[name] = u.ID, token
 	}
@@ -127,7 +127,7 @@ func testScope(t *testing.T, withDefault bool) {
 		return err
 	}
 	create := func(u ServiceUser) error {
-		_, _, err := s.CreateServiceUser(ctx, by, u, &NewToken{})
+		_, _, err := s.CreateServiceUser(ctx, by, u, &Token{})
 		return err
 	}
 	describe := func(u *ServiceUser) { u.Description = "changed" }
@@ -154,8 +154,8 @@ func testScope(t *testing.T, withDefault bool) {
 				return update(name, func(u *ServiceUser) { u.Teams = []string{"ops", "finance"}; u.Owner = "x" })
 			}},
 			row{"delete " + name, want, func() error { return s.deleteUser(ctx, by, ids[name], 0) }},
-			row{"mint a token for " + name, want, func() error { return second(s.CreateToken(ctx, by, ids[name], NewToken{})) }},
-			row{"narrowed for " + name, want, func() error { return second(s.CreateToken(ctx, by, ids[name], NewToken{Groups: []string{readers.ID}})) }},
+			row{"mint a token for " + name, want, func() error { return second(s.CreateToken(ctx, by, ids[name], Token{})) }},
+			row{"narrowed for " + name, want, func() error { return second(s.CreateToken(ctx, by, ids[name], Token{Groups: []string{readers.ID}})) }},
 			row{"refresh the token of " + name, want, func() error { return second(s.refreshOf(ctx, by, ids[name], tokenID, 0)) }},
 			row{"revoke the token of " + name, want, func() error { return s.revoke(ctx, by, ids[name], tokenID) }},
 			row{"update the token of " + name, want, func() error {
@@ -217,7 +217,7 @@ func testScope(t *testing.T, withDefault bool) {
 		narrow := by
 		narrow.Scope = &Scope{UserID: by.Scope.UserID, Teams: by.Scope.Teams, Groups: []string{readers.ID}}
 		rows = append(rows, row{"lacking the default group", "not allowed permission_groups", func() error {
-			return second(s.CreateToken(ctx, narrow, ids["plain"], NewToken{}))
+			return second(s.CreateToken(ctx, narrow, ids["plain"], Token{}))
 		}})
 	}
 	for _, r := range rows {
@@ -252,7 +252,7 @@ func testScope(t *testing.T, withDefault bool) {
 		{"create", "", func() error {
 			return create(ServiceUser{Profile: access.Profile{Name: "n", Teams: []string{"ops"}}, Groups: []string{readers.ID, base.ID}})
 		}},
-		{"mint", "", func() error { return second(s.CreateToken(ctx, by, ids["reader"], NewToken{})) }},
+		{"mint", "", func() error { return second(s.CreateToken(ctx, by, ids["reader"], Token{})) }},
 		{"update a token", "", func() error {
 			return second(s.UpdateToken(ctx, by, ids["reader"], tokens["reader"].ID, 0, func(k *Token) error { k.Description = "x"; return nil }))
 		}},

@@ -14,9 +14,6 @@ import (
 	"github.com/serviceusers/caddy-service-users/access"
 )
 
-// NewToken is a Token of which only the fields that a caller may choose count.
-type NewToken = Token
-
 // Issued is a new token with its secret, which is shown only this once.
 type Issued struct {
 	Token
@@ -24,9 +21,10 @@ type Issued struct {
 }
 
 // CreateServiceUser creates a service user from the fields that a caller may choose. It becomes a
-// member of u.Groups. Unless token is nil, it gets a first token.
+// member of u.Groups. Unless token is nil, it gets a first token from the fields of token that a
+// caller may choose.
 func (s *Store) CreateServiceUser(
-	ctx context.Context, by Actor, u ServiceUser, token *NewToken,
+	ctx context.Context, by Actor, u ServiceUser, token *Token,
 ) (made ServiceUser, issued *Issued, err error) {
 	err = s.change(ctx, by, func(t *tx) error {
 		if u.Role == "" {
@@ -39,11 +37,12 @@ func (s *Store) CreateServiceUser(
 			return err
 		}
 		u.copyManagedFields(ServiceUser{
-			Profile: access.Profile{ID: t.newID("service")}, CreatedAt: t.now, CreatedBy: t.by.Name, UpdatedAt: t.now, Version: 1,
+			Profile: access.Profile{ID: t.newID("service")},
+			CreatedAt: t.now, CreatedBy: t.by.Name, UpdatedAt: t.now, Version: 1,
 		})
 		u.Groups = sorted(u.Groups)
-		if err := t.insert("service_users", u.columns(), t.derived(u)...); err != nil {
-			return fmt.Errorf("writing the service user: %w", err)
+		if err := t.insert("service user", "service_users", u.columns(), t.derived(u)...); err != nil {
+			return err
 		}
 		for _, group := range u.Groups {
 			if err := t.addMember("permission_groups", group, u.ID); err != nil {
@@ -73,12 +72,8 @@ func (s *Store) CreateServiceUser(
 // ServiceUser returns the service user with this id. With deleted it also returns a tombstone;
 // otherwise a deleted service user is [ErrNotFound].
 func (s *Store) ServiceUser(ctx context.Context, by Actor, id string, deleted bool) (ServiceUser, error) {
-	return inReadWithUse(ctx, s, by, func(t *tx) (u ServiceUser, err error) {
-		if deleted {
-			u, err = t.visibleTombstone(id)
-		} else {
-			u, err = t.visibleUser(id)
-		}
+	return inReadWithUse(ctx, s, by, func(t *tx) (ServiceUser, error) {
+		u, err := t.visibleUser(id, deleted)
 		s.withActivity(&u)
 		return u, err
 	})
@@ -91,7 +86,7 @@ func (s *Store) UpdateServiceUser(
 ) (ServiceUser, error) {
 	var u ServiceUser
 	err := s.change(ctx, by, func(t *tx) (err error) {
-		before, err := t.visibleUser(id)
+		before, err := t.visibleUser(id, false)
 		if err := cmp.Or(err, checkVersion(before.Version, version)); err != nil {
 			return err
 		}
@@ -129,10 +124,7 @@ func (s *Store) UpdateServiceUser(
 // writeUser writes the row of a service user after a change, with a new version.
 func (t *tx) writeUser(u *ServiceUser) error {
 	u.UpdatedAt, u.Version = t.now, u.Version+1
-	if err := t.update("service_users", u.ID, u.columns(), t.derived(*u)...); err != nil {
-		return fmt.Errorf("writing the service user: %w", err)
-	}
-	return nil
+	return t.update("service user", "service_users", u.ID, u.columns(), t.derived(*u)...)
 }
 
 // derived returns the values of the columns that are not fields of a service user.
@@ -157,7 +149,7 @@ func updateAction(before, after bool) string {
 // within that time, it stays, and the error is an [InUse].
 func (s *Store) DeleteServiceUser(ctx context.Context, by Actor, id string, version int64, unused time.Duration) error {
 	return s.change(ctx, by, func(t *tx) error {
-		before, err := t.visibleUser(id)
+		before, err := t.visibleUser(id, false)
 		if err := cmp.Or(err, checkVersion(before.Version, version)); err != nil {
 			return err
 		}
@@ -197,14 +189,12 @@ func (e *InUse) Unwrap() error { return &Error{ErrConflict, "unless_used_within"
 
 func (t *tx) checkUnused(id string, within time.Duration) error {
 	// The uses of all tokens count, also of those that have ended.
-	tokens, err := all(t, scanToken, selectToken+` WHERE service_user_id = $1`, id)
+	tokens, err := t.tokensWithUse(` WHERE service_user_id = $1`, id)
 	if err != nil {
-		return fmt.Errorf("reading tokens: %w", err)
+		return err
 	}
 	var all usage
-	for i := range tokens {
-		k := &tokens[i]
-		t.store.withUse(id, k)
+	for _, k := range tokens {
 		all.merge(usage{last: unix(k.LastUsedAt), from: k.UsedFrom, rules: k.UsedRules})
 	}
 	if last := fromUnix(all.last); !last.IsZero() && last.After(t.now.Add(-within)) {
@@ -226,7 +216,7 @@ func (s *Store) UndeleteServiceUser(ctx context.Context, by Actor, id string) (u
 		if err := t.admit("bring a service user back"); err != nil {
 			return err
 		}
-		before, err := t.visibleTombstone(id)
+		before, err := t.visibleUser(id, true)
 		if err != nil {
 			return err
 		}
@@ -298,14 +288,13 @@ func (t *tx) purgeUser(id string) error {
 	}
 	u.Teams, u.Labels, u.AllowedIPs, u.Version = []string{}, map[string]string{}, []string{}, u.Version+1
 	// The row keeps its revision: the directory contains no deleted service users.
-	if err := t.update("service_users", id, u.columns(), column{name: "name_key", field: ""}); err != nil {
+	if err := t.update("service user", "service_users", id, u.columns(),
+		column{name: "name_key", field: ""}); err != nil {
 		return err
 	}
-	for _, statement := range []string{
-		`DELETE FROM members WHERE service_user_id = $1`,
-		`DELETE FROM tokens WHERE service_user_id = $1`,
-	} {
-		if _, err := t.exec(statement, id); err != nil {
+	for _, table := range []string{"members", "tokens"} {
+		statement := `DELETE FROM ` + table + ` WHERE service_user_id = $1`
+		if err := t.exec("removing "+table, statement, id); err != nil {
 			return err
 		}
 	}
@@ -325,13 +314,9 @@ func (t *tx) user(id string, deleted bool) (ServiceUser, error) {
 	return u, err
 }
 
-// visibleUser reads a service user if the actor may see it, and returns [ErrNotFound] otherwise.
-func (t *tx) visibleUser(id string) (ServiceUser, error) { return t.visible(id, false) }
-
-// visibleTombstone is like visibleUser, but also returns a deleted service user.
-func (t *tx) visibleTombstone(id string) (ServiceUser, error) { return t.visible(id, true) }
-
-func (t *tx) visible(id string, deleted bool) (ServiceUser, error) {
+// visibleUser reads a service user if the actor may see it, and returns [ErrNotFound] otherwise. With
+// deleted it also returns a tombstone.
+func (t *tx) visibleUser(id string, deleted bool) (ServiceUser, error) {
 	u, err := t.user(id, deleted)
 	if err == nil && t.by.Scope != nil && !t.by.Scope.Shares(u.Teams) {
 		return ServiceUser{}, notFound("service user", id)
@@ -341,11 +326,8 @@ func (t *tx) visible(id string, deleted bool) (ServiceUser, error) {
 
 // groupsOf returns the ids of the groups that name a service user as a member, sorted.
 func (t *tx) groupsOf(id string) ([]string, error) {
-	list, err := all(t, scanString, `SELECT group_id FROM members WHERE service_user_id = $1 ORDER BY group_id`, id)
-	if err != nil {
-		return nil, fmt.Errorf("reading permission groups: %w", err)
-	}
-	return list, nil
+	return all(t, "reading permission groups", scanString,
+		`SELECT group_id FROM members WHERE service_user_id = $1 ORDER BY group_id`, id)
 }
 
 func scanString(rows *sql.Rows) (s string, err error) {
@@ -357,9 +339,9 @@ func scanString(rows *sql.Rows) (s string, err error) {
 func (t *tx) setGroups(id string, before, after []string) error {
 	for _, group := range before {
 		if !slices.Contains(after, group) {
-			if _, err := t.exec(`DELETE FROM members WHERE group_id = $1 AND service_user_id = $2`,
-				group, id); err != nil {
-				return fmt.Errorf("removing a member: %w", err)
+			if err := t.exec("removing a member",
+				`DELETE FROM members WHERE group_id = $1 AND service_user_id = $2`, group, id); err != nil {
+				return err
 			}
 		}
 	}
@@ -408,10 +390,7 @@ func (t *tx) checkTaken(id string, u ServiceUser, kept string) error {
 
 // touchUser marks a service user as changed in this revision, so that the directory reads it again.
 func (t *tx) touchUser(id string) error {
-	if _, err := t.exec(`UPDATE service_users SET revision = $2 WHERE id = $1`, id, t.revision); err != nil {
-		return fmt.Errorf("counting the revision: %w", err)
-	}
-	return nil
+	return t.exec("counting the revision", `UPDATE service_users SET revision = $2 WHERE id = $1`, id, t.revision)
 }
 
 func checkVersion(present, wanted int64) error {

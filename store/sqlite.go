@@ -141,17 +141,12 @@ func makePrivate(path string) error {
 // sqliteDSN returns the data source name of a database, with the settings of every connection. A
 // PRAGMA statement would set them on only one connection of a pool.
 func sqliteDSN(path, mode, extra string) string {
-	dsn := "file:" + (&url.URL{Path: path}).EscapedPath() + "?mode=" + mode
+	dsn := "file:" + (&url.URL{Path: path}).EscapedPath() + "?mode=" + mode + "&_pragma=busy_timeout(5000)"
 	if mode != "ro" {
-		dsn += "&_pragma=busy_timeout(5000)&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)" +
+		dsn += "&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)" +
 			"&_pragma=foreign_keys(1)&_pragma=trusted_schema(0)&_pragma=cell_size_check(1)"
-	} else {
-		dsn += "&_pragma=busy_timeout(5000)"
 	}
-	if extra != "" {
-		dsn += "&" + extra
-	}
-	return dsn
+	return dsn + "&" + extra
 }
 
 // hasDirectory returns an error if the directory of path does not exist.
@@ -296,18 +291,24 @@ const (
 	sqliteNotADB   = 26
 )
 
-func explainSQLite(err error) error {
+// sqliteCode returns the result code of an error of SQLite, and 0 for other errors.
+func sqliteCode(err error) int {
 	var e *sqlite.Error
-	if errors.As(err, &e) {
-		switch e.Code() & 0xff {
-		case sqliteNotADB:
-			return fmt.Errorf("%w: the file is not a SQLite database; name another file", ErrNotOurs)
-		case sqliteCorrupt:
-			return fmt.Errorf("%w: %w", ErrDamaged, err)
-		case sqliteCantOpen:
-			return fmt.Errorf("the file cannot be opened; "+
-				"it and its directory must be readable and writable for this user: %w", err)
-		}
+	if !errors.As(err, &e) {
+		return 0
+	}
+	return e.Code() & 0xff // the low byte is the primary result code; the rest refines it
+}
+
+func explainSQLite(err error) error {
+	switch sqliteCode(err) {
+	case sqliteNotADB:
+		return fmt.Errorf("%w: the file is not a SQLite database; name another file", ErrNotOurs)
+	case sqliteCorrupt:
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	case sqliteCantOpen:
+		return fmt.Errorf("the file cannot be opened; "+
+			"it and its directory must be readable and writable for this user: %w", err)
 	}
 	return err
 }
@@ -325,12 +326,9 @@ func SyncDir(dir string) error {
 // isExternalFault reports whether an error comes from outside the contents of the database: from
 // the disk, a lock, a permission or a timeout.
 func isExternalFault(err error) bool {
-	var e *sqlite.Error
-	if errors.As(err, &e) {
-		switch e.Code() & 0xff {
-		case sqliteBusy, sqliteLocked, sqliteReadOnly, sqliteIOErr, sqliteFull, sqliteCantOpen:
-			return true
-		}
+	switch sqliteCode(err) {
+	case sqliteBusy, sqliteLocked, sqliteReadOnly, sqliteIOErr, sqliteFull, sqliteCantOpen:
+		return true
 	}
 	var p *fs.PathError
 	return errors.As(err, &p) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)

@@ -90,7 +90,7 @@ func rules(texts ...string) []access.Rule {
 
 // addUser makes an active service user in these groups.
 func addUser(s *Store, name string, groups ...string) (ServiceUser, *Issued) {
-	u, token, err := s.CreateServiceUser(ctx, Local, ServiceUser{Profile: access.Profile{Name: name, Active: true}, Groups: groups}, &NewToken{})
+	u, token, err := s.CreateServiceUser(ctx, Local, ServiceUser{Profile: access.Profile{Name: name, Active: true}, Groups: groups}, &Token{})
 	mustDo(err)
 	return u, token
 }

@@ -13,8 +13,8 @@ import (
 	"github.com/serviceusers/caddy-service-users/access"
 )
 
-// CreateToken issues a token for a service user.
-func (s *Store) CreateToken(ctx context.Context, by Actor, userID string, token NewToken) (issued *Issued, err error) {
+// CreateToken issues a token for a service user, from the fields that a caller may choose.
+func (s *Store) CreateToken(ctx context.Context, by Actor, userID string, token Token) (issued *Issued, err error) {
 	err = s.change(ctx, by, func(t *tx) error {
 		if err := t.reachUser(userID); err != nil {
 			return err
@@ -32,7 +32,7 @@ func (s *Store) CreateToken(ctx context.Context, by Actor, userID string, token 
 // Token returns one token of a service user.
 func (s *Store) Token(ctx context.Context, by Actor, userID, id string) (Token, error) {
 	return inReadWithUse(ctx, s, by, func(t *tx) (Token, error) {
-		if _, err := t.visibleUser(userID); err != nil {
+		if _, err := t.visibleUser(userID, false); err != nil {
 			return Token{}, err
 		}
 		k, err := t.token(userID, id)
@@ -47,7 +47,7 @@ func (s *Store) Tokens(
 	ctx context.Context, by Actor, userID, before string, limit int,
 ) (list []Token, more bool, err error) {
 	list, err = inReadWithUse(ctx, s, by, func(t *tx) ([]Token, error) {
-		if _, err := t.visibleUser(userID); err != nil {
+		if _, err := t.visibleUser(userID, false); err != nil {
 			return nil, err
 		}
 		return t.tokensWithUse(`
@@ -66,18 +66,10 @@ func (s *Store) AllTokens(
 	list, err = inReadWithUse(ctx, s, by, func(t *tx) ([]Token, error) {
 		where := `revoked_at = 0 AND (retires_at = 0 OR retires_at > $1) AND (expires_at = 0 OR expires_at > $1)
 			AND ($2 = '' OR id < $2)`
-		args := []any{t.now.Unix(), before, limit + 1}
-		teams := "TRUE"
-		if by.Scope != nil {
-			teams = "FALSE"
-			for _, team := range by.Scope.Teams {
-				args = append(args, toJSON(team))
-				teams += " OR " + hasTeam(fmt.Sprintf("$%d", len(args)))
-			}
-		}
+		args := params{t.now.Unix(), before, limit + 1}
 		// A deleted service user keeps its tokens until it is purged.
 		where += ` AND service_user_id IN (
-			SELECT id FROM service_users WHERE deleted_at = 0 AND (` + teams + `))`
+			SELECT id FROM service_users WHERE deleted_at = 0 AND ` + by.Scope.sees(&args) + `)`
 		return t.tokensWithUse(` WHERE `+where+` ORDER BY id DESC LIMIT $3`, args...)
 	})
 	list, more = cut(list, limit)
@@ -86,7 +78,7 @@ func (s *Store) AllTokens(
 
 // tokensWithUse reads tokens, with the usage that is not on disk yet.
 func (t *tx) tokensWithUse(where string, args ...any) ([]Token, error) {
-	list, err := all(t, scanToken, selectToken+where, args...)
+	list, err := all(t, "reading tokens", scanToken, selectToken+where, args...)
 	for i := range list {
 		t.store.withUse(list[i].UserID, &list[i])
 	}
@@ -96,17 +88,14 @@ func (t *tx) tokensWithUse(where string, args ...any) ([]Token, error) {
 // TokenOwner returns the id of the service user that a token belongs to.
 func (s *Store) TokenOwner(ctx context.Context, by Actor, id string) (userID string, err error) {
 	return inRead(ctx, s, by, func(t *tx) (string, error) {
-		var owner string
-		switch err := t.row(`SELECT service_user_id FROM tokens WHERE id = $1`, id).Scan(&owner); {
-		case errors.Is(err, sql.ErrNoRows):
-			return "", notFound("token", id)
-		case err != nil:
-			return "", fmt.Errorf("looking for the token: %w", err)
+		owner, err := one(t, scanString, "token", id, `SELECT service_user_id FROM tokens WHERE id = $1`, id)
+		if err != nil {
+			return "", err
 		}
-		switch _, err := t.visibleUser(owner); {
-		case errors.Is(err, ErrNotFound):
-			return "", notFound("token", id)
-		case err != nil:
+		if _, err = t.visibleUser(owner, false); errors.Is(err, ErrNotFound) {
+			err = notFound("token", id)
+		}
+		if err != nil {
 			return "", err
 		}
 		return owner, nil
@@ -171,8 +160,8 @@ func (s *Store) RevokeToken(ctx context.Context, by Actor, userID, id string, ve
 // figures of usage.
 func (t *tx) writeToken(k *Token) error {
 	k.UpdatedAt, k.Version = t.now, k.Version+1
-	if err := t.update("tokens", k.ID, k.columns()); err != nil {
-		return fmt.Errorf("writing the token: %w", err)
+	if err := t.update("token", "tokens", k.ID, k.columns()); err != nil {
+		return err
 	}
 	return t.touchUser(k.UserID)
 }
@@ -192,9 +181,9 @@ func (t *tx) createToken(token Token, inherited []string) (*Issued, error) {
 		ID: t.newID("token"), UserID: token.UserID, Hint: access.Hint(secret), Version: 1,
 		CreatedAt: t.now, CreatedBy: t.by.Name, UpdatedAt: t.now,
 	})
-	if err := t.insert("tokens", token.columns(), column{name: "hash", field: hex.EncodeToString(hash[:])},
-		column{name: "pepper_id", field: pepper}); err != nil {
-		return nil, fmt.Errorf("writing the token: %w", err)
+	if err := t.insert("token", "tokens", token.columns(), column{name: "pepper_id", field: pepper},
+		column{name: "hash", field: hex.EncodeToString(hash[:])}); err != nil {
+		return nil, err
 	}
 	if err := t.touchUser(token.UserID); err != nil {
 		return nil, err
@@ -220,7 +209,7 @@ func (t *tx) checkLive(userID, rotated string) error {
 		live        bool
 		rotatedAway bool // in the grace of a rotation
 	}
-	links, err := all(t, func(rows *sql.Rows) (l link, err error) {
+	links, err := all(t, "counting tokens", func(rows *sql.Rows) (l link, err error) {
 		err = rows.Scan(&l.id, &l.next, &l.recent, &l.own, &l.live, &l.rotatedAway)
 		return l, err
 	}, `
@@ -232,7 +221,7 @@ func (t *tx) checkLive(userID, rotated string) error {
 			FROM tokens WHERE service_user_id = $1) k
 		WHERE recent OR live`, userID, t.now.Unix(), t.now.Add(-time.Hour).Unix())
 	if err != nil {
-		return fmt.Errorf("counting tokens: %w", err)
+		return err
 	}
 	chain := map[string]bool{rotated: rotated != ""}
 	for grown := true; grown; { // a successor is newer and mostly comes later in the rows
@@ -300,7 +289,7 @@ func (t *tx) tokenToChange(userID, id string, version int64) (Token, error) {
 
 // reachUser rejects an actor that may not change this service user.
 func (t *tx) reachUser(id string) error {
-	u, err := t.visibleUser(id)
+	u, err := t.visibleUser(id, false)
 	if err != nil {
 		return err
 	}

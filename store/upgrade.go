@@ -124,12 +124,16 @@ func upgradeSQLite(ctx context.Context, db *sql.DB, path string, log *zap.Logger
 	if err := checkSchema(version); err != nil || version == schemaVersion {
 		return err
 	}
-	copied, err := copySQLite(ctx, path)
+	dir, err := besides(path, "copy")
 	if err != nil {
+		return fmt.Errorf("copying the database before its schema is upgraded: %w", err)
+	}
+	defer os.RemoveAll(dir)
+	copied := filepath.Join(dir, "copy.db")
+	if err := copySQLite(ctx, path, copied); err != nil {
 		return fmt.Errorf("copying the database before its schema is upgraded from version %d: %w",
 			version, err)
 	}
-	defer os.Remove(copied)
 	for v := version; v < schemaVersion; v++ {
 		if _, err := tx.ExecContext(ctx, upgrades[v-1]); err != nil {
 			return fmt.Errorf("%w: upgrading the schema from version %d: %w", ErrDamaged, v, err)
@@ -153,32 +157,26 @@ func upgradeSQLite(ctx context.Context, db *sql.DB, path string, log *zap.Logger
 	return nil
 }
 
-// copySQLite copies the committed state into a new file beside the database that only its owner can
-// read, and returns the name of the file.
-func copySQLite(ctx context.Context, path string) (name string, err error) {
-	file, err := os.CreateTemp(filepath.Dir(path), ".copy-*.db") // 0600
+// copySQLite copies the committed state of the database at path into the new file to, which only the
+// owner of the database can read.
+func copySQLite(ctx context.Context, path, to string) error {
+	file, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600) // VACUUM INTO accepts an empty file
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer file.Close()
-	name = file.Name()
-	defer func() {
-		if err != nil {
-			os.Remove(name)
-		}
-	}()
 	if err := giveTo(file, path); err != nil {
-		return "", err
+		return err
 	}
-	db, err := sql.Open(sqliteDriver, sqliteDSN(path, "ro", ""))
+	db, err := openAtRest(path)
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer db.Close()
-	if _, err := db.ExecContext(ctx, `VACUUM INTO $1`, name); err != nil { // the target may be an empty file
-		return "", explainSQLite(err)
+	if _, err := db.ExecContext(ctx, `VACUUM INTO $1`, to); err != nil {
+		return explainSQLite(err)
 	}
-	return name, file.Sync()
+	return file.Sync()
 }
 
 // linkFree links a file to the name want or, if that is taken, to want with a number. The link is

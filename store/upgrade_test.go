@@ -188,7 +188,7 @@ func testUpgrade(t *testing.T, file string, version int, tables, holds []string)
 		g.Rules = append(g.Rules, rules(`allow GET /v1/own/{id} when params.id in user.labels.people.split(",")`)...)
 		return nil
 	}))
-	u, token, err := s.CreateServiceUser(ctx, alice, ServiceUser{Profile: access.Profile{Name: "new", Active: true, Labels: map[string]string{"env": "prod", "people": "9"}}}, &NewToken{})
+	u, token, err := s.CreateServiceUser(ctx, alice, ServiceUser{Profile: access.Profile{Name: "new", Active: true, Labels: map[string]string{"env": "prod", "people": "9"}}}, &Token{})
 	mustDo(err)
 	for action, want := range map[string]access.Reason{
 		"POST /v1/export": access.Granted, "GET /v1/own/9": access.Granted, "GET /v1/own/7": access.NoRule, "GET /v1/people": access.Granted, "GET /v1/status": access.Granted,

@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"sync"
 	"time"
@@ -111,9 +110,9 @@ func (s *Store) recordUse(ctx context.Context, token string, use firstUse) error
 		if err != nil || !before.LastUsedAt.IsZero() {
 			return err
 		}
-		if _, err := t.exec(`UPDATE tokens SET last_used_at = $2 WHERE id = $1`,
-			token, use.at.Unix()); err != nil {
-			return fmt.Errorf("writing the first use of the token: %w", err)
+		if err := t.exec("writing the first use of the token",
+			`UPDATE tokens SET last_used_at = $2 WHERE id = $1`, token, use.at.Unix()); err != nil {
+			return err
 		}
 		if err := t.touchUser(use.user); err != nil {
 			return err

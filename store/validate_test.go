@@ -151,7 +151,7 @@ func TestSecretsAreNotStored(t *testing.T) {
 		wantInvalid(t, "label key, "+name, w.changeUser(func(u *ServiceUser) { u.Labels = labels(s[:min(63, len(s))]) }), "labels", "holds a secret")
 		wantInvalid(t, "description of a token, "+name, w.changeToken(func(k *Token) { k.Description = s }), "description", "holds a secret")
 		wantInvalid(t, "metadata, "+name, w.changeToken(func(k *Token) { k.Metadata = `{"key":"` + s + `"}` }), "metadata", "holds a secret")
-		_, err := w.CreateToken(ctx, alice, w.user.ID, NewToken{Metadata: s})
+		_, err := w.CreateToken(ctx, alice, w.user.ID, Token{Metadata: s})
 		wantInvalid(t, "metadata of a new token, "+name, err, "metadata", "holds a secret")
 		_, err = w.CreateGroup(ctx, alice, Group{Name: s})
 		wantInvalid(t, "group, "+name, err, "name", "holds a secret")
@@ -285,12 +285,12 @@ func TestBadTokens(t *testing.T) {
 	w := newWorld(t, Options{})
 	before := dump(t, w.Store)
 	for _, row := range rows {
-		var k NewToken
+		var k Token
 		row.edit(&k)
 		_, err := w.CreateToken(ctx, alice, w.user.ID, k)
 		wantInvalid(t, "create, "+row.name, err, row.field, row.advice)
 		wantInvalid(t, "update, "+row.name, w.changeToken(row.edit), row.field, row.advice)
-		var first NewToken
+		var first Token
 		row.edit(&first)
 		_, _, err = w.CreateServiceUser(ctx, alice, ServiceUser{Profile: access.Profile{Name: "n"}}, &first)
 		wantInvalid(t, "with a service user, "+row.name, err, row.field, row.advice)
@@ -300,7 +300,7 @@ func TestBadTokens(t *testing.T) {
 
 func TestGoodTokens(t *testing.T) {
 	w := newWorld(t, Options{})
-	for _, k := range []NewToken{
+	for _, k := range []Token{
 		{},
 		{Description: strings.Repeat(emoji, 255), Metadata: strings.Repeat(emoji, 1024)},
 		{Metadata: strings.Repeat("\n", 4096)},

@@ -71,8 +71,9 @@ func (s *Store) watch(ctx context.Context) {
 	}
 }
 
-// newNotifier returns nil if there is an interval, or where notifications cannot be had. On BSD and macOS, fsnotify opens and
-// closes every file of a directory that it watches, and thereby drops the locks of SQLite.
+// newNotifier returns nil if there is an interval, or where notifications cannot be had. On BSD and
+// macOS, fsnotify opens and closes every file of a directory that it watches, and thereby drops the
+// locks of SQLite.
 func newNotifier(opts Options) *fsnotify.Watcher {
 	if opts.Poll > 0 || runtime.GOOS != "linux" && runtime.GOOS != "windows" {
 		return nil

@@ -58,7 +58,7 @@ func child(path, do string) {
 		}
 	case "create":
 		for { // until it is killed
-			u, _, err := s.CreateServiceUser(ctx, Local, ServiceUser{Profile: access.Profile{Name: newID("n", s.Now()) + "!", Active: true}}, &NewToken{})
+			u, _, err := s.CreateServiceUser(ctx, Local, ServiceUser{Profile: access.Profile{Name: newID("n", s.Now()) + "!", Active: true}}, &Token{})
 			mustDo(err)
 			fmt.Println(u.ID)
 		}

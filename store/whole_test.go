@@ -42,7 +42,7 @@ func TestCounts(t *testing.T) {
 		{"grant", func() error { return w.GrantPermission(ctx, alice, w.readers.ID, "p.q") }},
 		{"add a rule", func() error { _, err := w.AddRule(ctx, alice, w.readers.ID, rules("allow GET /z")[0]); return err }},
 		{"replace rules", func() error { return w.changeGroup(func(g *Group) { g.Rules = rules("allow GET /v1/{x}") }) }},
-		{"create a token", func() error { _, err := w.CreateToken(ctx, alice, w.user.ID, NewToken{}); return err }},
+		{"create a token", func() error { _, err := w.CreateToken(ctx, alice, w.user.ID, Token{}); return err }},
 		{"refresh a token", func() error { _, err := w.refreshOf(ctx, alice, w.user.ID, w.token.ID, 0); return err }},
 		{"delete a service user", func() error { return w.deleteUser(ctx, alice, second.ID, 0) }},
 		{"bring it back", func() error { _, err := w.UndeleteServiceUser(ctx, alice, second.ID); return err }},
@@ -130,7 +130,7 @@ func TestCorruptPageMidScan(t *testing.T) {
 	w := newWorld(t, Options{Poll: time.Hour})
 	text := strings.Repeat("x", 2000)
 	for i := range 40 {
-		_, _, err := w.CreateServiceUser(ctx, Local, ServiceUser{Profile: access.Profile{Name: fmt.Sprint("u", i), Description: text}, Groups: []string{w.readers.ID}}, &NewToken{Metadata: text})
+		_, _, err := w.CreateServiceUser(ctx, Local, ServiceUser{Profile: access.Profile{Name: fmt.Sprint("u", i), Description: text}, Groups: []string{w.readers.ID}}, &Token{Metadata: text})
 		mustDo(err)
 	}
 	mustDo(w.Close())
