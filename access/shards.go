@@ -27,28 +27,6 @@ func (s shards[K, V]) get(key K) (v V, ok bool) {
 	return v, ok
 }
 
-// each calls f for every entry, in no particular order.
-func (s shards[K, V]) each(f func(K, V)) {
-	if s.table == nil {
-		return
-	}
-	for _, shard := range s.table {
-		for k, v := range shard {
-			f(k, v)
-		}
-	}
-}
-
-func (s shards[K, V]) len() (n int) {
-	if s.table == nil {
-		return 0
-	}
-	for _, shard := range s.table {
-		n += len(shard)
-	}
-	return n
-}
-
 // edit begins a new version. It does not change s.
 func (s shards[K, V]) edit() *shardEdit[K, V] {
 	e := &shardEdit[K, V]{table: new([shardCount]map[K]V)}

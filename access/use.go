@@ -107,8 +107,8 @@ func note[K comparable](list []Seen[K], value K, now int64) []Seen[K] {
 	return list
 }
 
-// Each calls f for each count of a service user. No use is counted meanwhile, so f must be quick;
-// it must not keep u.
+// Each calls f for each count of a service user. No use of that service user is counted meanwhile, so
+// f must be quick; it must not keep u.
 func (s *Uses) Each(userID string, f func(u *Use)) {
 	shard := s.shard(userID)
 	shard.mu.Lock()

@@ -160,7 +160,8 @@ func (t *tx) continueStore(before *tx, backup AuditHead, r *RestoreReport) (stat
 	case !theirs && (!ours || backup.Seq == 0): // every trail "has" the head of a backup without records
 		return state, conflict("", "this is a backup of another store, or of one that went another way: "+
 			"neither audit trail goes on from the other; "+
-			"to replace the store all the same, move the store and the files beside it away, and restore again")
+			"to replace the store all the same, move the store and the files beside it away, "+
+			"and restore again")
 	}
 	if ours {
 		r.LostChanges = was.Head.Seq - backup.Seq

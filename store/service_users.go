@@ -37,7 +37,7 @@ func (s *Store) CreateServiceUser(
 			return err
 		}
 		u.copyManagedFields(ServiceUser{
-			Profile: access.Profile{ID: t.newID("service")},
+			Profile:   access.Profile{ID: t.newID("service")},
 			CreatedAt: t.now, CreatedBy: t.by.Name, UpdatedAt: t.now, Version: 1,
 		})
 		u.Groups = sorted(u.Groups)
@@ -340,7 +340,8 @@ func (t *tx) setGroups(id string, before, after []string) error {
 	for _, group := range before {
 		if !slices.Contains(after, group) {
 			if err := t.exec("removing a member",
-				`DELETE FROM members WHERE group_id = $1 AND service_user_id = $2`, group, id); err != nil {
+				`DELETE FROM members WHERE group_id = $1 AND service_user_id = $2`,
+				group, id); err != nil {
 				return err
 			}
 		}
