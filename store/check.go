@@ -50,8 +50,10 @@ func (s *Store) Check(ctx context.Context, by Actor, known AuditHead) (CheckRepo
 // an older schema in a copy and leaves the file unchanged. An error means that the file could not
 // be examined.
 func CheckFile(ctx context.Context, path string, opts Options, known AuditHead) (CheckReport, error) {
-	if info, err := os.Stat(path); err != nil || info.IsDir() {
-		return CheckReport{}, errors.Join(err, notDirectory(path, info))
+	if info, err := os.Stat(path); err != nil {
+		return CheckReport{}, err
+	} else if info.IsDir() {
+		return CheckReport{}, fmt.Errorf("%q is a directory; name a file in it", path)
 	}
 	report, older, err := checkAtRest(ctx, path, opts, known)
 	if !older || err != nil {
@@ -71,13 +73,6 @@ func CheckFile(ctx context.Context, path string, opts Options, known AuditHead) 
 	// The report describes the file, not the upgraded copy.
 	report.Schema = schema
 	return report, err
-}
-
-func notDirectory(path string, info os.FileInfo) error {
-	if info == nil || !info.IsDir() {
-		return nil
-	}
-	return fmt.Errorf("%q is a directory; name a file in it", path)
 }
 
 // checkAndUpgrade checks a file that belongs to this process, and upgrades its schema.
