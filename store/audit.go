@@ -6,6 +6,7 @@ import (
 	"database/sql"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"sync"
@@ -125,6 +126,17 @@ func (s *Store) AuditEvents(ctx context.Context, by Actor, q AuditQuery) (list [
 	})
 	list, more = cut(list, q.Limit)
 	return list, more, err
+}
+
+// hashOf returns the hash of a record of the audit trail, and "" without such a record. row is
+// QueryRowContext of the database or of a transaction.
+func hashOf(ctx context.Context, row func(context.Context, string, ...any) *sql.Row, seq int64) (string, error) {
+	var hash string
+	err := row(ctx, `SELECT hash FROM audit_events WHERE seq = $1`, seq).Scan(&hash)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return "", fmt.Errorf("reading the audit trail: %w", err)
+	}
+	return hash, nil
 }
 
 const selectAudit = `

@@ -148,6 +148,7 @@ func TestBackupWhileChanging(t *testing.T) {
 	}
 	report, err := w.Check(ctx, alice, backups[0].Head)
 	well(t, "the running store", report, err)
+	mustDo(w.Close()) // a note that is just being written is a temporary file
 	tidy(t, w.path)
 }
 

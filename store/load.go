@@ -106,10 +106,9 @@ func (read rowCounts) check(kept rowCounts) error {
 // checkHead rejects a store whose audit trail does not end with the record in meta. Such a store is
 // made of parts of two stores, for example a database and the log of another copy.
 func checkHead(ctx context.Context, q *sql.Tx, head position) error {
-	var hash string
-	err := q.QueryRowContext(ctx, `SELECT hash FROM audit_events WHERE seq = $1`, head.seq).Scan(&hash)
-	if err != nil && !errors.Is(err, sql.ErrNoRows) {
-		return fmt.Errorf("reading the audit trail: %w", err)
+	hash, err := hashOf(ctx, q.QueryRowContext, head.seq)
+	if err != nil {
+		return err
 	}
 	if hash != head.hash {
 		return fmt.Errorf("%w: the audit trail does not end with record %d, which is its last one",

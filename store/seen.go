@@ -147,12 +147,8 @@ func (s *Store) compareWithNote(ctx context.Context, db *sql.DB) error {
 	// audit trail differs.
 	hash := held.AuditHash
 	if held.AuditSeq != seen.AuditSeq {
-		err = db.QueryRowContext(ctx, `SELECT hash FROM audit_events WHERE seq = $1`, seen.AuditSeq).Scan(&hash)
-		if errors.Is(err, sql.ErrNoRows) {
-			hash, err = "", nil
-		}
-		if err != nil {
-			return fmt.Errorf("reading the audit trail: %w", err)
+		if hash, err = hashOf(ctx, db.QueryRowContext, seen.AuditSeq); err != nil {
+			return err
 		}
 	}
 	if hash != seen.AuditHash {

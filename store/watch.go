@@ -23,7 +23,7 @@ const (
 
 // watcher looks for changes that another process made to the same file. PRAGMA data_version is a
 // counter in shared memory that increases with every commit of another connection. A notification
-// tells watcher when to look: each commit writes to the log.
+// starts a look: each commit writes to the log.
 type watcher struct {
 	store   *Store
 	notes   *fsnotify.Watcher // nil without notifications
