@@ -99,7 +99,7 @@ func (valueSizes) EstimateCallCost(
 		return costs(steps.MultiplyByCostFactor(0.05))
 	case overload == overloads.ContainsString:
 		return costs(size(0).Add(size(1)).MultiplyByCostFactor(0.1))
-	case (equality || function == operators.In) && canNest(args[0].Type()) && canNest(args[1].Type()):
+	case (equality || function == operators.In) && CanNest(args[0].Type()) && CanNest(args[1].Type()):
 		// Comparing lists of lists compares everything in them, and their sizes are
 		// unknown.
 		return costs(checker.UnknownCostEstimate())
@@ -131,9 +131,9 @@ var readsAddress = []string{
 	"cidr_contains_ip_string", "cidr_contains_cidr_string",
 }
 
-// canNest reports whether a value of this type may contain lists or maps: a list of lists, for
+// CanNest reports whether a value of this type may contain lists or maps: a list of lists, for
 // example, or a value of unknown type.
-func canNest(t *types.Type) bool {
+func CanNest(t *types.Type) bool {
 	return t.Kind() == types.DynKind || slices.ContainsFunc(t.Parameters(), func(of *types.Type) bool {
 		return of.Kind() == types.DynKind || len(of.Parameters()) > 0
 	})

@@ -150,8 +150,8 @@ type route struct {
 	versioned    bool // the operation compares If-Match
 }
 
-// versioned marks an operation that compares If-Match with the version of the resource. Such an
-// operation runs inside [guarded].
+// versioned marks an operation that passes call.version to the store, which compares it with the
+// version of the resource.
 func versioned(r route) route {
 	r.versioned = true
 	return r
@@ -165,7 +165,7 @@ func (a *API) unversioned(serve http.HandlerFunc) http.HandlerFunc {
 			serve(w, r)
 			return
 		}
-		c := &call{Request: r, by: actorOf(r.Context()), header: w.Header()}
+		c := &call{Request: r, by: actorOf(r.Context())}
 		a.refuse(c, w, r.Pattern, NewError(http.StatusPreconditionFailed, "ERR_CHANGED",
 			"this operation compares no versions; leave If-Match out"))
 	}
@@ -174,34 +174,82 @@ func (a *API) unversioned(serve http.HandlerFunc) http.HandlerFunc {
 // call is one request on its way through an operation.
 type call struct {
 	*http.Request
-	by     store.Actor
-	header http.Header // of the answer
+	by      store.Actor
+	version int64 // the version in the header If-Match; 0 if every version is right
 }
 
 // handle returns a route that serves one operation over HTTP. It decodes In from the query or the
 // body, encodes Out as JSON, and answers an error as [Error].
 func handle[In, Out any](a *API, method, path string, status int, op func(*call, In) (Out, error)) route {
 	serve := func(w http.ResponseWriter, r *http.Request) {
-		c := &call{Request: r, by: actorOf(r.Context()), header: w.Header()}
-		var in In
-		err := decodeInput(w, r, &in)
-		var out Out
-		if err == nil {
-			out, err = op(c, in)
-		}
-		if err != nil {
-			a.refuse(c, w, method+" "+path, err)
+		out, ok := run(a, w, r, op)
+		if !ok {
 			return
 		}
 		if status == http.StatusNoContent {
 			w.WriteHeader(status)
 			return
 		}
+		if one, ok := any(out).(tagged); ok {
+			w.Header().Set("ETag", one.etag())
+		}
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(status)
 		_ = json.NewEncoder(w).Encode(out) // the client may be gone
 	}
 	return route{method: method, path: path, serve: serve}
+}
+
+// tagged is an answer about one resource that has a version. Answers with a list are not tagged.
+type tagged interface{ etag() string }
+
+func (u ServiceUser) etag() string { return u.ETag }
+func (t Token) etag() string       { return t.ETag }
+func (g Group) etag() string       { return g.ETag }
+func (k APIKey) etag() string      { return k.ETag }
+
+// run calls an operation with the input, the ids and the version in the request. It answers an
+// error itself, and then reports false.
+func run[In, Out any](a *API, w http.ResponseWriter, r *http.Request, op func(*call, In) (Out, error)) (Out, bool) {
+	c := &call{Request: r, by: actorOf(r.Context())}
+	var in In
+	var out Out
+	err := decodeInput(w, r, &in)
+	if err == nil {
+		err = c.checkIDs()
+	}
+	if err == nil && r.Method != http.MethodGet && r.Method != http.MethodHead {
+		c.version, err = c.ifMatch()
+	}
+	if err == nil {
+		out, err = op(c, in)
+	}
+	if err != nil {
+		a.refuse(c, w, r.Pattern, err)
+	}
+	return out, err == nil
+}
+
+// idKinds contains the prefix of the ids in a path, by the segment of the path before the id.
+var idKinds = map[string]string{
+	"service_users": "service", "bot_users": "service", "members": "service",
+	"tokens": "token", "api_keys": "token", "permission_groups": "group", "rules": "rule",
+}
+
+// checkIDs returns errNotFound if an id in the path has a form that no id has. Operations can then
+// pass the ids in [http.Request.PathValue] to the store.
+func (c *call) checkIDs() error {
+	_, pattern, _ := strings.Cut(c.Pattern, " ")
+	before := ""
+	for segment := range strings.SplitSeq(pattern, "/") {
+		name, isID := strings.CutPrefix(segment, "{")
+		kind := idKinds[before]
+		if isID && kind != "" && !store.ValidID(kind, c.PathValue(strings.TrimSuffix(name, "}"))) {
+			return errNotFound
+		}
+		before = segment
+	}
+	return nil
 }
 
 // refuse answers with an error. If the actor lacks the right, refuse also records the attempt in
@@ -365,16 +413,6 @@ func (c *call) ifMatch() (int64, error) {
 	return version, nil
 }
 
-// guarded runs an update with the version from the header If-Match; 0 means every version.
-func guarded[T any](c *call, update func(version int64) (T, error)) (T, error) {
-	version, err := c.ifMatch()
-	if err != nil {
-		var zero T
-		return zero, err
-	}
-	return update(version)
-}
-
 func etag(version int64) string { return strconv.Quote(strconv.FormatInt(version, 10)) }
 
 // newestFirst returns one page of a list in the default order. read gets up to limit records from
@@ -389,7 +427,7 @@ func newestFirst[R, T any](
 	if err != nil {
 		return nil, Page{}, err
 	}
-	before, err := q.before(store.ValidID, kind)
+	before, err := q.before(kind)
 	if err != nil {
 		return nil, Page{}, err
 	}
@@ -429,16 +467,6 @@ func nextPage(c *call, param, value string, limit int) Page {
 }
 
 var errNotFound = &store.Error{Kind: store.ErrNotFound, Msg: "there is no such resource"}
-
-// id returns an id from the path. An id of another form cannot exist, so it gets errNotFound
-// without a look into the store.
-func (c *call) id(name, prefix string) (string, error) {
-	id := c.PathValue(name)
-	if !store.ValidID(prefix, id) {
-		return "", errNotFound
-	}
-	return id, nil
-}
 
 // IsNotFound reports whether an error of the API or of its client has the status 404.
 func IsNotFound(err error) bool {

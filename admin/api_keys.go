@@ -55,7 +55,7 @@ func (a *API) createAPIKey(c *call, in APIKeyInput) (APIKey, error) {
 	if err != nil {
 		return APIKey{}, err
 	}
-	out := c.showAPIKey(issued.Token)
+	out := showAPIKey(issued.Token)
 	out.Token = &issued.Secret
 	return out, nil
 }
@@ -75,16 +75,13 @@ func (a *API) getAPIKey(c *call, _ None) (APIKey, error) {
 	if err != nil {
 		return APIKey{}, err
 	}
-	return c.showAPIKey(t), nil
+	return showAPIKey(t), nil
 }
 
 // liveKey finds a token by its id alone. A revoked or expired token is not found: in the ngrok API
 // a key is gone once it was deleted.
 func (a *API) liveKey(c *call) (store.Token, error) {
-	id, err := c.id("id", "token")
-	if err != nil {
-		return store.Token{}, err
-	}
+	id := c.PathValue("id")
 	owner, err := a.store.TokenOwner(c.Context(), c.by, id)
 	if err != nil {
 		return store.Token{}, err
@@ -98,37 +95,28 @@ func (a *API) liveKey(c *call) (store.Token, error) {
 
 // updateAPIKey sets the fields that the body contains; the others stay.
 func (a *API) updateAPIKey(c *call, in APIKeyUpdate) (APIKey, error) {
-	t, err := guarded(c, func(version int64) (store.Token, error) {
-		t, err := a.liveKey(c)
-		if err != nil {
-			return t, err
-		}
-		return a.store.UpdateToken(c.Context(), c.by, t.UserID, t.ID, version, func(t *store.Token) error {
-			in.Description.to(&t.Description)
-			in.Metadata.to(&t.Metadata)
-			return nil
-		})
+	t, err := a.liveKey(c)
+	if err != nil {
+		return APIKey{}, err
+	}
+	t, err = a.store.UpdateToken(c.Context(), c.by, t.UserID, t.ID, c.version, func(t *store.Token) error {
+		in.Description.to(&t.Description)
+		in.Metadata.to(&t.Metadata)
+		return nil
 	})
 	if err != nil {
 		return APIKey{}, err
 	}
-	return c.showAPIKey(t), nil
+	return showAPIKey(t), nil
 }
 
 // deleteAPIKey revokes an API key for good.
 func (a *API) deleteAPIKey(c *call, _ None) (None, error) {
-	return guarded(c, func(version int64) (None, error) {
-		t, err := a.liveKey(c)
-		if err != nil {
-			return None{}, err
-		}
-		return None{}, a.store.RevokeToken(c.Context(), c.by, t.UserID, t.ID, version)
-	})
-}
-
-func (c *call) showAPIKey(t store.Token) APIKey {
-	c.header.Set("ETag", etag(t.Version))
-	return showAPIKey(t)
+	t, err := a.liveKey(c)
+	if err != nil {
+		return None{}, err
+	}
+	return None{}, a.store.RevokeToken(c.Context(), c.by, t.UserID, t.ID, c.version)
 }
 
 func showAPIKey(t store.Token) APIKey {

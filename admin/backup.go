@@ -75,14 +75,8 @@ func (a *API) backup(c *call, _ None) (*store.Backup, error) {
 // handleBackup is handle for an operation that answers with a database in place of JSON.
 func handleBackup(a *API, method, path string, op func(*call, None) (*store.Backup, error)) route {
 	serve := func(w http.ResponseWriter, r *http.Request) {
-		c := &call{Request: r, by: actorOf(r.Context()), header: w.Header()}
-		err := decodeInput(w, r, new(None))
-		var copied *store.Backup
-		if err == nil {
-			copied, err = op(c, None{})
-		}
-		if err != nil {
-			a.refuse(c, w, method+" "+path, err)
+		copied, ok := run(a, w, r, op)
+		if !ok {
 			return
 		}
 		defer copied.Close()

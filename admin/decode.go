@@ -16,6 +16,8 @@ import (
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/serviceusers/caddy-service-users/store"
 )
 
 // maxBody limits the size in bytes of a request body: 1 MiB.
@@ -86,9 +88,6 @@ func DecodeJSON(w http.ResponseWriter, r *http.Request, limit int64, v any) erro
 
 // explainJSON converts an error of the JSON decoder to an [*Error] that names the field.
 func explainJSON(err error) error {
-	if err == nil {
-		return nil
-	}
 	var semantic *json.SemanticError
 	var syntactic *jsontext.SyntacticError
 	switch {
@@ -194,8 +193,8 @@ func (q ListQuery) limit() (int, error) {
 
 // before returns the cursor of a list whose ids begin with prefix, or "". It checks only the form
 // of the id, because the row with that id may have been deleted since the last page.
-func (q ListQuery) before(valid func(prefix, id string) bool, prefix string) (string, error) {
-	if q.BeforeID != "" && !valid(prefix, q.BeforeID) {
+func (q ListQuery) before(prefix string) (string, error) {
+	if q.BeforeID != "" && !store.ValidID(prefix, q.BeforeID) {
 		return "", NewError(http.StatusBadRequest, "ERR_NGROK_227",
 			"is not an id that begins with "+prefix+"_").field("before_id")
 	}
@@ -215,6 +214,27 @@ func parseTime(field, text string) (time.Time, error) {
 			fmt.Sprintf("%q is not a time such as 2030-01-31T12:00:00Z", text)).field(field)
 	}
 	return t, nil
+}
+
+// setTime copies the time in a field of the body to place, if the body contains the field.
+func setTime(field string, in Opt[string], place *time.Time) error {
+	if !in.Set {
+		return nil
+	}
+	at, err := parseTime(field, in.Value)
+	if err == nil {
+		*place = at
+	}
+	return err
+}
+
+// parseDuration parses a field that contains a duration of at least one second.
+func parseDuration(field, text string) (time.Duration, error) {
+	d, err := ParseDuration(text)
+	if err != nil || d < time.Second {
+		return 0, invalidField(field, fmt.Sprintf("%q is not a duration such as 90d or 36h", text))
+	}
+	return d, nil
 }
 
 // ParseDuration parses a duration as time.ParseDuration does, and accepts days of 24 hours in

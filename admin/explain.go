@@ -189,11 +189,10 @@ func (a *API) explainDecision(c *call, in ExplainInput) (Explanation, error) {
 			"this decision is not remembered: each node keeps its latest decisions in memory until it ends")
 	}
 	d := a.store.Directory()
-	at := r.At.UTC()
 	out := Explanation{
 		ServiceUserID: r.UserID, Method: r.Action.Method, Host: r.Action.Host,
 		Path:       access.PlainPath(r.Action.Path),
-		Considered: []ConsideredRule{}, DecisionID: r.ID, DecidedAt: &at,
+		Considered: []ConsideredRule{}, DecisionID: r.ID, DecidedAt: new(r.At.UTC()),
 	}
 	now := "deny" // also if the service user or the token is gone
 	if p, reason := d.Principal(r.UserID, r.TokenID, r.Action.Address, a.store.Now().Unix()); p.ID() != "" {
@@ -215,8 +214,7 @@ func (a *API) explainDecision(c *call, in ExplainInput) (Explanation, error) {
 	// fill set these from the rules of today. The answer shows the rule of the past.
 	out.Rule, out.PermissionGroup, out.Source = nil, nil, ""
 	if r.Rule.Path != "" {
-		rule := showRule(r.Group, r.Rule)
-		out.Rule = &rule
+		out.Rule = new(showRule(r.Group, r.Rule))
 		out.PermissionGroup = &GroupRef{ID: r.Group, URI: groupURI(r.Group)}
 		if g, ok := d.Group(r.Group); ok {
 			*out.PermissionGroup = refTo(g)
@@ -240,17 +238,14 @@ func (a *API) fill(c *call, out *Explanation, e access.Explanation) {
 	for _, r := range e.Considered {
 		out.Considered = append(out.Considered, showConsidered(r))
 	}
-	if e.Group != nil {
-		if c.sees(e.Group) {
-			rule, group := showRule(e.Group.ID, *e.Rule), refTo(e.Group)
-			out.Rule, out.PermissionGroup, out.Source = &rule, &group, string(e.Source)
-		} else {
-			out.Detail += "; the rule belongs to a permission group outside of your reach"
-		}
+	if e.Group != nil && c.sees(e.Group) {
+		out.Rule, out.PermissionGroup = showDecider(e.Group, e.Rule)
+		out.Source = string(e.Source)
+	} else if e.Group != nil {
+		out.Detail += "; the rule belongs to a permission group outside of your reach"
 	}
 	if e.Nearest != nil {
-		nearest := showConsidered(*e.Nearest)
-		out.Nearest = &nearest
+		out.Nearest = new(showConsidered(*e.Nearest))
 	}
 	if e.Grant != "" {
 		out.Grant = &Grant{Rule: e.Grant, PermissionGroups: []GroupRef{}}
@@ -283,6 +278,11 @@ var reasonText = map[access.Reason]string{
 
 func showConsidered(r access.Considered) ConsideredRule {
 	return ConsideredRule{showRule(r.Group.ID, *r.Rule), refTo(r.Group), string(r.Source), r.Applies, r.Why}
+}
+
+// showDecider converts the rule that decided, and its group.
+func showDecider(g *access.Group, r *access.Rule) (*Rule, *GroupRef) {
+	return new(showRule(g.ID, *r)), new(refTo(g))
 }
 
 func refTo(g *access.Group) GroupRef { return GroupRef{g.ID, groupURI(g.ID), g.Name, g.Mode} }

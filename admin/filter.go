@@ -89,11 +89,6 @@ func compileFilter(ctx context.Context, text string, now time.Time) (func(*store
 	if ast.OutputType() != cel.BoolType && ast.OutputType() != cel.DynType {
 		return nil, bad("is a %s, and must be true or false", ast.OutputType())
 	}
-	fields := filterFields(new(store.ServiceUser))
-	if unknown := unknownField(ast.NativeRep().Expr(), fields); unknown != "" {
-		known := strings.Join(slices.Sorted(maps.Keys(fields)), ", ")
-		return nil, bad("obj has no %q; it has %s", unknown, known)
-	}
 	costs := filterCosts{}
 	if problem := costs.check(ast.NativeRep()); problem != "" {
 		return nil, bad("%s", problem)
@@ -214,11 +209,21 @@ func (c filterCosts) CallCost(function, overload string, args []ref.Val, result 
 	return &rounded
 }
 
-// check looks for calls that could use much time or memory before CallCost can count them. It
-// returns the fault, or "". It also fills c with the patterns of the filter.
+// check looks for fields that obj does not have, and for calls that could use much time or memory
+// before CallCost can count them. It returns the fault, or "". It also fills c with the patterns of
+// the filter.
 func (c filterCosts) check(a *celast.AST) (problem string) {
+	fields := filterFields(new(store.ServiceUser))
 	celast.PreOrderVisit(a.Expr(), celast.NewExprVisitor(func(e celast.Expr) {
 		switch e.Kind() {
+		case celast.SelectKind:
+			// CEL itself would fail only at run time, and the filter would silently match nothing.
+			of, name := e.AsSelect().Operand(), e.AsSelect().FieldName()
+			_, known := fields[name]
+			if of.Kind() == celast.IdentKind && of.AsIdent() == "obj" && !known {
+				problem = fmt.Sprintf("obj has no %q; it has %s",
+					name, strings.Join(slices.Sorted(maps.Keys(fields)), ", "))
+			}
 		case celast.ComprehensionKind:
 			loop := e.AsComprehension()
 			if slices.Contains([]string{loop.IterVar(), loop.IterVar2()}, "obj") {
@@ -258,7 +263,7 @@ func (c filterCosts) check(a *celast.AST) (problem string) {
 // as a list of lists. A comparison of two such values can cost far more than CEL counts. Values
 // selected from obj are never that deep, but obj itself is.
 func deepValue(a *celast.AST, e celast.Expr) bool {
-	if !deepType(a.GetType(e.ID())) {
+	if !access.CanNest(a.GetType(e.ID())) {
 		return false
 	}
 	if e.Kind() == celast.IdentKind {
@@ -275,30 +280,4 @@ func deepValue(a *celast.AST, e celast.Expr) bool {
 			return root.Kind() != celast.IdentKind || root.AsIdent() != "obj"
 		}
 	}
-}
-
-// deepType reports whether values of a type may be nested more than one level deep. The dynamic
-// type may be of any depth.
-func deepType(t *types.Type) bool {
-	return t.Kind() == types.DynKind || slices.ContainsFunc(t.Parameters(), func(of *types.Type) bool {
-		return of.Kind() == types.DynKind || len(of.Parameters()) > 0
-	})
-}
-
-// unknownField returns a field that the expression selects from obj and that fields does not have,
-// or "". CEL itself would fail only at run time, and the filter would silently match nothing.
-func unknownField(root celast.Expr, fields map[string]any) (unknown string) {
-	celast.PreOrderVisit(root, celast.NewExprVisitor(func(e celast.Expr) {
-		if e.Kind() != celast.SelectKind {
-			return
-		}
-		operand, name := e.AsSelect().Operand(), e.AsSelect().FieldName()
-		if operand.Kind() != celast.IdentKind || operand.AsIdent() != "obj" || unknown != "" {
-			return
-		}
-		if _, known := fields[name]; !known {
-			unknown = name
-		}
-	}))
-	return unknown
 }

@@ -3,6 +3,7 @@ package admin
 import (
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -51,14 +52,8 @@ func (a *API) readyz(*call, None) (Readiness, error) {
 // IsProbe reports whether a request is a probe (ok), and whether it asks for readiness rather than
 // health (ready). A probe has a short and a long path: /healthz and /service_users/healthz.
 func IsProbe(r *http.Request) (ready, ok bool) {
-	if r.Method != http.MethodGet && r.Method != http.MethodHead {
-		return false, false
-	}
-	switch r.URL.Path {
-	case "/healthz", "/healthz/", "/service_users/healthz", "/service_users/healthz/":
-		return false, true
-	case "/readyz", "/readyz/", "/service_users/readyz", "/service_users/readyz/":
-		return true, true
-	}
-	return false, false
+	name := strings.TrimPrefix(strings.TrimSuffix(r.URL.Path, "/"), "/service_users")
+	ready, health := name == "/readyz", name == "/healthz"
+	reads := r.Method == http.MethodGet || r.Method == http.MethodHead
+	return reads && ready, reads && (ready || health)
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -53,7 +54,7 @@ func (q *UserListQuery) query(ctx context.Context, now time.Time) (out store.Use
 			return out, err
 		}
 	}
-	before, err := q.before(store.ValidID, "service")
+	before, err := q.before("service")
 	switch {
 	case err != nil:
 		return out, err
@@ -69,9 +70,9 @@ func (q *UserListQuery) query(ctx context.Context, now time.Time) (out store.Use
 
 // cursor is the position of a row in a list. Clients get it as base64 of its JSON.
 type cursor struct {
-	List string          `json:"l"` // the digest of sort and filters
-	Key  json.RawMessage `json:"k"` // the value of the row in the column of sort
-	ID   string          `json:"i"` // decides between rows with the same key
+	List string `json:"l"` // the digest of sort and filters
+	Key  string `json:"k"` // the value of the row in the column of sort
+	ID   string `json:"i"` // decides between rows with the same key
 }
 
 // digest identifies the list by its sort and filters. It prevents the use of a cursor with another
@@ -86,8 +87,7 @@ func (q *UserListQuery) digest() string {
 
 // cursor encodes a position as the parameter cursor.
 func (q *UserListQuery) cursor(at store.Place) string {
-	key, _ := json.Marshal(at.Key) // a string or a number, so it cannot fail
-	text, _ := json.Marshal(cursor{q.digest(), key, at.ID})
+	text, _ := json.Marshal(cursor{q.digest(), fmt.Sprint(at.Key), at.ID}) // cannot fail for strings
 	return base64.RawURLEncoding.EncodeToString(text)
 }
 
@@ -103,18 +103,11 @@ func (q *UserListQuery) place() (*store.Place, error) {
 	if json.Unmarshal(text, &c) != nil || c.List != q.digest() || !store.ValidID("service", c.ID) {
 		return nil, bad
 	}
-	at := &store.Place{ID: c.ID}
-	if strings.TrimPrefix(q.Sort, "-") == "last_active_at" {
-		var seconds int64
-		err = json.Unmarshal(c.Key, &seconds)
-		at.Key = seconds
-	} else {
-		var word string
-		err = json.Unmarshal(c.Key, &word)
-		at.Key = word
-	}
-	if err != nil {
-		return nil, bad
+	at := &store.Place{Key: c.Key, ID: c.ID}
+	if strings.TrimPrefix(q.Sort, "-") == "last_active_at" { // the only column of numbers
+		if at.Key, err = strconv.ParseInt(c.Key, 10, 64); err != nil {
+			return nil, bad
+		}
 	}
 	return at, nil
 }

@@ -246,7 +246,7 @@ func TestDeleteAndUndelete(t *testing.T) {
 		r(`DELETE /service_users/service_1?unless_used_within=24h`, `409 {"error_code":"ERR_IN_USE","details":{"last_used_at":"t+7s","addresses":"192.0.2.1","rules":"rule_x"}}`),
 		r(`DELETE /service_users/service_1?unless_used_within=1s`, `204`),
 		r(`DELETE /service_users/service_2?unless_used_within=24h`, `204`),
-		r(`DELETE /service_users/service_3?unless_used_within=0s`, `400 ERR_INVALID_VALUE [unless_used_within] "0s" is not a duration such as 24h or 30d`),
+		r(`DELETE /service_users/service_3?unless_used_within=0s`, `400 ERR_INVALID_VALUE [unless_used_within] "0s" is not a duration such as 90d or 36h`),
 		r(`DELETE /service_users/service_3?unless_used_within=-1h`, `400 ERR_INVALID_VALUE [unless_used_within]`),
 		r(`DELETE /service_users/service_3?unless_used_within=1`, `400 ERR_INVALID_VALUE [unless_used_within]`),
 		r(`DELETE /service_users/service_3?unless_used_within=`, `400 ERR_NGROK_230 [unless_used_within]`),

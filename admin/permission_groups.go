@@ -1,7 +1,6 @@
 package admin
 
 import (
-	"context"
 	"fmt"
 	"strings"
 
@@ -19,12 +18,12 @@ func (a *API) createGroup(c *call, in GroupInput) (Group, error) {
 	if err != nil {
 		return Group{}, err
 	}
-	return a.showWritten(c, g), nil
+	return a.showWritten(g), nil
 }
 
 // showWritten converts a group for the answer to a write, with warnings about its rules.
-func (a *API) showWritten(c *call, g store.Group) Group {
-	out := c.showGroup(g)
+func (a *API) showWritten(g store.Group) Group {
+	out := showGroup(g)
 	out.Warnings = a.warnings(g.ID, func(access.Rule, string) bool { return true })
 	return out
 }
@@ -102,55 +101,36 @@ func (a *API) listGroups(c *call, q NamedListQuery) (GroupList, error) {
 
 // getGroup returns a permission group with its rules.
 func (a *API) getGroup(c *call, _ None) (Group, error) {
-	id, err := c.id("id", "group")
+	g, err := a.store.Group(c.Context(), c.by, c.PathValue("id"))
 	if err != nil {
 		return Group{}, err
 	}
-	g, err := a.store.Group(c.Context(), c.by, id)
-	if err != nil {
-		return Group{}, err
-	}
-	return c.showGroup(g), nil
+	return showGroup(g), nil
 }
 
 // updateGroup sets the fields that the body contains; the others stay. Rules in the body replace
 // all rules of the group. The answer is 409 if another group has the name.
 func (a *API) updateGroup(c *call, in GroupInput) (Group, error) {
-	id, err := c.id("id", "group")
+	g, err := a.store.UpdateGroup(c.Context(), c.by, c.PathValue("id"), c.version, in.apply)
 	if err != nil {
 		return Group{}, err
 	}
-	g, err := guarded(c, func(version int64) (store.Group, error) {
-		return a.store.UpdateGroup(c.Context(), c.by, id, version, in.apply)
-	})
-	if err != nil {
-		return Group{}, err
-	}
-	return a.showWritten(c, g), nil
+	return a.showWritten(g), nil
 }
 
 // deleteGroup deletes a permission group. Its allows and its denies no longer apply to its members.
 func (a *API) deleteGroup(c *call, _ None) (None, error) {
-	id, err := c.id("id", "group")
-	if err != nil {
-		return None{}, err
-	}
-	return guarded(c, func(version int64) (None, error) {
-		return None{}, a.store.DeleteGroup(c.Context(), c.by, id, version)
-	})
+	return None{}, a.store.DeleteGroup(c.Context(), c.by, c.PathValue("id"), c.version)
 }
 
 // addRule adds a rule at the end of a permission group. The answer is 409 if the group has 10,000
 // rules already.
 func (a *API) addRule(c *call, in RuleInput) (Rule, error) {
-	id, err := c.id("id", "group")
-	if err != nil {
-		return Rule{}, err
-	}
 	r, err := in.rule()
 	if err != nil {
 		return Rule{}, NewError(400, "ERR_INVALID_VALUE", err.Error())
 	}
+	id := c.PathValue("id")
 	r, err = a.store.AddRule(c.Context(), c.by, id, r)
 	if err != nil {
 		return Rule{}, err
@@ -166,11 +146,7 @@ func (a *API) addRule(c *call, in RuleInput) (Rule, error) {
 
 // listRules lists the rules of a permission group, in the order of the group.
 func (a *API) listRules(c *call, _ None) (RuleList, error) {
-	id, err := c.id("id", "group")
-	if err != nil {
-		return RuleList{}, err
-	}
-	g, err := a.store.Group(c.Context(), c.by, id)
+	g, err := a.store.Group(c.Context(), c.by, c.PathValue("id"))
 	if err != nil {
 		return RuleList{}, err
 	}
@@ -179,26 +155,14 @@ func (a *API) listRules(c *call, _ None) (RuleList, error) {
 
 // removeRule removes a rule from a permission group.
 func (a *API) removeRule(c *call, _ None) (None, error) {
-	id, err := c.id("id", "group")
-	if err != nil {
-		return None{}, err
-	}
-	rule, err := c.id("rule_id", "rule")
-	if err != nil {
-		return None{}, err
-	}
-	return None{}, a.store.RemoveRule(c.Context(), c.by, id, rule)
+	return None{}, a.store.RemoveRule(c.Context(), c.by, c.PathValue("id"), c.PathValue("rule_id"))
 }
 
 // listMembers lists the service users that a permission group names or that meet its condition,
 // newest first. Members that have the group only as the default group are not in the list.
 func (a *API) listMembers(c *call, q ListQuery) (MemberList, error) {
-	id, err := c.id("id", "group")
-	if err != nil {
-		return MemberList{}, err
-	}
 	read := func(before string, limit int) ([]store.Member, bool, error) {
-		return a.store.Members(c.Context(), c.by, id, before, limit)
+		return a.store.Members(c.Context(), c.by, c.PathValue("id"), before, limit)
 	}
 	members, page, err := newestFirst(c, q, "service", read, func(m store.Member) (Member, string) {
 		return Member{ID: m.ID, Name: m.Name, Source: string(m.Source)}, m.ID
@@ -208,33 +172,14 @@ func (a *API) listMembers(c *call, q ListQuery) (MemberList, error) {
 
 // addMember adds a service user to a permission group by name. If it is a member by name already,
 // the request succeeds and changes nothing.
-func (a *API) addMember(c *call, _ None) (None, error) { return a.setMember(c, a.store.AddMember) }
+func (a *API) addMember(c *call, _ None) (None, error) {
+	return None{}, a.store.AddMember(c.Context(), c.by, c.PathValue("id"), c.PathValue("service_user_id"))
+}
 
 // removeMember ends a membership by name. If the service user is not a member by name, the request
 // succeeds and changes nothing.
 func (a *API) removeMember(c *call, _ None) (None, error) {
-	return a.setMember(c, a.store.RemoveMember)
-}
-
-// setMember runs set with the group and the service user in the path.
-func (a *API) setMember(
-	c *call, set func(ctx context.Context, by store.Actor, group, user string) error,
-) (None, error) {
-	group, err := c.id("id", "group")
-	if err != nil {
-		return None{}, err
-	}
-	user, err := c.id("service_user_id", "service")
-	if err != nil {
-		return None{}, err
-	}
-	return None{}, set(c.Context(), c.by, group, user)
-}
-
-// showGroup converts a group for an answer about this group alone, and sets its ETag.
-func (c *call) showGroup(g store.Group) Group {
-	c.header.Set("ETag", etag(g.Version))
-	return showGroup(g)
+	return None{}, a.store.RemoveMember(c.Context(), c.by, c.PathValue("id"), c.PathValue("service_user_id"))
 }
 
 func showGroup(g store.Group) Group {

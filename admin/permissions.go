@@ -1,7 +1,6 @@
 package admin
 
 import (
-	"context"
 	"fmt"
 	"net/url"
 	"time"
@@ -126,22 +125,11 @@ func (a *API) deletePermission(c *call, q PermissionKey) (None, error) {
 // grantPermission gives a permission to a permission group. If the group has it already, the
 // request succeeds and changes nothing.
 func (a *API) grantPermission(c *call, _ None) (None, error) {
-	return a.setPermission(c, a.store.GrantPermission)
+	return None{}, a.store.GrantPermission(c.Context(), c.by, c.PathValue("id"), c.PathValue("key"))
 }
 
 // withdrawPermission takes a permission from a permission group. If the group does not have it, the
 // request succeeds and changes nothing.
 func (a *API) withdrawPermission(c *call, _ None) (None, error) {
-	return a.setPermission(c, a.store.WithdrawPermission)
-}
-
-// setPermission runs set with the group and the key in the path.
-func (a *API) setPermission(
-	c *call, set func(ctx context.Context, by store.Actor, group, key string) error,
-) (None, error) {
-	group, err := c.id("id", "group")
-	if err != nil {
-		return None{}, err
-	}
-	return None{}, set(c.Context(), c.by, group, c.PathValue("key"))
+	return None{}, a.store.WithdrawPermission(c.Context(), c.by, c.PathValue("id"), c.PathValue("key"))
 }

@@ -1,7 +1,6 @@
 package admin
 
 import (
-	"fmt"
 	"maps"
 	"strings"
 	"time"
@@ -30,10 +29,9 @@ func (a *API) createServiceUser(c *call, in NewServiceUser) (ServiceUser, error)
 			return ServiceUser{}, invalidField("token_ttl",
 				"there is no first token; leave it out, or create_token")
 		}
-		ttl, err := ParseDuration(in.TokenTTL.Value)
-		if err != nil || ttl < time.Second {
-			return ServiceUser{}, invalidField("token_ttl",
-				fmt.Sprintf("%q is not a duration such as 90d or 36h", in.TokenTTL.Value))
+		ttl, err := parseDuration("token_ttl", in.TokenTTL.Value)
+		if err != nil {
+			return ServiceUser{}, err
 		}
 		token.ExpiresAt = a.store.Now().UTC().Add(ttl)
 	}
@@ -64,14 +62,7 @@ func (in *ServiceUserInput) apply(u *store.ServiceUser) error {
 	}
 	in.AllowedIPs.to(&u.AllowedIPs)
 	in.PermissionGroups.to(&u.Groups)
-	if in.ExpiresAt.Set {
-		at, err := parseTime("expires_at", in.ExpiresAt.Value)
-		if err != nil {
-			return err
-		}
-		u.ExpiresAt = at
-	}
-	return nil
+	return setTime("expires_at", in.ExpiresAt, &u.ExpiresAt)
 }
 
 // merge returns target after a merge patch (RFC 7396, section 2). A nil patch means null, which
@@ -122,7 +113,7 @@ func (a *API) listUsers(c *call, q UserListQuery) ([]ServiceUser, Page, error) {
 	}
 	list := make([]ServiceUser, len(users))
 	for i, u := range users {
-		list[i] = c.showInList(u)
+		list[i] = c.showUser(u)
 	}
 	if !more {
 		return list, lastPage(c), nil
@@ -136,15 +127,11 @@ func (a *API) listUsers(c *call, q UserListQuery) ([]ServiceUser, Page, error) {
 
 // getServiceUser returns a service user.
 func (a *API) getServiceUser(c *call, q DeletedQuery) (ServiceUser, error) {
-	id, err := c.id("id", "service")
-	if err != nil {
-		return ServiceUser{}, err
-	}
 	deleted, err := boolean("deleted", q.Deleted)
 	if err != nil {
 		return ServiceUser{}, err
 	}
-	u, err := a.store.ServiceUser(c.Context(), c.by, id, deleted)
+	u, err := a.store.ServiceUser(c.Context(), c.by, c.PathValue("id"), deleted)
 	if err != nil {
 		return ServiceUser{}, err
 	}
@@ -155,13 +142,7 @@ func (a *API) getServiceUser(c *call, q DeletedQuery) (ServiceUser, error) {
 // replace all labels; a merge patch changes only the labels that it contains. The answer is 409 if
 // another service user has the name or the alias.
 func (a *API) updateServiceUser(c *call, in ServiceUserInput) (ServiceUser, error) {
-	id, err := c.id("id", "service")
-	if err != nil {
-		return ServiceUser{}, err
-	}
-	u, err := guarded(c, func(version int64) (store.ServiceUser, error) {
-		return a.store.UpdateServiceUser(c.Context(), c.by, id, version, in.apply)
-	})
+	u, err := a.store.UpdateServiceUser(c.Context(), c.by, c.PathValue("id"), c.version, in.apply)
 	if err != nil {
 		return ServiceUser{}, err
 	}
@@ -172,41 +153,25 @@ func (a *API) updateServiceUser(c *call, in ServiceUserInput) (ServiceUser, erro
 // user can be undeleted for some time. Its id is never used again. The answer is 409 if the service
 // user was used within unless_used_within.
 func (a *API) deleteServiceUser(c *call, q DeleteQuery) (None, error) {
-	id, err := c.id("id", "service")
-	if err != nil {
-		return None{}, err
-	}
 	var unused time.Duration
 	if q.UnlessUsedWithin != "" {
-		if unused, err = ParseDuration(q.UnlessUsedWithin); err != nil || unused == 0 {
-			return None{}, invalidField("unless_used_within",
-				fmt.Sprintf("%q is not a duration such as 24h or 30d", q.UnlessUsedWithin))
+		var err error
+		if unused, err = parseDuration("unless_used_within", q.UnlessUsedWithin); err != nil {
+			return None{}, err
 		}
 	}
-	return guarded(c, func(version int64) (None, error) {
-		return None{}, a.store.DeleteServiceUser(c.Context(), c.by, id, version, unused)
-	})
+	return None{}, a.store.DeleteServiceUser(c.Context(), c.by, c.PathValue("id"), c.version, unused)
 }
 
 // undeleteServiceUser restores a deleted service user with its tokens and groups. It is inactive at
 // first. The answer is 409 if the service user is not deleted, was deleted too long ago, or has the
 // name or the alias of another one.
 func (a *API) undeleteServiceUser(c *call, _ None) (ServiceUser, error) {
-	id, err := c.id("id", "service")
-	if err != nil {
-		return ServiceUser{}, err
-	}
-	u, err := a.store.UndeleteServiceUser(c.Context(), c.by, id)
+	u, err := a.store.UndeleteServiceUser(c.Context(), c.by, c.PathValue("id"))
 	if err != nil {
 		return ServiceUser{}, err
 	}
 	return c.showUser(u), nil
-}
-
-// showUser converts a service user for an answer about it alone, and sets its ETag.
-func (c *call) showUser(u store.ServiceUser) ServiceUser {
-	c.header.Set("ETag", etag(u.Version))
-	return c.showInList(u)
 }
 
 // collection returns the path under which the caller addresses service users, for links in the
@@ -218,7 +183,7 @@ func (c *call) collection() string {
 	return "/service_users"
 }
 
-func (c *call) showInList(u store.ServiceUser) ServiceUser {
+func (c *call) showUser(u store.ServiceUser) ServiceUser {
 	return ServiceUser{
 		ID: u.ID, URI: c.collection() + "/" + u.ID,
 		Name: u.Name, DisplayName: u.DisplayName, Description: u.Description, Owner: u.Owner, Alias: u.Alias,

@@ -1,7 +1,7 @@
 package admin
 
 import (
-	"fmt"
+	"cmp"
 	"maps"
 	"slices"
 	"strings"
@@ -13,19 +13,15 @@ import (
 // createToken issues a token for a service user. Only this answer contains the secret. The answer is
 // 409 if the service user has 100 live tokens already.
 func (a *API) createToken(c *call, in TokenInput) (Token, error) {
-	id, err := c.id("id", "service")
-	if err != nil {
-		return Token{}, err
-	}
 	var t store.Token
 	if err := in.apply(&t, a.store.Now()); err != nil {
 		return Token{}, err
 	}
-	issued, err := a.store.CreateToken(c.Context(), c.by, id, t)
+	issued, err := a.store.CreateToken(c.Context(), c.by, c.PathValue("id"), t)
 	if err != nil {
 		return Token{}, err
 	}
-	return c.showIssued(issued, a.store.Now()), nil
+	return showIssued(issued, a.store.Now()), nil
 }
 
 // apply copies the fields that the body contains into t. A ttl counts from now.
@@ -38,140 +34,80 @@ func (in *TokenInput) apply(t *store.Token, now time.Time) error {
 		return NewError(400, "ERR_INVALID_VALUE", "give ttl or expires_at, not both").field("ttl")
 	}
 	if in.TTL.Set {
-		d, err := ParseDuration(in.TTL.Value)
-		if err != nil || d < time.Second {
-			return invalidField("ttl", fmt.Sprintf("%q is not a duration such as 90d or 36h", in.TTL.Value))
+		d, err := parseDuration("ttl", in.TTL.Value)
+		if err != nil {
+			return err
 		}
 		t.ExpiresAt = now.UTC().Add(d)
 	}
-	for _, f := range []struct {
-		name  string
-		in    Opt[string]
-		place *time.Time
-	}{{"expires_at", in.ExpiresAt, &t.ExpiresAt}, {"not_before", in.NotBefore, &t.NotBefore}} {
-		if f.in.Set {
-			at, err := parseTime(f.name, f.in.Value)
-			if err != nil {
-				return err
-			}
-			*f.place = at
-		}
+	if err := setTime("expires_at", in.ExpiresAt, &t.ExpiresAt); err != nil {
+		return err
 	}
-	return nil
+	return setTime("not_before", in.NotBefore, &t.NotBefore)
 }
 
 // listTokens lists the tokens of a service user, newest first. The list includes expired and
 // revoked tokens.
 func (a *API) listTokens(c *call, q ListQuery) (TokenList, error) {
-	id, err := c.id("id", "service")
-	if err != nil {
-		return TokenList{}, err
-	}
 	tokens, page, err := newestFirst(c, q, "token", func(before string, limit int) ([]store.Token, bool, error) {
-		return a.store.Tokens(c.Context(), c.by, id, before, limit)
+		return a.store.Tokens(c.Context(), c.by, c.PathValue("id"), before, limit)
 	}, func(t store.Token) (Token, string) { return showToken(t, a.store.Now()), t.ID })
 	return TokenList{tokens, page}, err
 }
 
-// tokenIDs returns the two ids in the path of a token.
-func (c *call) tokenIDs() (user, token string, err error) {
-	if user, err = c.id("id", "service"); err == nil {
-		token, err = c.id("token_id", "token")
-	}
-	return user, token, err
-}
-
 // getToken returns a token without its secret.
 func (a *API) getToken(c *call, _ None) (Token, error) {
-	user, id, err := c.tokenIDs()
+	t, err := a.store.Token(c.Context(), c.by, c.PathValue("id"), c.PathValue("token_id"))
 	if err != nil {
 		return Token{}, err
 	}
-	t, err := a.store.Token(c.Context(), c.by, user, id)
-	if err != nil {
-		return Token{}, err
-	}
-	return c.showToken(t, a.store.Now()), nil
+	return showToken(t, a.store.Now()), nil
 }
 
 // updateToken sets the fields that the body contains; the others stay.
 func (a *API) updateToken(c *call, in TokenInput) (Token, error) {
-	user, id, err := c.tokenIDs()
-	if err != nil {
-		return Token{}, err
-	}
-	t, err := guarded(c, func(version int64) (store.Token, error) {
-		return a.store.UpdateToken(c.Context(), c.by, user, id, version, func(t *store.Token) error {
-			return in.apply(t, a.store.Now())
-		})
+	user, id := c.PathValue("id"), c.PathValue("token_id")
+	t, err := a.store.UpdateToken(c.Context(), c.by, user, id, c.version, func(t *store.Token) error {
+		return in.apply(t, a.store.Now())
 	})
 	if err != nil {
 		return Token{}, err
 	}
-	return c.showToken(t, a.store.Now()), nil
+	return showToken(t, a.store.Now()), nil
 }
 
 // revokeToken revokes a token for good. The record of the token stays. If the token is revoked
 // already, the request succeeds and changes nothing.
 func (a *API) revokeToken(c *call, _ None) (None, error) {
-	user, id, err := c.tokenIDs()
-	if err != nil {
-		return None{}, err
-	}
-	return guarded(c, func(version int64) (None, error) {
-		return None{}, a.store.RevokeToken(c.Context(), c.by, user, id, version)
-	})
+	return None{}, a.store.RevokeToken(c.Context(), c.by, c.PathValue("id"), c.PathValue("token_id"), c.version)
 }
 
 // refreshToken replaces a token: it issues a new token with the same description, addresses, groups
 // and lifetime. The old token ends with the grace, or at once without a grace. The answer is 409 if
 // the token is retiring or revoked.
 func (a *API) refreshToken(c *call, in RefreshInput) (Token, error) {
-	user, id, err := c.tokenIDs()
+	var grace time.Duration
+	if in.Grace.Value != "" {
+		var err error
+		if grace, err = ParseDuration(in.Grace.Value); err != nil {
+			return Token{}, invalidField("grace", err.Error())
+		}
+	}
+	user, id := c.PathValue("id"), c.PathValue("token_id")
+	issued, old, err := a.store.RefreshToken(c.Context(), c.by, user, id, c.version, grace)
 	if err != nil {
 		return Token{}, err
 	}
-	grace, err := durationField("grace", in.Grace)
-	if err != nil {
-		return Token{}, err
-	}
-	var old store.Token
-	issued, err := guarded(c, func(version int64) (issued *store.Issued, err error) {
-		issued, old, err = a.store.RefreshToken(c.Context(), c.by, user, id, version, grace)
-		return issued, err
-	})
-	if err != nil {
-		return Token{}, err
-	}
-	out := c.showIssued(issued, a.store.Now())
-	replaced := showToken(old, a.store.Now())
-	out.Replaces, out.Replaced = id, &replaced
+	out := showIssued(issued, a.store.Now())
+	out.Replaces, out.Replaced = id, new(showToken(old, a.store.Now()))
 	return out, nil
 }
 
-// durationField parses an optional duration; "" or an absent field gives 0.
-func durationField(name string, in Opt[string]) (time.Duration, error) {
-	if in.Value == "" {
-		return 0, nil
-	}
-	d, err := ParseDuration(in.Value)
-	if err != nil {
-		return 0, invalidField(name, err.Error())
-	}
-	return d, nil
-}
-
 // showIssued is showToken for a new token, with its secret.
-func (c *call) showIssued(issued *store.Issued, now time.Time) Token {
-	out := c.showToken(issued.Token, now)
+func showIssued(issued *store.Issued, now time.Time) Token {
+	out := showToken(issued.Token, now)
 	out.Secret = issued.Secret
 	return out
-}
-
-// showToken converts a token for an answer about it alone, and sets its ETag.
-func (c *call) showToken(t store.Token, now time.Time) Token {
-	c.header.Set("ETag", etag(t.Version))
-	return showToken(t, now)
 }
 
 // showToken converts a token for an answer, with its state at the time now.
@@ -207,10 +143,7 @@ func showToken(t store.Token, now time.Time) Token {
 func showSeen(m map[string]int64, since int64) []SeenAddress {
 	list := []SeenAddress{}
 	for _, address := range slices.SortedFunc(maps.Keys(m), func(a, b string) int {
-		if m[a] != m[b] {
-			return int(m[b] - m[a])
-		}
-		return strings.Compare(a, b)
+		return cmp.Or(cmp.Compare(m[b], m[a]), strings.Compare(a, b))
 	}) {
 		if m[address] >= since {
 			list = append(list, SeenAddress{address, time.Unix(m[address], 0).UTC()})

@@ -7,9 +7,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/serviceusers/caddy-service-users/access"
-	"github.com/serviceusers/caddy-service-users/store"
-)
+	"github.com/serviceusers/caddy-service-users/access")
 
 // Access shows the rules that apply to a service user, by permission group.
 type Access struct {
@@ -30,10 +28,7 @@ type AccessGroup struct {
 
 // access returns the permission groups of a service user, with the rules that apply through them.
 func (a *API) access(c *call, _ None) (Access, error) {
-	id, err := c.id("id", "service")
-	if err != nil {
-		return Access{}, err
-	}
+	id := c.PathValue("id")
 	if _, err := a.store.ServiceUser(c.Context(), c.by, id, false); err != nil {
 		return Access{}, err
 	}
@@ -87,44 +82,43 @@ const maxWhoCan = 5 * time.Second
 
 // whoCan lists the service users that may make a request, newest first.
 func (a *API) whoCan(c *call, q WhoCanQuery) (WhoCan, error) {
-	limit, err := q.limit()
-	if err != nil {
-		return WhoCan{}, err
+	read := func(before string, limit int) ([]WhoCanUser, bool, error) {
+		action, problem, err := a.action(q.Method, q.URL, q.RemoteIP, "")
+		if err != nil || !problem.OK() { // nobody can make a request that is refused before any rule
+			return nil, false, err
+		}
+		done, err := a.heavy.take(c.Context(), c.by.Name)
+		if err != nil {
+			return nil, false, err
+		}
+		defer done()
+		return a.usersWhoCan(c, action, before, limit)
 	}
-	before, err := q.before(store.ValidID, "service")
-	if err != nil {
-		return WhoCan{}, err
-	}
-	action, problem, err := a.action(q.Method, q.URL, q.RemoteIP, "")
-	if err != nil {
-		return WhoCan{}, err
-	}
-	done, err := a.heavy.take(c.Context(), c.by.Name)
-	if err != nil {
-		return WhoCan{}, err
-	}
-	defer done()
-	list := []WhoCanUser{}
+	list, page, err := newestFirst(c, q.ListQuery, "service", read, func(u WhoCanUser) (WhoCanUser, string) {
+		return u, u.ID
+	})
+	return WhoCan{list, page}, err
+}
+
+// usersWhoCan returns up to limit service users that are older than the id before and may perform
+// the action. It reports whether there are more.
+func (a *API) usersWhoCan(c *call, action access.Action, before string, limit int) ([]WhoCanUser, bool, error) {
 	d := a.store.Directory()
 	var users []*access.User
-	if problem.OK() { // no service user can make a request that is refused before any rule
-		d.Users(func(u *access.User) {
-			if (before == "" || u.ID < before) && (c.by.Scope == nil || c.by.Scope.Shares(u.Teams)) {
-				users = append(users, u)
-			}
-		})
-		slices.SortFunc(users, func(a, b *access.User) int { return strings.Compare(b.ID, a.ID) })
-	}
+	d.Users(func(u *access.User) {
+		if (before == "" || u.ID < before) && (c.by.Scope == nil || c.by.Scope.Shares(u.Teams)) {
+			users = append(users, u)
+		}
+	})
+	slices.SortFunc(users, func(a, b *access.User) int { return strings.Compare(b.ID, a.ID) })
+	var list []WhoCanUser
 	deadline := time.Now().Add(maxWhoCan)
 	for _, u := range users {
-		if len(list) > limit {
-			break // one more than the page: there is a next page
-		}
 		if err := context.Cause(c.Context()); err != nil {
-			return WhoCan{}, err
+			return nil, false, err
 		}
 		if time.Now().After(deadline) {
-			return WhoCan{}, NewError(http.StatusBadRequest, "ERR_TOO_COSTLY",
+			return nil, false, NewError(http.StatusBadRequest, "ERR_TOO_COSTLY",
 				"the conditions of rules for this path take too long for so many service users; "+
 					"ask about some of them by explain, or make the conditions simpler").
 				field("url")
@@ -137,18 +131,14 @@ func (a *API) whoCan(c *call, q WhoCanQuery) (WhoCan, error) {
 		if !decision.Allowed() {
 			continue
 		}
+		if len(list) == limit {
+			return list, true, nil
+		}
 		who := WhoCanUser{ID: u.ID, URI: "/service_users/" + u.ID, Name: u.Name}
 		if c.sees(decision.Group) {
-			rule, group := showRule(decision.Group.ID, *decision.Rule), refTo(decision.Group)
-			who.Rule, who.PermissionGroup = &rule, &group
+			who.Rule, who.PermissionGroup = showDecider(decision.Group, decision.Rule)
 		}
 		list = append(list, who)
 	}
-	more := len(list) > limit
-	last := ""
-	if more {
-		list = list[:limit]
-		last = list[limit-1].ID
-	}
-	return WhoCan{list, page(c, more, last, limit)}, nil
+	return list, false, nil
 }

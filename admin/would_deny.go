@@ -82,8 +82,7 @@ func (a *API) wouldDeny(c *call, q WouldDenyQuery) (WouldDenyList, error) {
 			if !ok || !c.sees(g) {
 				continue // the group was deleted and will not be enforced, or the actor may not see it
 			}
-			ref := refTo(g)
-			w.PermissionGroup = &ref
+			w.PermissionGroup = new(refTo(g))
 		}
 		list.WouldDeny = append(list.WouldDeny, w)
 	}
