@@ -103,15 +103,23 @@ func HasScheme(value, scheme string) bool {
 // lower case with its space. Case is ignored for ASCII letters only (RFC 9110, section 11.1):
 // strings.EqualFold would also accept the Kelvin sign for "k".
 func afterScheme(value, scheme string) (rest string, ok bool) {
-	if len(value) < len(scheme) {
+	if !foldsTo(value, scheme) {
 		return "", false
 	}
-	for i := range len(scheme) {
-		if lowerASCII(value[i]) != scheme[i] {
-			return "", false
+	return value[len(scheme):], true
+}
+
+// foldsTo reports whether a text begins with lower, in any case.
+func foldsTo[T string | []byte](text T, lower string) bool {
+	if len(text) < len(lower) {
+		return false
+	}
+	for i := range len(lower) {
+		if lowerASCII(text[i]) != lower[i] {
+			return false
 		}
 	}
-	return value[len(scheme):], true
+	return true
 }
 
 func lowerASCII(c byte) byte {

@@ -81,7 +81,7 @@ func (d *Directory) byLogin(login string) (id string, row userRow) {
 type match struct {
 	token    tokenRow
 	place    int // index of the token in the account; negative for none
-	setIndex int // index in account.setIDs of the group set with the allows of the token
+	setIndex int // index in account.setIDs of the group set of the token
 }
 
 // find returns the token with a secret, given as its digests, or with an id if digest is nil. It
@@ -133,14 +133,11 @@ func (d *Directory) principal(id string, a *account, m *match) Principal {
 		p.until = t
 	}
 	setIDs := a.setIDs
-	p.userSet = d.sets[setIDs.number()]
-	p.tokenSet = p.userSet
 	// The ids are varints: reading one means reading all ids before it.
-	for i := range m.setIndex {
-		if id := setIDs.number(); i == m.setIndex-1 {
-			p.tokenSet = d.sets[id]
-		}
+	for range m.setIndex {
+		setIDs.number()
 	}
+	p.groups = d.sets[setIDs.number()]
 	return p
 }
 
@@ -290,36 +287,30 @@ func (d *Directory) Authorize(p Principal, a Action) Decision {
 	if p.row == nil {
 		return Decision{Reason: NoRule}
 	}
-	allow, deny := d.groupsOf(p)
+	groups := d.groupsOf(p)
 	q := ruleQuery{bit: methodBit(a.Method), row: p.row, action: a}
-	if e := d.policy.denied(&q, deny.denies); e != nil {
+	if e := d.policy.denied(&q, groups.denies); e != nil {
 		return Decision{Reason: DeniedByRule, Rule: e.rule, Group: e.from, Header: q.header}
 	}
 	decision := Decision{Reason: NoRule}
-	if e := d.policy.allowed(&q, allow.allows); e != nil {
+	if e := d.policy.allowed(&q, groups.allows); e != nil {
 		decision = Decision{Reason: Granted, Rule: e.rule, Group: e.from}
 	}
 	decision.Header = q.header
-	if len(deny.wouldDeny) > 0 {
-		decision.Would = d.would(&q, allow.wouldAllow, deny.wouldDeny, decision.Reason)
+	if len(groups.wouldDeny) > 0 {
+		decision.Would = d.would(&q, groups.wouldAllow, groups.wouldDeny, decision.Reason)
 	}
 	return decision
 }
 
-// groupsOf returns two group sets: one with the allows for the principal, and one with its denies.
-// They differ for a narrowed token, since narrowing does not remove any deny. Both come from d,
-// even if the principal comes from an earlier directory.
-func (d *Directory) groupsOf(p Principal) (allow, deny *groupSet) {
-	if !d.hasGroupSet(p.tokenSet) || !d.hasGroupSet(p.userSet) {
-		return noGroups, noGroups // the principal belongs to another store
+// groupsOf returns the group set of a principal as it is in d. The principal may come from another
+// version of the directory: the id of a group set is the same in every version, and the groups
+// behind it may change.
+func (d *Directory) groupsOf(p Principal) *groupSet {
+	if s := p.groups; s != nil && s.id < len(d.sets) && d.sets[s.id].groupKey == s.groupKey {
+		return d.sets[s.id]
 	}
-	// The id is the same in every version of the directory; the groups behind it may change.
-	return d.sets[p.tokenSet.id], d.sets[p.userSet.id]
-}
-
-// hasGroupSet reports whether s comes from this directory or from another version of it.
-func (d *Directory) hasGroupSet(s *groupSet) bool {
-	return s != nil && s.id < len(d.sets) && d.sets[s.id].groupKey == s.groupKey
+	return noGroups // the principal belongs to another store
 }
 
 var noGroups = &groupSet{groupKey: new(groupKey)}

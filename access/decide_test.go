@@ -654,7 +654,7 @@ func TestAuthenticate(t *testing.T) {
 		if got != row.want {
 			t.Errorf("id %q, secret %.10q, from %q at %d: got %v, want %v", row.id, row.secret, row.address, row.now, got, row.want)
 		}
-		if got != Granted && (p.ID() != "" || p.TokenID() != "" || p.tokenSet != nil) {
+		if got != Granted && (p.ID() != "" || p.TokenID() != "" || p.groups != nil) {
 			t.Errorf("id %q: got %v with the principal %v", row.id, got, p)
 		}
 		if hash, _ := (Peppers{}).Hash(row.secret); got == Granted && (p.Token().Hash != hash || row.id != "" && p.ID() != row.id && p.profile().Alias != row.id) {

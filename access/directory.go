@@ -100,7 +100,7 @@ type Directory struct {
 	conditional []*Group            // groups with a condition of membership, by id
 	nextGroup   uint32              // the index of the next new group
 	sets        []*groupSet         // by groupSet.id
-	sizes       tally               // the number of users in each group set, by groupSet.id
+	sizes       shards[int, int]    // the number of users in each group set, by groupSet.id
 	setIDs      shards[string, int] // ids of group sets, by the key that Edit.groupSetID makes
 	policy      *policy
 }
@@ -160,10 +160,10 @@ func (d *Directory) Group(id string) (*Group, bool) {
 // Rules returns the rules that apply to the principal, ordered by group name: the allows of the
 // groups of its token, and every deny of its user. The caller must not change them.
 func (d *Directory) Rules(p Principal) []Rule {
-	allow, deny := d.groupsOf(p)
+	in := d.groupsOf(p)
 	var groups []*Group
 	for _, g := range d.groups {
-		if slices.Contains(deny.denies, g.index) {
+		if slices.Contains(in.denies, g.index) {
 			groups = append(groups, g)
 		}
 	}
@@ -171,7 +171,7 @@ func (d *Directory) Rules(p Principal) []Rule {
 	var rules []Rule
 	for _, g := range groups {
 		for _, r := range g.Rules {
-			if r.Effect == Deny || slices.Contains(allow.allows, g.index) {
+			if r.Effect == Deny || slices.Contains(in.allows, g.index) {
 				rules = append(rules, r)
 			}
 		}
@@ -266,7 +266,7 @@ func (d *Directory) MemberCount(group string) (n int) {
 		return 0
 	}
 	for i, s := range d.sets {
-		if size := d.sizes.of(i); size > 0 && slices.Contains(s.ids, group) {
+		if size, _ := d.sizes.get(i); size > 0 && slices.Contains(s.ids, group) {
 			n += size
 		}
 	}

@@ -684,7 +684,7 @@ func TestPrincipal(t *testing.T) {
 			t.Errorf("%s with %q from %v: got %v in %q, want %v in %q", row.id, row.token, row.address, why, p.GroupList(), row.want, row.list)
 		}
 		if row.may == "" {
-			if p.ID() != "" || p.row != nil || p.tokenSet != nil {
+			if p.ID() != "" || p.row != nil || p.groups != nil {
 				t.Errorf("%s with %q: got %v, want nobody", row.id, row.token, p)
 			}
 			continue

@@ -18,7 +18,7 @@ type Edit struct {
 	users  *tableEdit
 	logins *shardEdit[string, string]
 	setIDs *shardEdit[string, int]
-	sizes  *tallyEdit
+	sizes  *shardEdit[int, int]
 	moved  []string // ids of groups whose condition of membership has changed
 }
 
@@ -203,8 +203,14 @@ func (e *Edit) forget(w *written) {
 	}
 	old := e.users.get(w, e.next.sets)
 	e.users.removeHashes(w, old)
-	e.sizes.add(old.groupSetID, -1)
+	e.resize(old.groupSetID, -1)
 	e.logins.remove(old.Alias)
+}
+
+// resize adds n to the number of users in a group set.
+func (e *Edit) resize(groupSetID, n int) {
+	size, _ := e.sizes.get(groupSetID)
+	e.sizes.set(groupSetID, size+n)
 }
 
 // Expect reserves memory for up to this many service users and tokens, if the directory is empty.
@@ -309,7 +315,7 @@ func (e *Edit) draft(u User) (draft, error) {
 // It also registers the alias of the user. The caller has locked e.mu.
 func (e *Edit) assignGroupSets(d *draft) error {
 	id := e.groupSetID(d.ids, d.undecided, nil)
-	e.sizes.add(id, 1)
+	e.resize(id, 1)
 	setIDs := []int{id}
 	if d.hasNamedSet {
 		setIDs = append(setIDs, e.groupSetID(d.namedGroups, nil, nil))

@@ -57,7 +57,7 @@ func (d *Directory) Explain(p Principal, a Action, groups func(*Group) bool) Exp
 		return out
 	}
 	visible := func(g *Group) bool { return groups == nil || groups(g) }
-	allow, _ := d.groupsOf(p)
+	allow := d.groupsOf(p)
 	member := make(map[*Group]bool)
 	left := explainBudget
 	for _, m := range d.Memberships(u) {
@@ -142,7 +142,7 @@ func consider(u *User, allow *groupSet, m Membership, i int, a Action, verdict D
 	pathOnly := *r
 	pathOnly.Host, pathOnly.Methods = "", []string{"*"}
 	if !coversPath(pathOnly, nil, q) {
-		off, text := pathDistance(r.Path, a.Path, deny)
+		off, text := pathDistance(r, a.Path)
 		addReason(2*off, text)
 	} else if when := g.conditions[i]; when != nil && *left < 0 {
 		addReason(1, "its condition is not evaluated: the conditions before it cost too much")
@@ -206,11 +206,7 @@ func coversPath(r Rule, when *Condition, q ruleQuery) bool {
 
 // outcome evaluates the condition of one rule by itself.
 func outcome(r *Rule, when *Condition, q *ruleQuery) (bool, error) {
-	segments, err := parsePattern(r.Path)
-	if err != nil {
-		return false, err
-	}
-	c := &conditional{when, segments}
+	c := &conditional{when, patternOf(r)}
 	return c.isTrue(&evaluation{user: q.user, action: q.action, params: c.values(q.action.Path)})
 }
 
@@ -223,13 +219,10 @@ func whyNot(r *Rule, when *Condition, q *ruleQuery) string {
 	return when.text
 }
 
-// pathDistance returns the number of segments in which a pattern and a path differ, at least 1, and
-// a text about the first of them.
-func pathDistance(pattern, path string, deny bool) (off int, text string) {
-	segments, err := parsePattern(pattern)
-	if err != nil {
-		return 1, err.Error()
-	}
+// pathDistance returns the number of segments in which the pattern of a rule and a path differ, at
+// least 1, and a text about the first of them.
+func pathDistance(r *Rule, path string) (off int, text string) {
+	segments, pattern := patternOf(r), r.Path
 	parts := strings.Split(strings.TrimPrefix(path, "/"), "/")
 	mismatch := func(s string) {
 		off++
@@ -247,7 +240,7 @@ func pathDistance(pattern, path string, deny bool) (off int, text string) {
 		case i >= len(parts):
 			mismatch("the path is shorter than " + pattern)
 		case s.kind == literalSegment:
-			if s.text != parts[i] && !(deny && foldCase(s.text) == foldCase(parts[i])) {
+			if s.text != parts[i] && !(r.Effect == Deny && foldCase(s.text) == foldCase(parts[i])) {
 				mismatch("the path has " + strconv.Quote(parts[i]) + " where " + pattern +
 					" has " + strconv.Quote(s.text))
 			}
@@ -265,13 +258,13 @@ func pathDistance(pattern, path string, deny bool) (off int, text string) {
 // SmallestRule returns the narrowest allow that covers a method and a path, in the one-line form of
 // a rule: "allow GET /v1/people/7/address", for example.
 func SmallestRule(method, path string) string {
-	return smallestRule(method, path, func(string) bool { return false })
+	return "allow " + method + " " + smallestPattern(path, func(string) bool { return false })
 }
 
-// smallestRule is SmallestRule with a parameter in the place of each segment for which varies
-// returns true: "allow GET /v1/people/{id}/address", for example. A segment that a pattern cannot
-// spell, or has no room for, becomes a parameter too.
-func smallestRule(method, path string, varies func(segment string) bool) string {
+// smallestPattern returns the narrowest pattern that matches a path, with a parameter in the place
+// of each segment for which varies returns true: "/v1/people/{id}/address", for example. A segment
+// that a pattern cannot spell, or has no room for, becomes a parameter too.
+func smallestPattern(path string, varies func(segment string) bool) string {
 	parts := strings.Split(strings.TrimPrefix(path, "/"), "/")
 	// room is the number of bytes left for literals when every segment may become a parameter.
 	n, room := 0, maxPatternBytes-maxPatternSegments*len("/{id32}")
@@ -296,5 +289,5 @@ func smallestRule(method, path string, varies func(segment string) bool) string 
 		}
 		room -= len(part)
 	}
-	return "allow " + method + " /" + strings.Join(parts, "/")
+	return "/" + strings.Join(parts, "/")
 }

@@ -2,7 +2,9 @@ package access
 
 import (
 	"fmt"
+	"math/bits"
 	"net/netip"
+	"strconv"
 	"strings"
 )
 
@@ -33,9 +35,9 @@ func (p Problem) Advice() string {
 	return p.Detail + "; the option " + p.Option + " would let it pass"
 }
 
-// allowedBy returns the problem with Option set to the name of an option.
+// allowedBy returns the problem with Option set to the name of a single option.
 func (p Problem) allowedBy(option Relax) Problem {
-	p.Option = option.String()
+	p.Option = relaxNames[bits.TrailingZeros8(uint8(option))]
 	return p
 }
 
@@ -90,15 +92,7 @@ func CheckMethod(method string) Problem {
 }
 
 func validMethod(m string) bool {
-	if m == "" || len(m) > 32 || m[0] == '-' {
-		return false
-	}
-	for i := range len(m) {
-		if (m[i] < 'A' || m[i] > 'Z') && m[i] != '-' {
-			return false
-		}
-	}
-	return true
+	return m != "" && len(m) <= 32 && m[0] != '-' && strings.Trim(m, "ABCDEFGHIJKLMNOPQRSTUVWXYZ-") == ""
 }
 
 // CheckHost checks a Host field (or :authority) and returns the name that rules are matched
@@ -132,20 +126,11 @@ func CheckHost(host string) (name string, p Problem) {
 // validPortSuffix reports whether s is "", or a colon and a port. The port may be empty (RFC 3986,
 // section 3.2.3).
 func validPortSuffix(s string) bool {
-	if s == "" {
+	if s == "" || s == ":" {
 		return true
 	}
-	if s[0] != ':' || len(s) > 6 {
-		return false
-	}
-	n := 0
-	for i := 1; i < len(s); i++ {
-		if s[i] < '0' || s[i] > '9' {
-			return false
-		}
-		n = n*10 + int(s[i]-'0')
-	}
-	return n <= 65535
+	_, err := strconv.ParseUint(s[1:], 10, 16)
+	return s[0] == ':' && len(s) <= len(":65535") && err == nil
 }
 
 func validHostName(name string) bool {

@@ -284,30 +284,17 @@ func CheckForeign(value string) (why string) {
 	}
 	// A lenient program may skip bytes before the scheme, so they are skipped here too.
 	scheme := strings.TrimLeftFunc(value, func(r rune) bool { return r >= 0x80 || digitValue(byte(r)) < 0 })
-	if len(scheme) < len("basic") || !strings.EqualFold(scheme[:len("basic")], "basic") {
+	if !foldsTo(scheme, "basic") {
 		return ""
 	}
 	login, ok := BasicLogin(value)
 	if !ok {
 		return "it is Basic, but not in the one form that RFC 7617 allows"
 	}
-	if len(login) >= len(userPrefix) && strings.EqualFold(login[:len(userPrefix)], userPrefix) {
+	if foldsTo(login, userPrefix) {
 		return "it holds a login that has the form of the id of a service user"
 	}
 	return ""
-}
-
-// foldsTo reports whether a text begins with lower, in any case.
-func foldsTo(text []byte, lower string) bool {
-	if len(text) < len(lower) {
-		return false
-	}
-	for i := range len(lower) {
-		if lowerASCII(text[i]) != lower[i] {
-			return false
-		}
-	}
-	return true
 }
 
 // countDigits returns the number of base62 digits at the beginning of a text.

@@ -184,11 +184,7 @@ func withEntry(list []entry, e entry) []entry {
 func (e *policyEdit) remove(g *Group) {
 	for i := range g.Rules {
 		r := &g.Rules[i]
-		pattern, err := parsePattern(r.Path)
-		if err != nil {
-			panic("access: removing an unchecked rule: " + err.Error())
-		}
-		n, pattern := e.tree(r.Effect, pattern)
+		n, pattern := e.tree(r.Effect, patternOf(r))
 		e.removeEntries(n, pattern, g.index)
 	}
 }
@@ -235,11 +231,8 @@ func (n *node) empty() bool {
 // compileGroup builds a policy of one group. The rules of the group have been checked.
 func compileGroup(g *Group) *policy {
 	patterns := make([][]segment, len(g.Rules))
-	for i, r := range g.Rules {
-		var err error
-		if patterns[i], err = parsePattern(r.Path); err != nil {
-			panic("access: compiling an unchecked rule: " + err.Error())
-		}
+	for i := range g.Rules {
+		patterns[i] = patternOf(&g.Rules[i])
 	}
 	e := new(policy).edit()
 	e.add(g, patterns)

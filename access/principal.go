@@ -6,15 +6,14 @@ import "slices"
 // contains. The zero value is not a service user and may do nothing. A Principal keeps a part of
 // the directory in memory: see [Principal.Alone].
 type Principal struct {
-	id       string    // the id of the service user
-	row      userRow   // nil in the zero Principal
-	name     []byte    // the name of the service user, a part of row
-	place    int       // the index of the token in row; negative for none
-	bits     uint64    // the bits of the token
-	hash     *Hash     // the hash of the token's secret, a part of row
-	until    int64     // the earlier expiry of token and service user, Unix seconds; 0 is never
-	userSet  *groupSet // the groups of the service user, for its denies
-	tokenSet *groupSet // the groups of the token, for its allows; userSet if it is not narrowed
+	id     string    // the id of the service user
+	row    userRow   // nil in the zero Principal
+	name   []byte    // the name of the service user, a part of row
+	place  int       // the index of the token in row; negative for none
+	bits   uint64    // the bits of the token
+	hash   *Hash     // the hash of the token's secret, a part of row
+	until  int64     // the earlier expiry of token and service user, Unix seconds; 0 is never
+	groups *groupSet // of the token: that of the service user if the token is not narrowed
 }
 
 // Alone returns a copy of the principal that does not keep the rows of other users in memory. Use
@@ -73,9 +72,7 @@ func (p Principal) Token() Token {
 		return Token{}
 	}
 	out := t.decode()
-	if p.tokenSet != p.userSet { // the token is narrowed
-		out.Groups = slices.Clone(p.tokenSet.tokenGroups)
-	}
+	out.Groups = slices.Clone(p.groups.tokenGroups)
 	return out
 }
 
@@ -112,16 +109,16 @@ func (p Principal) Unused() bool { return p.bits&isUnused != 0 }
 // Groups returns the names of the permission groups in effect, sorted. The caller must not change
 // them.
 func (p Principal) Groups() []string {
-	if p.tokenSet == nil {
+	if p.groups == nil {
 		return nil
 	}
-	return p.tokenSet.names
+	return p.groups.names
 }
 
 // GroupList returns the names of Groups, separated by commas.
 func (p Principal) GroupList() string {
-	if p.tokenSet == nil {
+	if p.groups == nil {
 		return ""
 	}
-	return p.tokenSet.joined
+	return p.groups.joined
 }

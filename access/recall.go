@@ -22,9 +22,9 @@ type Recall struct {
 	limit     int            // the most decisions that are kept
 	kept      shares[int]    // indices in decisions
 
-	observed map[observedKey]*Observed
-	counted  shares[observedKey] // the keys of observed
-	missed   int64               // requests that are not counted in observed
+	observed map[ObservedKind]*Observed
+	counted  shares[ObservedKind] // the keys of observed
+	missed   int64                // requests that are not counted in observed
 }
 
 // maxObserved bounds the rows of [Recall.Observed].
@@ -48,7 +48,7 @@ type Recalled struct {
 
 // NewRecall returns a Recall that keeps up to this number of decisions.
 func NewRecall(decisions int) *Recall {
-	return &Recall{limit: decisions, byID: make(map[string]int), observed: make(map[observedKey]*Observed)}
+	return &Recall{limit: decisions, byID: make(map[string]int), observed: make(map[ObservedKind]*Observed)}
 }
 
 // Keep adds a decision. It keeps neither the headers nor more than maxRecalledPath bytes of the
@@ -96,24 +96,25 @@ func (m *Recall) Decision(id string) (Recalled, bool) {
 	return m.decisions[i], true
 }
 
-// Observed counts the requests of one service user, with one method and one pattern of the path,
-// that would have had another decision if the observing groups had been enforced.
+// Observed counts the requests of one kind that would have had another decision if the observing
+// groups had been enforced.
 type Observed struct {
+	ObservedKind
+	Count int64
+	First time.Time
+	Last  time.Time
+	Path  string // of the last request
+}
+
+// ObservedKind is one service user, one method and one pattern of the path, with the decision that
+// the groups in observe mode would have made.
+type ObservedKind struct {
 	UserID  string
 	Method  string
 	Pattern string // the path, with parameters for segments that look like ids
 	Effect  Effect // the decision if the groups were enforced
 	GroupID string // the observing group; "" if the whole handler is in observe mode
 	RuleID  string // the rule that would have decided; "" if no allow applies
-	Count   int64
-	First   time.Time
-	Last    time.Time
-	Path    string // of the last request
-}
-
-type observedKey struct {
-	user, method, pattern, group, rule string
-	effect                             Effect
 }
 
 // Grant returns the smallest rule that would allow the counted requests.
@@ -124,24 +125,23 @@ func (o *Observed) Grant() string { return "allow " + o.Method + " " + o.Pattern
 // allows it. Observe reports whether it counted the request, and whether the request is the first
 // one of its row in [Recall.Observed].
 func (m *Recall) Observe(p Principal, a Action, d Decision, passed bool, at time.Time) (first, counted bool) {
-	key := observedKey{user: p.id, method: a.Method}
+	key := ObservedKind{UserID: p.id, Method: a.Method}
 	switch {
 	case d.Would.Effect != "":
-		key.effect, key.group, key.rule = d.Would.Effect, d.Would.Group.ID, d.Would.Rule.ID
+		key.Effect, key.GroupID, key.RuleID = d.Would.Effect, d.Would.Group.ID, d.Would.Rule.ID
 	case passed:
-		key.effect = Deny
+		key.Effect = Deny
 	default:
 		return false, false
 	}
-	// The rule is "allow METHOD PATTERN".
-	_, key.pattern, _ = strings.Cut(strings.TrimPrefix(smallestRule(a.Method, a.Path, looksLikeID), "allow "), " ")
+	key.Pattern = smallestPattern(a.Path, looksLikeID)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	o, known := m.observed[key]
 	if !known {
 		full := len(m.observed) >= maxObserved
 		// A user with the most rows would only replace its own: its new row is not counted.
-		if m.observed == nil || full && m.counted.isLargest(key.user) {
+		if m.observed == nil || full && m.counted.isLargest(key.UserID) {
 			m.missed++
 			return false, false
 		}
@@ -150,18 +150,10 @@ func (m *Recall) Observe(p Principal, a Action, d Decision, passed bool, at time
 			m.missed += m.observed[oldest].Count // requests that no row counts any more
 			delete(m.observed, oldest)
 		}
-		key.user, key.method = strings.Clone(key.user), strings.Clone(key.method)
-		o = &Observed{
-			UserID:  key.user,
-			Method:  key.method,
-			Pattern: key.pattern,
-			Effect:  key.effect,
-			GroupID: key.group,
-			RuleID:  key.rule,
-			First:   at,
-		}
+		key.UserID, key.Method = strings.Clone(key.UserID), strings.Clone(key.Method)
+		o = &Observed{ObservedKind: key, First: at}
 		m.observed[key] = o
-		m.counted.add(key.user, key)
+		m.counted.add(key.UserID, key)
 	}
 	o.Count++
 	o.Last, o.Path = at, strings.Clone(PlainPath(clip(a.Path)))
@@ -198,5 +190,5 @@ func (m *Recall) Observed() (list []Observed, missed int64) {
 func (m *Recall) ForgetObserved() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.observed, m.counted, m.missed = make(map[observedKey]*Observed), shares[observedKey]{}, 0
+	m.observed, m.counted, m.missed = make(map[ObservedKind]*Observed), shares[ObservedKind]{}, 0
 }

@@ -142,12 +142,12 @@ func TestObserved(t *testing.T) {
 	}
 	list, missed := m.Observed()
 	want := []Observed{
-		{"service_1", "GET", "/a/{id}", Deny, "group_1", "rule_1", 3, at(3), at(5), "/a/x333"},
-		{"service_1", "GET", "/a/{id}", Allow, "group_2", "rule_2", 2, at(8), at(9), "/a/1"},
-		{"service_1", "GET", "/a/{id}", Deny, "", "", 1, at(10), at(10), "/a/1"},
-		{"service_1", "GET", "/b", Deny, "", "", 1, at(11), at(11), "/b"},
-		{"service_1", "POST", "/a/{id}", Deny, "group_1", "rule_1", 1, at(6), at(6), "/a/1"},
-		{"service_2", "GET", "/a/{id}", Deny, "group_1", "rule_1", 1, at(7), at(7), "/a/1"},
+		{ObservedKind{"service_1", "GET", "/a/{id}", Deny, "group_1", "rule_1"}, 3, at(3), at(5), "/a/x333"},
+		{ObservedKind{"service_1", "GET", "/a/{id}", Allow, "group_2", "rule_2"}, 2, at(8), at(9), "/a/1"},
+		{ObservedKind{"service_1", "GET", "/a/{id}", Deny, "", ""}, 1, at(10), at(10), "/a/1"},
+		{ObservedKind{"service_1", "GET", "/b", Deny, "", ""}, 1, at(11), at(11), "/b"},
+		{ObservedKind{"service_1", "POST", "/a/{id}", Deny, "group_1", "rule_1"}, 1, at(6), at(6), "/a/1"},
+		{ObservedKind{"service_2", "GET", "/a/{id}", Deny, "group_1", "rule_1"}, 1, at(7), at(7), "/a/1"},
 	}
 	if !reflect.DeepEqual(list, want) || missed != 0 {
 		t.Errorf("got %+v, %d missed\nwant %+v", list, missed, want)

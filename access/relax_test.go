@@ -35,6 +35,10 @@ func TestRelax(t *testing.T) {
 			"/%c0%ae": "", "/%e2%80%a5": "", "/%ef%bc%8f": "", "/%c5%bf": "", "/%e2%84%aa": "", "/..%cd%be/a": "", "/%e2%80%ae": "", "/%ff": "",
 		},
 	} {
+		name := Problem{}.allowedBy(option).Option
+		if RelaxByName()[name] != option {
+			t.Errorf("option %d has the name %q", option, name)
+		}
 		for target, want := range targets {
 			merged := target
 			if option == MergedSlashes {
@@ -42,13 +46,13 @@ func TestRelax(t *testing.T) {
 			}
 			path, problem := option.CheckTarget(merged)
 			if path != want || problem.OK() != (want != "") {
-				t.Errorf("%s: %q: got %q, %v, want %q", option, target, path, problem, want)
+				t.Errorf("%s: %q: got %q, %v, want %q", name, target, path, problem, want)
 			}
 			// Without the option it is refused, and the advice names the option.
 			if _, strict := CheckTarget(target); strict.OK() {
-				t.Errorf("%s: %q passes without it", option, target)
-			} else if want != "" && !strings.HasSuffix(strict.Advice(), "; the option "+option.String()+" would let it pass") {
-				t.Errorf("%s: %q: got the advice %q", option, target, strict.Advice())
+				t.Errorf("%s: %q passes without it", name, target)
+			} else if want != "" && !strings.HasSuffix(strict.Advice(), "; the option "+name+" would let it pass") {
+				t.Errorf("%s: %q: got the advice %q", name, target, strict.Advice())
 			}
 		}
 	}

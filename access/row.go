@@ -53,10 +53,7 @@ type tokenID struct {
 
 func newTokenID(text string) tokenID {
 	digits, ok := strings.CutPrefix(text, tokenPrefix)
-	for i := 0; ok && i < len(digits); i++ {
-		ok = digitValue(digits[i]) >= 0 // Parse accepts other characters as digits too
-	}
-	if ok {
+	if ok && strings.Trim(digits, base62) == "" { // Parse accepts other characters as digits too
 		if k, err := ksuid.Parse(digits); err == nil {
 			return tokenID{bytes: k, short: true}
 		}

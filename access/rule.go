@@ -110,39 +110,28 @@ func (r Rule) Check() (Rule, error) {
 // compile is Check, and also returns the parsed path and the compiled condition, which is nil for a
 // rule without a condition. known contains compiled conditions by text, which compile reuses.
 func (r Rule) compile(known map[string]*Condition) (checked Rule, pattern []segment, when *Condition, err error) {
-	checked, pattern, err = r.checkTarget()
-	if err != nil || r.When == "" {
-		return checked, pattern, nil, err
+	if r.Effect != Allow && r.Effect != Deny {
+		err = fmt.Errorf("effect %q: a rule begins with \"allow\" or \"deny\"", r.Effect)
 	}
-	if when = known[r.When]; when == nil {
-		if when, err = ParseWhen(r.When); err != nil {
-			return Rule{}, nil, nil, err
-		}
+	if err == nil {
+		r.Methods, err = checkMethods(r.Methods)
 	}
-	if err := when.checkParams(pattern); err != nil {
+	if err == nil {
+		r.Host, err = checkHostPattern(r.Host)
+	}
+	if err == nil {
+		pattern, err = parsePattern(r.Path)
+	}
+	if when = known[r.When]; err == nil && when == nil && r.When != "" {
+		when, err = ParseWhen(r.When)
+	}
+	if err == nil && when != nil {
+		err = when.checkParams(pattern)
+	}
+	if err != nil {
 		return Rule{}, nil, nil, err
 	}
-	return checked, pattern, when, nil
-}
-
-// checkTarget is Check without the condition. It also returns the parsed path.
-func (r Rule) checkTarget() (Rule, []segment, error) {
-	if r.Effect != Allow && r.Effect != Deny {
-		return Rule{}, nil, fmt.Errorf("effect %q: a rule begins with \"allow\" or \"deny\"", r.Effect)
-	}
-	methods, err := checkMethods(r.Methods)
-	if err != nil {
-		return Rule{}, nil, err
-	}
-	r.Methods = methods
-	if r.Host, err = checkHostPattern(r.Host); err != nil {
-		return Rule{}, nil, err
-	}
-	segments, err := parsePattern(r.Path)
-	if err != nil {
-		return Rule{}, nil, err
-	}
-	return r, segments, nil
+	return r, pattern, when, nil
 }
 
 func checkMethods(methods []string) ([]string, error) {
@@ -267,6 +256,15 @@ func parsePattern(path string) ([]segment, error) {
 	return segments, nil
 }
 
+// patternOf returns the parsed path of a rule that has been checked.
+func patternOf(r *Rule) []segment {
+	segments, err := parsePattern(r.Path)
+	if err != nil {
+		panic("access: an unchecked rule: " + err.Error())
+	}
+	return segments
+}
+
 // escapeAdvice returns advice on how to write the first percent-encoding of a path.
 func escapeAdvice(path string) string {
 	_, rest, _ := strings.Cut(path, "%")
@@ -303,19 +301,10 @@ func parseSegment(part string) (segment, error) {
 			" and its name is letters, digits and \"_\"", part)
 	case rest:
 		return segment{restSegment, name}, nil
-	default:
-		return segment{paramSegment, name}, nil
 	}
+	return segment{paramSegment, name}, nil
 }
 
 func validParam(name string) bool {
-	if name == "" || len(name) > 64 || '0' <= name[0] && name[0] <= '9' {
-		return false
-	}
-	for i := range len(name) {
-		if digitValue(name[i]) < 0 && name[i] != '_' {
-			return false
-		}
-	}
-	return true
+	return name != "" && len(name) <= 64 && (name[0] < '0' || name[0] > '9') && strings.Trim(name, base62+"_") == ""
 }

@@ -7,6 +7,7 @@ import (
 	"unicode/utf8"
 
 	"golang.org/x/text/unicode/norm"
+	"golang.org/x/text/unicode/rangetable"
 )
 
 // runeClass is a set of properties of a rune. Its high byte is the canonical combining class. The
@@ -42,7 +43,7 @@ var runes = sync.OnceValue(func() *runeTable {
 	}
 	var composed []rune
 	for _, table := range []*unicode.RangeTable{unicode.L, unicode.M, unicode.N, unicode.P, unicode.S} {
-		for r := range allRunes(table) {
+		rangetable.Visit(table, func(r rune) {
 			if t.blocks[r>>8] == none {
 				t.blocks[r>>8] = new([256]runeClass)
 			}
@@ -53,7 +54,7 @@ var runes = sync.OnceValue(func() *runeTable {
 			if isNFC && !norm.NFD.IsNormalString(string(r)) && !unicode.Is(unicode.Hangul, r) {
 				composed = append(composed, r)
 			}
-		}
+		})
 	}
 	for _, r := range composed {
 		// NFD splits a rune into all its parts. The pair is the last part and the NFC of
@@ -76,22 +77,6 @@ var runes = sync.OnceValue(func() *runeTable {
 	}
 	return t
 })
-
-// allRunes lists the runes of a table.
-func allRunes(table *unicode.RangeTable) func(yield func(rune) bool) {
-	return func(yield func(rune) bool) {
-		for _, span := range table.R16 {
-			for r := rune(span.Lo); r <= rune(span.Hi); r += rune(span.Stride) {
-				yield(r)
-			}
-		}
-		for _, span := range table.R32 {
-			for r := rune(span.Lo); r <= rune(span.Hi); r += rune(span.Stride) {
-				yield(r)
-			}
-		}
-	}
-}
 
 // classify returns the class of a rune, without runeJoins and runeComposed.
 func classify(r rune) runeClass {

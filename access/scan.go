@@ -75,12 +75,8 @@ func decodeSome(text []byte, n int) string {
 	broken := false // a line has ended, and only blanks have followed
 	for _, c := range text {
 		switch {
-		case digitValue(c) >= 0:
+		case base64Values[c] > 0 || c == 'A': // the digit A has the value 0
 			digits = append(digits, c)
-		case c == '+' || c == '/' || c == '-' || c == '_':
-			// The base64 of a secret does not contain these characters, only the bytes
-			// after it do. So any of them will do.
-			digits = append(digits, '/')
 		case c == '\n' || c == '\r':
 			broken = true
 			continue
@@ -93,11 +89,10 @@ func decodeSome(text []byte, n int) string {
 			break
 		}
 	}
-	out, err := base64.RawStdEncoding.DecodeString(string(digits))
-	if err != nil || len(out) < n {
+	if len(digits) < need {
 		return ""
 	}
-	return string(out)
+	return string(decodeBase64(make([]byte, 0, need), digits))
 }
 
 // FindDigest returns the token whose secret has this SHA-256, and its service user, or nil. The

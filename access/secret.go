@@ -132,10 +132,8 @@ func ParsePeppers(text string) (Peppers, error) {
 				" make one with \"openssl rand -hex 32\"", i+1, len(key), minPepperBytes)
 		}
 		made := newPepper([]byte(key))
-		for _, other := range p.keys {
-			if other.id == made.id {
-				return Peppers{}, fmt.Errorf("pepper on line %d is in the file twice", i+1)
-			}
+		if p.Knows(made.id) {
+			return Peppers{}, fmt.Errorf("pepper on line %d is in the file twice", i+1)
 		}
 		p.keys = append(p.keys, made)
 	}
@@ -163,14 +161,6 @@ func (p *pepper) mac(h Hash) Hash {
 	mac := hmac.New(sha256.New, p.key)
 	mac.Write(h[:])
 	return Hash(mac.Sum(nil))
-}
-
-// Current returns the id of the pepper that hashes new secrets; "" for none.
-func (p Peppers) Current() string {
-	if len(p.keys) == 0 {
-		return ""
-	}
-	return p.keys[0].id
 }
 
 // Knows reports whether the list contains the pepper with this id, so that hashes made with it can

@@ -1,7 +1,6 @@
 package access
 
 import (
-	"fmt"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -34,16 +33,6 @@ func RelaxByName() map[string]Relax {
 		options[name] = 1 << i
 	}
 	return options
-}
-
-// String returns the name of a single option.
-func (allow Relax) String() string {
-	for i, name := range relaxNames {
-		if allow == 1<<i {
-			return name
-		}
-	}
-	return fmt.Sprintf("relax(%#x)", uint8(allow))
 }
 
 // CheckTarget checks a request target in the form of the request line (or of the :path of HTTP/2),
@@ -109,10 +98,10 @@ scan:
 			break scan // decodePath has read the rest
 		}
 	}
-	if plain {
-		p = checkSegmentsASCII(path)
-	} else {
+	if !plain {
 		p = allow.checkPath(path)
+	} else if i := strings.Index(path, "//"); i >= 0 { // the only problem of a path of pathOK bytes
+		p = emptySegment(i)
 	}
 	if !p.OK() {
 		return "", p
@@ -137,15 +126,6 @@ var pathBytes = func() (table [256]uint8) {
 	table['%'] = pathEscape
 	return table
 }()
-
-// checkSegmentsASCII is checkPath for a path of pathOK bytes only. The only possible problem is an
-// empty segment.
-func checkSegmentsASCII(path string) Problem {
-	if i := strings.Index(path, "//"); i >= 0 {
-		return emptySegment(i)
-	}
-	return Problem{}
-}
 
 func emptySegment(i int) Problem {
 	return ambiguous("the path has an empty segment at position %d", i+1).allowedBy(MergedSlashes)
@@ -368,16 +348,8 @@ func (allow Relax) checkUnicode(path string) Problem {
 	return p
 }
 
-// foldsToASCII reports whether some case-insensitive comparison takes r for an ASCII letter: by
-// simple folding (U+017F, U+212A), or by conversion to upper or lower case (U+0130, U+0131).
+// foldsToASCII reports whether some case-insensitive comparison takes r for an ASCII letter: U+0130,
+// U+0131, U+017F and U+212A.
 func foldsToASCII(r rune) bool {
-	if unicode.ToLower(r) < utf8.RuneSelf || unicode.ToUpper(r) < utf8.RuneSelf {
-		return true
-	}
-	for f := unicode.SimpleFold(r); f != r; f = unicode.SimpleFold(f) {
-		if f < utf8.RuneSelf {
-			return true
-		}
-	}
-	return false
+	return unicode.ToLower(r) < utf8.RuneSelf || unicode.ToUpper(r) < utf8.RuneSelf
 }

@@ -71,10 +71,7 @@ type comparedRule struct {
 }
 
 func compareRule(r *Rule) comparedRule {
-	pattern, err := parsePattern(r.Path)
-	if err != nil {
-		panic("access: comparing an unchecked rule: " + err.Error())
-	}
+	pattern := patternOf(r)
 	return comparedRule{r, pattern, denySegments(slices.Clone(pattern)), newMethodSet(r)}
 }
 
