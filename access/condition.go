@@ -168,22 +168,16 @@ func compileCondition(env *cel.Env, text string) (*Condition, error) {
 	case strings.ContainsFunc(text, isControl):
 		return nil, fmt.Errorf("condition %q: write it on one line, without control characters", text)
 	}
-	ast, issues := env.Parse(text)
-	if issues.Err() == nil {
-		if err := CheckNesting(ast); err != nil {
-			return nil, fmt.Errorf("condition %q: %w", text, err)
-		}
-		ast, issues = env.Check(ast)
-	}
-	if issues.Err() != nil {
-		return nil, fmt.Errorf("condition %q: %s", text, firstIssue(issues))
+	ast, err := ParseExpression(env, text)
+	if err != nil {
+		return nil, fmt.Errorf("condition %q: %w", text, err)
 	}
 	if ast.OutputType() != cel.BoolType {
 		return nil, fmt.Errorf("condition %q is a %s, and must be true or false; compare it with something",
 			text, ast.OutputType())
 	}
 	reads := make(map[string]bool)
-	if err := collectReads(ast.NativeRep().Expr(), reads); err != nil {
+	if err := collectReads(celast.NavigateAST(ast.NativeRep()), reads); err != nil {
 		return nil, fmt.Errorf("condition %q: %w", text, err)
 	}
 	// The bound is for the worst case: no values in a request can make a condition cost more.
@@ -225,21 +219,11 @@ func costText(cost uint64) string {
 	return fmt.Sprintf("up to %d", cost)
 }
 
-// firstIssue formats the first mistake in an expression, with its position in characters from 1.
-func firstIssue(issues *cel.Issues) string {
-	first := issues.Errors()[0]
-	message := strings.TrimSuffix(first.Message, " (in container '')")
-	if first.Location.Column() < 0 { // the mistake has no position
-		return message
-	}
-	return fmt.Sprintf("at character %d: %s", first.Location.Column()+1, message)
-}
-
 // collectReads adds an entry to reads for each value that an expression reads: fields of the
 // service user under their names, parameters of the path as "params.NAME", or "params" for any of
 // them, and readsHeader. It returns an error for an expression whose reads or cost are not known in
 // advance, such as one that uses the variable user without a field.
-func collectReads(e celast.Expr, reads map[string]bool) error {
+func collectReads(e celast.NavigableExpr, reads map[string]bool) error {
 	if of, name, ok := member(e); ok {
 		inner, field, _ := member(of) // for user.labels.env: inner is user, field is labels
 		switch selected := e.Kind() == celast.SelectKind; {
@@ -258,6 +242,7 @@ func collectReads(e celast.Expr, reads map[string]bool) error {
 			return fmt.Errorf("the field %s is always there; select it without \"?\"", name)
 		}
 	}
+	parts := e.Children()
 	switch e.Kind() {
 	case celast.IdentKind:
 		switch {
@@ -268,39 +253,23 @@ func collectReads(e celast.Expr, reads map[string]bool) error {
 		case isVariable(e, "params"):
 			reads["params"] = true
 		}
-	case celast.SelectKind:
-		return collectReads(e.AsSelect().Operand(), reads)
 	case celast.CallKind:
 		call := e.AsCall()
-		all := call.Args()
 		switch name := call.FunctionName(); {
 		case name == "header" && call.IsMemberFunction():
-			if name, ok := literal(all[0]); ok && !httpguts.ValidHeaderFieldName(name) {
+			if name, ok := literal(call.Args()[0]); ok && !httpguts.ValidHeaderFieldName(name) {
 				return fmt.Errorf("%q is not the name of a header", name)
 			}
 			reads[readsHeader] = true
-			if isVariable(call.Target(), "request") {
-				return collectAllReads(all, reads)
+			if isVariable(parts[0], "request") { // the target, which is fine without a field here
+				parts = parts[1:]
 			}
 		case name == "format" || name == "join":
 			return fmt.Errorf("%s is not allowed in a condition: nothing bounds the text that it makes",
 				name)
 		case name == overloads.Matches:
-			if _, ok := literal(all[len(all)-1]); !ok { // EstimateCallCost reads the pattern
+			if _, ok := literal(parts[len(parts)-1]); !ok { // EstimateCallCost reads the pattern
 				return errors.New("matches needs its pattern written out, as in matches(\"^[a-z]+$\")")
-			}
-		}
-		if call.IsMemberFunction() {
-			all = slices.Concat([]celast.Expr{call.Target()}, all)
-		}
-		return collectAllReads(all, reads)
-	case celast.ListKind:
-		return collectAllReads(e.AsList().Elements(), reads)
-	case celast.MapKind:
-		for _, entry := range e.AsMap().Entries() {
-			both := []celast.Expr{entry.AsMapEntry().Key(), entry.AsMapEntry().Value()}
-			if err := collectAllReads(both, reads); err != nil {
-				return err
 			}
 		}
 	case celast.StructKind:
@@ -314,8 +283,11 @@ func collectReads(e celast.Expr, reads map[string]bool) error {
 					" choose another name for the loop's variable", name)
 			}
 		}
-		parts := []celast.Expr{c.IterRange(), c.AccuInit(), c.LoopCondition(), c.LoopStep(), c.Result()}
-		return collectAllReads(parts, reads)
+	}
+	for _, part := range parts {
+		if err := collectReads(part, reads); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -323,15 +295,6 @@ func collectReads(e celast.Expr, reads map[string]bool) error {
 // readsHeader is the entry in reads for a header of any name. It cannot be a field of the service
 // user, whose names have no such prefix.
 const readsHeader = "request.header"
-
-func collectAllReads(list []celast.Expr, reads map[string]bool) error {
-	for _, e := range list {
-		if err := collectReads(e, reads); err != nil {
-			return err
-		}
-	}
-	return nil
-}
 
 // isVariable reports whether an expression is this variable. CEL also allows a dot before the name,
 // as in ".user".

@@ -75,16 +75,9 @@ func compileFilter(ctx context.Context, text string, now time.Time) (func(*store
 		return nil, bad("has %d bytes, at most %d are allowed", len(text), maxFilterBytes)
 	}
 	env := filterEnv()
-	ast, issues := env.Parse(text)
-	if issues.Err() == nil {
-		if err := access.CheckNesting(ast); err != nil {
-			return nil, bad("%s", err)
-		}
-		ast, issues = env.Check(ast)
-	}
-	if issues.Err() != nil {
-		first := issues.Errors()[0]
-		return nil, bad("is not valid at character %d: %s", first.Location.Column()+1, first.Message)
+	ast, err := access.ParseExpression(env, text)
+	if err != nil {
+		return nil, bad("%s", err)
 	}
 	if ast.OutputType() != cel.BoolType && ast.OutputType() != cel.DynType {
 		return nil, bad("is a %s, and must be true or false", ast.OutputType())

@@ -213,16 +213,16 @@ func TestBadLists(t *testing.T) {
 		"limit=0&sort=name":                                     `400 ERR_NGROK_233 [limit]`,
 		"q=":                                                    `400 ERR_NGROK_230 [q]`,
 		"filter=":                                               `400 ERR_NGROK_230 [filter]`,
-		"filter=obj.":                                           cel + `is not valid at character`,
+		"filter=obj.":                                           cel + `at character`,
 		"filter=1":                                              cel + `is a int, and must be true or false`,
 		"filter=obj.name":                                       cel + `is a string for `,
 		"filter=obj.nmae%3D%3D1":                                cel + `obj has no "nmae"; it has active, `,
 		"filter=has(obj.token)":                                 cel + `obj has no "token"`,
-		"filter=user.name%3D%3D1":                               cel + `is not valid at character 1`,
+		"filter=user.name%3D%3D1":                               cel + `at character 1`,
 		"filter=" + url.QueryEscape(long):                       cel + `has 2014 bytes, at most 2000 are allowed`,
 		"filter=" + url.QueryEscape(costly):                     cel + `costs too much for service_5; make it simpler`,
-		"filter=" + url.QueryEscape(`timestamp("x") < now`):     cel + `is not valid at character`,
-		"filter=" + url.QueryEscape(`obj.name.matches("(")`):    cel + `is not valid at character`,
+		"filter=" + url.QueryEscape(`timestamp("x") < now`):     cel + `at character`,
+		"filter=" + url.QueryEscape(`obj.name.matches("(")`):    cel + `at character`,
 	} {
 		s.run(r("GET /service_users?"+query, want), r("GET /bot_users?"+query, want[:3]), r("HEAD /service_users?"+query, want[:3]))
 	}
