@@ -16,8 +16,6 @@
 // Requests in progress keep the Directory that they began with.
 package access
 
-import "fmt"
-
 // Reason says why a request was let through or refused. Reasons are for logs, metrics and admins:
 // the response to the caller contains the status only.
 type Reason uint8
@@ -53,10 +51,7 @@ var reasonNames = [reasonCount]string{
 
 // String returns the reason as it appears in logs and metrics: snake case, stable.
 func (r Reason) String() string {
-	if int(r) < len(reasonNames) {
-		return reasonNames[r]
-	}
-	return fmt.Sprintf("reason(%d)", uint8(r))
+	return reasonNames[r]
 }
 
 // Reasons returns every reason, for callers that prepare one counter per reason, for example.

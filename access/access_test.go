@@ -131,9 +131,6 @@ func TestReasons(t *testing.T) {
 		}
 		seen[name] = true
 	}
-	if got, want := Reason(200).String(), "reason(200)"; got != want {
-		t.Errorf("an unknown reason: got %q, want %q", got, want)
-	}
 	if Granted != 0 || (Decision{Reason: NoRule}).Allowed() || !(Decision{Reason: Granted}).Allowed() {
 		t.Error("only Granted is allowed")
 	}

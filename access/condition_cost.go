@@ -14,7 +14,7 @@ import (
 )
 
 // valueSizes is a [checker.CostEstimator]. It gives CEL an upper bound for the size of each value
-// that a condition can read. The store enforces the bounds for service users, and [boundedValue]
+// that a condition can read. The store enforces the bounds for service users, and errLongValue
 // those for requests.
 type valueSizes struct{}
 

@@ -45,14 +45,6 @@ var errHeaderGone = errors.New("the headers of this request have not been kept")
 
 var errLongValue = fmt.Errorf("a condition cannot read a value of more than %d bytes", maxValueBytes)
 
-// boundedValue returns an error for a value that is longer than the cost of a condition allows for.
-func boundedValue(s string) (any, error) {
-	if len(s) > maxValueBytes {
-		return nil, errLongValue
-	}
-	return s, nil
-}
-
 // The types of the variables that have fields or keys.
 var (
 	userType    = cel.ObjectType("user")
@@ -68,7 +60,10 @@ var celFields = map[string]map[string]*types.FieldType{
 		"method": field(cel.StringType, func(r *celRequest) (any, error) { return r.Method, nil }),
 		"host":   field(cel.StringType, func(r *celRequest) (any, error) { return r.Host, nil }),
 		"path": field(cel.StringType, func(r *celRequest) (any, error) {
-			return boundedValue(PlainPath(r.Path))
+			if len(r.Path) > maxValueBytes {
+				return nil, errLongValue
+			}
+			return PlainPath(r.Path), nil
 		}),
 		"remote_ip": field(cel.StringType, func(r *celRequest) (any, error) {
 			return addressText(r.Address), nil

@@ -340,10 +340,7 @@ func (e *Edit) assignGroupSets(d *draft) error {
 
 // write adds the user to the table.
 func (e *Edit) write(d *draft) error {
-	if err := e.users.set(&d.written, d.row, d.setIDs, d.user.Tokens); err != nil {
-		return fmt.Errorf("service user %s %w", d.user.ID, err)
-	}
-	return nil
+	return e.users.set(&d.written, d.row, d.setIDs, d.user.Tokens)
 }
 
 // Done returns the new directory. Before that it rewrites the users that a changed condition of

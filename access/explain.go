@@ -79,11 +79,9 @@ func (d *Directory) Explain(p Principal, a Action, groups func(*Group) bool) Exp
 	if out.Allowed() {
 		return out
 	}
-	for i := range out.Considered {
-		if out.Considered[i].Rule.Effect == Allow {
-			out.Nearest = &out.Considered[i]
-			break
-		}
+	isAllow := func(c Considered) bool { return c.Rule.Effect == Allow }
+	if i := slices.IndexFunc(out.Considered, isAllow); i >= 0 {
+		out.Nearest = &out.Considered[i]
 	}
 	if out.Reason == DeniedByRule { // another allow would not help
 		return out
@@ -124,8 +122,9 @@ func consider(u *User, allow *groupSet, m Membership, i int, a Action, verdict D
 	}
 	deny := r.Effect == Deny
 	q := ruleQuery{bit: methodBit(a.Method), deny: deny, groups: onlyGroup, user: u, action: a}
+	when := g.conditions[i]
 	if verdict.Rule == r { // Authorize has evaluated its condition already
-		c.Applies, c.Why = true, whyUndecided(r, g.conditions[i], &q)
+		c.Applies, c.Why = true, whyUndecided(r, when, &q)
 		return c
 	}
 	if !newMethodSet(r).covers(q.bit, a.Method) {
@@ -144,16 +143,19 @@ func consider(u *User, allow *groupSet, m Membership, i int, a Action, verdict D
 	if !coversPath(pathOnly, nil, q) {
 		off, text := pathDistance(r, a.Path)
 		addReason(2*off, text)
-	} else if when := g.conditions[i]; when != nil && *left < 0 {
+	} else if when != nil && *left < 0 {
 		addReason(1, "its condition is not evaluated: the conditions before it cost too much")
-	} else if when != nil && !coversPath(pathOnly, when, q) {
-		// Up to three evaluations: with and without the trailing slash of the path, and in
-		// whyNot.
+	} else if when != nil {
+		// Up to three evaluations: with and without the trailing slash of the path, and for
+		// the reason.
 		*left -= 3 * int(when.cost)
-		addReason(1, "its condition does not hold: "+whyNot(&pathOnly, when, &q))
-	}
-	if when := g.conditions[i]; when != nil && c.off == 0 {
-		*left -= 3 * int(when.cost)
+		if !coversPath(pathOnly, when, q) {
+			why := when.text
+			if _, err := outcome(r, when, &q); err != nil {
+				why = err.Error()
+			}
+			addReason(1, "its condition does not hold: "+why)
+		}
 	}
 	switch {
 	case c.off > 0:
@@ -169,7 +171,7 @@ func consider(u *User, allow *groupSet, m Membership, i int, a Action, verdict D
 		// The allow applies by itself, so Authorize must have run out of budget before it.
 		addReason(1, errBudget.Error())
 	default:
-		c.Applies, c.Why = true, whyUndecided(r, g.conditions[i], &q)
+		c.Applies, c.Why = true, whyUndecided(r, when, &q)
 		if !deny && verdict.Reason == DeniedByRule {
 			c.Why = "a deny wins"
 		}
@@ -208,15 +210,6 @@ func coversPath(r Rule, when *Condition, q ruleQuery) bool {
 func outcome(r *Rule, when *Condition, q *ruleQuery) (bool, error) {
 	c := &conditional{when, patternOf(r)}
 	return c.isTrue(&evaluation{user: q.user, action: q.action, params: c.values(q.action.Path)})
-}
-
-// whyNot returns the error of a condition that fails to evaluate, or the text of a condition that
-// is false.
-func whyNot(r *Rule, when *Condition, q *ruleQuery) string {
-	if _, err := outcome(r, when, q); err != nil {
-		return err.Error()
-	}
-	return when.text
 }
 
 // pathDistance returns the number of segments in which the pattern of a rule and a path differ, at

@@ -88,32 +88,36 @@ const (
 	hasPepper
 )
 
+// bitSet collects the bits of a user or a token.
+type bitSet uint64
+
+func (b *bitSet) mark(set bool, bit bitSet) {
+	if set {
+		*b |= bit
+	}
+}
+
 // appendUser appends a row without its length and group set ids, which are not known yet when a
 // user is encoded. hasNamed is the bit hasNamedSet.
 func appendUser(b []byte, u *User, hasNamed bool) []byte {
-	bits := uint64(0)
-	mark := func(set bool, bit uint64) {
-		if set {
-			bits |= bit
-		}
-	}
+	var bits bitSet
 	// Unlike the id of a token, the digits are copied as they are: they need not be a valid
 	// KSUID.
 	digits, short := strings.CutPrefix(u.ID, userPrefix)
 	short = short && len(digits) == idDigits
-	mark(short, shortID)
-	mark(u.Active, isActive)
-	mark(u.Role == Manager, isManager)
-	mark(u.Role == Admin, isAdmin)
-	mark(len(u.Teams) > 0, hasTeams)
-	mark(len(u.Labels) > 0, hasLabels)
-	mark(len(u.AllowedIPs) > 0, hasUserIPs)
-	mark(u.ExpiresAt != 0, userExpires)
-	mark(hasNamed, hasNamedSet)
+	bits.mark(short, shortID)
+	bits.mark(u.Active, isActive)
+	bits.mark(u.Role == Manager, isManager)
+	bits.mark(u.Role == Admin, isAdmin)
+	bits.mark(len(u.Teams) > 0, hasTeams)
+	bits.mark(len(u.Labels) > 0, hasLabels)
+	bits.mark(len(u.AllowedIPs) > 0, hasUserIPs)
+	bits.mark(u.ExpiresAt != 0, userExpires)
+	bits.mark(hasNamed, hasNamedSet)
 	for i, text := range otherTexts {
-		mark(*text.of(&u.Profile) != "", hasText<<i)
+		bits.mark(*text.of(&u.Profile) != "", hasText<<i)
 	}
-	b = binary.AppendUvarint(b, bits)
+	b = binary.AppendUvarint(b, uint64(bits))
 	if short {
 		b = append(b, digits...)
 	} else {
@@ -155,22 +159,17 @@ func appendUser(b []byte, u *User, hasNamed bool) []byte {
 // Narrowing is not among them: the group set ids of the row contain it.
 func appendToken(b []byte, t *Token) []byte {
 	id := newTokenID(t.ID)
-	bits := uint64(0)
-	mark := func(set bool, bit uint64) {
-		if set {
-			bits |= bit
-		}
-	}
-	mark(id.short, shortTokenID)
-	mark(t.Revoked, isRevoked)
-	mark(t.Retiring, isRetiring)
-	mark(t.Unused, isUnused)
-	mark(t.NotBefore != 0, hasNotBefore)
-	mark(t.ExpiresAt != 0, tokenExpires)
-	mark(len(t.AllowedIPs) > 0, hasTokenIPs)
-	mark(len(t.Groups) > 0, isNarrowed)
-	mark(t.pepper != 0, hasPepper)
-	b = binary.AppendUvarint(b, bits)
+	var bits bitSet
+	bits.mark(id.short, shortTokenID)
+	bits.mark(t.Revoked, isRevoked)
+	bits.mark(t.Retiring, isRetiring)
+	bits.mark(t.Unused, isUnused)
+	bits.mark(t.NotBefore != 0, hasNotBefore)
+	bits.mark(t.ExpiresAt != 0, tokenExpires)
+	bits.mark(len(t.AllowedIPs) > 0, hasTokenIPs)
+	bits.mark(len(t.Groups) > 0, isNarrowed)
+	bits.mark(t.pepper != 0, hasPepper)
+	b = binary.AppendUvarint(b, uint64(bits))
 	if id.short {
 		b = append(b, id.bytes[:]...)
 	} else {

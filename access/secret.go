@@ -41,11 +41,10 @@ func formatSecret(seed [32]byte) string {
 	return body + digits62(big.NewInt(int64(sum)), checkDigits)
 }
 
-// digits62 formats n in base 62, with leading zeros up to the given width.
+// digits62 formats n in base 62, with leading zeros up to the given width. It changes n.
 func digits62(n *big.Int, width int) string {
 	out := make([]byte, width)
 	base, rest := big.NewInt(62), new(big.Int)
-	n = new(big.Int).Set(n) // DivMod changes it
 	for i := width - 1; i >= 0; i-- {
 		n.DivMod(n, base, rest)
 		out[i] = base62[rest.Int64()]
@@ -91,9 +90,6 @@ var digitValues = func() (values [256]int8) {
 // Hint returns the last four characters of a secret. An admin can distinguish two tokens by them.
 // They are part of the checksum, so they do not help to guess the secret.
 func Hint(secret string) string {
-	if len(secret) < 4 {
-		return ""
-	}
 	return secret[len(secret)-4:]
 }
 

@@ -34,9 +34,6 @@ func TestNewSecret(t *testing.T) {
 			t.Fatalf("got the hint %q of %q", got, s)
 		}
 	}
-	if got := Hint("abc"); got != "" {
-		t.Errorf("the hint of a short text: got %q, want none", got)
-	}
 }
 
 // TestFormatSecret pins the format: the numbers come from another program.

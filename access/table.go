@@ -2,7 +2,7 @@ package access
 
 import (
 	"encoding/binary"
-	"errors"
+	"fmt"
 	"hash/maphash"
 	"math"
 	"slices"
@@ -260,22 +260,17 @@ func (e *tableEdit) set(w *written, row, setIDs []byte, tokens []Token) error {
 	return nil
 }
 
-var (
-	errTwice = errors.New("appears twice in the changes")
-	errFull  = errors.New("does not fit: the directory can hold no more service users")
-)
-
-// setRow writes the row of a user, and sets w.place. It returns errTwice if this edit has written
-// the user already, and errFull if the shard has no room.
+// setRow writes the row of a user, and sets w.place. It returns an error if this edit has written
+// the user already, or if the shard has no room.
 func (e *tableEdit) setRow(w *written, row, setIDs []byte) error {
 	defer e.shards.lock(w.shard).Unlock()
 	if e.findLocked(w); w.twice {
-		return errTwice
+		return fmt.Errorf("service user %s appears twice in the changes", w.id)
 	}
 	s := e.shard(w.shard)
 	// Positions in the arena have 32 bits. The last MiB is left for the row that is added here.
 	if len(s.rows) >= maxPlaces || uint64(len(s.arena)) > math.MaxUint32-1<<20 {
-		return errFull
+		return fmt.Errorf("service user %s does not fit: the directory can hold no more service users", w.id)
 	}
 	if w.known {
 		s.live -= s.rowAt(w.place).size()

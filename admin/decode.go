@@ -2,6 +2,7 @@ package admin
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -100,7 +101,8 @@ func explainJSON(err error) error {
 			"the field appears in the body twice").
 			field(fieldName(syntactic.JSONPointer))
 	case errors.As(err, &semantic):
-		msg, field := "must not be a JSON "+kindName(semantic.JSONKind), fieldName(semantic.JSONPointer)
+		msg := "must not be a JSON " + cmp.Or(kindNames[semantic.JSONKind], "value of this form")
+		field := fieldName(semantic.JSONPointer)
 		if errors.Is(err, errNullBoolean) {
 			msg = errNullBoolean.Error()
 		}
@@ -121,19 +123,8 @@ func fieldName(p jsontext.Pointer) string {
 	return strings.Join(slices.Collect(p.Tokens()), ".")
 }
 
-func kindName(k jsontext.Kind) string {
-	switch k {
-	case '{':
-		return "object"
-	case '[':
-		return "array"
-	case 't', 'f':
-		return "boolean"
-	case '"', '0', 'n':
-		return k.String()
-	default:
-		return "value of this form"
-	}
+var kindNames = map[jsontext.Kind]string{
+	'{': "object", '[': "array", 't': "boolean", 'f': "boolean", '"': "string", '0': "number", 'n': "null",
 }
 
 // decodeQuery reads the query into the string fields of v that have a `query` tag. It returns an

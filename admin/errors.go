@@ -81,27 +81,31 @@ func toError(err error) *Error {
 		return NewError(http.StatusServiceUnavailable, "ERR_STORE_UNAVAILABLE",
 			"the store cannot be used right now"+reason+"; "+outcome)
 	}
-	is := func(kind error) bool { return errors.Is(fault.Kind, kind) }
-	named := fault.Field == "name" // clients of the ngrok API expect other codes for the name
-	switch {
-	case is(store.ErrEmpty) && named:
-		e = NewError(http.StatusBadRequest, "ERR_NGROK_4109", fault.Msg)
-	case is(store.ErrTooLong) && named:
-		e = NewError(http.StatusBadRequest, "ERR_NGROK_4110", fault.Msg)
-	case is(store.ErrInvalid):
-		e = NewError(http.StatusBadRequest, "ERR_INVALID_VALUE", fault.Msg)
-	case is(store.ErrNotFound):
-		e = NewError(http.StatusNotFound, "ERR_NOT_FOUND", fault.Msg)
-	case is(store.ErrConflict) && named:
-		e = NewError(http.StatusConflict, "ERR_NGROK_4112", fault.Msg)
-	case is(store.ErrConflict):
-		e = NewError(http.StatusConflict, "ERR_CONFLICT", fault.Msg)
-	case is(store.ErrChanged):
-		e = NewError(http.StatusPreconditionFailed, "ERR_CHANGED", fault.Msg)
-	default:
-		e = NewError(http.StatusForbidden, "ERR_NGROK_4111", fault.Msg)
+	e = NewError(http.StatusForbidden, "ERR_NGROK_4111", fault.Msg)
+	for _, k := range kinds {
+		if errors.Is(fault.Kind, k.kind) && (k.field == "" || k.field == fault.Field) {
+			e.Status, e.Code = k.status, k.code
+			break
+		}
 	}
 	return e.field(fault.Field)
+}
+
+// kinds contains the status and the code for each kind of [store.Error]; the first row that fits
+// applies. Clients of the ngrok API expect other codes for the name.
+var kinds = []struct {
+	kind   error
+	field  string // "" fits every field
+	status int
+	code   string
+}{
+	{store.ErrEmpty, "name", http.StatusBadRequest, "ERR_NGROK_4109"},
+	{store.ErrTooLong, "name", http.StatusBadRequest, "ERR_NGROK_4110"},
+	{store.ErrInvalid, "", http.StatusBadRequest, "ERR_INVALID_VALUE"},
+	{store.ErrNotFound, "", http.StatusNotFound, "ERR_NOT_FOUND"},
+	{store.ErrConflict, "name", http.StatusConflict, "ERR_NGROK_4112"},
+	{store.ErrConflict, "", http.StatusConflict, "ERR_CONFLICT"},
+	{store.ErrChanged, "", http.StatusPreconditionFailed, "ERR_CHANGED"},
 }
 
 // WriteError answers with an error under an operation id, and logs it: a status of 500 or above at

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -37,9 +38,7 @@ func (q *UserListQuery) query(ctx context.Context, now time.Time) (out store.Use
 	if q.Role != "" && !access.Role(q.Role).Valid() {
 		return out, invalidField("role", fmt.Sprintf("%q is none of admin, manager, member", q.Role))
 	}
-	switch q.Status {
-	case "", "active", "inactive", "expired":
-	default:
+	if !slices.Contains([]string{"", "active", "inactive", "expired"}, q.Status) {
 		return out, invalidField("status", fmt.Sprintf("%q is none of active, inactive, expired", q.Status))
 	}
 	if _, known := store.UserSorts[strings.TrimPrefix(q.Sort, "-")]; q.Sort != "" && !known {

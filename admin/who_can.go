@@ -7,7 +7,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/serviceusers/caddy-service-users/access")
+	"github.com/serviceusers/caddy-service-users/access"
+)
 
 // Access shows the rules that apply to a service user, by permission group.
 type Access struct {
