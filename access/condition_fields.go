@@ -82,7 +82,8 @@ func userFields() map[string]*types.FieldType {
 		}),
 	}
 	for _, text := range slices.Concat(loginTexts, otherTexts) {
-		fields[text.name] = field(cel.StringType, func(u *User) (any, error) { return *text.of(&u.Profile), nil })
+		get := func(u *User) (any, error) { return *text.of(&u.Profile), nil }
+		fields[text.name] = field(cel.StringType, get)
 	}
 	return fields
 }
@@ -103,9 +104,9 @@ func SameField(field string, a, b *User) bool {
 		return maps.Equal(a.Labels, b.Labels)
 	}
 	get := celFields["user"][field].GetFrom // of a compiled condition, so the field exists
-	of, err := get(a)
-	other, otherErr := get(b)
-	return err == nil && otherErr == nil && of == other
+	of, _ := get(a)                         // cannot fail for a service user
+	other, _ := get(b)
+	return of == other
 }
 
 // field describes one field of a variable of type T, which get reads.
@@ -155,13 +156,6 @@ func (p variableTypes) FindStructType(name string) (*types.Type, bool) {
 		return types.NewTypeTypeWithParam(types.NewObjectType(name)), true
 	}
 	return p.Provider.FindStructType(name)
-}
-
-func (p variableTypes) FindStructFieldNames(name string) ([]string, bool) {
-	if fields, ok := p.fields(name); ok {
-		return slices.Sorted(maps.Keys(fields)), true
-	}
-	return p.Provider.FindStructFieldNames(name)
 }
 
 func (p variableTypes) FindStructFieldType(name, field string) (*types.FieldType, bool) {

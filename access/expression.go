@@ -28,7 +28,8 @@ func ParseExpression(env *cel.Env, text string) (*cel.Ast, error) {
 	computed := 0
 	switch depth := nesting(celast.NavigateAST(ast.NativeRep()), &computed); {
 	case depth > maxNesting:
-		return nil, fmt.Errorf("it nests lists, maps and loops %d deep, at most %d are allowed", depth, maxNesting)
+		return nil, fmt.Errorf("it nests lists, maps and loops %d deep, at most %d are allowed",
+			depth, maxNesting)
 	case computed > maxComputedKeys:
 		return nil, fmt.Errorf("it has %d maps whose keys are not written out, at most %d are allowed",
 			computed, maxComputedKeys)

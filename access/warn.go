@@ -78,8 +78,8 @@ func compareRule(r *Rule) comparedRule {
 // covers reports whether by applies to every request that r applies to.
 func (by *comparedRule) covers(r *comparedRule) bool {
 	deny, when := by.rule.Effect == Deny, by.rule.When
-	// A deny and an allow may evaluate the same condition with different paths. The same condition on
-	// another path may have other values in params.
+	// A deny and an allow may evaluate the same condition with different paths. The same
+	// condition on another path may have other values in params.
 	if when != "" && (when != r.rule.When || by.rule.Effect != r.rule.Effect ||
 		by.rule.Path != r.rule.Path && strings.Contains(when, "params")) {
 		return false
@@ -88,7 +88,8 @@ func (by *comparedRule) covers(r *comparedRule) bool {
 	if deny {
 		a, b = by.folded, r.folded
 	}
-	return coversMethods(by.methods, r.methods) && coversHostPattern(by.rule.Host, r.rule.Host, deny) && patternCovers(a, b, deny)
+	return coversMethods(by.methods, r.methods) && coversHostPattern(by.rule.Host, r.rule.Host, deny) &&
+		patternCovers(a, b, deny)
 }
 
 // patternCovers reports whether the pattern by matches every path that pattern matches.
@@ -103,8 +104,8 @@ func patternCovers(by, pattern []segment, deny bool) bool {
 		switch p := pattern[i]; {
 		case s.kind == literalSegment && (p.kind != literalSegment || p.text != s.text):
 			return false
-		case s.kind == paramSegment && p.kind == literalSegment && p.text == "": // a parameter matches no empty segment
-			return false
+		case s.kind == paramSegment && p.kind == literalSegment && p.text == "":
+			return false // a parameter matches no empty segment
 		}
 	}
 	return len(by) == len(pattern)

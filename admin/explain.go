@@ -152,7 +152,8 @@ func (a *API) explain(c *call, in ExplainInput) (Explanation, error) {
 			"the service user has no such token, or it was revoked long ago")
 	}
 	out := Explanation{
-		ServiceUserID: in.ServiceUserID, Method: action.Method, Host: action.Host, Path: access.PlainPath(action.Path),
+		ServiceUserID: in.ServiceUserID, Method: action.Method, Host: action.Host,
+		Path:       access.PlainPath(action.Path),
 		Considered: []ConsideredRule{}, Revision: d.Revision(),
 	}
 	if !problem.OK() {
@@ -293,12 +294,12 @@ func invalidField(name, msg string) *Error {
 	return NewError(http.StatusBadRequest, "ERR_INVALID_VALUE", msg).field(name)
 }
 
-// action judges the texts of a query or body as the data path judges a request. problem is the reason
-// for which the data path would refuse the request before any rule, such as a path with "..". err is
-// for texts that no request can have.
+// action judges the texts of a query or body as the data path judges a request. problem is the
+// reason for which the data path would refuse the request before any rule, such as a path with
+// "..". err is for texts that no request can have.
 //
-// site is the host of a guarded site, or "". Its options then apply, and a URL without a host has that
-// host.
+// site is the host of a guarded site, or "". Its options then apply, and a URL without a host has
+// that host.
 func (a *API) action(method, target, remoteIP, site string) (
 	action access.Action, problem access.Problem, err error,
 ) {

@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"cmp"
 	"net/http"
 	"strconv"
 	"strings"
@@ -28,11 +29,8 @@ type Readiness struct {
 // than max_staleness. It also returns the revision that decisions use, and its age.
 func (a *API) readyz(*call, None) (Readiness, error) {
 	out := Readiness{
-		Status: "ok", Store: "ok",
+		Status: "ok", Store: cmp.Or(a.store.Fault(), "ok"),
 		Revision: a.store.Directory().Revision(), CheckedAt: a.store.Checked().UTC(),
-	}
-	if fault := a.store.Fault(); fault != "" {
-		out.Store = fault
 	}
 	out.Age = int64(a.store.Age() / time.Second)
 	if a.store.Stale() {

@@ -45,8 +45,8 @@ func (a *API) warnings(group string, about func(r access.Rule, text string) bool
 	}
 	warnings, compared := access.Warnings(g.Rules, others)
 	if !compared {
-		return []string{fmt.Sprintf("the rules are not compared with each other: a group, or the default group, has more than %d",
-			access.MaxCompared)}
+		return []string{fmt.Sprintf("the rules are not compared with each other:"+
+			" a group, or the default group, has more than %d", access.MaxCompared)}
 	}
 	for _, w := range warnings {
 		if r := g.Rules[w.Rule]; about(r, w.Text) {

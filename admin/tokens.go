@@ -31,7 +31,7 @@ func (in *TokenInput) apply(t *store.Token, now time.Time) error {
 	in.AllowedIPs.to(&t.AllowedIPs)
 	in.PermissionGroups.to(&t.Groups)
 	if in.ExpiresAt.Set && in.TTL.Set {
-		return NewError(400, "ERR_INVALID_VALUE", "give ttl or expires_at, not both").field("ttl")
+		return invalidField("ttl", "give ttl or expires_at, not both")
 	}
 	if in.TTL.Set {
 		d, err := parseDuration("ttl", in.TTL.Value)

@@ -113,16 +113,13 @@ func (a *API) usersWhoCan(c *call, action access.Action, before string, limit in
 	})
 	slices.SortFunc(users, func(a, b *access.User) int { return strings.Compare(b.ID, a.ID) })
 	var list []WhoCanUser
-	deadline := time.Now().Add(maxWhoCan)
+	ctx, stop := context.WithTimeoutCause(c.Context(), maxWhoCan, NewError(http.StatusBadRequest, "ERR_TOO_COSTLY",
+		"the conditions of rules for this path take too long for so many service users; "+
+			"ask about some of them by explain, or make the conditions simpler").field("url"))
+	defer stop()
 	for _, u := range users {
-		if err := context.Cause(c.Context()); err != nil {
+		if err := context.Cause(ctx); err != nil {
 			return nil, false, err
-		}
-		if time.Now().After(deadline) {
-			return nil, false, NewError(http.StatusBadRequest, "ERR_TOO_COSTLY",
-				"the conditions of rules for this path take too long for so many service users; "+
-					"ask about some of them by explain, or make the conditions simpler").
-				field("url")
 		}
 		p, reason := d.Principal(u.ID, "", action.Address, action.Now)
 		if reason != access.Granted {
