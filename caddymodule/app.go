@@ -7,6 +7,7 @@
 package caddymodule
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -82,16 +83,12 @@ type App struct {
 	// ever.
 	MaxStaleness caddy.Duration `json:"max_staleness,omitempty"`
 
-	ctx       caddy.Context
-	guards    []*Handler       // all of this configuration
-	doors     []*SiteDoor      // all of this configuration
-	routes    func() []Finding // walks the routes at the first call, see routes.go
-	shared    *shared
-	key       string
-	started   bool
-	abandoned chan struct{} // closed when this configuration ends without having started
-
-	warnOfAddress *sync.Once
+	storeHandle
+	ctx     caddy.Context
+	guards  []*Handler  // all of this configuration
+	doors   []*SiteDoor // all of this configuration
+	key     string      // of the store in stores
+	started bool
 }
 
 // Throttle is a rate of failed attempts.
@@ -134,17 +131,9 @@ func (a *App) Provision(ctx caddy.Context) error {
 		return err
 	}
 	opts.Log = caddy.Log().Named("service_users") // the store outlives this configuration, and so must its log
-	throttle := Throttle{Attempts: 30}
-	if a.Throttle != nil {
-		throttle = *a.Throttle
-	}
-	if throttle.Within == 0 {
-		throttle.Within = caddy.Duration(time.Minute)
-	}
-	decisions := a.Decisions
-	if decisions == 0 {
-		decisions = 10_000
-	}
+	throttle := *cmp.Or(a.Throttle, &Throttle{Attempts: 30})
+	throttle.Within = cmp.Or(throttle.Within, caddy.Duration(time.Minute))
+	decisions := cmp.Or(a.Decisions, 10_000)
 	if decisions > maxDecisions {
 		return fmt.Errorf("decisions: %d is more than can be remembered, %d", decisions, maxDecisions)
 	}
@@ -347,7 +336,10 @@ func (l *liveStore) failedLogin(
 func (s *shared) start() error {
 	s.once.Do(func() {
 		defer close(s.ready)
-		before, users := openBefore()
+		before, users := "", 0
+		if live := storeInForce(); live != nil {
+			before, users = live.store.Path(), live.store.Directory().Len()
+		}
 		opts := s.opts
 		opts.Existing = users > 0
 		if !opts.Existing && filepath.Dir(s.path) == caddy.AppDataDir() {
@@ -399,15 +391,12 @@ func (s *shared) start() error {
 	return s.err
 }
 
-// openBefore returns the path of the store of the configuration in force, and the number of its
-// service users. Both are zero without such a store.
-func openBefore() (path string, users int) {
+// storeInForce returns the open store of the configuration in force, or nil.
+func storeInForce() *liveStore {
 	if app, err := running(); err == nil && app.shared != nil {
-		if live := app.shared.live.Load(); live != nil {
-			return live.store.Path(), live.store.Directory().Len()
-		}
+		return app.shared.live.Load()
 	}
-	return "", 0
+	return nil
 }
 
 // manyUsers is the number of service users from which start returns unused memory to the system at
@@ -444,19 +433,15 @@ func (h *storeHandle) live(ctx context.Context) *liveStore {
 	if live := h.shared.live.Load(); live != nil {
 		return live
 	}
-	// This store did not open. The configuration in force can still have another one.
-	if app, err := running(); err == nil && app.shared != nil {
-		return app.shared.live.Load()
-	}
-	return nil
+	return storeInForce() // this store did not open, but the configuration in force can have another one
 }
 
 // storeHandle has the parts of App that a handler needs. A handler has its own copy, since Caddy
 // may clean up the app while requests still run.
 type storeHandle struct {
 	shared    *shared
-	abandoned <-chan struct{}
-	routes    func() []Finding
+	abandoned chan struct{}    // closed when the configuration ends without having started
+	routes    func() []Finding // walks the routes at the first call, see routes.go
 
 	warnOfAddress *sync.Once // one per configuration, see clientAddress
 }
@@ -468,10 +453,6 @@ func serviceUsers(ctx caddy.Context) (*App, error) {
 		return nil, err
 	}
 	return app.(*App), nil
-}
-
-func (a *App) handle() storeHandle {
-	return storeHandle{a.shared, a.abandoned, a.routes, a.warnOfAddress}
 }
 
 // Interface guards

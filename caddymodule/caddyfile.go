@@ -25,8 +25,7 @@ func init() {
 func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
 	if existing != nil {
 		d.Next() // the error then names the line of the second one
-		return nil, d.Err("the global option service_users appears a second time; " +
-			"put its settings into one block")
+		return nil, d.Err("the global option service_users appears a second time; put its settings into one block")
 	}
 	app := new(App)
 	if err := app.UnmarshalCaddyfile(d); err != nil {
@@ -165,7 +164,7 @@ func (h *Handler) unmarshalSelf(d *caddyfile.Dispenser) error {
 	if err := oneArg(d, &h.Self.Path); err != nil {
 		return err
 	}
-	return innerBlock(d, map[string]func() error{
+	return block(d, map[string]func() error{
 		"rotate": func() error {
 			h.Self.Rotate = true
 			if !d.NextArg() {
@@ -219,12 +218,9 @@ func (s *SiteDoor) managers(d *caddyfile.Dispenser) error {
 		group, isGroup := strings.CutPrefix(arg, "group=")
 		switch {
 		case strings.Contains(arg, `"`):
-			return d.Errf("managers: %s: put the quotes around the whole word, as in \"team=site "+
-				"reliability\"",
-				arg)
+			return d.Errf("managers: %s: put the quotes around the whole word, as in \"team=site reliability\"", arg)
 		case (isTeam || isGroup) && (strings.HasSuffix(arg, "=") || strings.Contains(arg, ",")):
-			return d.Errf("managers: %s: name one team or group at a time, as in team=finance "+
-				"team=ops", arg)
+			return d.Errf("managers: %s: name one team or group at a time, as in team=finance team=ops", arg)
 		case isTeam:
 			m.Teams = append(m.Teams, team)
 		case isGroup:
@@ -234,8 +230,7 @@ func (s *SiteDoor) managers(d *caddyfile.Dispenser) error {
 		}
 	}
 	if len(ids) == 0 || len(m.Teams) == 0 {
-		return d.Err("managers: name at least one person and one team, " +
-			"as in \"managers carol team=finance\"")
+		return d.Err("managers: name at least one person and one team, as in \"managers carol team=finance\"")
 	}
 	for _, id := range ids {
 		if slices.ContainsFunc(s.Managers, func(m HumanManager) bool { return m.ID == id }) {
@@ -250,17 +245,8 @@ func (s *SiteDoor) managers(d *caddyfile.Dispenser) error {
 // block reads the options of a block, each by its own function. An option may appear once, unless
 // its name in options ends in "*".
 func block(d *caddyfile.Dispenser, options map[string]func() error) error {
-	return readBlock(d, 0, options)
-}
-
-// innerBlock reads the options of a block inside of another block.
-func innerBlock(d *caddyfile.Dispenser, options map[string]func() error) error {
-	return readBlock(d, d.Nesting(), options)
-}
-
-func readBlock(d *caddyfile.Dispenser, nesting int, options map[string]func() error) error {
 	seen := make(map[string]bool)
-	for d.NextBlock(nesting) {
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
 		name := d.Val()
 		read, once := options[name], true
 		if read == nil {
@@ -270,7 +256,8 @@ func readBlock(d *caddyfile.Dispenser, nesting int, options map[string]func() er
 		case name == "{":
 			return d.Err("an option here takes no block of its own")
 		case read == nil || strings.HasSuffix(name, "*"):
-			return d.Errf("unknown option %q; known are %s", name, optionNames(options))
+			known := strings.Join(slices.Sorted(maps.Keys(options)), ", ")
+			return d.Errf("unknown option %q; known are %s", name, strings.ReplaceAll(known, "*", ""))
 		case once && seen[name]:
 			return d.Errf("the option %s appears a second time", name)
 		}
@@ -371,22 +358,20 @@ func durationOrOff(d *caddyfile.Dispenser, into *caddy.Duration) error {
 // throttle reads "throttle 30 1m" or "throttle off".
 func throttle(d *caddyfile.Dispenser, into **Throttle) error {
 	words := d.RemainingArgs()
-	if len(words) == 1 && words[0] == "off" {
+	switch {
+	case slices.Equal(words, []string{"off"}):
 		*into = new(Throttle)
 		return nil
+	case len(words) == 2:
+		attempts, err := strconv.Atoi(words[0])
+		within, err2 := caddy.ParseDuration(words[1])
+		if err == nil && err2 == nil && attempts > 0 && within > 0 {
+			*into = &Throttle{attempts, caddy.Duration(within)}
+			return nil
+		}
 	}
-	if len(words) != 2 {
-		return d.Err("throttle: write the number of failed attempts and the time, " +
-			"as in \"throttle 30 1m\", or \"throttle off\"")
-	}
-	attempts, err := strconv.Atoi(words[0])
-	within, err2 := caddy.ParseDuration(words[1])
-	if err != nil || err2 != nil || attempts < 1 || within <= 0 {
-		return d.Errf("throttle %s %s: write the number of failed attempts and the time, "+
-			"as in \"throttle 30 1m\"", words[0], words[1])
-	}
-	*into = &Throttle{attempts, caddy.Duration(within)}
-	return nil
+	return d.Err("throttle: write the number of failed attempts and the time, " +
+		"as in \"throttle 30 1m\", or \"throttle off\"")
 }
 
 // countOrOff reads a number from 1 to maxDecisions, or "off", which becomes -1.
@@ -405,15 +390,6 @@ func countOrOff(d *caddyfile.Dispenser, into *int) error {
 	}
 	*into = n
 	return nil
-}
-
-func optionNames(options map[string]func() error) string {
-	var names []string
-	for name := range options {
-		names = append(names, strings.TrimSuffix(name, "*"))
-	}
-	slices.Sort(names)
-	return strings.Join(names, ", ")
 }
 
 // Interface guards

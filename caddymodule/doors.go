@@ -23,8 +23,8 @@ func init() {
 	caddy.RegisterModule(SiteDoor{})
 }
 
-// localDoor is the admin API on Caddy's own admin endpoint, for the CLI and for
-// scripts on the machine. Caddy guards it; whoever gets here may load any
+// localDoor is the admin API on Caddy's own admin endpoint, for the CLI and for scripts on the
+// machine. Caddy guards the endpoint. Its callers may do everything, since they could load any
 // configuration anyway.
 type localDoor struct {
 	log *zap.Logger
@@ -38,15 +38,14 @@ func (localDoor) CaddyModule() caddy.ModuleInfo {
 	}
 }
 
-// Provision only takes a logger: Caddy makes this before the apps and keeps it
-// when the load fails, so the app is asked for at each request.
+// Provision only takes a logger. Caddy provisions this module before the apps, and keeps it when the
+// load fails, so serve looks for the store at each request.
 func (d *localDoor) Provision(ctx caddy.Context) error {
 	d.log = ctx.Logger(d)
 	return nil
 }
 
-// Routes returns the paths of the API. The listener is shared with other
-// plugins, so there are few.
+// Routes returns the paths of the API. They are few, since other plugins share the listener.
 func (d *localDoor) Routes() []caddy.AdminRoute {
 	var routes []caddy.AdminRoute
 	for _, resource := range []string{"/service_users", "/permission_groups", "/bot_users", "/api_keys", "/audit_events"} {
@@ -58,44 +57,42 @@ func (d *localDoor) Routes() []caddy.AdminRoute {
 }
 
 func (d *localDoor) serve(w http.ResponseWriter, r *http.Request) error {
-	app, err := running()
-	if err != nil || app.shared == nil {
+	if live := storeInForce(); live != nil {
+		live.api.Serve(w, r, store.Local)
+	} else if _, err := running(); err != nil {
 		admin.WriteError(w, d.log, store.NewOperationID(), ErrNotConfigured)
-		return nil
-	}
-	live := app.shared.live.Load()
-	if live == nil {
+	} else {
 		admin.WriteError(w, d.log, store.NewOperationID(), errNotOpen)
-		return nil
 	}
-	live.api.Serve(w, r, store.Local)
 	return nil
 }
 
+// ErrNotConfigured is the error of a local door if the configuration in force has no service users.
+var ErrNotConfigured = admin.NewError(http.StatusNotFound, "ERR_NOT_CONFIGURED",
+	"this Caddy has no service users: its configuration has neither the global option nor a directive service_users")
+
 var (
-	ErrNotConfigured = admin.NewError(http.StatusNotFound, "ERR_NOT_CONFIGURED", "this Caddy has no service users: its configuration has neither the global option nor a directive service_users")
-	errNotOpen       = admin.NewError(http.StatusServiceUnavailable, "ERR_STORE_UNAVAILABLE", "the store is not open")
-	errTwoFields     = admin.NewError(http.StatusBadRequest, "ERR_AMBIGUOUS", "the request has more than one Authorization field")
-	errThrottled     = admin.NewError(http.StatusTooManyRequests, "ERR_NGROK_226", "too many failed attempts; wait before the next one")
-	errCrossOrigin   = admin.NewError(http.StatusForbidden, "ERR_CROSS_ORIGIN", "a page of another origin must not use the admin API")
+	errNotOpen     = admin.NewError(http.StatusServiceUnavailable, "ERR_STORE_UNAVAILABLE", "the store is not open")
+	errTwoFields   = admin.NewError(TwoCredentials.Status, "ERR_AMBIGUOUS", TwoCredentials.Detail)
+	errThrottled   = admin.NewError(http.StatusTooManyRequests, "ERR_NGROK_226", tooManyAttempts)
+	errCrossOrigin = admin.NewError(http.StatusForbidden, "ERR_CROSS_ORIGIN",
+		"a page of another origin must not use the admin API")
 )
 
-// SiteDoor serves the admin API on a site, for people and remote programs. Who
-// acts is either a person whom a handler before it has authenticated and whom
-// it names, or a service user with the role admin or manager, by HTTP Basic or
-// Bearer.
+// SiteDoor serves the admin API on a site, for people and remote programs. The actor of a request is
+// a person, whom a handler before this one has authenticated, or a service user with the role admin
+// or manager, by HTTP Basic or Bearer.
 type SiteDoor struct {
-	// The people who may do everything, by the id that the handler before has
-	// authenticated, {http.auth.user.id}. "*" is everybody it has. Default: none.
+	// The people who may do everything, by the id that the handler before has authenticated,
+	// {http.auth.user.id}. "*" is everybody whom that handler lets in. Default: none.
 	Admins []string `json:"admins,omitempty"`
 
 	// The people who may manage the service users of some teams.
 	Managers []HumanManager `json:"managers,omitempty"`
 
-	// The request header that carries the id of a person, for forward_auth,
-	// which sets no {http.auth.user.id}. It is believed only where the handler
-	// directly before this one is such a forward_auth; the load fails where it
-	// is not. Default: none.
+	// The request header with the id of a person, for forward_auth, which sets no
+	// {http.auth.user.id}. The door believes the header only if the handler directly before it
+	// is such a forward_auth; otherwise the load fails. Default: none.
 	ActorHeader string `json:"actor_header,omitempty"`
 
 	storeHandle
@@ -109,11 +106,11 @@ type HumanManager struct {
 	// The id that the handler before has authenticated.
 	ID string `json:"id"`
 
-	// The teams whose service users this person reaches. At least one.
+	// The teams whose service users this person can manage. At least one.
 	Teams []string `json:"teams"`
 
-	// The names of the permission groups that this person may give. Service
-	// users with other groups are out of reach. Default: none.
+	// The names of the permission groups that this person may give. This person cannot manage
+	// service users with other groups. Default: none.
 	Groups []string `json:"groups,omitempty"`
 }
 
@@ -125,7 +122,7 @@ func (SiteDoor) CaddyModule() caddy.ModuleInfo {
 	}
 }
 
-// Provision finds the store.
+// Provision takes the store of the configuration, which Start opens later.
 func (d *SiteDoor) Provision(ctx caddy.Context) (err error) {
 	d.log = ctx.Logger()
 	d.origin = http.NewCrossOriginProtection()
@@ -134,7 +131,7 @@ func (d *SiteDoor) Provision(ctx caddy.Context) (err error) {
 		return err
 	}
 	app.doors = append(app.doors, d)
-	d.storeHandle = app.handle()
+	d.storeHandle = app.storeHandle
 	return nil
 }
 
@@ -163,7 +160,7 @@ func (d *SiteDoor) Validate() error {
 func (d *SiteDoor) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handler) error {
 	actorHeader := ""
 	if d.ActorHeader != "" {
-		if d.routes(); d.believes {
+		if d.routes(); d.believes { // the walk of the routes sets believes
 			actorHeader = r.Header.Get(d.ActorHeader)
 		}
 		r.Header.Del(d.ActorHeader)
@@ -171,7 +168,7 @@ func (d *SiteDoor) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp
 	live := d.live(r.Context())
 	by, login, err := store.Actor{}, "", error(errNotOpen)
 	if live != nil {
-		by, login, err = d.actor(live, r, actorHeader)
+		by, login, err = d.actor(live, w, r, actorHeader)
 	}
 	if ready, probe := admin.IsProbe(r); probe && err != nil {
 		return writeReady(w, !ready || live != nil && !live.store.Stale()) // strangers learn no more
@@ -188,7 +185,8 @@ func (d *SiteDoor) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp
 	return nil
 }
 
-// atShortPath leads paths that a site has for itself to where the API keeps them.
+// atShortPath returns a request for one of the short paths that only a site has, such as /healthz,
+// as a request for the path of the API. It returns any other request as it is.
 func atShortPath(r *http.Request) *http.Request {
 	short := strings.TrimSuffix(r.URL.Path, "/")
 	if !slices.Contains([]string{"/openapi.json", "/reference", "/healthz", "/readyz"}, short) {
@@ -201,42 +199,36 @@ func atShortPath(r *http.Request) *http.Request {
 	return &long
 }
 
-// actor finds out who acts, or who it was that said to be somebody. An id that our
-// own handler has set is a service user, never a person.
-func (d *SiteDoor) actor(live *liveStore, r *http.Request, header string) (by store.Actor, login string, err error) {
+// actor returns the actor of a request. With an error, by is the actor that the request claims to
+// have, and login is the login of its wrong credential.
+func (d *SiteDoor) actor(
+	live *liveStore, w http.ResponseWriter, r *http.Request, header string,
+) (by store.Actor, login string, err error) {
 	anonymous := store.Actor{Name: store.Anonymous}
+	// An id that our own handler has set is a service user, never a person.
 	if id := varsOf(r).identity(); id != nil {
 		by, err = live.api.ServiceUserActor(id.who())
 		return by, "", err
 	}
 	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
-	if human, _ := repl.GetString("http.auth.user.id"); human != "" {
+	human, _ := repl.GetString("http.auth.user.id")
+	if human = cmp.Or(human, header); human != "" {
 		by, err = d.human(live, human)
 		return by, "", err
 	}
-	if header != "" {
-		by, err = d.human(live, header)
-		return by, "", err
-	}
 	authorization := r.Header["Authorization"]
-	switch len(authorization) {
-	case 0:
-		return anonymous, "", admin.ErrUnauthenticated
-	case 1:
-	default:
+	if len(authorization) > 1 {
 		return anonymous, "", errTwoFields
 	}
-	credential, ok := access.ParseBasic(authorization[0])
-	if !ok {
-		credential, ok = access.ParseBearer(authorization[0])
-	}
-	if !ok {
+	credential, reason := parseCredential(authorization, true)
+	if reason != access.Granted {
 		return anonymous, "", admin.ErrUnauthenticated
 	}
 	now, address := live.store.Now(), d.clientAddress(r, varsOf(r))
 	principal, reason := live.store.Directory().Authenticate(credential, address, now.Unix())
 	if reason != access.Granted {
-		if live.failedLogin(d.log, r, reason, credential.ID, address) > 0 {
+		if wait := live.failedLogin(d.log, r, reason, credential.ID, address); wait > 0 {
+			w.Header().Set("Retry-After", retryAfter(wait))
 			return anonymous, credential.ID, errThrottled
 		}
 		return anonymous, cmp.Or(credential.ID, "bearer"), admin.ErrUnauthenticated
@@ -246,7 +238,7 @@ func (d *SiteDoor) actor(live *liveStore, r *http.Request, header string) (by st
 	return by, "", err
 }
 
-// human looks a person up in the lists.
+// human returns the actor for a person, by the lists of the configuration.
 func (d *SiteDoor) human(live *liveStore, id string) (store.Actor, error) {
 	if slices.Contains(d.Admins, id) || slices.Contains(d.Admins, "*") {
 		return admin.HumanAdmin(id), nil
@@ -259,16 +251,20 @@ func (d *SiteDoor) human(live *liveStore, id string) (store.Actor, error) {
 	return store.Actor{Name: "human:" + id}, admin.ErrNotEntitled
 }
 
-// refuse answers who does not get in. An attempt, that is anything with an identity
-// or a credential, is written down.
-func (d *SiteDoor) refuse(w http.ResponseWriter, r *http.Request, live *liveStore, by store.Actor, login string, err error) {
+// refuse answers a request that has no actor or is not allowed. The audit trail records the request
+// if it has an identity or a credential.
+func (d *SiteDoor) refuse(
+	w http.ResponseWriter, r *http.Request, live *liveStore, by store.Actor, login string, err error,
+) {
 	h := w.Header()
 	h.Set("Cache-Control", "no-store")
 	if errors.Is(err, admin.ErrUnauthenticated) {
 		h.Set("WWW-Authenticate", `Basic realm="service users admin", charset="UTF-8"`)
 	}
 	linger := closeUnread(w, r)
-	if !errors.Is(err, errThrottled) {
+	if errors.Is(err, errThrottled) {
+		delay(r)
+	} else {
 		defer linger()
 	}
 	if live == nil || by.Name == store.Anonymous && login == "" {

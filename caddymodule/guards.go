@@ -11,14 +11,12 @@ import (
 
 // ourHandlers contains the facts about our handlers that the walk gathers over all servers.
 type ourHandlers struct {
-	guards    []*Handler
-	number    map[*Handler]int // from 1; guards[number-1] is the handler
-	parent    []int            // union-find: guards whose requests can meet have the same root
-	originals []bool           // by root: an upstream behind may get the original target
-	php       []bool           // by root: an upstream behind splits the path into script and PATH_INFO
-	cached    map[*Handler]bool
-	hostsOf   map[*Handler][][]string // for each way to a guard that judges, the hosts of the routes
-	splits    []string                // the extensions at which paths are split, in lower case
+	guards  []*Handler
+	number  map[*Handler]int // from 1; guards[number-1] is the handler
+	groups  []guardGroup     // by number: union-find of the guards whose requests can meet
+	cached  map[*Handler]bool
+	hostsOf map[*Handler][][]string // for each way to a guard that judges, the hosts of the routes
+	splits  []string                // the extensions at which paths are split, in lower case
 
 	doors    map[*SiteDoor]bool // those that requests reach: true if all of them come from an authenticator
 	actors   []string           // the actor headers; the index is the bit in a flow
@@ -29,11 +27,16 @@ type ourHandlers struct {
 	unguarded  []candidate     // proxies on sites without a guard
 }
 
+// guardGroup is a set of guards whose requests can meet. Its facts are valid at the root.
+type guardGroup struct {
+	parent   int  // the number of another guard of the group; its own number at the root
+	original bool // an upstream behind may get the original target
+	php      bool // an upstream behind splits the path into script and PATH_INFO
+}
+
 func newOurHandlers(a *App) *ourHandlers {
 	o := &ourHandlers{
-		// Index 0 is not a guard, since the numbers begin at 1.
-		number: make(map[*Handler]int), parent: make([]int, 1),
-		originals: make([]bool, 1), php: make([]bool, 1),
+		number: make(map[*Handler]int), groups: make([]guardGroup, 1), // group 0 is not a guard
 		cached: make(map[*Handler]bool), hostsOf: make(map[*Handler][][]string),
 		doors: make(map[*SiteDoor]bool), upstreams: make(map[string]bool),
 	}
@@ -60,18 +63,18 @@ func (o *ourHandlers) numberOf(h *Handler) int {
 	if o.number[h] == 0 {
 		o.guards = append(o.guards, h)
 		o.number[h] = len(o.guards)
-		o.parent = append(o.parent, len(o.guards))
-		o.originals, o.php = append(o.originals, false), append(o.php, false)
+		o.groups = append(o.groups, guardGroup{parent: len(o.guards)})
 	}
 	return o.number[h]
 }
 
-func (o *ourHandlers) root(guard int) int {
-	for o.parent[guard] != guard {
-		o.parent[guard] = o.parent[o.parent[guard]]
-		guard = o.parent[guard]
+// root returns the group of a guard.
+func (o *ourHandlers) root(guard int) *guardGroup {
+	for o.groups[guard].parent != guard {
+		o.groups[guard].parent = o.groups[o.groups[guard].parent].parent
+		guard = o.groups[guard].parent
 	}
-	return guard
+	return &o.groups[guard]
 }
 
 // connect records that requests of both guards can meet: the handlers behind that point serve the
@@ -80,19 +83,18 @@ func (o *ourHandlers) connect(a, b int) {
 	if a == 0 || b == 0 { // no guard
 		return
 	}
-	if a, b = o.root(a), o.root(b); a != b {
-		o.parent[a] = b
-		o.originals[b] = o.originals[b] || o.originals[a]
-		o.php[b] = o.php[b] || o.php[a]
-	}
+	from, into := o.root(a), o.root(b)
+	from.parent = into.parent
+	into.original = into.original || from.original
+	into.php = into.php || from.php
 }
 
 // keepOriginal records that an upstream behind a guard may get the original target.
-func (o *ourHandlers) keepOriginal(guard int) { o.originals[o.root(guard)] = true }
+func (o *ourHandlers) keepOriginal(guard int) { o.root(guard).original = true }
 
 // split records that an upstream behind a guard splits paths at these extensions.
 func (o *ourHandlers) split(guard int, extensions []string) {
-	o.php[o.root(guard)] = true
+	o.root(guard).php = true
 	o.addSplits(extensions)
 }
 
@@ -105,9 +107,9 @@ func (o *ourHandlers) addSplits(extensions []string) {
 }
 
 func (o *ourHandlers) surroundingsOf(h *Handler) surroundings {
-	root := o.root(o.number[h])
-	p := surroundings{currentOnly: !o.originals[root], cached: o.cached[h]}
-	if o.php[root] {
+	group := o.root(o.number[h])
+	p := surroundings{currentOnly: !group.original, cached: o.cached[h]}
+	if group.php {
 		p.splits = o.splits
 	}
 	return p

@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"cmp"
 	"fmt"
 	"net/http"
 	"strings"
@@ -128,7 +129,6 @@ type Handler struct {
 	identity   []identityHeader
 	public     *access.Ruleset
 	relax      access.Relax
-	self       *selfCorner
 	challenges []string
 	dropped    *atomic.Bool // the log has reported a dropped Authorization field
 }
@@ -161,7 +161,7 @@ func (h *Handler) Provision(ctx caddy.Context) (err error) {
 		return err
 	}
 	app.guards = append(app.guards, h)
-	h.storeHandle = app.handle()
+	h.storeHandle = app.storeHandle
 	h.over = ctx.Done()
 	// The sampler keeps a flood of refusals from filling the log.
 	h.log = ctx.Logger().WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core {
@@ -200,18 +200,15 @@ func (h *Handler) prepare() (err error) {
 	if h.Mode != "" && !access.Mode(h.Mode).Valid() {
 		return fmt.Errorf("mode %q: choose \"enforce\" or \"observe\"", h.Mode)
 	}
-	if h.Realm == "" {
-		h.Realm = "service users"
-	}
+	h.Realm = cmp.Or(h.Realm, "service users")
+	h.HeaderPrefix = cmp.Or(h.HeaderPrefix, defaultPrefix)
+	h.ExpiryNotice = cmp.Or(h.ExpiryNotice, caddy.Duration(14*24*time.Hour))
 	if strings.ContainsFunc(h.Realm, func(r rune) bool { return r < ' ' || r == '"' || r == '\\' || r >= 0x7f }) {
 		return fmt.Errorf("realm %q: only visible ASCII without quotes and backslashes is allowed in a challenge", h.Realm)
 	}
 	h.challenges = []string{`Basic realm="` + h.Realm + `", charset="UTF-8"`}
 	if h.Bearer {
 		h.challenges = append(h.challenges, `Bearer realm="`+h.Realm+`"`)
-	}
-	if h.HeaderPrefix == "" {
-		h.HeaderPrefix = "X-Service-User-"
 	}
 	if h.identity, err = identityHeaders(h.HeaderPrefix, h.Headers); err != nil {
 		return err
@@ -228,9 +225,6 @@ func (h *Handler) prepare() (err error) {
 	if h.Errors != "" && h.Errors != "problem" && h.Errors != "caddy" {
 		return fmt.Errorf("errors %q: choose \"problem\" or \"caddy\"", h.Errors)
 	}
-	if h.ExpiryNotice == 0 {
-		h.ExpiryNotice = caddy.Duration(14 * 24 * time.Hour)
-	}
 	options := access.RelaxByName()
 	h.relax = 0
 	for _, name := range h.Relax {
@@ -239,30 +233,24 @@ func (h *Handler) prepare() (err error) {
 		}
 		h.relax |= options[name]
 	}
-	for _, path := range []string{h.Ready, h.selfPath()} {
-		if path == "" {
-			continue
+	var paths []string
+	if h.Ready != "" {
+		paths = append(paths, h.Ready)
+	}
+	if h.Self != nil {
+		if grace := time.Duration(h.Self.Grace); grace < 0 || 0 < grace && grace < time.Second {
+			return fmt.Errorf("self: the grace %s is shorter than a second", grace)
 		}
+		paths = append(paths, h.Self.Path)
+	}
+	for _, path := range paths {
 		_, p := access.CheckTarget(path)
 		if !p.OK() || path == "/" || strings.ContainsAny(path, "%?") || strings.HasSuffix(path, "/") {
 			return fmt.Errorf("%q is not a path such as \"/_service_user\": it begins with a slash, "+
 				"does not end in one, and has neither query nor escapes", path)
 		}
 	}
-	if h.Self != nil {
-		if grace := time.Duration(h.Self.Grace); grace < 0 || 0 < grace && grace < time.Second {
-			return fmt.Errorf("self: the grace %s is shorter than a second", grace)
-		}
-		h.self = newSelfCorner(h.Self.Path, h.Self.Rotate, time.Duration(h.Self.Grace))
-	}
 	return nil
-}
-
-func (h *Handler) selfPath() string {
-	if h.Self == nil {
-		return ""
-	}
-	return h.Self.Path
 }
 
 // publicRules compiles the rules for requests that need no credential.
@@ -291,7 +279,7 @@ func publicRules(texts []string) (*access.Ruleset, error) {
 //     refuse with 503 while the store is missing or stale.
 //  5. passForeign: pass a Basic login of another authenticator.
 //  6. authenticate: find the service user, or refuse with 401 or 429.
-//  7. noticeExpiry: tell the client about an end of its token that is near.
+//  7. noticeExpiry: add a header to the response if the end of the token is near.
 //  8. serveSelf: answer paths of the self-service corner.
 //  9. authorize: decide about every target, count the use of the token, or refuse with 403.
 //  10. begin, remember and inject: make the request a stream that can be cut, and show its identity to
@@ -339,7 +327,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		return h.refuse(w, r, refused)
 	}
 	h.noticeExpiry(w, &rq)
-	if h.self.owns(rq.action.Path) {
+	if h.Self.owns(rq.action.Path) {
 		return h.serveSelf(w, &rq)
 	}
 

@@ -13,14 +13,14 @@ import (
 	"github.com/serviceusers/caddy-service-users/access"
 )
 
-// identityHeader is one of the headers that tell the upstream who it is.
+// identityHeader is a header with a value of the service user, for the upstream.
 type identityHeader struct {
 	name  string // canonical
 	value func(access.Principal) string
 }
 
-// inject writes the headers; whatever stood there was removed before. The values
-// belong to this request alone, since handlers behind may edit them in place.
+// inject sets the identity headers. The sanitizer has removed the client's headers of these names.
+// The values belong to this request alone, since the handlers behind may edit them in place.
 func inject(header http.Header, headers []identityHeader, p access.Principal) {
 	values := make([]string, len(headers))
 	for i := range headers {
@@ -29,7 +29,7 @@ func inject(header http.Header, headers []identityHeader, p access.Principal) {
 	}
 }
 
-// identityValues are the words of the headers option.
+// identityValues contains the words of the option headers, and the value of each.
 var identityValues = map[string]func(access.Principal) string{
 	"id":           access.Principal.ID,
 	"name":         func(p access.Principal) string { return extValue(p.Name()) },
@@ -40,8 +40,7 @@ var identityValues = map[string]func(access.Principal) string{
 	"token_id":     access.Principal.TokenID,
 }
 
-// defaultHeaders is small on purpose: every byte upstream costs more than the
-// decision.
+// defaultHeaders is short on purpose: every byte that goes upstream costs more than the decision.
 var defaultHeaders = []string{"id", "name", "groups"}
 
 func identityHeaders(prefix string, words []string) ([]identityHeader, error) {
@@ -68,9 +67,9 @@ func identityHeaders(prefix string, words []string) ([]identityHeader, error) {
 	return list, nil
 }
 
-// extValue writes a name as a header value: as it is when it is visible ASCII,
-// which may have inner spaces, else as an RFC 8187 ext-value, UTF-8”…, which a
-// plain value never begins with.
+// extValue returns a name as a header value. Visible ASCII with inner spaces stays as it is. Any
+// other name becomes an ext-value (RFC 8187), which begins with UTF-8 and two apostrophes; a plain
+// value never does.
 func extValue(s string) string {
 	const mark = "UTF-8''"
 	plain := !(len(s) >= len(mark) && strings.EqualFold(s[:len(mark)], mark)) && strings.TrimSpace(s) == s
@@ -93,7 +92,7 @@ func extValue(s string) string {
 	return string(out)
 }
 
-// identity is who a request was let through as, and why.
+// identity is the principal of a request that has passed, and the decision that let it pass.
 type identity struct {
 	mu        sync.Mutex
 	principal access.Principal
@@ -107,7 +106,7 @@ func (id *identity) who() access.Principal {
 	return id.principal
 }
 
-// alone lets go of the rows of other service users: for a request that lasts.
+// alone drops the reference to the rows of other service users. It is for requests that last.
 func (id *identity) alone() {
 	id.mu.Lock()
 	defer id.mu.Unlock()
@@ -117,12 +116,12 @@ func (id *identity) alone() {
 // String returns the id of the service user.
 func (id *identity) String() string { return id.who().ID() }
 
-// identityVar is the variable of the request that holds it. The admin door
-// reads it to tell service users from people.
+// identityVar is the name of the request variable with the identity. By it the site door
+// distinguishes service users from people.
 const identityVar = "service_users.identity"
 
-// remember makes an identity known to the handlers behind this one, to the
-// access log and to placeholders.
+// remember sets the identity of a request for the handlers behind this one, the access log and the
+// placeholders.
 func remember(r *http.Request, vars variables, id *identity) {
 	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	repl.DeleteByPrefix("http.auth.user.") // of an authenticator before this one
@@ -135,24 +134,18 @@ func remember(r *http.Request, vars variables, id *identity) {
 	}
 }
 
+// placeholder returns the value of a placeholder, and whether it is one of ours.
 func (id *identity) placeholder(key string) (any, bool) {
 	if id == nil { // another handler has set the variable to something else
 		return nil, false
 	}
 	p := id.who()
 	switch key {
-	case "http.auth.user.id":
-		return p.ID(), true
 	case "http.auth.user.name":
-		return p.Name(), true
-	case "http.auth.user.role":
-		return string(p.Role()), true
-	case "http.auth.user.teams":
-		return strings.Join(p.Teams(), ","), true
-	case "http.auth.user.groups":
-		return p.GroupList(), true
-	case "http.auth.user.token_id":
-		return p.TokenID(), true
+		return p.Name(), true // the header has its ext-value
+	case "http.auth.user.id", "http.auth.user.role", "http.auth.user.teams", "http.auth.user.groups",
+		"http.auth.user.token_id":
+		return identityValues[strings.TrimPrefix(key, "http.auth.user.")](p), true
 	case "http.service_users.decision":
 		if !id.decision.Allowed() {
 			return "observe", true

@@ -149,8 +149,8 @@ func (g *guard) door() *SiteDoor {
 	return &SiteDoor{storeHandle: g.h.storeHandle, log: g.h.log, origin: http.NewCrossOriginProtection()}
 }
 
-// knock asks a door for its service users, and returns the status of the answer.
-func (g *guard) knock(door *SiteDoor, header string) int {
+// knock asks a door for its service users, and returns the answer.
+func (g *guard) knock(door *SiteDoor, header string) *httptest.ResponseRecorder {
 	g.t.Helper()
 	r := prepared(httptest.NewRequest("GET", "/service_users", nil))
 	caddyhttp.SetVar(r.Context(), caddyhttp.ClientIPVarKey, "192.0.2.1")
@@ -159,7 +159,7 @@ func (g *guard) knock(door *SiteDoor, header string) int {
 	if err := door.ServeHTTP(w, r, nil); err != nil {
 		g.t.Fatal(err)
 	}
-	return w.Code
+	return w
 }
 
 // TestUseIsCounted: requests to the self-service corner and to a door are uses of the token.
@@ -171,13 +171,13 @@ func TestUseIsCounted(t *testing.T) {
 	if w, _ := g.ask("GET", "/self", "", g.reader); w.Code != 200 || uses() != 1 {
 		t.Errorf("the corner: got %d and %d uses, want 1", w.Code, uses())
 	}
-	if got := g.knock(g.door(), basic(g.reader.id, g.reader.secret)); got != 403 || uses() != 2 {
+	if got := g.knock(g.door(), basic(g.reader.id, g.reader.secret)).Code; got != 403 || uses() != 2 {
 		t.Errorf("the door: got %d and %d uses, want 2", got, uses())
 	}
 }
 
-// TestGuessesAtTheDoor: a door throttles failed logins, logs each in the line that programs read, and
-// the audit trail has them.
+// TestGuessesAtTheDoor: a door throttles failed logins as a Handler does, logs each in the line that
+// programs read, and the audit trail has them.
 func TestGuessesAtTheDoor(t *testing.T) {
 	for name, wrong := range map[string]string{
 		"Basic": basic("service_x", "wrong"), "Bearer": "Bearer wrong",
@@ -187,15 +187,22 @@ func TestGuessesAtTheDoor(t *testing.T) {
 		live.throttle = access.NewThrottle(3, time.Hour)
 		door := g.door()
 		for i, want := range []int{401, 401, 401, 429, 429} {
-			if got := g.knock(door, wrong); got != want {
-				t.Errorf("%s, attempt %d: got %d, want %d", name, i, got, want)
+			begin := time.Now()
+			w := g.knock(door, wrong)
+			if w.Code != want {
+				t.Errorf("%s, attempt %d: got %d, want %d", name, i, w.Code, want)
+			}
+			// A throttled attempt is answered as by a Handler.
+			wait, delayed := w.Header().Get("Retry-After"), time.Since(begin) >= holdFor
+			if (wait != "") != (want == 429) || want == 429 && !delayed {
+				t.Errorf("%s, attempt %d: got Retry-After %q, delayed: %t", name, i, wait, delayed)
 			}
 		}
 		if got := g.log.FilterMessage("authentication failed").Len(); got != 5 {
 			t.Errorf("%s: got %d lines in the log, want 5", name, got)
 		}
 		// The secret is checked before the throttle.
-		if got := g.knock(door, basic(g.reader.id, g.reader.secret)); got != 403 {
+		if got := g.knock(door, basic(g.reader.id, g.reader.secret)).Code; got != 403 {
 			t.Errorf("%s: a right login got %d, want the 403 of a member", name, got)
 		}
 		list, _, err := live.store.AuditEvents(t.Context(), store.Local, store.AuditQuery{Limit: 10})

@@ -106,10 +106,8 @@ func (c *collectors) gauge(name, help string) prometheus.Gauge {
 // ofStore returns a value of the store of the configuration in force, or otherwise if no store is
 // open.
 func ofStore(value func(*store.Store) float64, otherwise float64) float64 {
-	if app, err := running(); err == nil && app.shared != nil {
-		if live := app.shared.live.Load(); live != nil {
-			return value(live.store)
-		}
+	if live := storeInForce(); live != nil {
+		return value(live.store)
 	}
 	return otherwise
 }

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"strconv"
 	"strings"
@@ -46,14 +45,15 @@ type problemBody struct {
 	DecisionID string `json:"decision_id,omitempty"`
 }
 
+func newProblem(status int, detail string) problemBody {
+	return problemBody{Type: "about:blank", Title: http.StatusText(status), Status: status, Detail: detail}
+}
+
 // refuse answers a request that goes no further. All 401s to gRPC calls are identical, byte for
 // byte, and so are all other 401s: a caller cannot see whether the id or the token was wrong.
 func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, refused refusal) error {
 	header := w.Header()
-	body := problemBody{
-		Type: "about:blank", Title: http.StatusText(refused.status),
-		Status: refused.status, Detail: refused.detail,
-	}
+	body := newProblem(refused.status, refused.detail)
 	switch refused.status {
 	case http.StatusUnauthorized:
 		header["Www-Authenticate"] = h.challenges
@@ -66,8 +66,8 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, refused refusal
 	case http.StatusMethodNotAllowed:
 		header.Set("Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
 	case http.StatusTooManyRequests:
-		header.Set("Retry-After", strconv.Itoa(int(refused.retryAfter/time.Second)+1))
-		body.Detail = "too many failed attempts; wait before the next one"
+		header.Set("Retry-After", retryAfter(refused.retryAfter))
+		body.Detail = tooManyAttempts
 	case http.StatusServiceUnavailable:
 		header.Set("Retry-After", "5")
 	}
@@ -97,17 +97,30 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, refused refusal
 		w.WriteHeader(refused.status)
 		return nil
 	}
-	text, err := json.Marshal(body)
+	return writeJSON(w, refused.status, "application/problem+json", body)
+}
+
+// writeJSON writes an answer with a JSON document. Caches do not store it.
+func writeJSON(w http.ResponseWriter, status int, contentType string, v any) error {
+	text, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
-	header.Set("Content-Type", "application/problem+json")
 	text = append(text, '\n')
+	header := w.Header()
+	header.Set("Content-Type", contentType)
 	header.Set("Content-Length", strconv.Itoa(len(text)))
-	w.WriteHeader(refused.status)
+	header.Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
 	_, _ = w.Write(text) // the client may be gone
 	return nil
 }
+
+// tooManyAttempts is the detail of a 429.
+const tooManyAttempts = "too many failed attempts; wait before the next one"
+
+// retryAfter returns a time in whole seconds, rounded up, for the header Retry-After.
+func retryAfter(wait time.Duration) string { return strconv.Itoa(int(wait/time.Second) + 1) }
 
 // The throttle answers a failed attempt 100 ms later, so that a flood of guesses, in which each
 // guess waits for its answer, leaves the processors to other requests. Up to maxHeld requests wait
@@ -232,16 +245,11 @@ func isGRPC(r *http.Request) bool {
 
 // writeReady answers a probe.
 func writeReady(w http.ResponseWriter, ready bool) error {
-	status, text := http.StatusOK, `{"status":"ok"}`
+	status, text := http.StatusOK, "ok"
 	if !ready {
-		status, text = http.StatusServiceUnavailable, `{"status":"not ready"}`
+		status, text = http.StatusServiceUnavailable, "not ready"
 	}
-	h := w.Header()
-	h.Set("Content-Type", "application/json")
-	h.Set("Cache-Control", "no-store")
-	w.WriteHeader(status)
-	_, _ = io.WriteString(w, text+"\n") // the probe may be gone
-	return nil
+	return writeJSON(w, status, "application/json", map[string]string{"status": text})
 }
 
 // record records a refusal in the metrics, the log and the placeholders.

@@ -120,7 +120,7 @@ func (h *Handler) bypass(rq *request) bool {
 	}
 	// More than one Authorization field is a 400 of authenticate. A request with the identity of
 	// a handler before this one is judged as that service user.
-	if h.Otherwise == "" || rq.action.Path == h.Ready || h.self.owns(rq.action.Path) || len(rq.authorization) > 1 ||
+	if h.Otherwise == "" || rq.action.Path == h.Ready || h.Self.owns(rq.action.Path) || len(rq.authorization) > 1 ||
 		rq.vars.identity() != nil {
 		return false
 	}
@@ -139,7 +139,7 @@ func (h *Handler) bypass(rq *request) bool {
 // request, and puts the field back.
 func (h *Handler) passForeign(rq *request) bool {
 	passes := h.Otherwise == "pass unknown" || h.Otherwise == "pass" && h.observes()
-	if !passes || len(rq.authorization) != 1 || h.self.owns(rq.action.Path) || rq.vars.identity() != nil ||
+	if !passes || len(rq.authorization) != 1 || h.Self.owns(rq.action.Path) || rq.vars.identity() != nil ||
 		access.CheckForeign(rq.authorization[0]) != "" {
 		return false
 	}
@@ -198,7 +198,7 @@ func (h *Handler) authenticate(rq *request) refusal {
 			}
 		}
 	}
-	credential, reason := h.credential(rq.authorization)
+	credential, reason := parseCredential(rq.authorization, h.Bearer)
 	switch {
 	case reason == access.Granted:
 		rq.principal, reason = rq.directory.Authenticate(credential, rq.address, rq.action.Now)
@@ -218,18 +218,17 @@ func (h *Handler) authenticate(rq *request) refusal {
 	return refused
 }
 
-// credential parses the only Authorization value of a request.
-func (h *Handler) credential(authorization []string) (access.Credential, access.Reason) {
+// parseCredential parses the only Authorization value of a request: Basic, or Bearer if that is
+// accepted too.
+func parseCredential(authorization []string, bearer bool) (access.Credential, access.Reason) {
 	if len(authorization) == 0 {
 		return access.Credential{}, access.NoCredential
 	}
 	if c, ok := access.ParseBasic(authorization[0]); ok {
 		return c, access.Granted
 	}
-	if h.Bearer {
-		if c, ok := access.ParseBearer(authorization[0]); ok {
-			return c, access.Granted
-		}
+	if c, ok := access.ParseBearer(authorization[0]); ok && bearer {
+		return c, access.Granted
 	}
 	return access.Credential{}, access.BadCredential
 }

@@ -16,7 +16,7 @@ import (
 // another credential or another request than this handler judges.
 //
 // The sanitizer compares folded names: ASCII lower case, only letters and digits. CGI-like
-// upstreams do not tell "-", "_", "." and other legal characters of a name apart. For example,
+// upstreams do not distinguish "-", "_", "." and other legal characters of a name. For example,
 // X-Service_User.Id folds to xserviceuserid.
 type sanitizer struct {
 	rules [256][]stripRule // by bucketOf the name; the first rule that fits applies
@@ -101,17 +101,17 @@ var forwardingHeaders = []string{"X-Forwarded-For", "X-Forwarded-Proto", "X-Forw
 // even then: a service_users handler before or behind this one may use it.
 const defaultPrefix = "X-Service-User-"
 
-// newSanitizer compiles the rules. identity is the prefix of the identity headers.
-// A prefix of one or two letters would remove common headers, such as all that begin with "X-".
+// newSanitizer compiles the rules. identity is the prefix of the identity headers; strip and keep are
+// the options of these names.
 func newSanitizer(identity string, strip, keep []string) (*sanitizer, error) {
 	own := stripRule{foldName(identity), true, stripAlways}
+	// A prefix of one or two letters would remove common headers, such as all that begin with "X-".
 	if !httpguts.ValidHeaderFieldName(identity) || len(own.name) < 3 {
 		return nil, fmt.Errorf("header_prefix %q is not the beginning of a header name", identity)
 	}
 	for _, name := range essential {
 		if own.fits(foldName(name)) {
-			return nil, fmt.Errorf("header_prefix %q would remove %s from every request; choose "+
-				"another", identity, name)
+			return nil, fmt.Errorf("header_prefix %q would remove %s from every request; choose another", identity, name)
 		}
 	}
 	var chosen []stripRule
@@ -121,14 +121,9 @@ func newSanitizer(identity string, strip, keep []string) (*sanitizer, error) {
 			return nil, fmt.Errorf("strip: %w", err)
 		}
 		for _, e := range essential {
-			if rule.fits(foldName(e)) && rule.prefix {
-				return nil, fmt.Errorf("strip %s: it covers %s, and without this header the "+
-					"request means something else",
-					name, e)
-			}
 			if rule.fits(foldName(e)) {
-				return nil, fmt.Errorf("strip %s: without this header the request means "+
-					"something else", name)
+				return nil, fmt.Errorf("strip %s: it covers %s, and without this header the request means something else",
+					name, e)
 			}
 		}
 		chosen = append(chosen, rule)
@@ -139,18 +134,13 @@ func newSanitizer(identity string, strip, keep []string) (*sanitizer, error) {
 			return nil, fmt.Errorf("keep: %w", err)
 		}
 		for _, other := range append(credentialHeaders.names, identity+"*") {
-			fixed := parsed(other, stripAlways)
-			if rule.overlaps(fixed) && rule.prefix && !fixed.fits(rule.name) {
-				return nil, fmt.Errorf("keep %s: it covers %s, which cannot be kept; "+
-					"it carries a credential or an identity, or controls the connection",
-					name, other)
-			} else if rule.overlaps(fixed) {
-				return nil, fmt.Errorf("keep %s: this header cannot be kept; "+
-					"it carries a credential or an identity, or controls the connection", name)
+			if rule.overlaps(parsed(other, stripAlways)) {
+				return nil, fmt.Errorf("keep %s: it covers %s, which cannot be kept; it carries a credential "+
+					"or an identity, or controls the connection", name, other)
 			}
 		}
 		for _, other := range chosen {
-			if other.kind == stripAlways && other.name == rule.name && other.prefix == rule.prefix {
+			if other == (stripRule{rule.name, rule.prefix, stripAlways}) {
 				return nil, fmt.Errorf("%s is under strip and under keep; choose one", name)
 			}
 		}
@@ -190,13 +180,12 @@ func parseStripRule(name string, kind stripKind) (stripRule, error) {
 		return rule, fmt.Errorf("%q: a \"*\" can only be the last character, "+
 			"for all headers that begin with the text before it", name)
 	case rule.prefix && len(rule.name) < 3:
-		return rule, fmt.Errorf("%q covers too many headers: put at least three letters or digits "+
-			"before the \"*\"",
-			name)
+		return rule, fmt.Errorf("%q covers too many headers: put at least three letters or digits before the \"*\"", name)
 	}
 	return rule, nil
 }
 
+// parsed is parseStripRule for a name that is valid.
 func parsed(name string, kind stripKind) stripRule {
 	written, prefix := strings.CutSuffix(name, "*")
 	return stripRule{foldName(written), prefix, kind}

@@ -2,11 +2,9 @@ package caddymodule
 
 import (
 	"cmp"
-	"encoding/json"
 	"errors"
 	"net/http"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -18,43 +16,27 @@ import (
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
-// selfCorner is the self-service corner: where a service user asks who it is and
-// what it may do, and replaces its token. It needs valid credentials and no rule.
-type selfCorner struct {
-	path   string
-	rotate bool
-	grace  time.Duration // how long a rotated token goes on
-	origin http.CrossOriginProtection
-}
-
-// defaultGrace is the grace of an operator who names none.
+// defaultGrace is the time for which a rotated token stays valid by default.
 const defaultGrace = time.Hour
 
-// maxSelfBody bounds the body of a request to the corner.
+// maxSelfBody limits the body of a request to the corner, in bytes.
 const maxSelfBody = 64 << 10
 
-func newSelfCorner(path string, rotate bool, grace time.Duration) *selfCorner {
-	if grace == 0 {
-		grace = defaultGrace
-	}
-	return &selfCorner{path: path, rotate: rotate, grace: grace}
+// owns reports whether a decoded path belongs to the self-service corner. s may be nil.
+func (s *Self) owns(path string) bool {
+	return s != nil && (path == s.Path || path == s.Path+"/can" || path == s.Path+"/rotate")
 }
 
-// owns reports whether a decoded path belongs to the corner. Nothing belongs to
-// none.
-func (c *selfCorner) owns(path string) bool {
-	return c != nil && (path == c.path || path == c.path+"/can" || path == c.path+"/rotate")
-}
-
-// serveSelf answers a request to a path that the corner owns.
+// serveSelf answers a request to a path that the self-service corner owns. A client looks up its
+// identity and its permissions there, and rotates its token. It needs valid credentials, but no rule.
 func (h *Handler) serveSelf(w http.ResponseWriter, rq *request) error {
 	r := rq.r
 	rq.live.store.Use(rq.principal, rq.action.Now, rq.address, "")
 	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
 		repl.Set("http.auth.user.id", rq.principal.ID()) // for the access log
 	}
-	rotate, can := r.URL.Path == h.self.path+"/rotate", r.URL.Path == h.self.path+"/can"
-	if rotate && !h.self.rotate {
+	rotate, can := r.URL.Path == h.Self.Path+"/rotate", r.URL.Path == h.Self.Path+"/can"
+	if rotate && !h.Self.Rotate {
 		return selfProblem(w, r, http.StatusNotFound, "tokens cannot be rotated here; ask an admin for a new one")
 	}
 	allow := []string{http.MethodGet, http.MethodHead}
@@ -74,7 +56,7 @@ func (h *Handler) serveSelf(w http.ResponseWriter, rq *request) error {
 	return h.serveWho(w, rq)
 }
 
-// who is the answer to "who am I".
+// who is the answer to a GET of the corner's path.
 type who struct {
 	ID          string   `json:"id"`
 	Name        string   `json:"name"`
@@ -86,7 +68,7 @@ type who struct {
 
 type whoToken struct {
 	ID        string     `json:"id"`
-	ExpiresAt *time.Time `json:"expires_at"` // when the grace ends, for one that is retiring
+	ExpiresAt *time.Time `json:"expires_at"` // the end of the grace if the token is retiring
 	Retiring  bool       `json:"retiring"`
 }
 
@@ -109,14 +91,14 @@ func (h *Handler) serveWho(w http.ResponseWriter, rq *request) error {
 		}
 	}
 	defer closeUnread(w, rq.r)()
-	return writeSelf(w, http.StatusOK, "application/json", out)
+	return writeJSON(w, http.StatusOK, "application/json", out)
 }
 
-// canInput is a request that a service user thinks of making.
+// canInput is a request that a service user may want to make.
 type canInput struct {
 	Method string `json:"method"`
-	Host   string `json:"host"` // "" is the one that was asked
-	Path   string `json:"path"` // as it would be sent; the query is ignored
+	Host   string `json:"host"` // "" is the host of the corner
+	Path   string `json:"path"` // as in a request; the query is ignored
 }
 
 type canOutput struct {
@@ -133,24 +115,24 @@ func (h *Handler) serveCan(w http.ResponseWriter, rq *request) error {
 		return selfProblem(w, rq.r, http.StatusBadRequest, problem.Part+": "+problem.Advice())
 	}
 	action.Address, action.Header, action.Now = rq.address, rq.action.Header, rq.action.Now
-	// These need no rule.
-	free := h.public.Covers(action) || h.self.owns(action.Path) || action.Path == h.Ready
+	// These paths need no rule.
+	free := h.public.Covers(action) || h.Self.owns(action.Path) || action.Path == h.Ready
 	allowed := free || !h.refuses(rq.directory.Authorize(rq.principal, action))
-	return writeSelf(w, http.StatusOK, "application/json", canOutput{allowed})
+	return writeJSON(w, http.StatusOK, "application/json", canOutput{allowed})
 }
 
-// rotated is the answer that issues a successor; its secret is shown this once.
+// rotated is the answer to a rotation. It alone shows the secret of the new token.
 type rotated struct {
 	ID        string     `json:"id"`
 	Token     string     `json:"token"`
 	ExpiresAt *time.Time `json:"expires_at"`
 	Replaces  string     `json:"replaces"`
-	RetiresAt *time.Time `json:"retires_at"` // the end of the token that was used to ask
+	RetiresAt *time.Time `json:"retires_at"` // the end of the token that the client used
 }
 
 func (h *Handler) serveRotate(w http.ResponseWriter, rq *request) error {
 	r, user := rq.r, rq.principal.ID()
-	if h.self.origin.Check(r) != nil {
+	if new(http.CrossOriginProtection).Check(r) != nil {
 		return selfProblem(w, r, http.StatusForbidden, "a page of another origin must not rotate tokens")
 	}
 	if err := admin.DecodeJSON(w, r, maxSelfBody, new(struct{})); err != nil {
@@ -158,7 +140,8 @@ func (h *Handler) serveRotate(w http.ResponseWriter, rq *request) error {
 	}
 	token := rq.principal.TokenID()
 	by := store.Actor{Name: user, Operation: store.NewOperationID()}
-	issued, old, err := rq.live.store.RotateToken(r.Context(), by, user, token, h.self.grace)
+	issued, old, err := rq.live.store.RotateToken(r.Context(), by, user, token,
+		cmp.Or(time.Duration(h.Self.Grace), defaultGrace))
 	fields := []zap.Field{
 		zap.Stringer("client_ip", rq.address), zap.String("service_user", user), zap.String("token", token),
 		zap.String("operation_id", by.Operation),
@@ -166,19 +149,20 @@ func (h *Handler) serveRotate(w http.ResponseWriter, rq *request) error {
 	if err != nil {
 		switch fault := new(store.Error); {
 		case errors.Is(err, store.ErrReplaced):
-			h.log.Warn("a replaced token asked for another successor; two may hold the same secret", append(fields, zap.Error(err))...)
+			h.log.Warn("a replaced token asked for another successor; two may hold the same secret",
+				append(fields, zap.Error(err))...)
 		case !errors.As(err, &fault):
 			h.log.Error("a token could not be rotated", append(fields, zap.Error(err))...)
 		}
 		return selfError(w, r, err)
 	}
 	h.log.Info("token rotated", append(fields, zap.String("successor", issued.ID))...)
-	return writeSelf(w, http.StatusCreated, "application/json", rotated{
+	return writeJSON(w, http.StatusCreated, "application/json", rotated{
 		issued.ID, issued.Secret, admin.OrNull(issued.ExpiresAt), old.ID, admin.OrNull(old.RetiresAt),
 	})
 }
 
-// selfError tells the caller what went wrong.
+// selfError answers with the problem of an error.
 func selfError(w http.ResponseWriter, r *http.Request, err error) error {
 	var input *admin.Error
 	var fault *store.Error
@@ -189,29 +173,15 @@ func selfError(w http.ResponseWriter, r *http.Request, err error) error {
 		w.Header().Set("Retry-After", "60")
 		return selfProblem(w, r, http.StatusTooManyRequests, err.Error())
 	case errors.As(err, &fault):
-		// The credentials were good; what was asked for came too late.
+		// The credential was right; the token was replaced or revoked in the meantime.
 		return selfProblem(w, r, http.StatusConflict, fault.Error())
-	default:
-		w.Header().Set("Retry-After", "5")
-		return selfProblem(w, r, http.StatusServiceUnavailable, "the store cannot be changed right now; try again later, with the same token")
 	}
+	w.Header().Set("Retry-After", "5")
+	return selfProblem(w, r, http.StatusServiceUnavailable,
+		"the store cannot be changed right now; try again later, with the same token")
 }
 
 func selfProblem(w http.ResponseWriter, r *http.Request, status int, detail string) error {
 	defer closeUnread(w, r)()
-	return writeSelf(w, status, "application/problem+json", problemBody{Type: "about:blank", Title: http.StatusText(status), Status: status, Detail: detail})
-}
-
-func writeSelf(w http.ResponseWriter, status int, kind string, v any) error {
-	text, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	header := w.Header()
-	header.Set("Content-Type", kind)
-	header.Set("Content-Length", strconv.Itoa(len(text)))
-	header.Set("Cache-Control", "no-store")
-	w.WriteHeader(status)
-	_, _ = w.Write(text) // the client may be gone
-	return nil
+	return writeJSON(w, status, "application/problem+json", newProblem(status, detail))
 }

@@ -123,7 +123,7 @@ func (c *corner) ask(secret, method, path, body string, header ...string) *http.
 		r.Header.Set(name, value)
 	}
 	r = r.WithContext(context.WithValue(r.Context(), caddyhttp.VarsCtxKey, map[string]any{caddyhttp.ClientIPVarKey: "192.0.2.7"}))
-	if !c.h.self.owns(r.URL.Path) {
+	if !c.h.Self.owns(r.URL.Path) {
 		c.t.Fatalf("%s does not belong to the corner", r.URL.Path)
 	}
 	w := httptest.NewRecorder()
@@ -178,13 +178,10 @@ func decodeBody[T any](t *testing.T, resp *http.Response) (v T) {
 	return v
 }
 
-func bodyOf(resp *http.Response) string { return string(must(io.ReadAll(resp.Body))) }
+func bodyOf(resp *http.Response) string { return strings.TrimSuffix(string(must(io.ReadAll(resp.Body))), "\n") }
 
 func TestSelfOwns(t *testing.T) {
-	c := newSelfCorner("/_self", false, 0)
-	if c.grace != time.Hour {
-		t.Errorf("grace: got %v, want an hour", c.grace)
-	}
+	c := &Self{Path: "/_self"}
 	for path, want := range map[string]bool{
 		"/_self": true, "/_self/can": true, "/_self/rotate": true,
 		"/_self/": false, "/_self/can/": false, "/_self/x": false, "/_selfcan": false, "/_SELF": false, "/x/_self": false, "/": false, "": false, "/can": false,
@@ -192,7 +189,7 @@ func TestSelfOwns(t *testing.T) {
 		if got := c.owns(path); got != want {
 			t.Errorf("owns %q: got %t, want %t", path, got, want)
 		}
-		if (*selfCorner)(nil).owns(path) {
+		if (*Self)(nil).owns(path) {
 			t.Errorf("none owns %q", path)
 		}
 	}
@@ -344,6 +341,14 @@ func TestSelfCanContentType(t *testing.T) {
 	c := newCorner(t, Handler{})
 	for _, header := range []string{"Content-Type: text/plain", "Content-Type: ", "Content-Encoding: gzip"} {
 		checkSelf(t, c.ask(c.own.Secret, "POST", "/_self/can", `{"method":"GET","path":"/v1/x"}`, header), header, "415 ")
+	}
+}
+
+// TestSelfDefaultGrace: the old token stays valid for an hour unless the operator says otherwise.
+func TestSelfDefaultGrace(t *testing.T) {
+	c := newCorner(t, Handler{Self: &Self{Path: "/_self", Rotate: true}})
+	if out := c.rotate(c.own.Secret); out.RetiresAt.Unix() != c.now.Load()+3600 {
+		t.Errorf("got %v, want an hour", out.RetiresAt)
 	}
 }
 

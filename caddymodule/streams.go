@@ -64,6 +64,8 @@ type stream struct {
 	conn    net.Conn                // of a WebSocket over HTTP/1.1
 }
 
+type unwrapper interface{ Unwrap() http.ResponseWriter }
+
 // alarm is a timer that is used again for another stream: a new timer costs more than one request
 // should.
 type alarm struct {
@@ -124,16 +126,15 @@ func (st *stream) serve(r *http.Request, next caddyhttp.Handler) error {
 	if r.ContentLength > 0 {
 		r.Body = &countedBody{r.Body, st}
 	}
-	if webSocket := opensWebSocket(r); webSocket || r.ProtoMajor == 3 {
+	webSocket := opensWebSocket(r)
+	if webSocket || r.ProtoMajor == 3 {
 		// Expired deadlines do not reach the other end of a WebSocket. Over HTTP/3 they do
 		// not reach a handler that waits for the context alone, without a read or a write.
 		ctx, cancel := context.WithCancelCause(r.Context())
 		defer cancel(nil)
 		r, st.cancel = r.WithContext(ctx), cancel
-		st.setAlarm(webSocket)
-	} else {
-		st.setAlarm(false)
 	}
+	st.setAlarm(webSocket)
 	defer st.end()
 	err := next.ServeHTTP(st, r)
 	if st.end(); st.isCut.Load() && st.conn == nil {
@@ -231,11 +232,7 @@ func (st *stream) expire() {
 		// Caddy's own writer must not be used while the handler uses it, so the deadline is
 		// set on the writer of net/http beneath it.
 		w := st.ResponseWriter
-		for {
-			u, ok := w.(interface{ Unwrap() http.ResponseWriter })
-			if !ok {
-				break
-			}
+		for u, ok := w.(unwrapper); ok; u, ok = w.(unwrapper) {
 			w = u.Unwrap()
 		}
 		_ = http.NewResponseController(w).SetWriteDeadline(past)

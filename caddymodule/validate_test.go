@@ -105,9 +105,9 @@ func TestValidate(t *testing.T) {
 		refuses("strip with a colon", site("strip X-Internal:"), `\"X-Internal:\" is not a header name`),
 		refuses("strip empty", site(`strip ""`), `\"\" is not a header name`),
 		refuses("keep with a space", site(`keep "X User"`), `\"X User\" is not a header name`),
-		refuses("keep a credential", site("keep Authorization"), "keep Authorization: this header cannot be kept"),
-		refuses("keep a credential in another case", site("keep proxy_authorization"), "keep proxy_authorization: this header cannot be kept"),
-		refuses("keep what rules the connection", site("keep X-User TE"), "keep TE: this header cannot be kept"),
+		refuses("keep a credential", site("keep Authorization"), "keep Authorization: it covers Authorization, which cannot be kept"),
+		refuses("keep a credential in another case", site("keep proxy_authorization"), "keep proxy_authorization: it covers Proxy-Authorization, which cannot be kept"),
+		refuses("keep what rules the connection", site("keep X-User TE"), "keep TE: it covers TE, which cannot be kept"),
 
 		accepts("public", site("public GET /healthz", "public * docs.example.com/{rest...}")),
 		accepts("public under a condition", site("public GET /v1/{id} when params.id == '7'")),
