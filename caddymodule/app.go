@@ -194,7 +194,8 @@ func (a *App) StoreOptions() (path string, opts store.Options, err error) {
 			"must not be negative")
 	}
 	if opts.MaxStaleness > 0 && opts.MaxStaleness < minStaleness {
-		return "", opts, fmt.Errorf("max_staleness %s is shorter than a look at the store may take; the least is %s",
+		return "", opts, fmt.Errorf("max_staleness %s is shorter than a look at the store may take; "+
+			"the least is %s",
 			opts.MaxStaleness, minStaleness)
 	}
 	// A token without an expiry would exceed the longest lifetime.
@@ -202,7 +203,8 @@ func (a *App) StoreOptions() (path string, opts store.Options, err error) {
 		opts.TokenTTL = opts.MaxTokenTTL
 	}
 	if opts.MaxTokenTTL > 0 && opts.TokenTTL > opts.MaxTokenTTL {
-		return "", opts, fmt.Errorf("token_ttl %s is longer than max_token_ttl %s", opts.TokenTTL, opts.MaxTokenTTL)
+		return "", opts, fmt.Errorf("token_ttl %s is longer than max_token_ttl %s",
+			opts.TokenTTL, opts.MaxTokenTTL)
 	}
 	pepperFile, err := repl.ReplaceOrErr(a.PepperFile, true, true)
 	if err != nil {
@@ -336,59 +338,65 @@ func (l *liveStore) failedLogin(
 func (s *shared) start() error {
 	s.once.Do(func() {
 		defer close(s.ready)
-		before, users := "", 0
-		if live := storeInForce(); live != nil {
-			before, users = live.store.Path(), live.store.Directory().Len()
-		}
-		opts := s.opts
-		opts.Existing = users > 0
-		if !opts.Existing && filepath.Dir(s.path) == caddy.AppDataDir() {
-			if s.err = os.MkdirAll(filepath.Dir(s.path), 0o700); s.err != nil {
-				return
-			}
-		}
-		var db *store.Store
-		db, s.err = store.Open(context.Background(), s.path, opts)
-		if opts.Existing && errors.Is(s.err, fs.ErrNotExist) {
-			s.err = fmt.Errorf("the store %q does not exist, and a new one would lock out the %d service users "+
-				"of the store in force, %q; name the right file, or put it back. To go on with an empty store "+
-				"on purpose, make it first: caddy service-user --store %s --create",
-				s.path, users, before, store.ShellWord(s.path))
-		}
-		if s.err == nil {
-			if name := s.opts.DefaultGroup; name != "" && len(db.Directory().GroupIDs([]string{name})) == 0 {
-				s.opts.Log.Warn("no permission group has the name of default_group; "+
-					"the setting takes effect once there is one", zap.String("default_group", name))
-			}
-			warnings, err := store.StorageWarnings(db.Path())
-			for _, warning := range warnings {
-				s.opts.Log.Warn("the store is on unsuitable storage",
-					zap.String("store", s.path), zap.String("why", warning))
-			}
-			if err != nil {
-				s.opts.Log.Warn("the storage of the store could not be checked",
-					zap.String("store", s.path), zap.Error(err))
-			}
-			recall := access.NewRecall(s.decisions)
-			live := &liveStore{
-				store: db, api: admin.New(db, recall, s.opts.Log.Named("admin")), recall: recall,
-				streams: newStreams(db),
-			}
-			live.api.Sites = siteOptions
-			if s.throttle.Attempts > 0 {
-				live.throttle = access.NewThrottle(s.throttle.Attempts, time.Duration(s.throttle.Within))
-			}
-			s.live.Store(live)
-			s.opts.Log.Info("store opened", zap.String("store", s.path),
-				zap.Int64("revision", db.Directory().Revision()),
-				zap.Int("service_users", db.Directory().Len()))
-			// Reading the service users took more memory than they need from now on.
-			if db.Directory().Len() >= manyUsers {
-				go debug.FreeOSMemory()
-			}
-		}
+		s.err = s.open()
 	})
 	return s.err
+}
+
+// open opens the store and starts the services that use it.
+func (s *shared) open() error {
+	before, users := "", 0
+	if live := storeInForce(); live != nil {
+		before, users = live.store.Path(), live.store.Directory().Len()
+	}
+	opts := s.opts
+	opts.Existing = users > 0
+	if !opts.Existing && filepath.Dir(s.path) == caddy.AppDataDir() {
+		if err := os.MkdirAll(filepath.Dir(s.path), 0o700); err != nil {
+			return err
+		}
+	}
+	db, err := store.Open(context.Background(), s.path, opts)
+	if opts.Existing && errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("the store %q does not exist, and a new one would lock out the %d service users "+
+			"of the store in force, %q; name the right file, or put it back. To go on with an empty store "+
+			"on purpose, make it first: caddy service-user --store %s --create",
+			s.path, users, before, store.ShellWord(s.path))
+	}
+	if err != nil {
+		return err
+	}
+	name := opts.DefaultGroup
+	if name != "" && len(db.Directory().GroupIDs([]string{name})) == 0 {
+		opts.Log.Warn("no permission group has the name of default_group; "+
+			"the setting takes effect once there is one", zap.String("default_group", name))
+	}
+	warnings, err := store.StorageWarnings(db.Path())
+	for _, warning := range warnings {
+		opts.Log.Warn("the store is on unsuitable storage",
+			zap.String("store", s.path), zap.String("why", warning))
+	}
+	if err != nil {
+		opts.Log.Warn("the storage of the store could not be checked",
+			zap.String("store", s.path), zap.Error(err))
+	}
+	recall := access.NewRecall(s.decisions)
+	live := &liveStore{
+		store: db, api: admin.New(db, recall, opts.Log.Named("admin")), recall: recall,
+		streams: newStreams(db),
+	}
+	live.api.Sites = siteOptions
+	if s.throttle.Attempts > 0 {
+		live.throttle = access.NewThrottle(s.throttle.Attempts, time.Duration(s.throttle.Within))
+	}
+	s.live.Store(live)
+	opts.Log.Info("store opened", zap.String("store", s.path),
+		zap.Int64("revision", db.Directory().Revision()), zap.Int("service_users", db.Directory().Len()))
+	// Reading the service users took more memory than they need from now on.
+	if db.Directory().Len() >= manyUsers {
+		go debug.FreeOSMemory()
+	}
+	return nil
 }
 
 // storeInForce returns the open store of the configuration in force, or nil.

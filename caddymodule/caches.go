@@ -91,13 +91,10 @@ func (k cacheKey) hasIdentity(names []string) bool {
 // risk orders caches by their number: 0 without one, 1 a cache that is safe before a guard, 2 one that
 // is not.
 func (w *serverWalk) risk(n int) int {
-	switch {
-	case n == 0:
-		return 0
-	case w.caches[n-1].Message == "":
-		return 1
+	if n > 0 && w.caches[n-1].Message != "" {
+		return 2
 	}
-	return 2
+	return min(n, 1)
 }
 
 // identityNames returns the identity headers of a handler that distinguish service users.

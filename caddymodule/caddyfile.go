@@ -25,7 +25,8 @@ func init() {
 func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
 	if existing != nil {
 		d.Next() // the error then names the line of the second one
-		return nil, d.Err("the global option service_users appears a second time; put its settings into one block")
+		return nil, d.Err("the global option service_users appears a second time; " +
+			"put its settings into one block")
 	}
 	app := new(App)
 	if err := app.UnmarshalCaddyfile(d); err != nil {
@@ -218,9 +219,11 @@ func (s *SiteDoor) managers(d *caddyfile.Dispenser) error {
 		group, isGroup := strings.CutPrefix(arg, "group=")
 		switch {
 		case strings.Contains(arg, `"`):
-			return d.Errf("managers: %s: put the quotes around the whole word, as in \"team=site reliability\"", arg)
+			return d.Errf("managers: %s: put the quotes around the whole word, "+
+				"as in \"team=site reliability\"", arg)
 		case (isTeam || isGroup) && (strings.HasSuffix(arg, "=") || strings.Contains(arg, ",")):
-			return d.Errf("managers: %s: name one team or group at a time, as in team=finance team=ops", arg)
+			return d.Errf("managers: %s: name one team or group at a time, "+
+				"as in team=finance team=ops", arg)
 		case isTeam:
 			m.Teams = append(m.Teams, team)
 		case isGroup:

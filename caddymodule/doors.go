@@ -48,10 +48,12 @@ func (d *localDoor) Provision(ctx caddy.Context) error {
 // Routes returns the paths of the API. They are few, since other plugins share the listener.
 func (d *localDoor) Routes() []caddy.AdminRoute {
 	var routes []caddy.AdminRoute
-	for _, resource := range []string{"/service_users", "/permission_groups", "/bot_users", "/api_keys", "/audit_events"} {
-		for _, pattern := range []string{resource, resource + "/"} {
-			routes = append(routes, caddy.AdminRoute{Pattern: pattern, Handler: caddy.AdminHandlerFunc(d.serve)})
-		}
+	serve := caddy.AdminHandlerFunc(d.serve)
+	for _, resource := range [...]string{
+		"/service_users", "/permission_groups", "/bot_users", "/api_keys", "/audit_events",
+	} {
+		routes = append(routes, caddy.AdminRoute{Pattern: resource, Handler: serve},
+			caddy.AdminRoute{Pattern: resource + "/", Handler: serve})
 	}
 	return routes
 }
@@ -69,7 +71,8 @@ func (d *localDoor) serve(w http.ResponseWriter, r *http.Request) error {
 
 // ErrNotConfigured is the error of a local door if the configuration in force has no service users.
 var ErrNotConfigured = admin.NewError(http.StatusNotFound, "ERR_NOT_CONFIGURED",
-	"this Caddy has no service users: its configuration has neither the global option nor a directive service_users")
+	"this Caddy has no service users: "+
+		"its configuration has neither the global option nor a directive service_users")
 
 var (
 	errNotOpen     = admin.NewError(http.StatusServiceUnavailable, "ERR_STORE_UNAVAILABLE", "the store is not open")
@@ -143,11 +146,14 @@ func (d *SiteDoor) Validate() error {
 	seen := make(map[string]bool)
 	for _, m := range d.Managers {
 		if seen[m.ID] {
-			return fmt.Errorf("manager %q is in the list twice; put all teams and groups of a person into one entry", m.ID)
+			return fmt.Errorf("manager %q is in the list twice; "+
+				"put all teams and groups of a person into one entry", m.ID)
 		}
 		seen[m.ID] = true
-		if m.ID == "" || m.ID == "*" || len(m.Teams) == 0 || slices.Contains(m.Teams, "") || slices.Contains(m.Groups, "") {
-			return fmt.Errorf("manager %q: name one person and at least one team, as in \"managers carol team=finance\"", m.ID)
+		if m.ID == "" || m.ID == "*" || len(m.Teams) == 0 || slices.Contains(m.Teams, "") ||
+			slices.Contains(m.Groups, "") {
+			return fmt.Errorf("manager %q: name one person and at least one team, "+
+				"as in \"managers carol team=finance\"", m.ID)
 		}
 		if slices.Contains(d.Admins, m.ID) {
 			return fmt.Errorf("%q is named as an admin and as a manager; choose one", m.ID)

@@ -204,7 +204,8 @@ func (h *Handler) prepare() (err error) {
 	h.HeaderPrefix = cmp.Or(h.HeaderPrefix, defaultPrefix)
 	h.ExpiryNotice = cmp.Or(h.ExpiryNotice, caddy.Duration(14*24*time.Hour))
 	if strings.ContainsFunc(h.Realm, func(r rune) bool { return r < ' ' || r == '"' || r == '\\' || r >= 0x7f }) {
-		return fmt.Errorf("realm %q: only visible ASCII without quotes and backslashes is allowed in a challenge", h.Realm)
+		return fmt.Errorf("realm %q: only visible ASCII without quotes and backslashes "+
+			"is allowed in a challenge", h.Realm)
 	}
 	h.challenges = []string{`Basic realm="` + h.Realm + `", charset="UTF-8"`}
 	if h.Bearer {

@@ -57,7 +57,8 @@ func identityHeaders(prefix string, words []string) ([]identityHeader, error) {
 		case word == "none":
 			return nil, errors.New("headers: none cannot be combined with others")
 		case !ok:
-			return nil, fmt.Errorf("headers: %q is none of id, name, display_name, groups, role, teams, token_id", word)
+			return nil, fmt.Errorf("headers: %q is none of "+
+				"id, name, display_name, groups, role, teams, token_id", word)
 		case slices.Contains(words[:i], word):
 			return nil, fmt.Errorf("headers: %q is in the list twice", word)
 		}
@@ -79,11 +80,11 @@ func extValue(s string) string {
 	if plain {
 		return s
 	}
-	const attrChar = "!#$&+-.^_`|~"
+	const attrChar = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$&+-.^_`|~"
 	out := []byte(mark)
 	for i := range len(s) {
 		c := s[i]
-		if '0' <= c && c <= '9' || 'A' <= c && c <= 'Z' || 'a' <= c && c <= 'z' || strings.IndexByte(attrChar, c) >= 0 {
+		if strings.IndexByte(attrChar, c) >= 0 {
 			out = append(out, c)
 		} else {
 			out = append(out, '%', "0123456789ABCDEF"[c>>4], "0123456789ABCDEF"[c&15])

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
 
 // Lint provisions a configuration in JSON, without running it, and returns mistakes and doubts in
@@ -44,25 +45,16 @@ func Lint(text []byte) ([]Finding, error) {
 // that a provisioned module does not show.
 func lintUnprovisioned(text []byte) (list []Finding, err error) {
 	var config struct {
-		Admin struct {
-			Disabled bool   `json:"disabled"`
-			Listen   string `json:"listen"`
-		} `json:"admin"`
-		Apps struct {
-			HTTP struct {
-				Servers map[string]struct {
-					TrustedProxies json.RawMessage `json:"trusted_proxies"`
-					Unix           bool            `json:"trusted_proxies_unix"`
-					Strict         int             `json:"trusted_proxies_strict"`
-				} `json:"servers"`
-			} `json:"http"`
+		Admin caddy.AdminConfig `json:"admin"`
+		Apps  struct {
+			HTTP caddyhttp.App `json:"http"`
 		} `json:"apps"`
 	}
 	if err := json.Unmarshal(text, &config); err != nil {
 		return nil, err
 	}
 	for name, server := range config.Apps.HTTP.Servers {
-		if (server.TrustedProxies != nil || server.Unix) && server.Strict == 0 {
+		if (server.TrustedProxiesRaw != nil || server.TrustedProxiesUnix) && server.TrustedProxiesStrict == 0 {
 			list = append(list, Finding{Server: name, Message: "trusted_proxies without " +
 				"trusted_proxies_strict: Caddy takes the client's address from the left of " +
 				"X-Forwarded-For, where a client behind an appending proxy can write any " +
@@ -85,13 +77,11 @@ func lintUnprovisioned(text []byte) (list []Finding, err error) {
 // Its logs are not opened. Its storage, for example for the root certificate of Caddy's own
 // authority, is a directory that cleanUp removes.
 func sandboxed(text []byte) (config *caddy.Config, cleanUp func(), err error) {
-	parts := make(map[string]json.RawMessage)
+	var parts struct {
+		Apps caddy.ModuleMap `json:"apps"`
+	}
 	if err := json.Unmarshal(text, &parts); err != nil {
 		return nil, nil, err
-	}
-	var apps map[string]json.RawMessage
-	if err := json.Unmarshal(parts["apps"], &apps); parts["apps"] != nil && err != nil {
-		return nil, nil, fmt.Errorf("apps: %w", err)
 	}
 	dir, err := os.MkdirTemp("", "caddy-lint-")
 	if err != nil {
@@ -101,7 +91,7 @@ func sandboxed(text []byte) (config *caddy.Config, cleanUp func(), err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	config = &caddy.Config{StorageRaw: storage, AppsRaw: apps, Logging: noLogs()}
+	config = &caddy.Config{StorageRaw: storage, AppsRaw: parts.Apps, Logging: noLogs()}
 	return config, func() { _ = os.RemoveAll(dir) }, nil
 }
 

@@ -71,9 +71,11 @@ func newCollectors() *collectors {
 func (c *collectors) storeMetrics() {
 	gauge := func(name, help string, value func(*store.Store) float64, otherwise float64) {
 		opts := prometheus.GaugeOpts{Name: "caddy_service_users_" + name, Help: help}
-		c.all = append(c.all, prometheus.NewGaugeFunc(opts, func() float64 { return ofStore(value, otherwise) }))
+		read := func() float64 { return ofStore(value, otherwise) }
+		c.all = append(c.all, prometheus.NewGaugeFunc(opts, read))
 	}
-	gauge("store_up", "1 while the store can be read, 0 while requests are decided on what was read last, or not at all.",
+	gauge("store_up",
+		"1 while the store can be read, 0 while requests are decided on what was read last, or not at all.",
 		func(s *store.Store) float64 {
 			if s.Fault() != "" || s.Stale() {
 				return 0
@@ -127,9 +129,8 @@ func (c *collectors) register(registry *prometheus.Registry) error {
 	}
 	for _, collector := range c.all {
 		var already prometheus.AlreadyRegisteredError
-		if err := registry.Register(collector); errors.As(err, &already) && already.ExistingCollector == collector {
-			continue
-		} else if err != nil {
+		err := registry.Register(collector)
+		if err != nil && !(errors.As(err, &already) && already.ExistingCollector == collector) {
 			return fmt.Errorf("registering metrics: %w", err)
 		}
 	}

@@ -221,13 +221,10 @@ type rewriting struct {
 // certainty orders rewrites by their number: 0 without one, 1 a rewrite that may happen, 2 a rewrite
 // that certainly happens.
 func (w *serverWalk) certainty(n int) int {
-	switch {
-	case n == 0:
-		return 0
-	case w.rewrites[n-1].Fatal:
+	if n > 0 && w.rewrites[n-1].Fatal {
 		return 2
 	}
-	return 1
+	return min(n, 1)
 }
 
 // rewrite follows a handler that changes the method or the path. Of several rewrites, a certain one

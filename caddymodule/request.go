@@ -81,7 +81,8 @@ func (h *Handler) judge(rq *request) access.Problem {
 	if action.Path != r.URL.Path && access.PlainPath(action.Path) != r.URL.Path ||
 		r.URL.Opaque != "" || r.URL.Host != "" {
 		return access.Problem{
-			Status: http.StatusBadRequest, Detail: "the request target is not the one that would be forwarded",
+			Status: http.StatusBadRequest,
+			Detail: "the request target is not the one that would be forwarded",
 		}
 	}
 	if isEarlyData(r) && !isSafe(r.Method) {
@@ -194,7 +195,8 @@ func (h *Handler) authenticate(rq *request) refusal {
 		if h.RequireTLS {
 			return refusal{
 				status: http.StatusBadRequest,
-				detail: "credentials must not be sent unencrypted; use https, and refresh the token, which has been exposed",
+				detail: "credentials must not be sent unencrypted; use https, " +
+					"and refresh the token, which has been exposed",
 			}
 		}
 	}

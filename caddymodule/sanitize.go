@@ -42,7 +42,7 @@ const (
 	stripNever     stripKind = iota + 1 // kept by the operator
 	stripAlways                         // removed from every request
 	stripUntrusted                      // removed unless the peer is one of Caddy's trusted proxies
-	stripAliases                        // removed in every spelling but the canonical one, which Caddy or clean sets
+	stripAliases                        // removed unless canonical: Caddy or clean sets that spelling
 	stripMethod                         // removed; a value that names another method than the request has is a 400
 )
 
@@ -60,8 +60,8 @@ var credentialHeaders = stripGroup{
 	when:  "always; `keep` cannot exempt them. A WebSocket keeps its `Upgrade`, `TE: trailers` stays",
 	kind:  stripAlways,
 	names: []string{
-		"Authorization", "Proxy-Authorization", "Connection", "Proxy-Connection", "Keep-Alive", "HTTP2-Settings",
-		"Upgrade", "TE",
+		"Authorization", "Proxy-Authorization",
+		"Connection", "Proxy-Connection", "Keep-Alive", "HTTP2-Settings", "Upgrade", "TE",
 	},
 }
 
@@ -71,9 +71,10 @@ var reserved = []stripGroup{
 	{"identity of other proxies", "always", stripAlways, []string{
 		"Remote-*", "X-Remote-*", "X-User", "X-User-Id", "X-Authenticated-*", "X-WEBAUTH-*", "X-Auth-Request-*",
 		"X-Token-User-*", "X-Token-Subject", "X-Consumer-*", "X-Credential-Identifier", "X-Authentik-*",
-		"X-Pomerium-*", "X-Vouch-*", "Tailscale-User-*", "Cf-Access-*", "X-Goog-Authenticated-*", "X-Goog-Iap-*",
-		"X-Amzn-Oidc-*", "X-Ms-Client-Principal*", "X-Forwarded-User", "X-Forwarded-Groups", "X-Forwarded-Email",
-		"X-Forwarded-Roles", "X-Forwarded-Preferred-Username", "X-Forwarded-Access-Token",
+		"X-Pomerium-*", "X-Vouch-*", "Tailscale-User-*", "Cf-Access-*", "X-Goog-Authenticated-*",
+		"X-Goog-Iap-*", "X-Amzn-Oidc-*", "X-Ms-Client-Principal*",
+		"X-Forwarded-User", "X-Forwarded-Groups", "X-Forwarded-Email", "X-Forwarded-Roles",
+		"X-Forwarded-Preferred-Username", "X-Forwarded-Access-Token",
 	}},
 	{"another request than the rule judged", "always", stripAlways, []string{
 		"X-Original-*", "X-Rewrite-*", "X-Override-*", "X-HTTP-Path-Override", "X-Replaced-Path",
@@ -86,8 +87,8 @@ var reserved = []stripGroup{
 			"X-HTTP-Method", "X-HTTP-Method-Override", "X-Method-Override",
 		}},
 	{"connection and forwarding", "unless the peer is in `trusted_proxies`", stripUntrusted, []string{
-		"Forwarded", "X-Client-IP", "X-Cluster-Client-IP", "True-Client-IP", "CF-Connecting-IP", "Fastly-Client-Ip",
-		"Front-End-Https",
+		"Forwarded", "X-Client-IP", "X-Cluster-Client-IP", "True-Client-IP", "CF-Connecting-IP",
+		"Fastly-Client-Ip", "Front-End-Https",
 		"X-SSL-*", "Ssl-Client-*", "X-Client-Cert*", "X-Forwarded-*",
 	}},
 	{"written here or by Caddy", "every spelling but this one", stripAliases,
@@ -111,7 +112,8 @@ func newSanitizer(identity string, strip, keep []string) (*sanitizer, error) {
 	}
 	for _, name := range essential {
 		if own.fits(foldName(name)) {
-			return nil, fmt.Errorf("header_prefix %q would remove %s from every request; choose another", identity, name)
+			return nil, fmt.Errorf("header_prefix %q would remove %s from every request; choose another",
+				identity, name)
 		}
 	}
 	var chosen []stripRule
@@ -122,8 +124,8 @@ func newSanitizer(identity string, strip, keep []string) (*sanitizer, error) {
 		}
 		for _, e := range essential {
 			if rule.fits(foldName(e)) {
-				return nil, fmt.Errorf("strip %s: it covers %s, and without this header the request means something else",
-					name, e)
+				return nil, fmt.Errorf("strip %s: it covers %s, "+
+					"and without this header the request means something else", name, e)
 			}
 		}
 		chosen = append(chosen, rule)
@@ -135,8 +137,9 @@ func newSanitizer(identity string, strip, keep []string) (*sanitizer, error) {
 		}
 		for _, other := range append(credentialHeaders.names, identity+"*") {
 			if rule.overlaps(parsed(other, stripAlways)) {
-				return nil, fmt.Errorf("keep %s: it covers %s, which cannot be kept; it carries a credential "+
-					"or an identity, or controls the connection", name, other)
+				return nil, fmt.Errorf("keep %s: it covers %s, which cannot be kept; "+
+					"it carries a credential or an identity, or controls the connection",
+					name, other)
 			}
 		}
 		for _, other := range chosen {
@@ -180,7 +183,8 @@ func parseStripRule(name string, kind stripKind) (stripRule, error) {
 		return rule, fmt.Errorf("%q: a \"*\" can only be the last character, "+
 			"for all headers that begin with the text before it", name)
 	case rule.prefix && len(rule.name) < 3:
-		return rule, fmt.Errorf("%q covers too many headers: put at least three letters or digits before the \"*\"", name)
+		return rule, fmt.Errorf("%q covers too many headers: "+
+			"put at least three letters or digits before the \"*\"", name)
 	}
 	return rule, nil
 }
@@ -318,7 +322,8 @@ func namesOther(value, method string) bool {
 func isMethodHeader(name string) bool {
 	folded := foldName(name)
 	return slices.ContainsFunc(reserved, func(g stripGroup) bool {
-		return g.kind == stripMethod && slices.ContainsFunc(g.rules(), func(r stripRule) bool { return r.fits(folded) })
+		fits := func(r stripRule) bool { return r.fits(folded) }
+		return g.kind == stripMethod && slices.ContainsFunc(g.rules(), fits)
 	})
 }
 

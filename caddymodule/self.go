@@ -37,7 +37,8 @@ func (h *Handler) serveSelf(w http.ResponseWriter, rq *request) error {
 	}
 	rotate, can := r.URL.Path == h.Self.Path+"/rotate", r.URL.Path == h.Self.Path+"/can"
 	if rotate && !h.Self.Rotate {
-		return selfProblem(w, r, http.StatusNotFound, "tokens cannot be rotated here; ask an admin for a new one")
+		return selfProblem(w, r, http.StatusNotFound,
+			"tokens cannot be rotated here; ask an admin for a new one")
 	}
 	allow := []string{http.MethodGet, http.MethodHead}
 	if rotate || can {

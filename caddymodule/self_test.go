@@ -178,7 +178,9 @@ func decodeBody[T any](t *testing.T, resp *http.Response) (v T) {
 	return v
 }
 
-func bodyOf(resp *http.Response) string { return strings.TrimSuffix(string(must(io.ReadAll(resp.Body))), "\n") }
+func bodyOf(resp *http.Response) string {
+	return strings.TrimSuffix(string(must(io.ReadAll(resp.Body))), "\n")
+}
 
 func TestSelfOwns(t *testing.T) {
 	c := &Self{Path: "/_self"}

@@ -37,8 +37,8 @@ func siteOptions(host string) (access.Relax, error) {
 	}
 	different := func(guard *Handler) bool { return guard.relax != found[0].relax }
 	if slices.ContainsFunc(found, different) {
-		return 0, errors.New("has several service_users blocks with different options, so those of the request " +
-			"are not known; leave out the site")
+		return 0, errors.New("has several service_users blocks with different options, " +
+			"so those of the request are not known; leave out the site")
 	}
 	return found[0].relax, nil
 }

@@ -116,15 +116,8 @@ func indexFold(path, extension string) int {
 
 // isPublic reports whether every target of a request needs no credential.
 func (h *Handler) isPublic(rq *request) bool {
-	if !h.public.Covers(rq.action) {
-		return false
-	}
-	for _, t := range rq.further {
-		if !h.public.Covers(t.of(rq.action)) {
-			return false
-		}
-	}
-	return true
+	private := func(t target) bool { return !h.public.Covers(t.of(rq.action)) }
+	return h.public.Covers(rq.action) && !slices.ContainsFunc(rq.further, private)
 }
 
 // refuses reports whether a decision keeps a request from the next handler.
