@@ -97,16 +97,16 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, refused refusal
 		w.WriteHeader(refused.status)
 		return nil
 	}
-	return writeJSON(w, refused.status, "application/problem+json", body)
+	return writeJSON(w, refused.status, "application/problem+json", body, "\n")
 }
 
-// writeJSON writes an answer with a JSON document. Caches do not store it.
-func writeJSON(w http.ResponseWriter, status int, contentType string, v any) error {
+// writeJSON writes an answer with a JSON document and end. Caches do not store it.
+func writeJSON(w http.ResponseWriter, status int, contentType string, v any, end string) error {
 	text, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
-	text = append(text, '\n')
+	text = append(text, end...)
 	header := w.Header()
 	header.Set("Content-Type", contentType)
 	header.Set("Content-Length", strconv.Itoa(len(text)))
@@ -249,7 +249,7 @@ func writeReady(w http.ResponseWriter, ready bool) error {
 	if !ready {
 		status, text = http.StatusServiceUnavailable, "not ready"
 	}
-	return writeJSON(w, status, "application/json", map[string]string{"status": text})
+	return writeJSON(w, status, "application/json", map[string]string{"status": text}, "\n")
 }
 
 // record records a refusal in the metrics, the log and the placeholders.

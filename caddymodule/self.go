@@ -92,7 +92,7 @@ func (h *Handler) serveWho(w http.ResponseWriter, rq *request) error {
 		}
 	}
 	defer closeUnread(w, rq.r)()
-	return writeJSON(w, http.StatusOK, "application/json", out)
+	return writeJSON(w, http.StatusOK, "application/json", out, "")
 }
 
 // canInput is a request that a service user may want to make.
@@ -119,7 +119,7 @@ func (h *Handler) serveCan(w http.ResponseWriter, rq *request) error {
 	// These paths need no rule.
 	free := h.public.Covers(action) || h.Self.owns(action.Path) || action.Path == h.Ready
 	allowed := free || !h.refuses(rq.directory.Authorize(rq.principal, action))
-	return writeJSON(w, http.StatusOK, "application/json", canOutput{allowed})
+	return writeJSON(w, http.StatusOK, "application/json", canOutput{allowed}, "")
 }
 
 // rotated is the answer to a rotation. It alone shows the secret of the new token.
@@ -160,7 +160,7 @@ func (h *Handler) serveRotate(w http.ResponseWriter, rq *request) error {
 	h.log.Info("token rotated", append(fields, zap.String("successor", issued.ID))...)
 	return writeJSON(w, http.StatusCreated, "application/json", rotated{
 		issued.ID, issued.Secret, admin.OrNull(issued.ExpiresAt), old.ID, admin.OrNull(old.RetiresAt),
-	})
+	}, "")
 }
 
 // selfError answers with the problem of an error.
@@ -184,5 +184,5 @@ func selfError(w http.ResponseWriter, r *http.Request, err error) error {
 
 func selfProblem(w http.ResponseWriter, r *http.Request, status int, detail string) error {
 	defer closeUnread(w, r)()
-	return writeJSON(w, status, "application/problem+json", newProblem(status, detail))
+	return writeJSON(w, status, "application/problem+json", newProblem(status, detail), "")
 }

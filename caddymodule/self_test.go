@@ -179,7 +179,7 @@ func decodeBody[T any](t *testing.T, resp *http.Response) (v T) {
 }
 
 func bodyOf(resp *http.Response) string {
-	return strings.TrimSuffix(string(must(io.ReadAll(resp.Body))), "\n")
+	return string(must(io.ReadAll(resp.Body)))
 }
 
 func TestSelfOwns(t *testing.T) {
