@@ -315,6 +315,11 @@ func withCaddyfile(s *server, caddyfile string) *server {
 		s.t.Fatal(err)
 	}
 	s.start(path)
+	if s.ports["TLS_PORT"] != "" { // the certificate is made after the start
+		if err := dialH3(s.t, s.addr("TLS_PORT")).CloseWithError(0, ""); err != nil {
+			s.t.Fatal(err)
+		}
+	}
 	return s
 }
 
