@@ -112,47 +112,58 @@ func (c *checker) forms(want objects) {
 // introduced later do not apply to older rows. A row that cannot be read is a finding too: the
 // directory has no deleted service users and no tokens that were revoked long ago.
 func (c *checker) values() {
-	const mend = "write it again, or " + mendByRestore
-	judge := func(id string, kept, made error) {
-		if kept != nil {
-			c.addFinding("%s: %v; %s", clip(id), kept, mend)
-		} else if made != nil {
-			c.addNote("%s: %v; it was right when it was written, and stays valid", clip(id), made)
-		}
-	}
-	// Older versions accepted texts with a secret. Such a text is a note, and the row is
-	// checked with other text in its place, so that the rest of the row is checked too.
-	texts := func(id, other string, fields ...*string) {
-		for _, text := range fields {
-			if access.FindLeak(*text) == access.SecretLeak {
-				c.addNote("%s: a text contains a secret, which is rejected today; "+
-					"change the text, and refresh the token", clip(id))
-				*text = other
-			}
-		}
-	}
 	for _, table := range []string{"service_users", "tokens"} {
 		query := fmt.Sprintf(`SELECT id FROM %s WHERE expires_at > %d ORDER BY id`, table, lastInstant)
 		c.each("the table "+table, query, func(rows *sql.Rows) error {
 			id, err := scanString(rows)
-			judge(id, nil, errors.New("expires_at: lies after the year 9999"))
+			c.judge(id, nil, errors.New("expires_at: lies after the year 9999"))
 			return err
 		})
 	}
-	var never time.Time // no end is before the zero time, so an end that has passed is not a fault
+	c.users()
+	c.tokens()
+	c.groups()
+	c.catalogue()
+}
+
+// judge records the faults of a row: kept is the fault of the unchanged row, made that of a new one.
+func (c *checker) judge(id string, kept, made error) {
+	if kept != nil {
+		c.addFinding("%s: %v; write it again, or %s", clip(id), kept, mendByRestore)
+	} else if made != nil {
+		c.addNote("%s: %v; it was right when it was written, and stays valid", clip(id), made)
+	}
+}
+
+// mask puts another text in the place of each text with a secret, so that the rest of the row is
+// checked too. Older versions accepted such texts, so they are notes.
+func (c *checker) mask(id, other string, texts ...*string) {
+	for _, text := range texts {
+		if access.FindLeak(*text) == access.SecretLeak {
+			c.addNote("%s: a text contains a secret, which is rejected today; "+
+				"change the text, and refresh the token", clip(id))
+			*text = other
+		}
+	}
+}
+
+// noEnd makes an end that has passed no fault: no end is before the zero time.
+var noEnd time.Time
+
+func (c *checker) users() {
 	c.each("the table service_users", selectUser+` ORDER BY id`, func(rows *sql.Rows) error {
 		u, err := scanUser(rows)
 		if err != nil {
-			judge(u.ID, err, nil)
+			c.judge(u.ID, err, nil)
 			return nil
 		}
-		texts(u.ID, "x", u.texts()...)
+		c.mask(u.ID, "x", u.texts()...)
 		for i := range u.Teams {
-			texts(u.ID, "x", &u.Teams[i])
+			c.mask(u.ID, "x", &u.Teams[i])
 		}
 		labels := make(map[string]string)
 		for k, v := range u.Labels {
-			texts(u.ID, "x", &k, &v)
+			c.mask(u.ID, "x", &k, &v)
 			labels[k] = v
 		}
 		u.Labels = labels
@@ -160,20 +171,26 @@ func (c *checker) values() {
 			u.Name = "x" // it was removed with all that is personal, see purge
 		}
 		before, fresh := u, u.clone()
-		judge(u.ID, u.check(never, &before), fresh.check(never, nil))
+		c.judge(u.ID, u.check(noEnd, &before), fresh.check(noEnd, nil))
 		return nil
 	})
+}
+
+func (c *checker) tokens() {
 	c.each("the table tokens", selectToken+` ORDER BY id`, func(rows *sql.Rows) error {
 		k, err := scanToken(rows)
 		if err != nil {
-			judge(k.ID, err, nil)
+			c.judge(k.ID, err, nil)
 			return nil
 		}
-		texts(k.ID, "x", &k.Description, &k.Metadata)
+		c.mask(k.ID, "x", &k.Description, &k.Metadata)
 		before, fresh := k, k.clone()
-		judge(k.ID, cmp.Or(k.check(never, &before), checkFigures(k)), fresh.check(never, nil))
+		c.judge(k.ID, cmp.Or(k.check(noEnd, &before), checkFigures(k)), fresh.check(noEnd, nil))
 		return nil
 	})
+}
+
+func (c *checker) groups() {
 	sizes := make(map[string][]access.Rule)
 	c.each("the table rules", `
 		SELECT group_id, COUNT(*), SUM(CASE WHEN condition <> '' THEN 1 ELSE 0 END)
@@ -188,10 +205,10 @@ func (c *checker) values() {
 	groups := selectGroup + ` WHERE deleted_at = 0 ORDER BY id`
 	c.each("the table permission_groups", groups, func(rows *sql.Rows) error {
 		g, err := scanGroup(rows)
-		texts(g.ID, "x", &g.Name, &g.Description)
-		texts(g.ID, "true", &g.MemberCondition)
+		c.mask(g.ID, "x", &g.Name, &g.Description)
+		c.mask(g.ID, "true", &g.MemberCondition)
 		g.Rules = sizes[g.ID] // check only counts the rules and their conditions
-		judge(g.ID, g.check(), nil)
+		c.judge(g.ID, g.check(), nil)
 		return err
 	})
 	c.each("the table rules", `
@@ -201,13 +218,16 @@ func (c *checker) values() {
 		if err != nil {
 			return err
 		}
-		texts(r.ID, "x", &r.Name, &r.Description)
-		texts(r.ID, "", &r.Host, &r.When)
-		texts(r.ID, "/x", &r.Path)
+		c.mask(r.ID, "x", &r.Name, &r.Description)
+		c.mask(r.ID, "", &r.Host, &r.When)
+		c.mask(r.ID, "/x", &r.Path)
 		_, fault := checkRule(r)
-		judge(r.ID, fault, nil)
+		c.judge(r.ID, fault, nil)
 		return nil
 	})
+}
+
+func (c *checker) catalogue() {
 	list, err := c.permissions()
 	if err != nil {
 		c.addFinding("%v; load it again, or %s", err, mendByRestore)
@@ -218,8 +238,8 @@ func (c *checker) values() {
 			len(list), maxCatalogue)
 	}
 	for _, p := range list {
-		texts(p.Key, "x", &p.Key, &p.Name, &p.Category, &p.Description)
-		judge(p.Key, p.check(), nil)
+		c.mask(p.Key, "x", &p.Key, &p.Name, &p.Category, &p.Description)
+		c.judge(p.Key, p.check(), nil)
 	}
 }
 
