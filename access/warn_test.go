@@ -267,7 +267,7 @@ func TestWarningsHold(t *testing.T) {
 	for range 10 {
 		rapid.Check(t, property)
 	}
-	if denied < 100 || superfluous < 100 {
+	if !testing.Short() && (denied < 100 || superfluous < 100) {
 		t.Errorf("got %d requests that a denied allow covers and %d that a superfluous rule covers, want the draw to meet them often", denied, superfluous)
 	}
 }
