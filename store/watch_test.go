@@ -21,6 +21,7 @@ import (
 	"modernc.org/sqlite"
 
 	"github.com/serviceusers/caddy-service-users/access"
+	"github.com/serviceusers/caddy-service-users/internal/testkit"
 )
 
 // child is another process that works on the store at path. It prints a line
@@ -400,12 +401,22 @@ func TestUpgradeUnderfoot(t *testing.T) {
 	}
 }
 
+// notifications returns a notifier, which ends with the test. Without one it skips the test, except
+// in CI.
+func notifications(t *testing.T) *fsnotify.Watcher {
+	t.Helper()
+	notes := newNotifier(Options{})
+	if notes == nil {
+		testkit.Missing(t, "run this on Linux or Windows; on Linux, fs.inotify.max_user_instances may be too low")
+	}
+	t.Cleanup(func() { notes.Close() })
+	return notes
+}
+
 // Notifications alone bring changes of others into force: of a commit, and after the directory was
 // away for a while.
 func TestNotifications(t *testing.T) {
-	if newNotifier(Options{}) == nil {
-		t.Skip("no notifications here")
-	}
+	notifications(t)
 	dir := filepath.Join(t.TempDir(), "a")
 	mustDo(os.Mkdir(dir, 0o700))
 	opts := Options{idlePoll: time.Hour, Now: newClock().Now}
@@ -426,11 +437,7 @@ func TestNotifications(t *testing.T) {
 func TestPauseBetweenLooks(t *testing.T) {
 	t.Parallel()
 	s := open(t, place(t), Options{Poll: time.Hour})
-	notes := newNotifier(Options{})
-	if notes == nil {
-		t.Skip("no notifications here")
-	}
-	defer notes.Close()
+	notes := notifications(t)
 	idle := Options{}.filled()
 	stale := Options{MaxStaleness: 2 * time.Second}.filled()
 	elsewhere := filepath.Join(t.TempDir(), "gone", "store.db")
