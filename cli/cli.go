@@ -182,28 +182,35 @@ func exitCode(err error) int {
 	}
 }
 
-// connected returns an action that first connects to the running Caddy, to a site door, or to the
-// store file.
+// connected returns an action that first connects to the API.
 func (c *cli) connected(do action) action {
-	return func(args []string) (err error) {
-		switch {
-		case c.store != "":
-			s, err := c.openStore()
-			if err != nil {
-				return err
-			}
-			c.client = admin.Offline(s, store.Local)
-			return errors.Join(do(args), s.Close())
-		case c.url != "":
-			c.client, err = c.remote()
-		default:
-			c.client, err = c.local()
-		}
+	return func(args []string) error {
+		disconnect, err := c.connect()
 		if err != nil {
 			return err
 		}
-		return do(args)
+		return errors.Join(do(args), disconnect())
 	}
+}
+
+// connect sets the client: of the running Caddy, of a site door, or of the store file. Without an
+// error the caller must call disconnect.
+func (c *cli) connect() (disconnect func() error, err error) {
+	disconnect = func() error { return nil }
+	switch {
+	case c.store != "":
+		s, err := c.openStore()
+		if err != nil {
+			return nil, err
+		}
+		c.client = admin.Offline(s, store.Local)
+		return s.Close, nil
+	case c.url != "":
+		c.client, err = c.remote()
+	default:
+		c.client, err = c.local()
+	}
+	return disconnect, err
 }
 
 // do sends one request and decodes the answer into out, unless out is nil. The context has no

@@ -58,7 +58,7 @@ type leaks struct {
 	Unread   []string `json:"unread"`    // files and directories that could not be read
 }
 
-func (c *cli) scan(paths []string, revoke bool) error {
+func (c *cli) scan(paths []string, revoke bool) (err error) {
 	if len(paths) == 0 {
 		paths = []string{"."}
 	}
@@ -71,7 +71,11 @@ func (c *cli) scan(paths []string, revoke bool) error {
 	if len(found.Found) == 0 {
 		return errors.Join(c.printLeaks(found), found.verdict())
 	}
-	err := c.connected(func([]string) error { return c.lookUp(&found) })(nil)
+	disconnect, err := c.connect()
+	if err == nil {
+		defer func() { err = errors.Join(err, disconnect()) }()
+		err = c.lookUp(&found)
+	}
 	if errors.As(err, new(usageError)) {
 		return err
 	}
@@ -80,7 +84,7 @@ func (c *cli) scan(paths []string, revoke bool) error {
 	}
 	switch {
 	case revoke && err == nil:
-		err = c.connected(func([]string) error { return c.revokeLeaks(found) })(nil)
+		err = c.revokeLeaks(found)
 	case !revoke && err != nil:
 		fmt.Fprintf(c.stderr, "the owners of the tokens are unknown: %s\n", cell(c.explain(err)))
 		err = nil

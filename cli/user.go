@@ -171,9 +171,12 @@ func (c *cli) deleteUserCommand(root *cobra.Command) {
 			"for some time it can be brought back",
 		"delete billing-sync --unless-used-within 24h --yes",
 		on(c.user, func(u admin.ServiceUser, _ []string) error {
-			list, err := c.tokens(u)
-			if err != nil {
-				return err
+			var list admin.TokenList
+			if !c.yes { // only the question shows the last use
+				var err error
+				if list, err = c.tokens(u); err != nil {
+					return err
+				}
 			}
 			if err := c.sure("Delete the service user %s (%s), and end all of its tokens? %s",
 				u.Name, u.ID, lastUse(list.Tokens)); err != nil {
