@@ -1,6 +1,8 @@
 package admin
 
 import (
+	"cmp"
+	"fmt"
 	"time"
 
 	"github.com/serviceusers/caddy-service-users/store"
@@ -11,7 +13,8 @@ import (
 
 // APIKeyInput is the body that issues an API key.
 type APIKeyInput struct {
-	OwnerID     Opt[string] `json:"owner_id,omitzero"`    // the id of the service user; required
+	// the id of the service user; by default the caller, if it is a service user
+	OwnerID     Opt[string] `json:"owner_id,omitzero"`
 	Description Opt[string] `json:"description,omitzero"` // the purpose of the key, for people
 	Metadata    Opt[string] `json:"metadata,omitzero"`    // free text, at most 4096 bytes
 }
@@ -42,16 +45,25 @@ type APIKeyList struct {
 	Page
 }
 
-// createAPIKey issues a token for a service user, as an API key. Only this answer contains the
-// secret. The answer is 404 if there is no such service user. The answer is 409 if the service user
-// has 100 live tokens already.
+// APIKeyListQuery chooses a page of API keys.
+type APIKeyListQuery struct {
+	ListQuery
+	// a condition in CEL over obj, such as
+	// obj.owner_id == "service_…" && obj.created_at > timestamp("2026-01-01T00:00:00Z")
+	Filter string `query:"filter"`
+}
+
+// createAPIKey issues a token for a service user, as an API key. Without owner_id the key is for
+// the caller, as in the ngrok API. Only this answer contains the secret. The answer is 404 if there
+// is no such service user. The answer is 409 if the service user has 100 live tokens already.
 func (a *API) createAPIKey(c *call, in APIKeyInput) (APIKey, error) {
-	if !store.ValidID("service", in.OwnerID.Value) {
-		return APIKey{}, invalidField("owner_id",
-			"must be the id of the service user that the key is for, service_…")
+	owner := cmp.Or(in.OwnerID.Value, c.by.Name)
+	if !store.ValidID("service", owner) {
+		return APIKey{}, invalidField("owner_id", "must be the id of the service user that the key is for, "+
+			"service_…; only a caller that is a service user can leave it out")
 	}
 	token := store.Token{Description: in.Description.Value, Metadata: in.Metadata.Value}
-	issued, err := a.store.CreateToken(c.Context(), c.by, in.OwnerID.Value, token)
+	issued, err := a.store.CreateToken(c.Context(), c.by, owner, token)
 	if err != nil {
 		return APIKey{}, err
 	}
@@ -62,11 +74,77 @@ func (a *API) createAPIKey(c *call, in APIKeyInput) (APIKey, error) {
 
 // listAPIKeys lists the API keys of all service users, newest first. It leaves out keys that are
 // revoked or expired.
-func (a *API) listAPIKeys(c *call, q ListQuery) (APIKeyList, error) {
-	keys, page, err := newestFirst(c, q, "token", func(before string, limit int) ([]store.Token, bool, error) {
+func (a *API) listAPIKeys(c *call, q APIKeyListQuery) (APIKeyList, error) {
+	read := func(before string, limit int) ([]store.Token, bool, error) {
 		return a.store.AllTokens(c.Context(), c.by, before, limit)
-	}, func(t store.Token) (APIKey, string) { return showAPIKey(t), t.ID })
+	}
+	if q.Filter != "" {
+		done, err := a.heavy.take(c.Context(), c.by.Name)
+		if err != nil {
+			return APIKeyList{}, err
+		}
+		defer done()
+		now := a.store.Now()
+		keys := filterKind[store.Token]{func(t *store.Token) map[string]any { return keyFields(t, now) },
+			"API keys", "make the filter simpler"}
+		fits, err := keys.compile(c.Context(), q.Filter, now)
+		if err != nil {
+			return APIKeyList{}, err
+		}
+		read = filtered(read, fits)
+	}
+	keys, page, err := newestFirst(c, q.ListQuery, "token", read, func(t store.Token) (APIKey, string) {
+		return showAPIKey(t), t.ID
+	})
 	return APIKeyList{keys, page}, err
+}
+
+// readTokens reads a page of tokens that are older than before, newest first.
+type readTokens = func(before string, limit int) (list []store.Token, more bool, err error)
+
+// filtered returns a function that reads the tokens which meet a filter. Like the store, it
+// examines at most [store.MaxFiltered] tokens for one page, and some in each transaction.
+func filtered(read readTokens, fits func(*store.Token) (bool, error)) readTokens {
+	return func(before string, limit int) ([]store.Token, bool, error) {
+		found := []store.Token{}
+		for range store.MaxFiltered / store.FilteredAtOnce {
+			tokens, more, err := read(before, store.FilteredAtOnce)
+			if err != nil {
+				return nil, false, err
+			}
+			for i := range tokens {
+				before = tokens[i].ID
+				switch fit, err := fits(&tokens[i]); {
+				case err != nil:
+					return nil, false, err
+				case fit && len(found) == limit:
+					return found, true, nil
+				case fit:
+					found = append(found, tokens[i])
+				}
+			}
+			if !more {
+				return found, false, nil
+			}
+		}
+		// A page without a key has no place from which the next page could continue.
+		if len(found) == 0 {
+			return nil, false, invalidField("filter", fmt.Sprintf("%d API keys were examined and none fits; "+
+				"before_id=%s continues behind them", store.MaxFiltered, before))
+		}
+		return found, true, nil
+	}
+}
+
+// keyFields returns the fields of obj for an API key.
+func keyFields(t *store.Token, now time.Time) map[string]any {
+	k := showAPIKey(*t)
+	return map[string]any{
+		"id": k.ID, "uri": k.URI, "description": k.Description, "metadata": k.Metadata, "owner_id": k.OwnerID,
+		"created_at": filterTime(t.CreatedAt), "updated_at": filterTime(t.UpdatedAt),
+		"expires_at": filterTime(t.ExpiresAt), "last_used_at": filterTime(t.LastUsedAt),
+		"state": string(t.State(now)),
+	}
 }
 
 // getAPIKey returns an API key without its secret.

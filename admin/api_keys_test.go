@@ -49,7 +49,7 @@ func TestAPIKeys(t *testing.T) {
 		r(`GET /api_keys?limit=0`, `400 ERR_NGROK_233 [limit]`),
 		r(`GET /api_keys?limit=x`, `400 ERR_NGROK_244 [limit]`),
 		r(`GET /api_keys?before_id=service_1`, `400 ERR_NGROK_227 [before_id]`),
-		r(`GET /api_keys?filter=true`, `400 ERR_NGROK_231 [filter]`),
+		r(`GET /api_keys?q=x`, `400 ERR_NGROK_231 [q]`),
 		r(`HEAD /api_keys`, `200`),
 	)
 	s.expect("service_1", "GET /", map[string]access.Reason{"csu_1": access.NoRule})

@@ -70,7 +70,7 @@ var examples = []row{
 	r(`GET /bot_users/service_2`, ``),
 	r(`PATCH /bot_users/service_2 {"description":"Mails the monthly report."}`, ``),
 	r(`POST /api_keys {"owner_id":"service_2","description":"CI"}`, ``),
-	r(`GET /api_keys?limit=1`, ``),
+	r(`GET /api_keys?filter=obj.description=="CI"&limit=1`, ``),
 	r(`GET /api_keys/token_4`, ``),
 	r(`PATCH /api_keys/token_4 {"metadata":"build 17"}`, ``),
 	r(`DELETE /api_keys/token_4`, ``),

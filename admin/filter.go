@@ -24,9 +24,9 @@ import (
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
-// A filter is a CEL expression with two variables: obj, a service user with the fields that the API
-// shows, and now. A time is a timestamp, or null if it is not set. As in the ngrok API, a timestamp
-// has the method subtract("7d").
+// A filter is a CEL expression with two variables: obj, a service user or an API key with the fields
+// that the API shows, and now. A time is a timestamp, or null if it is not set. As in the ngrok API,
+// now is also time.now, and a timestamp has the methods add("7d") and subtract("7d").
 
 // The limits of a filter. Costs are in units of CEL. [filterCosts] corrects the costs that CEL
 // underestimates, so that one unit takes at most 250 ns or so.
@@ -34,28 +34,45 @@ const (
 	maxFilterBytes = 2000      // length of the expression
 	maxFilterSize  = 2000      // instructions of a pattern; entries of a list that the filter builds
 	maxFilterText  = 10_000    // characters of a text that the filter builds
-	filterRow      = 20        // cost of one service user, without the expression
-	filterCost     = 10_000    // cost of the expression for one service user
-	filterBudget   = 6_000_000 // cost of one request, for all service users: some 2 seconds of a core
+	filterRow      = 20        // cost of one row, without the expression
+	filterCost     = 10_000    // cost of the expression for one row
+	filterBudget   = 6_000_000 // cost of one request, for all rows: some 2 seconds of a core
 )
+
+// shift declares a method of timestamps that moves a timestamp by a duration such as "7d".
+func shift(name string, sign time.Duration) cel.EnvOption {
+	return cel.Function(name, cel.MemberOverload("timestamp_"+name+"_string",
+		[]*cel.Type{cel.TimestampType, cel.StringType}, cel.TimestampType,
+		cel.BinaryBinding(func(at, span ref.Val) ref.Val {
+			d, err := ParseDuration(string(span.(types.String)))
+			if err != nil {
+				return types.WrapErr(err)
+			}
+			return types.Timestamp{Time: at.(types.Timestamp).Time.Add(sign * d)}
+		})))
+}
+
+// filterKind is one kind of rows that a filter selects from.
+type filterKind[R any] struct {
+	fields func(*R) map[string]any // the fields of obj
+	plural string                  // the rows in an error
+	advice string                  // for a filter that costs too much
+}
+
+var userFilter = filterKind[store.ServiceUser]{filterFields, "service users",
+	"narrow the list by q, role, team or status as well, or make the filter simpler"}
 
 // filterEnv is the language of filters: its variables and functions.
 var filterEnv = sync.OnceValue(func() *cel.Env {
 	env, err := cel.NewEnv(
 		cel.Variable("obj", cel.MapType(cel.StringType, cel.DynType)),
 		cel.Variable("now", cel.TimestampType),
+		cel.Variable("time.now", cel.TimestampType),
 		cel.OptionalTypes(),
 		ext.Strings(),
 		cel.ExtendedValidations(),
-		cel.Function("subtract", cel.MemberOverload("timestamp_subtract_string",
-			[]*cel.Type{cel.TimestampType, cel.StringType}, cel.TimestampType,
-			cel.BinaryBinding(func(at, span ref.Val) ref.Val {
-				d, err := ParseDuration(string(span.(types.String)))
-				if err != nil {
-					return types.WrapErr(err)
-				}
-				return types.Timestamp{Time: at.(types.Timestamp).Time.Add(-d)}
-			}))),
+		shift("add", 1),
+		shift("subtract", -1),
 	)
 	if err != nil {
 		panic("admin: the language of filters: " + err.Error())
@@ -63,10 +80,10 @@ var filterEnv = sync.OnceValue(func() *cel.Env {
 	return env
 })
 
-// compileFilter compiles the filter of one request. The returned function reports whether a service
-// user meets the filter. It counts the cost of all its calls, and fails when ctx ends or the budget
-// of the request is spent. It must not be called concurrently.
-func compileFilter(ctx context.Context, text string, now time.Time) (func(*store.ServiceUser) (bool, error), error) {
+// compile compiles the filter of one request. The returned function reports whether a row meets the
+// filter. It counts the cost of all its calls, and fails when ctx ends or the budget of the request
+// is spent. It must not be called concurrently.
+func (k filterKind[R]) compile(ctx context.Context, text string, now time.Time) (func(*R) (bool, error), error) {
 	bad := func(format string, args ...any) error {
 		msg := fmt.Sprintf(format, args...)
 		return NewError(http.StatusBadRequest, "invalid_cel_expression", msg).field("filter")
@@ -83,7 +100,7 @@ func compileFilter(ctx context.Context, text string, now time.Time) (func(*store
 		return nil, bad("is a %s, and must be true or false", ast.OutputType())
 	}
 	costs := filterCosts{}
-	if problem := costs.check(ast.NativeRep()); problem != "" {
+	if problem := costs.check(ast.NativeRep(), k.fields(new(R))); problem != "" {
 		return nil, bad("%s", problem)
 	}
 	program, err := env.Program(ast, cel.EvalOptions(cel.OptOptimize), cel.CostTracking(costs),
@@ -91,11 +108,10 @@ func compileFilter(ctx context.Context, text string, now time.Time) (func(*store
 	if err != nil {
 		return nil, bad("%s", err)
 	}
-	left := filterBudget
-	return func(u *store.ServiceUser) (bool, error) {
-		out, details, err := program.ContextEval(ctx, map[string]any{
-			"obj": filterFields(u), "now": types.Timestamp{Time: now.UTC()},
-		})
+	left, at := filterBudget, types.Timestamp{Time: now.UTC()}
+	return func(row *R) (bool, error) {
+		obj := k.fields(row)
+		out, details, err := program.ContextEval(ctx, map[string]any{"obj": obj, "now": at, "time.now": at})
 		cost := uint64(filterCost) // an evaluation that reports no cost counts in full
 		if details != nil && details.ActualCost() != nil {
 			cost = min(*details.ActualCost(), cost)
@@ -105,16 +121,15 @@ func compileFilter(ctx context.Context, text string, now time.Time) (func(*store
 		case ctx.Err() != nil:
 			return false, context.Cause(ctx)
 		case err != nil && strings.Contains(err.Error(), "cost limit"):
-			return false, bad("costs too much for %s; make it simpler", u.ID)
+			return false, bad("costs too much for %s; make it simpler", obj["id"])
 		case left < 0:
-			return false, bad("costs too much for so many service users; " +
-				"narrow the list by q, role, team or status as well, or make the filter simpler")
+			return false, bad("costs too much for so many %s; %s", k.plural, k.advice)
 		case err != nil:
-			return false, nil // such as a label that this service user does not have
+			return false, nil // such as a label that this row does not have
 		}
 		fits, ok := out.(types.Bool)
 		if !ok {
-			return false, bad("is a %s for %s, and must be true or false", out.Type(), u.ID)
+			return false, bad("is a %s for %s, and must be true or false", out.Type(), obj["id"])
 		}
 		return bool(fits), nil
 	}, nil
@@ -187,7 +202,7 @@ func (c filterCosts) CallCost(function, overload string, args []ref.Val, result 
 		cost += scan(args[0]) + scan(args[1])
 	case overloads.Size, overloads.TypeConvertInt, overloads.TypeConvertUint, overloads.TypeConvertDouble,
 		overloads.TypeConvertBool, overloads.TypeConvertString, overloads.TypeConvertBytes,
-		overloads.TypeConvertTimestamp, overloads.TypeConvertDuration, "subtract", "strings.quote":
+		overloads.TypeConvertTimestamp, overloads.TypeConvertDuration, "add", "subtract", "strings.quote":
 		cost += 3
 		for _, text := range append(args, result) {
 			cost += scan(text)
@@ -202,11 +217,10 @@ func (c filterCosts) CallCost(function, overload string, args []ref.Val, result 
 	return &rounded
 }
 
-// check looks for fields that obj does not have, and for calls that could use much time or memory
-// before CallCost can count them. It returns the fault, or "". It also fills c with the patterns of
-// the filter.
-func (c filterCosts) check(a *celast.AST) (problem string) {
-	fields := filterFields(new(store.ServiceUser))
+// check looks for fields that are not among the fields of obj, and for calls that could use much
+// time or memory before CallCost can count them. It returns the fault, or "". It also fills c with
+// the patterns of the filter.
+func (c filterCosts) check(a *celast.AST, fields map[string]any) (problem string) {
 	celast.PreOrderVisit(a.Expr(), celast.NewExprVisitor(func(e celast.Expr) {
 		switch e.Kind() {
 		case celast.SelectKind:

@@ -104,7 +104,7 @@ func doubledTypes(loops int) string {
 func TestFilterRefused(t *testing.T) {
 	for name, text := range refused {
 		var e *Error
-		if _, err := compileFilter(t.Context(), text, start); !errors.As(err, &e) || e.Status != 400 || e.Code != "invalid_cel_expression" {
+		if _, err := userFilter.compile(t.Context(), text, start); !errors.As(err, &e) || e.Status != 400 || e.Code != "invalid_cel_expression" {
 			t.Errorf("%s: got %v, want 400", name, err)
 		}
 	}
@@ -112,7 +112,7 @@ func TestFilterRefused(t *testing.T) {
 		`obj.name == obj.owner`, `obj.teams == ["a", "b"]`, `obj.labels == obj.labels`, `obj.labels.env == obj.labels["team"]`, `"ops" in obj.teams`, `obj.teams.exists(t, t in ["a"])`,
 		`obj.name in [obj.owner, obj.alias]`, `obj.created_at == obj.updated_at`, `obj.name.matches("^a{1,50}$")`, `obj.labels.?env.orValue("") == "x"`, `obj.expires_at == null`,
 	} {
-		fits, err := compileFilter(t.Context(), text, start)
+		fits, err := userFilter.compile(t.Context(), text, start)
 		if err == nil {
 			_, err = fits(fat())
 		}
@@ -127,7 +127,7 @@ func TestFilterRefused(t *testing.T) {
 func TestFilterBudget(t *testing.T) {
 	u := fat()
 	for name, text := range hostile {
-		fits, err := compileFilter(t.Context(), text, start)
+		fits, err := userFilter.compile(t.Context(), text, start)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
@@ -198,7 +198,7 @@ func cpu() time.Duration {
 // A filter ends with its request.
 func TestFilterEnds(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
-	fits, err := compileFilter(ctx, "true", start)
+	fits, err := userFilter.compile(ctx, "true", start)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -358,7 +358,7 @@ func BenchmarkFilter(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				fits, err := compileFilter(b.Context(), text, start)
+				fits, err := userFilter.compile(b.Context(), text, start)
 				if err != nil {
 					b.Fatal(err)
 				}

@@ -49,7 +49,7 @@ func (q *UserListQuery) query(ctx context.Context, now time.Time) (out store.Use
 		out.Sort = "" // the default order, whose cursor before_id clients of the ngrok API know
 	}
 	if q.Filter != "" {
-		if out.Filter, err = compileFilter(ctx, q.Filter, now); err != nil {
+		if out.Filter, err = userFilter.compile(ctx, q.Filter, now); err != nil {
 			return out, err
 		}
 	}
