@@ -95,7 +95,7 @@ func (t *tx) withinScope(before, after *ServiceUser) error {
 func (t *tx) checkHolds(u *ServiceUser) error {
 	scope := t.by.Scope
 	if u.ID == scope.UserID {
-		return notAllowed("a manager cannot change itself")
+		return notAllowed("a manager cannot change itself; ask an admin")
 	}
 	if !scope.Shares(u.Teams) {
 		return &Error{ErrNotAllowed, "teams", "a manager reaches only service users that share a team with it"}
