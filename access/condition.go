@@ -103,7 +103,7 @@ func (c *Condition) isTrue(e *evaluation) (bool, error) {
 // membershipEnv is the environment for conditions of membership. Making an environment is slow, so
 // it is made once, when the first condition is parsed.
 var membershipEnv = sync.OnceValue(func() *cel.Env {
-	return newEnv([]string{"user"}, cel.Variable("user", userType))
+	return newEnv(WithFields("user", celFields["user"]))
 })
 
 // whenEnv is the environment for conditions of rules.
@@ -116,26 +116,22 @@ var whenEnv = sync.OnceValue(func() *cel.Env {
 		return r.header(name)
 	})
 	parameters := []*cel.Type{requestType, cel.StringType}
-	return newEnv([]string{"user", "request"},
-		cel.Variable("user", userType),
-		cel.Variable("request", requestType),
+	return newEnv(
+		WithFields("user", celFields["user"]),
+		WithFields("request", celFields["request"]),
 		cel.Variable("params", textMap),
 		cel.Variable("now", cel.TimestampType),
 		cel.Function("header", cel.MemberOverload("request_header_string", parameters, cel.StringType, header)),
 	)
 })
 
-// newEnv makes an environment with these variables. withFields are the types of those that have
-// fields.
-func newEnv(withFields []string, variables ...cel.EnvOption) *cel.Env {
+// newEnv makes an environment with these variables.
+func newEnv(variables ...cel.EnvOption) *cel.Env {
 	options := append([]cel.EnvOption{
 		cel.OptionalTypes(),
 		ext.Strings(),
 		ext.Network(),
 		cel.ExtendedValidations(),
-		func(env *cel.Env) (*cel.Env, error) {
-			return cel.CustomTypeProvider(variableTypes{env.CELTypeProvider(), withFields})(env)
-		},
 	}, variables...)
 	// ext.Network registers its own cost estimates, which would win over valueSizes. These
 	// options pass its overloads on to valueSizes again.

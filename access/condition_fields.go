@@ -47,7 +47,6 @@ var errLongValue = fmt.Errorf("a condition cannot read a value of more than %d b
 
 // The types of the variables that have fields or keys.
 var (
-	userType    = cel.ObjectType("user")
 	requestType = cel.ObjectType("request")
 	textMap     = cel.MapType(cel.StringType, cel.StringType)
 )
@@ -57,15 +56,15 @@ var (
 var celFields = map[string]map[string]*types.FieldType{
 	"user": userFields(),
 	"request": {
-		"method": field(cel.StringType, func(r *celRequest) (any, error) { return r.Method, nil }),
-		"host":   field(cel.StringType, func(r *celRequest) (any, error) { return r.Host, nil }),
-		"path": field(cel.StringType, func(r *celRequest) (any, error) {
+		"method": Field(cel.StringType, func(r *celRequest) (any, error) { return r.Method, nil }),
+		"host":   Field(cel.StringType, func(r *celRequest) (any, error) { return r.Host, nil }),
+		"path": Field(cel.StringType, func(r *celRequest) (any, error) {
 			if len(r.Path) > maxValueBytes {
 				return nil, errLongValue
 			}
 			return PlainPath(r.Path), nil
 		}),
-		"remote_ip": field(cel.StringType, func(r *celRequest) (any, error) {
+		"remote_ip": Field(cel.StringType, func(r *celRequest) (any, error) {
 			return addressText(r.Address), nil
 		}),
 	},
@@ -74,16 +73,16 @@ var celFields = map[string]map[string]*types.FieldType{
 // userFields returns the fields of the variable user.
 func userFields() map[string]*types.FieldType {
 	fields := map[string]*types.FieldType{
-		"role":   field(cel.StringType, func(u *User) (any, error) { return string(u.Role), nil }),
-		"teams":  field(cel.ListType(cel.StringType), func(u *User) (any, error) { return u.Teams, nil }),
-		"labels": field(textMap, func(u *User) (any, error) { return u.Labels, nil }),
-		"created_at": field(cel.TimestampType, func(u *User) (any, error) {
+		"role":   Field(cel.StringType, func(u *User) (any, error) { return string(u.Role), nil }),
+		"teams":  Field(cel.ListType(cel.StringType), func(u *User) (any, error) { return u.Teams, nil }),
+		"labels": Field(textMap, func(u *User) (any, error) { return u.Labels, nil }),
+		"created_at": Field(cel.TimestampType, func(u *User) (any, error) {
 			return types.Timestamp{Time: time.Unix(u.CreatedAt, 0).UTC()}, nil
 		}),
 	}
 	for _, text := range slices.Concat(loginTexts, otherTexts) {
 		get := func(u *User) (any, error) { return *text.of(&u.Profile), nil }
-		fields[text.name] = field(cel.StringType, get)
+		fields[text.name] = Field(cel.StringType, get)
 	}
 	return fields
 }
@@ -109,8 +108,9 @@ func SameField(field string, a, b *User) bool {
 	return of == other
 }
 
-// field describes one field of a variable of type T, which get reads.
-func field[T any](kind *cel.Type, get func(T) (any, error)) *types.FieldType {
+// Field describes one field of a variable of type T, which get reads. A field that is nil or empty
+// counts as not set.
+func Field[T any](kind *cel.Type, get func(T) (any, error)) *types.FieldType {
 	from := func(v any) (any, error) {
 		t, ok := v.(T)
 		if !ok {
@@ -127,7 +127,7 @@ func field[T any](kind *cel.Type, get func(T) (any, error)) *types.FieldType {
 			if r := reflect.ValueOf(v); r.Kind() == reflect.Slice || r.Kind() == reflect.Map {
 				return r.Len() > 0
 			}
-			return err == nil && !reflect.ValueOf(v).IsZero()
+			return err == nil && v != nil && !reflect.ValueOf(v).IsZero()
 		},
 	}
 }
@@ -141,26 +141,35 @@ func addressText(a netip.Addr) string {
 	return a.Unmap().WithZone("").String()
 }
 
-// variableTypes is the type provider of CEL with the types of our variables added.
-type variableTypes struct {
+// WithFields returns an option that declares a variable of an object type of the same name, with
+// these fields.
+func WithFields(name string, fields map[string]*types.FieldType) cel.EnvOption {
+	return func(env *cel.Env) (*cel.Env, error) {
+		env, err := cel.CustomTypeProvider(variableType{env.CELTypeProvider(), name, fields})(env)
+		if err != nil {
+			return nil, err
+		}
+		return cel.Variable(name, cel.ObjectType(name))(env)
+	}
+}
+
+// variableType is the type provider of CEL with the type of one of our variables added.
+type variableType struct {
 	types.Provider
-	of []string // the names of the types to add: keys of celFields
+	name   string
+	fields map[string]*types.FieldType
 }
 
-func (p variableTypes) fields(name string) (map[string]*types.FieldType, bool) {
-	return celFields[name], slices.Contains(p.of, name)
-}
-
-func (p variableTypes) FindStructType(name string) (*types.Type, bool) {
-	if _, ok := p.fields(name); ok {
+func (p variableType) FindStructType(name string) (*types.Type, bool) {
+	if name == p.name {
 		return types.NewTypeTypeWithParam(types.NewObjectType(name)), true
 	}
 	return p.Provider.FindStructType(name)
 }
 
-func (p variableTypes) FindStructFieldType(name, field string) (*types.FieldType, bool) {
-	if fields, ok := p.fields(name); ok {
-		f, ok := fields[field]
+func (p variableType) FindStructFieldType(name, field string) (*types.FieldType, bool) {
+	if name == p.name {
+		f, ok := p.fields[field]
 		return f, ok
 	}
 	return p.Provider.FindStructFieldType(name, field)

@@ -192,12 +192,28 @@ func handle[In, Out any](a *API, method, path string, status int, op func(*call,
 		}
 		if one, ok := any(out).(tagged); ok {
 			w.Header().Set("ETag", one.etag())
+			if method == http.MethodGet {
+				w.Header().Set("Accept-Patch", acceptPatch) // each resource with a version has a PATCH
+			}
+			if method == http.MethodGet && notModified(r, one.etag()) {
+				w.WriteHeader(http.StatusNotModified)
+				return
+			}
 		}
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(status)
 		_ = json.NewEncoder(w).Encode(out) // the client may be gone
 	}
 	return route{method: method, path: path, serve: serve}
+}
+
+// notModified reports whether the header If-None-Match has the tag of an answer, or "*". The
+// comparison is weak (RFC 9110, section 13.1.2).
+func notModified(r *http.Request, tag string) bool {
+	values := strings.Join(r.Header.Values("If-None-Match"), ",")
+	return values == "*" || slices.ContainsFunc(strings.Split(values, ","), func(one string) bool {
+		return strings.TrimPrefix(strings.TrimSpace(one), "W/") == tag // no tag of ours has a comma in it
+	})
 }
 
 // tagged is an answer about one resource that has a version. Answers with a list are not tagged.
@@ -323,17 +339,13 @@ func (a *API) Serve(w http.ResponseWriter, r *http.Request, by store.Actor) {
 	r, problem := a.locate(r.WithContext(context.WithValue(r.Context(), actorKey{}, by)))
 	if problem != nil {
 		if problem.Status == http.StatusMethodNotAllowed {
-			h.Set("Allow", strings.Join(append(a.allowed(r), "OPTIONS"), ", "))
+			a.setAllow(h, r)
 		}
 		WriteError(w, a.log, by.Operation, problem)
 		return
 	}
 	if r.Method == http.MethodOptions { // without CORS headers, so a browser shows other origins nothing
-		allowed := a.allowed(r)
-		h.Set("Allow", strings.Join(append(allowed, "OPTIONS"), ", "))
-		if slices.Contains(allowed, http.MethodPatch) {
-			h.Set("Accept-Patch", acceptPatch)
-		}
+		a.setAllow(h, r)
 		w.WriteHeader(http.StatusNoContent)
 		return
 	}
@@ -382,6 +394,15 @@ func (a *API) isCollection(r *http.Request) bool {
 	return found && slices.ContainsFunc(a.routes(), func(r route) bool {
 		return strings.HasPrefix(r.path, path+"/{")
 	})
+}
+
+// setAllow sets the headers that name the methods at the request's path, and the forms of a PATCH.
+func (a *API) setAllow(h http.Header, r *http.Request) {
+	allowed := a.allowed(r)
+	h.Set("Allow", strings.Join(append(allowed, "OPTIONS"), ", "))
+	if slices.Contains(allowed, http.MethodPatch) {
+		h.Set("Accept-Patch", acceptPatch)
+	}
 }
 
 // allowed lists the methods of the routes at the request's path.
@@ -440,8 +461,24 @@ func newestFirst[R, T any](
 	for i, r := range records {
 		list[i], last = show(r)
 	}
-	return list, page(c, more, last, limit), nil
+	links := page(c, more, last, limit)
+	if links.TotalCount, err = total(q.TotalCount); links.TotalCount == nil {
+		return list, links, err
+	}
+	for before, more := "", true; more; {
+		if records, more, err = read(before, countedAtOnce); err != nil {
+			return nil, Page{}, err
+		}
+		*links.TotalCount += len(records)
+		if len(records) > 0 {
+			_, before = show(records[len(records)-1])
+		}
+	}
+	return list, links, nil
 }
+
+// countedAtOnce is the number of records that are read together to count a list.
+const countedAtOnce = 1000
 
 // page returns the links of a list in the default order. last is the id of the last entry; more
 // means that there is a page behind it.

@@ -2,6 +2,7 @@ package admin
 
 import (
 	"encoding/json"
+	"fmt"
 	"strconv"
 	"time"
 
@@ -14,16 +15,24 @@ type AuditQuery struct {
 	Limit string `query:"limit" integer:"1-100" default:"100"`
 	// only records before the record with this number (seq)
 	BeforeID string `query:"before_id"`
-	// only by human:NAME, service_…, local, system or anonymous
+	// "true" adds the number of records of all pages to the answer
+	TotalCount string `query:"total_count"`
+	// only by human:NAME, local, system, anonymous, or a service user by its id or name; an
+	// unknown actor is an error
 	Actor string `query:"actor"`
-	// only this action, such as token.revoke; "token." means all of tokens
+	// only this action, such as token.revoke; "token." means all of tokens; an unknown action is
+	// an error
 	Action string `query:"action"`
-	// only about the resource with this id
+	// only about the resource with this id, or about the service user or permission group with
+	// this name, even if it was deleted; an unknown resource is an error
 	ResourceID string `query:"resource_id"`
-	// only records of this time (RFC 3339) or later
+	// only records of this time or later: RFC 3339, or a duration before now such as 7d, or a day
+	// such as 2026-11-21, which begins at midnight UTC
 	Since string `query:"since"`
-	// only records before this time (RFC 3339)
+	// only records before this time, in the forms of since
 	Until string `query:"until"`
+	// "true" adds names to the records, beside ids
+	Names string `query:"names"`
 }
 
 // AuditEvent is one record of the audit trail: a change or a refused attempt, its actor, and the
@@ -41,7 +50,13 @@ type AuditEvent struct {
 	After       json.RawMessage `json:"after"`        // the resource after the change; null if it no longer exists
 	OperationID string          `json:"operation_id"` // the operation id of the answer and of the log
 	PrevHash    string          `json:"prev_hash"`    // the hash of the record before this one
-	Hash        string          `json:"hash"`         // covers prev_hash and every other field
+	Hash        string          `json:"hash"`         // covers prev_hash and every other field before it
+
+	// with the parameter names: the last name of the service user that is the actor
+	ActorName string `json:"actor_name,omitempty"`
+	// with the parameter names: the last name of the service user or permission group, or of the
+	// service user that the token belongs to
+	ResourceName string `json:"resource_name,omitempty"`
 }
 
 // AuditEventList is one page of the audit trail.
@@ -58,10 +73,22 @@ func (a *API) listAuditEvents(c *call, q AuditQuery) (AuditEventList, error) {
 		return AuditEventList{}, err
 	}
 	chosen := store.AuditQuery{Actor: q.Actor, Action: q.Action, Resource: q.ResourceID, Limit: limit}
-	if chosen.Since, err = parseTime("since", q.Since); err != nil {
+	now := a.store.Now()
+	if chosen.Since, err = parsePast("since", q.Since, now); err != nil {
 		return AuditEventList{}, err
 	}
-	if chosen.Until, err = parseTime("until", q.Until); err != nil {
+	if chosen.Until, err = parsePast("until", q.Until, now); err != nil {
+		return AuditEventList{}, err
+	}
+	if q.Since != "" && q.Until != "" && !chosen.Since.Before(chosen.Until) {
+		return AuditEventList{}, invalidField("since", fmt.Sprintf(
+			"%s is not before until, %s; until is the end, which does not belong to it",
+			chosen.Since.Format(time.RFC3339), chosen.Until.Format(time.RFC3339)))
+	}
+	if chosen.Names, err = boolean("names", q.Names); err != nil {
+		return AuditEventList{}, err
+	}
+	if chosen.Total, err = total(q.TotalCount); err != nil {
 		return AuditEventList{}, err
 	}
 	if q.BeforeID != "" {
@@ -82,10 +109,12 @@ func (a *API) listAuditEvents(c *call, q AuditQuery) (AuditEventList, error) {
 			Seq: e.Seq, CreatedAt: e.At, UpdatedAt: e.At, Actor: e.Actor, Action: e.Action,
 			ResourceID: e.Resource, Before: rawOrNull(e.Before), After: rawOrNull(e.After),
 			OperationID: e.Operation, PrevHash: e.PrevHash, Hash: e.Hash,
+			ActorName: e.ActorName, ResourceName: e.ResourceName,
 		}
 		last = strconv.FormatInt(e.Seq, 10)
 	}
 	list.Page = page(c, more, last, limit)
+	list.TotalCount = chosen.Total
 	return list, nil
 }
 

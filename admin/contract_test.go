@@ -98,7 +98,7 @@ func TestContract(t *testing.T) {
 		r(`GET /service_users/service_1`, `200`, "Authorization: Basic !!", "Authorization: Bearer x"),
 		r(`GET /service_users/service_1`, `200`, "Accept: text/html", "Origin: https://evil.invalid", "X-Forwarded-Host: host.invalid"),
 		r(`OPTIONS /service_users`, `204`, "Origin: https://evil.invalid", "Access-Control-Request-Method: POST"),
-		r(`GET /service_users/service_1`, `200`, `If-None-Match: "4"`),
+		r(`GET /service_users/service_1`, `304`, `If-None-Match: "4"`),
 	)
 	if id, err := ksuid.Parse(strings.TrimPrefix(s.real["service_1"], "service_")); err != nil || !id.Time().Equal(start.Add(time.Second)) {
 		t.Errorf("id: got %s of %s, %v, want that it tells when it was made", s.real["service_1"], id.Time(), err)

@@ -207,6 +207,23 @@ func parseTime(field, text string) (time.Time, error) {
 	return t, nil
 }
 
+// parsePast parses a time in the past, in the forms of parseTime and in those that people write: a
+// duration before now such as 7d, or a day such as 2026-11-21, which begins at midnight UTC.
+func parsePast(field, text string, now time.Time) (time.Time, error) {
+	if ago, err := ParseDuration(text); err == nil {
+		return now.UTC().Add(-ago).Truncate(time.Second), nil
+	}
+	if day, err := time.Parse(time.DateOnly, text); err == nil {
+		return day, nil
+	}
+	t, err := parseTime(field, text)
+	if err != nil {
+		err = invalidField(field, fmt.Sprintf("%q is not a time such as 7d (ago), 2026-11-21 (midnight UTC) "+
+			"or 2026-11-21T12:00:00Z", text))
+	}
+	return t, err
+}
+
 // setTime copies the time in a field of the body to place, if the body contains the field.
 func setTime(field string, in Opt[string], place *time.Time) error {
 	if !in.Set {

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"math"
 	"net/http"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -62,10 +63,9 @@ type filterKind[R any] struct {
 var userFilter = filterKind[store.ServiceUser]{filterFields, "service users",
 	"narrow the list by q, role, team or status as well, or make the filter simpler"}
 
-// filterEnv is the language of filters: its variables and functions.
+// filterEnv is the language of filters without obj: its other variables and functions.
 var filterEnv = sync.OnceValue(func() *cel.Env {
 	env, err := cel.NewEnv(
-		cel.Variable("obj", cel.MapType(cel.StringType, cel.DynType)),
 		cel.Variable("now", cel.TimestampType),
 		cel.Variable("time.now", cel.TimestampType),
 		cel.OptionalTypes(),
@@ -91,16 +91,22 @@ func (k filterKind[R]) compile(ctx context.Context, text string, now time.Time) 
 	if len(text) > maxFilterBytes {
 		return nil, bad("has %d bytes, at most %d are allowed", len(text), maxFilterBytes)
 	}
-	env := filterEnv()
-	ast, err := access.ParseExpression(env, text)
+	fields := fieldTypes(k.fields(new(R)))
+	env, err := filterEnv().Extend(access.WithFields("obj", fields))
 	if err != nil {
-		return nil, bad("%s", err)
+		return nil, err
 	}
-	if ast.OutputType() != cel.BoolType && ast.OutputType() != cel.DynType {
+	ast, err := access.ParseExpression(env, text)
+	switch {
+	case err != nil:
+		known := strings.Join(slices.Sorted(maps.Keys(fields)), ", ")
+		text := undefinedField.ReplaceAllString(err.Error(), `obj has no "$2"; it has `+known+` ($1)`)
+		return nil, bad("%s", text)
+	case ast.OutputType() != cel.BoolType:
 		return nil, bad("is a %s, and must be true or false", ast.OutputType())
 	}
 	costs := filterCosts{}
-	if problem := costs.check(ast.NativeRep(), k.fields(new(R))); problem != "" {
+	if problem := costs.check(ast.NativeRep()); problem != "" {
 		return nil, bad("%s", problem)
 	}
 	program, err := env.Program(ast, cel.EvalOptions(cel.OptOptimize), cel.CostTracking(costs),
@@ -127,12 +133,32 @@ func (k filterKind[R]) compile(ctx context.Context, text string, now time.Time) 
 		case err != nil:
 			return false, nil // such as a label that this row does not have
 		}
-		fits, ok := out.(types.Bool)
-		if !ok {
-			return false, bad("is a %s for %s, and must be true or false", out.Type(), obj["id"])
-		}
-		return bool(fits), nil
+		return out == types.True, nil
 	}, nil
+}
+
+// undefinedField finds the message of CEL about an unknown field.
+var undefinedField = regexp.MustCompile(`^(at character \d+): undefined field '(.*)'$`)
+
+// fieldTypes declares the fields of obj, which is a map, by the values of an empty one. With the
+// types, a mistake such as obj.active == "true" is an error in place of an empty list.
+func fieldTypes(obj map[string]any) map[string]*types.FieldType {
+	fields := make(map[string]*types.FieldType)
+	for name, value := range obj {
+		kind := cel.TimestampType // which CEL also compares with null
+		switch value.(type) {
+		case string:
+			kind = cel.StringType
+		case bool:
+			kind = cel.BoolType
+		case []string:
+			kind = cel.ListType(cel.StringType)
+		case map[string]string:
+			kind = cel.MapType(cel.StringType, cel.StringType)
+		}
+		fields[name] = access.Field(kind, func(obj map[string]any) (any, error) { return obj[name], nil })
+	}
+	return fields
 }
 
 // filterCosts gives the cost of calls for which CEL counts next to nothing: CEL does not know the
@@ -217,19 +243,18 @@ func (c filterCosts) CallCost(function, overload string, args []ref.Val, result 
 	return &rounded
 }
 
-// check looks for fields that are not among the fields of obj, and for calls that could use much
-// time or memory before CallCost can count them. It returns the fault, or "". It also fills c with
-// the patterns of the filter.
-func (c filterCosts) check(a *celast.AST, fields map[string]any) (problem string) {
+// check looks for calls that could use much time or memory before CallCost can count them, and for
+// mistakes that would only fail at run time, when the filter would silently match nothing. It
+// returns the fault, or "". It also fills c with the patterns of the filter.
+func (c filterCosts) check(a *celast.AST) (problem string) {
+	selected := make(map[int64]bool) // the expressions of which a field is read
 	celast.PreOrderVisit(a.Expr(), celast.NewExprVisitor(func(e celast.Expr) {
 		switch e.Kind() {
 		case celast.SelectKind:
-			// CEL itself would fail only at run time, and the filter would silently match nothing.
-			of, name := e.AsSelect().Operand(), e.AsSelect().FieldName()
-			_, known := fields[name]
-			if of.Kind() == celast.IdentKind && of.AsIdent() == "obj" && !known {
-				problem = fmt.Sprintf("obj has no %q; it has %s",
-					name, strings.Join(slices.Sorted(maps.Keys(fields)), ", "))
+			selected[e.AsSelect().Operand().ID()] = true
+		case celast.IdentKind:
+			if strings.TrimPrefix(e.AsIdent(), ".") == "obj" && !selected[e.ID()] {
+				problem = "name a field of obj, such as obj.name"
 			}
 		case celast.ComprehensionKind:
 			loop := e.AsComprehension()
@@ -242,16 +267,18 @@ func (c filterCosts) check(a *celast.AST, fields map[string]any) (problem string
 			case "format":
 				problem = "a filter cannot use format, because its result can have any length; " +
 					"join texts by +"
-			case overloads.Matches:
-				pattern, ok := args[len(args)-1], false
-				if pattern.Kind() == celast.LiteralKind {
-					var text types.String
-					if text, ok = pattern.AsLiteral().(types.String); ok {
-						c[string(text)] = access.PatternSteps(string(text))
-						ok = c[string(text)] <= maxFilterSize
+			case "add", "subtract":
+				if text, ok := args[0].AsLiteral().(types.String); ok {
+					if _, err := ParseDuration(string(text)); err != nil {
+						problem = err.Error()
 					}
 				}
-				if !ok {
+			case operators.OptSelect:
+				selected[args[0].ID()] = true
+			case overloads.Matches:
+				pattern, ok := args[len(args)-1].AsLiteral().(types.String)
+				c[string(pattern)] = access.PatternSteps(string(pattern))
+				if !ok || c[string(pattern)] > maxFilterSize {
 					problem = "matches needs a simple pattern that is written out, " +
 						"as in matches(\"^[a-z]+$\")"
 				}
@@ -260,6 +287,13 @@ func (c filterCosts) check(a *celast.AST, fields map[string]any) (problem string
 					problem = "compares values that may hold other values, at any depth; " +
 						"compare a field of obj, or a text, with one of them"
 				}
+				text, ok := args[0].AsLiteral().(types.String)
+				of := args[1].AsSelect().FieldName() // "" for other expressions
+				if ok && call.FunctionName() == operators.In && of == "permission_groups" &&
+					!store.ValidID("group", string(text)) {
+					problem = fmt.Sprintf("permission_groups has ids, group_…, and %q is not one",
+						string(text))
+				}
 			}
 		}
 	}))
@@ -267,24 +301,11 @@ func (c filterCosts) check(a *celast.AST, fields map[string]any) (problem string
 }
 
 // deepValue reports whether the value of an expression may be nested more than one level deep, such
-// as a list of lists. A comparison of two such values can cost far more than CEL counts. Values
-// selected from obj are never that deep, but obj itself is.
+// as a list of lists. A comparison of two such values can cost far more than CEL counts.
 func deepValue(a *celast.AST, e celast.Expr) bool {
-	if !access.CanNest(a.GetType(e.ID())) {
-		return false
+	t := a.GetType(e.ID())
+	if t.TypeName() == "optional_type" {
+		t = t.Parameters()[0]
 	}
-	if e.Kind() == celast.IdentKind {
-		return true
-	}
-	selections := []string{operators.Index, operators.OptIndex, operators.OptSelect} // a[b], a[?b], a.?b
-	for root := e; ; {
-		switch {
-		case root.Kind() == celast.SelectKind:
-			root = root.AsSelect().Operand()
-		case root.Kind() == celast.CallKind && slices.Contains(selections, root.AsCall().FunctionName()):
-			root = root.AsCall().Args()[0]
-		default:
-			return root.Kind() != celast.IdentKind || root.AsIdent() != "obj"
-		}
-	}
+	return access.CanNest(t)
 }

@@ -56,7 +56,7 @@ var hostile = map[string]string{
 	"searches":       `obj.teams.all(t, !obj.description.contains("` + strings.Repeat("a", 200) + `b"))`,
 	"index":          `obj.description.indexOf("` + strings.Repeat("a", 40) + `b") < 0`,
 	"texts by +":     twice("obj.description", 12, "a + a") + `.all(a, a != "x")`,
-	"lists by +":     twice("obj.teams", 20, "a + a") + `.all(a, 5 in a)`,
+	"lists by +":     twice("obj.teams", 20, "a + a") + `.all(a, "5" in a)`,
 	"replace":        twice("obj.description", 6, `a.replace("a", "aa")`) + `.all(a, a != "x")`,
 	"replace by all": `obj.description.replace("a", obj.description).replace("a", obj.description) == ""`,
 	"split":          `obj.description.split("").all(c, c == "a")`,

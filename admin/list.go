@@ -29,6 +29,9 @@ func (q *UserListQuery) query(ctx context.Context, now time.Time) (out store.Use
 	if out.Limit, err = q.limit(); err != nil {
 		return out, err
 	}
+	if out.Total, err = total(q.TotalCount); err != nil {
+		return out, err
+	}
 	if out.Deleted, err = boolean("deleted", q.Deleted); err != nil {
 		return out, err
 	}
@@ -109,6 +112,16 @@ func (q *UserListQuery) place() (*store.Place, error) {
 		}
 	}
 	return at, nil
+}
+
+// total parses the parameter total_count. It returns a place for the number, or nil if the caller
+// does not ask for it.
+func total(text string) (*int, error) {
+	wanted, err := boolean("total_count", text)
+	if !wanted {
+		return nil, err
+	}
+	return new(int), nil
 }
 
 // boolean parses a parameter that is "true", "false" or absent, which means false.

@@ -1356,8 +1356,8 @@ func (m *model) listUsers(t *rapid.T) {
 			return // it would change on the way
 		}
 		fits := (u.deleted != 0) == (deleted == "true") && (name == "" || u.name == name) && (role == "" || u.role == role) && (team == "" || slices.Contains(u.teams, team))
-		text := lower(strings.Join([]string{u.name, u.display, u.alias, u.owner, u.description, m.real[u.id]}, "\n"))
-		fits = fits && strings.Contains(text, lower(q))
+		text := lower(strings.Join([]string{u.name, u.display, u.alias, u.owner, u.description}, "\n"))
+		fits = fits && (strings.Contains(text, lower(q)) || len(q) > len("service_") && strings.HasPrefix(lower(m.real[u.id]), lower(q)))
 		switch status {
 		case "active":
 			fits = fits && u.active && !expired

@@ -3,6 +3,7 @@ package admin
 import (
 	"fmt"
 	"net/url"
+	"slices"
 	"time"
 
 	"github.com/serviceusers/caddy-service-users/access"
@@ -56,7 +57,7 @@ type PermissionList struct {
 // PermissionQuery chooses permissions of the catalogue.
 type PermissionQuery struct {
 	Key      string `query:"key"`      // only the permission with this key
-	Category string `query:"category"` // only permissions of this category
+	Category string `query:"category"` // only permissions of this category; an unknown one is an error
 }
 
 // PermissionKey names a permission.
@@ -105,6 +106,11 @@ func (a *API) listPermissions(c *call, q PermissionQuery) (PermissionList, error
 			shown.Rules = append(shown.Rules, r.String())
 		}
 		out.Permissions = append(out.Permissions, shown)
+	}
+	in := func(p store.Permission) bool { return p.Category == q.Category }
+	if q.Category != "" && !slices.ContainsFunc(list, in) {
+		return PermissionList{}, invalidField("category", fmt.Sprintf("no permission has the category %q; "+
+			"a list without category shows all of them", q.Category))
 	}
 	return out, nil
 }

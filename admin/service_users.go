@@ -115,14 +115,15 @@ func (a *API) listUsers(c *call, q UserListQuery) ([]ServiceUser, Page, error) {
 	for i, u := range users {
 		list[i] = c.showUser(u)
 	}
-	if !more {
-		return list, lastPage(c), nil
+	links := lastPage(c)
+	switch {
+	case more && chosen.Sort == "":
+		links = nextPage(c, "before_id", users[len(users)-1].ID, chosen.Limit)
+	case more:
+		links = nextPage(c, "cursor", q.cursor(chosen.KeyOf(users[len(users)-1])), chosen.Limit)
 	}
-	last := users[len(users)-1]
-	if chosen.Sort == "" {
-		return list, nextPage(c, "before_id", last.ID, chosen.Limit), nil
-	}
-	return list, nextPage(c, "cursor", q.cursor(chosen.KeyOf(last)), chosen.Limit), nil
+	links.TotalCount = chosen.Total
+	return list, links, nil
 }
 
 // getServiceUser returns a service user.
@@ -200,12 +201,14 @@ func filterFields(u *store.ServiceUser) map[string]any {
 	labels := make(map[string]string, len(u.Labels))
 	maps.Copy(labels, u.Labels)
 	return map[string]any{
-		"id": u.ID, "name": u.Name, "display_name": u.DisplayName, "description": u.Description,
+		"id": u.ID, "uri": "/service_users/" + u.ID,
+		"name": u.Name, "display_name": u.DisplayName, "description": u.Description,
 		"owner": u.Owner, "alias": u.Alias, "active": u.Active, "role": string(u.Role),
 		"teams": nonNil(u.Teams), "labels": labels, "allowed_ips": nonNil(u.AllowedIPs),
 		"created_at": filterTime(u.CreatedAt), "updated_at": filterTime(u.UpdatedAt),
 		"expires_at": filterTime(u.ExpiresAt), "last_active_at": filterTime(u.LastActiveAt),
-		"created_by": u.CreatedBy,
+		"deleted_at": filterTime(u.DeletedAt), "created_by": u.CreatedBy,
+		"permission_groups": nonNil(u.Groups),
 	}
 }
 

@@ -164,6 +164,8 @@ type BotUserList struct {
 type Page struct {
 	URI         string  `json:"uri"`           // the path of the list
 	NextPageURI *string `json:"next_page_uri"` // the path of the next page; null on the last page
+	// the number of entries of all pages; only with the parameter total_count
+	TotalCount *int `json:"total_count,omitempty"`
 }
 
 // TokenInput is the body that creates or changes a token. The end of the token is either a time,
@@ -426,6 +428,8 @@ type ListQuery struct {
 	Limit string `query:"limit" integer:"1-100" default:"100"`
 	// only entries created before this id; the entry with this id may be deleted meanwhile
 	BeforeID string `query:"before_id"`
+	// "true" adds the number of entries of all pages to the answer
+	TotalCount string `query:"total_count"`
 }
 
 // NamedListQuery chooses a page of a list, or the entry with a name.
@@ -438,8 +442,8 @@ type NamedListQuery struct {
 // parameters.
 type UserListQuery struct {
 	NamedListQuery
-	// only service users that have this text in the name, display name, alias, owner,
-	// description or id
+	// only service users that have this text in the name, display name, alias, owner or
+	// description, or whose id begins with it
 	Q string `query:"q"`
 	// only service users with this role: admin, manager or member
 	Role string `query:"role"`
@@ -450,7 +454,7 @@ type UserListQuery struct {
 	// name, role, created_at or last_active_at, with "-" before it for descending order;
 	// default -created_at
 	Sort string `query:"sort"`
-	// a condition in CEL over obj, such as
+	// a condition in CEL over obj and now, such as
 	// obj.role == "admin" && obj.created_at > timestamp("2026-01-01T00:00:00Z")
 	Filter string `query:"filter"`
 	// a cursor from next_page_uri; it is valid only with the same sort and filters
@@ -458,7 +462,7 @@ type UserListQuery struct {
 	// "true" lists tombstones instead of service users
 	Deleted string `query:"deleted"`
 	// only service users by this creator: "local", "human:NAME", or the id or name of a service
-	// user
+	// user; an unknown creator is an error
 	CreatedBy string `query:"created_by"`
 }
 

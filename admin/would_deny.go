@@ -2,6 +2,7 @@ package admin
 
 import (
 	"cmp"
+	"fmt"
 	"time"
 
 	"github.com/serviceusers/caddy-service-users/access"
@@ -11,7 +12,7 @@ import (
 // WouldDenyQuery chooses counts of observe mode.
 type WouldDenyQuery struct {
 	Would         access.Effect `query:"would" default:"deny"` // the decision of mode enforce: deny or allow
-	ServiceUserID string        `query:"service_user_id"`      // only requests of this service user
+	ServiceUserID string        `query:"service_user_id"`      // only of the service user with this id or name
 }
 
 // WouldDenyList is the list of counts of observe mode on this node, since the node started or its
@@ -57,12 +58,21 @@ func (a *API) wouldDeny(c *call, q WouldDenyQuery) (WouldDenyList, error) {
 	if effect != access.Deny && effect != access.Allow {
 		return WouldDenyList{}, invalidField("would", "must be deny or allow")
 	}
-	if q.ServiceUserID != "" && !store.ValidID("service", q.ServiceUserID) {
-		return WouldDenyList{}, invalidField("service_user_id", "is not an id that begins with service_")
-	}
 	counted, missed := a.recall.Observed()
 	list := WouldDenyList{WouldDeny: []WouldDeny{}, NotCounted: missed, Page: page(c, false, "", 0)}
 	d := a.store.Directory()
+	if named := q.ServiceUserID; named != "" {
+		q.ServiceUserID = ""
+		d.Users(func(u *access.User) {
+			if (u.ID == named || u.Name == named) && (c.by.Scope == nil || c.by.Scope.Shares(u.Teams)) {
+				q.ServiceUserID = u.ID
+			}
+		})
+		if q.ServiceUserID == "" {
+			return WouldDenyList{}, invalidField("service_user_id",
+				fmt.Sprintf("there is no service user %q", named))
+		}
+	}
 	for _, o := range counted {
 		u, ok := d.User(o.UserID)
 		if o.Effect != effect || q.ServiceUserID != "" && o.UserID != q.ServiceUserID ||

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -14,16 +15,26 @@ import (
 func (c *cli) auditCommands(root *cobra.Command) {
 	query := url.Values{}
 	var limit int
-	list := c.command(root, "list", "Lists the changes and their actors, newest first",
-		"audit list --action token. --limit 20",
+	var names bool
+	var list *cobra.Command
+	list = c.command(root, "list", "Lists the changes and their actors, newest first",
+		"audit list --action token. --since 7d",
 		func([]string) error {
-			if limit < 1 {
-				return usagef("--limit must be at least 1")
+			switch {
+			case limit < 0:
+				return usagef("--limit must be at least 1, or 0 for no limit")
+			case query.Has("since") && !list.Flags().Changed("limit"):
+				limit = 0
+			case limit > 0:
+				query.Set("limit", fmt.Sprint(min(limit, 100))) // of one page
 			}
-			query.Set("limit", fmt.Sprint(min(limit, 100))) // of one page
-			uri, seen := withQuery("/audit_events", query), 0
+			if names {
+				query.Set("names", "true")
+			}
+			uri, seen, more := withQuery("/audit_events", query), 0, false
 			list, err := all(c, uri, func(l *admin.AuditEventList) (*[]admin.AuditEvent, *admin.Page) {
-				if seen += len(l.AuditEvents); seen >= limit {
+				if seen += len(l.AuditEvents); limit > 0 && seen >= limit {
+					more = seen > limit || l.NextPageURI != nil
 					l.NextPageURI = nil // the last page that is needed
 				}
 				return &l.AuditEvents, &l.Page
@@ -31,22 +42,39 @@ func (c *cli) auditCommands(root *cobra.Command) {
 			if err != nil {
 				return err
 			}
-			rows := table{{"SEQ", "AT", "ACTOR", "ACTION", "RESOURCE", "OPERATION"}}
-			list.AuditEvents = list.AuditEvents[:min(len(list.AuditEvents), limit)]
-			for _, e := range list.AuditEvents {
-				rows.add(e.Seq, when(&e.CreatedAt), e.Actor, e.Action, e.ResourceID, e.OperationID)
+			note := ""
+			if more {
+				list.AuditEvents = list.AuditEvents[:limit]
+				query.Set("before_id", fmt.Sprint(list.AuditEvents[limit-1].Seq))
+				list.NextPageURI = new(withQuery("/audit_events", query))
+				note = fmt.Sprintf("These are the newest %s, and there are more; "+
+					"--limit 0 lists all of them, --since 7d those of a week.",
+					plural(limit, "record"))
 			}
-			return c.print(list, rows)
+			rows := table{{"SEQ", "AT", "ACTOR", "ACTOR NAME", "ACTION", "RESOURCE", "NAME", "OPERATION"}}
+			for _, e := range list.AuditEvents {
+				rows.add(e.Seq, when(&e.CreatedAt), e.Actor, e.ActorName, e.Action,
+					e.ResourceID, e.ResourceName, e.OperationID)
+			}
+			for i, row := range rows {
+				if !names {
+					rows[i] = slices.Delete(slices.Delete(row, 6, 7), 3, 4)
+				}
+			}
+			return c.print(list, rows, note)
 		})
 	flags := list.Flags()
 	flags.Var(parameter(query, "actor"), "actor",
-		"only changes by this actor: human:NAME, the id of a service user, local, system or anonymous")
+		"only changes by this actor: human:NAME, local, system, anonymous, or a service user by its id or name")
 	flags.Var(parameter(query, "action"), "action",
 		"only this action, such as token.revoke; \"token.\" selects every action of tokens")
-	flags.Var(parameter(query, "resource_id"), "resource", "only changes of the resource with this id")
-	flags.Var(parameter(query, "since"), "since", "only changes since this time, such as 2030-01-31T12:00:00Z")
-	flags.Var(parameter(query, "until"), "until", "only changes before this time")
-	flags.IntVar(&limit, "limit", 100, "the largest number of changes")
+	flags.Var(parameter(query, "resource_id"), "resource",
+		"only changes of the resource with this id, or of the service user or permission group with this name")
+	flags.Var(parameter(query, "since"), "since",
+		"all changes since this time: 7d (ago), 2026-11-21 (midnight UTC) or 2026-11-21T12:00:00Z")
+	flags.Var(parameter(query, "until"), "until", "only changes before this time, in the forms of --since")
+	flags.IntVar(&limit, "limit", 100, "the largest number of changes; 0 lists all of them, as --since does")
+	flags.BoolVar(&names, "names", false, "shows names beside ids")
 
 	head := url.Values{}
 	verify := c.command(root, "verify", "Verifies the audit trail, and names the first bad record", "audit verify",

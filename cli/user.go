@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/url"
 	"strings"
@@ -104,15 +105,27 @@ func (c *cli) listUsersCommand(root *cobra.Command) {
 			if err != nil {
 				return err
 			}
+			note := ""
+			if team := query.Get("team"); team != "" && len(list.ServiceUsers) == 0 {
+				var members admin.ServiceUserList
+				uri := withQuery("/service_users", url.Values{"team": {team}, "limit": {"1"}})
+				if err := c.do(http.MethodGet, uri, nil, &members); err != nil {
+					return err
+				}
+				if len(members.ServiceUsers) == 0 {
+					note = fmt.Sprintf("No service user has the team %q.", team)
+				}
+			}
 			rows := table{{"ID", "NAME", "ACTIVE", "ROLE", "TEAMS", "LAST ACTIVE", "EXPIRES", "CREATED"}}
 			for _, u := range list.ServiceUsers {
 				rows.add(u.ID, u.Name, yesNo(u.Active), u.Role, strings.Join(u.Teams, ", "),
 					when(u.LastActiveAt), when(u.ExpiresAt), when(&u.CreatedAt))
 			}
-			return c.print(list, rows)
+			return c.print(list, rows, note)
 		})
 	for _, f := range []struct{ flag, parameter, usage string }{
-		{"search", "q", "only those with this in their name, display name, alias, owner, description or id"},
+		{"search", "q", "only those with this in their name, display name, alias, owner or description, " +
+			"or at the start of their id"},
 		{"role", "role", "only this role: admin, manager or member"},
 		{"team", "team", "only this team"},
 		{"status", "status", "only active, inactive or expired ones"},
@@ -120,7 +133,7 @@ func (c *cli) listUsersCommand(root *cobra.Command) {
 			"only those with this creator: the name or id of a service user, human:NAME, or local"},
 		{"sort", "sort", "by name, role, created_at or last_active_at; \"-\" before it is descending"},
 		{"filter", "filter",
-			"a CEL expression over obj, such as 'obj.created_at > timestamp(\"2030-01-01T00:00:00Z\")'"},
+			"a CEL expression over obj and now, such as 'obj.created_at > now.subtract(\"7d\")'"},
 	} {
 		list.Flags().Var(parameter(query, f.parameter), f.flag, f.usage)
 	}

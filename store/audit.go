@@ -9,6 +9,8 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -31,7 +33,20 @@ type AuditEvent struct {
 	Operation string
 	PrevHash  string
 	Hash      string
+
+	ActorName    string // of a service user; only if the query asks for names
+	ResourceName string // likewise; for a token it is the name of its service user
 }
+
+// auditActions lists the actions of the audit trail.
+var auditActions = strings.Fields(`
+	service_user.create service_user.update service_user.deactivate service_user.reactivate
+	service_user.delete service_user.undelete service_user.purge
+	token.create token.update token.refresh token.rotate token.revoke token.first_use
+	permission_group.create permission_group.update permission_group.delete
+	rule.add rule.remove member.add member.remove
+	permission.create permission.update permission.delete permission.reorder
+	store.backup store.restore refused`)
 
 // digest returns the hash of a record: SHA-256, in hex, over the previous record's hash and every
 // field of this one. It makes the trail a chain.
@@ -48,6 +63,9 @@ func (e *AuditEvent) digest() string {
 // JSON can represent. before is nil when the action creates the resource, after is nil when the
 // action removes it.
 func (t *tx) audit(action, resource string, before, after any) error {
+	if !slices.Contains(auditActions, action) {
+		return fmt.Errorf("%q is not among the actions of the audit trail", action)
+	}
 	e := AuditEvent{
 		ID: t.newID("audit"), At: t.now, Actor: t.by.Name, Action: action,
 		Resource: resource, Operation: t.by.Operation,
@@ -99,33 +117,132 @@ func (s *Store) logAudit(events []AuditEvent) {
 
 // AuditQuery selects records of the audit trail. The zero value selects all of them.
 type AuditQuery struct {
-	Actor    string // "" is any
+	Actor    string // the name of an [Actor], without its prefix too, or of a service user; "" is any
 	Action   string // such as "token.revoke", or "token." for all actions with that beginning; "" is any
-	Resource string // an id; "" is any
+	Resource string // the id or the name of a service user or group, or another id; "" is any
 	Since    time.Time
 	Until    time.Time
 	Before   int64 // only records with a smaller number; 0 is all
 	Limit    int
+	Names    bool // whether the records have names beside ids
+	Total    *int // if not nil, it gets the number of records of all pages
 }
 
 // AuditEvents lists records of the audit trail, newest first. more reports whether the limit cut
-// the list. Only admins may call it.
+// the list. The error is [ErrInvalid] for an actor, action or resource that is unknown. Only admins
+// may call it.
 func (s *Store) AuditEvents(ctx context.Context, by Actor, q AuditQuery) (list []AuditEvent, more bool, err error) {
 	list, err = inRead(ctx, s, by, func(t *tx) ([]AuditEvent, error) {
 		if err := t.admit("read the audit trail"); err != nil {
 			return nil, err
 		}
-		// One more record than the limit shows whether there is another page.
-		return all(t, "reading the audit trail", scanAudit, selectAudit+`
-			WHERE ($1 = '' OR actor = $1)
+		actors, resources, err := t.auditNames(q)
+		if err != nil {
+			return nil, err
+		}
+		args := params{q.Actor, q.Action, q.Resource, unix(q.Since), unix(q.Until)}
+		where := `
+			WHERE ($1 = '' OR ` + madeBy("actor", "$1") + ` OR actor IN (` + args.list(actors) + `))
 				AND ($2 = '' OR action = $2 OR $2 LIKE '%.' AND SUBSTR(action, 1, LENGTH($2)) = $2)
-				AND ($3 = '' OR resource_id = $3)
-				AND at >= $4 AND ($5 = 0 OR at < $5) AND ($6 = 0 OR seq < $6)
-			ORDER BY seq DESC LIMIT $7`,
-			q.Actor, q.Action, q.Resource, unix(q.Since), unix(q.Until), q.Before, q.Limit+1)
+				AND ($3 = '' OR resource_id = $3 OR resource_id IN (` + args.list(resources) + `))
+				AND at >= $4 AND ($5 = 0 OR at < $5)`
+		if q.Total != nil {
+			err := t.row(`SELECT COUNT(*) FROM audit_events`+where, args...).Scan(q.Total)
+			if err != nil {
+				return nil, fmt.Errorf("counting the audit trail: %w", err)
+			}
+		}
+		before := args.add(q.Before)
+		// One more record than the limit shows whether there is another page.
+		where += ` AND (` + before + ` = 0 OR seq < ` + before + `)
+			ORDER BY seq DESC LIMIT ` + args.add(q.Limit+1)
+		list, err := all(t, "reading the audit trail", scanAudit, selectAudit+where, args...)
+		for i := range list {
+			if e := &list[i]; q.Names && err == nil {
+				e.ActorName, err = t.nameOf(e.Actor)
+				if err == nil {
+					e.ResourceName, err = t.nameOf(e.Resource)
+				}
+			}
+		}
+		return list, err
 	})
 	list, more = cut(list, q.Limit)
 	return list, more, err
+}
+
+// auditNames returns the ids of the actors and the resources that a query names. It rejects values
+// that the trail does not know: they would select nothing, as if nothing had happened.
+func (t *tx) auditNames(q AuditQuery) (actors, resources []string, err error) {
+	if q.Action != "" && !slices.ContainsFunc(auditActions, func(a string) bool {
+		return a == q.Action || strings.HasSuffix(q.Action, ".") && strings.HasPrefix(a, q.Action)
+	}) {
+		return nil, nil, invalid("action", "there is no action %q; the actions are %s; "+
+			`"token." selects all that begin so`, q.Action, strings.Join(auditActions, ", "))
+	}
+	if q.Resource != "" {
+		resources, err = t.inTrail("resource_id", q.Resource, "resource_id = $1", "name a service user or "+
+			"a permission group by its id or name, a token by its id, or a permission by its key")
+	}
+	if q.Actor != "" && !slices.Contains([]string{Local.Name, "system", Anonymous}, q.Actor) && err == nil {
+		actors, err = t.inTrail("actor", q.Actor, madeBy("actor", "$1"),
+			"an actor is local, human:NAME, system, anonymous, or a service user by its id or name")
+	}
+	return actors, resources, err
+}
+
+// madeBy returns a condition that a column with the name of an [Actor] meets if arg means the actor.
+// The prefix of a person need not be written, and "local" means everybody at a local door.
+func madeBy(column, arg string) string {
+	return strings.NewReplacer("COLUMN", column, "ARG", arg).Replace(`(
+		COLUMN IN (ARG, 'human:' || ARG, 'local:' || ARG, 'local, said to be ' || ARG)
+		OR ARG = 'local' AND SUBSTR(COLUMN, 1, 6) IN ('local:', 'local,'))`)
+}
+
+// inTrail returns the ids of the service users and groups that have a text as their id or name. In
+// place of ids, the column of the trail may have the text: then records meet the condition is.
+// advice completes the error for a text that is neither.
+func (t *tx) inTrail(column, text, is, advice string) (ids []string, err error) {
+	for _, query := range []string{
+		`SELECT id FROM service_users WHERE id = $1 OR name = $1
+		UNION SELECT id FROM permission_groups WHERE $2 = 'resource_id' AND (id = $1 OR name = $1)`,
+		`SELECT ` + column + ` FROM audit_events WHERE ` + is + ` LIMIT 1`,
+		// Only the trail has the name of a purged service user, and the former name of a
+		// renamed one. The JSON of their records begins with id and name.
+		`SELECT DISTINCT resource_id FROM audit_events
+		WHERE ($2 = 'resource_id' OR SUBSTR(resource_id, 1, 8) = 'service_')
+			AND '{"id":"' || resource_id || $3 IN (
+				SUBSTR(before, 1, 7 + LENGTH(resource_id || $3)),
+				SUBSTR(after, 1, 7 + LENGTH(resource_id || $3)))`,
+	} {
+		ids, err = all(t, "looking for the "+column, scanString, query,
+			text, column, `","name":`+toJSON(text)+`,`)
+		if err != nil || len(ids) > 0 {
+			return ids, err
+		}
+	}
+	return nil, invalid(column, "the audit trail does not know %q; %s", text, advice)
+}
+
+// nameOf returns the last name of a service user or group, or of the service user that a token
+// belongs to. It is "" for other ids. The trail has it even after a purge.
+func (t *tx) nameOf(id string) (string, error) {
+	texts, err := all(t, "reading a name", scanString, `
+		SELECT CASE after WHEN '' THEN before ELSE after END FROM audit_events
+		WHERE resource_id = $1 AND $1 <> '' AND action <> 'refused' AND before || after <> ''
+		ORDER BY seq DESC LIMIT 1`, id)
+	if err != nil || len(texts) == 0 {
+		return "", err
+	}
+	var of struct {
+		Name   string `json:"name"`
+		UserID string `json:"service_user_id"`
+	}
+	_ = json.Unmarshal([]byte(texts[0]), &of) // VerifyAudit finds a record that was damaged
+	if of.UserID != "" && of.UserID != id {
+		return t.nameOf(of.UserID)
+	}
+	return of.Name, nil
 }
 
 // hashOf returns the hash of a record of the audit trail, and "" without such a record. row is

@@ -287,7 +287,10 @@ func checkEvent(t *testing.T, w *world, e AuditEvent) {
 
 // A record that is tampered with no longer fits its hash.
 func TestAuditDigest(t *testing.T) {
-	e := AuditEvent{1, "i", time.Unix(2, 0), "a", "c", "r", json.RawMessage("{}"), json.RawMessage("[]"), "o", "p", ""}
+	e := AuditEvent{
+		Seq: 1, ID: "i", At: time.Unix(2, 0), Actor: "a", Action: "c", Resource: "r",
+		Before: json.RawMessage("{}"), After: json.RawMessage("[]"), Operation: "o", PrevHash: "p",
+	}
 	digest := e.digest()
 	if sum := fmt.Sprintf("%x", sha256.Sum256([]byte(`["p",1,"i",2,"a","c","r","{}","[]","o"]`))); digest != sum {
 		t.Errorf("digest: got %s, want %s", digest, sum)

@@ -174,6 +174,17 @@ func TestPurge(t *testing.T) {
 	if of := must(w.trail(ctx, u.ID, 0, 9)); len(of) != 3 || !strings.Contains(string(of[2].After), "private4") {
 		t.Errorf("of one: got %v, want its creation, its end and the purge", of)
 	}
+	for resource, want := range map[string]string{"private1": "service_user.purge service_user.delete service_user.create", k.ID: "token.create"} {
+		var got []string
+		for _, e := range must(first2(w.AuditEvents(ctx, Local, AuditQuery{Resource: resource, Names: true, Limit: 9}))) {
+			if got = append(got, e.Action); e.ResourceName != "private1" || e.ActorName != "" {
+				t.Errorf("%s %s: got the names %q and %q, want private1", resource, e.Action, e.ActorName, e.ResourceName)
+			}
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("trail of %s: got %q, want %q", resource, got, want)
+		}
+	}
 	before = dump(t, w.Store)
 	mustDo(w.purge(ctx))
 	same(t, "again", dump(t, w.Store), before)

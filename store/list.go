@@ -12,19 +12,20 @@ import (
 // UserQuery selects a page of service users. The zero value selects all of them, newest first.
 type UserQuery struct {
 	Name    string // exactly this name; "" is any
-	Search  string // part of the id or of a text that people write, in any case of ASCII letters
+	Search  string // part of a text that people write, or the beginning of the id, in any case of ASCII letters
 	Role    string // "" is any
 	Team    string // "" is any
 	Status  string // "active", "inactive" or "expired"; "" is any
 	Deleted bool   // list tombstones instead
-	Creator string // the name of the [Actor] that created it, or the name of the service user that did; "" is any
+	Creator string // an [Actor], as in AuditQuery.Actor; "" is any
 	Sort    string // a key of UserSorts, after "-" for descending; "" is "-created_at"
 
 	After *Place // only service users after this place in the order
 	// Filter selects among the service users that meet the other fields; nil selects all. It is
 	// called in the order of the list, while no transaction is open.
 	Filter func(*ServiceUser) (bool, error)
-	Limit  int // the most service users in the page; at least 1
+	Limit  int  // the most service users in the page; at least 1
+	Total  *int // if not nil, it gets the number of service users of all pages
 }
 
 // Place is a place in a sorted list: the sort key of a row, and its id.
@@ -50,10 +51,15 @@ const (
 )
 
 // ServiceUsers lists service users. more reports whether more of them follow the last one. It
-// returns early, with an error, when ctx ends.
+// returns early, with an error, when ctx ends. The error is [ErrInvalid] for an unknown creator.
 func (s *Store) ServiceUsers(ctx context.Context, by Actor, q UserQuery) (list []ServiceUser, more bool, err error) {
 	if q.Filter != nil {
 		if list, more, err = s.filterUsers(ctx, by, q); err != nil {
+			return nil, false, err
+		}
+	}
+	if q.Total != nil {
+		if *q.Total, err = s.countUsers(ctx, by, q); err != nil {
 			return nil, false, err
 		}
 	}
@@ -68,9 +74,45 @@ func (s *Store) ServiceUsers(ctx context.Context, by Actor, q UserQuery) (list [
 			}
 			found, more = cut(rows, q.Limit)
 		}
+		if len(found) == 0 && q.Creator != "" && q.After == nil {
+			if err := t.checkCreator(q.Creator); err != nil {
+				return nil, err
+			}
+		}
 		return found, t.complete(q, found)
 	})
 	return list, more, err
+}
+
+// countUsers returns the number of service users of all pages.
+func (s *Store) countUsers(ctx context.Context, by Actor, q UserQuery) (n int, err error) {
+	q.After, q.Limit = nil, MaxFiltered
+	if q.Filter != nil {
+		list, beyond, err := s.filterUsers(ctx, by, q)
+		if err == nil && beyond {
+			err = invalid("total_count", "there are too many service users to count; "+
+				"narrow the list by q, role, team or status as well")
+		}
+		return len(list), err
+	}
+	return inRead(ctx, s, by, func(t *tx) (int, error) {
+		where, _, args := t.choose(q)
+		err := t.row(`SELECT COUNT(*) FROM service_users`+where, args...).Scan(&n)
+		return n, err
+	})
+}
+
+// checkCreator rejects a creator that is not known to the actor.
+func (t *tx) checkCreator(creator string) error {
+	args := params{creator}
+	where := `(id = $1 OR name = $1 OR ` + madeBy("created_by", "$1") + `) AND ` + t.by.Scope.sees(&args)
+	known, err := all(t, "looking for the creator", scanString,
+		`SELECT id FROM service_users WHERE `+where+` LIMIT 1`, args...)
+	if err == nil && len(known) == 0 && creator != Local.Name && creator != t.by.Name {
+		err = invalid("created_by", "%q has created no service user and is not one; "+
+			"a creator is local, human:NAME, or a service user by its id or name", creator)
+	}
+	return err
 }
 
 // filterUsers lists the service users that meet a filter. It first reads the ids in their order,
@@ -130,6 +172,17 @@ func (t *tx) usersOf(q UserQuery, ids []string) (map[string]*ServiceUser, error)
 	for i := range list {
 		users[list[i].ID] = &list[i]
 	}
+	if err != nil {
+		return nil, err
+	}
+	args = params{}
+	members, err := all(t, "reading permission groups", scanPair, `SELECT service_user_id, group_id FROM members
+		WHERE service_user_id IN (`+args.list(ids)+`) ORDER BY group_id`, args...)
+	for _, m := range members {
+		if u := users[m[0]]; u != nil {
+			u.Groups = append(u.Groups, m[1])
+		}
+	}
 	return users, err
 }
 
@@ -168,7 +221,7 @@ func (t *tx) choose(q UserQuery) (clause, order string, args params) {
 	// service users that a manager sees; otherwise the manager could test which names exist.
 	if q.Creator != "" {
 		creator := arg(q.Creator)
-		where = append(where, `(created_by = `+creator+` OR created_by IN (
+		where = append(where, `(`+madeBy("created_by", creator)+` OR created_by IN (
 			SELECT id FROM service_users WHERE name = `+creator+` AND `+visible+`))`)
 	}
 	// Every query has to use every argument, so branches that do not need now compare it with
@@ -186,10 +239,12 @@ func (t *tx) choose(q UserQuery) (clause, order string, args params) {
 	}
 	if q.Search != "" {
 		pattern := arg(q.Search)
+		// Any short text may be in the random part of an id, so an id has to begin with it.
+		size := `LENGTH(` + pattern + `)`
+		any := []string{size + ` > 8 AND LOWER(SUBSTR(id, 1, ` + size + `)) = LOWER(` + pattern + `)`}
 		// LIKE would treat "%" and "_" in the search text as wildcards.
-		var any []string
 		for _, c := range new(ServiceUser).columns() {
-			if c.people || c.name == "id" {
+			if c.people {
 				any = append(any, `REPLACE(LOWER(`+c.name+`), LOWER(`+pattern+`), '') <> LOWER(`+c.name+`)`)
 			}
 		}

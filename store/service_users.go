@@ -335,6 +335,11 @@ func scanString(rows *sql.Rows) (s string, err error) {
 	return s, err
 }
 
+func scanPair(rows *sql.Rows) (v [2]string, err error) {
+	err = rows.Scan(&v[0], &v[1])
+	return v, err
+}
+
 // setGroups makes a service user a member of exactly these groups.
 func (t *tx) setGroups(id string, before, after []string) error {
 	for _, group := range before {

@@ -176,6 +176,15 @@ func (d *describer) operation(r route) *operation {
 	}
 	op.RequestBody = body
 	op.Responses.add(r.status, done)
+	if tag := done.Headers.get("ETag"); tag.Ref != "" && r.method == http.MethodGet {
+		op.Parameters = append(op.Parameters, parameter{
+			Name: "If-None-Match", In: "header", Schema: &schema{Type: "string"},
+			Description: "the ETag of an earlier answer; the answer is 304 if the resource has not changed since",
+		})
+		op.Responses.add("304", &response{
+			Description: http.StatusText(http.StatusNotModified), Headers: done.Headers,
+		})
+	}
 	d.failures(r, source.comment, &op.Responses)
 	return op
 }
