@@ -3,7 +3,10 @@ package cli
 import (
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
+	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 )
@@ -21,24 +24,55 @@ func (c *cli) issue(request func() error, secret *string) error {
 	if c.secretFile == "" {
 		return request()
 	}
-	file, err := os.OpenFile(c.secretFile, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if errors.Is(err, os.ErrExist) {
-		return fmt.Errorf("--secret-file: %q exists already, and is not overwritten; name another file",
-			c.secretFile)
-	}
-	if err != nil {
-		return fmt.Errorf("--secret-file: %w", err)
+	if err := newSecretFile("--secret-file", c.secretFile); err != nil {
+		return err
 	}
 	if err := request(); err != nil {
-		return errors.Join(err, file.Close(), os.Remove(c.secretFile))
+		return errors.Join(err, os.Remove(c.secretFile))
 	}
-	_, err = file.WriteString(*secret) // without a line feed, which not every reader would remove
+	err := saveSecret(c.secretFile, *secret)
 	*secret = ""
-	if err = errors.Join(err, file.Sync(), file.Close()); err != nil {
-		return fmt.Errorf("a token was issued and could not be written; revoke it: %w",
-			errors.Join(err, os.Remove(c.secretFile)))
+	if err != nil {
+		return fmt.Errorf("a token was issued and could not be written; revoke it: %w", err)
 	}
 	return nil
+}
+
+// newSecretFile creates an empty file for a secret, which only the user can read. It does not
+// overwrite a file. The error names the flag that the path is from.
+func newSecretFile(flag, path string) error {
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("%s: %q exists already, and is not overwritten; name another file", flag, path)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", flag, err)
+	}
+	return file.Close()
+}
+
+// saveSecret writes a secret into a file that newSecretFile has created. After an error it removes
+// the file.
+func saveSecret(path, secret string) error {
+	file, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err == nil {
+		_, err = file.WriteString(secret) // without a line feed, which not every reader would remove
+		err = errors.Join(err, file.Sync(), file.Close())
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(path))
+	}
+	return nil
+}
+
+// secretPath returns the path in the directory of --secret-dir for a secret of the service user with
+// this name. A character of the name that could lead elsewhere, such as "/", becomes "%2F".
+func secretPath(dir, name string) string {
+	name = url.PathEscape(name)
+	if strings.HasPrefix(name, ".") { // "..", or a file that ls does not show
+		name = "%2E" + name[1:]
+	}
+	return filepath.Join(dir, name)
 }
 
 // secretNote returns the note after a command that issued a secret.
