@@ -73,6 +73,7 @@ func (a *API) routes() []route {
 		versioned(handle(a, "PATCH", "/service_users/{id}", 200, a.updateServiceUser)),
 		versioned(handle(a, "DELETE", "/service_users/{id}", 204, a.deleteServiceUser)),
 		handle(a, "POST", "/service_users/{id}/undelete", 200, a.undeleteServiceUser),
+		versioned(handle(a, "POST", "/service_users/bulk", 200, a.bulkServiceUsers)),
 
 		// Tokens: the secrets by which service users authenticate.
 		handle(a, "POST", "/service_users/{id}/tokens", 201, a.createToken),
@@ -223,6 +224,7 @@ func (u ServiceUser) etag() string { return u.ETag }
 func (t Token) etag() string       { return t.ETag }
 func (g Group) etag() string       { return g.ETag }
 func (k APIKey) etag() string      { return k.ETag }
+func (b BulkResult) etag() string  { return b.ETag }
 
 // run calls an operation with the input, the ids and the version in the request. It answers an
 // error itself, and then reports false.
@@ -317,7 +319,11 @@ func decodeInput(w http.ResponseWriter, r *http.Request, in any) error {
 	if err := decodeQuery(r, new(None)); err != nil {
 		return err
 	}
-	return DecodeJSON(w, r, maxBody, in)
+	limit := int64(maxBody)
+	if _, many := in.(*BulkInput); many {
+		limit = maxBulkBody
+	}
+	return DecodeJSON(w, r, limit, in)
 }
 
 type actorKey struct{}

@@ -98,6 +98,13 @@ func (c *Client) Patch(ctx context.Context, uri, etag string, in, out any) error
 	return c.do(ctx, http.MethodPatch, uri, mergePatchType, etag, in, out)
 }
 
+// Bulk changes many service users. etag is that of a dry run, whose service users must not have
+// changed since; "" is for any.
+func (c *Client) Bulk(ctx context.Context, etag string, in BulkInput) (out BulkResult, err error) {
+	err = c.do(ctx, http.MethodPost, "/service_users/bulk", "application/json", etag, in, &out)
+	return out, err
+}
+
 func (c *Client) do(ctx context.Context, method, uri, kind, etag string, in, out any) error {
 	// A uri may come from an answer, and must not lead the credentials to another host.
 	if !strings.HasPrefix(uri, "/") {

@@ -21,8 +21,11 @@ import (
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
-// maxBody limits the size in bytes of a request body: 1 MiB.
-const maxBody = 1 << 20
+// The largest sizes of a request body, in bytes.
+const (
+	maxBody     = 1 << 20
+	maxBulkBody = 8 << 20 // of a bulk, which may have 1000 service users
+)
 
 // mergePatchType is the Content-Type of a JSON merge patch (RFC 7396). A PATCH accepts it and plain
 // JSON. acceptPatch is the value of the header Accept-Patch (RFC 5789, section 3.1).

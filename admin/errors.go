@@ -42,6 +42,19 @@ func (e *Error) field(name string) *Error {
 	return e
 }
 
+// within puts a part of the request before the field of an [*Error]: the part "users.17" and the field
+// "name" give "users.17.name". It returns other errors unchanged.
+func within(err error, part string) error {
+	var e *Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	for field, msg := range e.Details { // has one field at most
+		return NewError(e.Status, e.Code, msg).field(part + "." + field)
+	}
+	return NewError(e.Status, e.Code, e.Msg).field(part)
+}
+
 // errNullBoolean is the error for null in place of a boolean, which has no empty value.
 var errNullBoolean = errors.New("must be true or false, not null")
 

@@ -45,6 +45,7 @@ var examples = []row{
 	r(`GET /permission_groups/group_1/members`, ``),
 	r(`GET /service_users/service_1`, ``),
 	r(`GET /service_users/service_1/access`, ``),
+	r(`POST /service_users/bulk {"do":"update","filter":"'finance' in obj.teams","set":{"labels":{"env":"prod"}},"add":{"teams":["payments"]},"dry_run":true}`, ``),
 
 	r(`POST /service_users/service_1/tokens {"description":"CI","allowed_ips":["192.0.2.0/24"],"ttl":"90d"}`, ``),
 	r(`PATCH /service_users/service_1/tokens/token_2 {"description":"CI of the billing repository"}`, ``),
@@ -158,6 +159,9 @@ var (
 	randomHash = regexp.MustCompile(`\b[0-9a-f]{64}\b`)
 )
 
+// bulkETag is the version of many service users, which is different in each run.
+var bulkETag = regexp.MustCompile(`"etag":"\\"\d{10,}\\""`)
+
 // shown replaces everything random by values of the real form that are the same each time. The
 // secret is not a valid one.
 func (s *server) shown(text string) string {
@@ -167,5 +171,6 @@ func (s *server) shown(text string) string {
 	})
 	text = exampleCSU.ReplaceAllString(text, "csu_"+strings.Repeat("EXAMPLE", 7))
 	text = strings.ReplaceAll(text, `"hint":"hint"`, `"hint":"MPLE"`)
+	text = bulkETag.ReplaceAllString(text, `"etag":"\"5939720541868812345\""`)
 	return s.resolve(randomHash.ReplaceAllString(text, strings.Repeat("5e", 32)))
 }

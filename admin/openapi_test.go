@@ -524,6 +524,7 @@ func TestOpenAPIFailures(t *testing.T) {
 		"updateServiceUser_bot_users": `PATCH /bot_users/service_2 {"name":"taken"}`,
 		"deleteServiceUser_bot_users": `DELETE /bot_users/service_1?unless_used_within=24h`,
 		"undeleteServiceUser":         `POST /service_users/service_1/undelete`,
+		"bulkServiceUsers":            `POST /service_users/bulk {"do":"create","users":[{"name":"taken"}]}`,
 		"refreshToken":                `POST /service_users/service_2/tokens/token_2/refresh`,
 		"createToken":                 `POST /service_users/service_1/tokens {}`,
 		"createAPIKey":                `POST /api_keys {"owner_id":"service_1"}`,
@@ -536,8 +537,9 @@ func TestOpenAPIFailures(t *testing.T) {
 	inputs := map[string]string{
 		"addRule": ` "allow GET /x"`, "createAPIKey": ` {"owner_id":"service_0"}`,
 		"explain": ` {"service_user_id":"service_0"}`, "deletePermission": `?key=none`,
+		"bulkServiceUsers": ` {"do":"delete","ids":["service_0"]}`,
 	}
-	large := fmt.Sprintf(` {"x":%q}`, strings.Repeat("x", maxBody))
+	large := fmt.Sprintf(` {"x":%q}`, strings.Repeat("x", maxBulkBody)) // more than maxBody
 	for path, item := range readOpenAPI().Paths {
 		for method, op := range item {
 			line := strings.ToUpper(method) + " "

@@ -5,7 +5,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/serviceusers/caddy-service-users/access"
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
@@ -15,25 +14,9 @@ import (
 // token, so a client of that API would drop the secret and leave the token valid. The answer is 409
 // if another service user has the name or the alias.
 func (a *API) createServiceUser(c *call, in NewServiceUser) (ServiceUser, error) {
-	u := store.ServiceUser{Profile: access.Profile{Active: true}}
-	if err := in.apply(&u); err != nil {
+	u, token, err := a.newUser(c, in)
+	if err != nil {
 		return ServiceUser{}, err
-	}
-	var token *store.Token
-	foreign := len(c.Header.Values("Ngrok-Version")) > 0 || c.collection() == "/bot_users"
-	if in.CreateToken.Value || !in.CreateToken.Set && !foreign {
-		token = new(store.Token)
-	}
-	if in.TokenTTL.Set {
-		if token == nil {
-			return ServiceUser{}, invalidField("token_ttl",
-				"there is no first token; leave it out, or create_token")
-		}
-		ttl, err := parseDuration("token_ttl", in.TokenTTL.Value)
-		if err != nil {
-			return ServiceUser{}, err
-		}
-		token.ExpiresAt = a.store.Now().UTC().Add(ttl)
 	}
 	u, issued, err := a.store.CreateServiceUser(c.Context(), c.by, u, token)
 	if err != nil {
@@ -44,6 +27,27 @@ func (a *API) createServiceUser(c *call, in NewServiceUser) (ServiceUser, error)
 		out.TokenID, out.Token = issued.ID, issued.Secret
 	}
 	return out, nil
+}
+
+// newUser converts a service user in a request, with its first token, which may be nil.
+func (a *API) newUser(c *call, in NewServiceUser) (u store.ServiceUser, token *store.Token, err error) {
+	u.Active = true
+	if err := in.apply(&u); err != nil {
+		return u, nil, err
+	}
+	foreign := len(c.Header.Values("Ngrok-Version")) > 0 || c.collection() == "/bot_users"
+	if in.CreateToken.Value || !in.CreateToken.Set && !foreign {
+		token = new(store.Token)
+	}
+	if in.TokenTTL.Set {
+		if token == nil {
+			return u, nil, invalidField("token_ttl", "there is no first token; leave it out, or create_token")
+		}
+		var ttl time.Duration
+		ttl, err = parseDuration("token_ttl", in.TokenTTL.Value)
+		token.ExpiresAt = a.store.Now().UTC().Add(ttl)
+	}
+	return u, token, err
 }
 
 // apply copies the fields that the body contains into u.

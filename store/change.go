@@ -20,6 +20,7 @@ type tx struct {
 	directory *access.Directory // the directory before the change
 	revision  int64             // the number of this change
 	events    []AuditEvent      // audit records written
+	dryRun    bool              // finish does everything but the commit
 }
 
 // exec runs a statement. what names its purpose in an error, for example "writing the rule".
@@ -131,11 +132,15 @@ func (s *Store) change(ctx context.Context, by Actor, f func(*tx) error) (err er
 	return s.finish(t)
 }
 
-// finish builds the directory of a change, commits the change, and puts the directory in force.
+// finish builds the directory of a change, commits the change, and puts the directory in force. A dry
+// run ends before the commit.
 func (s *Store) finish(t *tx) error {
 	next, err := s.load(t.ctx, t.Tx)
 	if err != nil {
 		return fmt.Errorf("building the directory: %w", err)
+	}
+	if t.dryRun {
+		return nil // the caller rolls back
 	}
 	if err := t.Commit(); err != nil {
 		// After a failed commit SQLite may still have written the change to the log.

@@ -299,14 +299,20 @@ func (t *tx) group(id string) (Group, error) {
 // visibleGroup reads a group with its rules if the actor may see it. A manager sees the groups that
 // it holds; for other groups it gets [ErrNotFound].
 func (t *tx) visibleGroup(id string) (Group, error) {
-	g, err := t.group(id)
+	g, err := t.seenGroup(id)
 	if err != nil {
 		return g, err
 	}
-	if t.by.Scope != nil && !slices.Contains(t.by.Scope.Groups, id) {
+	return g, t.fill(&g)
+}
+
+// seenGroup is visibleGroup without the rules, of which there may be many.
+func (t *tx) seenGroup(id string) (Group, error) {
+	g, err := t.group(id)
+	if err == nil && t.by.Scope != nil && !slices.Contains(t.by.Scope.Groups, id) {
 		return Group{}, notFound("permission group", id)
 	}
-	return g, t.fill(&g)
+	return g, err
 }
 
 // groupToChange reads a group that the actor may change. tx.admit uses the words, and version is as in

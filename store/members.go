@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"strings"
@@ -59,15 +60,22 @@ func (s *Store) RemoveMember(ctx context.Context, by Actor, groupID, userID stri
 }
 
 func (s *Store) setMember(ctx context.Context, by Actor, groupID, userID string, member bool) error {
-	return s.change(ctx, by, func(t *tx) error {
-		before, err := t.visibleUser(userID, false)
-		if err != nil {
-			return err
+	_, err := s.changeUser(ctx, by, userID, 0, SetMember(groupID, member))
+	return err
+}
+
+// SetMember returns a change that makes a service user a member of a group, or ends the membership.
+func SetMember(groupID string, member bool) UserChange {
+	return func(t *tx, id string, version int64) (before, after ServiceUser, err error) {
+		before, err = t.visibleUser(id, false)
+		if err := cmp.Or(err, checkVersion(before.Version, version)); err != nil {
+			return before, after, err
 		}
-		if _, err := t.visibleGroup(groupID); err != nil {
-			return err
+		if _, err := t.seenGroup(groupID); err != nil {
+			return before, after, err
 		}
-		after, action := before, "member.add"
+		action := "member.add"
+		after = before
 		if member {
 			after.Groups = sorted(append(slices.Clone(before.Groups), groupID))
 		} else {
@@ -76,19 +84,19 @@ func (s *Store) setMember(ctx context.Context, by Actor, groupID, userID string,
 			action = "member.remove"
 		}
 		if slices.Equal(before.Groups, after.Groups) {
-			return nil
+			return before, after, nil
 		}
-		if err := t.setGroups(userID, before.Groups, after.Groups); err != nil {
-			return err
+		if err := t.setGroups(id, before.Groups, after.Groups); err != nil {
+			return before, after, err
 		}
 		if err := t.writeUser(&after); err != nil {
-			return err
+			return before, after, err
 		}
 		if err := t.withinScope(&before, &after); err != nil {
-			return err
+			return before, after, err
 		}
-		return t.audit(action, userID, before, after)
-	})
+		return before, after, t.audit(action, id, before, after)
+	}
 }
 
 // addMember writes one membership. field is the field of the request that an error refers to.

@@ -26,15 +26,25 @@ type Issued struct {
 func (s *Store) CreateServiceUser(
 	ctx context.Context, by Actor, u ServiceUser, token *Token,
 ) (made ServiceUser, issued *Issued, err error) {
-	err = s.change(ctx, by, func(t *tx) error {
+	if token != nil {
+		issued = new(Issued)
+	}
+	made, err = s.changeUser(ctx, by, "", 0, CreateUser(u, token, issued))
+	return made, issued, err
+}
+
+// CreateUser returns a change that does what [Store.CreateServiceUser] does. It writes the first token
+// to issued.
+func CreateUser(u ServiceUser, token *Token, issued *Issued) UserChange {
+	return func(t *tx, _ string, _ int64) (before, made ServiceUser, err error) {
 		if u.Role == "" {
 			u.Role = access.Member
 		}
 		if err := u.check(t.now, nil); err != nil {
-			return err
+			return before, made, err
 		}
 		if err := t.checkTaken("", u, ""); err != nil {
-			return err
+			return before, made, err
 		}
 		u.copyManagedFields(ServiceUser{
 			Profile:   access.Profile{ID: t.newID("service")},
@@ -42,31 +52,31 @@ func (s *Store) CreateServiceUser(
 		})
 		u.Groups = sorted(u.Groups)
 		if err := t.insert("service user", "service_users", u.columns(), t.derived(u)...); err != nil {
-			return err
+			return before, made, err
 		}
 		for _, group := range u.Groups {
 			if err := t.addMember("permission_groups", group, u.ID); err != nil {
-				return err
+				return before, made, err
 			}
 		}
 		// The check needs the memberships, so it follows them. Its error rolls everything
 		// back.
 		if err := t.withinScope(nil, &u); err != nil {
-			return err
+			return before, made, err
 		}
 		if err := t.audit("service_user.create", u.ID, nil, u); err != nil {
-			return err
+			return before, made, err
 		}
 		if token != nil {
 			token.UserID = u.ID
-			if issued, err = t.createToken(*token, nil); err != nil {
-				return err
+			first, err := t.createToken(*token, nil)
+			if err != nil {
+				return before, made, err
 			}
+			*issued = *first
 		}
-		made = u
-		return nil
-	})
-	return made, issued, err
+		return before, u, nil
+	}
 }
 
 // ServiceUser returns the service user with this id. With deleted it also returns a tombstone;
@@ -84,41 +94,43 @@ func (s *Store) ServiceUser(ctx context.Context, by Actor, id string, deleted bo
 func (s *Store) UpdateServiceUser(
 	ctx context.Context, by Actor, id string, version int64, edit func(*ServiceUser) error,
 ) (ServiceUser, error) {
-	var u ServiceUser
-	err := s.change(ctx, by, func(t *tx) (err error) {
-		before, err := t.visibleUser(id, false)
+	return s.changeUser(ctx, by, id, version, UpdateUser(edit))
+}
+
+// UpdateUser returns a change that edits the fields of a service user that a caller may choose.
+func UpdateUser(edit func(*ServiceUser) error) UserChange {
+	return func(t *tx, id string, version int64) (before, u ServiceUser, err error) {
+		before, err = t.visibleUser(id, false)
 		if err := cmp.Or(err, checkVersion(before.Version, version)); err != nil {
-			return err
+			return before, u, err
 		}
 		u = before.clone()
 		if err := edit(&u); err != nil {
-			return err
+			return before, u, err
 		}
 		u.copyManagedFields(before)
 		if err := u.check(t.now, &before); err != nil {
-			return err
+			return before, u, err
 		}
 		if err := t.checkTaken(id, u, before.Name); err != nil {
-			return err
+			return before, u, err
 		}
 		if u.Groups = sorted(u.Groups); !slices.Equal(u.Groups, before.Groups) {
 			if err := t.setGroups(id, before.Groups, u.Groups); err != nil {
-				return err
+				return before, u, err
 			}
 		}
 		if toJSON(u) == toJSON(before) {
-			return nil // no change, so no audit record and no revision
+			return before, u, nil // no change, so no audit record and no revision
 		}
 		if err := t.writeUser(&u); err != nil {
-			return err
+			return before, u, err
 		}
 		if err := t.withinScope(&before, &u); err != nil {
-			return err
+			return before, u, err
 		}
-		return t.audit(updateAction(before.Active, u.Active), id, before, u)
-	})
-	s.withActivity(&u)
-	return u, err
+		return before, u, t.audit(updateAction(before.Active, u.Active), id, before, u)
+	}
 }
 
 // writeUser writes the row of a service user after a change, with a new version.
@@ -148,26 +160,32 @@ func updateAction(before, after bool) string {
 // version is as in [Store.UpdateServiceUser]. If unused is not 0 and the service user was active
 // within that time, it stays, and the error is an [InUse].
 func (s *Store) DeleteServiceUser(ctx context.Context, by Actor, id string, version int64, unused time.Duration) error {
-	return s.change(ctx, by, func(t *tx) error {
-		before, err := t.visibleUser(id, false)
+	_, err := s.changeUser(ctx, by, id, version, DeleteUser(unused))
+	return err
+}
+
+// DeleteUser returns a change that does what [Store.DeleteServiceUser] does.
+func DeleteUser(unused time.Duration) UserChange {
+	return func(t *tx, id string, version int64) (before, after ServiceUser, err error) {
+		before, err = t.visibleUser(id, false)
 		if err := cmp.Or(err, checkVersion(before.Version, version)); err != nil {
-			return err
+			return before, after, err
 		}
 		if err := t.withinScope(&before, nil); err != nil {
-			return err
+			return before, after, err
 		}
 		if unused > 0 {
 			if err := t.checkUnused(id, unused); err != nil {
-				return err
+				return before, after, err
 			}
 		}
-		after := before
+		after = before
 		after.DeletedAt, after.Active = t.now, false
 		if err := t.writeUser(&after); err != nil {
-			return err
+			return before, after, err
 		}
-		return t.audit("service_user.delete", id, before, nil)
-	})
+		return before, after, t.audit("service_user.delete", id, before, nil)
+	}
 }
 
 // InUse is the error that keeps a service user from being deleted. It describes the clients that
@@ -211,37 +229,38 @@ func byNewest(m map[string]int64) []string {
 
 // UndeleteServiceUser brings a deleted service user back, inactive, with its tokens and groups as
 // they were. Only admins may call it.
-func (s *Store) UndeleteServiceUser(ctx context.Context, by Actor, id string) (u ServiceUser, err error) {
-	err = s.change(ctx, by, func(t *tx) error {
-		if err := t.admit("bring a service user back"); err != nil {
-			return err
-		}
-		before, err := t.visibleUser(id, true)
-		if err != nil {
-			return err
-		}
-		if before.DeletedAt.IsZero() {
-			return conflict("", "the service user is not deleted")
-		}
-		// purgeUser empties the name.
-		if before.Name == "" || !t.now.Before(before.DeletedAt.Add(s.opts.Retention)) {
-			return conflict("",
-				"the service user was deleted too long ago, at %s, and cannot be brought back",
-				before.DeletedAt.Format(time.RFC3339))
-		}
-		// Another service user may have taken the name or the alias since the deletion.
-		if err := t.checkTaken(id, before, ""); err != nil {
-			return err
-		}
-		u = before
-		u.DeletedAt, u.Active = time.Time{}, false
-		if err := t.writeUser(&u); err != nil {
-			return err
-		}
-		return t.audit("service_user.undelete", id, before, u)
-	})
-	s.withActivity(&u)
-	return u, err
+func (s *Store) UndeleteServiceUser(ctx context.Context, by Actor, id string) (ServiceUser, error) {
+	return s.changeUser(ctx, by, id, 0, UndeleteUser)
+}
+
+// UndeleteUser is a [UserChange] that does what [Store.UndeleteServiceUser] does.
+func UndeleteUser(t *tx, id string, version int64) (before, u ServiceUser, err error) {
+	if err := t.admit("bring a service user back"); err != nil {
+		return before, u, err
+	}
+	before, err = t.visibleUser(id, true)
+	if err := cmp.Or(err, checkVersion(before.Version, version)); err != nil {
+		return before, u, err
+	}
+	if before.DeletedAt.IsZero() {
+		return before, u, conflict("", "the service user is not deleted")
+	}
+	// purgeUser empties the name.
+	if before.Name == "" || !t.now.Before(before.DeletedAt.Add(t.store.opts.Retention)) {
+		return before, u, conflict("",
+			"the service user was deleted too long ago, at %s, and cannot be brought back",
+			before.DeletedAt.Format(time.RFC3339))
+	}
+	// Another service user may have taken the name or the alias since the deletion.
+	if err := t.checkTaken(id, before, ""); err != nil {
+		return before, u, err
+	}
+	u = before
+	u.DeletedAt, u.Active = time.Time{}, false
+	if err := t.writeUser(&u); err != nil {
+		return before, u, err
+	}
+	return before, u, t.audit("service_user.undelete", id, before, u)
 }
 
 // purge removes personal data, tokens and memberships of tombstones older than Options.Retention.

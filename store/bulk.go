@@ -1,0 +1,89 @@
+package store
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"math"
+)
+
+// MaxBulk is the largest number of service users that one bulk may change.
+const MaxBulk = 1000
+
+// UserChange is a change of one service user in a transaction: [CreateUser], [UpdateUser],
+// [DeleteUser], [UndeleteUser] or [SetMember]. version is as in [Store.UpdateServiceUser]. Without a change, before
+// and after have the same Version.
+type UserChange func(t *tx, id string, version int64) (before, after ServiceUser, err error)
+
+// changeUser makes one change in a transaction of its own.
+func (s *Store) changeUser(
+	ctx context.Context, by Actor, id string, version int64, change UserChange,
+) (u ServiceUser, err error) {
+	err = s.change(ctx, by, func(t *tx) error {
+		_, u, err = change(t, id, version)
+		return err
+	})
+	s.withActivity(&u)
+	return u, err
+}
+
+// Bulk is several changes in one transaction: all of them take effect, or none.
+type Bulk struct {
+	Entries []Entry
+	// DryRun undoes the changes at the end. The results and the errors are those of the changes.
+	DryRun bool
+	// Version is 0, or the version that [Store.ChangeUsers] returned for a dry run. The error is
+	// [ErrChanged] if one of the service users has changed since, or if they are others.
+	Version int64
+}
+
+// Entry is one change of a bulk. Its arguments are those of a [UserChange].
+type Entry struct {
+	Part    string // the part of the request that an error names
+	ID      string
+	Version int64
+	Change  UserChange
+}
+
+// Changed is the effect of an [Entry]. Before is the zero value for a new service user.
+type Changed struct{ Before, After ServiceUser }
+
+// ChangeUsers makes the changes of a bulk, in their order. version identifies the service users
+// and the state that they were in before.
+func (s *Store) ChangeUsers(ctx context.Context, by Actor, b Bulk) (list []Changed, version int64, err error) {
+	err = s.change(ctx, by, func(t *tx) error {
+		t.dryRun = b.DryRun
+		seen := sha256.New()
+		for _, e := range b.Entries {
+			before, after, err := e.Change(t, e.ID, e.Version)
+			if err != nil {
+				return within(err, e.Part)
+			}
+			fmt.Fprintln(seen, before.ID, before.Version)
+			s.withActivity(&before)
+			list = append(list, Changed{before, after})
+		}
+		version = int64(binary.BigEndian.Uint64(seen.Sum(nil))&math.MaxInt64 | 1) // never 0
+		return checkVersion(version, b.Version)
+	})
+	return list, version, err
+}
+
+// UsersWhere returns all service users, or with deleted all tombstones, that meet a filter. They are
+// as the filter gets them.
+func (s *Store) UsersWhere(
+	ctx context.Context, by Actor, deleted bool, filter func(*ServiceUser) (bool, error),
+) (found []ServiceUser, err error) {
+	q := UserQuery{Deleted: deleted, Filter: filter, Limit: math.MaxInt}
+	for more := true; more; {
+		var some []ServiceUser
+		if some, more, err = s.filterUsers(ctx, by, q); err != nil {
+			return nil, err
+		}
+		if found = append(found, some...); more {
+			q.After = new(q.KeyOf(some[len(some)-1]))
+		}
+	}
+	return found, nil
+}
