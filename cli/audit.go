@@ -80,10 +80,13 @@ func (c *cli) auditCommands(root *cobra.Command) {
 	verify := c.command(root, "verify", "Verifies the audit trail, and names the first bad record", "audit verify",
 		func([]string) error {
 			var r admin.AuditReport
-			if err := c.do(http.MethodGet, withQuery("/audit_events/verify", head), nil, &r); err != nil {
+			_, end := c.progress("verify", "")
+			err := c.do(http.MethodGet, withQuery("/audit_events/verify", head), nil, &r)
+			end()
+			if err != nil {
 				return err
 			}
-			err := c.print(r, table{{"records", r.Records}, {"head", r.Head}})
+			err = c.print(r, table{{"records", r.Records}, {"head", r.Head}})
 			if err == nil && !r.OK {
 				err = fmt.Errorf("record %d is bad: %s", r.FirstBad, r.Problem)
 			}

@@ -68,7 +68,9 @@ a store; it moves a file aside that it cannot open. "-" is the standard input.`
 			}
 			return c.patient(func([]string) error {
 				var r admin.StoreReport
+				_, end := c.progress("check", "")
 				err := c.do(http.MethodGet, withQuery("/service_users/check", query), nil, &r)
+				end()
 				if err != nil {
 					return err
 				}
@@ -110,7 +112,9 @@ func (c *cli) backup(path string, force bool) error {
 	}
 	defer os.Remove(temp.Name())
 	defer temp.Close()
-	size, sum, err := c.client.Backup(ctx, temp)
+	count, end := c.progress("backup", "MB")
+	size, sum, err := c.client.Backup(ctx, io.MultiWriter(temp, count))
+	end()
 	if err != nil {
 		return err
 	}
@@ -255,7 +259,9 @@ func (c *cli) restore(ctx context.Context, path string) error {
 	}
 	by := store.Local
 	by.Operation = store.NewOperationID()
-	r, aside, err := store.RestoreFile(ctx, c.store, by, file, opts, replace)
+	count, end := c.progress("restore", "MB")
+	r, aside, err := store.RestoreFile(ctx, c.store, by, io.TeeReader(file, count), opts, replace)
+	end()
 	if aside != "" {
 		fmt.Fprintf(c.stderr, "The store could not be opened, and is kept as %q.\n", aside)
 	}
@@ -287,7 +293,9 @@ func (c *cli) checkFile(ctx context.Context, path, head string) error {
 	if err != nil {
 		return err
 	}
+	_, end := c.progress("check", "")
 	r, err := store.CheckFile(ctx, path, opts, known)
+	end()
 	if err != nil {
 		return err
 	}

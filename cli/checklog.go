@@ -40,7 +40,9 @@ func (c *cli) checkLogCommand(root *cobra.Command) {
 				return err
 			}
 			defer file.Close()
-			result, err := checkLog(file, allow)
+			count, end := c.progress("check-log", "MB")
+			result, err := checkLog(io.TeeReader(file, count), allow)
+			end()
 			if err != nil {
 				return fmt.Errorf("reading %s: %w", args[0], err)
 			}

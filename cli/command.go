@@ -45,8 +45,10 @@ type cli struct {
 	output                   string
 	json                     bool   // output is JSON
 	yes                      bool   // answer every question with yes
+	dryRun                   bool   // show the effect of a change, and change nothing
 	secretFile               string // file for an issued secret; "" is the standard output
 	stdout, stderr           io.Writer
+	terminal                 bool          // stderr is a terminal
 	client                   *admin.Client // of the running Caddy, a site door or the store file
 }
 

@@ -19,6 +19,7 @@ import (
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
+	"golang.org/x/term"
 
 	"github.com/serviceusers/caddy-service-users/access"
 	"github.com/serviceusers/caddy-service-users/admin"
@@ -29,6 +30,8 @@ import (
 // prepare sets the outputs and checks the flags of all commands, before a command does any work.
 func (c *cli) prepare(cmd *cobra.Command, _ []string) error {
 	c.stdout, c.stderr = cmd.OutOrStdout(), cmd.ErrOrStderr()
+	file, ok := c.stderr.(*os.File)
+	c.terminal = ok && term.IsTerminal(int(file.Fd()))
 	err := c.chooseOutput(cmd.Flags().Changed("output"))
 	if err == nil {
 		err = c.checkDoors(cmd)
@@ -41,7 +44,7 @@ func (c *cli) prepare(cmd *cobra.Command, _ []string) error {
 // store, or print a secret.
 func (c *cli) checkDoors(cmd *cobra.Command) error {
 	for _, name := range []string{
-		"address", "config", "adapter", "store", "pepper-file", "url", "credentials-file", "secret-file",
+		"address", "config", "adapter", "store", "pepper-file", "url", "credentials-file", "secret-file", "secret-dir", "from",
 	} {
 		if f := cmd.Flags().Lookup(name); f != nil && f.Changed && f.Value.String() == "" {
 			return usagef("--%s is empty; give it a value or leave it out", name)

@@ -138,11 +138,8 @@ func (l *listFlag) check() error {
 
 // edit returns the list after the change, or an absent field without a flag.
 func (l *listFlag) edit(now []string) (in admin.Opt[[]string]) {
-	switch {
-	case l.cmd.Flags().Changed("set-" + l.name):
-		return admin.Some(notEmpty(l.set))
-	case len(l.add)+len(l.remove) == 0:
-		return in
+	if len(l.add)+len(l.remove) == 0 {
+		return l.whole()
 	}
 	list := slices.DeleteFunc(slices.Clone(now), func(s string) bool { return slices.Contains(l.remove, s) })
 	for _, s := range l.add {
@@ -151,6 +148,14 @@ func (l *listFlag) edit(now []string) (in admin.Opt[[]string]) {
 		}
 	}
 	return admin.Some(notEmpty(list))
+}
+
+// whole returns the list of --set-NAME, or an absent field without that flag.
+func (l *listFlag) whole() (in admin.Opt[[]string]) {
+	if l.cmd.Flags().Changed("set-" + l.name) {
+		in = admin.Some(notEmpty(l.set))
+	}
+	return in
 }
 
 // canonicalPrefix converts an address or a CIDR to the form in which the server shows it.

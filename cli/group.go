@@ -44,19 +44,29 @@ func (c *cli) groupCommands(root *cobra.Command) {
 			return c.change(http.MethodDelete, g.URI, "deleted %s (%s)", g.Name, g.ID)
 		})), nil)
 
-	member := func(use, short, example, method, past string) {
-		c.command(root, use, short, example, on(c.permissionGroup, func(g admin.Group, args []string) error {
-			u, err := c.user(args[1])
-			if err != nil {
-				return err
-			}
-			return c.change(method, g.URI+"/members/"+u.ID, past, u.Name, g.Name)
-		}))
+	member := func(name, do, short, method, past, question, done string) {
+		c.bulkCommand(root, bulkVerb{
+			use: name + " GROUP [USER…]", short: short, example: "group " + name + " people-readers billing-sync",
+			others: 1, id: c.userID,
+			one: on(c.permissionGroup, func(g admin.Group, args []string) error {
+				u, err := c.user(args[1])
+				if err != nil {
+					return err
+				}
+				return c.change(method, g.URI+"/members/"+u.ID, past, u.Name, g.Name)
+			}),
+			many: func(args []string) (*change, error) {
+				g, err := c.permissionGroup(args[0])
+				work := &change{question: question + g.Name + "?", done: done + g.Name}
+				work.Do, work.PermissionGroup = do, g.ID
+				return work, err
+			},
+		})
 	}
-	member("add GROUP USER", "Makes a service user a member of a permission group",
-		"group add people-readers billing-sync", http.MethodPut, "%s is a member of %s")
-	member("remove GROUP USER", "Ends a membership",
-		"group remove people-readers billing-sync", http.MethodDelete, "%s is not a member of %s")
+	member("add", "add_to_group", "Makes service users members of a permission group",
+		http.MethodPut, "%s is a member of %s", "Add %s to ", "added %s to ")
+	member("remove", "remove_from_group", "Ends memberships of a permission group",
+		http.MethodDelete, "%s is not a member of %s", "Remove %s from ", "removed %s from ")
 }
 
 // groupFlags adds the flags that create and update share. They set fields of in.

@@ -56,18 +56,22 @@ type leaks struct {
 	Files    int      `json:"files"`     // that were read
 	Skipped  []string `json:"skipped"`   // files that are binary and large
 	Unread   []string `json:"unread"`    // files and directories that could not be read
+	read     *counter // of bytes
 }
 
 func (c *cli) scan(paths []string, revoke bool) (err error) {
 	if len(paths) == 0 {
 		paths = []string{"."}
 	}
-	found := leaks{Found: []leak{}, Skipped: []string{}, Unread: []string{}}
+	count, end := c.progress("scan", "MB")
+	found := leaks{Found: []leak{}, Skipped: []string{}, Unread: []string{}, read: count}
 	for _, path := range paths {
 		if err := found.scanPath(path); err != nil {
+			end()
 			return err
 		}
 	}
+	end()
 	if len(found.Found) == 0 {
 		return errors.Join(c.printLeaks(found), found.verdict())
 	}
@@ -259,6 +263,9 @@ func (l *leaks) scanStream(shown string, in io.Reader) error {
 	for line := 1; ; {
 		n, err := io.ReadFull(in, text[len(text):cap(text)])
 		text = text[:len(text)+n]
+		if l.read != nil { // tests have none
+			l.read.Add(int64(n))
+		}
 		cut := len(text)
 		if err == nil {
 			cut = max(0, cut-access.MaxFoundBytes) // a secret that begins later may be cut

@@ -43,7 +43,8 @@ func (c *cli) issue(request func() error, secret *string) error {
 func newSecretFile(flag, path string) error {
 	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if errors.Is(err, os.ErrExist) {
-		return fmt.Errorf("%s: %q exists already, and is not overwritten; name another file", flag, path)
+		other := map[string]string{"--secret-file": "file", "--secret-dir": "directory"}[flag]
+		return fmt.Errorf("%s: %q exists already, and is not overwritten; name another %s", flag, path, other)
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", flag, err)
@@ -73,6 +74,26 @@ func secretPath(dir, name string) string {
 		name = "%2E" + name[1:]
 	}
 	return filepath.Join(dir, name)
+}
+
+// newSecretFiles creates files in the directory of --secret-dir. After an error it leaves none.
+func newSecretFiles(dir string, paths []string) error {
+	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
+		return fmt.Errorf("--secret-dir: there is no directory %q; make it first", dir)
+	}
+	for i, path := range paths {
+		if err := newSecretFile("--secret-dir", path); err != nil {
+			return errors.Join(err, removeFiles(paths[:i]))
+		}
+	}
+	return nil
+}
+
+func removeFiles(paths []string) (err error) {
+	for _, path := range paths {
+		err = errors.Join(err, os.Remove(path))
+	}
+	return err
 }
 
 // secretNote returns the note after a command that issued a secret.

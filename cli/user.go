@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/serviceusers/caddy-service-users/admin"
 )
@@ -19,23 +21,28 @@ func (c *cli) userCommands(root *cobra.Command) {
 	c.command(root, "show USER", "Shows a service user", "show billing-sync",
 		on(c.user, func(u admin.ServiceUser, _ []string) error { return c.printUser(u, nil) }))
 	c.updateUserCommand(root)
-	setActive := func(use, short, example string, active bool) {
-		c.command(root, use, short, example, func(args []string) error {
-			return c.patchUser(args[0], func(admin.ServiceUser) (patch admin.ServiceUserPatch) {
-				patch.Active = admin.Some(active)
-				return patch
-			})
+	setActive := func(do, short string, active bool) {
+		c.bulkCommand(root, bulkVerb{
+			use: do + " [USER…]", short: short, example: do + " billing-sync", id: c.userID,
+			one: func(args []string) error {
+				return c.patchUser(args[0], func(admin.ServiceUser) (patch admin.ServiceUserPatch) {
+					patch.Active = admin.Some(active)
+					return patch
+				})
+			},
+			many: func([]string) (*change, error) { return changeOf(do), nil },
 		})
 	}
-	setActive("deactivate USER",
-		"Refuses every token of a service user from now on, and cuts its streams, uploads and downloads",
-		"deactivate billing-sync", false)
-	setActive("reactivate USER", "Accepts the tokens of a service user again", "reactivate billing-sync", true)
+	setActive("deactivate",
+		"Refuses every token of service users from now on, and cuts their streams, uploads and downloads", false)
+	setActive("reactivate", "Accepts the tokens of service users again", true)
 	c.deleteUserCommand(root)
-	c.command(root, "undelete USER_ID",
-		"Brings a deleted service user back, inactive, with its tokens as they were",
-		"undelete service_2x…",
-		func(args []string) error {
+	c.bulkCommand(root, bulkVerb{
+		use:     "undelete [USER_ID…]",
+		short:   "Brings deleted service users back, inactive, with their tokens as they were",
+		example: "undelete service_2x…",
+		id:      func(id string) (string, error) { return id, checkID("service", id) },
+		one: func(args []string) error {
 			if err := checkID("service", args[0]); err != nil {
 				return err
 			}
@@ -44,31 +51,63 @@ func (c *cli) userCommands(root *cobra.Command) {
 				return err
 			}
 			return c.printUser(u, nil)
-		})
+		},
+		many: func([]string) (*change, error) { return changeOf("undelete"), nil },
+	})
+}
+
+// newUser is a service user to create, from flags or from the columns of a file.
+type newUser struct {
+	admin.NewServiceUser
+	labels                   labelFlag
+	teams, addresses, groups []string
+}
+
+// flags returns a flag for each field.
+func (n *newUser) flags() *pflag.FlagSet {
+	flags := new(pflag.FlagSet)
+	userFlags(flags, &n.ServiceUserInput)
+	flags.Var(optional(&n.Name), "name", "")
+	flags.StringSliceVar(&n.teams, "team", nil, "a team that it belongs to (may be repeated)")
+	flags.StringSliceVar(&n.addresses, "allowed-ip", nil,
+		"an address or CIDR that it may come from (may be repeated)")
+	flags.Var(&n.labels, "label", "a label (may be repeated)")
+	flags.Var(optional(&n.TokenTTL), "ttl", "how long its token is valid, such as 90d")
+	flags.StringSliceVar(&n.groups, "group", nil,
+		"a permission group that it is a member of (id or name; may be repeated)")
+	return flags
+}
+
+// body returns the request that creates the service user.
+func (n *newUser) body(c *cli) (admin.NewServiceUser, error) {
+	ids, err := c.groupIDs(n.groups)
+	n.PermissionGroups, n.Labels = admin.Some(ids), admin.Some(n.labels.texts())
+	n.Teams, n.AllowedIPs = admin.Some(notEmpty(n.teams)), admin.Some(notEmpty(n.addresses))
+	return n.NewServiceUser, err
 }
 
 func (c *cli) createUserCommand(root *cobra.Command) {
-	var body admin.NewServiceUser
-	var labels labelFlag
-	var teams, addresses, groups []string
+	var n newUser
 	var noToken bool
-	create := c.command(root, "create NAME", "Creates a service user and prints its id and token, once",
+	var from, secretDir string
+	create := c.command(root, "create [NAME]",
+		"Creates a service user and prints its id and token, once",
 		"create billing-sync --display-name \"Billing sync\" --group people-readers",
 		func(args []string) error {
-			body.Name, body.CreateToken = admin.Some(args[0]), admin.Some(!noToken)
-			body.Teams, body.AllowedIPs = admin.Some(notEmpty(teams)), admin.Some(notEmpty(addresses))
-			body.Labels = admin.Some(labels.texts())
+			if from != "" {
+				return c.createMany(from, secretDir)
+			}
 			switch {
 			case noToken && c.secretFile != "":
 				return usagef("--no-token issues no token for --secret-file; leave one of them out")
-			case noToken && body.TokenTTL.Set:
+			case noToken && n.TokenTTL.Set:
 				return usagef("--no-token issues no token for --ttl; leave one of them out")
 			}
-			ids, err := c.groupIDs(groups)
+			n.Name, n.CreateToken = admin.Some(args[0]), admin.Some(!noToken)
+			body, err := n.body(c)
 			if err != nil {
 				return err
 			}
-			body.PermissionGroups = admin.Some(ids)
 			var u admin.ServiceUser
 			request := func() error { return c.do(http.MethodPost, "/service_users", body, &u) }
 			if err := c.issue(request, &u.Token); err != nil {
@@ -76,17 +115,44 @@ func (c *cli) createUserCommand(root *cobra.Command) {
 			}
 			return c.print(u, table{{"id", u.ID}, {"token", u.Token}}.known(), c.secretNote(u.Token))
 		})
-	userFlags(create, &body.ServiceUserInput)
 	flags := create.Flags()
-	flags.StringSliceVar(&teams, "team", nil, "a team that it belongs to (may be repeated)")
-	flags.StringSliceVar(&addresses, "allowed-ip", nil,
-		"an address or CIDR that it may come from (may be repeated)")
-	flags.Var(&labels, "label", "a label (may be repeated)")
-	flags.Var(optional(&body.TokenTTL), "ttl", "how long its token is valid, such as 90d")
-	flags.StringSliceVar(&groups, "group", nil,
-		"a permission group that it is a member of (id or name; may be repeated)")
+	n.flags().VisitAll(func(f *pflag.Flag) {
+		if f.Name != "name" { // an argument
+			flags.AddFlag(f)
+		}
+	})
 	flags.BoolVar(&noToken, "no-token", false, "issue no token yet")
 	c.issuing(create)
+	flags.StringVar(&from, "from", "",
+		"create the service users of this CSV `FILE`, all or none; its first line names the columns; - is the standard input")
+	flags.StringVar(&secretDir, "secret-dir", "",
+		"with --from: issue tokens, and write each to a new file in this directory, named after the service user")
+	c.previewed(create, func() bool { return from != "" })
+	c.checkArgs(create, func(args []string) error {
+		var alone string // a flag for a single service user
+		flags.Visit(func(f *pflag.Flag) {
+			if n := create.LocalNonPersistentFlags().Lookup(f.Name); n != nil &&
+				!slices.Contains([]string{"from", "secret-dir", "dry-run", "yes"}, f.Name) {
+				alone = f.Name
+			}
+		})
+		switch {
+		case from != "" && len(args) > 0:
+			return usagef("--from creates the service users of its file; leave it out, or %q", args[0])
+		case from != "" && alone != "":
+			return usagef("--%s is for one service user; leave it out, or make it a column of the file", alone)
+		case from == "" && (secretDir != "" || c.dryRun):
+			return usagef("--secret-dir and --dry-run go with --from FILE")
+		case from == "" && len(args) == 0:
+			return usagef("arguments: got 0, need 1; usage: %s", create.UseLine())
+		}
+		return nil
+	})
+	create.Long = `Creates a service user and prints its id and token, once. With --from it creates the
+service users of a CSV file, all or none of them, at most 1,000. The first line of the
+file names the columns: name, and any of display_name, description, owner, alias, role,
+teams, labels, allowed_ips, groups, expires_at and ttl. A ";" separates the entries of a
+list, and a label is KEY=VALUE. It issues tokens only with --secret-dir.`
 }
 
 func (c *cli) listUsersCommand(root *cobra.Command) {
@@ -144,31 +210,57 @@ func (c *cli) updateUserCommand(root *cobra.Command) {
 	var in admin.ServiceUserInput
 	labels := labelFlag{removes: true}
 	var teams, addresses, members listFlag
-	update := c.command(root, "update USER", "Changes the given fields of a service user, and prints the changes",
-		"update billing-sync --owner payments@example.com --add-team finance --label env=prod",
-		func(args []string) error {
-			for _, f := range []*listFlag{&teams, &addresses, &members} {
-				if err := f.check(); err != nil {
-					return err
-				}
+	check := func() error {
+		for _, f := range []*listFlag{&teams, &addresses, &members} {
+			if err := f.check(); err != nil {
+				return err
 			}
-			for _, list := range []*[]string{&members.add, &members.remove, &members.set} {
-				var err error
-				if *list, err = c.groupIDs(*list); err != nil {
-					return err
-				}
+		}
+		for _, list := range []*[]string{&members.add, &members.remove, &members.set} {
+			var err error
+			if *list, err = c.groupIDs(*list); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	// fields returns the fields to change, apart from lists.
+	fields := func() admin.ServiceUserPatch {
+		patch := admin.ServiceUserPatch{ServiceUserInput: in}
+		if len(labels.members) > 0 {
+			patch.Labels = admin.Some(labels.members)
+		}
+		return patch
+	}
+	update := c.bulkCommand(root, bulkVerb{
+		use: "update [USER…]", short: "Changes the given fields of service users, and prints the changes",
+		example: "update billing-sync --owner payments@example.com --add-team finance --label env=prod",
+		id:      c.userID,
+		one: func(args []string) error {
+			if err := check(); err != nil {
+				return err
 			}
 			return c.patchUser(args[0], func(u admin.ServiceUser) admin.ServiceUserPatch {
-				patch := admin.ServiceUserPatch{ServiceUserInput: in}
-				if len(labels.members) > 0 {
-					patch.Labels = admin.Some(labels.members)
-				}
+				patch := fields()
 				patch.Teams, patch.AllowedIPs = teams.edit(u.Teams), addresses.edit(u.AllowedIPs)
 				patch.PermissionGroups = members.edit(u.PermissionGroups)
 				return patch
 			})
-		})
-	userFlags(update, &in)
+		},
+		many: func([]string) (*change, error) {
+			work, set := changeOf("update"), fields()
+			set.Teams, set.AllowedIPs = teams.whole(), addresses.whole()
+			err := check()
+			set.PermissionGroups = members.whole()
+			work.Set = &set
+			work.Add = &admin.UserLists{Teams: teams.add, AllowedIPs: addresses.add, PermissionGroups: members.add}
+			work.Remove = &admin.UserLists{
+				Teams: teams.remove, AllowedIPs: addresses.remove, PermissionGroups: members.remove,
+			}
+			return work, err
+		},
+	})
+	userFlags(update.Flags(), &in)
 	update.Flags().Var(optional(&in.Name), "name", "another name")
 	update.Flags().Var(&labels, "label", "sets a label, or removes it with KEY-; the others stay (may be repeated)")
 	teams.register(update, "team", "a team that it belongs to")
@@ -179,11 +271,13 @@ func (c *cli) updateUserCommand(root *cobra.Command) {
 
 func (c *cli) deleteUserCommand(root *cobra.Command) {
 	query := url.Values{}
-	remove := c.command(root, "delete USER",
-		"Deletes a service user at once, and cuts its streams, uploads and downloads; "+
-			"for some time it can be brought back",
-		"delete billing-sync --unless-used-within 24h --yes",
-		on(c.user, func(u admin.ServiceUser, _ []string) error {
+	const unused = "unless_used_within"
+	remove := c.bulkCommand(root, bulkVerb{
+		use: "delete [USER…]",
+		short: "Deletes service users at once, and cuts their streams, uploads and downloads; " +
+			"for some time they can be brought back",
+		example: "delete billing-sync --unless-used-within 24h --yes", id: c.userID, asks: true,
+		one: on(c.user, func(u admin.ServiceUser, _ []string) error {
 			var list admin.TokenList
 			if !c.yes { // only the question shows the last use
 				var err error
@@ -196,9 +290,14 @@ func (c *cli) deleteUserCommand(root *cobra.Command) {
 				return err
 			}
 			return c.change(http.MethodDelete, withQuery(u.URI, query), "deleted %s (%s)", u.Name, u.ID)
-		}))
-	c.destructive(remove, nil)
-	remove.Flags().Var(parameter(query, "unless_used_within"), "unless-used-within",
+		}),
+		many: func([]string) (*change, error) {
+			work := changeOf("delete")
+			work.question, work.UnlessUsedWithin = "Delete %s, and end all of their tokens?", query.Get(unused)
+			return work, nil
+		},
+	})
+	remove.Flags().Var(parameter(query, unused), "unless-used-within",
 		"only if no token was used within this time, such as 24h")
 }
 

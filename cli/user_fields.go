@@ -7,7 +7,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/serviceusers/caddy-service-users/admin"
 )
@@ -34,8 +34,7 @@ var userTexts = []struct {
 }
 
 // userFlags adds the flags that create and update share. They set fields of in.
-func userFlags(cmd *cobra.Command, in *admin.ServiceUserInput) {
-	flags := cmd.Flags()
+func userFlags(flags *pflag.FlagSet, in *admin.ServiceUserInput) {
 	for _, f := range userTexts {
 		flags.Var(optional(f.input(in)), f.flag, f.usage)
 	}
@@ -85,34 +84,55 @@ func changes(before, after []userRow) (list []string) {
 	return list
 }
 
+// userChanges lists the fields in which a service user has changed. names has the names of permission
+// groups by id.
+func userChanges(before, after *admin.ServiceUser, names map[string]string) []string {
+	keys := make(map[string]string)
+	maps.Copy(keys, before.Labels)
+	maps.Copy(keys, after.Labels)
+	labels := slices.Sorted(maps.Keys(keys))
+	return changes(userRows(before, joined(names, before), labels), userRows(after, joined(names, after), labels))
+}
+
+// groupNames returns the names of permission groups by id. With gone, a group may be missing, and
+// keeps its id.
+func (c *cli) groupNames(ids []string, gone bool) (map[string]string, error) {
+	names := make(map[string]string)
+	for _, id := range ids {
+		if names[id] != "" {
+			continue
+		}
+		g, err := c.permissionGroup(id)
+		if err != nil && !(admin.IsNotFound(err) && gone) {
+			return nil, err
+		}
+		names[id] = cmp.Or(g.Name, id)
+	}
+	return names, nil
+}
+
+// joined lists the permission groups of a service user by name.
+func joined(names map[string]string, u *admin.ServiceUser) string {
+	var list []string
+	for _, id := range u.PermissionGroups {
+		list = append(list, names[id])
+	}
+	slices.Sort(list)
+	return strings.Join(list, ", ")
+}
+
 // printUser prints a service user. Unless before is nil, it also prints the changes since then.
 func (c *cli) printUser(u admin.ServiceUser, before *admin.ServiceUser) error {
 	if c.json {
 		return c.print(u, nil) // with the ids of its groups
 	}
 	was := cmp.Or(before, &u)
-	names := make(map[string]string)
-	for _, id := range slices.Concat(u.PermissionGroups, was.PermissionGroups) {
-		if names[id] != "" {
-			continue
-		}
-		g, err := c.permissionGroup(id)
-		// A group of before may be deleted meanwhile.
-		if err != nil && !(admin.IsNotFound(err) && before != nil) {
-			return err
-		}
-		names[id] = cmp.Or(g.Name, id)
-	}
-	groups := func(u *admin.ServiceUser) string {
-		var list []string
-		for _, id := range u.PermissionGroups {
-			list = append(list, names[id])
-		}
-		slices.Sort(list)
-		return strings.Join(list, ", ")
+	names, err := c.groupNames(slices.Concat(u.PermissionGroups, was.PermissionGroups), before != nil)
+	if err != nil {
+		return err
 	}
 	rows := table{{"id", u.ID}}
-	for _, r := range userRows(&u, groups(&u), slices.Sorted(maps.Keys(u.Labels))) {
+	for _, r := range userRows(&u, joined(names, &u), slices.Sorted(maps.Keys(u.Labels))) {
 		if key, isLabel := strings.CutPrefix(r.name, "label "); isLabel {
 			rows.add("label", key+"="+r.value)
 		} else {
@@ -125,10 +145,7 @@ func (c *cli) printUser(u admin.ServiceUser, before *admin.ServiceUser) error {
 	if before == nil {
 		return c.print(u, rows)
 	}
-	keys := maps.Clone(before.Labels)
-	maps.Copy(keys, u.Labels)
-	labels := slices.Sorted(maps.Keys(keys))
-	list := changes(userRows(before, groups(before), labels), userRows(&u, groups(&u), labels))
+	list := userChanges(before, &u, names)
 	if len(list) == 0 {
 		rows.add("changed", "nothing")
 	}
