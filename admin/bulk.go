@@ -159,14 +159,18 @@ func (a *API) bulkEntries(c *call, in *BulkInput, issued []store.Issued) (entrie
 
 // bulkChange checks the fields of a bulk and returns its change, which is nil for a create.
 func (a *API) bulkChange(c *call, in *BulkInput) (store.UserChange, error) {
+	const others = "update, deactivate, reactivate, delete, undelete, add_to_group, remove_from_group"
+	if !slices.Contains(strings.Split("create, "+others, ", "), in.Do) {
+		return nil, invalidField("do", fmt.Sprintf("%q is none of create, %s", in.Do, others))
+	}
 	chosen := 0
-	for _, f := range []struct {
+	for i, f := range []struct {
 		field string
 		given bool
-		with  string // the kinds of change that the field belongs to; "" is all but create
+		with  string // the kinds of change that have the field
 	}{
-		{"ids", len(in.IDs) > 0, ""},
-		{"filter", in.Filter != "", ""},
+		{"ids", len(in.IDs) > 0, others},
+		{"filter", in.Filter != "", others},
 		{"users", len(in.Users) > 0, "create"},
 		{"set", in.Set != nil, "update"},
 		{"add", in.Add != nil, "update"},
@@ -174,14 +178,10 @@ func (a *API) bulkChange(c *call, in *BulkInput) (store.UserChange, error) {
 		{"permission_group", in.PermissionGroup != "", "add_to_group, remove_from_group"},
 		{"unless_used_within", in.UnlessUsedWithin != "", "delete"},
 	} {
-		switch {
-		case !f.given:
-			continue
-		case f.with == "" && in.Do == "create":
-			return nil, invalidField(f.field, "a create has users in its place")
-		case f.with != "" && !slices.Contains(strings.Split(f.with, ", "), in.Do):
+		if f.given && !slices.Contains(strings.Split(f.with, ", "), in.Do) {
 			return nil, invalidField(f.field, "goes only with \"do\": "+f.with+"; leave it out")
-		case f.with == "" || f.field == "users":
+		}
+		if f.given && i < 3 {
 			chosen++
 		}
 	}
@@ -190,8 +190,6 @@ func (a *API) bulkChange(c *call, in *BulkInput) (store.UserChange, error) {
 			"choose the service users by one of ids, filter and users, which must not be empty")
 	}
 	switch in.Do {
-	case "create":
-		return nil, nil
 	case "update":
 		if in.Set == nil && in.Add == nil && in.Remove == nil {
 			return nil, invalidField("set", "an update needs one of set, add and remove")
@@ -219,8 +217,7 @@ func (a *API) bulkChange(c *call, in *BulkInput) (store.UserChange, error) {
 		_, err := a.store.Group(c.Context(), c.by, in.PermissionGroup)
 		return store.SetMember(in.PermissionGroup, in.Do == "add_to_group"), err
 	}
-	return nil, invalidField("do", fmt.Sprintf("%q is none of create, update, deactivate, reactivate, "+
-		"delete, undelete, add_to_group, remove_from_group", in.Do))
+	return nil, nil // a create
 }
 
 // edit makes an update of one service user.

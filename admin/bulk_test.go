@@ -74,7 +74,7 @@ func TestBulkMistakes(t *testing.T) {
 	const choose = `choose the service users by one of ids, filter and users`
 	many := func(what string) string { return strings.TrimSuffix(strings.Repeat(what+",", 1001), ",") }
 	s.run(
-		r(bulk+`{}`, `400 ERR_INVALID_VALUE `+choose),
+		r(bulk+`{}`, `400 ERR_INVALID_VALUE [do] "" is none of create, update, `),
 		r(bulk+`{"do":"delete"}`, `400 ERR_INVALID_VALUE `+choose),
 		r(bulk+`{"do":"delete","ids":[]}`, `400 ERR_INVALID_VALUE `+choose),
 		r(bulk+`{"do":"delete","filter":""}`, `400 ERR_INVALID_VALUE `+choose),
@@ -82,8 +82,8 @@ func TestBulkMistakes(t *testing.T) {
 		r(bulk+`{"do":"delete","ids":["service_1"],"filter":"true"}`, `400 ERR_INVALID_VALUE `+choose),
 		r(bulk+`{"do":"destroy","ids":["service_1"]}`, `400 ERR_INVALID_VALUE [do] "destroy" is none of create, update, `),
 		r(bulk+`{"ids":["service_1"]}`, `400 ERR_INVALID_VALUE [do] "" is none of`),
-		r(bulk+`{"do":"create","ids":["service_1"]}`, `400 ERR_INVALID_VALUE [ids] a create has users`),
-		r(bulk+`{"do":"create","filter":"true"}`, `400 ERR_INVALID_VALUE [filter] a create has users`),
+		r(bulk+`{"do":"create","ids":["service_1"]}`, `400 ERR_INVALID_VALUE [ids] goes only with "do": update, `),
+		r(bulk+`{"do":"create","filter":"true"}`, `400 ERR_INVALID_VALUE [filter] goes only with "do": update, `),
 		r(bulk+`{"do":"delete","users":[{"name":"x"}]}`, `400 ERR_INVALID_VALUE [users] goes only with "do": create`),
 		r(bulk+`{"do":"delete","ids":["service_1"],"set":{}}`, `400 ERR_INVALID_VALUE [set] goes only with "do": update`),
 		r(bulk+`{"do":"delete","ids":["service_1"],"add":{}}`, `400 ERR_INVALID_VALUE [add]`),
