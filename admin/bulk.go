@@ -143,7 +143,7 @@ func (a *API) bulkEntries(c *call, in *BulkInput, issued []store.Issued) (entrie
 	if in.Filter == "" {
 		return entries, nil
 	}
-	fits, err := compileFilter(c.Context(), in.Filter, a.store.Now())
+	fits, err := userFilter.compile(c.Context(), in.Filter, a.store.Now())
 	if err != nil {
 		return nil, err
 	}
