@@ -36,6 +36,10 @@ func (a *API) ServiceUserActor(p access.Principal) (store.Actor, error) {
 	}
 }
 
+// CallerHeader is the request header in which a caller of the local door names its user, for the
+// audit trail: at most 64 characters. It gives no right. Other doors ignore it.
+const CallerHeader = "Service-Users-Caller"
+
 // The errors for a caller that may not use the admin API.
 var (
 	ErrUnauthenticated = NewError(http.StatusUnauthorized, "ERR_UNAUTHENTICATED",

@@ -90,6 +90,7 @@ func (a *API) routes() []route {
 		handle(a, "GET", "/permission_groups/{id}", 200, a.getGroup),
 		versioned(handle(a, "PATCH", "/permission_groups/{id}", 200, a.updateGroup)),
 		versioned(handle(a, "DELETE", "/permission_groups/{id}", 204, a.deleteGroup)),
+		handle(a, "POST", "/permission_groups/{id}/undelete", 200, a.undeleteGroup),
 
 		handle(a, "POST", "/permission_groups/{id}/rules", 201, a.addRule),
 		handle(a, "GET", "/permission_groups/{id}/rules", 200, a.listRules),
@@ -293,16 +294,16 @@ func (a *API) Refuse(w http.ResponseWriter, r *http.Request, by store.Actor, log
 }
 
 func (a *API) noteAttempt(r *http.Request, by store.Actor, route string, e *Error, login string) {
-	// The record names the last id of the path: for a token of a service user, the token.
+	// The record is about the last id of the path: for a token of a service user, the token.
 	resource := ""
+	attempt := store.Attempt{Operation: route, Status: e.Status, Code: e.Code, Login: login}
 	for _, part := range strings.Split(r.URL.Path, "/") {
 		for _, kind := range []string{"service", "group", "token"} {
 			if store.ValidID(kind, part) {
-				resource = part
+				attempt.Of, resource = resource, part
 			}
 		}
 	}
-	attempt := store.Attempt{Operation: route, Status: e.Status, Code: e.Code, Login: login}
 	if err := a.store.NoteAttempt(r.Context(), by, resource, attempt); err != nil {
 		a.log.Error("a refused attempt cannot be written into the audit trail",
 			zap.String("operation_id", by.Operation), zap.Error(err))

@@ -17,14 +17,15 @@ type AuditQuery struct {
 	BeforeID string `query:"before_id"`
 	// "true" adds the number of records of all pages to the answer
 	TotalCount string `query:"total_count"`
-	// only by human:NAME, local, system, anonymous, or a service user by its id or name; an
-	// unknown actor is an error
+	// only by human:NAME, local (all local callers), local:USER, system, anonymous, or a service
+	// user by its id or name; an unknown actor is an error
 	Actor string `query:"actor"`
 	// only this action, such as token.revoke; "token." means all of tokens; an unknown action is
 	// an error
 	Action string `query:"action"`
-	// only about the resource with this id, or about the service user or permission group with
-	// this name, even if it was deleted; an unknown resource is an error
+	// only about the resource with this id, or the service user or permission group with this
+	// name, even if it was deleted; also about its tokens and its memberships; an unknown resource
+	// is an error
 	ResourceID string `query:"resource_id"`
 	// only records of this time or later: RFC 3339, or a duration before now such as 7d, or a day
 	// such as 2026-11-21, which begins at midnight UTC
@@ -43,7 +44,7 @@ type AuditEvent struct {
 	Seq         int64           `json:"seq"`          // the number of the record: 1, 2, 3 … without a gap
 	CreatedAt   time.Time       `json:"created_at"`   // the time of the change
 	UpdatedAt   time.Time       `json:"updated_at"`   // the same as created_at: a record never changes
-	Actor       string          `json:"actor"`        // human:NAME, service_…, local, system or anonymous
+	Actor       string          `json:"actor"`        // human:NAME, service_…, local, local:USER, …
 	Action      string          `json:"action"`       // such as token.revoke
 	ResourceID  string          `json:"resource_id"`  // the id of the resource that was changed
 	Before      json.RawMessage `json:"before"`       // the resource before the change; null if it did not exist

@@ -43,7 +43,7 @@ func TestAuditTrail(t *testing.T) {
 		r(`GET /audit_events?action=token`, `400 ERR_INVALID_VALUE [action] there is no action "token"; the actions are service_user.create, `),
 		r(`GET /audit_events?action=TOKEN.`, `400 ERR_INVALID_VALUE [action]`),
 		r(`GET /audit_events?action=.`, `400 ERR_INVALID_VALUE [action]`),
-		r(`GET /audit_events?resource_id=service_1`, `200 {"audit_events":[{"seq":9},{"seq":3},{"seq":1}]}`),
+		r(`GET /audit_events?resource_id=service_1`, `200 {"audit_events":[{"seq":9},{"seq":5},{"seq":4},{"seq":3},{"seq":2},{"seq":1}]}`),
 		r(`GET /audit_events?since=2026-01-02T03:04:09Z&until=2026-01-02T03:04:12Z`, `200 {"audit_events":[{"seq":7},{"seq":6}]}`),
 		r(`GET /audit_events?since=2026-01-02T04:04:13%2B01:00`, `200 {"audit_events":[{"seq":9}]}`),
 		r(`GET /audit_events?since=yesterday`, `400 ERR_INVALID_VALUE [since] "yesterday" is not a time`),

@@ -82,6 +82,7 @@ var examples = []row{
 	r(`DELETE /permission_groups/group_1/rules/rule_1`, ``),
 	r(`DELETE /service_users/permissions?key=people.view`, ``),
 	r(`DELETE /permission_groups/group_1`, ``),
+	r(`POST /permission_groups/group_1/undelete`, ``),
 	r(`DELETE /service_users/service_1?unless_used_within=24h`, ``),
 	r(`POST /service_users/service_1/undelete`, ``),
 	r(`GET /service_users/openapi.json`, ``),

@@ -244,7 +244,7 @@ func TestBadLists(t *testing.T) {
 		r(`GET /service_users/service_1?deleted=x`, `400 ERR_INVALID_VALUE [deleted]`),
 		r(`GET /service_users/service_6`, `404 ERR_NOT_FOUND`),
 		r(`GET /service_users/service_6?deleted=false`, `404`),
-		r(`GET /service_users/service_6?deleted=true`, `200 {"name":"gone","active":false,"deleted_at":"t+7s"}`),
+		r(`GET /service_users/service_6?deleted=true`, `200 {"name":"gone","active":false,"deleted_at":"t+7s","deleted_by":"local","was_active":true}`),
 		r(`GET /service_users/service_1?deleted=true`, `200 {"name":"alpha","active":true}`),
 	)
 }
@@ -266,7 +266,7 @@ func TestDeleteAndUndelete(t *testing.T) {
 		r(`DELETE /service_users/service_3?unless_used_within=`, `400 ERR_NGROK_230 [unless_used_within]`),
 		r(`DELETE /service_users/service_3?unless_used_within=1h`, `412 ERR_CHANGED`, `If-Match: "9"`),
 
-		r(`POST /service_users/service_1/undelete`, `200 {"name":"alpha","active":false,"role":"admin","teams":["ops"],"last_active_at":"t+7s"}`),
+		r(`POST /service_users/service_1/undelete`, `200 {"name":"alpha","active":false,"role":"admin","teams":["ops"],"last_active_at":"t+7s","undeleted":{"deleted_at":"t+10s","deleted_by":"human:alice","was_active":true}}`),
 		r(`POST /service_users/service_1/undelete`, `409 ERR_CONFLICT the service user is not deleted`),
 		r(`GET /service_users/service_1/tokens`, `200 {"tokens":[{"id":"token_1","state":"active","use_count":1,"last_used_ip":"192.0.2.1"}]}`),
 		r(`POST /service_users/service_0/undelete`, `404 ERR_NOT_FOUND there is no service user "service_0"`),
@@ -286,4 +286,47 @@ func TestDeleteAndUndelete(t *testing.T) {
 	s.by = HumanAdmin("alice")
 	s.clock.Add(int64(30 * 24 * time.Hour))
 	s.run(r(`POST /service_users/service_6/undelete`, `409 ERR_CONFLICT the service user was deleted too long ago`))
+}
+
+// A deleted permission group shows the actor of the deletion and what it had, and comes back.
+func TestUndeleteGroup(t *testing.T) {
+	s := crowd(t)
+	s.run(
+		r(`PUT /service_users/permissions {"permissions":[{"key":"p","name":"P","rules":["allow GET /p"]}]}`, `200`),
+		r(`POST /permission_groups {"name":"readers","mode":"observe","permissions":["p"],"rules":["allow GET /a"]}`, `201 {"id":"group_1"}`),
+		r(`PUT /permission_groups/group_1/members/service_1`, `204`),
+	)
+	s.by = HumanAdmin("alice")
+	s.clock.Add(int64(time.Second))
+	const deleted = `"deleted_at":"t+12s","deleted_by":"human:alice"`
+	const tombstone = `{"id":"group_1","name":"readers","mode":"observe","permissions":["p"],"rules":[{"text":"allow GET /a"}],"member_count":1,` + deleted + `}`
+	s.run(
+		r(`DELETE /permission_groups/group_1`, `204`),
+		r(`GET /permission_groups/group_1`, `404`),
+		r(`GET /permission_groups`, `200 {"permission_groups":[]}`),
+		r(`GET /permission_groups?deleted=false`, `200 {"permission_groups":[]}`),
+		r(`GET /permission_groups?deleted=true`, `200 {"permission_groups":[`+tombstone+`],"next_page_uri":null}`),
+		r(`GET /permission_groups?deleted=true&name=readers`, `200 {"permission_groups":[`+tombstone+`]}`),
+		r(`GET /permission_groups?deleted=true&name=other`, `200 {"permission_groups":[]}`),
+		r(`GET /permission_groups?deleted=1`, `400 ERR_INVALID_VALUE [deleted]`),
+		r(`GET /audit_events?resource_id=service_1&action=permission_group.`, `200 {"audit_events":[{"action":"permission_group.delete","resource_id":"group_1"}]}`),
+		r(`POST /permission_groups/x/undelete`, `404`),
+		r(`POST /permission_groups/group_0/undelete`, `404 ERR_NOT_FOUND there is no permission group "group_0"`),
+		r(`POST /permission_groups/group_1/undelete {"mode":"enforce"}`, `400 ERR_NGROK_214 [mode]`),
+	)
+	s.by = s.api.HumanManager("carol", []string{"ops"}, nil)
+	s.run(
+		r(`POST /permission_groups/group_1/undelete`, `403 ERR_NGROK_4111`),
+		r(`GET /permission_groups?deleted=true`, `403 ERR_NGROK_4111 only an admin may list deleted permission groups`),
+	)
+	s.by = HumanAdmin("alice")
+	s.run(
+		r(`POST /permission_groups/group_1/undelete`, `200 {"id":"group_1","name":"readers","mode":"observe","permissions":["p"],"rules":[{"text":"allow GET /a"}],"member_count":1,"undeleted":{`+deleted+`}}`),
+		r(`POST /permission_groups/group_1/undelete`, `409 ERR_CONFLICT the permission group is not deleted`),
+		r(`GET /service_users/service_1`, `200 {"permission_groups":["group_1"]}`),
+		r(`GET /audit_events?resource_id=service_1&action=permission_group.&limit=1`, `200 {"audit_events":[{"action":"permission_group.undelete"}]}`),
+		r(`DELETE /permission_groups/group_1`, `204`),
+	)
+	s.clock.Add(int64(30 * 24 * time.Hour))
+	s.run(r(`POST /permission_groups/group_1/undelete`, `409 ERR_CONFLICT the permission group was deleted too long ago`))
 }

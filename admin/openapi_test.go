@@ -525,6 +525,7 @@ func TestOpenAPIFailures(t *testing.T) {
 		"deleteServiceUser_bot_users": `DELETE /bot_users/service_1?unless_used_within=24h`,
 		"undeleteServiceUser":         `POST /service_users/service_1/undelete`,
 		"bulkServiceUsers":            `POST /service_users/bulk {"do":"create","users":[{"name":"taken"}]}`,
+		"undeleteGroup":               `POST /permission_groups/group_1/undelete`,
 		"refreshToken":                `POST /service_users/service_2/tokens/token_2/refresh`,
 		"createToken":                 `POST /service_users/service_1/tokens {}`,
 		"createAPIKey":                `POST /api_keys {"owner_id":"service_1"}`,

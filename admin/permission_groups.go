@@ -89,8 +89,15 @@ func (r RuleInput) rule() (access.Rule, error) {
 }
 
 // listGroups lists permission groups, newest first, or only the group with the given name.
-func (a *API) listGroups(c *call, q NamedListQuery) (GroupList, error) {
+func (a *API) listGroups(c *call, q GroupListQuery) (GroupList, error) {
+	deleted, err := boolean("deleted", q.Deleted)
+	if err != nil {
+		return GroupList{}, err
+	}
 	read := func(before string, limit int) ([]store.Group, bool, error) {
+		if deleted {
+			return a.store.DeletedGroups(c.Context(), c.by, q.Name, before, limit)
+		}
 		return a.store.Groups(c.Context(), c.by, q.Name, before, limit)
 	}
 	groups, page, err := newestFirst(c, q.ListQuery, "group", read, func(g store.Group) (Group, string) {
@@ -119,8 +126,24 @@ func (a *API) updateGroup(c *call, in GroupInput) (Group, error) {
 }
 
 // deleteGroup deletes a permission group. Its allows and its denies no longer apply to its members.
+// The group can be undeleted for some time. Its id is never used again.
 func (a *API) deleteGroup(c *call, _ None) (None, error) {
 	return None{}, a.store.DeleteGroup(c.Context(), c.by, c.PathValue("id"), c.version)
+}
+
+// undeleteGroup restores a deleted permission group as it was: its mode, its rules, its members and
+// its permissions. Its allows and denies apply again at once, also to the service users that meet its
+// condition now. not_restored names members and permissions that are gone. The answer is 409 if the
+// group is not deleted, was deleted too long ago, or has the name of another one. This operation
+// requires the rights of an admin.
+func (a *API) undeleteGroup(c *call, _ None) (Group, error) {
+	g, was, lost, err := a.store.UndeleteGroup(c.Context(), c.by, c.PathValue("id"))
+	if err != nil {
+		return Group{}, err
+	}
+	out := a.showWritten(g)
+	out.Undeleted, out.NotRestored = &Deletion{DeletedAt: &was.DeletedAt, DeletedBy: was.DeletedBy}, lost
+	return out, nil
 }
 
 // addRule adds a rule at the end of a permission group. The answer is 409 if the group has 10,000
@@ -188,6 +211,7 @@ func showGroup(g store.Group) Group {
 		MemberCondition: g.MemberCondition, Permissions: append([]string{}, g.Permissions...),
 		Rules: showRules(g), MemberCount: g.MemberCount,
 		CreatedAt: g.CreatedAt, CreatedBy: g.CreatedBy, UpdatedAt: g.UpdatedAt, ETag: etag(g.Version),
+		Deletion: Deletion{DeletedAt: OrNull(g.DeletedAt), DeletedBy: g.DeletedBy},
 	}
 }
 

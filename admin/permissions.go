@@ -44,7 +44,7 @@ type Permission struct {
 	Category    string    `json:"category"`    // a heading for lists
 	Rules       []string  `json:"rules"`       // each as one line, such as "allow GET /v1/people/{id}"
 	CreatedAt   time.Time `json:"created_at"`  // the time when it was first loaded
-	CreatedBy   string    `json:"created_by"`  // the creator: "local", "human:NAME" or the id of a service user
+	CreatedBy   string    `json:"created_by"`  // the creator, as in actor of the audit trail
 	UpdatedAt   time.Time `json:"updated_at"`  // the time of the last change
 }
 

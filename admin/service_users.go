@@ -172,11 +172,22 @@ func (a *API) deleteServiceUser(c *call, q DeleteQuery) (None, error) {
 // first. The answer is 409 if the service user is not deleted, was deleted too long ago, or has the
 // name or the alias of another one.
 func (a *API) undeleteServiceUser(c *call, _ None) (ServiceUser, error) {
+	// An error of the first call is one of the second call as well.
+	was, _ := a.store.ServiceUser(c.Context(), c.by, c.PathValue("id"), true)
 	u, err := a.store.UndeleteServiceUser(c.Context(), c.by, c.PathValue("id"))
 	if err != nil {
 		return ServiceUser{}, err
 	}
-	return c.showUser(u), nil
+	out := c.showUser(u)
+	out.Undeleted = new(showDeletion(was))
+	return out, nil
+}
+
+func showDeletion(u store.ServiceUser) (d Deletion) {
+	if !u.DeletedAt.IsZero() {
+		d = Deletion{&u.DeletedAt, u.DeletedBy, &u.WasActive}
+	}
+	return d
 }
 
 // collection returns the path under which the caller addresses service users, for links in the
@@ -195,7 +206,7 @@ func (c *call) showUser(u store.ServiceUser) ServiceUser {
 		Active: u.Active, Role: u.Role, Teams: nonNil(u.Teams), Labels: u.Labels,
 		AllowedIPs: nonNil(u.AllowedIPs), ExpiresAt: OrNull(u.ExpiresAt),
 		CreatedAt: u.CreatedAt, CreatedBy: u.CreatedBy, UpdatedAt: u.UpdatedAt,
-		LastActiveAt: OrNull(u.LastActiveAt), DeletedAt: OrNull(u.DeletedAt),
+		LastActiveAt: OrNull(u.LastActiveAt), Deletion: showDeletion(u),
 		PermissionGroups: nonNil(u.Groups), ETag: etag(u.Version),
 	}
 }

@@ -130,14 +130,15 @@ type ServiceUser struct {
 	ExpiresAt *time.Time `json:"expires_at"`
 	// the time of creation
 	CreatedAt time.Time `json:"created_at"`
-	// the creator: "local", "human:NAME" or the id of a service user
+	// the creator, as in actor of the audit trail
 	CreatedBy string `json:"created_by"`
 	// the time of the last change
 	UpdatedAt time.Time `json:"updated_at"`
 	// the time when a token of the service user was last used; null means never
 	LastActiveAt *time.Time `json:"last_active_at"`
-	// the time of deletion; present only for a tombstone
-	DeletedAt *time.Time `json:"deleted_at,omitempty"`
+	Deletion
+	// the deletion that an undelete ended; only in the answer to the undelete
+	Undeleted *Deletion `json:"undeleted,omitempty"`
 	// ids of the permission groups that name the service user as a member
 	PermissionGroups []string `json:"permission_groups"`
 	// the version, for If-Match
@@ -146,6 +147,16 @@ type ServiceUser struct {
 	TokenID string `json:"token_id,omitempty"`
 	// the secret of the first token; shown only once, in the answer that creates it
 	Token string `json:"token,omitempty"`
+}
+
+// Deletion is the deletion of a service user or permission group. Only tombstones have its fields.
+type Deletion struct {
+	// the time of the deletion
+	DeletedAt *time.Time `json:"deleted_at,omitempty"`
+	// the actor of the deletion, as in the audit trail
+	DeletedBy string `json:"deleted_by,omitempty"`
+	// of a service user: whether its tokens were accepted before the deletion
+	WasActive *bool `json:"was_active,omitempty"`
 }
 
 // ServiceUserList is one page of service users.
@@ -226,7 +237,7 @@ type Token struct {
 	RevokedAt *time.Time `json:"revoked_at"`
 	// the time of issue
 	CreatedAt time.Time `json:"created_at"`
-	// the creator: "local", "human:NAME" or the id of a service user
+	// the creator, as in actor of the audit trail
 	CreatedBy string `json:"created_by"`
 	// the time of the last change
 	UpdatedAt time.Time `json:"updated_at"`
@@ -393,14 +404,19 @@ type Group struct {
 	MemberCount int `json:"member_count"`
 	// the time of creation
 	CreatedAt time.Time `json:"created_at"`
-	// the creator: "local", "human:NAME" or the id of a service user
+	// the creator, as in actor of the audit trail
 	CreatedBy string `json:"created_by"`
 	// the time of the last change
 	UpdatedAt time.Time `json:"updated_at"`
+	Deletion
 	// the version, for If-Match
 	ETag string `json:"etag"`
 	// rules that never apply or add nothing; only in the answer to a write
 	Warnings []string `json:"warnings,omitempty"`
+	// the deletion that an undelete ended; only in the answer to the undelete
+	Undeleted *Deletion `json:"undeleted,omitempty"`
+	// the members and permissions that an undelete did not restore, each with the reason
+	NotRestored []string `json:"not_restored,omitempty"`
 }
 
 // GroupList is one page of permission groups.
@@ -438,6 +454,12 @@ type NamedListQuery struct {
 	Name string `query:"name"` // only the entry with exactly this name
 }
 
+// GroupListQuery chooses permission groups.
+type GroupListQuery struct {
+	NamedListQuery
+	Deleted string `query:"deleted"` // "true" lists tombstones instead of permission groups; only for admins
+}
+
 // UserListQuery chooses and sorts service users. The list has the service users that meet all
 // parameters.
 type UserListQuery struct {
@@ -461,8 +483,8 @@ type UserListQuery struct {
 	Cursor string `query:"cursor"`
 	// "true" lists tombstones instead of service users
 	Deleted string `query:"deleted"`
-	// only service users by this creator: "local", "human:NAME", or the id or name of a service
-	// user; an unknown creator is an error
+	// only service users by this creator: "local" (all local callers), "local:USER", "human:NAME",
+	// or the id or name of a service user; an unknown creator is an error
 	CreatedBy string `query:"created_by"`
 }
 

@@ -60,13 +60,31 @@ func (d *localDoor) Routes() []caddy.AdminRoute {
 
 func (d *localDoor) serve(w http.ResponseWriter, r *http.Request) error {
 	if live := storeInForce(); live != nil {
-		live.api.Serve(w, r, store.Local)
+		by, err := localActor(r)
+		if err != nil {
+			admin.WriteError(w, d.log, store.NewOperationID(), err)
+			return nil
+		}
+		live.api.Serve(w, r, by)
 	} else if _, err := running(); err != nil {
 		admin.WriteError(w, d.log, store.NewOperationID(), ErrNotConfigured)
 	} else {
 		admin.WriteError(w, d.log, store.NewOperationID(), errNotOpen)
 	}
 	return nil
+}
+
+// localActor returns the actor of a request at Caddy's admin endpoint. Caddy does not know the user
+// of the process that connected, so the name in admin.CallerHeader is only the caller's word. Caddy's
+// remote administration has verified a certificate.
+func localActor(r *http.Request) (store.Actor, error) {
+	if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
+		return store.Actor{Name: "certificate:" + r.TLS.PeerCertificates[0].Subject.String()}, nil
+	}
+	if said := r.Header.Get(admin.CallerHeader); said != "" {
+		return store.SaidLocal(admin.CallerHeader, said)
+	}
+	return store.Local, nil
 }
 
 // ErrNotConfigured is the error of a local door if the configuration in force has no service users.
@@ -164,6 +182,7 @@ func (d *SiteDoor) Validate() error {
 
 // ServeHTTP answers one request of the admin API.
 func (d *SiteDoor) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handler) error {
+	r.Header.Del(admin.CallerHeader)
 	actorHeader := ""
 	if d.ActorHeader != "" {
 		if d.routes(); d.believes { // the walk of the routes sets believes

@@ -65,11 +65,13 @@ func (c *cli) auditCommands(root *cobra.Command) {
 		})
 	flags := list.Flags()
 	flags.Var(parameter(query, "actor"), "actor",
-		"only changes by this actor: human:NAME, local, system, anonymous, or a service user by its id or name")
+		"only changes by this actor: human:NAME, local:USER, local (any user), system, anonymous, or a "+
+			"service user by its id or name")
 	flags.Var(parameter(query, "action"), "action",
 		"only this action, such as token.revoke; \"token.\" selects every action of tokens")
 	flags.Var(parameter(query, "resource_id"), "resource",
-		"only changes of the resource with this id, or of the service user or permission group with this name")
+		"only changes that concern the resource with this id, or the service user or permission group "+
+			"with this name, such as its tokens and memberships")
 	flags.Var(parameter(query, "since"), "since",
 		"all changes since this time: 7d (ago), 2026-11-21 (midnight UTC) or 2026-11-21T12:00:00Z")
 	flags.Var(parameter(query, "until"), "until", "only changes before this time, in the forms of --since")

@@ -257,7 +257,7 @@ func (c *cli) restore(ctx context.Context, path string) error {
 	if err := c.sure("%s", question); err != nil {
 		return err
 	}
-	by := store.Local
+	by := store.LocalUser(userName())
 	by.Operation = store.NewOperationID()
 	count, end := c.progress("restore", "MB")
 	r, aside, err := store.RestoreFile(ctx, c.store, by, io.TeeReader(file, count), opts, replace)

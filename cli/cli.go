@@ -9,7 +9,10 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
+	"os/user"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -203,7 +206,7 @@ func (c *cli) connect() (disconnect func() error, err error) {
 		if err != nil {
 			return nil, err
 		}
-		c.client = admin.Offline(s, store.Local)
+		c.client = admin.Offline(s, store.LocalUser(userName()))
 		return s.Close, nil
 	case c.url != "":
 		c.client, err = c.remote()
@@ -295,7 +298,29 @@ func (c *cli) local() (*admin.Client, error) {
 			return nil, err
 		}
 	}
-	return dial(cmp.Or(address, caddy.DefaultAdminListen))
+	client, err := dial(cmp.Or(address, caddy.DefaultAdminListen))
+	if err != nil {
+		return nil, err
+	}
+	// A name that the server would refuse is left out.
+	if _, err := store.SaidLocal(admin.CallerHeader, userName()); err == nil {
+		client.Header = http.Header{admin.CallerHeader: {userName()}}
+	}
+	return client, nil
+}
+
+// userName returns the name of the user that runs this process, by its user id, and the id itself if
+// it has no name. The variables USER and SUDO_USER do not count: the caller chooses them.
+func userName() string {
+	id := strconv.Itoa(os.Getuid())
+	if id == "-1" { // Windows
+		if u, err := user.Current(); err == nil {
+			return u.Username
+		}
+	} else if u, err := user.LookupId(id); err == nil {
+		return u.Username
+	}
+	return id
 }
 
 // requestTimeout bounds one request.

@@ -36,7 +36,7 @@ import (
 //
 //	exits CODE COMMAND…           run a command that ends with this exit code
 //	says MESSAGE                  it printed nothing but this error
-//	looks FILE                    it printed this; <time> is any, $NAME a variable
+//	looks FILE                    it printed this; <time> and <user> are any, $NAME is a variable
 //	csv FILE                      the same, with CRLF at the end of each line
 //	basic ID SECRET_FILE FILE     write a request with these credentials; $SECRET is the secret
 //	capture NAME REGEXP           set $NAME to what the group in REGEXP matched in it
@@ -200,7 +200,8 @@ func sessionLooks(ts *testscript.TestScript, neg bool, args []string) {
 func sessionPrinted(ts *testscript.TestScript, want string) {
 	const anyTime = `\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\dZ`
 	got := ts.ReadFile("stdout")
-	if !regexp.MustCompile(`^` + strings.ReplaceAll(regexp.QuoteMeta(want), "<time>", anyTime) + `$`).MatchString(got) {
+	pattern := strings.NewReplacer("<time>", anyTime, "<user>", `[^\s"]+`).Replace(regexp.QuoteMeta(want))
+	if !regexp.MustCompile(`^` + pattern + `$`).MatchString(got) {
 		ts.Fatalf("got:\n%swant:\n%s", got, want)
 	}
 }

@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"net/http"
+	"net/url"
 
 	"github.com/spf13/cobra"
 
@@ -12,9 +13,14 @@ import (
 
 func (c *cli) groupCommands(root *cobra.Command) {
 	c.createGroupCommand(root)
-	c.command(root, "list", "Lists permission groups, newest first", "group list",
+	var deleted bool
+	list := c.command(root, "list", "Lists permission groups, newest first", "group list",
 		func([]string) error {
-			list, err := all(c, "/permission_groups",
+			query := url.Values{}
+			if deleted {
+				query.Set("deleted", "true")
+			}
+			list, err := all(c, withQuery("/permission_groups", query),
 				func(l *admin.GroupList) (*[]admin.Group, *admin.Page) {
 					return &l.PermissionGroups, &l.Page
 				})
@@ -22,18 +28,26 @@ func (c *cli) groupCommands(root *cobra.Command) {
 				return err
 			}
 			rows := table{{"ID", "NAME", "MODE", "RULES", "PERMISSIONS", "MEMBERS", "CREATED"}}
+			if deleted {
+				rows[0] = append(rows[0], "DELETED", "BY")
+			}
 			for _, g := range list.PermissionGroups {
 				rows.add(g.ID, g.Name, g.Mode, len(g.Rules), len(g.Permissions), g.MemberCount,
 					when(&g.CreatedAt))
+				if deleted {
+					rows[len(rows)-1] = append(rows[len(rows)-1], when(g.DeletedAt), g.DeletedBy)
+				}
 			}
 			return c.print(list, rows)
 		})
+	list.Flags().BoolVar(&deleted, "deleted", false, "only deleted ones that can be brought back")
 	c.command(root, "show GROUP", "Shows a permission group with its rules and members",
 		"group show people-readers",
 		on(c.permissionGroup, func(g admin.Group, _ []string) error { return c.printGroup(g) }))
 	c.updateGroupCommand(root)
 	c.destructive(c.command(root, "delete GROUP",
-		"Deletes a permission group; its rules no longer apply to its members",
+		"Deletes a permission group; its rules no longer apply to its members; "+
+			"for some time it can be brought back",
 		"group delete people-readers --yes",
 		on(c.permissionGroup, func(g admin.Group, _ []string) error {
 			rules, members := plural(len(g.Rules), "rule"), plural(g.MemberCount, "member")
@@ -43,6 +57,24 @@ func (c *cli) groupCommands(root *cobra.Command) {
 			}
 			return c.change(http.MethodDelete, g.URI, "deleted %s (%s)", g.Name, g.ID)
 		})), nil)
+	c.command(root, "undelete GROUP",
+		"Brings a deleted permission group back as it was, with its rules, members and permissions",
+		"group undelete people-readers",
+		func(args []string) error {
+			var g admin.Group
+			id, err := c.deleted("group", "permission group", "/permission_groups", "group list --deleted", args[0])
+			if err == nil {
+				err = c.do(http.MethodPost, "/permission_groups/"+id+"/undelete", nil, &g)
+			}
+			if err != nil {
+				return err
+			}
+			notes := []string{"It was " + deletion(*g.Undeleted) + "."}
+			for _, lost := range g.NotRestored {
+				notes = append(notes, "not restored: "+lost)
+			}
+			return c.printGroup(g, notes...)
+		})
 
 	member := func(name, do, short, method, past, question, done string) {
 		c.bulkCommand(root, bulkVerb{
@@ -127,7 +159,7 @@ func (c *cli) updateGroupCommand(root *cobra.Command) {
 		"the permissions that it has (may be repeated), in the place of the present ones; \"\" removes all")
 }
 
-func (c *cli) printGroup(g admin.Group) error {
+func (c *cli) printGroup(g admin.Group, notes ...string) error {
 	rows := table{
 		{"id", g.ID}, {"name", g.Name}, {"description", g.Description},
 		{"mode", g.Mode}, {"condition", g.MemberCondition},
@@ -152,7 +184,7 @@ func (c *cli) printGroup(g admin.Group) error {
 			}
 		}
 	}
-	return c.print(g, rows, warningNotes(g.Warnings)...)
+	return c.print(g, rows, append(notes, warningNotes(g.Warnings)...)...)
 }
 
 // warningNotes returns a note for each warning about rules.

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/serviceusers/caddy-service-users/admin"
+	"github.com/serviceusers/caddy-service-users/store"
 )
 
 func (c *cli) userCommands(root *cobra.Command) {
@@ -37,20 +39,32 @@ func (c *cli) userCommands(root *cobra.Command) {
 		"Refuses every token of service users from now on, and cuts their streams, uploads and downloads", false)
 	setActive("reactivate", "Accepts the tokens of service users again", true)
 	c.deleteUserCommand(root)
+	deleted := func(idOrName string) (string, error) {
+		return c.deleted("service", "service user", "/service_users", "list --deleted", idOrName)
+	}
 	c.bulkCommand(root, bulkVerb{
-		use:     "undelete [USER_ID…]",
+		use:     "undelete [USER…]",
 		short:   "Brings deleted service users back, inactive, with their tokens as they were",
-		example: "undelete service_2x…",
-		id:      func(id string) (string, error) { return id, checkID("service", id) },
+		example: "undelete billing-sync",
+		id:      deleted,
 		one: func(args []string) error {
-			if err := checkID("service", args[0]); err != nil {
-				return err
-			}
 			var u admin.ServiceUser
-			if err := c.do(http.MethodPost, "/service_users/"+args[0]+"/undelete", nil, &u); err != nil {
+			id, err := deleted(args[0])
+			if err == nil {
+				err = c.do(http.MethodPost, "/service_users/"+id+"/undelete", nil, &u)
+			}
+			if err != nil {
 				return err
 			}
-			return c.printUser(u, nil)
+			if u.Undeleted == nil { // the server has an earlier version
+				return c.printUser(u, nil)
+			}
+			was := "inactive"
+			if active := u.Undeleted.WasActive; active != nil && *active {
+				was = fmt.Sprintf("active: \"reactivate %s\" accepts its tokens again", u.Name)
+			}
+			note := fmt.Sprintf("It was %s; before that it was %s.", deletion(*u.Undeleted), was)
+			return c.printUser(u, nil, note)
 		},
 		many: func([]string) (*change, error) { return changeOf("undelete"), nil },
 	})
@@ -84,6 +98,46 @@ func (n *newUser) body(c *cli) (admin.NewServiceUser, error) {
 	n.PermissionGroups, n.Labels = admin.Some(ids), admin.Some(n.labels.texts())
 	n.Teams, n.AllowedIPs = admin.Some(notEmpty(n.teams)), admin.Some(notEmpty(n.addresses))
 	return n.NewServiceUser, err
+}
+
+// deleted returns the id of the deleted resource with this id or name. kind is the prefix of its id,
+// noun its name in an error, and command lists such resources. Several can have the same name.
+func (c *cli) deleted(kind, noun, path, command, idOrName string) (string, error) {
+	if store.ValidID(kind, idOrName) {
+		return idOrName, nil
+	}
+	type tombstone struct {
+		ID string `json:"id"`
+		admin.Deletion
+	}
+	var list struct {
+		Users  []tombstone `json:"service_users"`
+		Groups []tombstone `json:"permission_groups"`
+	}
+	uri := path + "?deleted=true&name=" + url.QueryEscape(idOrName)
+	if err := c.do(http.MethodGet, uri, nil, &list); err != nil {
+		return "", err
+	}
+	var named []string
+	for _, t := range append(list.Users, list.Groups...) {
+		named = append(named, fmt.Sprintf("%s (%s)", t.ID, deletion(t.Deletion)))
+	}
+	switch len(named) {
+	case 0:
+		return "", admin.NewError(http.StatusNotFound, "ERR_NOT_FOUND", fmt.Sprintf(
+			"there is no deleted %s %q; %q shows those that can be brought back", noun, idOrName, command))
+	case 1:
+		id, _, _ := strings.Cut(named[0], " ")
+		return id, nil
+	}
+	return "", admin.NewError(http.StatusConflict, "ERR_CONFLICT", fmt.Sprintf(
+		"%d deleted %ss have the name %q; name one by its id: %s",
+		len(named), noun, idOrName, strings.Join(named, ", ")))
+}
+
+// deletion describes when and by whom something was deleted.
+func deletion(d admin.Deletion) string {
+	return fmt.Sprintf("deleted %s by %s", when(d.DeletedAt), cmp.Or(d.DeletedBy, "an unknown actor"))
 }
 
 func (c *cli) createUserCommand(root *cobra.Command) {
@@ -183,6 +237,14 @@ func (c *cli) listUsersCommand(root *cobra.Command) {
 				}
 			}
 			rows := table{{"ID", "NAME", "ACTIVE", "ROLE", "TEAMS", "LAST ACTIVE", "EXPIRES", "CREATED"}}
+			if deleted {
+				rows = table{{"ID", "NAME", "ROLE", "TEAMS", "DELETED", "BY", "WAS ACTIVE"}}
+				for _, u := range list.ServiceUsers {
+					rows.add(u.ID, u.Name, u.Role, strings.Join(u.Teams, ", "), when(u.DeletedAt),
+						u.DeletedBy, yesNo(u.WasActive != nil && *u.WasActive))
+				}
+				return c.print(list, rows)
+			}
 			for _, u := range list.ServiceUsers {
 				rows.add(u.ID, u.Name, yesNo(u.Active), u.Role, strings.Join(u.Teams, ", "),
 					when(u.LastActiveAt), when(u.ExpiresAt), when(&u.CreatedAt))
@@ -196,7 +258,8 @@ func (c *cli) listUsersCommand(root *cobra.Command) {
 		{"team", "team", "only this team"},
 		{"status", "status", "only active, inactive or expired ones"},
 		{"created-by", "created_by",
-			"only those with this creator: the name or id of a service user, human:NAME, or local"},
+			"only those with this creator: the name or id of a service user, human:NAME, local:USER, " +
+				"or local (any user)"},
 		{"sort", "sort", "by name, role, created_at or last_active_at; \"-\" before it is descending"},
 		{"filter", "filter",
 			"a CEL expression over obj and now, such as 'obj.created_at > now.subtract(\"7d\")'"},

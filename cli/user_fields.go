@@ -121,8 +121,9 @@ func joined(names map[string]string, u *admin.ServiceUser) string {
 	return strings.Join(list, ", ")
 }
 
-// printUser prints a service user. Unless before is nil, it also prints the changes since then.
-func (c *cli) printUser(u admin.ServiceUser, before *admin.ServiceUser) error {
+// printUser prints a service user, and notes. Unless before is nil, it also prints the changes since
+// then.
+func (c *cli) printUser(u admin.ServiceUser, before *admin.ServiceUser, notes ...string) error {
 	if c.json {
 		return c.print(u, nil) // with the ids of its groups
 	}
@@ -143,7 +144,7 @@ func (c *cli) printUser(u admin.ServiceUser, before *admin.ServiceUser) error {
 	rows.add("created", when(&u.CreatedAt)+" by "+u.CreatedBy)
 	rows = rows.known()
 	if before == nil {
-		return c.print(u, rows)
+		return c.print(u, rows, notes...)
 	}
 	list := userChanges(before, &u, names)
 	if len(list) == 0 {

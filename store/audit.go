@@ -44,6 +44,7 @@ var auditActions = strings.Fields(`
 	service_user.delete service_user.undelete service_user.purge
 	token.create token.update token.refresh token.rotate token.revoke token.first_use
 	permission_group.create permission_group.update permission_group.delete
+	permission_group.undelete permission_group.purge
 	rule.add rule.remove member.add member.remove
 	permission.create permission.update permission.delete permission.reorder
 	store.backup store.restore refused`)
@@ -99,6 +100,9 @@ func (t *tx) writeAudit(e AuditEvent) error {
 		e.PrevHash, e.Hash); err != nil {
 		return err
 	}
+	if err := t.exec("indexing the audit trail", indexSubjects(`$1`), e.Seq); err != nil {
+		return err
+	}
 	return t.exec("writing the head of the audit trail",
 		`UPDATE meta SET audit_seq = $1, audit_hash = $2`, e.Seq, e.Hash)
 }
@@ -119,7 +123,7 @@ func (s *Store) logAudit(events []AuditEvent) {
 type AuditQuery struct {
 	Actor    string // the name of an [Actor], without its prefix too, or of a service user; "" is any
 	Action   string // such as "token.revoke", or "token." for all actions with that beginning; "" is any
-	Resource string // the id or the name of a service user or group, or another id; "" is any
+	Resource string // an id, or the name of a service user or group, to which records relate; "" is any
 	Since    time.Time
 	Until    time.Time
 	Before   int64 // only records with a smaller number; 0 is all
@@ -141,10 +145,12 @@ func (s *Store) AuditEvents(ctx context.Context, by Actor, q AuditQuery) (list [
 			return nil, err
 		}
 		args := params{q.Actor, q.Action, q.Resource, unix(q.Since), unix(q.Until)}
+		named := args.list(resources)
 		where := `
 			WHERE ($1 = '' OR ` + madeBy("actor", "$1") + ` OR actor IN (` + args.list(actors) + `))
 				AND ($2 = '' OR action = $2 OR $2 LIKE '%.' AND SUBSTR(action, 1, LENGTH($2)) = $2)
-				AND ($3 = '' OR resource_id = $3 OR resource_id IN (` + args.list(resources) + `))
+				AND ($3 = '' OR resource_id = $3 OR resource_id IN (` + named + `)
+					OR seq IN (SELECT seq FROM audit_subjects WHERE resource_id = $3 OR resource_id IN (` + named + `)))
 				AND at >= $4 AND ($5 = 0 OR at < $5)`
 		if q.Total != nil {
 			err := t.row(`SELECT COUNT(*) FROM audit_events`+where, args...).Scan(q.Total)
@@ -356,6 +362,7 @@ type Attempt struct {
 	Status    int    `json:"status"`
 	Code      string `json:"code"`
 	Login     string `json:"login,omitempty"`    // the login that a caller without an identity gave
+	Of        string `json:"of,omitempty"`       // the id that the path has before that of the resource
 	LeftOut   int64  `json:"left_out,omitempty"` // how many attempts before it were too many to record
 }
 

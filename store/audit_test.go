@@ -45,7 +45,7 @@ func TestAuditQuery(t *testing.T) {
 		{AuditQuery{Action: "token."}, []int64{8, 7, 4}},
 		{AuditQuery{Action: "token.rotate"}, nil},
 		{AuditQuery{Action: "refused"}, []int64{9}},
-		{AuditQuery{Resource: w.user.ID}, []int64{9, 6, 5, 3}},
+		{AuditQuery{Resource: w.user.ID}, []int64{9, 8, 7, 6, 5, 4, 3}},
 		{AuditQuery{Resource: w.token.ID}, []int64{8, 4}},
 		{AuditQuery{Resource: "billing-sync"}, []int64{9, 6, 5, 3}},
 		{AuditQuery{Resource: "readers"}, []int64{1}},
@@ -235,7 +235,7 @@ func TestNoteAttempt(t *testing.T) {
 		if got != want || want > 0 && (e.Actor != by.Name || e.Action != "refused" || e.Resource != w.user.ID || e.Operation != by.Operation || len(e.Before) != 0) {
 			t.Errorf("%s: got %d records, the last %+v, want %d", what, got, e, want)
 		}
-		if wanted := (Attempt{"DELETE /service_users/{id}", 403, "ERR_X", "someone", leftOut}); want == 1 && a != wanted {
+		if wanted := (Attempt{"DELETE /service_users/{id}", 403, "ERR_X", "someone", "", leftOut}); want == 1 && a != wanted {
 			t.Errorf("%s: got %+v, want %+v", what, a, wanted)
 		}
 	}

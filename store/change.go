@@ -31,6 +31,16 @@ func (t *tx) exec(what, query string, args ...any) error {
 	return nil
 }
 
+// execAll runs several statements with the same argument.
+func (t *tx) execAll(what string, arg any, statements ...string) error {
+	for _, statement := range statements {
+		if err := t.exec(what, statement, arg); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (t *tx) query(query string, args ...any) (*sql.Rows, error) {
 	return t.QueryContext(t.ctx, query, args...)
 }

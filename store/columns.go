@@ -50,6 +50,8 @@ func (u *ServiceUser) columns() []column {
 		column{name: "updated_at", field: (*unixTime)(&u.UpdatedAt)},
 		column{name: "last_active_at", field: (*unixTime)(&u.LastActiveAt), fixed: true},
 		column{name: "deleted_at", field: (*unixTime)(&u.DeletedAt)},
+		column{name: "deleted_by", field: &u.DeletedBy},
+		column{name: "was_active", field: &u.WasActive},
 		column{name: "version", field: &u.Version})
 }
 
@@ -93,6 +95,8 @@ func (g *Group) columns() []column {
 		{name: "created_at", field: (*unixTime)(&g.CreatedAt), fixed: true},
 		{name: "created_by", field: &g.CreatedBy, fixed: true},
 		{name: "updated_at", field: (*unixTime)(&g.UpdatedAt)},
+		{name: "deleted_at", field: (*unixTime)(&g.DeletedAt)},
+		{name: "deleted_by", field: &g.DeletedBy},
 		{name: "version", field: &g.Version},
 	}
 }

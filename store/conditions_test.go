@@ -425,7 +425,7 @@ func TestManyMembersByCondition(t *testing.T) {
 		WITH RECURSIVE n (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < %d)
 		INSERT INTO service_users
 		SELECT 'service_' || i, 'n' || i, '', '', '', '', TRUE, 'member', '[]', CASE i %% 4 WHEN 3 THEN '{}' ELSE '{"k":"' || (i %% 4) || '"}' END,
-			'[]', 0, 0, 'local', 0, 0, 0, 1, (SELECT revision + 1 FROM meta), 'n' || i FROM n;
+			'[]', 0, 0, 'local', 0, 0, 0, 1, (SELECT revision + 1 FROM meta), 'n' || i, '', FALSE FROM n;
 		UPDATE meta SET revision = revision + 1;
 		COMMIT`, n-1))
 	eventually(t, "all of them", func() bool { return w.Directory().Len() == n+1 })

@@ -171,8 +171,8 @@ func TestPurge(t *testing.T) {
 	if len(added) != 102 || slices.ContainsFunc(added, func(e AuditEvent) bool { return e.Action != "service_user.purge" || e.Actor != "system" }) {
 		t.Errorf("audit trail: got %d records, want one for each", len(added))
 	}
-	if of := must(w.trail(ctx, u.ID, 0, 9)); len(of) != 3 || !strings.Contains(string(of[2].After), "private4") {
-		t.Errorf("of one: got %v, want its creation, its end and the purge", of)
+	if of := must(w.trail(ctx, u.ID, 0, 9)); len(of) != 4 || !strings.Contains(string(of[3].After), "private4") {
+		t.Errorf("of one: got %v, want its creation, its token, its end and the purge", of)
 	}
 	for resource, want := range map[string]string{"private1": "service_user.purge service_user.delete service_user.create", k.ID: "token.create"} {
 		var got []string

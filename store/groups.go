@@ -31,7 +31,7 @@ func (s *Store) CreateGroup(ctx context.Context, by Actor, g Group) (Group, erro
 			ID: t.newID("group"), CreatedAt: t.now, CreatedBy: t.by.Name, UpdatedAt: t.now, Version: 1,
 		})
 		if err := t.insert("permission group", "permission_groups", g.columns(),
-			column{name: "deleted_at", field: 0}, column{name: "revision", field: t.revision}); err != nil {
+			column{name: "revision", field: t.revision}); err != nil {
 			return err
 		}
 		if err := t.setPermissions(g.ID, nil, g.Permissions); err != nil {
@@ -68,14 +68,7 @@ func (s *Store) Groups(
 		if by.Scope != nil {
 			where += ` AND id IN (` + args.list(by.Scope.Groups) + `)`
 		}
-		list, err := all(t, "reading permission groups", scanGroup,
-			selectGroup+where+` ORDER BY id DESC LIMIT $3`, args...)
-		for i := range list {
-			if err == nil {
-				err = t.fill(&list[i])
-			}
-		}
-		return list, err
+		return t.filledGroups(where+` ORDER BY id DESC LIMIT $3`, args...)
 	})
 	list, more = cut(list, limit)
 	ids := make([]string, len(list))
@@ -87,6 +80,15 @@ func (s *Store) Groups(
 		list[i].MemberCount = counts[list[i].ID]
 	}
 	return list, more, err
+}
+
+// filledGroups reads groups with the parts that fill reads.
+func (t *tx) filledGroups(where string, args ...any) ([]Group, error) {
+	list, err := all(t, "reading permission groups", scanGroup, selectGroup+where, args...)
+	for i := 0; err == nil && i < len(list); i++ {
+		err = t.fill(&list[i])
+	}
+	return list, err
 }
 
 // UpdateGroup changes the fields of a permission group that a caller may choose. Rules that edit
@@ -140,30 +142,36 @@ func (t *tx) writeGroup(g Group) (Group, error) {
 }
 
 // DeleteGroup deletes a permission group. Its members lose the requests that its rules allow, and
-// its denies no longer apply to them. Only admins may call it.
+// its denies no longer apply to them. Within Options.Retention the group can be brought back. Only
+// admins may call it.
 func (s *Store) DeleteGroup(ctx context.Context, by Actor, id string, version int64) error {
 	return s.change(ctx, by, func(t *tx) error {
 		before, err := t.groupToChange(id, version, "delete a permission group")
 		if err != nil {
 			return err
 		}
-		// The members are found by the rows that the next statement deletes.
+		record, err := t.recordMembers(&before)
+		if err != nil {
+			return err
+		}
+		// The members are found by the rows that the next statements delete.
 		if err := t.touchMembers(id); err != nil {
 			return err
 		}
-		if err := t.exec("removing members", `DELETE FROM members WHERE group_id = $1`, id); err != nil {
+		if err := t.execAll("deleting the permission group", id, `
+			INSERT INTO deleted_links
+			SELECT group_id, 'member', service_user_id FROM members WHERE group_id = $1 UNION ALL
+			SELECT group_id, 'permission', permission_key FROM group_permissions WHERE group_id = $1`,
+			`DELETE FROM members WHERE group_id = $1`,
+			`DELETE FROM group_permissions WHERE group_id = $1`); err != nil {
 			return err
 		}
-		if err := t.setPermissions(id, before.Permissions, nil); err != nil {
+		after := before
+		after.DeletedAt, after.DeletedBy = t.now, t.by.Name
+		if _, err := t.writeGroup(after); err != nil {
 			return err
 		}
-		if err := t.exec("deleting the permission group", `
-			UPDATE permission_groups
-			SET deleted_at = $2, updated_at = $2, version = version + 1, revision = $3
-			WHERE id = $1`, id, t.now.Unix(), t.revision); err != nil {
-			return err
-		}
-		return t.audit("permission_group.delete", id, auditGroup(before), nil)
+		return t.audit("permission_group.delete", id, record, nil)
 	})
 }
 
@@ -323,13 +331,20 @@ func (t *tx) groupToChange(id string, version int64, words string) (Group, error
 }
 
 // fill reads the parts of a group that are not in its row: rules and permissions, but not
-// MemberCount.
+// MemberCount. For a tombstone it reads the permissions and the number of members that it had.
 func (t *tx) fill(g *Group) (err error) {
 	if g.Rules, err = t.rulesOf(g.ID); err != nil {
 		return err
 	}
-	g.Permissions, err = t.permissionsOf(g.ID)
-	return err
+	if g.DeletedAt.IsZero() {
+		g.Permissions, err = t.permissionsOf(g.ID)
+		return err
+	}
+	g.Permissions, err = all(t, "reading the links of the permission group", scanString,
+		`SELECT link FROM deleted_links WHERE group_id = $1 AND kind = 'permission' ORDER BY link`, g.ID)
+	return cmp.Or(err, t.row(`
+		SELECT COUNT(*) FROM deleted_links WHERE group_id = $1 AND kind = 'member' AND link <> ''`,
+		g.ID).Scan(&g.MemberCount))
 }
 
 func (t *tx) rulesOf(group string) ([]access.Rule, error) {
@@ -355,22 +370,29 @@ func (t *tx) checkGroupTaken(id, name string) error {
 	}
 }
 
-// auditGroup returns the form of a group for the audit trail, with rules as text.
-func auditGroup(g Group) any {
-	type rule struct {
-		ID          string `json:"id"`
-		Text        string `json:"text"`
-		Name        string `json:"name,omitempty"`
-		Description string `json:"description,omitempty"`
-	}
-	rules := make([]rule, len(g.Rules))
+// groupRecord is the form of a group in the audit trail.
+type groupRecord struct {
+	Group
+	Rules []ruleRecord `json:"rules"`
+	// The rest is only in the records of a deletion and an undeletion. Members are ids.
+	Members            []string `json:"members,omitempty"` // by name
+	MembersByCondition []string `json:"members_by_condition,omitempty"`
+	NotRestored        []string `json:"not_restored,omitempty"`
+}
+
+type ruleRecord struct {
+	ID          string `json:"id"`
+	Text        string `json:"text"`
+	Name        string `json:"name,omitempty"`
+	Description string `json:"description,omitempty"`
+}
+
+func auditGroup(g Group) groupRecord {
+	rules := make([]ruleRecord, len(g.Rules))
 	for i, r := range g.Rules {
-		rules[i] = rule{r.ID, r.String(), r.Name, r.Description}
+		rules[i] = ruleRecord{r.ID, r.String(), r.Name, r.Description}
 	}
-	return struct {
-		Group
-		Rules []rule `json:"rules"`
-	}{g, rules}
+	return groupRecord{Group: g, Rules: rules}
 }
 
 // asField turns an [ErrNotFound] for a group into an [ErrInvalid] of the field that names the

@@ -206,7 +206,7 @@ func (t *tx) choose(q UserQuery) (clause, order string, args params) {
 	visible := t.by.Scope.sees(&args)
 	where := []string{visible, `deleted_at = 0`}
 	if q.Deleted {
-		where[1] = `deleted_at > 0`
+		where[1] = `deleted_at > 0 AND name <> ''` // purge empties the name
 	}
 	if q.Name != "" {
 		where = append(where, `name = `+arg(q.Name))

@@ -149,7 +149,7 @@ func TestAuditPaging(t *testing.T) {
 	for _, e := range must(w.trail(ctx, w.user.ID, 0, 100)) {
 		actions = append(actions, e.Action)
 	}
-	if want := []string{"member.add", "service_user.update", "service_user.create"}; !slices.Equal(actions, want) {
+	if want := []string{"member.add", "service_user.update", "token.create", "service_user.create"}; !slices.Equal(actions, want) {
 		t.Errorf("of one resource: got %v, want %v", actions, want)
 	}
 }

@@ -13,9 +13,10 @@ import (
 	"sync"
 	"time"
 
-	"github.com/serviceusers/caddy-service-users/access"
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/serviceusers/caddy-service-users/access"
 )
 
 // usersAtOnce is how many service users a load of everything reads before it passes them to the

@@ -24,8 +24,10 @@ type ServiceUser struct {
 	UpdatedAt    time.Time `json:"updated_at"`
 	LastActiveAt time.Time `json:"-"`
 	DeletedAt    time.Time `json:"deleted_at,omitzero"`
-	Groups       []string  `json:"permission_groups"` // sorted ids of the groups that name it as a member
-	Version      int64     `json:"version"`           // counts changes of these fields, for If-Match
+	DeletedBy    string    `json:"deleted_by,omitempty"` // an Actor's name
+	WasActive    bool      `json:"was_active,omitempty"` // before the deletion
+	Groups       []string  `json:"permission_groups"`    // sorted ids of the groups that name it as a member
+	Version      int64     `json:"version"`              // counts changes of these fields, for If-Match
 }
 
 // directoryUser returns the service user as conditions and groups see it.
@@ -45,6 +47,7 @@ func (u *ServiceUser) copyManagedFields(before ServiceUser) {
 	u.ID, u.Version, u.CreatedBy = before.ID, before.Version, before.CreatedBy
 	u.CreatedAt, u.UpdatedAt = before.CreatedAt, before.UpdatedAt
 	u.LastActiveAt, u.DeletedAt = before.LastActiveAt, before.DeletedAt
+	u.DeletedBy, u.WasActive = before.DeletedBy, before.WasActive
 }
 
 // Token is one token of a service user, without its secret. The call that creates the token shows
@@ -130,6 +133,8 @@ type Group struct {
 	CreatedAt       time.Time     `json:"created_at"`
 	CreatedBy       string        `json:"created_by"`
 	UpdatedAt       time.Time     `json:"updated_at"`
+	DeletedAt       time.Time     `json:"deleted_at,omitzero"`
+	DeletedBy       string        `json:"deleted_by,omitempty"` // an Actor's name
 	Version         int64         `json:"version"`
 }
 
@@ -144,6 +149,7 @@ func (g Group) clone() Group {
 func (g *Group) copyManagedFields(before Group) {
 	g.ID, g.Version, g.MemberCount, g.CreatedBy = before.ID, before.Version, before.MemberCount, before.CreatedBy
 	g.CreatedAt, g.UpdatedAt = before.CreatedAt, before.UpdatedAt
+	g.DeletedAt, g.DeletedBy = before.DeletedAt, before.DeletedBy
 }
 
 // Permission is a named right in the catalogue. It represents rules and can be given to permission
@@ -161,13 +167,23 @@ type Permission struct {
 
 // Actor is the caller that makes a change, with the limits of its rights.
 type Actor struct {
-	Name      string // local, human:NAME, service_…
+	Name      string // local, local:USER, human:NAME, service_…
 	Operation string // op_…; connects the answer, the log and the audit trail
 	Scope     *Scope // the limits of a manager; nil is an admin without limits
 }
 
 // Local is the actor for callers of the admin endpoint that only the machine itself can reach.
 var Local = Actor{Name: "local"}
+
+// LocalUser returns the actor for a command that opens the store file itself. The operating system
+// knows its user.
+func LocalUser(user string) Actor { return Actor{Name: Local.Name + ":" + user} }
+
+// SaidLocal returns the actor for a caller of the admin endpoint that gives its user's name. Nobody
+// checks that name. field is the place of the name in the request, for an [ErrInvalid].
+func SaidLocal(field, user string) (Actor, error) {
+	return Actor{Name: Local.Name + ", said to be " + user}, checkText(field, user, maxUser)
+}
 
 // Scope limits a manager to service users that have the role member and share a team with it.
 // Before and after a change such a service user must not have a right that the manager lacks.

@@ -1,4 +1,4 @@
--- The store of service users, version 5. Times are Unix seconds in UTC; 0 means "never" or "not
+-- The store of service users, version 7. Times are Unix seconds in UTC; 0 means "never" or "not
 -- yet". Lists and maps are JSON text. The same text serves SQLite and PostgreSQL.
 --
 -- A revision is the number of a change. The column revision has the last change that affected the
@@ -36,7 +36,7 @@ CREATE TABLE service_users (
 	allowed_ips    TEXT    NOT NULL,    -- ["10.0.0.0/8"]; [] is any
 	expires_at     BIGINT  NOT NULL,
 	created_at     BIGINT  NOT NULL,
-	created_by     TEXT    NOT NULL,    -- local, human:…, service_…
+	created_by     TEXT    NOT NULL,    -- local, local:…, human:…, service_…
 	updated_at     BIGINT  NOT NULL,
 	last_active_at BIGINT  NOT NULL,
 	deleted_at     BIGINT  NOT NULL,    -- 0 if not deleted; a row with a time is a tombstone
@@ -44,7 +44,9 @@ CREATE TABLE service_users (
 	revision       BIGINT  NOT NULL,
 	-- The same for all names that read alike. A new name needs a key that no other service user
 	-- has.
-	name_key       TEXT    NOT NULL DEFAULT ''
+	name_key       TEXT    NOT NULL DEFAULT '',
+	deleted_by     TEXT    NOT NULL DEFAULT '',    -- of a tombstone: the actor of the deletion …
+	was_active     BOOLEAN NOT NULL DEFAULT FALSE  -- … and whether it was active before
 );
 CREATE UNIQUE INDEX service_users_name ON service_users (name) WHERE deleted_at = 0;
 CREATE UNIQUE INDEX service_users_alias ON service_users (alias) WHERE deleted_at = 0 AND alias <> '';
@@ -92,9 +94,10 @@ CREATE TABLE permission_groups (
 	created_at       BIGINT NOT NULL,
 	created_by       TEXT   NOT NULL,
 	updated_at       BIGINT NOT NULL,
-	deleted_at       BIGINT NOT NULL,
+	deleted_at       BIGINT NOT NULL,    -- 0 if not deleted; a row with a time is a tombstone
 	version          BIGINT NOT NULL,
-	revision         BIGINT NOT NULL
+	revision         BIGINT NOT NULL,
+	deleted_by       TEXT   NOT NULL DEFAULT '' -- of a tombstone: the actor of the deletion
 );
 CREATE UNIQUE INDEX permission_groups_name ON permission_groups (name) WHERE deleted_at = 0;
 CREATE INDEX permission_groups_revision ON permission_groups (revision);
@@ -143,11 +146,20 @@ CREATE TABLE members (
 );
 CREATE INDEX members_service_user ON members (service_user_id, group_id);
 
+-- The members and permissions that a deleted group had, for an undelete. Decisions and lists read
+-- members and group_permissions only, so a deleted group gives no right.
+CREATE TABLE deleted_links (
+	group_id TEXT NOT NULL REFERENCES permission_groups (id),
+	kind     TEXT NOT NULL, -- member, permission
+	link     TEXT NOT NULL, -- the id of the service user; the key of the permission
+	PRIMARY KEY (group_id, kind, link)
+);
+
 CREATE TABLE audit_events (
 	seq          BIGINT PRIMARY KEY, -- 1, 2, 3 … without a gap
 	id           TEXT   NOT NULL,    -- audit_…
 	at           BIGINT NOT NULL,
-	actor        TEXT   NOT NULL,    -- local, human:…, service_…
+	actor        TEXT   NOT NULL,    -- local, local:…, human:…, service_…
 	action       TEXT   NOT NULL,    -- service_user.create, token.revoke, …
 	resource_id  TEXT   NOT NULL,    -- the id of the changed resource
 	before       TEXT   NOT NULL,    -- JSON without secrets; '' when the resource did not exist
@@ -157,3 +169,11 @@ CREATE TABLE audit_events (
 	hash         TEXT   NOT NULL     -- SHA-256 over prev_hash and every other column
 );
 CREATE INDEX audit_events_resource ON audit_events (resource_id, seq);
+
+-- The further resources that a record concerns, such as the group of a new member. The records
+-- themselves have this information: see indexSubjects.
+CREATE TABLE audit_subjects (
+	resource_id TEXT   NOT NULL,
+	seq         BIGINT NOT NULL,
+	PRIMARY KEY (resource_id, seq)
+);

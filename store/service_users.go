@@ -181,6 +181,7 @@ func DeleteUser(unused time.Duration) UserChange {
 		}
 		after = before
 		after.DeletedAt, after.Active = t.now, false
+		after.DeletedBy, after.WasActive = t.by.Name, before.Active
 		if err := t.writeUser(&after); err != nil {
 			return before, after, err
 		}
@@ -242,29 +243,38 @@ func UndeleteUser(t *tx, id string, version int64) (before, u ServiceUser, err e
 	if err := cmp.Or(err, checkVersion(before.Version, version)); err != nil {
 		return before, u, err
 	}
-	if before.DeletedAt.IsZero() {
-		return before, u, conflict("", "the service user is not deleted")
-	}
-	// purgeUser empties the name.
-	if before.Name == "" || !t.now.Before(before.DeletedAt.Add(t.store.opts.Retention)) {
-		return before, u, conflict("",
-			"the service user was deleted too long ago, at %s, and cannot be brought back",
-			before.DeletedAt.Format(time.RFC3339))
+	if err := t.checkRestorable("service user", before.Name, before.DeletedAt); err != nil {
+		return before, u, err
 	}
 	// Another service user may have taken the name or the alias since the deletion.
 	if err := t.checkTaken(id, before, ""); err != nil {
 		return before, u, err
 	}
 	u = before
-	u.DeletedAt, u.Active = time.Time{}, false
+	u.DeletedAt, u.DeletedBy, u.Active, u.WasActive = time.Time{}, "", false, false
 	if err := t.writeUser(&u); err != nil {
 		return before, u, err
 	}
 	return before, u, t.audit("service_user.undelete", id, before, u)
 }
 
-// purge removes personal data, tokens and memberships of tombstones older than Options.Retention.
-// Their ids stay in the table, so that no id is used again, and so does the audit trail.
+// checkRestorable rejects an undelete, with an [ErrConflict], if the record is not deleted or the
+// retention is over. name is that of the record; kind names its kind in the error.
+func (t *tx) checkRestorable(kind, name string, deleted time.Time) error {
+	switch {
+	case deleted.IsZero():
+		return conflict("", "the %s is not deleted", kind)
+	// purge empties the name.
+	case name == "" || !t.now.Before(deleted.Add(t.store.opts.Retention)):
+		return conflict("", "the %s was deleted too long ago, at %s, and cannot be brought back",
+			kind, deleted.Format(time.RFC3339))
+	}
+	return nil
+}
+
+// purge removes personal data, tokens and memberships of tombstones older than Options.Retention,
+// and all contents of deleted groups. Their ids stay in the tables, so that no id is used again, and
+// so does the audit trail.
 func (s *Store) purge(ctx context.Context) error {
 	if err := s.inPlace(); err != nil {
 		return err
@@ -275,6 +285,8 @@ func (s *Store) purge(ctx context.Context) error {
 		cutoff := s.Now().Add(-s.opts.Retention).Unix()
 		rows, err := s.read.QueryContext(ctx, `
 			SELECT id FROM service_users WHERE deleted_at > 0 AND deleted_at <= $1 AND name <> ''
+			UNION ALL
+			SELECT id FROM permission_groups WHERE deleted_at > 0 AND deleted_at <= $1 AND name <> ''
 			ORDER BY id LIMIT 100`, cutoff)
 		if err != nil {
 			return fmt.Errorf("looking for tombstones: %w", err)
@@ -285,7 +297,11 @@ func (s *Store) purge(ctx context.Context) error {
 		}
 		err = s.change(ctx, Actor{Name: "system", Operation: NewOperationID()}, func(t *tx) error {
 			for _, id := range ids {
-				if err := t.purgeUser(id); err != nil {
+				purge := t.purgeUser
+				if ValidID("group", id) {
+					purge = t.purgeGroup
+				}
+				if err := purge(id); err != nil {
 					return err
 				}
 			}
@@ -311,11 +327,9 @@ func (t *tx) purgeUser(id string) error {
 		column{name: "name_key", field: ""}); err != nil {
 		return err
 	}
-	for _, table := range []string{"members", "tokens"} {
-		statement := `DELETE FROM ` + table + ` WHERE service_user_id = $1`
-		if err := t.exec("removing "+table, statement, id); err != nil {
-			return err
-		}
+	if err := t.execAll("purging the service user", id, `DELETE FROM members WHERE service_user_id = $1`,
+		`DELETE FROM tokens WHERE service_user_id = $1`); err != nil {
+		return err
 	}
 	return t.audit("service_user.purge", id, nil, nil)
 }

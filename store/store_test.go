@@ -126,7 +126,7 @@ func same(t tb, what, got, want string) {
 // dump is every row of every table, as text.
 func dump(t tb, s *Store) string {
 	t.Helper()
-	return dumpTables(s.read, "meta", "service_users", "tokens", "permission_groups", "rules", "permissions", "group_permissions", "members", "audit_events")
+	return dumpTables(s.read, "meta", "service_users", "tokens", "permission_groups", "rules", "permissions", "group_permissions", "members", "deleted_links", "audit_events", "audit_subjects")
 }
 
 func dumpTables(db *sql.DB, tables ...string) string {

@@ -74,7 +74,37 @@ var upgrades = []string{
 	// 6: a retiring token ends with its grace, and no earlier.
 	`DROP INDEX tokens_quiet;
 	ALTER TABLE tokens DROP COLUMN quiet_after;`,
+	// 7: the actor of a deletion, the links of deleted groups, and the subjects of audit records.
+	upgradeTrail,
 }
+
+// upgradeTrail fills the new columns from the audit trail. Earlier versions did not keep the members
+// of a deleted group; the link ” makes an undelete say so.
+var upgradeTrail = `
+	ALTER TABLE service_users ADD COLUMN deleted_by TEXT NOT NULL DEFAULT '';
+	ALTER TABLE service_users ADD COLUMN was_active BOOLEAN NOT NULL DEFAULT FALSE;
+	ALTER TABLE permission_groups ADD COLUMN deleted_by TEXT NOT NULL DEFAULT '';
+	CREATE TABLE deleted_links (
+		group_id TEXT NOT NULL REFERENCES permission_groups (id),
+		kind     TEXT NOT NULL,
+		link     TEXT NOT NULL,
+		PRIMARY KEY (group_id, kind, link)
+	);
+	CREATE TABLE audit_subjects (
+		resource_id TEXT   NOT NULL,
+		seq         BIGINT NOT NULL,
+		PRIMARY KEY (resource_id, seq)
+	);
+	UPDATE service_users SET deleted_by = actor, was_active = COALESCE(json_extract(before, '$.active'), FALSE)
+	FROM (SELECT resource_id, actor, before, MAX(seq) FROM audit_events
+		WHERE action = 'service_user.delete' AND json_valid(before) GROUP BY resource_id)
+	WHERE resource_id = id AND deleted_at > 0;
+	UPDATE permission_groups SET deleted_by = actor FROM audit_events e
+	WHERE e.resource_id = permission_groups.id AND e.action = 'permission_group.delete' AND deleted_at > 0;
+	INSERT INTO deleted_links SELECT id, 'member', '' FROM permission_groups WHERE deleted_at > 0;
+	INSERT OR IGNORE INTO deleted_links SELECT resource_id, 'permission', value
+	FROM audit_events, json_each(CASE WHEN json_valid(before) THEN before ELSE '{}' END, '$.permissions')
+	WHERE action = 'permission_group.delete';` + indexSubjects(`0`)
 
 // schemaVersion is the schema version that this program reads and writes.
 var schemaVersion = 1 + len(upgrades)

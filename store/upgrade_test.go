@@ -31,10 +31,15 @@ import (
 // testdata/schema-4.db is that one, upgraded and used by the last program with schema
 // version 4: with names that read alike, a narrowed token of an admin, and a service
 // user that a manager has made. Nor is it made again.
+//
+// testdata/schema-6.db is that one, upgraded and used by the last program with schema
+// version 6: with a service user that was deleted twice, one that was inactive when it
+// was deleted, and a deleted group with a member and a permission. Nor is it made again.
 const (
 	schema1 = "testdata/schema-1.db"
 	schema3 = "testdata/schema-3.db"
 	schema4 = "testdata/schema-4.db"
+	schema6 = "testdata/schema-6.db"
 )
 
 var (
@@ -106,6 +111,7 @@ func TestUpgrade(t *testing.T) {
 		{schema1, 1, tables1, []string{"| admin |", "| manager |", "| member |", "| observe |", `["finance","ops"]`, "token.rotate", "token.first_use", "permission_group.delete"}},
 		{schema3, 3, tables3, []string{"people.export", `{"192.0.2.9":`, "service_user.delete"}},
 		{schema4, 4, tables3, []string{"| Root |", "| human:admin |", "narrowed admin", "made-by-lead"}},
+		{schema6, 6, tables3, []string{"gone-active", "gone-inactive", "permission_group.delete", "salary.view"}},
 	} {
 		t.Run(row.file, func(t *testing.T) { testUpgrade(t, row.file, row.version, row.tables, row.holds) })
 	}
@@ -201,6 +207,47 @@ func testUpgrade(t *testing.T, file string, version int, tables, holds []string)
 		if got := probe(s, "billing@example", secrets1["active"], action); got != want {
 			t.Errorf("an old service user, %s: got %v, want %v", action, got, want)
 		}
+	}
+	trail(t, s)
+}
+
+// The upgrade to version 7 takes from the audit trail what that has of deletions, and of the resources
+// that a record concerns.
+func TestUpgradeTrail(t *testing.T) {
+	path, opts := copyOfSchema(t, schema6)
+	opts.Retention = 100 * 365 * 24 * time.Hour
+	s := open(t, path, opts)
+	deleted := make(map[string]ServiceUser)
+	for _, u := range must(first2(s.ServiceUsers(ctx, Local, UserQuery{Deleted: true, Limit: 100}))) {
+		deleted[u.Name] = u
+	}
+	for name, want := range map[string]string{"gone-active": "human:bob true", "gone-inactive": "human:carol false"} {
+		if got := fmt.Sprint(deleted[name].DeletedBy, " ", deleted[name].WasActive); got != want {
+			t.Errorf("%s: got deleted by %s, want %s", name, got, want)
+		}
+	}
+	groups := must(first2(s.DeletedGroups(ctx, Local, "auditors", "", 9)))
+	if len(groups) != 1 || groups[0].DeletedBy != "human:bob" || !slices.Equal(groups[0].Permissions, []string{"salary.view"}) {
+		t.Fatalf("deleted groups: got %+v", groups)
+	}
+	auditors, keepers, auditor := groups[0].ID, must(s.groupNamed("keepers")).ID, must(s.userNamed("auditor")).ID
+	for id, want := range map[string]string{
+		auditors: "permission_group.delete service_user.create permission_group.create",
+		keepers:  "service_user.delete service_user.undelete service_user.delete member.add service_user.create permission_group.create",
+		auditor:  "member.add service_user.create",
+	} {
+		var got []string
+		for _, e := range must(s.trail(ctx, id, 0, 99)) {
+			got = append(got, e.Action)
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("the trail of %s: got %v, want %s", id, got, want)
+		}
+	}
+	g, _, lost, err := s.UndeleteGroup(ctx, alice, auditors)
+	if err != nil || !slices.Equal(lost, []string{"its members, which an earlier version did not keep"}) ||
+		!slices.Equal(g.Permissions, []string{"salary.view"}) || len(g.Rules) != 1 || g.MemberCount != 0 {
+		t.Errorf("undelete: got %+v, %q, %v", g, lost, err)
 	}
 	trail(t, s)
 }

@@ -20,6 +20,7 @@ const (
 	maxName       = 255 // characters
 	maxText       = 2000
 	maxMetadata   = 4096 // bytes
+	maxUser       = 64   // characters of the name of a user of the machine
 	maxTeams      = 32
 	maxLabels     = 64
 	maxAllowedIPs = 64
