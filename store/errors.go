@@ -54,7 +54,11 @@ func conflict(field, format string, args ...any) error {
 }
 
 func notFound(what, id string) error {
-	return &Error{Kind: ErrNotFound, Msg: fmt.Sprintf("there is no %s %q", what, id)}
+	msg := fmt.Sprintf("there is no %s %q", what, id)
+	if what != "permission" && !idForm.MatchString(id) { // a permission has a key, and no id
+		msg += "; it is named by its id"
+	}
+	return &Error{Kind: ErrNotFound, Msg: msg}
 }
 
 func notAllowed(format string, args ...any) error {

@@ -3,8 +3,11 @@ package store
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"sync/atomic"
+	"syscall"
 )
 
 // files is the path of a database, and the files that were there when the database was opened.
@@ -59,4 +62,27 @@ func (f *files) statLog() (pair logPair, err error) {
 		}
 	}
 	return pair, nil
+}
+
+// ExplainPath adds advice to an error about the file at path, for the person who named it. It
+// returns nil if err is nil.
+func ExplainPath(path string, err error) error {
+	dir := filepath.Dir(path)
+	info, missing := os.Stat(dir)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(missing, fs.ErrNotExist):
+		return fmt.Errorf("the directory %q does not exist; create it first: mkdir -p %s", dir, ShellWord(dir))
+	case missing == nil && !info.IsDir(), errors.Is(err, syscall.ENOTDIR):
+		return fmt.Errorf("%q, or a part of it, is a file and not a directory; name another directory", dir)
+	case errors.Is(err, syscall.EISDIR):
+		return fmt.Errorf("%q is a directory; name a file in it", path)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("%w; the user of this process (uid %d) needs rights to the file and to the directory %q: "+
+			"give it these, or run this as the owner", err, os.Geteuid(), dir)
+	case errors.Is(err, syscall.EROFS):
+		return fmt.Errorf("%w; mount the file system for writing, or name a file elsewhere", err)
+	}
+	return err
 }

@@ -307,6 +307,7 @@ func (s *Store) countLostPeppers(users []access.User, lost map[string]int) {
 func (s *Store) warnOfLostPeppers(lost map[string]int) {
 	for id, n := range lost {
 		s.log.Error("tokens cannot be verified: their pepper is not in the pepper file; "+
-			"add the key back, or refresh the tokens", zap.String("pepper_id", id), zap.Int("tokens", n))
+			"add the key back, or refresh the tokens", zap.String("pepper_id", id), zap.Int("tokens", n),
+			zap.String("store", s.path))
 	}
 }

@@ -90,8 +90,8 @@ func TestOpenRefuses(t *testing.T) {
 			sqliteFile(t, p, fmt.Sprintf(`%s PRAGMA user_version = %d; CREATE TABLE t (a)`, ours, schemaVersion+1))
 		}, ErrNewer, "update the program"},
 		{"a directory", func(p string) { mustDo(os.Mkdir(p, 0o755)) }, nil, "name a file in it"},
-		{"a missing directory", func(p string) { mustDo(os.Remove(filepath.Dir(p))) }, nil, "create it first"},
-		{"a file for a directory", func(p string) { mustDo(os.Remove(filepath.Dir(p))); mustDo(os.WriteFile(filepath.Dir(p), nil, 0o644)) }, nil, "not a directory"},
+		{"a missing directory", func(p string) { mustDo(os.Remove(filepath.Dir(p))) }, nil, "create it first: mkdir -p "},
+		{"a file for a directory", func(p string) { mustDo(os.Remove(filepath.Dir(p))); mustDo(os.WriteFile(filepath.Dir(p), nil, 0o644)) }, nil, "is a file and not a directory; name another directory"},
 		{"a note of a store that is gone", func(p string) { mustDo(Mark{Instance: "store_before", Revision: 57}.write(p)) }, ErrNotOurs, "the database is gone"},
 		{"a dangling link", func(p string) { mustDo(os.Symlink(p+"-nowhere", p)) }, nil, "no such file"},
 	} {

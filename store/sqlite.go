@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"go.uber.org/zap"
@@ -151,11 +152,11 @@ func sqliteDSN(path, mode, extra string) string {
 
 // hasDirectory returns an error if the directory of path does not exist.
 func hasDirectory(path string) error {
-	dir := filepath.Dir(path)
-	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
-		return fmt.Errorf("the directory %q does not exist; create it first", dir)
+	info, err := os.Stat(filepath.Dir(path))
+	if err == nil && !info.IsDir() {
+		err = syscall.ENOTDIR
 	}
-	return nil
+	return ExplainPath(path, err)
 }
 
 // createSQLite creates a new database beside path and then links it to path, so that the file at
@@ -342,10 +343,21 @@ func markDamaged(err error) error {
 	return fmt.Errorf("%w: %w", ErrDamaged, err)
 }
 
-// withRecovery adds the next steps to an error that rejects a database.
+// withRecovery adds the next steps to an error of opening a database.
 func withRecovery(err error, path string) error {
 	if !errors.Is(err, ErrNotOurs) && !errors.Is(err, ErrNewer) && !errors.Is(err, ErrDamaged) {
-		return err
+		_, full := FaultReason(err)
+		switch code := sqliteCode(err); {
+		case full:
+			return fmt.Errorf("%w; the disk is full: make room on it", err)
+		case code == sqliteBusy || code == sqliteLocked:
+			return fmt.Errorf("%w; another program keeps the database locked, such as a sqlite3 shell "+
+				"or a backup tool: end it", err)
+		case code == sqliteReadOnly:
+			return fmt.Errorf("%w; the file or its file system can only be read: "+
+				"make it writable for this user (uid %d)", err, os.Geteuid())
+		}
+		return ExplainPath(path, err)
 	}
 	word := ShellWord(path)
 	return fmt.Errorf("%w. To look closer, run: caddy service-user check --store %s; "+

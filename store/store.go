@@ -100,7 +100,7 @@ func Create(ctx context.Context, path string, now time.Time) (made bool, err err
 		made, err = createSQLite(ctx, place, now)
 	}
 	if err != nil {
-		return false, fmt.Errorf("making the store %q: %w", path, err)
+		return false, fmt.Errorf("making the store %q: %w", path, withRecovery(err, place))
 	}
 	return made, nil
 }
@@ -111,7 +111,7 @@ func Create(ctx context.Context, path string, now time.Time) (made bool, err err
 func Open(ctx context.Context, path string, opts Options) (*Store, error) {
 	place, err := resolve(path)
 	if err != nil {
-		return nil, fmt.Errorf("opening the store %q: %w", path, err)
+		return nil, fmt.Errorf("opening the store %q: %w", path, ExplainPath(path, err))
 	}
 	opts = opts.filled()
 	s := &Store{
