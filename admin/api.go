@@ -12,7 +12,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
+	"net/url"
 	"path"
 	"slices"
 	"strconv"
@@ -255,20 +257,33 @@ var idKinds = map[string]string{
 	"tokens": "token", "api_keys": "token", "permission_groups": "group", "rules": "rule",
 }
 
-// checkIDs returns errNotFound if an id in the path has a form that no id has. Operations can then
-// pass the ids in [http.Request.PathValue] to the store.
+// checkIDs returns an error if an id in the path has a form that no id has. Operations can then pass
+// the ids in [http.Request.PathValue] to the store.
 func (c *call) checkIDs() error {
 	_, pattern, _ := strings.Cut(c.Pattern, " ")
 	before := ""
 	for segment := range strings.SplitSeq(pattern, "/") {
 		name, isID := strings.CutPrefix(segment, "{")
 		kind := idKinds[before]
-		if isID && kind != "" && !store.ValidID(kind, c.PathValue(strings.TrimSuffix(name, "}"))) {
-			return errNotFound
+		id := c.PathValue(strings.TrimSuffix(name, "}"))
+		if isID && kind != "" && !store.ValidID(kind, id) {
+			return NewError(http.StatusNotFound, "ERR_NOT_FOUND", "there is no such resource; "+notAnID(kind, id))
 		}
 		before = segment
 	}
 	return nil
+}
+
+// notAnID returns the text of an error for a text in the place of an id, which is often a name.
+func notAnID(kind, text string) string {
+	if len(text) > maxSearch {
+		return "it is too long for an id"
+	}
+	msg := fmt.Sprintf("%q is not an id, which begins with %s_", text, kind)
+	if list := map[string]string{"service": "service_users", "group": "permission_groups"}[kind]; list != "" {
+		msg += "; GET /" + list + "?name=" + url.QueryEscape(text) + " has the id of a name"
+	}
+	return msg
 }
 
 // refuse answers with an error. If the actor lacks the right, refuse also records the attempt in
@@ -384,7 +399,8 @@ func (a *API) locate(r *http.Request) (*http.Request, *Error) {
 		return r, nil
 	case pattern == "" && len(a.allowed(r)) > 0:
 		return r, NewError(http.StatusMethodNotAllowed, "ERR_METHOD_NOT_ALLOWED",
-			"the method "+strconv.Quote(r.Method)+" is not allowed here")
+			fmt.Sprintf("the method %q is not allowed here; allowed: %s", r.Method,
+				strings.Join(a.allowed(r), ", ")))
 	case pattern == "":
 		return r, missing
 	}

@@ -2,8 +2,10 @@ package admin
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -12,6 +14,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/serviceusers/caddy-service-users/access"
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
@@ -173,11 +176,36 @@ func (c *Client) read(resp *http.Response, out any) error {
 	case ok && (out == nil || json.Unmarshal(text, out) == nil):
 		return nil
 	case !ok && json.Unmarshal(text, &e) == nil && e.Code != "":
-		return &e
+		err = &e
 	default:
-		err := fmt.Errorf("answered %s, not as the service-user API does", resp.Status)
-		return &UnreachableError{c.Base, err}
+		err = c.foreign(resp, text)
 	}
+	if wait := resp.Header.Get("Retry-After"); resp.StatusCode == http.StatusTooManyRequests && wait != "" {
+		err = fmt.Errorf("%w; try again after %s seconds", err, wait)
+	}
+	return err
+}
+
+// foreign returns the error for an answer of another program, such as Caddy's admin endpoint or a
+// login before the site door. It has the reason that the program gives, without any secret in it.
+func (c *Client) foreign(resp *http.Response, text []byte) error {
+	var other struct{ Error, Detail string } // of Caddy, and of RFC 9457
+	_ = json.Unmarshal(text, &other)
+	said := "answered " + resp.Status
+	if to, err := resp.Location(); err == nil && resp.StatusCode/100 == 3 { // its query may contain secrets
+		said += " to " + to.Scheme + "://" + to.Host + to.Path
+	}
+	if line := strings.TrimSpace(string(text)); len(line) < 100 && !json.Valid(text) && !strings.ContainsAny(line, "<\n") {
+		other.Error = line
+	}
+	if reason := cmp.Or(other.Error, other.Detail); reason != "" {
+		said += ": " + access.MaskSecrets(reason)
+	}
+	switch resp.StatusCode {
+	case http.StatusUnauthorized, http.StatusForbidden, http.StatusTooManyRequests:
+		return NewError(resp.StatusCode, "", c.Base+" "+said)
+	}
+	return &UnreachableError{c.Base, errors.New(said + ", not as the service-user API does")}
 }
 
 // All reads every page of a list and calls add with each. uri leads to the first page; add returns

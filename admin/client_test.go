@@ -152,10 +152,10 @@ func testClient(t *testing.T, s *server, c *Client) {
 	}{
 		{"DELETE", u.URI, nil, `404 ERR_NOT_FOUND there is no service user "` + u.ID + `"`},
 		{"GET", "/nothing", nil, "404 ERR_NOT_FOUND there is no such resource"},
-		{"PUT", "/service_users", nil, `405 ERR_METHOD_NOT_ALLOWED the method "PUT" is not allowed here`},
+		{"PUT", "/service_users", nil, `405 ERR_METHOD_NOT_ALLOWED the method "PUT" is not allowed here; allowed: GET, HEAD, POST`},
 		{"POST", "/service_users", ServiceUserInput{}, "400 ERR_NGROK_4109 name: must not be empty"},
 		{"POST", "/service_users", ServiceUserInput{Name: Some("user 1")}, `409 ERR_NGROK_4112 name: "user 1" is taken by another service user; choose another`},
-		{"POST", "/service_users", map[string]any{"x": 1}, "400 ERR_NGROK_214 x: there is no such field; names are written exactly as documented"},
+		{"POST", "/service_users", map[string]any{"x": 1}, "400 ERR_NGROK_214 x: there is no such field; known here: name, display_name, description, owner, alias, active, role, teams, labels, allowed_ips, expires_at, permission_groups, create_token, token_ttl"},
 		{"POST", "/service_users", "x", "400 ERR_INVALID_VALUE the body must not be a JSON string"},
 	} {
 		err := c.Do(ctx, row.method, row.uri, row.in, nil)
@@ -202,8 +202,12 @@ func TestUnreachable(t *testing.T) {
 		kind, body, want string
 	}{
 		{404, "text/html", "<h1>404</h1>", "unreachable: answered 404 Not Found, not as the service-user API does"},
-		{404, "text/plain", "404 page not found\n", "unreachable: answered 404 Not Found, not as the service-user API does"},
-		{403, "application/json", `{"error":"host not allowed: x"}`, "unreachable: answered 403 Forbidden, not as the service-user API does"},
+		{404, "text/plain", "404 page not found\n", "unreachable: answered 404 Not Found: 404 page not found, not as the service-user API does"},
+		{403, "application/json", `{"error":"host not allowed: x"}`, "403  BASE answered 403 Forbidden: host not allowed: x"},
+		{403, "application/problem+json", `{"title":"Forbidden","detail":"not from here, csu_00000000000000000000000000000000000000000000nyr1a"}`, "403  BASE answered 403 Forbidden: not from here, csu_…"},
+		{401, "", "", "401  BASE answered 401 Unauthorized"},
+		{429, "", "", "429  BASE answered 429 Too Many Requests; try again after 7 seconds"},
+		{429, "application/problem+json", `{"error_code":"ERR_NGROK_226","status_code":429,"msg":"too many"}`, "429 ERR_NGROK_226 too many; try again after 7 seconds"},
 		{404, "application/json", `{}`, "unreachable: answered 404 Not Found, not as the service-user API does"},
 		{404, "application/json", `null`, "unreachable: answered 404 Not Found, not as the service-user API does"},
 		{404, "application/json", ``, "unreachable: answered 404 Not Found, not as the service-user API does"},
@@ -213,8 +217,8 @@ func TestUnreachable(t *testing.T) {
 		{200, "application/json", `[]`, "unreachable: answered 200 OK, not as the service-user API does"},
 		{200, "application/json", `{"id":7}`, "unreachable: answered 200 OK, not as the service-user API does"},
 		{200, "application/json", ``, "unreachable: answered 200 OK, not as the service-user API does"},
-		{302, "text/html", "", "unreachable: answered 302 Found, not as the service-user API does"},
-		{304, "", "", "unreachable: answered 304 Not Modified, not as the service-user API does"},
+		{302, "text/html", "", "unreachable: answered 302 Found to BASE/login, not as the service-user API does"},
+		{304, "", "", "unreachable: answered 304 Not Modified to BASE/login, not as the service-user API does"},
 		{404, "application/problem+json", `{"error_code":"ERR_NOT_FOUND","status_code":404,"msg":"there is no x","details":{}}`, "404 ERR_NOT_FOUND there is no x"},
 	} {
 		var sent http.Header
@@ -225,17 +229,25 @@ func TestUnreachable(t *testing.T) {
 				return
 			}
 			w.Header().Set("Content-Type", row.kind)
-			w.Header().Set("Location", "/login")
+			w.Header().Set("Location", "/login?code=secret")
+			w.Header().Set("Retry-After", "7")
 			w.WriteHeader(row.status)
 			fmt.Fprint(w, row.body)
 		}))
 		c := &Client{Base: other.URL, Header: http.Header{"X-Test": {"yes"}}}
+		noBase := func(err error) string {
+			text := describe(err)
+			if e := (*Error)(nil); errors.As(err, &e) && e.Details == nil { // of another program
+				text = fmt.Sprintf("%d %s %v", e.Status, e.Code, err)
+			}
+			return strings.ReplaceAll(text, other.URL, "BASE")
+		}
 		for _, method := range []string{"GET", "POST"} {
-			if got := describe(c.Do(t.Context(), method, "/service_users/x", nil, nil)); got != row.want {
+			if got := noBase(c.Do(t.Context(), method, "/service_users/x", nil, nil)); got != row.want {
 				t.Errorf("%s, %d %s, nothing expected: got %s, want %s", method, row.status, row.body, got, row.want)
 			}
 			var u ServiceUser
-			if got := describe(c.Do(t.Context(), method, "/service_users/x", ServiceUserInput{Name: Some("x")}, &u)); got != row.want {
+			if got := noBase(c.Do(t.Context(), method, "/service_users/x", ServiceUserInput{Name: Some("x")}, &u)); got != row.want {
 				t.Errorf("%s, %d %s: got %s, want %s", method, row.status, row.body, got, row.want)
 			}
 		}

@@ -177,7 +177,7 @@ func TestPaths(t *testing.T) {
 	} {
 		for _, method := range []string{"GET", "POST", "PUT", "PATCH", "DELETE", "TRACE", "CONNECT", "PROPFIND", "get", "Post"} {
 			if !slices.Contains(strings.Split(allow, ", "), method) {
-				s.run(r(method+" "+path, `405 ERR_METHOD_NOT_ALLOWED the method "`+method+`" is not allowed here Allow: `+allow+", OPTIONS"))
+				s.run(r(method+" "+path, `405 ERR_METHOD_NOT_ALLOWED the method "`+method+`" is not allowed here; allowed: `+allow+" Allow: "+allow+", OPTIONS"))
 			}
 		}
 	}

@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"mime"
 	"net/http"
 	"net/url"
 	"reflect"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,6 +20,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/serviceusers/caddy-service-users/access"
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
@@ -96,8 +99,9 @@ func explainJSON(err error) error {
 	var syntactic *jsontext.SyntacticError
 	switch {
 	case errors.Is(err, json.ErrUnknownName) && errors.As(err, &semantic):
+		name := semantic.JSONPointer.LastToken()
 		return NewError(http.StatusBadRequest, "ERR_NGROK_214",
-			"there is no such field; names are written exactly as documented").
+			unknownName("field", name, jsonNames(semantic.GoType))).
 			field(fieldName(semantic.JSONPointer))
 	case errors.Is(err, jsontext.ErrDuplicateName) && errors.As(err, &syntactic):
 		return NewError(http.StatusBadRequest, "ERR_NGROK_213",
@@ -119,6 +123,29 @@ func explainJSON(err error) error {
 	default:
 		return NewError(http.StatusBadRequest, "ERR_NGROK_213", "the body is not valid JSON")
 	}
+}
+
+// unknownName returns the text for a name that is not known, with the name that the client probably
+// meant, or else every known name. kind is "field" or "query parameter".
+func unknownName(kind, name string, known []string) string {
+	text := "there is no such " + kind
+	if nearest := access.NearestWord(name, known); nearest != "" {
+		return text + "; did you mean " + nearest + "?"
+	}
+	return text + "; known here: " + cmp.Or(strings.Join(known, ", "), "none")
+}
+
+// jsonNames returns the names of the JSON members of a struct, in its order.
+func jsonNames(t reflect.Type) (names []string) {
+	if t == nil || t.Kind() != reflect.Struct {
+		return nil
+	}
+	for _, f := range reflect.VisibleFields(t) {
+		if name, _, _ := strings.Cut(f.Tag.Get("json"), ","); name != "" && name != "-" {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // fieldName converts a JSON pointer to a name such as "rules.0.path".
@@ -144,7 +171,7 @@ func decodeQuery(r *http.Request, v any) error {
 		switch {
 		case !known:
 			return NewError(http.StatusBadRequest, "ERR_NGROK_231",
-				"there is no such query parameter").field(name)
+				unknownName("query parameter", name, slices.Sorted(maps.Keys(fields)))).field(name)
 		case len(values) > 1:
 			return NewError(http.StatusBadRequest, "ERR_NGROK_232",
 				"appears in the query more than once").field(name)
@@ -248,24 +275,19 @@ func parseDuration(field, text string) (time.Duration, error) {
 	return d, nil
 }
 
-// ParseDuration parses a duration as time.ParseDuration does, and accepts days of 24 hours in
-// front: "90d", "1d12h". A negative duration is an error.
+// ParseDuration parses a duration as time.ParseDuration does, and accepts days of 24 hours: "90d",
+// "1.5d", "1d12h". A negative duration is an error. It reads the forms that Caddy reads in a
+// configuration.
 func ParseDuration(text string) (time.Duration, error) {
-	var days time.Duration
-	rest := text
-	if i := strings.IndexByte(text, 'd'); i > 0 {
-		n, err := strconv.ParseUint(text[:i], 10, 16)
-		if err != nil {
-			return 0, fmt.Errorf("%q is not a duration such as 90d, 36h or 1d12h", text)
-		}
-		days, rest = time.Duration(n)*24*time.Hour, text[i+1:]
-		if rest == "" {
-			return days, nil
-		}
-	}
-	d, err := time.ParseDuration(rest)
-	if err != nil || d < 0 || days+d < 0 { // the sum is negative if it overflows
+	hours := dayCount.ReplaceAllStringFunc(text, func(days string) string {
+		n, _ := strconv.ParseFloat(days[:len(days)-1], 64) // cannot fail, by the expression
+		return strconv.FormatFloat(24*n, 'f', -1, 64) + "h"
+	})
+	d, err := time.ParseDuration(hours)
+	if err != nil || d < 0 || strings.Contains(text, "-") {
 		return 0, fmt.Errorf("%q is not a duration such as 90d, 36h or 1d12h", text)
 	}
-	return days + d, nil
+	return d, nil
 }
+
+var dayCount = regexp.MustCompile(`\d+(\.\d+)?d`)

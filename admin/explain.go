@@ -128,7 +128,7 @@ func (a *API) explain(c *call, in ExplainInput) (Explanation, error) {
 		return Explanation{}, invalidField("service_user_id", "name a service user, or a decision_id")
 	}
 	if !store.ValidID("service", in.ServiceUserID) {
-		return Explanation{}, invalidField("service_user_id", "is not an id that begins with service_")
+		return Explanation{}, invalidField("service_user_id", notAnID("service", in.ServiceUserID))
 	}
 	if _, err := a.store.ServiceUser(c.Context(), c.by, in.ServiceUserID, false); err != nil {
 		return Explanation{}, err

@@ -312,15 +312,16 @@ func TestParseDuration(t *testing.T) {
 	const day = 24 * time.Hour
 	for text, want := range map[string]time.Duration{
 		"90d": 90 * day, "1d": day, "0d": 0, "1d12h": 36 * time.Hour, "1d1h1m1s1ms": day + time.Hour + time.Minute + time.Second + time.Millisecond, "36h": 36 * time.Hour,
-		"1h30m": 90 * time.Minute, "1.5h": 90 * time.Minute, "0": 0, "0s": 0, "300ms": 300 * time.Millisecond, "+1h": time.Hour, "65535d": 65535 * day, "007d": 7 * day, "1d0": day,
+		"1h30m": 90 * time.Minute, "1.5h": 90 * time.Minute, "0": 0, "0s": 0, "300ms": 300 * time.Millisecond, "+1h": time.Hour, "65535d": 65535 * day, "007d": 7 * day,
+		"+1d": day, "1.5d": 36 * time.Hour, "1d2d": 3 * day, "12h1d": 36 * time.Hour, "65536d": 65536 * day, // as Caddy reads them
 	} {
 		if got, err := ParseDuration(text); err != nil || got != want {
 			t.Errorf("%q: got %v, %v, want %v", text, got, err, want)
 		}
 	}
 	for _, text := range []string{
-		"", " ", "d", "90", "90D", "1 d", " 1d", "1d ", "1d 2h", "-1d", "+1d", "-1h", "1d-1h", "1d-25h", "1.5d", "1,5d", "1e3d", "0x10d", "1_0d", "1dd", "1d2d", "12h1d", "dd", "d1h", "1day", "1days", "2w", "1y",
-		"65536d", "99999999999d", "65535d2000000h", "9999999999999h", "65535d2562047h47m16.854775807s", "١d", "1d\x00", "NaN", "infinity", "90d\n",
+		"", " ", "d", "90", "90D", "1 d", " 1d", "1d ", "1d 2h", "-1d", "-1h", "1d-1h", "1d-25h", "1,5d", "1e3d", "0x10d", "1_0d", "1dd", "1d0", "dd", "d1h", "1day", "1days", "2w", "1y",
+		"106752d", "99999999999d", "65535d2000000h", "9999999999999h", "65535d2562047h47m16.854775807s", "١d", "1d\x00", "NaN", "infinity", "90d\n",
 	} {
 		if got, err := ParseDuration(text); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("%q is not a duration such as", text)) {
 			t.Errorf("%q: got %v, %v, want an error that quotes it", text, got, err)
