@@ -17,6 +17,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime/debug"
 	"strings"
 	"sync"
@@ -163,6 +164,35 @@ func (a *App) Provision(ctx caddy.Context) error {
 	return nil
 }
 
+// check checks the settings that need no file and no environment.
+func (a *App) check() error {
+	switch {
+	case min(a.TokenTTL, a.MaxTokenTTL, a.Retention, a.UseInterval, a.MaxStaleness) < 0:
+		return errors.New("token_ttl, max_token_ttl, retention, use_interval and max_staleness " +
+			"must not be negative")
+	case a.MaxStaleness > 0 && time.Duration(a.MaxStaleness) < minStaleness:
+		return fmt.Errorf("max_staleness %s is shorter than a look at the store may take; "+
+			"the least is %s", time.Duration(a.MaxStaleness), minStaleness)
+	case a.MaxTokenTTL > 0 && a.TokenTTL > a.MaxTokenTTL:
+		return fmt.Errorf("token_ttl %s is longer than max_token_ttl %s; shorten it, or raise the maximum",
+			time.Duration(a.TokenTTL), time.Duration(a.MaxTokenTTL))
+	}
+	return literal(a.DefaultGroup)
+}
+
+// literal rejects settings with a placeholder that Caddy does not replace: only store and
+// pepper_file, which name files, have placeholders.
+func literal(settings any) error {
+	text, err := json.Marshal(settings)
+	if p := placeholder.Find(text); p != nil {
+		return fmt.Errorf("the placeholder %s is not replaced in this option; "+
+			"in a Caddyfile {$NAME} becomes the value of the environment variable NAME", p)
+	}
+	return err
+}
+
+var placeholder = regexp.MustCompile(`\{(env|file|system|time|http|vars)\.[^{}]+\}`)
+
 // StoreOptions returns the path of the store and its options. It replaces the placeholders in the
 // settings and reads the pepper file.
 func (a *App) StoreOptions() (path string, opts store.Options, err error) {
@@ -184,27 +214,16 @@ func (a *App) StoreOptions() (path string, opts store.Options, err error) {
 	if path, err = filepath.Abs(path); err != nil {
 		return "", opts, fmt.Errorf("store: %w", err)
 	}
+	if err := a.check(); err != nil {
+		return "", opts, err
+	}
 	opts.DefaultGroup = a.DefaultGroup
 	opts.TokenTTL, opts.MaxTokenTTL = time.Duration(a.TokenTTL), time.Duration(a.MaxTokenTTL)
 	opts.Retention, opts.UseInterval = time.Duration(a.Retention), time.Duration(a.UseInterval)
 	opts.MaxStaleness = time.Duration(a.MaxStaleness)
-	if opts.TokenTTL < 0 || opts.MaxTokenTTL < 0 || opts.Retention < 0 || opts.UseInterval < 0 ||
-		opts.MaxStaleness < 0 {
-		return "", opts, errors.New("token_ttl, max_token_ttl, retention, use_interval and max_staleness " +
-			"must not be negative")
-	}
-	if opts.MaxStaleness > 0 && opts.MaxStaleness < minStaleness {
-		return "", opts, fmt.Errorf("max_staleness %s is shorter than a look at the store may take; "+
-			"the least is %s",
-			opts.MaxStaleness, minStaleness)
-	}
 	// A token without an expiry would exceed the longest lifetime.
 	if opts.MaxTokenTTL > 0 && opts.TokenTTL == 0 {
 		opts.TokenTTL = opts.MaxTokenTTL
-	}
-	if opts.MaxTokenTTL > 0 && opts.TokenTTL > opts.MaxTokenTTL {
-		return "", opts, fmt.Errorf("token_ttl %s is longer than max_token_ttl %s",
-			opts.TokenTTL, opts.MaxTokenTTL)
 	}
 	pepperFile, err := repl.ReplaceOrErr(a.PepperFile, true, true)
 	if err != nil {
@@ -222,7 +241,8 @@ func (a *App) StoreOptions() (path string, opts store.Options, err error) {
 func ReadPeppers(path string) (access.Peppers, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
-		return access.Peppers{}, fmt.Errorf("pepper_file: %w", err)
+		return access.Peppers{}, fmt.Errorf("pepper_file: %w; without its keys "+
+			"the tokens that were made with them are refused", store.ExplainPath(path, err))
 	}
 	peppers, err := access.ParsePeppers(string(text))
 	if err != nil {

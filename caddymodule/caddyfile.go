@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"errors"
 	"maps"
 	"slices"
 	"strconv"
@@ -12,6 +13,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 
 	"github.com/serviceusers/caddy-service-users/access"
+	"github.com/serviceusers/caddy-service-users/admin"
 )
 
 func init() {
@@ -52,19 +54,20 @@ func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
 func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the option's name
 	if d.NextArg() {
-		return d.ArgErr()
+		return d.Errf("the global option service_users takes no argument (got %q); "+
+			"put its settings into a block, such as \"store /var/lib/caddy/service_users.db\"", d.Val())
 	}
-	return block(d, map[string]func() error{
-		"store":         func() error { return oneArg(d, &a.Store) },
-		"pepper_file":   func() error { return oneArg(d, &a.PepperFile) },
-		"default_group": func() error { return oneArg(d, &a.DefaultGroup) },
-		"token_ttl":     func() error { return duration(d, &a.TokenTTL) },
-		"max_token_ttl": func() error { return duration(d, &a.MaxTokenTTL) },
-		"throttle":      func() error { return throttle(d, &a.Throttle) },
-		"decisions":     func() error { return countOrOff(d, &a.Decisions) },
-		"retention":     func() error { return duration(d, &a.Retention) },
-		"use_interval":  func() error { return duration(d, &a.UseInterval) },
-		"max_staleness": func() error { return duration(d, &a.MaxStaleness) },
+	return block(d, a.check, map[string]func() error{
+		"store /var/lib/caddy/service_users.db": func() error { return oneArg(d, &a.Store) },
+		"pepper_file /etc/caddy/peppers":        func() error { return oneArg(d, &a.PepperFile) },
+		"default_group everybody":               func() error { return oneArg(d, &a.DefaultGroup) },
+		"token_ttl 90d":                         func() error { return duration(d, &a.TokenTTL) },
+		"max_token_ttl 365d":                    func() error { return duration(d, &a.MaxTokenTTL) },
+		"throttle 30 1m":                        func() error { return throttle(d, &a.Throttle) },
+		"decisions 10000":                       func() error { return countOrOff(d, &a.Decisions) },
+		"retention 30d":                         func() error { return duration(d, &a.Retention) },
+		"use_interval 10s":                      func() error { return duration(d, &a.UseInterval) },
+		"max_staleness 10m":                     func() error { return duration(d, &a.MaxStaleness) },
 	})
 }
 
@@ -117,29 +120,29 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		}
 		h.SanitizeOnly = true
 		if d.NextArg() {
-			return d.ArgErr()
+			return d.Errf("service_users sanitize takes no further argument (got %q)", d.Val())
 		}
 	}
 	options := map[string]func() error{
-		"header_prefix": func() error { return oneArg(d, &h.HeaderPrefix) },
-		"strip*":        func() error { return args(d, &h.Strip) },
-		"keep*":         func() error { return args(d, &h.Keep) },
+		"header_prefix X-Client-": func() error { return oneArg(d, &h.HeaderPrefix) },
+		"*strip X-Internal-*":     func() error { return args(d, &h.Strip) },
+		"*keep X-Forwarded-Host":  func() error { return args(d, &h.Keep) },
 	}
 	if !h.SanitizeOnly {
 		maps.Copy(options, map[string]func() error{
-			"mode":                  func() error { return oneArg(d, &h.Mode) },
-			"realm":                 func() error { return oneArg(d, &h.Realm) },
-			"headers":               func() error { h.Headers = []string{}; return args(d, &h.Headers) },
-			"public*":               func() error { return oneRule(d, &h.Public) },
+			"mode observe":          func() error { return oneArg(d, &h.Mode) },
+			"realm \"Example API\"": func() error { return oneArg(d, &h.Realm) },
+			"headers id name":       func() error { h.Headers = []string{}; return args(d, &h.Headers) },
+			"*public GET /healthz":  func() error { return oneRule(d, &h.Public) },
 			"keep_authorization":    func() error { return flag(d, &h.KeepAuthorization) },
-			"otherwise":             func() error { return joined(d, &h.Otherwise) },
-			"ready":                 func() error { return oneArg(d, &h.Ready) },
+			"otherwise pass":        func() error { return joined(d, &h.Otherwise) },
+			"ready /readyz":         func() error { return oneArg(d, &h.Ready) },
 			"cors_preflight":        func() error { return flag(d, &h.CORSPreflight) },
-			"self":                  func() error { return h.unmarshalSelf(d) },
+			"self /_service_user":   func() error { return h.unmarshalSelf(d) },
 			"bearer":                func() error { return flag(d, &h.Bearer) },
 			"require_tls":           func() error { return flag(d, &h.RequireTLS) },
-			"errors":                func() error { return oneArg(d, &h.Errors) },
-			"expiry_notice":         func() error { return durationOrOff(d, &h.ExpiryNotice) },
+			"errors caddy":          func() error { return oneArg(d, &h.Errors) },
+			"expiry_notice 14d":     func() error { return durationOrOff(d, &h.ExpiryNotice) },
 			"forward_authorization": func() error { return flag(d, &h.ForwardAuthorization) },
 		})
 		for name := range access.RelaxByName() {
@@ -149,14 +152,14 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			}
 		}
 	}
-	if err := block(d, options); err != nil {
-		return err
-	}
-	probe := *h // a copy: Provision prepares the loaded handler; here a mistake gets its line
-	if err := probe.prepare(); err != nil {
-		return d.WrapErr(err)
-	}
-	return nil
+	return block(d, h.check, options)
+}
+
+// check checks the settings so far, so that a mistake gets its line.
+func (h *Handler) check() error {
+	probe := *h        // Provision prepares the loaded handler
+	probe.Public = nil // oneRule has checked each
+	return probe.prepare()
 }
 
 // unmarshalSelf reads the option self.
@@ -165,8 +168,11 @@ func (h *Handler) unmarshalSelf(d *caddyfile.Dispenser) error {
 	if err := oneArg(d, &h.Self.Path); err != nil {
 		return err
 	}
-	return block(d, map[string]func() error{
-		"rotate": func() error {
+	if err := h.check(); err != nil {
+		return d.WrapErr(err)
+	}
+	return block(d, h.check, map[string]func() error{
+		"rotate 1h": func() error {
 			h.Self.Rotate = true
 			if !d.NextArg() {
 				return nil
@@ -202,12 +208,13 @@ func parseSiteDoor(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error) 
 func (s *SiteDoor) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the directive's name
 	if d.NextArg() {
-		return d.ArgErr()
+		return d.Errf("service_users_admin takes no argument but a matcher (got %q); "+
+			"name people in its block, as in \"admins %[1]s\"", d.Val())
 	}
-	return block(d, map[string]func() error{
-		"admins*":      func() error { return args(d, &s.Admins) },
-		"managers*":    func() error { return s.managers(d) },
-		"actor_header": func() error { return oneArg(d, &s.ActorHeader) },
+	return block(d, s.Validate, map[string]func() error{
+		"*admins alice":                func() error { return args(d, &s.Admins) },
+		"*managers carol team=finance": func() error { return s.managers(d) },
+		"actor_header Remote-User":     func() error { return oneArg(d, &s.ActorHeader) },
 	})
 }
 
@@ -245,28 +252,43 @@ func (s *SiteDoor) managers(d *caddyfile.Dispenser) error {
 	return nil
 }
 
-// block reads the options of a block, each by its own function. An option may appear once, unless
-// its name in options ends in "*".
-func block(d *caddyfile.Dispenser, options map[string]func() error) error {
-	seen := make(map[string]bool)
+// errArguments is the error of an option with too many or too few arguments.
+var errArguments = errors.New("too many or too few arguments")
+
+// block reads the options of a block, each by its own function, and calls check after each, while
+// the line of a mistake is known. The keys of options are examples. An option may appear once, unless
+// its example begins with "*".
+func block(d *caddyfile.Dispenser, check func() error, options map[string]func() error) error {
+	examples, seen := make(map[string]string), make(map[string]bool)
+	for example := range options {
+		name, _, _ := strings.Cut(strings.TrimPrefix(example, "*"), " ")
+		examples[name] = example
+	}
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
 		name := d.Val()
-		read, once := options[name], true
-		if read == nil {
-			read, once = options[name+"*"], false
-		}
+		example, often := strings.CutPrefix(examples[name], "*")
 		switch {
 		case name == "{":
 			return d.Err("an option here takes no block of its own")
-		case read == nil || strings.HasSuffix(name, "*"):
-			known := strings.Join(slices.Sorted(maps.Keys(options)), ", ")
-			return d.Errf("unknown option %q; known are %s", name, strings.ReplaceAll(known, "*", ""))
-		case once && seen[name]:
+		case examples[name] == "":
+			names := slices.Sorted(maps.Keys(examples))
+			if nearest := access.NearestWord(name, names); nearest != "" {
+				return d.Errf("unknown option %q; did you mean %s?", name, nearest)
+			}
+			return d.Errf("unknown option %q; known are %s", name, strings.Join(names, ", "))
+		case seen[name] && !often:
 			return d.Errf("the option %s appears a second time", name)
 		}
 		seen[name] = true
-		if err := read(); err != nil {
+		err := options[examples[name]]()
+		if errors.Is(err, errArguments) {
+			return d.Errf("%s has %w; write it as in: %s", name, err, example)
+		}
+		if err != nil {
 			return err
+		}
+		if err := check(); err != nil {
+			return d.WrapErr(err)
 		}
 	}
 	return nil
@@ -274,7 +296,7 @@ func block(d *caddyfile.Dispenser, options map[string]func() error) error {
 
 func oneArg(d *caddyfile.Dispenser, into *string) error {
 	if !d.AllArgs(into) {
-		return d.ArgErr()
+		return errArguments
 	}
 	return nil
 }
@@ -290,7 +312,7 @@ func joined(d *caddyfile.Dispenser, into *string) error {
 func args(d *caddyfile.Dispenser, into *[]string) error {
 	values := d.RemainingArgs()
 	if len(values) == 0 {
-		return d.ArgErr()
+		return errArguments
 	}
 	*into = append(*into, values...)
 	return nil
@@ -328,7 +350,7 @@ func oneRule(d *caddyfile.Dispenser, into *[]string) error {
 func flag(d *caddyfile.Dispenser, into *bool) error {
 	*into = true
 	if d.NextArg() {
-		return d.ArgErr()
+		return errArguments
 	}
 	return nil
 }
@@ -338,8 +360,8 @@ func duration(d *caddyfile.Dispenser, into *caddy.Duration) error {
 	if err := oneArg(d, &text); err != nil {
 		return err
 	}
-	value, err := caddy.ParseDuration(text)
-	if err != nil || value <= 0 {
+	value, err := admin.ParseDuration(text)
+	if err != nil || value == 0 {
 		return d.Errf("%q is not a duration such as 90d or 36h", text)
 	}
 	*into = caddy.Duration(value)
@@ -350,7 +372,7 @@ func durationOrOff(d *caddyfile.Dispenser, into *caddy.Duration) error {
 	if d.NextArg() && d.Val() == "off" {
 		*into = -1
 		if d.NextArg() {
-			return d.ArgErr()
+			return errArguments
 		}
 		return nil
 	}
@@ -367,7 +389,7 @@ func throttle(d *caddyfile.Dispenser, into **Throttle) error {
 		return nil
 	case len(words) == 2:
 		attempts, err := strconv.Atoi(words[0])
-		within, err2 := caddy.ParseDuration(words[1])
+		within, err2 := admin.ParseDuration(words[1])
 		if err == nil && err2 == nil && attempts > 0 && within > 0 {
 			*into = &Throttle{attempts, caddy.Duration(within)}
 			return nil

@@ -161,6 +161,9 @@ func (d *SiteDoor) Validate() error {
 	if d.ActorHeader != "" && !httpguts.ValidHeaderFieldName(d.ActorHeader) {
 		return fmt.Errorf("actor_header %q is not a header name", d.ActorHeader)
 	}
+	if err := literal(d); err != nil {
+		return err
+	}
 	seen := make(map[string]bool)
 	for _, m := range d.Managers {
 		if seen[m.ID] {

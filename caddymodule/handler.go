@@ -197,6 +197,9 @@ func (h *Handler) observesStill() bool { return h.observes() && !isClosed(h.over
 // calls it too, so that an error has the line number of the mistake.
 func (h *Handler) prepare() (err error) {
 	h.dropped = new(atomic.Bool)
+	if err := literal(h); err != nil {
+		return err
+	}
 	if h.Mode != "" && !access.Mode(h.Mode).Valid() {
 		return fmt.Errorf("mode %q: choose \"enforce\" or \"observe\"", h.Mode)
 	}

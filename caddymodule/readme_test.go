@@ -3,6 +3,7 @@ package caddymodule
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -237,4 +238,58 @@ func learn(actual map[string]string, text, printed string) {
 func stable(text string) string {
 	text = ownLog.ReplaceAllString(strings.ReplaceAll(text, "\r", ""), "")
 	return strings.TrimSpace(instant.ReplaceAllString(text, "<time>"))
+}
+
+// TestREADMEOptions: each option in the tables of the README parses as it is written there, and no
+// option of a block is missing.
+func TestREADMEOptions(t *testing.T) {
+	text, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	values := strings.NewReplacer(
+		"METHODS [HOST]PATH [when CONDITION]", "GET api.example.com/{id} when params.id != ''", "PREFIX", "X-Client-", "HEADER…", "X-A X-B",
+		"TEXT", `"an API"`, "WORD…", "id name", "PATH", "/a", "[GRACE]", "1h", "DURATION|off", "14d", "ATTEMPTS DURATION", "30 1m", "DURATION", "90d",
+		"ID… team=TEAM… [group=GROUP…]", "carol team=finance group=readers", "ID…", "carol", "NAME", "Remote-User", "NUMBER", "7",
+		"enforce|observe", "observe", "problem|caddy", "caddy", "[unknown]", "unknown", "<br>", "\n", "`", "",
+	)
+	blocks := map[string]string{
+		"The directive `service_users`":       ":8080 {\n\tservice_users {\n%s\n\t}\n\treverse_proxy localhost:9000\n}\n",
+		"The global option `service_users`":   "{\n\tservice_users {\n%s\n\t}\n}\n:8080 {\n\tservice_users\n\treverse_proxy localhost:9000\n}\n",
+		"The directive `service_users_admin`": ":8081 {\n\tservice_users_admin {\n%s\n\t}\n}\n",
+	}
+	for heading, block := range blocks {
+		_, section, ok := strings.Cut(string(text), "\n### "+heading+"\n")
+		if !ok {
+			t.Fatalf("README has no section %s", heading)
+		}
+		section, _, _ = strings.Cut(section, "\n### ")
+		documented := make(map[string]bool)
+		for _, row := range regexp.MustCompile("(?m)^\\| (`[a-z].*?`) \\| ").FindAllStringSubmatch(section, -1) {
+			for _, option := range strings.Split(strings.ReplaceAll(row[1], `\|`, "|"), "`, `") {
+				lines := values.Replace(option)
+				name, _, _ := strings.Cut(lines, " ")
+				documented[name] = true
+				if _, err := adapt([]byte(fmt.Sprintf(block, lines))); err != nil {
+					t.Errorf("%s: the option %s: %v", heading, option, err)
+				}
+			}
+		}
+		_, err := adapt([]byte(fmt.Sprintf(block, "xxxxxxxxxxxx")))
+		_, known, _ := strings.Cut(fmt.Sprint(err), "; known are ")
+		known, _, _ = strings.Cut(known, ", at ")
+		for _, name := range strings.Split(known, ", ") {
+			if !documented[name] {
+				t.Errorf("%s: README does not have the option %s", heading, name)
+			}
+			// The example in the error about its arguments parses, too.
+			_, few := adapt([]byte(fmt.Sprintf(block, name)))
+			_, many := adapt([]byte(fmt.Sprintf(block, name+" a b c d")))
+			_, right, ok := strings.Cut(fmt.Sprint(few, many), "; write it as in: ")
+			right, _, _ = strings.Cut(right, ", at ")
+			if _, err := adapt([]byte(fmt.Sprintf(block, right))); ok && err != nil {
+				t.Errorf("%s: the example %q: %v", heading, right, err)
+			}
+		}
+	}
 }

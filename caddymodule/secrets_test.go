@@ -393,7 +393,7 @@ func TestPlaceholdersAreData(t *testing.T) {
 http://:{$API_PORT} {
 	import site
 	service_users {
-		realm "{env.CANARY}"
+		realm "Example API"
 		headers id name display_name groups role teams token_id
 		public GET /public/{rest...}
 		strip X-Env-Canary
@@ -454,7 +454,7 @@ http://:{$ERRORS_PORT} {
 			s.do("GET", "CADDY_PORT", "/service_users/"+path[4:], credentials{}, ""), s.do("GET", "CADDY_PORT", "/service_users", credentials{}, ""),
 		} {
 			fmt.Fprint(&all, r.StatusCode, r.Header, r.body)
-			if r.StatusCode == 401 && r.Request.URL.Port() == s.ports["API_PORT"] && r.Header.Get("WWW-Authenticate") != `Basic realm="{env.CANARY}", charset="UTF-8"` {
+			if r.StatusCode == 401 && r.Request.URL.Port() == s.ports["API_PORT"] && r.Header.Get("WWW-Authenticate") != `Basic realm="Example API", charset="UTF-8"` {
 				t.Errorf("the challenge is %q", r.Header.Get("WWW-Authenticate"))
 			}
 		}

@@ -64,7 +64,7 @@ func TestValidate(t *testing.T) {
 		refuses("pepper_file of comments", app("pepper_file comments"), `pepper_file \"comments\": the file holds no key`),
 		refuses("short pepper", app("pepper_file short"), `pepper_file \"short\": pepper on line 2 has 15 bytes, at least 16 are needed`),
 		refuses("pepper twice", app("pepper_file twice"), `pepper_file \"twice\": pepper on line 2 is in the file twice`),
-		refuses("pepper_file is a directory", app("pepper_file ."), "pepper_file: read .: is a directory"),
+		refuses("pepper_file is a directory", app("pepper_file ."), `pepper_file: \".\" is a directory; name a file in it`),
 
 		accepts("lifetimes", app("token_ttl 30d", "max_token_ttl 30d")),
 		accepts("max_token_ttl alone", app("max_token_ttl 30d")),
@@ -91,7 +91,7 @@ func TestValidate(t *testing.T) {
 		refuses("headers unknown", site("headers id email"), `headers: \"email\" is none of id, name, display_name, groups, role, teams, token_id`),
 		refuses("headers in another case", site("headers ID"), `headers: \"ID\" is none of`),
 		refuses("headers twice", site("headers id name id"), `headers: \"id\" is in the list twice`),
-		refuses("headers nothing", site("headers"), "after 'headers', at Caddyfile:3"),
+		refuses("headers nothing", site("headers"), "headers has too many or too few arguments; write it as in: headers id name, at Caddyfile:3"),
 
 		accepts("header_prefix", site("header_prefix X-Machine-")),
 		accepts("header_prefix without a dash", site("header_prefix X-Machine")),
