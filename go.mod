@@ -14,6 +14,7 @@ require (
 	github.com/rogpeppe/go-internal v1.16.0 // tests: CLI sessions
 	github.com/segmentio/ksuid v1.0.4 // ids that sort by creation
 	github.com/spf13/cobra v1.10.2 // Caddy's CLI is made of it
+	github.com/spf13/pflag v1.0.10 // the flags of cobra, to name the nearest one
 	go.uber.org/zap v1.28.0 // Caddy's log
 	golang.org/x/net v0.61.0 // what a header field may hold
 	golang.org/x/sync v0.24.0 // groups of goroutines that fail together
@@ -123,7 +124,6 @@ require (
 	github.com/smallstep/scep v0.0.0-20260331191114-261f960a40d1 // indirect
 	github.com/smallstep/truststore v0.13.0 // indirect
 	github.com/spf13/cast v1.10.0 // indirect
-	github.com/spf13/pflag v1.0.10 // indirect
 	github.com/tailscale/go-winio v0.0.0-20231025203758-c4f33415bf55 // indirect
 	github.com/tailscale/tscert v0.0.0-20251216020129-aea342f6d747 // indirect
 	github.com/urfave/cli v1.22.17 // indirect

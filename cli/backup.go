@@ -108,7 +108,7 @@ func (c *cli) backup(path string, force bool) error {
 	}
 	temp, err := os.CreateTemp(dir, ".service_users-*") // 0600
 	if err != nil {
-		return err
+		return store.ExplainPath(path, err)
 	}
 	defer os.Remove(temp.Name())
 	defer temp.Close()

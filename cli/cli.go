@@ -3,6 +3,7 @@ package cli
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"math"
@@ -20,6 +21,7 @@ import (
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/spf13/cobra"
 
+	"github.com/serviceusers/caddy-service-users/access"
 	"github.com/serviceusers/caddy-service-users/admin"
 	"github.com/serviceusers/caddy-service-users/caddymodule"
 	"github.com/serviceusers/caddy-service-users/store"
@@ -68,16 +70,20 @@ func (c *cli) command(parent *cobra.Command, use, short, example string, do acti
 
 // localCommand adds a command that does not need the API, or not at its start.
 func (c *cli) localCommand(parent *cobra.Command, use, short, example string, do action) *cobra.Command {
-	least, most := arguments(use)
+	names, least, most := arguments(use)
 	cmd := &cobra.Command{
 		Use: use, Short: short, Long: short + ".", Example: "  " + commandName + example,
 		Args: func(cmd *cobra.Command, args []string) error {
-			switch {
+			switch empty, right := slices.Index(args, ""), inOrder(names, args); {
 			case len(args) < least || len(args) > most:
-				return c.exit(cmd, usagef("arguments: got %d, need %d; usage: %s",
-					len(args), most, cmd.UseLine()))
-			case slices.Contains(args, ""): // probably a variable that a script has not set
-				return c.exit(cmd, usagef("an argument is empty; usage: %s", cmd.UseLine()))
+				return c.exit(cmd, usagef("arguments: got %d; usage: %s, such as:%s",
+					len(args), cmd.UseLine(), cmd.Example[1:]))
+			case empty >= 0:
+				return c.exit(cmd, usagef("%s is empty; is a variable of the script unset? usage: %s",
+					names[min(empty, len(names)-1)], cmd.UseLine()))
+			case !slices.Equal(right, args):
+				return c.exit(cmd, usagef("the arguments are in another order; write: %s",
+					shellLine(cmd.CommandPath(), right)))
 			}
 			return nil
 		},
@@ -88,12 +94,12 @@ func (c *cli) localCommand(parent *cobra.Command, use, short, example string, do
 	return cmd
 }
 
-// arguments returns how many arguments a command takes at least and at most. In its usage "[FILE]"
-// may be left out, and "…" allows more of the kind.
-func arguments(use string) (least, most int) {
+// arguments returns the names of the arguments of a command, and how many it takes at least and at
+// most. In its usage "[FILE]" may be left out, and "…" allows more of the kind.
+func arguments(use string) (names []string, least, most int) {
 	use, _, _ = strings.Cut(use, " | ") // "explain" checks its second usage itself
 	for _, word := range strings.Fields(use)[1:] {
-		most++
+		names, most = append(names, strings.Trim(word, "[].…|-")), most+1
 		if !strings.HasPrefix(word, "[") {
 			least++
 		}
@@ -101,24 +107,29 @@ func arguments(use string) (least, most int) {
 			most = math.MaxInt
 		}
 	}
-	return least, most
+	return names, least, most
 }
 
 // usageErrors makes cmd end with exitUsage for a wrong flag, and for the name of an unknown
 // command below it.
 func (c *cli) usageErrors(cmd *cobra.Command) {
 	cmd.SilenceErrors, cmd.SilenceUsage = true, true
+	cmd.SuggestFor, cmd.SuggestionsMinimumDistance = strings.Fields(synonyms[cmd.Name()]), 2
 	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return c.exit(cmd, usagef("%w; see \"%s --help\"", err, cmd.CommandPath()))
+		return c.exit(cmd, unknownFlag(cmd, err))
 	})
 	if cmd.RunE == nil {
 		// Without ArbitraryArgs cobra would report an unknown command itself, with exit code 1.
 		cmd.Args = cobra.ArbitraryArgs
 		cmd.RunE = func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return cmd.Help()
+			if len(args) > 0 && args[0] == "help" {
+				cmd, args, _ = cmd.Find(args[1:]) // the error is for an unknown command
 			}
-			return c.exit(cmd, usagef("unknown command %q; see \"%s --help\"", args[0], cmd.CommandPath()))
+			if len(args) > 0 && cmd.HasSubCommands() {
+				return c.exit(cmd, unknownCommand(cmd, args))
+			}
+			cmd.InitDefaultHelpFlag()
+			return cmd.Help()
 		}
 	}
 }
@@ -129,7 +140,7 @@ func (c *cli) exit(cmd *cobra.Command, err error) error {
 	if err == nil {
 		return nil
 	}
-	fmt.Fprintf(cmd.ErrOrStderr(), "caddy service-user: %s\n", cell(c.explain(err)))
+	fmt.Fprintf(cmd.ErrOrStderr(), "caddy service-user: %s\n", cell(access.MaskSecrets(c.explain(err))))
 	code := exitCode(err)
 	if code == exitFailed {
 		return err
@@ -140,9 +151,19 @@ func (c *cli) exit(cmd *cobra.Command, err error) error {
 
 // explain adds advice to the text of an error that has none.
 func (c *cli) explain(err error) string {
+	var e *admin.Error
 	switch {
+	case errors.As(err, &e) && e.Status == http.StatusUnauthorized && c.url != "":
+		return fmt.Sprintf("the login with %s was refused: %v; is the token right, and not ended? "+
+			"Where people log in before it, leave out the id: a token alone goes as Bearer", c.login, err)
+	case errors.As(err, &e) && e.Status == http.StatusForbidden && e.Code == "" && c.url == "":
+		return err.Error() + "; Caddy serves the hosts that \"admin\" and its \"origins\" name " +
+			"in the configuration: give one of them as --address, or add this one"
 	case !errors.As(err, new(*admin.UnreachableError)):
 		return err.Error()
+	case errors.As(err, new(*tls.CertificateVerificationError)):
+		return fmt.Sprintf("%v; name the certificate of its authority in SSL_CERT_FILE, "+
+			"or use the name in the certificate", err)
 	case c.url != "":
 		return fmt.Sprintf("no service-user API at %v; is --url right, "+
 			"and does the site have service_users_admin? "+
@@ -265,6 +286,12 @@ func (c *cli) permissionGroup(idOrName string) (admin.Group, error) {
 func on[T any](find func(string) (T, error), do func(T, []string) error) action {
 	return func(args []string) error {
 		found, err := find(args[0])
+		if last := len(args) - 1; last > 0 && admin.IsNotFound(err) {
+			if _, missing := find(args[last]); missing == nil {
+				return usagef("%w, but %q is one; write: … %s", err, args[last],
+					shellLine(store.ShellWord(args[last]), args[:last]))
+			}
+		}
 		if err != nil {
 			return err
 		}

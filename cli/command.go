@@ -41,6 +41,7 @@ type cli struct {
 	address, config, adapter string
 	store, pepperFile        string
 	url, credentialsFile     string
+	login                    string // describes the credentials for url, in an error
 	insecureHTTP, create     bool
 	output                   string
 	json                     bool   // output is JSON

@@ -8,9 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"net/url"
 	"os"
+	"regexp"
 	"runtime"
 	"strings"
 	"time"
@@ -81,7 +83,8 @@ const (
 func (c *cli) remote() (*admin.Client, error) {
 	base, err := siteURL(c.url, c.insecureHTTP)
 	if err != nil {
-		return nil, usagef("--url: %w", err)
+		shown := regexp.MustCompile(`.*@|[?#].*`).ReplaceAllString(c.url, "…") // without what may be secret
+		return nil, usagef("--url %q: %w", shown, err)
 	}
 	authorization, err := c.credentials()
 	if err != nil {
@@ -127,7 +130,7 @@ func (c *cli) credentials() (string, error) {
 		if !both {
 			id, token = "", text
 		}
-		if value, ok := authorization(id, token); ok && (id != "" || !both) {
+		if value, ok := c.authorization(id, token); ok && (id != "" || !both) {
 			return value, nil
 		}
 		return "", fmt.Errorf("--credentials-file: %q holds neither \"id:token\" nor a token, "+
@@ -139,7 +142,7 @@ func (c *cli) credentials() (string, error) {
 			"with the role admin or manager: set %s and %s, or name a --credentials-file",
 			idVariable, tokenVariable)
 	}
-	value, ok := authorization(id, token)
+	value, ok := c.authorization(id, token)
 	if !ok {
 		return "", usagef("%s and %s do not hold an id and a token", idVariable, tokenVariable)
 	}
@@ -148,8 +151,9 @@ func (c *cli) credentials() (string, error) {
 
 // authorization returns Basic credentials, or Bearer credentials if id is empty. It reports false
 // if no server would accept them.
-func authorization(id, token string) (string, bool) {
-	if id == "" {
+func (c *cli) authorization(id, token string) (string, bool) {
+	if c.login = fmt.Sprintf("the id %q", id); id == "" {
+		c.login = "a token without an id"
 		value := "Bearer " + token
 		_, ok := access.ParseBearer(value)
 		return value, ok
@@ -163,7 +167,7 @@ func authorization(id, token string) (string, bool) {
 func readCredentials(path string) (string, error) {
 	file, err := os.Open(path)
 	if err != nil {
-		return "", err
+		return "", store.ExplainPath(path, err)
 	}
 	defer file.Close()
 	info, err := file.Stat()
@@ -183,7 +187,10 @@ func readCredentials(path string) (string, error) {
 func (c *cli) openStore() (*store.Store, error) {
 	ctx := context.Background()
 	if _, err := os.Stat(c.store); err != nil && !c.create {
-		return nil, fmt.Errorf("--store: %w; --create, or \"caddy run\", makes a new store", err)
+		if errors.Is(err, fs.ErrNotExist) {
+			err = fmt.Errorf("%w; --create, or \"caddy run\", makes a new store", err)
+		}
+		return nil, fmt.Errorf("--store: %w", store.ExplainPath(c.store, err))
 	}
 	opts, err := c.offlineOptions()
 	if err != nil {

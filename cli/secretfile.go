@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/serviceusers/caddy-service-users/store"
 )
 
 // issuing adds the flag --secret-file to a command that issues a secret.
@@ -47,7 +49,7 @@ func newSecretFile(flag, path string) error {
 		return fmt.Errorf("%s: %q exists already, and is not overwritten; name another %s", flag, path, other)
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %w", flag, err)
+		return fmt.Errorf("%s: %w", flag, store.ExplainPath(path, err))
 	}
 	return file.Close()
 }

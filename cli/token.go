@@ -4,10 +4,12 @@ import (
 	"cmp"
 	"fmt"
 	"net/http"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/serviceusers/caddy-service-users/admin"
+	"github.com/serviceusers/caddy-service-users/store"
 )
 
 func (c *cli) tokenCommands(root *cobra.Command) {
@@ -71,18 +73,18 @@ func (c *cli) createTokenCommand(root *cobra.Command) {
 
 func (c *cli) refreshTokenCommand(root *cobra.Command) {
 	var grace string
-	refresh := c.command(root, "refresh USER TOKEN",
+	refresh := c.command(root, "refresh USER [TOKEN]",
 		"Issues a new secret in the place of a token and prints it, once",
 		"token refresh billing-sync token_2x… --grace 24h",
 		func(args []string) error {
-			uri, err := c.tokenURI(args)
+			uri, id, err := c.tokenOf(args, true)
 			if err != nil {
 				return err
 			}
 			if graceless(grace) {
 				if err := c.sureOfToken(uri, "Replace %s of %s? The old token ends at once, and its "+
 					"uploads and downloads are cut; with --grace it stays valid for a while.",
-					args[1], args[0]); err != nil {
+					id, args[0]); err != nil {
 					return err
 				}
 			}
@@ -95,19 +97,19 @@ func (c *cli) refreshTokenCommand(root *cobra.Command) {
 }
 
 func (c *cli) revokeTokenCommand(root *cobra.Command) {
-	c.destructive(c.command(root, "revoke USER TOKEN",
+	c.destructive(c.command(root, "revoke USER [TOKEN]",
 		"Ends a token for good; its streams, uploads and downloads are cut",
 		"token revoke billing-sync token_2x… --yes",
 		func(args []string) error {
-			uri, err := c.tokenURI(args)
+			uri, id, err := c.tokenOf(args, false)
 			if err != nil {
 				return err
 			}
 			if err := c.sureOfToken(uri, "Revoke %s of %s? Every client that uses it is refused then.",
-				args[1], args[0]); err != nil {
+				id, args[0]); err != nil {
 				return err
 			}
-			return c.change(http.MethodDelete, uri, "revoked %s", args[1])
+			return c.change(http.MethodDelete, uri, "revoked %s", id)
 		}), nil)
 }
 
@@ -128,13 +130,32 @@ func graceless(grace string) bool {
 	return err == nil && d == 0 // the server explains an invalid grace
 }
 
-// tokenURI returns the path of a token. args are the service user and the id of the token.
-func (c *cli) tokenURI(args []string) (string, error) {
+// tokenOf returns the path and the id of a token. args are the service user and the id. Without the id
+// the error lists the live tokens; with sole, the only token that can be refreshed is meant.
+func (c *cli) tokenOf(args []string, sole bool) (uri, id string, err error) {
 	u, err := c.user(args[0])
-	if err == nil {
-		err = checkID("token", args[1])
+	if err != nil {
+		return "", "", err
 	}
-	return u.URI + "/tokens/" + args[1], err
+	if len(args) > 1 {
+		return u.URI + "/tokens/" + args[1], args[1], checkID("token", args[1])
+	}
+	list, err := c.tokens(u)
+	var live []string
+	for _, t := range list.Tokens {
+		ended := t.State == store.TokenExpired || t.State == store.TokenRevoked
+		if !ended && !(sole && t.State == store.TokenRetiring) {
+			id, live = t.ID, append(live, strings.TrimSpace(t.ID+" …"+t.Hint+" "+t.Description))
+		}
+	}
+	switch {
+	case err != nil:
+	case live == nil:
+		err = fmt.Errorf("%s has no live token; \"token create\" issues one", u.Name)
+	case len(live) > 1 || !sole:
+		err = usagef("name one of the tokens of %s by its id: %s", u.Name, strings.Join(live, ", "))
+	}
+	return u.URI + "/tokens/" + id, id, err
 }
 
 // issueToken sends a request that issues a token, and prints the token.
