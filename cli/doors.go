@@ -20,6 +20,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"go.uber.org/zap"
 	"golang.org/x/term"
 
@@ -45,15 +46,16 @@ func (c *cli) prepare(cmd *cobra.Command, _ []string) error {
 // is probably a variable that a script has not set: the command would otherwise work on another
 // store, or print a secret.
 func (c *cli) checkDoors(cmd *cobra.Command) error {
-	for _, name := range []string{
-		"address", "config", "adapter", "store", "pepper-file", "url", "credentials-file", "secret-file", "secret-dir", "from",
-	} {
-		if f := cmd.Flags().Lookup(name); f != nil && f.Changed && f.Value.String() == "" {
-			return usagef("--%s is empty; give it a value or leave it out", name)
+	var empty error
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		if _, checks := f.Value.(setFlag); !checks && f.Value.Type() == "string" && f.Value.String() == "" {
+			empty = usagef("--%s is empty; give it a value or leave it out", f.Name)
 		}
-	}
+	})
 	local := c.address != "" || c.config != "" || c.adapter != "" || c.store != "" || c.pepperFile != ""
 	switch {
+	case empty != nil:
+		return empty
 	case c.url != "" && local:
 		return usagef("--url leads to a site; leave out --address, --config, --adapter, " +
 			"--store and --pepper-file, or --url")
@@ -83,7 +85,7 @@ const (
 func (c *cli) remote() (*admin.Client, error) {
 	base, err := siteURL(c.url, c.insecureHTTP)
 	if err != nil {
-		shown := regexp.MustCompile(`.*@|[?#].*`).ReplaceAllString(c.url, "…") // without what may be secret
+		shown := regexp.MustCompile(`.*@|[?#].*`).ReplaceAllString(c.url, "…") // without possible secrets
 		return nil, usagef("--url %q: %w", shown, err)
 	}
 	authorization, err := c.credentials()

@@ -28,11 +28,11 @@ func optional[T ~string](field *admin.Opt[T]) setFlag {
 	}
 }
 
-// parameter returns a flag for a parameter of a query. "" leaves the parameter out.
+// parameter returns a flag for a parameter of a query. It refuses "", which would leave the parameter out.
 func parameter(query url.Values, name string) setFlag {
 	return func(text string) error {
 		if query.Set(name, text); text == "" {
-			query.Del(name)
+			return errors.New("is empty; give it a value or leave it out")
 		}
 		return nil
 	}

@@ -91,8 +91,8 @@ var looks = map[string]func(string) bool{
 	},
 }
 
-// inOrder returns the arguments of a command in the order of their names in its usage. Where their
-// forms do not tell their places, it returns them as they are.
+// inOrder returns the arguments of a command in the order of their names in its usage. If no argument
+// has the form for a place, inOrder returns args.
 func inOrder(names, args []string) []string {
 	right := slices.Clone(args)
 	for i, name := range names[:min(len(names), len(args))] {
