@@ -199,7 +199,9 @@ func TestConditionMistakes(t *testing.T) {
 
 		{`person.name == "x"`, `: at character 1: undeclared reference to 'person'`},
 		{`name == "x"`, `: at character 1: undeclared reference to 'name'`},
-		{`user.nmae == "x"`, `: at character 5: undefined field 'nmae'`},
+		{`user.nmae == "x"`, `: at character 5: undefined field 'nmae'; did you mean name?`},
+		{`user.role == "x" && usr.label["x"] == ""`, `: at character 21: undeclared reference to 'usr'; did you mean user?`},
+		{`user.label["x"] == ""`, `: at character 5: undefined field 'label'; did you mean labels?`},
 		{`user.tokens == []`, `: at character 5: undefined field 'tokens'`},
 		{`user["name"] == "x"`, `: at character 5: found no matching overload for '_[_]' applied to '(user, string)'`},
 		{`request.body == "x"`, `: at character 8: undefined field 'body'`},

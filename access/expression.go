@@ -3,6 +3,9 @@ package access
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"regexp"
+	"slices"
 	"strings"
 
 	"cel.dev/cel-go/cel"
@@ -44,11 +47,20 @@ func ParseExpression(env *cel.Env, text string) (*cel.Ast, error) {
 func firstIssue(issues *cel.Issues) error {
 	first := issues.Errors()[0]
 	message := strings.TrimSuffix(first.Message, " (in container '')")
+	if m := unknownCEL.FindStringSubmatch(message); m != nil {
+		known := append(slices.Sorted(maps.Keys(celFields["user"])), slices.Sorted(maps.Keys(celFields["request"]))...)
+		if nearest := NearestWord(m[1], append(known, "user", "request", "params", "obj")); nearest != "" && nearest != m[1] {
+			message += "; did you mean " + nearest + "?"
+		}
+	}
 	if first.Location.Column() < 0 { // the mistake has no position
 		return errors.New(message)
 	}
 	return fmt.Errorf("at character %d: %s", first.Location.Column()+1, message)
 }
+
+// unknownCEL finds the name in an error of CEL about a name that it does not know.
+var unknownCEL = regexp.MustCompile(`^(?:undefined field|undeclared reference to) '(\w+)'`)
 
 // nesting returns the depth of the types of an expression, at most, and counts the maps with keys
 // that are not written out.

@@ -21,8 +21,8 @@ func NearestWord(word string, known []string) string {
 		}
 	}
 	for _, known := range known {
-		if k := plain(known); strings.HasPrefix(k, w) || len(w) > 1 && strings.HasSuffix(k, w) ||
-			len(k) > 1 && (strings.HasPrefix(w, k) || strings.HasSuffix(w, k)) {
+		if k := plain(known); min(len(k), len(w)) > 1 && (strings.HasPrefix(k, w) || strings.HasSuffix(k, w) ||
+			strings.HasPrefix(w, k) || strings.HasSuffix(w, k)) {
 			return known
 		}
 	}
