@@ -36,7 +36,7 @@ func TestAdvice(t *testing.T) {
 		r(`PUT /permission_groups/group_1/members/billing {}`, `404 ERR_NOT_FOUND there is no such resource; "billing" is not an id, which begins with service_; GET /service_users?name=billing`),
 		r(`DELETE /service_users/service_1/tokens/first`, `404 ERR_NOT_FOUND there is no such resource; "first" is not an id, which begins with token_`),
 		r(`POST /service_users/explain {"service_user_id":"billing sync","method":"GET","url":"/"}`, `400 ERR_INVALID_VALUE [service_user_id] "billing sync" is not an id, which begins with service_; GET /service_users?name=billing+sync`),
-		r(`POST /api_keys {"owner_id":"billing"}`, `400 ERR_INVALID_VALUE [owner_id] must be the id of the service user that the key is for, service_…, which GET /service_users?name=NAME has`),
+		r(`POST /api_keys {"owner_id":"billing"}`, `400 ERR_INVALID_VALUE [owner_id] must be the id of the service user that the key is for, service_…; only a caller that is a service user can leave it out; GET /service_users?name=NAME has the id of a name`),
 		r(`POST /service_users {"name":"x","permission_groups":["g"]}`, `400 ERR_INVALID_VALUE [permission_groups] there is no permission group "g"; it is named by its id`),
 
 		// A secret in the place of an id is not repeated.

@@ -60,8 +60,8 @@ func (a *API) createAPIKey(c *call, in APIKeyInput) (APIKey, error) {
 	owner := cmp.Or(in.OwnerID.Value, c.by.Name)
 	if !store.ValidID("service", owner) {
 		return APIKey{}, invalidField("owner_id", "must be the id of the service user that the key is for, "+
-			"service_…, which GET /service_users?name=NAME has; "+
-			"only a caller that is a service user can leave it out")
+			"service_…; only a caller that is a service user can leave it out; "+
+			"GET /service_users?name=NAME has the id of a name")
 	}
 	token := store.Token{Description: in.Description.Value, Metadata: in.Metadata.Value}
 	issued, err := a.store.CreateToken(c.Context(), c.by, owner, token)
