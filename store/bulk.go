@@ -12,8 +12,8 @@ import (
 const MaxBulk = 1000
 
 // UserChange is a change of one service user in a transaction: [CreateUser], [UpdateUser],
-// [DeleteUser], [UndeleteUser] or [SetMember]. version is as in [Store.UpdateServiceUser]. Without a change, before
-// and after have the same Version.
+// [DeleteUser], [UndeleteUser] or [SetMember]. version is as in [Store.UpdateServiceUser]. Without a
+// change, before and after have the same Version.
 type UserChange func(t *tx, id string, version int64) (before, after ServiceUser, err error)
 
 // changeUser makes one change in a transaction of its own.
