@@ -10,12 +10,16 @@ package admin
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"path"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -57,7 +61,13 @@ func New(s *store.Store, recall *access.Recall, log *zap.Logger) *API {
 	for _, r := range a.routes() {
 		// An If-Match that no code compares would give the caller a false sense of safety.
 		if r.method != http.MethodGet && !r.versioned {
-			r.serve = a.unversioned(r.serve)
+			r.serve = a.without(r.serve, "If-Match", NewError(http.StatusPreconditionFailed, "ERR_CHANGED",
+				"this operation compares no versions; leave If-Match out"), "*") // every version meets "*"
+		}
+		// The same for a key: without a token to issue, a repetition does the work again.
+		if r.method == http.MethodPost && !r.issuing {
+			r.serve = a.without(r.serve, keyHeader,
+				invalidField(keyHeader, "works only where a token is issued; leave it out"))
 		}
 		a.mux.HandleFunc(r.method+" "+r.path, r.serve)
 	}
@@ -69,21 +79,22 @@ func New(s *store.Store, recall *access.Recall, log *zap.Logger) *API {
 func (a *API) routes() []route {
 	return []route{
 		// Service users: machine accounts that may use the guarded API.
-		handle(a, "POST", "/service_users", 201, a.createServiceUser),
+		issuing(handle(a, "POST", "/service_users", 201, a.createServiceUser)),
 		handle(a, "GET", "/service_users", 200, a.listServiceUsers),
 		handle(a, "GET", "/service_users/{id}", 200, a.getServiceUser),
 		versioned(handle(a, "PATCH", "/service_users/{id}", 200, a.updateServiceUser)),
 		versioned(handle(a, "DELETE", "/service_users/{id}", 204, a.deleteServiceUser)),
 		handle(a, "POST", "/service_users/{id}/undelete", 200, a.undeleteServiceUser),
-		versioned(handle(a, "POST", "/service_users/bulk", 200, a.bulkServiceUsers)),
+		issuing(versioned(handle(a, "POST", "/service_users/bulk", 200, a.bulkServiceUsers))),
 
 		// Tokens: the secrets by which service users authenticate.
-		handle(a, "POST", "/service_users/{id}/tokens", 201, a.createToken),
+		issuing(handle(a, "POST", "/service_users/{id}/tokens", 201, a.createToken)),
 		handle(a, "GET", "/service_users/{id}/tokens", 200, a.listTokens),
 		handle(a, "GET", "/service_users/{id}/tokens/{token_id}", 200, a.getToken),
 		versioned(handle(a, "PATCH", "/service_users/{id}/tokens/{token_id}", 200, a.updateToken)),
 		versioned(handle(a, "DELETE", "/service_users/{id}/tokens/{token_id}", 204, a.revokeToken)),
-		versioned(handle(a, "POST", "/service_users/{id}/tokens/{token_id}/refresh", 201, a.refreshToken)),
+		issuing(versioned(handle(a, "POST", "/service_users/{id}/tokens/{token_id}/refresh", 201, a.refreshToken))),
+		handle(a, "GET", "/service_users/tokens", 200, a.listAllTokens),
 		handle(a, "POST", "/service_users/find_tokens", 200, a.findTokens),
 
 		// Permission groups: named sets of rules that service users get as members.
@@ -130,12 +141,12 @@ func (a *API) routes() []route {
 		handle(a, "GET", "/service_users/readyz", 200, a.readyz),
 
 		// Names of ngrok: the same operations under the names of the ngrok API, for its clients.
-		handle(a, "POST", "/bot_users", 201, a.createServiceUser),
+		issuing(handle(a, "POST", "/bot_users", 201, a.createServiceUser)),
 		handle(a, "GET", "/bot_users", 200, a.listBotUsers),
 		handle(a, "GET", "/bot_users/{id}", 200, a.getServiceUser),
 		versioned(handle(a, "PATCH", "/bot_users/{id}", 200, a.updateServiceUser)),
 		versioned(handle(a, "DELETE", "/bot_users/{id}", 204, a.deleteServiceUser)),
-		handle(a, "POST", "/api_keys", 201, a.createAPIKey),
+		issuing(handle(a, "POST", "/api_keys", 201, a.createAPIKey)),
 		handle(a, "GET", "/api_keys", 200, a.listAPIKeys),
 		handle(a, "GET", "/api_keys/{id}", 200, a.getAPIKey),
 		versioned(handle(a, "PATCH", "/api_keys/{id}", 200, a.updateAPIKey)),
@@ -152,6 +163,7 @@ type route struct {
 	method, path string
 	serve        http.HandlerFunc
 	versioned    bool // the operation compares If-Match
+	issuing      bool // the operation issues tokens, and takes an Idempotency-Key
 }
 
 // versioned marks an operation that passes call.version to the store, which compares it with the
@@ -161,17 +173,23 @@ func versioned(r route) route {
 	return r
 }
 
-// unversioned rejects If-Match on operations that have no version to compare. It accepts "*", which
-// every version meets.
-func (a *API) unversioned(serve http.HandlerFunc) http.HandlerFunc {
+// issuing marks an operation that issues tokens.
+func issuing(r route) route {
+	r.issuing = true
+	return r
+}
+
+// without rejects requests with a header that the operation would ignore. It accepts the values in
+// fine.
+func (a *API) without(serve http.HandlerFunc, header string, fault error, fine ...string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		if value := r.Header.Values("If-Match"); len(value) == 0 || slices.Equal(value, []string{"*"}) {
+		value := r.Header.Values(header)
+		if len(value) == 0 || len(value) == 1 && slices.Contains(fine, value[0]) {
 			serve(w, r)
 			return
 		}
 		c := &call{Request: r, by: actorOf(r.Context())}
-		a.refuse(c, w, r.Pattern, NewError(http.StatusPreconditionFailed, "ERR_CHANGED",
-			"this operation compares no versions; leave If-Match out"))
+		a.refuse(c, w, r.Pattern, fault)
 	}
 }
 
@@ -235,7 +253,7 @@ func run[In, Out any](a *API, w http.ResponseWriter, r *http.Request, op func(*c
 	c := &call{Request: r, by: actorOf(r.Context())}
 	var in In
 	var out Out
-	err := decodeInput(w, r, &in)
+	err := c.takeKey(func() error { return decodeInput(w, r, &in) })
 	if err == nil {
 		err = c.checkIDs()
 	}
@@ -249,6 +267,34 @@ func run[In, Out any](a *API, w http.ResponseWriter, r *http.Request, op func(*c
 		a.refuse(c, w, r.Pattern, err)
 	}
 	return out, err == nil
+}
+
+// keyHeader is the request header of draft-ietf-httpapi-idempotency-key-header.
+const keyHeader = "Idempotency-Key"
+
+// keyForm is a structured string (RFC 9651, section 3.3.3) or the same text without quotes.
+var keyForm = regexp.MustCompile(`^(?:"((?:[ !#-\[\]-~]|\\["\\]){1,255})"|([!#-~][ -~]{0,254}))$`)
+
+// takeKey calls decode, which reads the body, and sets by.Once if the request has an idempotency key.
+func (c *call) takeKey(decode func() error) error {
+	values := c.Header.Values(keyHeader)
+	if len(values) == 0 || c.Method != http.MethodPost { // a repeated PUT, PATCH or DELETE changes nothing more
+		return decode()
+	}
+	m := keyForm.FindStringSubmatch(values[0])
+	if len(values) > 1 || m == nil {
+		return invalidField(keyHeader, "must be one text of 1 to 255 visible ASCII characters, "+
+			"with or without quotes, such as a UUID")
+	}
+	sum := sha256.New()
+	fmt.Fprintf(sum, "%s %s\n", c.Method, c.URL.Path)
+	c.Body = struct {
+		io.Reader
+		io.Closer
+	}{io.TeeReader(c.Body, sum), c.Body}
+	err := decode()
+	c.by.Once = &store.Once{Key: m[1] + m[2], Request: hex.EncodeToString(sum.Sum(nil))}
+	return err
 }
 
 // idKinds contains the prefix of the ids in a path, by the segment of the path before the id.

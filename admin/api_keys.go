@@ -37,6 +37,10 @@ type APIKey struct {
 	Token       *string   `json:"token"`       // the secret in the answer that issues the key, otherwise null
 	OwnerID     string    `json:"owner_id"`    // the id of the service user
 	ETag        string    `json:"etag"`        // the version, for If-Match
+
+	ExpiresAt  *time.Time       `json:"expires_at"`   // the time when the key expires; null means never
+	LastUsedAt *time.Time       `json:"last_used_at"` // the time of the last use; null means never
+	State      store.TokenState `json:"state"`        // the state of the key at the time of the answer
 }
 
 // APIKeyList is one page of API keys.
@@ -68,7 +72,7 @@ func (a *API) createAPIKey(c *call, in APIKeyInput) (APIKey, error) {
 	if err != nil {
 		return APIKey{}, err
 	}
-	out := showAPIKey(issued.Token)
+	out := showAPIKey(issued.Token, a.store.Now())
 	out.Token = &issued.Secret
 	return out, nil
 }
@@ -95,7 +99,7 @@ func (a *API) listAPIKeys(c *call, q APIKeyListQuery) (APIKeyList, error) {
 		read = filtered(read, fits)
 	}
 	keys, page, err := newestFirst(c, q.ListQuery, "token", read, func(t store.Token) (APIKey, string) {
-		return showAPIKey(t), t.ID
+		return showAPIKey(t, a.store.Now()), t.ID
 	})
 	return APIKeyList{keys, page}, err
 }
@@ -139,12 +143,12 @@ func filtered(read readTokens, fits func(*store.Token) (bool, error)) readTokens
 
 // keyFields returns the fields of obj for an API key.
 func keyFields(t *store.Token, now time.Time) map[string]any {
-	k := showAPIKey(*t)
+	k := showAPIKey(*t, now)
 	return map[string]any{
 		"id": k.ID, "uri": k.URI, "description": k.Description, "metadata": k.Metadata, "owner_id": k.OwnerID,
 		"created_at": filterTime(t.CreatedAt), "updated_at": filterTime(t.UpdatedAt),
 		"expires_at": filterTime(t.ExpiresAt), "last_used_at": filterTime(t.LastUsedAt),
-		"state": string(t.State(now)),
+		"state": string(k.State),
 	}
 }
 
@@ -154,7 +158,7 @@ func (a *API) getAPIKey(c *call, _ None) (APIKey, error) {
 	if err != nil {
 		return APIKey{}, err
 	}
-	return showAPIKey(t), nil
+	return showAPIKey(t, a.store.Now()), nil
 }
 
 // liveKey finds a token by its id alone. A revoked or expired token is not found: in the ngrok API
@@ -186,7 +190,7 @@ func (a *API) updateAPIKey(c *call, in APIKeyUpdate) (APIKey, error) {
 	if err != nil {
 		return APIKey{}, err
 	}
-	return showAPIKey(t), nil
+	return showAPIKey(t, a.store.Now()), nil
 }
 
 // deleteAPIKey revokes an API key for good.
@@ -198,9 +202,10 @@ func (a *API) deleteAPIKey(c *call, _ None) (None, error) {
 	return None{}, a.store.RevokeToken(c.Context(), c.by, t.UserID, t.ID, c.version)
 }
 
-func showAPIKey(t store.Token) APIKey {
+func showAPIKey(t store.Token, now time.Time) APIKey {
 	return APIKey{
 		ID: t.ID, URI: "/api_keys/" + t.ID, Description: t.Description, Metadata: t.Metadata,
 		CreatedAt: t.CreatedAt, UpdatedAt: t.UpdatedAt, OwnerID: t.UserID, ETag: etag(t.Version),
+		ExpiresAt: OrNull(t.ExpiresAt), LastUsedAt: OrNull(t.LastUsedAt), State: t.State(now),
 	}
 }

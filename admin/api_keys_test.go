@@ -21,9 +21,9 @@ func TestAPIKeys(t *testing.T) {
 		r(`GET /api_keys`, `200 = {"keys":[],"uri":"/api_keys","next_page_uri":null}`),
 
 		// The secret is in the answer that issues it, and null from then on.
-		r(`POST /api_keys {"owner_id":"service_1"}`, `201 = {"id":"token_1","uri":"/api_keys/token_1","description":"","metadata":"","created_at":"t+4s","updated_at":"t+4s","token":"csu_1","owner_id":"service_1","etag":"\"1\""}`),
+		r(`POST /api_keys {"owner_id":"service_1"}`, `201 = {"id":"token_1","uri":"/api_keys/token_1","description":"","metadata":"","created_at":"t+4s","updated_at":"t+4s","token":"csu_1","owner_id":"service_1","etag":"\"1\"","expires_at":null,"last_used_at":null,"state":"active"}`),
 		r(`POST /api_keys/ {"owner_id":"service_2","description":"ci","metadata":"{\"a\":1}"}`, `201 {"id":"token_2","description":"ci","metadata":"{\"a\":1}","token":"csu_2","owner_id":"service_2"}`),
-		r(`GET /api_keys/token_1`, `200 = {"id":"token_1","uri":"/api_keys/token_1","description":"","metadata":"","created_at":"t+4s","updated_at":"t+4s","token":null,"owner_id":"service_1","etag":"\"1\""}`),
+		r(`GET /api_keys/token_1`, `200 = {"id":"token_1","uri":"/api_keys/token_1","description":"","metadata":"","created_at":"t+4s","updated_at":"t+4s","token":null,"owner_id":"service_1","etag":"\"1\"","expires_at":null,"last_used_at":null,"state":"active"}`),
 		r(`GET /api_keys/token_1/`, `200 {"token":null}`),
 		r(`PATCH /api_keys/token_1 {"description":"d","metadata":"m"}`, `200 {"id":"token_1","description":"d","metadata":"m","token":null,"updated_at":"t+8s"}`),
 		r(`PATCH /api_keys/token_1 {"description":""}`, `200 {"description":"","metadata":"m"}`),
@@ -118,7 +118,7 @@ func TestAPIKeys(t *testing.T) {
 		r(`GET /api_keys/token_6`, `404 ERR_NOT_FOUND`),
 		r(`GET /api_keys`, `200 {"keys":[{"id":"token_4"},{"id":"token_2"}]}`),
 		r(`POST /service_users/service_1/undelete`, `200`),
-		r(`GET /api_keys/token_6`, `200 {"owner_id":"service_1","etag":"\"1\""}`),
+		r(`GET /api_keys/token_6`, `200 {"owner_id":"service_1","etag":"\"1\"","expires_at":null,"last_used_at":null,"state":"active"}`),
 	)
 }
 

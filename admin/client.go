@@ -92,23 +92,38 @@ func (e *UnreachableError) Unwrap() error { return e.Err }
 // Do sends one request and decodes the answer into out, unless out is nil. It returns an answer
 // with the status 400 or above as an [*Error].
 func (c *Client) Do(ctx context.Context, method, uri string, in, out any) error {
-	return c.do(ctx, method, uri, "application/json", "", in, out)
+	return c.do(ctx, method, uri, http.Header{"Content-Type": {"application/json"}}, in, out)
+}
+
+// PostOnce is Do for a POST that issues a token. If the answer to an earlier call with the same key
+// was lost, the token of that call gets another secret, and no further token is issued.
+func (c *Client) PostOnce(ctx context.Context, key, uri string, in, out any) error {
+	header := http.Header{"Content-Type": {"application/json"}, keyHeader: {key}}
+	return c.do(ctx, http.MethodPost, uri, header, in, out)
 }
 
 // Patch is Do for a JSON merge patch (RFC 7396). etag names the version to change: the answer is
 // 412 if the resource has changed since. "" means every version.
 func (c *Client) Patch(ctx context.Context, uri, etag string, in, out any) error {
-	return c.do(ctx, http.MethodPatch, uri, mergePatchType, etag, in, out)
+	header := http.Header{"Content-Type": {mergePatchType}}
+	if etag != "" {
+		header.Set("If-Match", etag)
+	}
+	return c.do(ctx, http.MethodPatch, uri, header, in, out)
 }
 
 // Bulk changes many service users. etag is that of a dry run, whose service users must not have
 // changed since; "" is for any.
 func (c *Client) Bulk(ctx context.Context, etag string, in BulkInput) (out BulkResult, err error) {
-	err = c.do(ctx, http.MethodPost, "/service_users/bulk", "application/json", etag, in, &out)
+	header := http.Header{"Content-Type": {"application/json"}}
+	if etag != "" {
+		header.Set("If-Match", etag)
+	}
+	err = c.do(ctx, http.MethodPost, "/service_users/bulk", header, in, &out)
 	return out, err
 }
 
-func (c *Client) do(ctx context.Context, method, uri, kind, etag string, in, out any) error {
+func (c *Client) do(ctx context.Context, method, uri string, header http.Header, in, out any) error {
 	// A uri may come from an answer, and must not lead the credentials to another host.
 	if !strings.HasPrefix(uri, "/") {
 		err := fmt.Errorf("answered with the link %q, not as the service-user API does", uri)
@@ -127,10 +142,7 @@ func (c *Client) do(ctx context.Context, method, uri, kind, etag string, in, out
 		return err
 	}
 	if in != nil {
-		req.Header.Set("Content-Type", kind)
-	}
-	if etag != "" {
-		req.Header.Set("If-Match", etag)
+		maps.Copy(req.Header, header)
 	}
 	resp, err := c.send(req)
 	if err != nil {

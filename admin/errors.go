@@ -118,6 +118,7 @@ var kinds = []struct {
 	{store.ErrNotFound, "", http.StatusNotFound, "ERR_NOT_FOUND"},
 	{store.ErrConflict, "name", http.StatusConflict, "ERR_NGROK_4112"},
 	{store.ErrConflict, "", http.StatusConflict, "ERR_CONFLICT"},
+	{store.ErrKeyUsed, "", http.StatusUnprocessableEntity, "ERR_KEY_USED"},
 	{store.ErrChanged, "", http.StatusPreconditionFailed, "ERR_CHANGED"},
 }
 

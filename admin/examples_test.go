@@ -47,11 +47,12 @@ var examples = []row{
 	r(`GET /service_users/service_1/access`, ``),
 	r(`POST /service_users/bulk {"do":"update","filter":"'finance' in obj.teams","set":{"labels":{"env":"prod"}},"add":{"teams":["payments"]},"dry_run":true}`, ``),
 
-	r(`POST /service_users/service_1/tokens {"description":"CI","allowed_ips":["192.0.2.0/24"],"ttl":"90d"}`, ``),
+	r(`POST /service_users/service_1/tokens {"description":"CI","allowed_ips":["192.0.2.0/24"],"ttl":"90d"}`, ``, `Idempotency-Key: 8e03978e-40d5-43e8-bc93-6894a57f9324`),
 	r(`PATCH /service_users/service_1/tokens/token_2 {"description":"CI of the billing repository"}`, ``),
 	r(`GET /service_users/service_1/tokens/token_2`, ``),
 	r(`POST /service_users/service_1/tokens/token_2/refresh {"grace":"24h"}`, ``),
 	r(`GET /service_users/service_1/tokens?limit=2`, ``),
+	r(`GET /service_users/tokens?ends_within=14d`, ``),
 	r(`POST /service_users/find_tokens {"digests":["digest of csu_1"]}`, ``),
 	r(`DELETE /service_users/service_1/tokens/token_2`, ``),
 

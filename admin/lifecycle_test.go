@@ -89,7 +89,7 @@ func TestTokens(t *testing.T) {
 	// one gets no grace.
 	s.run(
 		r(`POST `+tokens+` {"ttl":"1m30s"}`, `201 {"id":"token_10","expires_at":"t+86521s","token":"csu_10"}`),
-		r(`POST `+tokens+` {"expires_at":"t+86500s","not_before":"t+86450s"}`, `201 {"id":"token_11","state":"active","not_before":"t+86450s"}`),
+		r(`POST `+tokens+` {"expires_at":"t+86500s","not_before":"t+86450s"}`, `201 {"id":"token_11","state":"pending","not_before":"t+86450s"}`),
 	)
 	s.expect("service_1", "GET /v1/x", map[string]access.Reason{"csu_10": access.Granted, "csu_11": access.TokenNotYet})
 	s.clock.Store(int64(86520 * time.Second))

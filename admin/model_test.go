@@ -175,6 +175,8 @@ func (k *modelToken) state(now int64) string {
 		return "expired"
 	case k.retires != 0:
 		return "retiring"
+	case now < k.notBefore:
+		return "pending"
 	}
 	return "active"
 }
@@ -219,6 +221,7 @@ func (m *model) showKey(u *modelUser, k *modelToken) map[string]any {
 	return map[string]any{
 		"id": k.id, "uri": "/api_keys/" + k.id, "description": k.description, "metadata": k.metadata, "created_at": at(k.created), "updated_at": at(k.updated),
 		"token": nil, "owner_id": u.id, "etag": tag(k.version),
+		"expires_at": at(k.expires), "last_used_at": at(k.used), "state": k.state(m.now),
 	}
 }
 
@@ -518,6 +521,9 @@ func (b *body) end(now int64, place *int64) {
 		return
 	}
 	next := now + seconds
+	if seconds < 0 && next == *place { // an end that stays as it is would be right
+		next--
+	}
 	if b.fields["expires_at"] = at(next); next < 1 {
 		next = 1
 		b.fields["expires_at"] = at(next)
@@ -994,9 +1000,12 @@ func (m *model) steps() map[string]func(*rapid.T) {
 				if k.expires != 0 {
 					next.expires = m.now + k.expires - k.created
 				}
+				if m.now < k.notBefore {
+					next.notBefore = k.notBefore
+				}
 				m.addToken(u, next)
 				k.by, k.refreshed, k.usesBefore, k.updated, k.version = next.id, m.now, k.uses, m.now, k.version+1
-				if seconds := map[string]int64{"15s": 15, "2m": 120}[grace]; seconds > 0 && state == "active" {
+				if seconds := map[string]int64{"15s": 15, "2m": 120}[grace]; seconds > 0 && state != "expired" {
 					if k.retires = m.now + seconds; k.expires != 0 {
 						k.retires = min(k.retires, k.expires)
 					}

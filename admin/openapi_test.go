@@ -539,6 +539,7 @@ func TestOpenAPIFailures(t *testing.T) {
 		"addRule": ` "allow GET /x"`, "createAPIKey": ` {"owner_id":"service_0"}`,
 		"explain": ` {"service_user_id":"service_0"}`, "deletePermission": `?key=none`,
 		"bulkServiceUsers": ` {"do":"delete","ids":["service_0"]}`,
+		"listAllTokens":    `?service_user_id=service_0`,
 	}
 	large := fmt.Sprintf(` {"x":%q}`, strings.Repeat("x", maxBulkBody)) // more than maxBody
 	for path, item := range readOpenAPI().Paths {

@@ -2,6 +2,7 @@ package admin
 
 import (
 	"cmp"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -48,9 +49,50 @@ func (in *TokenInput) apply(t *store.Token, now time.Time) error {
 
 // listTokens lists the tokens of a service user, newest first. The list includes expired and
 // revoked tokens.
-func (a *API) listTokens(c *call, q ListQuery) (TokenList, error) {
-	tokens, page, err := newestFirst(c, q, "token", func(before string, limit int) ([]store.Token, bool, error) {
-		return a.store.Tokens(c.Context(), c.by, c.PathValue("id"), before, limit)
+func (a *API) listTokens(c *call, q TokenListQuery) (TokenList, error) {
+	return a.chooseTokens(c, q, c.PathValue("id"))
+}
+
+// listAllTokens lists the tokens of all service users, newest first. The answer is 404 if there is no
+// service user with this service_user_id.
+func (a *API) listAllTokens(c *call, q AllTokensQuery) (TokenList, error) {
+	if q.ServiceUserID != "" && !store.ValidID("service", q.ServiceUserID) {
+		return TokenList{}, invalidField("service_user_id", "must be the id of a service user, service_…")
+	}
+	list, err := a.chooseTokens(c, q.TokenListQuery, q.ServiceUserID)
+	names := a.store.Directory()
+	for i := range list.Tokens {
+		if u, ok := names.User(list.Tokens[i].ServiceUserID); ok {
+			list.Tokens[i].ServiceUserName = u.Name
+		}
+	}
+	return list, err
+}
+
+// chooseTokens lists the tokens of a service user or, if the id is "", of all.
+func (a *API) chooseTokens(c *call, in TokenListQuery, user string) (TokenList, error) {
+	q := store.TokenQuery{UserID: user, State: store.TokenState(in.State)}
+	if in.State != "" && !slices.Contains(store.TokenStates, q.State) {
+		return TokenList{}, invalidField("state",
+			fmt.Sprintf("%q is none of active, pending, retiring, expired, revoked", in.State))
+	}
+	var err error
+	if in.EndsWithin != "" {
+		q.EndsWithin, err = parseDuration("ends_within", in.EndsWithin)
+	}
+	if in.UnusedFor != "" && err == nil {
+		q.UnusedFor, err = parseDuration("unused_for", in.UnusedFor)
+	}
+	if err == nil && in.EndsWithin != "" && (q.State == store.TokenExpired || q.State == store.TokenRevoked) {
+		err = invalidField("ends_within", "selects tokens that have not ended yet, and none is "+in.State)
+	}
+	if err != nil {
+		return TokenList{}, err
+	}
+	q.Live = q.EndsWithin > 0 || q.UnusedFor > 0
+	tokens, page, err := newestFirst(c, in.ListQuery, "token", func(before string, limit int) ([]store.Token, bool, error) {
+		q.Before, q.Limit = before, limit
+		return a.store.FindTokens(c.Context(), c.by, q)
 	}, func(t store.Token) (Token, string) { return showToken(t, a.store.Now()), t.ID })
 	return TokenList{tokens, page}, err
 }
@@ -83,7 +125,7 @@ func (a *API) revokeToken(c *call, _ None) (None, error) {
 }
 
 // refreshToken replaces a token: it issues a new token with the same description, addresses, groups
-// and lifetime. The old token ends with the grace, or at once without a grace. The answer is 409 if
+// and, without ttl and expires_at, lifetime. The old token ends with the grace, or at once without a grace. The answer is 409 if
 // the token is retiring or revoked.
 func (a *API) refreshToken(c *call, in RefreshInput) (Token, error) {
 	var grace time.Duration
@@ -93,8 +135,17 @@ func (a *API) refreshToken(c *call, in RefreshInput) (Token, error) {
 			return Token{}, invalidField("grace", err.Error())
 		}
 	}
+	var end *time.Time
+	if in.TTL.Set || in.ExpiresAt.Set {
+		var next store.Token
+		lifetime := TokenInput{TTL: in.TTL, ExpiresAt: in.ExpiresAt}
+		if err := lifetime.apply(&next, a.store.Now()); err != nil {
+			return Token{}, err
+		}
+		end = &next.ExpiresAt
+	}
 	user, id := c.PathValue("id"), c.PathValue("token_id")
-	issued, old, err := a.store.RefreshToken(c.Context(), c.by, user, id, c.version, grace)
+	issued, old, err := a.store.RefreshToken(c.Context(), c.by, user, id, c.version, grace, end)
 	if err != nil {
 		return Token{}, err
 	}

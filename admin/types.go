@@ -204,6 +204,11 @@ type RefreshInput struct {
 	// how long the old token stays valid, such as "24h"; it is revoked at once if grace is ""
 	// or absent
 	Grace Opt[string] `json:"grace,omitzero"`
+	// the time from now until the new token expires, such as "90d"; default: the lifetime that
+	// the old token had
+	TTL Opt[string] `json:"ttl,omitzero"`
+	// the time when the new token expires, in place of ttl; "" means never
+	ExpiresAt Opt[string] `json:"expires_at,omitzero"`
 }
 
 // Token is a token in an answer. Only the answer that issues a token contains its secret, in the
@@ -215,6 +220,8 @@ type Token struct {
 	URI string `json:"uri"`
 	// the id of the service user that the token belongs to
 	ServiceUserID string `json:"service_user_id"`
+	// the name of the service user; only in the list of the tokens of all service users
+	ServiceUserName string `json:"service_user_name,omitempty"`
 	// free text for people
 	Description string `json:"description"`
 	// free text for programs
@@ -486,6 +493,25 @@ type UserListQuery struct {
 	// only service users by this creator: "local" (all local callers), "local:USER", "human:NAME",
 	// or the id or name of a service user; an unknown creator is an error
 	CreatedBy string `query:"created_by"`
+}
+
+// TokenListQuery chooses tokens of a service user.
+type TokenListQuery struct {
+	ListQuery
+	// only tokens in this state: active, pending, retiring, expired or revoked
+	State string `query:"state"`
+	// only tokens that end within this duration from now, such as 14d, by their own expires_at or
+	// by the end of their grace; they have not ended yet
+	EndsWithin string `query:"ends_within"`
+	// only tokens that were valid for this duration, such as 60d, and not used in it; without
+	// state only tokens that have not ended
+	UnusedFor string `query:"unused_for"`
+}
+
+// AllTokensQuery chooses tokens of all service users.
+type AllTokensQuery struct {
+	TokenListQuery
+	ServiceUserID string `query:"service_user_id"` // only tokens of the service user with this id
 }
 
 // DeletedQuery chooses whether tombstones are found.

@@ -38,6 +38,9 @@ func TestExamples(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(s.dir, "access.log"), []byte("GET /v1/people;x\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.Mkdir(filepath.Join(s.dir, "secrets"), 0o700); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.WriteFile(filepath.Join(s.dir, "config.yml"), []byte("token: none\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -53,7 +56,7 @@ func TestExamples(t *testing.T) {
 	id := regexp.MustCompile(`\b(token|rule|service)_[0-9A-Za-z]{27}\b`)
 	for _, name := range []string{
 		"group create", "create", "list", "show", "update", "deactivate", "reactivate",
-		"token create", "token list", "token refresh", "token revoke",
+		"token create", "token list", "token update", "token refresh", "token rotate", "token revoke",
 		"group list", "group show", "group update", "group remove", "group add",
 		"rule add", "rule list", "explain", "access", "who-can", "would-deny",
 		"permission load", "permission list", "permission show", "permission grant", "permission withdraw", "permission delete",

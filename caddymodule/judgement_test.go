@@ -250,7 +250,7 @@ func TestRetiringIsNoticed(t *testing.T) {
 		t.Fatal("got a notice before the refresh")
 	}
 	const grace = 30 * 24 * time.Hour
-	if _, _, err := s.RefreshToken(t.Context(), store.Local, g.reader.id, token, 0, grace); err != nil {
+	if _, _, err := s.RefreshToken(t.Context(), store.Local, g.reader.id, token, 0, grace, nil); err != nil {
 		t.Fatal(err)
 	}
 	want := time.Unix(g.now.Load(), 0).Add(grace).UTC().Format(time.RFC3339)

@@ -179,7 +179,7 @@ func (s *server) cli(args ...string) (stdout, stderr string, code int) {
 	s.t.Helper()
 	var out, errs bytes.Buffer
 	inProcess := slices.Contains(strings.Fields("create show list update delete deactivate reactivate token group rule"), args[0])
-	if inProcess && os.Getenv("SERVICE_USERS_TEST_CADDY") == "" && !slices.Contains(args, "--store") && !slices.Contains(args, "--secret-file") {
+	if inProcess && os.Getenv("SERVICE_USERS_TEST_CADDY") == "" && !slices.Contains(args, "--store") && !slices.ContainsFunc(args, func(arg string) bool { return strings.HasPrefix(arg, "--secret-") }) {
 		code = clitest.Run(&out, &errs, append([]string{"--address", s.addr("CADDY_PORT")}, args...)...)
 		return out.String(), errs.String(), code
 	}

@@ -136,6 +136,22 @@ func (l *listFlag) check() error {
 	return nil
 }
 
+// checkLists checks the flags of a command for several lists, and replaces names of groups by ids.
+func (c *cli) checkLists(groups *listFlag, others ...*listFlag) error {
+	for _, f := range append(others, groups) {
+		if err := f.check(); err != nil {
+			return err
+		}
+	}
+	for _, list := range []*[]string{&groups.add, &groups.remove, &groups.set} {
+		var err error
+		if *list, err = c.groupIDs(*list); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // edit returns the list after the change, or an absent field without a flag.
 func (l *listFlag) edit(now []string) (in admin.Opt[[]string]) {
 	if len(l.add)+len(l.remove) == 0 {

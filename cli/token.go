@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"fmt"
 	"net/http"
+	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -14,36 +16,88 @@ import (
 
 func (c *cli) tokenCommands(root *cobra.Command) {
 	c.createTokenCommand(root)
-	c.command(root, "list USER", "Lists the tokens of a service user, newest first", "token list billing-sync",
-		on(c.user, func(u admin.ServiceUser, _ []string) error {
-			list, err := c.tokens(u)
-			if err != nil {
-				return err
-			}
-			rows := table{
-				{"ID", "HINT", "STATE", "DESCRIPTION", "USED", "LAST USED", "FROM", "ENDS", "CREATED"},
-			}
-			for _, t := range list.Tokens {
-				end := t.ExpiresAt
-				if t.RetiresAt != nil && (end == nil || t.RetiresAt.Before(*end)) {
-					end = t.RetiresAt
-				}
-				used := fmt.Sprint(t.UseCount)
-				if t.Drain != nil {
-					used += fmt.Sprintf(" (%d since its refresh)", t.Drain.UseCount)
-				}
-				rows.add(t.ID, "…"+t.Hint, t.State, t.Description, used,
-					when(t.LastUsedAt), t.LastUsedIP, when(end), when(&t.CreatedAt))
-			}
-			return c.print(list, rows)
-		}))
+	c.listTokensCommand(root)
+	c.updateTokenCommand(root)
 	c.refreshTokenCommand(root)
+	c.rotateTokensCommand(root)
 	c.revokeTokenCommand(root)
 }
 
+func (c *cli) listTokensCommand(root *cobra.Command) {
+	query := url.Values{}
+	var everyone bool
+	list := c.command(root, "list [USER]", "Lists the tokens of a service user or of all of them, newest first",
+		"token list --all --ends-within 14d",
+		func(args []string) error {
+			if everyone == (len(args) == 1) {
+				return usagef("name a service user, or give --all to list the tokens of all of them")
+			}
+			uri := "/service_users/tokens"
+			if !everyone {
+				u, err := c.user(args[0])
+				if err != nil {
+					return err
+				}
+				uri = u.URI + "/tokens"
+			}
+			list, err := c.tokensAt(withQuery(uri, query))
+			if err != nil {
+				return err
+			}
+			return c.printTokens(list, everyone)
+		})
+	flags := list.Flags()
+	flags.BoolVar(&everyone, "all", false, "the tokens of all service users")
+	flags.Var(parameter(query, "state"), "state", "only active, pending, retiring, expired or revoked ones")
+	flags.Var(parameter(query, "ends_within"), "ends-within",
+		"only those that end within this time, such as 14d, and have not ended yet")
+	flags.Var(parameter(query, "unused_for"), "unused-for",
+		"only those that were valid and not used for this time, such as 60d; "+
+			"without --state only those that have not ended")
+}
+
 func (c *cli) tokens(u admin.ServiceUser) (admin.TokenList, error) {
-	return all(c, u.URI+"/tokens",
-		func(l *admin.TokenList) (*[]admin.Token, *admin.Page) { return &l.Tokens, &l.Page })
+	return c.tokensAt(u.URI + "/tokens")
+}
+
+func (c *cli) tokensAt(uri string) (admin.TokenList, error) {
+	return all(c, uri, func(l *admin.TokenList) (*[]admin.Token, *admin.Page) { return &l.Tokens, &l.Page })
+}
+
+// printTokens prints a list of tokens, with the service users if it has the tokens of all of them.
+func (c *cli) printTokens(list admin.TokenList, everyone bool) error {
+	if c.json {
+		return c.print(list, nil) // with the ids of the groups
+	}
+	var ids []string
+	for _, t := range list.Tokens {
+		ids = append(ids, t.PermissionGroups...)
+	}
+	groups, err := c.groupNames(ids, true)
+	if err != nil {
+		return err
+	}
+	rows := table{{"ID", "HINT", "STATE", "DESCRIPTION", "USED", "LAST USED", "FROM", "ENDS", "CREATED",
+		"BEGINS", "ALLOWED IPS", "GROUPS", "SERVICE USER"}}
+	for _, t := range list.Tokens {
+		end := t.ExpiresAt
+		if t.RetiresAt != nil && (end == nil || t.RetiresAt.Before(*end)) {
+			end = t.RetiresAt
+		}
+		used := fmt.Sprint(t.UseCount)
+		if t.Drain != nil {
+			used += fmt.Sprintf(" (%d since its refresh)", t.Drain.UseCount)
+		}
+		rows.add(t.ID, "…"+t.Hint, t.State, t.Description, used,
+			when(t.LastUsedAt), t.LastUsedIP, when(end), when(&t.CreatedAt),
+			when(t.NotBefore), strings.Join(t.AllowedIPs, ", "), groups.of(t.PermissionGroups), t.ServiceUserName)
+	}
+	if !everyone {
+		for i, row := range rows {
+			rows[i] = row[:len(row)-1]
+		}
+	}
+	return c.print(list, rows)
 }
 
 func (c *cli) createTokenCommand(root *cobra.Command) {
@@ -59,11 +113,8 @@ func (c *cli) createTokenCommand(root *cobra.Command) {
 			in.AllowedIPs, in.PermissionGroups = admin.Some(notEmpty(addresses)), admin.Some(ids)
 			return c.issueToken(u.URI+"/tokens", in)
 		}))
+	tokenFlags(create, &in)
 	flags := create.Flags()
-	flags.Var(optional(&in.Description), "description", "its purpose, for people")
-	flags.Var(optional(&in.TTL), "ttl", "how long it is valid, such as 90d")
-	flags.Var(optional(&in.ExpiresAt), "expires-at", "when it expires, such as 2030-01-31T12:00:00Z")
-	flags.Var(optional(&in.NotBefore), "not-before", "the time from which it is valid; default: at once")
 	flags.StringSliceVar(&addresses, "allowed-ip", nil,
 		"an address or CIDR that it may come from (may be repeated)")
 	flags.StringSliceVar(&groups, "group", nil,
@@ -71,7 +122,80 @@ func (c *cli) createTokenCommand(root *cobra.Command) {
 	c.issuing(create)
 }
 
+// tokenFlags adds the flags that create and update share. They set fields of in.
+func tokenFlags(cmd *cobra.Command, in *admin.TokenInput) {
+	flags := cmd.Flags()
+	flags.Var(optional(&in.Description), "description", "its purpose, for people")
+	flags.Var(optional(&in.Metadata), "metadata", "a text for programs")
+	flags.Var(optional(&in.TTL), "ttl", "how long it is valid from now on, such as 90d")
+	flags.Var(optional(&in.ExpiresAt), "expires-at", "when it expires, such as 2030-01-31T12:00:00Z; \"\" means never")
+	flags.Var(optional(&in.NotBefore), "not-before", "the time from which it is valid; \"\" means at once")
+}
+
+func (c *cli) updateTokenCommand(root *cobra.Command) {
+	var in admin.TokenInput
+	var addresses, groups listFlag
+	update := c.command(root, "update USER TOKEN", "Changes the given fields of a token, and prints the changes",
+		"token update billing-sync token_2x… --ttl 90d --add-allowed-ip 192.0.2.0/24",
+		func(args []string) error {
+			if err := c.checkLists(&groups, &addresses); err != nil {
+				return err
+			}
+			uri, _, err := c.tokenOf(args, false)
+			if err != nil {
+				return err
+			}
+			read := func() (t admin.Token, err error) {
+				err = c.do(http.MethodGet, uri, nil, &t)
+				return t, err
+			}
+			before, after, err := changeLatest(c, read, func(t admin.Token) (string, string, any) {
+				in.AllowedIPs, in.PermissionGroups = addresses.edit(t.AllowedIPs), groups.edit(t.PermissionGroups)
+				return t.URI, t.ETag, in
+			})
+			if err != nil {
+				return err
+			}
+			return c.printToken(after, before)
+		})
+	tokenFlags(update, &in)
+	addresses.register(update, "allowed-ip", "an address or CIDR that it may come from")
+	addresses.canonical = canonicalPrefix
+	groups.register(update, "group", "a permission group, by id or name, to whose rules it is narrowed")
+}
+
+// printToken prints a token and the changes since before.
+func (c *cli) printToken(t, before admin.Token) error {
+	if c.json {
+		return c.print(t, nil) // with the ids of the groups
+	}
+	names, err := c.groupNames(slices.Concat(t.PermissionGroups, before.PermissionGroups), true)
+	if err != nil {
+		return err
+	}
+	fields := func(t admin.Token) []userRow {
+		return []userRow{
+			{name: "description", value: t.Description},
+			{name: "metadata", value: t.Metadata},
+			{name: "allowed IPs", value: strings.Join(t.AllowedIPs, ", "), none: "any"},
+			{name: "groups", value: names.of(t.PermissionGroups), none: "all of the service user"},
+			{name: "begins", value: when(t.NotBefore)},
+			{name: "expires", value: when(t.ExpiresAt)},
+		}
+	}
+	note := ""
+	if len(before.AllowedIPs) > 0 && len(t.AllowedIPs) == 0 {
+		note = "It may come from any address now."
+	}
+	rows := table{{"id", t.ID}, {"state", t.State}}
+	for _, r := range fields(t) {
+		rows.add(r.name, r.value)
+	}
+	return c.print(t, rows.known().changed(changes(fields(before), fields(t))), note)
+}
+
 func (c *cli) refreshTokenCommand(root *cobra.Command) {
+	var in admin.RefreshInput
 	var grace string
 	refresh := c.command(root, "refresh USER [TOKEN]",
 		"Issues a new secret in the place of a token and prints it, once",
@@ -88,9 +212,14 @@ func (c *cli) refreshTokenCommand(root *cobra.Command) {
 					return err
 				}
 			}
-			return c.issueToken(uri+"/refresh", admin.RefreshInput{Grace: admin.Some(grace)})
+			in.Grace = admin.Some(grace)
+			return c.issueToken(uri+"/refresh", in)
 		})
-	refresh.Flags().StringVar(&grace, "grace", "", "how long the old token stays valid, such as 24h; "+
+	flags := refresh.Flags()
+	flags.Var(optional(&in.TTL), "ttl", "how long the new token is valid, such as 90d; default: as long as the old one was")
+	flags.Var(optional(&in.ExpiresAt), "expires-at",
+		"when the new token expires, such as 2030-01-31T12:00:00Z; \"\" means never")
+	flags.StringVar(&grace, "grace", "", "how long the old token stays valid, such as 24h; "+
 		"default: it is revoked at once, and its streams, uploads and downloads are cut")
 	c.issuing(refresh)
 	c.destructive(refresh, func() bool { return graceless(grace) })

@@ -273,20 +273,7 @@ func (c *cli) updateUserCommand(root *cobra.Command) {
 	var in admin.ServiceUserInput
 	labels := labelFlag{removes: true}
 	var teams, addresses, members listFlag
-	check := func() error {
-		for _, f := range []*listFlag{&teams, &addresses, &members} {
-			if err := f.check(); err != nil {
-				return err
-			}
-		}
-		for _, list := range []*[]string{&members.add, &members.remove, &members.set} {
-			var err error
-			if *list, err = c.groupIDs(*list); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
+	check := func() error { return c.checkLists(&members, &teams, &addresses) }
 	// fields returns the fields to change, apart from lists.
 	fields := func() admin.ServiceUserPatch {
 		patch := admin.ServiceUserPatch{ServiceUserInput: in}
@@ -364,28 +351,36 @@ func (c *cli) deleteUserCommand(root *cobra.Command) {
 		"only if no token was used within this time, such as 24h")
 }
 
-// patchTries is how often patchUser repeats a change.
-const patchTries = 10
-
 // patchUser changes a service user and prints the changes. patch makes the change from the present
-// state. If another client changes the service user meanwhile, patchUser makes the patch again from
-// the new state, so that neither change is lost.
+// state.
 func (c *cli) patchUser(idOrName string, patch func(admin.ServiceUser) admin.ServiceUserPatch) error {
+	before, after, err := changeLatest(c, func() (admin.ServiceUser, error) { return c.user(idOrName) },
+		func(u admin.ServiceUser) (uri, etag string, body any) { return u.URI, u.ETag, patch(u) })
+	if err != nil {
+		return err
+	}
+	return c.printUser(after, &before)
+}
+
+// changeTries is how often changeLatest repeats a change.
+const changeTries = 10
+
+// changeLatest reads a resource and changes it. patch returns its path, its version and the change.
+// If another client changes the resource meanwhile, changeLatest makes the patch again from the new
+// state, so that neither change is lost.
+func changeLatest[T any](
+	c *cli, read func() (T, error), patch func(T) (uri, etag string, body any),
+) (before, after T, err error) {
 	for try := 1; ; try++ {
-		before, err := c.user(idOrName)
-		if err != nil {
-			return err
+		if before, err = read(); err != nil {
+			return before, after, err
 		}
-		// A new variable: decoding into before would keep its old labels among the new ones.
-		var after admin.ServiceUser
-		err = c.client.Patch(context.Background(), before.URI, before.ETag, patch(before), &after)
+		uri, etag, body := patch(before)
+		err = c.client.Patch(context.Background(), uri, etag, body, &after)
 		var e *admin.Error
-		if errors.As(err, &e) && e.Status == http.StatusPreconditionFailed && try < patchTries {
+		if errors.As(err, &e) && e.Status == http.StatusPreconditionFailed && try < changeTries {
 			continue
 		}
-		if err != nil {
-			return err
-		}
-		return c.printUser(after, &before)
+		return before, after, err
 	}
 }

@@ -84,26 +84,40 @@ func changes(before, after []userRow) (list []string) {
 	return list
 }
 
-// userChanges lists the fields in which a service user has changed. names has the names of permission
-// groups by id.
-func userChanges(before, after *admin.ServiceUser, names map[string]string) []string {
-	keys := make(map[string]string)
-	maps.Copy(keys, before.Labels)
-	maps.Copy(keys, after.Labels)
-	labels := slices.Sorted(maps.Keys(keys))
-	return changes(userRows(before, joined(names, before), labels), userRows(after, joined(names, after), labels))
+// changed returns the rows with one for each change.
+func (t table) changed(list []string) table {
+	if len(list) == 0 {
+		t.add("changed", "nothing")
+	}
+	for _, change := range list {
+		t.add("changed", change)
+	}
+	return t
 }
 
-// groupNames returns the names of permission groups by id. With gone, a group may be missing, and
-// keeps its id.
-func (c *cli) groupNames(ids []string, gone bool) (map[string]string, error) {
-	names := make(map[string]string)
+// groupNames are names of permission groups by id.
+type groupNames map[string]string
+
+// of returns the names of groups, sorted.
+func (n groupNames) of(ids []string) string {
+	var list []string
+	for _, id := range ids {
+		list = append(list, n[id])
+	}
+	slices.Sort(list)
+	return strings.Join(list, ", ")
+}
+
+// groupNames finds the names of groups. With deleted, the name of a group that was deleted is its
+// id; otherwise it is an error.
+func (c *cli) groupNames(ids []string, deleted bool) (groupNames, error) {
+	names := make(groupNames)
 	for _, id := range ids {
 		if names[id] != "" {
 			continue
 		}
 		g, err := c.permissionGroup(id)
-		if err != nil && !(admin.IsNotFound(err) && gone) {
+		if err != nil && !(admin.IsNotFound(err) && deleted) {
 			return nil, err
 		}
 		names[id] = cmp.Or(g.Name, id)
@@ -111,14 +125,14 @@ func (c *cli) groupNames(ids []string, gone bool) (map[string]string, error) {
 	return names, nil
 }
 
-// joined lists the permission groups of a service user by name.
-func joined(names map[string]string, u *admin.ServiceUser) string {
-	var list []string
-	for _, id := range u.PermissionGroups {
-		list = append(list, names[id])
-	}
-	slices.Sort(list)
-	return strings.Join(list, ", ")
+// userChanges lists the fields in which a service user has changed.
+func userChanges(before, after *admin.ServiceUser, names groupNames) []string {
+	keys := make(map[string]string)
+	maps.Copy(keys, before.Labels)
+	maps.Copy(keys, after.Labels)
+	labels := slices.Sorted(maps.Keys(keys))
+	return changes(userRows(before, names.of(before.PermissionGroups), labels),
+		userRows(after, names.of(after.PermissionGroups), labels))
 }
 
 // printUser prints a service user, and notes. Unless before is nil, it also prints the changes since
@@ -128,12 +142,13 @@ func (c *cli) printUser(u admin.ServiceUser, before *admin.ServiceUser, notes ..
 		return c.print(u, nil) // with the ids of its groups
 	}
 	was := cmp.Or(before, &u)
+	// A group of before may be deleted meanwhile.
 	names, err := c.groupNames(slices.Concat(u.PermissionGroups, was.PermissionGroups), before != nil)
 	if err != nil {
 		return err
 	}
 	rows := table{{"id", u.ID}}
-	for _, r := range userRows(&u, joined(names, &u), slices.Sorted(maps.Keys(u.Labels))) {
+	for _, r := range userRows(&u, names.of(u.PermissionGroups), slices.Sorted(maps.Keys(u.Labels))) {
 		if key, isLabel := strings.CutPrefix(r.name, "label "); isLabel {
 			rows.add("label", key+"="+r.value)
 		} else {
@@ -146,13 +161,7 @@ func (c *cli) printUser(u admin.ServiceUser, before *admin.ServiceUser, notes ..
 	if before == nil {
 		return c.print(u, rows, notes...)
 	}
-	list := userChanges(before, &u, names)
-	if len(list) == 0 {
-		rows.add("changed", "nothing")
-	}
-	for _, change := range list {
-		rows.add("changed", change)
-	}
+	rows = rows.changed(userChanges(before, &u, names))
 	note := ""
 	if len(before.AllowedIPs) > 0 && len(u.AllowedIPs) == 0 {
 		note = "It may come from any address now."

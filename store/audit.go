@@ -490,7 +490,7 @@ func (s *Store) NoteAttempt(ctx context.Context, by Actor, resource string, what
 	}
 	// With a scope, renewScope would reject an actor that has just lost its rights, and its
 	// attempt would not be recorded.
-	by.Scope = nil
+	by.Scope, by.Once = nil, nil
 	return s.change(ctx, by, func(t *tx) error { return t.audit("refused", resource, nil, what) })
 }
 

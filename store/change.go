@@ -21,6 +21,8 @@ type tx struct {
 	revision  int64             // the number of this change
 	events    []AuditEvent      // audit records written
 	dryRun    bool              // finish does everything but the commit
+	issued    []string          // the ids of the tokens made
+	again     []*Issued         // the answer to an earlier request with the same idempotency key
 }
 
 // exec runs a statement. what names its purpose in an error, for example "writing the rule".
@@ -133,7 +135,13 @@ func (s *Store) change(ctx context.Context, by Actor, f func(*tx) error) (err er
 	if err := t.renewScope(); err != nil {
 		return err
 	}
+	if err := t.findKey(); err != nil {
+		return err
+	}
 	if err := f(t); err != nil || len(t.events) == 0 {
+		return err
+	}
+	if err := t.keepKey(); err != nil {
 		return err
 	}
 	if err := t.exec("counting the revision", `UPDATE meta SET revision = $1`, t.revision); err != nil {

@@ -802,7 +802,11 @@ func TestTokenState(t *testing.T) {
 	}{
 		{Token{}, TokenActive},
 		{Token{ExpiresAt: ahead}, TokenActive},
-		{Token{NotBefore: ahead}, TokenActive},
+		{Token{NotBefore: now}, TokenActive},
+		{Token{NotBefore: ahead}, TokenPending},
+		{Token{NotBefore: ahead, ExpiresAt: ahead.Add(time.Second)}, TokenPending},
+		{Token{NotBefore: ahead, RetiresAt: ahead}, TokenRetiring},
+		{Token{NotBefore: ahead, RevokedAt: now}, TokenRevoked},
 		{Token{ExpiresAt: now}, TokenExpired},
 		{Token{ExpiresAt: past}, TokenExpired},
 		{Token{RetiresAt: ahead}, TokenRetiring},

@@ -15,6 +15,7 @@ var (
 	ErrConflict   = errors.New("conflict")    // the value is taken, or the state forbids it
 	ErrChanged    = errors.New("changed")     // the record was changed since the caller read it
 	ErrNotAllowed = errors.New("not allowed") // the actor's role does not allow it
+	ErrKeyUsed    = errors.New("key used")    // the idempotency key belongs to another request
 )
 
 // Two kinds of ErrInvalid that clients distinguish.

@@ -98,10 +98,14 @@ type TokenState string
 // The states of a token.
 const (
 	TokenActive   TokenState = "active"
+	TokenPending  TokenState = "pending"  // not valid before a time that lies ahead
 	TokenRetiring TokenState = "retiring" // refreshed; valid until the grace ends
 	TokenExpired  TokenState = "expired"
 	TokenRevoked  TokenState = "revoked"
 )
+
+// TokenStates are all states.
+var TokenStates = []TokenState{TokenActive, TokenPending, TokenRetiring, TokenExpired, TokenRevoked}
 
 // State returns the token's state at an instant. A token whose grace has ended counts as revoked.
 func (t Token) State(now time.Time) TokenState {
@@ -114,6 +118,8 @@ func (t Token) State(now time.Time) TokenState {
 		return TokenExpired
 	case !t.RetiresAt.IsZero():
 		return TokenRetiring
+	case now.Before(t.NotBefore):
+		return TokenPending
 	default:
 		return TokenActive
 	}
@@ -170,6 +176,7 @@ type Actor struct {
 	Name      string // local, local:USER, human:NAME, service_…
 	Operation string // op_…; connects the answer, the log and the audit trail
 	Scope     *Scope // the limits of a manager; nil is an admin without limits
+	Once      *Once  // the idempotency key of a request that issues tokens; nil is none
 }
 
 // Local is the actor for callers of the admin endpoint that only the machine itself can reach.

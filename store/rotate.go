@@ -8,12 +8,18 @@ import (
 )
 
 // RefreshToken issues a successor of a token: a new secret with the same description, metadata,
-// addresses, groups and, up to Options.MaxTokenTTL, lifetime. old is the replaced token after the
-// change. It ends after the grace; a grace of 0 revokes it at once.
+// addresses, groups and, up to Options.MaxTokenTTL, lifetime. With end it ends then. If the token is
+// not valid yet, neither is the successor. old is the replaced token after the change. It ends after
+// the grace; a grace of 0 revokes it at once.
 func (s *Store) RefreshToken(
-	ctx context.Context, by Actor, userID, id string, version int64, grace time.Duration,
+	ctx context.Context, by Actor, userID, id string, version int64, grace time.Duration, end *time.Time,
 ) (issued *Issued, old Token, err error) {
 	err = s.change(ctx, by, func(t *tx) error {
+		if t.again != nil {
+			issued = t.again[0]
+			old, err = t.token(userID, id)
+			return err
+		}
 		before, err := t.tokenToChange(userID, id, version)
 		if err != nil {
 			return err
@@ -31,7 +37,12 @@ func (s *Store) RefreshToken(
 			grace = 0
 		}
 		next := before.successor()
-		if !before.ExpiresAt.IsZero() {
+		if before.NotBefore.After(t.now) {
+			next.NotBefore = before.NotBefore
+		}
+		if end != nil {
+			next.ExpiresAt = *end
+		} else if !before.ExpiresAt.IsZero() {
 			// The successor gets the whole lifetime of the old token again, not the
 			// rest of it.
 			lifetime := before.ExpiresAt.Sub(before.CreatedAt)
@@ -127,7 +138,7 @@ func (s *Store) RotateToken(
 		old = before
 		unused := Token{}
 		switch state := before.State(t.now); state {
-		case TokenActive:
+		case TokenActive, TokenPending:
 			old.RetiresAt = earlier(t.now.Add(grace), before.ExpiresAt)
 			old.RefreshedAt, old.CountAtRefresh = t.now, before.UseCount
 		case TokenRetiring:

@@ -85,6 +85,14 @@ CREATE TABLE tokens (
 CREATE UNIQUE INDEX tokens_hash ON tokens (hash);
 CREATE INDEX tokens_service_user ON tokens (service_user_id, id);
 
+-- The idempotency keys of requests that issued tokens. A row is removed 24 hours later.
+CREATE TABLE idempotency_keys (
+	digest     TEXT   PRIMARY KEY, -- hex of SHA-256(the actor's name and the key)
+	request    TEXT   NOT NULL,    -- hex of SHA-256(method, path and body)
+	tokens     TEXT   NOT NULL,    -- ["token_…"]: the tokens that the request issued
+	created_at BIGINT NOT NULL
+);
+
 CREATE TABLE permission_groups (
 	id               TEXT   PRIMARY KEY, -- group_…
 	name             TEXT   NOT NULL,    -- unique among those that are not deleted

@@ -37,6 +37,9 @@ func (s *Store) CreateServiceUser(
 // to issued.
 func CreateUser(u ServiceUser, token *Token, issued *Issued) UserChange {
 	return func(t *tx, _ string, _ int64) (before, made ServiceUser, err error) {
+		if t.again != nil {
+			return t.recreate(u.Name, token, issued)
+		}
 		if u.Role == "" {
 			u.Role = access.Member
 		}
@@ -77,6 +80,21 @@ func CreateUser(u ServiceUser, token *Token, issued *Issued) UserChange {
 		}
 		return before, u, nil
 	}
+}
+
+// recreate answers a repeated request that created a service user, from the tokens that the request
+// issued, in their order.
+func (t *tx) recreate(name string, token *Token, issued *Issued) (before, made ServiceUser, err error) {
+	var id string
+	if token != nil {
+		*issued, t.again = *t.again[0], t.again[1:]
+		id = issued.UserID
+	} else if err := t.row(`SELECT id FROM service_users WHERE name = $1 AND deleted_at = 0`, name).Scan(&id); err != nil {
+		return before, made, conflict("name", "the request was answered before, and its service user %q is gone; "+
+			"send the request with a new key", name)
+	}
+	made, err = t.user(id, false)
+	return before, made, err
 }
 
 // ServiceUser returns the service user with this id. With deleted it also returns a tombstone;
@@ -278,6 +296,9 @@ func (t *tx) checkRestorable(kind, name string, deleted time.Time) error {
 func (s *Store) purge(ctx context.Context) error {
 	if err := s.inPlace(); err != nil {
 		return err
+	}
+	if err := s.forgetKeys(ctx); err != nil {
+		return fmt.Errorf("removing idempotency keys: %w", err)
 	}
 	for {
 		// Each round purges up to 100 tombstones, so that other changes get their turn in

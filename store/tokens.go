@@ -16,6 +16,10 @@ import (
 // CreateToken issues a token for a service user, from the fields that a caller may choose.
 func (s *Store) CreateToken(ctx context.Context, by Actor, userID string, token Token) (issued *Issued, err error) {
 	err = s.change(ctx, by, func(t *tx) error {
+		if t.again != nil {
+			issued = t.again[0]
+			return nil
+		}
 		if err := t.reachUser(userID); err != nil {
 			return err
 		}
@@ -41,39 +45,92 @@ func (s *Store) Token(ctx context.Context, by Actor, userID, id string) (Token, 
 	})
 }
 
-// Tokens lists the tokens of a service user, newest first. before is the id of a token: the list
-// has only older ones; "" is all. more reports whether the limit cut the list.
+// TokenQuery selects a page of tokens, newest first. The zero value selects all of them.
+type TokenQuery struct {
+	UserID     string        // the id of a service user; "" is any
+	State      TokenState    // "" is any
+	Live       bool          // only tokens that are neither revoked nor expired
+	EndsWithin time.Duration // only tokens whose expiry or grace ends within this time; 0 is any
+	UnusedFor  time.Duration // only tokens that were usable for this time, without a use in it; 0 is any
+	Before     string        // only tokens older than the one with this id; "" is all
+	Limit      int
+}
+
+// Tokens lists the tokens of a service user. before, limit and more are as in [Store.FindTokens].
 func (s *Store) Tokens(
 	ctx context.Context, by Actor, userID, before string, limit int,
 ) (list []Token, more bool, err error) {
-	list, err = inReadWithUse(ctx, s, by, func(t *tx) ([]Token, error) {
-		if _, err := t.visibleUser(userID, false); err != nil {
-			return nil, err
-		}
-		return t.tokensWithUse(`
-			WHERE service_user_id = $1 AND ($2 = '' OR id < $2) ORDER BY id DESC LIMIT $3`,
-			userID, before, limit+1)
-	})
-	list, more = cut(list, limit)
-	return list, more, err
+	return s.FindTokens(ctx, by, TokenQuery{UserID: userID, Before: before, Limit: limit})
 }
 
-// AllTokens lists the tokens of all service users that are valid now or will be, newest first.
-// before, limit and more are as in [Store.Tokens].
+// AllTokens lists the tokens of all service users that are valid now or will be. before, limit and
+// more are as in [Store.FindTokens].
 func (s *Store) AllTokens(
 	ctx context.Context, by Actor, before string, limit int,
 ) (list []Token, more bool, err error) {
+	return s.FindTokens(ctx, by, TokenQuery{Live: true, Before: before, Limit: limit})
+}
+
+// FindTokens lists tokens of service users that the actor sees. more reports whether the limit cut
+// the list.
+func (s *Store) FindTokens(ctx context.Context, by Actor, q TokenQuery) (list []Token, more bool, err error) {
 	list, err = inReadWithUse(ctx, s, by, func(t *tx) ([]Token, error) {
-		where := `revoked_at = 0 AND (retires_at = 0 OR retires_at > $1) AND (expires_at = 0 OR expires_at > $1)
-			AND ($2 = '' OR id < $2)`
-		args := params{t.now.Unix(), before, limit + 1}
-		// A deleted service user keeps its tokens until it is purged.
-		where += ` AND service_user_id IN (
-			SELECT id FROM service_users WHERE deleted_at = 0 AND ` + by.Scope.sees(&args) + `)`
-		return t.tokensWithUse(` WHERE `+where+` ORDER BY id DESC LIMIT $3`, args...)
+		if q.UserID != "" {
+			if _, err := t.visibleUser(q.UserID, false); err != nil {
+				return nil, err
+			}
+		}
+		return t.findTokens(q)
 	})
-	list, more = cut(list, limit)
+	list, more = cut(list, q.Limit)
 	return list, more, err
+}
+
+// tokenState is [Token.State] in SQL. Its argument is the time.
+const tokenState = `CASE
+	WHEN revoked_at > 0 AND revoked_at <= %[1]s
+		OR retires_at > 0 AND retires_at <= %[1]s AND retires_at <> expires_at THEN 'revoked'
+	WHEN expires_at > 0 AND expires_at <= %[1]s THEN 'expired'
+	WHEN retires_at > 0 THEN 'retiring'
+	WHEN not_before > %[1]s THEN 'pending'
+	ELSE 'active' END`
+
+// findTokens reads up to one token more than the limit.
+func (t *tx) findTokens(q TokenQuery) (list []Token, err error) {
+	args := params{q.Before, q.Limit + 1}
+	where := ` WHERE ($1 = '' OR id < $1)`
+	if q.UserID != "" {
+		where += ` AND service_user_id = ` + args.add(q.UserID)
+	} else { // a deleted service user keeps its tokens until it is purged
+		where += ` AND service_user_id IN (
+			SELECT id FROM service_users WHERE deleted_at = 0 AND ` + t.by.Scope.sees(&args) + `)`
+	}
+	if q.State != "" {
+		where += ` AND ` + fmt.Sprintf(tokenState, args.add(t.now.Unix())) + ` = ` + args.add(string(q.State))
+	} else if q.Live {
+		where += ` AND ` + fmt.Sprintf(tokenState, args.add(t.now.Unix())) + ` NOT IN ('revoked', 'expired')`
+	}
+	if q.EndsWithin > 0 {
+		end := args.add(t.now.Add(q.EndsWithin).Unix())
+		where += ` AND (expires_at > 0 AND expires_at <= ` + end + ` OR retires_at > 0 AND retires_at <= ` + end + `)`
+	}
+	since := t.now.Add(-q.UnusedFor).Unix()
+	if q.UnusedFor > 0 {
+		at := args.add(since)
+		where += ` AND created_at <= ` + at + ` AND not_before <= ` + at + ` AND last_used_at <= ` + at
+	}
+	for {
+		page, err := t.tokensWithUse(where+` ORDER BY id DESC LIMIT $2`, args...)
+		for _, k := range page {
+			if q.UnusedFor == 0 || unix(k.LastUsedAt) <= since { // a use may not be on disk yet
+				list = append(list, k)
+			}
+		}
+		if err != nil || len(list) > q.Limit || len(page) <= q.Limit {
+			return list, err
+		}
+		args[0] = page[len(page)-1].ID
+	}
 }
 
 // tokensWithUse reads tokens, with the usage that is not on disk yet.
@@ -175,14 +232,12 @@ func (t *tx) createToken(token Token, inherited []string) (*Issued, error) {
 	if err := t.checkToken(&token, nil, inherited); err != nil {
 		return nil, err
 	}
-	secret := access.NewSecret()
-	hash, pepper := t.store.opts.Peppers.Hash(secret)
 	token.copyManagedFields(Token{
-		ID: t.newID("token"), UserID: token.UserID, Hint: access.Hint(secret), Version: 1,
+		ID: t.newID("token"), UserID: token.UserID, Version: 1,
 		CreatedAt: t.now, CreatedBy: t.by.Name, UpdatedAt: t.now,
 	})
-	if err := t.insert("token", "tokens", token.columns(), column{name: "pepper_id", field: pepper},
-		column{name: "hash", field: hex.EncodeToString(hash[:])}); err != nil {
+	secret, hash := t.newSecret(&token)
+	if err := t.insert("token", "tokens", token.columns(), hash...); err != nil {
 		return nil, err
 	}
 	if err := t.touchUser(token.UserID); err != nil {
@@ -191,7 +246,18 @@ func (t *tx) createToken(token Token, inherited []string) (*Issued, error) {
 	if err := t.audit("token.create", token.ID, nil, token); err != nil {
 		return nil, err
 	}
+	t.issued = append(t.issued, token.ID)
 	return &Issued{token, secret}, nil
+}
+
+// newSecret returns a new secret for a token, and the columns with its hash. It sets the hint.
+func (t *tx) newSecret(k *Token) (secret string, hash []column) {
+	secret = access.NewSecret()
+	sum, pepper := t.store.opts.Peppers.Hash(secret)
+	k.Hint = access.Hint(secret)
+	return secret, []column{
+		{name: "pepper_id", field: pepper}, {name: "hash", field: hex.EncodeToString(sum[:])},
+	}
 }
 
 // checkLive rejects more live tokens than a service user can have. Tokens in the grace of a

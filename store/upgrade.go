@@ -74,8 +74,11 @@ var upgrades = []string{
 	// 6: a retiring token ends with its grace, and no earlier.
 	`DROP INDEX tokens_quiet;
 	ALTER TABLE tokens DROP COLUMN quiet_after;`,
-	// 7: the actor of a deletion, the links of deleted groups, and the subjects of audit records.
-	upgradeTrail,
+	// 7: the actor of a deletion, the links of deleted groups, the subjects of audit records, and
+	// idempotency keys.
+	upgradeTrail + `
+	CREATE TABLE idempotency_keys (digest TEXT PRIMARY KEY, request TEXT NOT NULL, tokens TEXT NOT NULL,
+		created_at BIGINT NOT NULL);`,
 }
 
 // upgradeTrail fills the new columns from the audit trail. Earlier versions did not keep the members

@@ -121,6 +121,7 @@ var failures = []struct{ status, name, text string }{
 		"or the operation compares no versions"},
 	{"413", "PayloadTooLarge", "the body is too large"},
 	{"415", "UnsupportedMediaType", "the Content-Type is missing or wrong, or the body is compressed"},
+	{"422", "UnprocessableContent", "the Idempotency-Key was sent before with another request"},
 	{"429", "TooManyRequests", "too many failed logins, or too many costly requests at a time"},
 	{"default", "Error", "the store cannot be used: 503, or 507 if its disk is full; " +
 		"or this Caddy has no service users: 404, only at the local door"},
@@ -155,6 +156,14 @@ func (d *describer) operation(r route) *operation {
 		op.Parameters = append(op.Parameters, parameter{
 			Name: "If-Match", In: "header", Schema: &schema{Type: "string"},
 			Description: "the ETag of an earlier answer; the answer is 412 if the resource has changed since",
+		})
+	}
+	if r.issuing {
+		op.Parameters = append(op.Parameters, parameter{
+			Name: "Idempotency-Key", In: "header", Schema: &schema{Type: "string"},
+			Description: "1 to 255 characters, such as a UUID. Within 24 hours the same request with the same key " +
+				"issues no further token: it answers with the first one and another secret, and the first secret " +
+				"ends. The answer is 409 if the token was used or has ended",
 		})
 	}
 	done := d.done(r, source.out)
@@ -207,6 +216,9 @@ func (d *describer) failures(r route, comment string, to *ordered[*response]) {
 		can["412"], can["413"], can["415"] = "", "", ""
 	case "DELETE":
 		can["412"] = ""
+	}
+	if r.issuing {
+		can["409"], can["422"] = "", ""
 	}
 	for _, m := range reason.FindAllStringSubmatch(comment, -1) {
 		can[m[1]] = m[2]

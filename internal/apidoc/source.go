@@ -34,6 +34,7 @@ type route struct {
 	kind         string // the Content-Type of the answer
 	document     bool   // the answer is the same for every caller
 	versioned    bool   // the operation compares If-Match
+	issuing      bool   // the operation takes an Idempotency-Key
 	tag          string
 	tagText      string
 }
@@ -162,6 +163,10 @@ func (s *source) readRoutes(f *ast.FuncDecl, comments []*ast.CommentGroup) error
 		}
 		r := route{status: "200", kind: "application/json", tag: tag, tagText: upperFirst(tagText)}
 		call := element.(*ast.CallExpr)
+		if nameOf(call.Fun) == "issuing" {
+			r.issuing = true
+			call = call.Args[0].(*ast.CallExpr)
+		}
 		if nameOf(call.Fun) == "versioned" {
 			r.versioned = true
 			call = call.Args[0].(*ast.CallExpr)
