@@ -123,6 +123,39 @@ func TestUseIsCounted(t *testing.T) {
 	}
 }
 
+// A filter sees the use that is not on disk yet: a service user that called just now is not stale.
+func TestFilterSeesUse(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, still)
+	stale := func(u *ServiceUser) (bool, error) { return u.LastActiveAt.IsZero(), nil }
+	names := func(sort string) string {
+		var names []string
+		list, _, err := w.ServiceUsers(ctx, Local, UserQuery{Limit: 10, Filter: stale, Sort: sort})
+		for _, u := range list {
+			names = append(names, u.Name)
+		}
+		return fmt.Sprint(names, err)
+	}
+	before := fmt.Sprint([]string{w.user.Name}, error(nil))
+	if got := names(""); got != before {
+		t.Errorf("never used: got %s, want %s", got, before)
+	}
+	w.use(w.token.Secret, "192.0.2.1", "rule_a")
+	for _, sort := range []string{"", "name", "-role"} {
+		if got := names(sort); got != "[] <nil>" {
+			t.Errorf("used, sorted by %q: got %s, want none", sort, got)
+		}
+	}
+	// This list shows what is on disk, by which it is sorted.
+	if got := names("last_active_at"); got != before {
+		t.Errorf("sorted by use: got %s, want %s", got, before)
+	}
+	mustDo(w.FlushUse(ctx))
+	if got := names("last_active_at"); got != "[] <nil>" {
+		t.Errorf("flushed: got %s, want none", got)
+	}
+}
+
 // The last addresses and rules are kept, wherever the writing falls.
 func TestUseIsBounded(t *testing.T) {
 	t.Parallel()

@@ -131,7 +131,7 @@ func (s *Store) filterUsers(ctx context.Context, by Actor, q UserQuery) (list []
 	list = []ServiceUser{}
 	beyond := len(ids) > MaxFiltered
 	for chunk := range slices.Chunk(ids[:min(len(ids), MaxFiltered)], FilteredAtOnce) {
-		rows, err := inRead(ctx, s, by, func(t *tx) (map[string]*ServiceUser, error) {
+		rows, err := inReadWithUse(ctx, s, by, func(t *tx) (map[string]*ServiceUser, error) {
 			return t.usersOf(q, chunk)
 		})
 		if err != nil {
@@ -163,7 +163,8 @@ func (s *Store) filterUsers(ctx context.Context, by Actor, q UserQuery) (list []
 	return list, beyond, nil // beyond: the next page examines the remaining ids
 }
 
-// usersOf reads the service users among ids that belong to a list, by id.
+// usersOf reads the service users among ids that belong to a list, by id, for its filter. They have
+// the usage that is not on disk yet, unless the list is sorted by it; see complete.
 func (t *tx) usersOf(q UserQuery, ids []string) (map[string]*ServiceUser, error) {
 	where, _, args := t.choose(q)
 	where += ` AND id IN (` + args.list(ids) + `)`
@@ -171,6 +172,9 @@ func (t *tx) usersOf(q UserQuery, ids []string) (map[string]*ServiceUser, error)
 	users := make(map[string]*ServiceUser, len(list))
 	for i := range list {
 		users[list[i].ID] = &list[i]
+		if strings.TrimPrefix(q.Sort, "-") != "last_active_at" {
+			t.store.withActivity(&list[i])
+		}
 	}
 	if err != nil {
 		return nil, err
