@@ -65,7 +65,7 @@ var celFields = map[string]map[string]*types.FieldType{
 			return PlainPath(r.Path), nil
 		}),
 		"remote_ip": Field(cel.StringType, func(r *celRequest) (any, error) {
-			return addressText(r.Address), nil
+			return AddressText(r.Address), nil
 		}),
 	},
 }
@@ -132,9 +132,9 @@ func Field[T any](kind *cel.Type, get func(T) (any, error)) *types.FieldType {
 	}
 }
 
-// addressText returns an address as conditions see it: without a zone, and IPv4 in its short form.
+// AddressText returns an address as conditions see it: without a zone, and IPv4 in its short form.
 // The invalid address is "".
-func addressText(a netip.Addr) string {
+func AddressText(a netip.Addr) string {
 	if !a.IsValid() {
 		return ""
 	}

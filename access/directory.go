@@ -151,6 +151,12 @@ func (d *Directory) User(login string) (*User, bool) {
 	return row.decode(d.sets), true
 }
 
+// UserID returns the id of the service user with this id or alias, or "".
+func (d *Directory) UserID(login string) string {
+	id, _ := d.byLogin(login)
+	return id
+}
+
 // Group returns the permission group with this id.
 func (d *Directory) Group(id string) (*Group, bool) {
 	g, ok := d.groups[id]

@@ -14,13 +14,17 @@ import (
 //
 // The service users share both memories. One service user may fill a memory as long as there is
 // room. When it is full, the service user with the most entries loses its oldest one, so the
-// requests of one service user cannot push out the entries of the others.
+// requests of one service user cannot push out the entries of the others. Refusals without a decision
+// id, which strangers can cause, have a memory of their own.
 type Recall struct {
+	Since time.Time // every decision after it was kept
+
 	mu        sync.Mutex
 	decisions []Recalled
 	byID      map[string]int // index in decisions, by decision id
 	limit     int            // the most decisions that are kept
 	kept      shares[int]    // indices in decisions
+	others    *Recall        // refusals without a decision id
 
 	observed map[ObservedKind]*Observed
 	counted  shares[ObservedKind] // the keys of observed
@@ -30,12 +34,19 @@ type Recall struct {
 // maxObserved bounds the rows of [Recall.Observed].
 const maxObserved = 10_000
 
-// maxRecalledPath bounds the path that is kept of a request, in bytes.
-const maxRecalledPath = 1024
+// The bounds of the memory of refusals: the path of a request in bytes, the refusals without a
+// decision id, which take at most 2 KiB each, and the length of the list of [Recall.Refusals].
+const (
+	maxRecalledPath = 1024
+	maxOthers       = 2000
+	maxRefusals     = 1000
+)
 
-// Recalled is one decision as it was made.
+// Recalled is one refusal as it was made.
 type Recalled struct {
-	ID       string // decision_…
+	ID       string // decision_…; "" if the rules were not asked
+	Status   int    // of the answer
+	Why      string // the reason in more words; "" if Reason says all
 	At       time.Time
 	UserID   string
 	TokenID  string
@@ -48,18 +59,24 @@ type Recalled struct {
 
 // NewRecall returns a Recall that keeps up to this number of decisions.
 func NewRecall(decisions int) *Recall {
-	return &Recall{limit: decisions, byID: make(map[string]int), observed: make(map[ObservedKind]*Observed)}
+	return &Recall{
+		limit: decisions, byID: make(map[string]int), observed: make(map[ObservedKind]*Observed),
+		others: &Recall{limit: min(decisions, maxOthers), byID: make(map[string]int)},
+	}
 }
 
-// Keep adds a decision. It keeps neither the headers nor more than maxRecalledPath bytes of the
-// path.
+// Keep adds a refusal. It keeps neither the headers nor more than maxRecalledPath bytes of the path.
 func (m *Recall) Keep(r Recalled) {
 	if m.limit <= 0 {
 		return
 	}
+	if r.ID == "" && m.others != nil {
+		m.others.Keep(r)
+		return
+	}
 	r.Action.Header = nil
 	// Copies: these strings may be parts of larger ones, which would stay in memory.
-	r.Action.Method, r.Action.Host = strings.Clone(r.Action.Method), strings.Clone(r.Action.Host)
+	r.Action.Method, r.Action.Host = strings.Clone(clip(r.Action.Method)), strings.Clone(r.Action.Host)
 	r.Action.Path = strings.Clone(clip(r.Action.Path))
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -68,7 +85,11 @@ func (m *Recall) Keep(r Recalled) {
 		m.decisions = append(m.decisions, r)
 	} else {
 		place = m.kept.takeFromLargest()
-		delete(m.byID, m.decisions[place].ID)
+		old := m.decisions[place]
+		delete(m.byID, old.ID)
+		if m.kept.users[old.UserID] == nil { // no share is left that says so
+			m.Since = old.At
+		}
 		m.decisions[place] = r
 	}
 	m.byID[r.ID] = place
@@ -94,6 +115,33 @@ func (m *Recall) Decision(id string) (Recalled, bool) {
 		return Recalled{}, false
 	}
 	return m.decisions[i], true
+}
+
+// Refusals returns the latest refusals of a service user, the newest first. The list contains every
+// refusal after since. Refusals reports false if m keeps nothing.
+func (m *Recall) Refusals(user string) (list []Recalled, since time.Time, ok bool) {
+	if m.limit <= 0 {
+		return nil, since, false
+	}
+	for _, part := range []*Recall{m, m.others} {
+		part.mu.Lock()
+		from := part.Since
+		if s := part.kept.users[user]; s != nil {
+			items := s.items[max(0, len(s.items)-maxRefusals):]
+			for _, one := range slices.Backward(items) {
+				list = append(list, part.decisions[one.value])
+			}
+			if s.cut || len(items) < len(s.items) {
+				from = list[len(list)-1].At
+			}
+		}
+		part.mu.Unlock()
+		if from.After(since) {
+			since = from
+		}
+	}
+	slices.SortStableFunc(list, func(a, b Recalled) int { return b.At.Compare(a.At) })
+	return list, since, true
 }
 
 // Observed counts the requests of one kind that would have had another decision if the observing

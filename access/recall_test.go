@@ -462,3 +462,99 @@ func TestShares(t *testing.T) {
 		}
 	})
 }
+
+// refusalsOf is the list of the refusals of a service user, as their instants, and the instant from
+// which on the list is whole.
+func refusalsOf(m *Recall, user string) string {
+	list, since, ok := m.Refusals(user)
+	if !ok {
+		return "none kept"
+	}
+	var out []string
+	for _, r := range list {
+		out = append(out, fmt.Sprint(r.At.Unix(), map[bool]string{true: "!"}[r.ID == ""]))
+	}
+	return fmt.Sprintf("%s since %d", strings.Join(out, " "), since.Unix())
+}
+
+// TestRecallRefusals: the refusals of a service user with and without a decision id, the newest
+// first, and no more than is true about the time before.
+func TestRecallRefusals(t *testing.T) {
+	m := NewRecall(4)
+	m.Since = at(5)
+	keep := func(user string, second int64, decision bool) {
+		r := Recalled{UserID: user, At: at(second)}
+		if decision {
+			r.ID = fmt.Sprint("decision_", user, second)
+		}
+		m.Keep(r)
+	}
+	check := func(user, want string) {
+		t.Helper()
+		if got := refusalsOf(m, user); got != want {
+			t.Errorf("%s: got %q, want %q", user, got, want)
+		}
+	}
+	check("a", " since 5")
+	keep("a", 10, true)
+	keep("a", 11, false)
+	keep("a", 12, true)
+	keep("b", 13, false)
+	check("a", "12 11! 10 since 5")
+	check("b", "13! since 5")
+	for second := range int64(20) { // strangers name a: nobody else loses anything, nor a its decisions
+		keep("a", 20+second, false)
+	}
+	check("a", "39! 38! 37! 12 10 since 37")
+	check("b", "13! since 5")
+	check("c", " since 5")
+	for second := range int64(10) {
+		keep("b", 50+second, true)
+	}
+	check("a", "39! 38! 37! 12 since 37")
+	check("b", "59 58 57 13! since 57")
+
+	// When the last entry of somebody is gone, nothing is said about that time.
+	m = NewRecall(2)
+	for i, user := range []string{"a", "b", "c"} {
+		keep(user, int64(10+i), true)
+	}
+	check("a", " since 10")
+	check("c", "12 since 10")
+
+	for _, limit := range []int{0, -1} {
+		m = NewRecall(limit)
+		keep("a", 10, true)
+		keep("a", 11, false)
+		check("a", "none kept")
+	}
+}
+
+// TestRecallOthersBound: refusals without a decision id take little memory, however many strangers
+// send, and under whatever name.
+func TestRecallOthersBound(t *testing.T) {
+	m := NewRecall(1_000_000)
+	long := strings.Repeat("x", 16<<10)
+	for i := range 3 * maxOthers {
+		m.Keep(Recalled{UserID: fmt.Sprint("service_", i%3*i), At: at(int64(i)), Action: Action{Method: long, Path: long}})
+	}
+	kept := m.others.decisions
+	if len(kept) != maxOthers || cap(kept) > 2*maxOthers || len(m.decisions) != 0 {
+		t.Fatalf("got %d refusals without a decision, want %d", len(kept), maxOthers)
+	}
+	for _, r := range kept {
+		if size := len(r.Action.Method) + len(r.Action.Path); size > 2*maxRecalledPath {
+			t.Fatalf("a refusal has %d bytes of texts", size)
+		}
+	}
+	if list, _, _ := m.Refusals("service_0"); len(list) > maxRefusals {
+		t.Errorf("a list has %d refusals, want at most %d", len(list), maxRefusals)
+	}
+	m = NewRecall(2 * maxRefusals)
+	for i := range 2 * maxRefusals {
+		m.Keep(Recalled{ID: fmt.Sprint("decision_", i), UserID: "a", At: at(int64(i))})
+	}
+	if list, since, _ := m.Refusals("a"); len(list) != maxRefusals || !since.Equal(at(maxRefusals)) {
+		t.Errorf("a long list: got %d since %d, want %d since %d", len(list), since.Unix(), maxRefusals, maxRefusals)
+	}
+}

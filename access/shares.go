@@ -15,7 +15,8 @@ type shares[T any] struct {
 type share[T any] struct {
 	user  string
 	items []item[T]
-	index int // the position in the heap
+	cut   bool // older items were taken
+	index int  // the position in the heap
 }
 
 type item[T any] struct {
@@ -51,6 +52,7 @@ func (s *shares[T]) isLargest(user string) bool {
 func (s *shares[T]) takeFromLargest() T {
 	u := s.largest[0]
 	value := u.items[0].value
+	u.cut = true
 	if u.items = u.items[1:]; len(u.items) == 0 {
 		queue.Pop(&s.largest)
 		delete(s.users, u.user)

@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// Warning reports a rule that is valid but has no effect, probably by mistake.
+// Warning reports a rule that is valid but has no effect, or another one than intended.
 type Warning struct {
 	Rule int // the index of the rule
 	Text string
@@ -15,13 +15,18 @@ type Warning struct {
 // MaxCompared is the largest number of rules in a list that Warnings compares.
 const MaxCompared = 1000
 
-// Warnings finds rules of a list that never apply or add nothing. others are rules that apply to
-// the same service users in any case, such as the rules of the default group. All rules must have
-// been checked. Warnings compares the rules in pairs; with more than [MaxCompared] rules in one of
-// the lists it compares none, and reports so.
+// Warnings finds rules of a list that never apply or add nothing, or that have [Doubts]. others are
+// rules that apply to the same service users in any case, such as the rules of the default group.
+// All rules must have been checked. Warnings compares the rules in pairs; with more than
+// [MaxCompared] rules in one of the lists it compares none, and reports so.
 func Warnings(rules, others []Rule) (list []Warning, compared bool) {
+	for i, r := range rules {
+		for _, text := range Doubts(r) {
+			list = append(list, Warning{i, text})
+		}
+	}
 	if max(len(rules), len(others)) > MaxCompared {
-		return nil, false
+		return list, false
 	}
 	var all []comparedRule // of the others, then of the list
 	for _, r := range slices.Concat(others, rules) {

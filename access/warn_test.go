@@ -217,6 +217,8 @@ func TestWarningsHold(t *testing.T) {
 		rules := rapid.SliceOfN(rapid.Custom(drawRule), 2, 7).Draw(t, "rules")
 		others := rapid.SliceOfN(rapid.Custom(drawRule), 0, 3).Draw(t, "others")
 		warned, _ := Warnings(rules, others)
+		isDoubt := func(w Warning) bool { return strings.HasPrefix(w.Text, "is probably a mistake: ") } // see TestDoubts
+		warned = slices.DeleteFunc(warned, isDoubt)
 		actions := rapid.SliceOfN(drawAction, 20, 20).Draw(t, "actions")
 		u := drawUser(t, 1)
 		decide := func(rules, others []Rule) (reasons []Reason) {
@@ -260,7 +262,7 @@ func TestWarningsHold(t *testing.T) {
 		if got := decide(left, others); !slices.Equal(got, all) {
 			t.Fatalf("without all that are warned about, decisions %v become %v for %v in\n%q\n%q", all, got, actions, rules, others)
 		}
-		if again, _ := Warnings(left, others); len(again) > 0 {
+		if again, _ := Warnings(left, others); len(slices.DeleteFunc(again, isDoubt)) > 0 {
 			t.Fatalf("without all that are warned about, %v are left in\n%q\n%q", again, left, others)
 		}
 	}

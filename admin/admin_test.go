@@ -65,6 +65,7 @@ func serve(t testing.TB, opts store.Options) *server {
 	if s.store, err = store.Open(t.Context(), filepath.Join(t.TempDir(), "store.db"), opts); err != nil {
 		t.Fatal(err)
 	}
+	s.recall.Since = start
 	s.api = New(s.store, s.recall, zap.New(core))
 	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.api.Serve(w, r, s.by) }))
 	t.Cleanup(func() {

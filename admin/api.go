@@ -125,6 +125,7 @@ func (a *API) routes() []route {
 		handle(a, "POST", "/service_users/explain", 200, a.explain),
 		handle(a, "GET", "/service_users/who_can", 200, a.whoCan),
 		handle(a, "GET", "/service_users/{id}/access", 200, a.access),
+		handle(a, "GET", "/service_users/{id}/refusals", 200, a.listRefusals),
 		handle(a, "GET", "/service_users/would_deny", 200, a.wouldDeny),
 		handle(a, "DELETE", "/service_users/would_deny", 204, a.forgetWouldDeny),
 

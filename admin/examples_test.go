@@ -7,11 +7,13 @@ import (
 	"flag"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"os"
 	"regexp"
 	"strings"
 	"testing"
 
+	"github.com/serviceusers/caddy-service-users/access"
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
@@ -57,6 +59,7 @@ var examples = []row{
 	r(`DELETE /service_users/service_1/tokens/token_2`, ``),
 
 	r(`POST /service_users/explain {"service_user_id":"service_1","method":"GET","url":"/v1/people/7"}`, ``),
+	r(`GET /service_users/service_1/refusals`, ``),
 	r(`GET /service_users/who_can?method=GET&url=/v1/people/7`, ``),
 	r(`GET /service_users/would_deny`, ``),
 	r(`DELETE /service_users/would_deny`, ``),
@@ -106,6 +109,12 @@ func TestExamples(t *testing.T) {
 		}
 		if strings.HasSuffix(target, "/would_deny") {
 			s.observe("service_1", "DELETE /v1/people/7", true)
+		}
+		if strings.HasSuffix(target, "/refusals") {
+			s.recall.Keep(access.Recalled{
+				At: s.now(), UserID: s.real["service_1"], Status: 401, Reason: access.BadCredential, Why: "the token ends in a line break",
+				Action: access.Action{Method: "GET", Host: "api.example.com", Path: "/v1/people/7", Address: netip.MustParseAddr("192.0.2.7")},
+			})
 		}
 		s.clock.Add(int64(1e9))
 		got := s.exchange(method, target, strings.NewReader(body), headers...)

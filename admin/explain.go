@@ -187,7 +187,9 @@ func (a *API) explainDecision(c *call, in ExplainInput) (Explanation, error) {
 	r, ok := a.recall.Decision(in.DecisionID)
 	if !ok {
 		return Explanation{}, NewError(http.StatusNotFound, "ERR_NOT_FOUND",
-			"this decision is not remembered: each node keeps its latest decisions in memory until it ends")
+			"this decision is not remembered: each node keeps its latest decisions in memory "+
+				"until it ends; search the logs for "+in.DecisionID+", then ask with the service user, method, "+
+				"host and path that are there: caddy service-user explain USER METHOD URL")
 	}
 	d := a.store.Directory()
 	out := Explanation{
@@ -268,6 +270,7 @@ var reasonText = map[access.Reason]string{
 	access.Granted:      "a rule allows it",
 	access.NoRule:       "no rule allows it",
 	access.DeniedByRule: "a rule denies it, and a deny wins over any allow",
+	access.WrongSecret:  "the secret is not that of a token of the service user",
 	access.UserInactive: "the service user is deactivated",
 	access.UserExpired:  "the service user has expired",
 	access.UserAddress:  "the address is not among the allowed_ips of the service user",

@@ -497,7 +497,7 @@ func (s *server) refuse(id, user, token, action string, header map[string][]stri
 	if why != access.Granted || decision.Allowed() {
 		s.t.Fatalf("%s %s: got %s, %s, want a refusal", user, action, why, decision.Reason)
 	}
-	kept := access.Recalled{ID: id, At: s.now(), UserID: p.ID(), TokenID: p.TokenID(), Action: a, Revision: d.Revision(), Reason: decision.Reason}
+	kept := access.Recalled{ID: id, Status: 403, At: s.now(), UserID: p.ID(), TokenID: p.TokenID(), Action: a, Revision: d.Revision(), Reason: decision.Reason}
 	if decision.Rule != nil {
 		kept.Rule, kept.Group = *decision.Rule, decision.Group.ID
 	}

@@ -25,10 +25,13 @@ func (a *API) createGroup(c *call, in GroupInput) (Group, error) {
 func (a *API) showWritten(g store.Group) Group {
 	out := showGroup(g)
 	out.Warnings = a.warnings(g.ID, func(access.Rule, string) bool { return true })
+	for _, text := range access.Doubts(access.Rule{When: g.MemberCondition}) {
+		out.Warnings = append(out.Warnings, fmt.Sprintf("member_condition %q %s", g.MemberCondition, text))
+	}
 	return out
 }
 
-// warnings returns warnings about rules of a group that never apply or add nothing. about chooses
+// warnings returns warnings about rules of a group, see [access.Warnings]. about chooses
 // the warnings by their rule and text. The group is the one in the directory, so a write comes
 // first.
 func (a *API) warnings(group string, about func(r access.Rule, text string) bool) (texts []string) {
@@ -44,14 +47,14 @@ func (a *API) warnings(group string, about func(r access.Rule, text string) bool
 		others = everybody.Rules
 	}
 	warnings, compared := access.Warnings(g.Rules, others)
-	if !compared {
-		return []string{fmt.Sprintf("the rules are not compared with each other:"+
-			" a group, or the default group, has more than %d", access.MaxCompared)}
-	}
 	for _, w := range warnings {
 		if r := g.Rules[w.Rule]; about(r, w.Text) {
 			texts = append(texts, fmt.Sprintf("%s %q %s", r.ID, r, w.Text))
 		}
+	}
+	if !compared {
+		texts = append(texts, fmt.Sprintf("the rules are not compared with each other:"+
+			" a group, or the default group, has more than %d", access.MaxCompared))
 	}
 	return texts
 }

@@ -32,6 +32,9 @@ type CatalogueChange struct {
 	Unchanged int    `json:"unchanged"` // the number of permissions that were the same before
 	Deleted   int    `json:"deleted"`   // the number of deleted permissions
 	URI       string `json:"uri"`       // the path of the catalogue
+
+	// rules in the body that are probably mistakes
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // Permission is a named set of rules in the catalogue. A permission group that has a permission has
@@ -70,7 +73,7 @@ type PermissionKey struct {
 // answer is 409 if the catalogue would have more than 2,000 permissions, or would lose one that a
 // permission group has.
 func (a *API) loadPermissions(c *call, in Catalogue) (CatalogueChange, error) {
-	list := make([]store.Permission, len(in.Permissions))
+	list, warnings := make([]store.Permission, len(in.Permissions)), []string(nil)
 	for i, p := range in.Permissions {
 		list[i] = store.Permission{Key: p.Key, Name: p.Name, Description: p.Description, Category: p.Category}
 		for j, text := range p.Rules {
@@ -80,10 +83,13 @@ func (a *API) loadPermissions(c *call, in Catalogue) (CatalogueChange, error) {
 				return CatalogueChange{}, invalidField(field, err.Error())
 			}
 			list[i].Rules = append(list[i].Rules, rule)
+			for _, text := range access.Doubts(rule) {
+				warnings = append(warnings, fmt.Sprintf("%s %q %s", p.Key, rule, text))
+			}
 		}
 	}
 	n, err := a.store.LoadPermissions(c.Context(), c.by, list, in.Replace)
-	return CatalogueChange{n.Created, n.Updated, n.Unchanged, n.Deleted, c.URL.Path}, err
+	return CatalogueChange{n.Created, n.Updated, n.Unchanged, n.Deleted, c.URL.Path, warnings}, err
 }
 
 // listPermissions lists the catalogue, or only the permissions with the given key or category.

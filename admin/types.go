@@ -322,7 +322,7 @@ type Rule struct {
 	// the key of the permission that the rule comes from; absent if the group has the rule
 	// itself
 	Permission string `json:"permission,omitempty"`
-	// rules that never apply or add nothing; only in the answer to a write
+	// rules that never apply, add nothing or are probably mistakes; only in the answer to a write
 	Warnings []string `json:"warnings,omitempty"`
 }
 
@@ -418,7 +418,7 @@ type Group struct {
 	Deletion
 	// the version, for If-Match
 	ETag string `json:"etag"`
-	// rules that never apply or add nothing; only in the answer to a write
+	// rules that never apply, add nothing or are probably mistakes; only in the answer to a write
 	Warnings []string `json:"warnings,omitempty"`
 	// the deletion that an undelete ended; only in the answer to the undelete
 	Undeleted *Deletion `json:"undeleted,omitempty"`

@@ -9,6 +9,7 @@ package caddymodule
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -330,29 +331,67 @@ type liveStore struct {
 	throttle *access.Throttle // nil is off
 }
 
-// failedLogin logs a failed login and counts it for the throttle. It returns the time to wait before
-// the next attempt; 0 while the rate is accepted. The address of a trusted proxy does not count, since
-// all clients behind the proxy share it. A request without a credential is not an attempt.
+// failedLogin logs, counts and remembers a failed login. authorization is the value of the field. It
+// returns the login, and the time to wait before the next attempt; 0 while the rate is accepted. For
+// the throttle, the address of a trusted proxy does not count, since all clients behind the proxy
+// share it. A request without a credential is not an attempt.
 //
-// Programs such as fail2ban read the line: its message and its fields, in this order, stay.
+// Programs such as fail2ban read the line: its message and its fields, in this order, stay. A line
+// with a fault has one more field.
 func (l *liveStore) failedLogin(
-	log *zap.Logger, r *http.Request, reason access.Reason, login string, address netip.Addr,
-) time.Duration {
+	log *zap.Logger, r *http.Request, a login, address netip.Addr,
+) (login string, wait time.Duration) {
+	kept := access.Recalled{Status: http.StatusUnauthorized, Reason: a.reason}
+	kept.Action.Address = address
+	login, kept.Why = access.ReadLogin(a.value, a.bearer, a.reason)
+	if a.reason > access.WrongSecret { // the secret is right, so it names its service user
+		if u, t := l.store.Directory().FindDigest(sha256.Sum256([]byte(a.Secret))); u != nil {
+			login, kept.TokenID = cmp.Or(login, u.ID), t.ID
+		}
+	}
 	level := zap.InfoLevel
-	if reason == access.NoCredential {
+	if a.reason == access.NoCredential {
 		level = zap.DebugLevel // a client that waits for the challenge begins so
 	}
-	if c := log.Check(level, "authentication failed"); c != nil {
-		c.Write(zap.Stringer("client_ip", address), zap.Stringer("reason", reason),
-			zap.String("login", withoutSecret(login)))
+	if line := log.Check(level, "authentication failed"); line != nil {
+		fields := []zap.Field{
+			zap.Stringer("client_ip", address), zap.Stringer("reason", a.reason),
+			zap.String("login", withoutSecret(login)),
+		}
+		if kept.Why != "" {
+			fields = append(fields, zap.String("why", kept.Why))
+		}
+		line.Write(fields...)
 	}
-	if l.throttle == nil || reason == access.NoCredential {
-		return 0
+	counter := metrics.reasons[a.reason]
+	if l.throttle != nil && a.reason != access.NoCredential {
+		if varsOf(r).fromTrustedProxy() && address == peerAddress(r) {
+			address = netip.Addr{}
+		}
+		if wait = l.throttle.Fail(login, address, l.store.Now()); wait > 0 {
+			kept.Status, counter = http.StatusTooManyRequests, metrics.throttled
+		}
 	}
-	if varsOf(r).fromTrustedProxy() && address == peerAddress(r) {
-		address = netip.Addr{}
+	counter.Inc()
+	l.remember(r, login, kept)
+	return login, wait
+}
+
+// maxFailedPath bounds the path that is kept of a request without a decision id, in bytes: strangers
+// choose it, and masking its secrets takes time.
+const maxFailedPath = 256
+
+// remember keeps a refusal without a decision id, if it has a login. A refusal whose login nobody has
+// is kept too, for the user "", so that it takes the same time.
+func (l *liveStore) remember(r *http.Request, login string, kept access.Recalled) {
+	if login == "" {
+		return
 	}
-	return l.throttle.Fail(login, address, l.store.Now())
+	path := strings.ToValidUTF8(r.URL.Path[:min(len(r.URL.Path), maxFailedPath)], "")
+	kept.UserID, kept.At = l.store.Directory().UserID(login), l.store.Now()
+	kept.Action.Method, kept.Action.Path = r.Method, access.MaskSecrets(path)
+	kept.Action.Host, _ = access.CheckHost(r.Host)
+	l.recall.Keep(kept)
 }
 
 func (s *shared) start() error {
@@ -401,6 +440,7 @@ func (s *shared) open() error {
 			zap.String("store", s.path), zap.Error(err))
 	}
 	recall := access.NewRecall(s.decisions)
+	recall.Since = db.Now()
 	live := &liveStore{
 		store: db, api: admin.New(db, recall, opts.Log.Named("admin")), recall: recall,
 		streams: newStreams(db),

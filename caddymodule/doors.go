@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -248,18 +249,23 @@ func (d *SiteDoor) actor(
 	if len(authorization) > 1 {
 		return anonymous, "", errTwoFields
 	}
-	credential, reason := parseCredential(authorization, true)
-	if reason != access.Granted {
-		return anonymous, "", admin.ErrUnauthenticated
+	var wait time.Duration
+	a, address, now := parseCredential(authorization, true), d.clientAddress(r, varsOf(r)), live.store.Now()
+	principal := access.Principal{}
+	if a.reason == access.Granted {
+		principal, a.reason = live.store.Directory().Authenticate(a.Credential, address, now.Unix())
 	}
-	now, address := live.store.Now(), d.clientAddress(r, varsOf(r))
-	principal, reason := live.store.Directory().Authenticate(credential, address, now.Unix())
-	if reason != access.Granted {
-		if wait := live.failedLogin(d.log, r, reason, credential.ID, address); wait > 0 {
-			w.Header().Set("Retry-After", retryAfter(wait))
-			return anonymous, credential.ID, errThrottled
-		}
-		return anonymous, cmp.Or(credential.ID, "bearer"), admin.ErrUnauthenticated
+	if _, probe := admin.IsProbe(r); a.reason != access.Granted && !(probe && a.reason == access.NoCredential) {
+		login, wait = live.failedLogin(d.log, r, a, address)
+	}
+	switch {
+	case wait > 0:
+		w.Header().Set("Retry-After", retryAfter(wait))
+		return anonymous, login, errThrottled
+	case a.Secret != "" && a.reason != access.Granted:
+		return anonymous, cmp.Or(login, "bearer"), admin.ErrUnauthenticated
+	case a.reason != access.Granted:
+		return anonymous, login, admin.ErrUnauthenticated
 	}
 	live.store.Use(principal, now.Unix(), address, "")
 	by, err = live.api.ServiceUserActor(principal)

@@ -157,9 +157,13 @@ func (w *serverWalk) guard(h *Handler, in flow) flow {
 			"remove it once \"caddy service-user would-deny\" lists nothing that is needed")
 	}
 	for _, text := range h.Public {
-		if rule, err := access.ParseRule("allow " + text); err == nil && everyPath.MatchString(rule.Path) {
+		rule, err := access.ParseRule("allow " + text)
+		if err == nil && everyPath.MatchString(rule.Path) {
 			w.addFinding(false, "public %s opens every path to everybody; name the paths that "+
 				"need no credential", text)
+		}
+		for _, doubt := range access.Doubts(rule) {
+			w.addFinding(false, "public %s %s", text, doubt)
 		}
 	}
 	if h.Ready != "" && w.site() != "" {

@@ -302,7 +302,8 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	}
 
 	if problem := h.judge(&rq); !problem.OK() {
-		return h.refuse(w, r, refusal{status: problem.Status, detail: problem.Advice()})
+		refused := refusal{status: problem.Status, detail: problem.Advice(), candidate: rq.readLogin()}
+		return h.refuse(w, r, refused)
 	}
 	rq.use(h.shared.live.Load())
 	if h.bypass(&rq) {
@@ -318,7 +319,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	}
 	if !ready {
 		return h.refuse(w, r, refusal{
-			status: http.StatusServiceUnavailable, stale: rq.live != nil,
+			status: http.StatusServiceUnavailable, stale: rq.live != nil, candidate: rq.readLogin(),
 			detail: "service users cannot be checked right now",
 		})
 	}
@@ -379,7 +380,8 @@ func (h *Handler) count(rq *request, action access.Action, decision access.Decis
 func (h *Handler) forbid(rq *request, action access.Action, decision access.Decision) refusal {
 	p := rq.principal
 	kept := access.Recalled{
-		ID: newDecisionID(), At: time.Unix(action.Now, 0), UserID: p.ID(), TokenID: p.TokenID(),
+		ID: newDecisionID(), Status: http.StatusForbidden, At: time.Unix(action.Now, 0),
+		UserID: p.ID(), TokenID: p.TokenID(),
 		Action: action, Revision: rq.directory.Revision(), Reason: decision.Reason,
 	}
 	kept.Action.Path = access.MaskSecrets(action.Path)
@@ -389,7 +391,7 @@ func (h *Handler) forbid(rq *request, action access.Action, decision access.Deci
 	rq.live.recall.Keep(kept)
 	return refusal{
 		status: http.StatusForbidden, candidate: p.ID(), reason: decision.Reason,
-		decision: decision, action: kept.Action, decisionID: kept.ID,
+		decision: decision, action: kept.Action, decisionID: kept.ID, token: kept.TokenID,
 	}
 }
 

@@ -219,12 +219,15 @@ func TestGuessesAtTheDoor(t *testing.T) {
 // its clients share it.
 func TestThrottleBehindProxy(t *testing.T) {
 	for trusted, throttled := range map[bool]bool{true: false, false: true} {
-		live := &liveStore{store: newGuard(t, Handler{}).h.shared.live.Load().store, throttle: access.NewThrottle(1, time.Hour)}
+		live := &liveStore{
+			store: newGuard(t, Handler{}).h.shared.live.Load().store, throttle: access.NewThrottle(1, time.Hour), recall: access.NewRecall(1),
+		}
 		r := prepared(httptest.NewRequest("GET", "/x", nil))
 		caddyhttp.SetVar(r.Context(), caddyhttp.TrustedProxyVarKey, trusted)
 		address := peerAddress(r)
-		fail := func(login string) bool {
-			return live.failedLogin(zap.NewNop(), r, access.UnknownID, login, address) > 0
+		fail := func(name string) bool {
+			_, wait := live.failedLogin(zap.NewNop(), r, login{value: basic(name, "x"), reason: access.UnknownID}, address)
+			return wait > 0
 		}
 		if fail("a") {
 			t.Errorf("trusted %t: the first attempt is throttled", trusted)
@@ -235,7 +238,7 @@ func TestThrottleBehindProxy(t *testing.T) {
 		if !fail("a") {
 			t.Errorf("trusted %t: the same login is not throttled", trusted)
 		}
-		if wait := live.failedLogin(zap.NewNop(), r, access.NoCredential, "", netip.MustParseAddr("192.0.2.99")); wait != 0 {
+		if _, wait := live.failedLogin(zap.NewNop(), r, login{reason: access.NoCredential}, netip.MustParseAddr("192.0.2.99")); wait != 0 {
 			t.Errorf("trusted %t: a request without a credential has to wait for %s", trusted, wait)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"net/http/httptest"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -17,8 +18,6 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
-
-	"github.com/serviceusers/caddy-service-users/access"
 )
 
 // logFields returns the names of the fields that the production code of a package logs.
@@ -72,7 +71,9 @@ func TestNamesStay(t *testing.T) {
 	}
 
 	core, logged := observer.New(zapcore.DebugLevel)
-	new(liveStore).failedLogin(zap.New(core), nil, access.WrongSecret, "service_x", netip.Addr{})
+	r := prepared(httptest.NewRequest("GET", "/x", nil))
+	live := newGuard(t, Handler{}).h.shared.live.Load()
+	live.failedLogin(zap.New(core), r, parseCredential([]string{basic("service_x", "x\n")}, false), netip.Addr{})
 	for _, entry := range logged.All() {
 		fmt.Fprintf(&text, "failure %q", entry.Message)
 		for _, field := range entry.Context {

@@ -21,12 +21,13 @@ import (
 type refusal struct {
 	status    int
 	detail    string        // for the caller
-	candidate string        // the login id that the caller gave, in a well-formed credential
-	reason    access.Reason // 401, 403 and 429
+	candidate string        // the login id that the caller gave
+	reason    access.Reason // 403
 
 	decision   access.Decision // 403
 	action     access.Action   // 403: the action that the decision refuses
 	decisionID string          // 403
+	token      string          // 403: the id of the token
 
 	retryAfter time.Duration // 429
 	stale      bool          // 503: the store was loaded once; false means never
@@ -264,38 +265,41 @@ func (h *Handler) record(r *http.Request, refused refusal) {
 			repl.Set("http.service_users.decision_id", refused.decisionID)
 		}
 	}
-	client := zap.Stringer("client_ip", h.clientAddress(r, varsOf(r)))
+	address, level, text := h.clientAddress(r, varsOf(r)), zap.InfoLevel, "request refused"
 	switch refused.status {
-	case http.StatusUnauthorized, http.StatusTooManyRequests:
-		counter := metrics.reasons[refused.reason] // failedLogin has written the log line
-		if refused.status == http.StatusTooManyRequests {
-			counter = metrics.throttled
-		}
-		counter.Inc()
+	case http.StatusUnauthorized, http.StatusTooManyRequests: // failedLogin has recorded it
+		return
 	case http.StatusForbidden:
 		metrics.reasons[refused.reason].Inc()
 		if c := h.log.Check(zap.InfoLevel, "not allowed"); c != nil {
-			c.Write(client, zap.Stringer("reason", refused.reason),
+			c.Write(zap.Stringer("client_ip", address), zap.Stringer("reason", refused.reason),
 				zap.String("service_user", refused.candidate),
 				zap.String("decision_id", refused.decisionID),
 				zap.String("rule", refused.decision.RuleID()),
 				zap.String("method", refused.action.Method),
-				zap.String("path", access.PlainPath(refused.action.Path)))
+				zap.String("path", access.PlainPath(refused.action.Path)),
+				zap.String("host", refused.action.Host), zap.String("token", refused.token))
 		}
+		return
 	case http.StatusServiceUnavailable:
 		metrics.unavailable.Inc()
-		text := "cannot decide: the store is not loaded"
+		level, text = zap.ErrorLevel, "cannot decide: the store is not loaded"
 		if refused.stale {
 			text = "cannot decide: the store was not readable for longer than max_staleness"
 		}
-		if c := h.log.Check(zap.ErrorLevel, text); c != nil {
-			c.Write(client)
-		}
 	default:
 		metrics.ambiguous.Inc()
-		if c := h.log.Check(zap.InfoLevel, "request refused"); c != nil {
-			c.Write(client, zap.Int("status", refused.status), zap.String("why", refused.detail))
+		if live := h.shared.live.Load(); live != nil {
+			kept := access.Recalled{Status: refused.status, Why: refused.detail}
+			kept.Action.Address = address
+			live.remember(r, refused.candidate, kept)
 		}
+	}
+	if c := h.log.Check(level, text); c != nil {
+		path, _, _ := strings.Cut(r.RequestURI, "?")
+		c.Write(zap.Stringer("client_ip", address), zap.Int("status", refused.status),
+			zap.String("why", refused.detail), zap.String("login", refused.candidate),
+			zap.String("host", access.MaskSecrets(r.Host)), zap.String("path", access.MaskSecrets(path)))
 	}
 }
 

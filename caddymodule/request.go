@@ -188,51 +188,71 @@ func isPreflight(r *http.Request) bool {
 // the request is authenticated.
 func (h *Handler) authenticate(rq *request) refusal {
 	if len(rq.authorization) > 1 {
-		return refusal{status: TwoCredentials.Status, detail: TwoCredentials.Detail}
+		return refusal{status: TwoCredentials.Status, detail: TwoCredentials.Detail, candidate: rq.readLogin()}
 	}
 	if len(rq.authorization) == 1 && !isPrivate(rq.r, rq.vars) {
 		h.warnOfPlaintext(rq.r)
 		if h.RequireTLS {
 			return refusal{
-				status: http.StatusBadRequest,
+				status: http.StatusBadRequest, candidate: rq.readLogin(),
 				detail: "credentials must not be sent unencrypted; use https, " +
 					"and refresh the token, which has been exposed",
 			}
 		}
 	}
-	credential, reason := parseCredential(rq.authorization, h.Bearer)
+	a := parseCredential(rq.authorization, h.Bearer)
 	switch {
-	case reason == access.Granted:
-		rq.principal, reason = rq.directory.Authenticate(credential, rq.address, rq.action.Now)
-	case reason == access.NoCredential && rq.vars.identity() != nil:
+	case a.reason == access.Granted:
+		rq.principal, a.reason = rq.directory.Authenticate(a.Credential, rq.address, rq.action.Now)
+	case a.reason == access.NoCredential && rq.vars.identity() != nil:
 		// A handler before this one has removed the credential from the request. Check its
 		// principal again: the directory may have changed.
-		rq.principal, reason = rq.directory.Resume(rq.vars.identity().who(), rq.address, rq.action.Now)
+		rq.principal, a.reason = rq.directory.Resume(rq.vars.identity().who(), rq.address, rq.action.Now)
 	}
-	if reason == access.Granted {
+	if a.reason == access.Granted {
 		return refusal{}
 	}
-	refused := refusal{status: http.StatusUnauthorized, candidate: credential.ID, reason: reason}
 	// The throttle comes after the check of the secret, so it never delays a right one.
-	if wait := rq.live.failedLogin(h.log, rq.r, reason, credential.ID, rq.address); wait > 0 {
-		refused.status, refused.retryAfter = http.StatusTooManyRequests, wait
+	refused := refusal{status: http.StatusUnauthorized}
+	refused.candidate, refused.retryAfter = rq.live.failedLogin(h.log, rq.r, a, rq.address)
+	if refused.retryAfter > 0 {
+		refused.status = http.StatusTooManyRequests
 	}
 	return refused
 }
 
+// login is the attempt of a request to authenticate.
+type login struct {
+	access.Credential
+	value  string // of the field Authorization
+	bearer bool   // the site accepts Bearer
+	reason access.Reason
+}
+
 // parseCredential parses the only Authorization value of a request: Basic, or Bearer if that is
 // accepted too.
-func parseCredential(authorization []string, bearer bool) (access.Credential, access.Reason) {
+func parseCredential(authorization []string, bearer bool) login {
+	a := login{bearer: bearer, reason: access.NoCredential}
 	if len(authorization) == 0 {
-		return access.Credential{}, access.NoCredential
+		return a
 	}
-	if c, ok := access.ParseBasic(authorization[0]); ok {
-		return c, access.Granted
+	ok := false
+	a.value, a.reason = authorization[0], access.Granted
+	if a.Credential, ok = access.ParseBasic(a.value); !ok && bearer {
+		a.Credential, ok = access.ParseBearer(a.value)
 	}
-	if c, ok := access.ParseBearer(authorization[0]); ok && bearer {
-		return c, access.Granted
+	if !ok {
+		a.reason = access.BadCredential
 	}
-	return access.Credential{}, access.BadCredential
+	return a
+}
+
+// readLogin returns the login of a request that is refused before it is authenticated.
+func (rq *request) readLogin() (login string) {
+	if len(rq.authorization) > 0 {
+		login, _ = access.ReadLogin(rq.authorization[0], true, access.BadCredential)
+	}
+	return login
 }
 
 // noticeExpiry adds the header Service-User-Token-Expires to the response if the token is retiring

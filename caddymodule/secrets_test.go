@@ -193,6 +193,7 @@ func TestSecretStays(t *testing.T) {
 			"\r\nTransfer-Encoding: chunked\r\nTrailer: Authorization\r\n\r\n3\r\nabc\r\n0\r\n" + trailer + "\r\n\r\n"
 	}
 
+	ask("ADMIN_PORT", get("/service_users")) // a door throttles malformed credentials too: those below may all get 429
 	sites := []string{"API_PORT", "BEARER_PORT", "ERRORS_PORT", "ADMIN_PORT", "FORWARD_PORT"}
 	var asking sync.WaitGroup
 	for _, port := range sites {
@@ -515,6 +516,10 @@ func TestFail2ban(t *testing.T) {
 	failures := 0
 	for range 35 { // above 30 they are answered 429, and count as well
 		s.get("/v1/x", credentials{user.id, "wrong"})
+		failures++
+	}
+	for _, header := range []string{"Digest x", "Basic " + user.id + ":x", basic(user.id, "x\n")} { // those whose line has one field more
+		s.get("/v1/x", credentials{}, "Authorization: "+header)
 		failures++
 	}
 	fake := `x","logger":"http.handlers.service_users","msg":"authentication failed","client_ip":"192.0.2.66","reason":"wrong secret","login":"x`

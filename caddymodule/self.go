@@ -149,6 +149,8 @@ func (h *Handler) serveRotate(w http.ResponseWriter, rq *request) error {
 	}
 	if err != nil {
 		switch fault := new(store.Error); {
+		case errors.Is(err, store.ErrTooOften):
+			h.log.Info("a token was not rotated", append(fields, zap.Error(err))...)
 		case errors.Is(err, store.ErrReplaced):
 			h.log.Warn("a replaced token asked for another successor; two may hold the same secret",
 				append(fields, zap.Error(err))...)

@@ -73,15 +73,19 @@ func (c *cli) rightsCommands(root *cobra.Command) {
 func (c *cli) explainCommand(root *cobra.Command) {
 	var in admin.ExplainInput
 	var headers labelFlag
-	explain := c.command(root, "explain USER METHOD URL | explain DECISION_ID",
+	var refusals bool
+	explain := c.command(root, "explain USER METHOD URL | explain DECISION_ID | explain USER --refusals",
 		"Explains why a request is allowed or refused, and names a rule that would allow it",
 		"explain billing-sync GET /v1/people/7",
 		func(args []string) error {
 			var u admin.ServiceUser
 			var err error
 			if len(args) == 1 {
-				if err := c.remembered("its decisions"); err != nil {
+				if err := c.remembered("its refusals"); err != nil {
 					return err
+				}
+				if refusals {
+					return on(c.user, c.refusals)(args)
 				}
 				in.DecisionID = args[0]
 				err = checkID("decision", in.DecisionID)
@@ -107,17 +111,37 @@ func (c *cli) explainCommand(root *cobra.Command) {
 		})
 	three := explain.Args
 	explain.Args = func(cmd *cobra.Command, args []string) error {
-		if len(args) == 1 && strings.HasPrefix(args[0], "decision_") {
+		switch decision := len(args) == 1 && strings.HasPrefix(args[0], "decision_"); {
+		case refusals && (decision || len(args) != 1):
+			return c.exit(cmd, usagef("--refusals takes a service user alone, "+
+				"as in \"explain billing-sync --refusals\""))
+		case refusals || decision:
 			return nil
 		}
 		return three(cmd, args)
 	}
 	flags := explain.Flags()
+	flags.BoolVar(&refusals, "refusals", false, "list the refused requests of the service user")
 	flags.StringVar(&in.TokenID, "token", "",
 		"the id of the token in the request; default: a token without restrictions")
 	flags.StringVar(&in.RemoteIP, "remote-ip", "", "the address of the client; default: any")
 	flags.StringVar(&in.Site, "site", "", "the host of a guarded site, whose options then apply")
 	flags.Var(&headers, "header", "a header of the request, for conditions (may be repeated)")
+}
+
+// refusals prints the latest refused requests of a service user.
+func (c *cli) refusals(u admin.ServiceUser, _ []string) error {
+	var list admin.RefusalList
+	if err := c.do(http.MethodGet, u.URI+"/refusals", nil, &list); err != nil {
+		return err
+	}
+	rows := table{{"TIME", "STATUS", "REASON", "REQUEST", "FROM", "DECISION OR DETAIL"}}
+	for _, r := range list.Refusals {
+		request := r.Method + " " + r.Host + r.Path
+		rows.add(when(&r.At), r.Status, r.Reason, request, r.RemoteIP, cmp.Or(r.DecisionID, r.Detail))
+	}
+	return c.print(list, rows, fmt.Sprintf("These are all refusals after %s in the memory of this Caddy; "+
+		"each node has its own.", when(&list.Since)))
 }
 
 func (c *cli) wouldDenyCommand(root *cobra.Command) {
@@ -315,7 +339,7 @@ func (c *cli) permissionCommands(root *cobra.Command) {
 				return err
 			}
 			return c.print(n, table{{fmt.Sprintf("%d created, %d updated, %d unchanged, %d deleted",
-				n.Created, n.Updated, n.Unchanged, n.Deleted)}})
+				n.Created, n.Updated, n.Unchanged, n.Deleted)}}, warningNotes(n.Warnings)...)
 		})
 	load.Flags().BoolVar(&replace, "replace", false, "delete the permissions that are not in the file")
 	c.destructive(load, func() bool { return replace })
