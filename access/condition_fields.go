@@ -21,6 +21,24 @@ type evaluation struct {
 	user   *User
 	action Action
 	params map[string]string
+	needs  []string // the unknown facts that the expression has read
+	probe  bool     // UnknownTime counts
+}
+
+var errUnknown = errors.New("the question does not give it")
+
+// needsPath is the entry of needs for the path of a [Question].
+const needsPath = "path"
+
+// need returns errUnknown, and adds name to needs, if the action does not have the fact.
+func (e *evaluation) need(fact Unknown, name string) error {
+	if e.action.Unknown&fact == 0 || fact == UnknownTime && !e.probe {
+		return nil
+	}
+	if !slices.Contains(e.needs, name) {
+		e.needs = append(e.needs, name)
+	}
+	return errUnknown
 }
 
 // ResolveName returns the value of a variable.
@@ -29,10 +47,16 @@ func (e *evaluation) ResolveName(name string) (any, bool) {
 	case "user":
 		return e.user, true
 	case "request":
-		return &celRequest{&e.action}, true
+		return &celRequest{&e.action, e}, true
 	case "params":
+		if err := e.need(unknownParams, needsPath); err != nil {
+			return types.WrapErr(err), true
+		}
 		return e.params, true
 	case "now":
+		if err := e.need(UnknownTime, "at"); err != nil {
+			return types.WrapErr(err), true
+		}
 		return types.Timestamp{Time: time.Unix(e.action.Now, 0).UTC()}, true
 	}
 	return nil, false
@@ -57,15 +81,17 @@ var celFields = map[string]map[string]*types.FieldType{
 	"user": userFields(),
 	"request": {
 		"method": Field(cel.StringType, func(r *celRequest) (any, error) { return r.Method, nil }),
-		"host":   Field(cel.StringType, func(r *celRequest) (any, error) { return r.Host, nil }),
+		"host": Field(cel.StringType, func(r *celRequest) (any, error) {
+			return r.Host, r.e.need(UnknownHost, "host")
+		}),
 		"path": Field(cel.StringType, func(r *celRequest) (any, error) {
 			if len(r.Path) > maxValueBytes {
 				return nil, errLongValue
 			}
-			return PlainPath(r.Path), nil
+			return PlainPath(r.Path), r.e.need(unknownPath, needsPath)
 		}),
 		"remote_ip": Field(cel.StringType, func(r *celRequest) (any, error) {
-			return AddressText(r.Address), nil
+			return AddressText(r.Address), r.e.need(UnknownAddress, "remote_ip")
 		}),
 	},
 }
@@ -123,6 +149,9 @@ func Field[T any](kind *cel.Type, get func(T) (any, error)) *types.FieldType {
 		GetFrom: from,
 		IsSet: func(v any) bool { // for has(user.alias)
 			v, err := from(v)
+			if errors.Is(err, errUnknown) { // a request has it
+				return true
+			}
 			// An empty list or map is not nil, so IsZero does not find it.
 			if r := reflect.ValueOf(v); r.Kind() == reflect.Slice || r.Kind() == reflect.Map {
 				return r.Len() > 0
@@ -177,7 +206,10 @@ func (p variableType) FindStructFieldType(name, field string) (*types.FieldType,
 
 // celRequest is the variable request. It implements [ref.Val] itself, because CEL calls its method
 // header; the fields of celFields alone would not need that.
-type celRequest struct{ *Action }
+type celRequest struct {
+	*Action
+	e *evaluation
+}
 
 func (r *celRequest) header(name ref.Val) ref.Val {
 	text, ok := name.(types.String)
@@ -187,8 +219,15 @@ func (r *celRequest) header(name ref.Val) ref.Val {
 	if r.HeaderGone {
 		return types.WrapErr(errHeaderGone)
 	}
+	key := textproto.CanonicalMIMEHeaderKey(string(text))
+	values, given := r.Header[key]
+	if !given {
+		if err := r.e.need(UnknownHeader, "headers."+key); err != nil {
+			return types.WrapErr(err)
+		}
+	}
 	// Several fields of one name are one value, separated by commas (RFC 9110, section 5.3).
-	value := strings.Join(r.Header[textproto.CanonicalMIMEHeaderKey(string(text))], ", ")
+	value := strings.Join(values, ", ")
 	if len(value) > maxValueBytes {
 		return types.WrapErr(errLongValue)
 	}

@@ -3,6 +3,7 @@ package access
 import (
 	"crypto/subtle"
 	"net/netip"
+	"slices"
 )
 
 // Authenticate returns the principal that the credential belongs to. now is in Unix seconds;
@@ -169,11 +170,17 @@ func (d *Directory) resume(p Principal, address netip.Addr, now int64, ignoreExp
 // Principal returns the principal of a service user without a credential, for questions such as
 // [Directory.Explain]. tokenID selects one of its tokens; with "" no token narrows the allows. The
 // reason says whether the service user could authenticate at that instant from that address. With
-// the zero address, Principal ignores allowed_ips.
+// the zero address, it is TokenAddress only if no address is in the allowed_ips of both.
 func (d *Directory) Principal(userID, tokenID string, address netip.Addr, now int64) (Principal, Reason) {
 	p, reason := d.lookUp(userID, tokenID, address, now, false)
 	if !address.IsValid() && (reason == UserAddress || reason == TokenAddress) {
 		reason = Granted
+		t, _ := p.token()
+		user := prefixesOf(p.row.account().allowed)
+		meets := func(b netip.Prefix) bool { return slices.ContainsFunc(user, b.Overlaps) }
+		if token := prefixesOf(t.allowed); len(user) > 0 && len(token) > 0 && !slices.ContainsFunc(token, meets) {
+			reason = TokenAddress
+		}
 	}
 	return p, reason
 }
@@ -247,10 +254,32 @@ type Action struct {
 	Header  map[string][]string // the headers that a client may set, by canonical name
 	Now     int64               // Unix seconds
 
+	// Unknown is the set of facts that a question about a request does not give. It is 0 for a
+	// real request.
+	Unknown Unknown
+
 	// HeaderGone means that Header was not kept. Conditions that read a header then fail to
 	// evaluate.
 	HeaderGone bool
 }
+
+// Unknown is a set of facts about a request. A condition that depends on one of them fails to
+// evaluate: an allow does not apply then, and a deny does.
+type Unknown uint8
+
+// The facts that a question may leave open.
+const (
+	UnknownAddress Unknown = 1 << iota // Action.Address
+	UnknownHeader                      // every header that is not in Action.Header; "" says that it is absent
+	UnknownHost                        // Action.Host
+
+	// UnknownTime means that the question names no time. Conditions see Action.Now all the same,
+	// but a rule that does not apply at that instant is reported as not asked.
+	UnknownTime
+
+	unknownPath   // a part of Action.Path, see Question
+	unknownParams // a parameter of the rule
+)
 
 // Decision is the answer for one action, with its reason. Rule and Group name the rule that
 // decided; they are nil when none did.

@@ -20,7 +20,7 @@ func Doubts(r Rule) (texts []string) {
 		texts = append(texts, "is probably a mistake: "+subject+": "+advice)
 	}
 	for _, m := range r.Methods {
-		if near := Nearest(m, knownMethods); m == "ALL" || m == "ANY" {
+		if near := NearestWord(m, knownMethods); m == "ALL" || m == "ANY" {
 			add(m, "did you mean *?")
 		} else if near != m && near != "" {
 			add(m, "did you mean "+near+"?")

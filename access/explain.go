@@ -24,6 +24,10 @@ type Explanation struct {
 	// allowed, or if a deny applies.
 	Grant string
 
+	// NotAsked has the facts that could change a refusal, as in Considered. It is "" if the request
+	// is allowed, and if it is refused in any case.
+	NotAsked string
+
 	// Groups lists, by name, other groups that would allow the request if the user joined them.
 	Groups []*Group
 }
@@ -35,6 +39,10 @@ type Considered struct {
 	Source  Source
 	Applies bool
 	Why     string // why the rule does not apply, or why it applies but does not decide
+
+	// NotAsked has the names of the facts that the question does not give and that the rule
+	// depends on: "remote_ip", "headers.X-Env", "at" and "host", separated by commas.
+	NotAsked string
 
 	// off says how far the rule is from applying: 2 for each part of the request that the rule
 	// does not cover, 1 for each other reason.
@@ -79,6 +87,7 @@ func (d *Directory) Explain(p Principal, a Action, groups func(*Group) bool) Exp
 	if out.Allowed() {
 		return out
 	}
+	out.NotAsked = out.open(allow)
 	isAllow := func(c Considered) bool { return c.Rule.Effect == Allow }
 	if i := slices.IndexFunc(out.Considered, isAllow); i >= 0 {
 		out.Nearest = &out.Considered[i]
@@ -108,23 +117,46 @@ func (d *Directory) Explain(p Principal, a Action, groups func(*Group) bool) Exp
 	return out
 }
 
+// open returns the facts that could change a refusal. in is the group set of the principal.
+func (e *Explanation) open(in *groupSet) string {
+	var facts []string
+	for _, c := range e.Considered {
+		switch deny := c.Rule.Effect == Deny; {
+		case deny && c.Applies && c.NotAsked == "":
+			return ""
+		case deny && !c.Applies, !deny && e.Reason == DeniedByRule, c.NotAsked == "":
+		case deny || slices.Contains(in.allows, c.Group.index):
+			facts = append(facts, strings.Split(c.NotAsked, ", ")...)
+		}
+	}
+	return strings.Join(sortedCopy(facts), ", ")
+}
+
 // consider explains rule i of a group that the user is in. allow is the group set with the allows
 // of the principal. left is the remaining part of explainBudget.
 func consider(u *User, allow *groupSet, m Membership, i int, a Action, verdict Decision, left *int) Considered {
 	g, r := m.Group, &m.Group.Rules[i]
 	c := Considered{Rule: r, Group: g, Source: m.Source}
+	reasons := 0
+	var asked []string // the facts that the question does not give
 	addReason := func(off int, text string) {
+		reasons++
 		c.off += off
 		if c.Why != "" {
 			c.Why += "; "
 		}
 		c.Why += text
 	}
+	ask := func(off int, facts, more string) {
+		addReason(off, askFor(facts)+more)
+		asked = append(asked, facts)
+	}
 	deny := r.Effect == Deny
 	q := ruleQuery{bit: methodBit(a.Method), deny: deny, groups: onlyGroup, user: u, action: a}
 	when := g.conditions[i]
 	if verdict.Rule == r { // Authorize has evaluated its condition already
-		c.Applies, c.Why = true, whyUndecided(r, when, &q)
+		c.Applies = true
+		c.NotAsked, c.Why = whyUndecided(r, when, &q)
 		return c
 	}
 	if !newMethodSet(r).covers(q.bit, a.Method) {
@@ -135,7 +167,11 @@ func consider(u *User, allow *groupSet, m Membership, i int, a Action, verdict D
 		addReason(2, "the method "+a.Method+" is not among "+strings.Join(methods, ","))
 	}
 	if !coversHost(r.Host, a.Host, deny) {
-		addReason(2, "the host "+strconv.Quote(a.Host)+" is not "+r.Host)
+		if a.Unknown&UnknownHost != 0 {
+			ask(1, "host", "")
+		} else {
+			addReason(2, "the host "+strconv.Quote(a.Host)+" is not "+r.Host)
+		}
 	}
 	// With any host and method, a mismatch of the path is found apart from the others.
 	pathOnly := *r
@@ -150,15 +186,23 @@ func consider(u *User, allow *groupSet, m Membership, i int, a Action, verdict D
 		// the reason.
 		*left -= 3 * int(when.cost)
 		if !coversPath(pathOnly, when, q) {
-			why := when.text
-			if _, err := outcome(r, when, &q); err != nil {
-				why = err.Error()
+			switch facts, err := outcome(r, when, &q, true); {
+			case facts == "at":
+				ask(1, facts, "; now its condition does not hold: "+when.text)
+			case facts != "":
+				ask(1, facts, "")
+			case err != nil:
+				addReason(1, "its condition cannot be evaluated: "+err.Error())
+			default:
+				addReason(1, "its condition does not hold: "+when.text)
 			}
-			addReason(1, "its condition does not hold: "+why)
 		}
 	}
 	switch {
 	case c.off > 0:
+		if len(asked) == reasons {
+			c.NotAsked = strings.Join(asked, ", ")
+		}
 		return c
 	case g.Mode == Observe:
 		addReason(1, "the permission group only observes")
@@ -171,7 +215,8 @@ func consider(u *User, allow *groupSet, m Membership, i int, a Action, verdict D
 		// The allow applies by itself, so Authorize must have run out of budget before it.
 		addReason(1, errBudget.Error())
 	default:
-		c.Applies, c.Why = true, whyUndecided(r, when, &q)
+		c.Applies = true
+		c.NotAsked, c.Why = whyUndecided(r, when, &q)
 		if !deny && verdict.Reason == DeniedByRule {
 			c.Why = "a deny wins"
 		}
@@ -179,16 +224,23 @@ func consider(u *User, allow *groupSet, m Membership, i int, a Action, verdict D
 	return c
 }
 
-// whyUndecided returns the reason why a deny with a condition that fails to evaluate applies. It
-// returns "" for other rules.
-func whyUndecided(r *Rule, when *Condition, q *ruleQuery) string {
+// askFor returns the text about facts that a question does not give.
+func askFor(facts string) string { return "not asked: give " + facts }
+
+// whyUndecided returns the reason why a deny with a condition that fails to evaluate applies, and the
+// facts that the question does not give for it. It returns "" for other rules.
+func whyUndecided(r *Rule, when *Condition, q *ruleQuery) (facts, why string) {
 	if when == nil || r.Effect == Allow {
-		return ""
+		return "", ""
 	}
-	if _, err := outcome(r, when, q); err != nil {
-		return "its condition cannot be evaluated, so that the deny applies: " + err.Error()
+	facts, err := outcome(r, when, q, false)
+	switch {
+	case facts != "":
+		why = askFor(facts) + "; until then the deny applies"
+	case err != nil:
+		why = "its condition cannot be evaluated, so that the deny applies: " + err.Error()
 	}
-	return ""
+	return facts, why
 }
 
 // coversPath reports whether one rule, alone in a policy, covers a request. With when nil it
@@ -206,10 +258,22 @@ func coversPath(r Rule, when *Condition, q ruleQuery) bool {
 	return one.allowed(&q, onlyGroup) != nil
 }
 
-// outcome evaluates the condition of one rule by itself.
-func outcome(r *Rule, when *Condition, q *ruleQuery) (bool, error) {
-	c := &conditional{when, patternOf(r)}
-	return c.isTrue(&evaluation{user: q.user, action: q.action, params: c.values(q.action.Path)})
+// outcome evaluates the condition of one rule by itself. It returns the error, and the facts that are
+// missing for it; with probe, the time too.
+func outcome(r *Rule, when *Condition, q *ruleQuery, probe bool) (facts string, err error) {
+	_, facts, err = (&conditional{when, patternOf(r)}).evaluate(q.user, q.action, probe)
+	return facts, err
+}
+
+// evaluate evaluates the condition. If it fails, facts has the facts that the action does not give.
+// With probe, the time is one of them.
+func (c *conditional) evaluate(u *User, a Action, probe bool) (holds bool, facts string, err error) {
+	e := evaluation{user: u, action: a, params: c.values(a.Path), probe: probe}
+	if holds, err = c.isTrue(&e); err != nil {
+		isPath := func(fact string) bool { return fact == needsPath }
+		facts = strings.Join(slices.DeleteFunc(e.needs, isPath), ", ")
+	}
+	return holds, facts, err
 }
 
 // pathDistance returns the number of segments in which the pattern of a rule and a path differ, at

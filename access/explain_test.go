@@ -67,10 +67,10 @@ func TestExplainWhy(t *testing.T) {
 
 		{`allow GET /a when user.role == "admin"`, "GET /a", `its condition does not hold: user.role == "admin"`},
 		{`deny GET /a when user.role == "admin"`, "GET /a", `its condition does not hold: user.role == "admin"`},
-		{`allow GET /a when user.labels.x == "y"`, "GET /a", "its condition does not hold: no such key: x"},
-		{`allow GET /{x} when params.x == "1" && user.labels[params.x] == "y"`, "GET /1", "its condition does not hold: no such key: 1"},
-		{`allow GET /{rest...} when user.labels[params.rest] == "y"`, "GET /a/b", "its condition does not hold: no such key: a/b"},
-		{`allow GET /a when request.header("X-Long") == ""`, "GET /a", "its condition does not hold: a condition cannot read a value of more than 2048 bytes"},
+		{`allow GET /a when user.labels.x == "y"`, "GET /a", "its condition cannot be evaluated: no such key: x"},
+		{`allow GET /{x} when params.x == "1" && user.labels[params.x] == "y"`, "GET /1", "its condition cannot be evaluated: no such key: 1"},
+		{`allow GET /{rest...} when user.labels[params.rest] == "y"`, "GET /a/b", "its condition cannot be evaluated: no such key: a/b"},
+		{`allow GET /a when request.header("X-Long") == ""`, "GET /a", "its condition cannot be evaluated: a condition cannot read a value of more than 2048 bytes"},
 		{`allow GET /b when user.labels.x == "y"`, "GET /a", `the path has "a" where /b has "b"`},
 
 		{"allow POST h.example/a", "GET x.example/b/c", `the method GET is not among POST; the host "x.example" is not h.example; the path has "b" where /a has "a"`},

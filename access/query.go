@@ -18,6 +18,7 @@ type ruleQuery struct {
 	path   string // the path to look up: action.Path, or another form of it (see policy.denied)
 	spent  uint64 // the cost of the conditions so far
 	header bool   // an evaluated condition reads a header
+	open   bool   // an evaluated condition depends on the path of a Question, or was too costly
 }
 
 var slash = []byte("/")
@@ -100,6 +101,7 @@ var errBudget = fmt.Errorf("the conditions for this request cost more than %d", 
 // the conditions of the request have cost more than conditionBudget.
 func (q *ruleQuery) evaluate(c *conditional, path string) (bool, error) {
 	if q.spent += c.cost; q.spent > conditionBudget {
+		q.open = true
 		return false, errBudget
 	}
 	if q.user == nil { // decoding a row takes time that most requests can save
@@ -108,7 +110,10 @@ func (q *ruleQuery) evaluate(c *conditional, path string) (bool, error) {
 	q.header = q.header || c.header
 	action := q.action
 	action.Path = path
-	return c.isTrue(&evaluation{user: q.user, action: action, params: c.values(path)})
+	e := evaluation{user: q.user, action: action, params: c.values(path)}
+	holds, err := c.isTrue(&e)
+	q.open = q.open || err != nil && slices.Contains(e.needs, needsPath)
+	return holds, err
 }
 
 // values returns the values of the parameters of the pattern, for a path that the pattern matches.

@@ -198,6 +198,7 @@ func (a *API) without(serve http.HandlerFunc, header string, fault error, fine .
 type call struct {
 	*http.Request
 	by      store.Actor
+	store   *store.Store
 	version int64 // the version in the header If-Match; 0 if every version is right
 }
 
@@ -251,7 +252,7 @@ func (b BulkResult) etag() string  { return b.ETag }
 // run calls an operation with the input, the ids and the version in the request. It answers an
 // error itself, and then reports false.
 func run[In, Out any](a *API, w http.ResponseWriter, r *http.Request, op func(*call, In) (Out, error)) (Out, bool) {
-	c := &call{Request: r, by: actorOf(r.Context())}
+	c := &call{Request: r, by: actorOf(r.Context()), store: a.store}
 	var in In
 	var out Out
 	err := c.takeKey(func() error { return decodeInput(w, r, &in) })

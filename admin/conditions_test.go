@@ -189,7 +189,7 @@ func TestManyRules(t *testing.T) {
 	timed(`POST /permission_groups/group_1/rules "allow GET /more"`, `409 {"error_code":"ERR_CONFLICT","status_code":409,"msg":"rules: the permission group has 10000 rules, the most there can be"`)
 	timed(`POST /permission_groups {"name":"h","rules":["allow GET /more",`+all+`]}`, `400 {"error_code":"ERR_INVALID_VALUE","status_code":400,"msg":"rules: has 10001 entries, at most 10000 are allowed"`)
 	timed(`PATCH /permission_groups/group_1 {"description":"d"}`, `200 {"id":"group_1"`)
-	timed(`POST /service_users {"name":"a","permission_groups":["group_1"],"create_token":false}`, `201 {"id":"service_1"`)
+	timed(`POST /service_users {"name":"a","permission_groups":["group_1"]}`, `201 {"id":"service_1"`)
 	timed(question("GET", "/v1/r9999/x"), `200 {"decision":"allow","reason":"granted"`)
 	timed(question("PUT", "/v1/r9999/x"), `200 {"decision":"deny","reason":"no_rule"`)
 	timed(`GET /service_users/service_1/access`, `200 {"service_user_id":"service_1"`)

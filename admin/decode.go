@@ -157,8 +157,9 @@ var kindNames = map[jsontext.Kind]string{
 	'{': "object", '[': "array", 't': "boolean", 'f': "boolean", '"': "string", '0': "number", 'n': "null",
 }
 
-// decodeQuery reads the query into the string fields of v that have a `query` tag. It returns an
-// [*Error] for unknown, repeated and empty parameters.
+// decodeQuery reads the query into the fields of v that have a `query` tag: strings, and lists of
+// strings for parameters that may be repeated. It returns an [*Error] for unknown and empty parameters,
+// and for others that are repeated.
 func decodeQuery(r *http.Request, v any) error {
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
@@ -172,12 +173,16 @@ func decodeQuery(r *http.Request, v any) error {
 		case !known:
 			return NewError(http.StatusBadRequest, "ERR_NGROK_231",
 				unknownName("query parameter", name, slices.Sorted(maps.Keys(fields)))).field(name)
-		case len(values) > 1:
+		case len(values) > 1 && field.Kind() != reflect.Slice:
 			return NewError(http.StatusBadRequest, "ERR_NGROK_232",
 				"appears in the query more than once").field(name)
-		case values[0] == "":
+		case slices.Contains(values, ""):
 			return NewError(http.StatusBadRequest, "ERR_NGROK_230",
 				"is empty; leave it out or give it a value").field(name)
+		}
+		if field.Kind() == reflect.Slice {
+			field.Set(reflect.ValueOf(values))
+			continue
 		}
 		field.SetString(values[0])
 	}

@@ -21,7 +21,8 @@ type ExplainInput struct {
 	DecisionID string `json:"decision_id,omitzero"`
 	// the service user that would make the request
 	ServiceUserID string `json:"service_user_id,omitzero"`
-	// the token for the request; "" means a token that is not narrowed to permission groups
+	// the token for the request; "" means a usable one that is not narrowed to permission groups,
+	// or a narrowed one if every usable token is narrowed
 	TokenID string `json:"token_id,omitzero"`
 	// the method of the request, such as GET
 	Method string `json:"method,omitzero"`
@@ -32,8 +33,10 @@ type ExplainInput struct {
 	// the host name of a guarded site, for its options: without it, the request is judged by
 	// the strictest ones; a URL without a host gets this one
 	Site string `json:"site,omitzero"`
-	// the headers of the request, for conditions
+	// the headers of the request, for conditions; "" says that the request does not have the header
 	Headers map[string]string `json:"headers,omitzero"`
+	// the time of the request; "" means now
+	At string `json:"at,omitzero"`
 }
 
 // Explanation is a decision with its reason, and with the rules that were considered for it.
@@ -67,6 +70,11 @@ type Explanation struct {
 	// for a refusal, the smallest change that would allow the request; null if a deny refuses
 	// it or the service user cannot authenticate
 	Grant *Grant `json:"grant"`
+	// the fields of the question that could change a refusal, for conditions that need them:
+	// remote_ip, at, headers.NAME, and host for a URL with a host
+	NotAsked []string `json:"not_asked"`
+	// the reason why nobody can log in for this request; null if somebody can
+	Obstacle *string `json:"obstacle"`
 	// the revision of the store that the decision was made on
 	Revision int64 `json:"revision"`
 	// the id of the decision; only if the request named one
@@ -103,6 +111,8 @@ type ConsideredRule struct {
 	Applies bool `json:"applies"`
 	// the reason if the rule does not apply, or applies and does not decide
 	Why string `json:"why"`
+	// the fields of the question that the rule needs and that are absent, as for the decision
+	NotAsked []string `json:"not_asked"`
 }
 
 // Grant shows two ways to allow a request: add the rule to a group of the service user, or make the
@@ -133,17 +143,9 @@ func (a *API) explain(c *call, in ExplainInput) (Explanation, error) {
 	if _, err := a.store.ServiceUser(c.Context(), c.by, in.ServiceUserID, false); err != nil {
 		return Explanation{}, err
 	}
-	action, problem, err := a.action(in.Method, in.URL, in.RemoteIP, in.Site)
+	action, problem, err := a.action(in)
 	if err != nil {
 		return Explanation{}, err
-	}
-	action.Header = make(map[string][]string)
-	for name, value := range in.Headers {
-		key := textproto.CanonicalMIMEHeaderKey(name)
-		if action.Header[key] != nil {
-			return Explanation{}, invalidField("headers."+key, "appears twice, in upper and in lower case")
-		}
-		action.Header[key] = []string{value}
 	}
 	d := a.store.Directory()
 	p, reason := d.Principal(in.ServiceUserID, in.TokenID, action.Address, action.Now)
@@ -154,18 +156,34 @@ func (a *API) explain(c *call, in ExplainInput) (Explanation, error) {
 	out := Explanation{
 		ServiceUserID: in.ServiceUserID, Method: action.Method, Host: action.Host,
 		Path:       access.PlainPath(action.Path),
-		Considered: []ConsideredRule{}, Revision: d.Revision(),
+		Considered: []ConsideredRule{}, NotAsked: []string{}, Revision: d.Revision(),
+	}
+	narrowed := ""
+	if in.TokenID == "" {
+		logins, why, tokens := d.Logins(in.ServiceUserID, action.Address, action.Now)
+		reason, out.Obstacle = why, obstacleText(why, tokens)
+		if len(logins) > 0 {
+			allowed := func(p access.Principal) bool { return d.Authorize(p, action).Allowed() }
+			p = logins[max(slices.IndexFunc(logins, allowed), 0)]
+		}
+		if token := p.Token(); len(token.Groups) > 0 {
+			narrowed = "; this is for " + token.ID + ", since every usable token is narrowed to permission groups"
+		}
+	} else if reason != access.Granted {
+		out.Obstacle = new(reasonText[reason])
 	}
 	if !problem.OK() {
-		out.Decision, out.Reason = "deny", "ambiguous"
-		out.Detail = fmt.Sprintf("the request is refused with status %d before any rule is read: %s",
-			problem.Status, problem.Advice())
+		out.Decision, out.Reason, out.Detail = "deny", "ambiguous", refusedEarly(problem)
+		if strings.Contains(in.URL, "{") {
+			out.Detail += "; who_can answers for every value of a parameter"
+		}
 		return out, nil
 	}
 	a.fill(c, &out, d.Explain(p, action, c.sees))
+	out.Detail += narrowed
 	if reason != access.Granted {
+		out.Detail, out.NotAsked = "it cannot authenticate: "+*out.Obstacle, []string{}
 		out.Decision, out.Reason = "deny", reason.String()
-		out.Detail = "it cannot authenticate: " + reasonText[reason]
 		// No rule decides, and no further rule would help.
 		out.Rule, out.PermissionGroup, out.Source, out.Grant = nil, nil, "", nil
 	}
@@ -176,7 +194,7 @@ func (a *API) explain(c *call, in ExplainInput) (Explanation, error) {
 // may be about any service user.
 func (a *API) explainDecision(c *call, in ExplainInput) (Explanation, error) {
 	if in.ServiceUserID != "" || in.TokenID != "" || in.Method != "" || in.URL != "" || in.RemoteIP != "" ||
-		in.Site != "" || in.Headers != nil {
+		in.Site != "" || in.Headers != nil || in.At != "" {
 		return Explanation{}, invalidField("decision_id",
 			"must be the only field: the decision determines the others")
 	}
@@ -195,10 +213,15 @@ func (a *API) explainDecision(c *call, in ExplainInput) (Explanation, error) {
 	out := Explanation{
 		ServiceUserID: r.UserID, Method: r.Action.Method, Host: r.Action.Host,
 		Path:       access.PlainPath(r.Action.Path),
-		Considered: []ConsideredRule{}, DecisionID: r.ID, DecidedAt: new(r.At.UTC()),
+		Considered: []ConsideredRule{}, NotAsked: []string{}, DecisionID: r.ID, DecidedAt: new(r.At.UTC()),
 	}
+	r.Action.HeaderGone = true
 	now := "deny" // also if the service user or the token is gone
-	if p, reason := d.Principal(r.UserID, r.TokenID, r.Action.Address, a.store.Now().Unix()); p.ID() != "" {
+	p, reason := d.Principal(r.UserID, r.TokenID, r.Action.Address, a.store.Now().Unix())
+	if reason != access.Granted {
+		out.Obstacle = new(reasonText[reason])
+	}
+	if p.ID() != "" {
 		e := d.Explain(p, r.Action, c.sees)
 		a.fill(c, &out, e)
 		// The recalled action has no headers, so a condition on a header can come out
@@ -238,6 +261,9 @@ func (c *call) sees(g *access.Group) bool {
 // actor may not see its group.
 func (a *API) fill(c *call, out *Explanation, e access.Explanation) {
 	out.Decision, out.Reason, out.Detail = verdict(e.Reason), e.Reason.String(), reasonText[e.Reason]
+	if out.NotAsked = facts(e.NotAsked); e.NotAsked != "" {
+		out.Detail += "; not asked: give " + e.NotAsked
+	}
 	for _, r := range e.Considered {
 		out.Considered = append(out.Considered, showConsidered(r))
 	}
@@ -271,6 +297,8 @@ var reasonText = map[access.Reason]string{
 	access.NoRule:       "no rule allows it",
 	access.DeniedByRule: "a rule denies it, and a deny wins over any allow",
 	access.WrongSecret:  "the secret is not that of a token of the service user",
+	access.UnknownID:    "the service user is deleted",
+	access.NoCredential: "the service user has no token",
 	access.UserInactive: "the service user is deactivated",
 	access.UserExpired:  "the service user has expired",
 	access.UserAddress:  "the address is not among the allowed_ips of the service user",
@@ -280,8 +308,31 @@ var reasonText = map[access.Reason]string{
 	access.TokenAddress: "the address is not among the allowed_ips of the token",
 }
 
+// obstacle returns the reason why nobody can log in as a service user now, from any address, or nil.
+func (c *call) obstacle(id string) *string {
+	_, reason, tokens := c.store.Directory().Logins(id, netip.Addr{}, c.store.Now().Unix())
+	return obstacleText(reason, tokens)
+}
+
+// obstacleText returns the text about a reason of [access.Directory.Logins], or nil for Granted.
+func obstacleText(reason access.Reason, tokens string) *string {
+	switch {
+	case reason == access.Granted:
+		return nil
+	case tokens != "":
+		return new("the service user has no usable token: " + tokens)
+	}
+	return new(reasonText[reason])
+}
+
 func showConsidered(r access.Considered) ConsideredRule {
-	return ConsideredRule{showRule(r.Group.ID, *r.Rule), refTo(r.Group), string(r.Source), r.Applies, r.Why}
+	return ConsideredRule{showRule(r.Group.ID, *r.Rule), refTo(r.Group), string(r.Source), r.Applies, r.Why,
+		facts(r.NotAsked)}
+}
+
+// facts splits the names in NotAsked.
+func facts(names string) []string {
+	return strings.FieldsFunc(names, func(r rune) bool { return r == ',' || r == ' ' })
 }
 
 // showDecider converts the rule that decided, and its group.
@@ -301,17 +352,32 @@ func invalidField(name, msg string) *Error {
 // reason for which the data path would refuse the request before any rule, such as a path with
 // "..". err is for texts that no request can have.
 //
-// site is the host of a guarded site, or "". Its options then apply, and a URL without a host has
+// in.Site is the host of a guarded site, or "". Its options then apply, and a URL without a host has
 // that host.
-func (a *API) action(method, target, remoteIP, site string) (
-	action access.Action, problem access.Problem, err error,
-) {
+func (a *API) action(in ExplainInput) (action access.Action, problem access.Problem, err error) {
 	var address netip.Addr
-	if remoteIP != "" {
-		if address, err = netip.ParseAddr(remoteIP); err != nil {
-			return action, problem, invalidField("remote_ip", "is not an address such as 192.0.2.7")
-		}
+	unknown := access.UnknownHeader
+	if in.RemoteIP == "" {
+		unknown |= access.UnknownAddress
+	} else if address, err = netip.ParseAddr(in.RemoteIP); err != nil {
+		return action, problem, invalidField("remote_ip", "is not an address such as 192.0.2.7")
 	}
+	at, err := parseTime("at", in.At)
+	if err != nil {
+		return action, problem, err
+	}
+	if in.At == "" {
+		at, unknown = a.store.Now(), unknown|access.UnknownTime
+	}
+	headers := make(map[string][]string)
+	for name, value := range in.Headers {
+		key := textproto.CanonicalMIMEHeaderKey(name)
+		if headers[key] != nil {
+			return action, problem, invalidField("headers."+key, "appears twice, in upper and in lower case")
+		}
+		headers[key] = []string{value}
+	}
+	target, site := in.URL, in.Site
 	// Judge needs a host. Without one, only the rules that name no host apply.
 	var relax access.Relax
 	host, known := "localhost", site != ""
@@ -336,7 +402,7 @@ func (a *API) action(method, target, remoteIP, site string) (
 			host, known, target = authority, true, "/"+path
 		}
 	}
-	action, problem = access.Judge(method, host, target, relax)
+	action, problem = access.Judge(in.Method, host, target, relax)
 	switch {
 	case problem.Part == "method" && problem.Status == http.StatusBadRequest:
 		err = invalidField("method", "is not a method such as GET")
@@ -346,11 +412,17 @@ func (a *API) action(method, target, remoteIP, site string) (
 		err = invalidField("url", "is neither a path such as /v1/people/7 nor an absolute URL such as "+
 			"https://api.example.com/v1/people/7")
 	case !problem.OK():
-		action = access.Action{Method: method, Host: host, Path: target}
+		action = access.Action{Method: in.Method, Host: host, Path: target}
 	}
 	if !known {
 		action.Host = ""
+		unknown |= access.UnknownHost
 	}
-	action.Address, action.Now = address, a.store.Now().Unix()
+	action.Address, action.Header, action.Now, action.Unknown = address, headers, at.Unix(), unknown
 	return action, problem, err
+}
+
+// refusedEarly is the sentence about a request that is refused before any rule.
+func refusedEarly(p access.Problem) string {
+	return fmt.Sprintf("the request is refused with status %d before any rule is read: %s", p.Status, p.Advice())
 }

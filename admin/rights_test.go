@@ -22,14 +22,14 @@ func TestAccess(t *testing.T) {
 	everyone := `{"id":"group_1","uri":"/permission_groups/group_1","name":"everyone","mode":"enforce","source":"default","rules":[` + rule(1, 1, "allow", "/hello") + `,` + rule(2, 1, "deny", "/hello/private") + `]}`
 	doubt := `{"id":"group_5","uri":"/permission_groups/group_5","name":"team","mode":"enforce","source":"doubt","rules":[` + rule(16, 5, "deny", "/team/secret") + `]}`
 	s.run(
-		r(`GET /service_users/service_2/access`, `200 = {"service_user_id":"service_2","permission_groups":[`+everyone+`,`+doubt+`],"uri":"/service_users/service_2/access"}`),
-		r(`GET /service_users/service_2/access/`, `200 = {"service_user_id":"service_2","permission_groups":[`+everyone+`,`+doubt+`],"uri":"/service_users/service_2/access"}`),
+		r(`GET /service_users/service_2/access`, `200 = {"service_user_id":"service_2","permission_groups":[`+everyone+`,`+doubt+`],"obstacle":null,"uri":"/service_users/service_2/access"}`),
+		r(`GET /service_users/service_2/access/`, `200 = {"service_user_id":"service_2","permission_groups":[`+everyone+`,`+doubt+`],"obstacle":null,"uri":"/service_users/service_2/access"}`),
 		r(`HEAD /service_users/service_2/access`, `200`),
 		// By the names of the groups; those that only observe too.
 		r(`GET /service_users/service_1/access`, `200 {"permission_groups":[{"name":"conditions","source":"name"},{"name":"everyone","source":"default"},{"name":"hosts","source":"name"},{"name":"readers","source":"name"},`+
 			`{"name":"team","source":"condition","rules":[{"id":"rule_15"},{"id":"rule_16"}]},{"name":"watch","mode":"observe","source":"name","rules":[{"id":"rule_17"},{"id":"rule_18"}]}]}`),
 		// It is about rights, whether or not they can be used at the moment.
-		r(`GET /service_users/service_3/access`, `200 {"permission_groups":[{"name":"everyone"},{"name":"readers"},{"name":"team","source":"doubt"}]}`),
+		r(`GET /service_users/service_3/access`, `200 {"permission_groups":[{"name":"everyone"},{"name":"readers"},{"name":"team","source":"doubt"}],"obstacle":"the service user is deactivated"}`),
 		r(`GET /service_users/service_4/access`, `200 {"permission_groups":[{"name":"everyone"},{"name":"readers"},{"name":"team","source":"doubt"}]}`),
 
 		// What changes shows at once.
@@ -44,7 +44,7 @@ func TestAccess(t *testing.T) {
 			`{"id":"team.see","permission":"team.see","uri":"/service_users/permissions?key=team.see","text":"allow GET /see"},{"id":"team.see","text":"deny GET /see/not"}]}]}`),
 		r(`DELETE /permission_groups/group_1`, `204`),
 		r(`DELETE /permission_groups/group_5`, `204`),
-		r(`GET /service_users/service_2/access`, `200 = {"service_user_id":"service_2","permission_groups":[],"uri":"/service_users/service_2/access"}`),
+		r(`GET /service_users/service_2/access`, `200 = {"service_user_id":"service_2","permission_groups":[],"obstacle":null,"uri":"/service_users/service_2/access"}`),
 
 		r(`GET /service_users/service_0/access`, `404 ERR_NOT_FOUND there is no service user "service_0"`),
 		r(`GET /service_users/x/access`, `404 ERR_NOT_FOUND there is no such resource`),
@@ -59,14 +59,15 @@ func TestAccess(t *testing.T) {
 func TestWhoCan(t *testing.T) {
 	s := people(t)
 	who := func(query string) string { return "GET /service_users/who_can?" + query }
-	user := func(n int, name, rule string) string {
-		return fmt.Sprintf(`{"id":"service_%d","uri":"/service_users/service_%d","name":"%s","rule":%s}`, n, n, name, rule)
+	user := func(n int, name, rule, obstacle string) string {
+		return fmt.Sprintf(`{"id":"service_%d","uri":"/service_users/service_%d","name":"%s","some":false,"rule":%s,"obstacle":%s}`, n, n, name, rule, obstacle)
 	}
 	const readers = `{"id":"rule_3","uri":"/permission_groups/group_2/rules/rule_3","effect":"allow","methods":["GET"],"host":"","path":"/v1/people/{id}","when":"","name":"","description":"","text":"allow GET /v1/people/{id}"},` +
 		`"permission_group":{"id":"group_2","uri":"/permission_groups/group_2","name":"readers","mode":"enforce"}`
 	s.run(
-		// The inactive and the expired are left out, and tokens narrow nothing.
-		r(who(`method=GET&url=/v1/people/8`), `200 = {"service_users":[`+user(5, "near", readers)+`,`+user(1, "reader", readers)+`],"uri":"/service_users/who_can","next_page_uri":null}`),
+		// The inactive and the expired are apart, and tokens narrow nothing.
+		r(who(`method=GET&url=/v1/people/8`), `200 = {"service_users":[`+user(5, "near", readers, "null")+`,`+user(1, "reader", readers, "null")+`],`+
+			`"cannot_log_in":[`+user(4, "expired", readers, `"the service user has expired"`)+`,`+user(3, "inactive", readers, `"the service user is deactivated"`)+`],"undecided":[],"uri":"/service_users/who_can","next_page_uri":null}`),
 		r(who(`method=GET&url=/v1/people/8&remote_ip=10.0.0.1`), `200 {"service_users":[{"name":"near"},{"name":"reader"}]}`),
 		r(who(`method=GET&url=/v1/people/8&remote_ip=192.0.2.1`), `200 {"service_users":[{"name":"reader"}]}`),
 		r(who(`method=GET&url=/v1/people/8&remote_ip=::ffff:10.0.0.1`), `200 {"service_users":[{"name":"near"},{"name":"reader"}]}`),
@@ -82,15 +83,15 @@ func TestWhoCan(t *testing.T) {
 		r(who(`method=GET&url=/doubt/1`), `200 {"service_users":[]}`),
 
 		// What never passes, whoever asks.
-		r(who(`method=GET&url=//hello`), `200 = {"service_users":[],"uri":"/service_users/who_can","next_page_uri":null}`),
-		r(who(`method=TRACE&url=/hello`), `200 = {"service_users":[],"uri":"/service_users/who_can","next_page_uri":null}`),
-		r(who(`method=CONNECT&url=/hello`), `200 {"service_users":[]}`),
+		r(who(`method=GET&url=//hello`), `400 ERR_INVALID_VALUE [url] the request is refused with status 400 before any rule is read: the path has an empty segment at position 1`),
+		r(who(`method=TRACE&url=/hello`), `400 ERR_INVALID_VALUE [method] the request is refused with status 405 before any rule is read: the method TRACE is not allowed`),
+		r(who(`method=CONNECT&url=/hello`), `400 ERR_INVALID_VALUE [method] the request is refused with status 501 before any rule is read: the method CONNECT is not supported`),
 
 		// A page at a time; the question goes along in the link.
 		r(who(`method=GET&url=/hello&limit=2`), `200 {"service_users":[{"id":"service_5"},{"id":"service_2"}],"uri":"/service_users/who_can","next_page_uri":"/service_users/who_can?before_id=service_2&limit=2&method=GET&url=%2Fhello"}`),
 		r(who(`before_id=service_2&limit=2&method=GET&url=%2Fhello`), `200 {"service_users":[{"id":"service_1"}],"next_page_uri":null}`),
 		r(who(`method=GET&url=/hello&limit=3`), `200 {"service_users":[{"id":"service_5"},{"id":"service_2"},{"id":"service_1"}],"next_page_uri":null}`),
-		r(who(`method=GET&url=/v1/people/8&remote_ip=10.0.0.1&limit=1`), `200 {"service_users":[{"id":"service_5"}],"next_page_uri":"/service_users/who_can?before_id=service_5&limit=1&method=GET&remote_ip=10.0.0.1&url=%2Fv1%2Fpeople%2F8"}`),
+		r(who(`method=GET&url=/v1/people/8&remote_ip=10.0.0.1&limit=1`), `200 {"service_users":[{"id":"service_5"}],"cannot_log_in":[{"id":"service_4"}],"next_page_uri":"/service_users/who_can?before_id=service_4&limit=1&method=GET&remote_ip=10.0.0.1&url=%2Fv1%2Fpeople%2F8"}`),
 		r(who(`method=GET&url=/hello&before_id=service_1`), `200 {"service_users":[],"next_page_uri":null}`),
 		r(who(`method=GET&url=/hello&before_id=service_0`), `200 {"service_users":[]}`),
 

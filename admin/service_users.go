@@ -207,7 +207,7 @@ func (c *call) showUser(u store.ServiceUser) ServiceUser {
 		AllowedIPs: nonNil(u.AllowedIPs), ExpiresAt: OrNull(u.ExpiresAt),
 		CreatedAt: u.CreatedAt, CreatedBy: u.CreatedBy, UpdatedAt: u.UpdatedAt,
 		LastActiveAt: OrNull(u.LastActiveAt), Deletion: showDeletion(u),
-		PermissionGroups: nonNil(u.Groups), ETag: etag(u.Version),
+		PermissionGroups: nonNil(u.Groups), Obstacle: c.obstacle(u.ID), ETag: etag(u.Version),
 	}
 }
 

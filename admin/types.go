@@ -141,6 +141,8 @@ type ServiceUser struct {
 	Undeleted *Deletion `json:"undeleted,omitempty"`
 	// ids of the permission groups that name the service user as a member
 	PermissionGroups []string `json:"permission_groups"`
+	// the reason why nobody can log in as the service user now; null if somebody can
+	Obstacle *string `json:"obstacle"`
 	// the version, for If-Match
 	ETag string `json:"etag"`
 	// the id of the first token; only in the answer that creates it

@@ -2,6 +2,8 @@ package admin
 
 import (
 	"context"
+	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -14,6 +16,7 @@ import (
 type Access struct {
 	ServiceUserID    string        `json:"service_user_id"`   // the service user
 	PermissionGroups []AccessGroup `json:"permission_groups"` // all groups of the service user, from any source
+	Obstacle         *string       `json:"obstacle"`          // the reason why nobody can log in now; null if somebody can
 	URI              string        `json:"uri"`               // the path of this answer
 }
 
@@ -33,7 +36,7 @@ func (a *API) access(c *call, _ None) (Access, error) {
 	if _, err := a.store.ServiceUser(c.Context(), c.by, id, false); err != nil {
 		return Access{}, err
 	}
-	out := Access{ServiceUserID: id, PermissionGroups: []AccessGroup{}, URI: c.URL.Path}
+	out := Access{ServiceUserID: id, PermissionGroups: []AccessGroup{}, Obstacle: c.obstacle(id), URI: c.URL.Path}
 	d := a.store.Directory()
 	u, ok := d.User(id)
 	if !ok {
@@ -54,38 +57,72 @@ func (a *API) access(c *call, _ None) (Access, error) {
 	return out, nil
 }
 
-// WhoCanQuery describes a request that a service user might make.
+// WhoCanQuery describes a request that a service user might make, or one for each path of a pattern.
 type WhoCanQuery struct {
 	ListQuery
-	Method   string `query:"method" required:"true"` // the method of the request, such as GET
-	URL      string `query:"url" required:"true"`    // a path, or an absolute URL if rules name hosts
-	RemoteIP string `query:"remote_ip"`              // the address of the client; absent matches every allowed_ips
+	// the method of the request, such as GET
+	Method string `query:"method" required:"true"`
+	// a path, or an absolute URL if rules name hosts; a pattern such as /v1/people/{id} asks for
+	// every value of {id}, and {rest...} at the end for every rest
+	URL string `query:"url" required:"true"`
+	// the address of the client; absent matches every allowed_ips
+	RemoteIP string `query:"remote_ip"`
+	// a header of the request as NAME=VALUE, for conditions; "NAME=" says that the request does not
+	// have the header; may be repeated
+	Headers []string `query:"header"`
+	// the time of the request; absent means now
+	At string `query:"at"`
 }
 
 // WhoCan lists the service users that may make a request.
 type WhoCan struct {
 	ServiceUsers []WhoCanUser `json:"service_users"` // newest first
+	// those that rules allow the request and that cannot log in for it, newest first
+	CannotLogIn []WhoCanUser `json:"cannot_log_in"`
+	// the rules that could not be decided, by the absent parameter that they need; none of them
+	// allows the request here, and each of their denies refuses it
+	Undecided []Undecided `json:"undecided"`
 	Page
 }
 
 // WhoCanUser is a service user that may make the request, with the rule that allows it.
 type WhoCanUser struct {
-	ID              string    `json:"id"`               // service_…
-	URI             string    `json:"uri"`              // the path of the service user in this API
-	Name            string    `json:"name"`             // unique
-	Rule            *Rule     `json:"rule"`             // the rule that allows it; null if you may not see the rule
-	PermissionGroup *GroupRef `json:"permission_group"` // the group of the rule; null if you may not see the rule
+	// service_…
+	ID string `json:"id"`
+	// the path of the service user in this API
+	URI string `json:"uri"`
+	// unique
+	Name string `json:"name"`
+	// whether only some paths of the pattern are allowed; false means every path
+	Some bool `json:"some"`
+	// the rule that allows it, or some of it; null if you may not see the rule
+	Rule *Rule `json:"rule"`
+	// the group of the rule; null if you may not see the rule
+	PermissionGroup *GroupRef `json:"permission_group"`
+	// the reason why nobody can log in for the request; null if somebody can
+	Obstacle *string `json:"obstacle"`
+}
+
+// Undecided counts the rules that a question leaves undecided.
+type Undecided struct {
+	// the absent parameter: remote_ip, at, headers.NAME for a header, or host for a URL with a host
+	Needs string `json:"needs"`
+	// the number of rules that need it
+	Rules int `json:"rules"`
 }
 
 // maxWhoCan limits the time for one who_can request. The conditions for one service user take up to
 // 10 ms or so.
 const maxWhoCan = 5 * time.Second
 
-// whoCan lists the service users that may make a request, newest first.
+// whoCan lists the service users that may make a request, newest first. For a pattern, it lists those
+// that may make every request of the pattern, and marks with some those that may make some of them.
+// A page is cut when either of its lists of service users is full.
 func (a *API) whoCan(c *call, q WhoCanQuery) (WhoCan, error) {
-	read := func(before string, limit int) ([]WhoCanUser, bool, error) {
-		action, problem, err := a.action(q.Method, q.URL, q.RemoteIP, "")
-		if err != nil || !problem.OK() { // nobody can make a request that is refused before any rule
+	out := WhoCan{ServiceUsers: []WhoCanUser{}, CannotLogIn: []WhoCanUser{}}
+	read := func(before string, limit int) (list []WhoCanUser, more bool, err error) {
+		action, pattern, err := a.whoCanAction(q)
+		if err != nil {
 			return nil, false, err
 		}
 		done, err := a.heavy.take(c.Context(), c.by.Name)
@@ -93,50 +130,116 @@ func (a *API) whoCan(c *call, q WhoCanQuery) (WhoCan, error) {
 			return nil, false, err
 		}
 		defer done()
-		return a.usersWhoCan(c, action, before, limit)
+		list, out.Undecided, more, err = a.usersWhoCan(c, action, pattern, before, limit)
+		return list, more, err
 	}
 	list, page, err := newestFirst(c, q.ListQuery, "service", read, func(u WhoCanUser) (WhoCanUser, string) {
 		return u, u.ID
 	})
-	return WhoCan{list, page}, err
+	for _, u := range list {
+		place := &out.ServiceUsers
+		if u.Obstacle != nil {
+			place = &out.CannotLogIn
+		}
+		*place = append(*place, u)
+	}
+	out.Page = page
+	return out, err
 }
 
-// usersWhoCan returns up to limit service users that are older than the id before and may perform
-// the action. It reports whether there are more.
-func (a *API) usersWhoCan(c *call, action access.Action, before string, limit int) ([]WhoCanUser, bool, error) {
+// whoCanAction returns the action that a question is about. pattern reports whether its path is a
+// pattern.
+func (a *API) whoCanAction(q WhoCanQuery) (action access.Action, pattern bool, err error) {
+	// A request has "%7B" in the place of a brace. Judge decodes it again.
+	braces := strings.NewReplacer("{", "%7B", "}", "%7D")
+	in := ExplainInput{
+		Method: q.Method, URL: braces.Replace(q.URL), RemoteIP: q.RemoteIP, At: q.At,
+		Headers: make(map[string]string),
+	}
+	for _, text := range q.Headers {
+		name, value, ok := strings.Cut(text, "=")
+		if _, twice := in.Headers[name]; !ok || twice {
+			return action, false, invalidField("header",
+				fmt.Sprintf("%q: must be NAME=VALUE, once for each header", text))
+		}
+		in.Headers[name] = value
+	}
+	action, problem, err := a.action(in)
+	if err == nil && !problem.OK() {
+		field := "url"
+		if problem.Part == "method" {
+			field = "method"
+		}
+		err = invalidField(field, refusedEarly(problem))
+	}
+	return action, in.URL != q.URL, err
+}
+
+// usersWhoCan returns service users that are older than the id before and that rules allow the
+// action: up to limit that can log in, and up to limit that cannot. It reports whether there are more.
+// The rules that are undecided are those of all service users.
+func (a *API) usersWhoCan(
+	c *call, action access.Action, pattern bool, before string, limit int,
+) (list []WhoCanUser, undecided []Undecided, more bool, err error) {
 	d := a.store.Directory()
 	var users []*access.User
 	d.Users(func(u *access.User) {
-		if (before == "" || u.ID < before) && (c.by.Scope == nil || c.by.Scope.Shares(u.Teams)) {
+		if c.by.Scope == nil || c.by.Scope.Shares(u.Teams) {
 			users = append(users, u)
 		}
 	})
 	slices.SortFunc(users, func(a, b *access.User) int { return strings.Compare(b.ID, a.ID) })
-	var list []WhoCanUser
 	ctx, stop := context.WithTimeoutCause(c.Context(), maxWhoCan, NewError(http.StatusBadRequest, "ERR_TOO_COSTLY",
 		"the conditions of rules for this path take too long for so many service users; "+
 			"ask about some of them by explain, or make the conditions simpler").field("url"))
 	defer stop()
+	asked, err := d.Ask(action, pattern)
+	if err != nil {
+		return nil, nil, false, invalidField("url", err.Error())
+	}
+	open := make(map[*access.Rule]string)
+	count := make(map[bool]int) // of the list, by whether they can log in
 	for _, u := range users {
 		if err := context.Cause(ctx); err != nil {
-			return nil, false, err
+			return nil, nil, false, err
 		}
-		p, reason := d.Principal(u.ID, "", action.Address, action.Now)
-		if reason != access.Granted {
+		logins, reason, tokens := d.Logins(u.ID, action.Address, action.Now)
+		for _, p := range logins {
+			asked.Undecided(p, c.sees, open)
+		}
+		if more || before != "" && u.ID >= before {
 			continue
 		}
-		decision := d.Authorize(p, action)
-		if !decision.Allowed() {
+		if len(logins) == 0 {
+			p, _ := d.Principal(u.ID, "", action.Address, action.Now)
+			logins = append(logins, p)
+		}
+		reach, rule, group := asked.Reach(logins)
+		who := WhoCanUser{
+			ID: u.ID, URI: "/service_users/" + u.ID, Name: u.Name,
+			Some: reach == access.SomePaths, Obstacle: obstacleText(reason, tokens),
+		}
+		switch {
+		case reach == access.NoPath:
 			continue
+		case count[who.Obstacle == nil] == limit:
+			more = true
+			continue // for the rules that are undecided
+		case c.sees(group):
+			who.Rule, who.PermissionGroup = showDecider(group, rule)
 		}
-		if len(list) == limit {
-			return list, true, nil
-		}
-		who := WhoCanUser{ID: u.ID, URI: "/service_users/" + u.ID, Name: u.Name}
-		if c.sees(decision.Group) {
-			who.Rule, who.PermissionGroup = showDecider(decision.Group, decision.Rule)
-		}
+		count[who.Obstacle == nil]++
 		list = append(list, who)
 	}
-	return list, false, nil
+	needs := make(map[string]int)
+	for _, names := range open {
+		for _, name := range facts(names) {
+			needs[name]++
+		}
+	}
+	undecided = []Undecided{}
+	for _, name := range slices.Sorted(maps.Keys(needs)) {
+		undecided = append(undecided, Undecided{name, needs[name]})
+	}
+	return list, undecided, more, nil
 }

@@ -40,35 +40,66 @@ func (c *cli) rightsCommands(root *cobra.Command) {
 					rows.add(g.Name, g.Mode, g.Source, r.Text, r.ID)
 				}
 			}
-			return c.print(a, rows, c.offlineNote(), doubtNote(a))
+			return c.print(a, rows, c.offlineNote(), doubtNote(a),
+				noneNote(len(a.PermissionGroups), "No permission group that you may see has this member, "+
+					"so none of their rules applies to it."),
+				obstacleNote(u.Name, a.Obstacle))
 		}))
 
+	c.whoCanCommand(root)
+	c.wouldDenyCommand(root)
+}
+
+func (c *cli) whoCanCommand(root *cobra.Command) {
 	query := url.Values{}
-	who := c.command(root, "who-can METHOD URL", "Lists the service users that may make a request",
-		"who-can DELETE /v1/people/7",
+	var headers labelFlag
+	who := c.command(root, "who-can METHOD URL",
+		"Lists the service users that may make a request, or each request of a pattern",
+		"who-can DELETE '/v1/people/{id}'",
 		func(args []string) error {
 			query.Set("method", args[0])
 			query.Set("url", args[1])
+			for name, value := range headers.texts() {
+				query.Add("header", name+"="+value)
+			}
+			blocked, undecided := []admin.WhoCanUser{}, []admin.Undecided{}
 			list, err := all(c, withQuery("/service_users/who_can", query),
 				func(l *admin.WhoCan) (*[]admin.WhoCanUser, *admin.Page) {
+					blocked, undecided = append(blocked, l.CannotLogIn...), l.Undecided
 					return &l.ServiceUsers, &l.Page
 				})
 			if err != nil {
 				return err
 			}
-			rows := table{{"ID", "NAME", "GROUP", "RULE"}}
-			for _, u := range list.ServiceUsers {
-				group, rule := "", ""
+			list.CannotLogIn, list.Undecided = blocked, undecided
+			rows := table{{"ID", "NAME", "GROUP", "RULE", "MAY"}}
+			for _, u := range slices.Concat(list.ServiceUsers, blocked) {
+				group, rule, may := "", "", "yes"
 				if u.Rule != nil {
 					group, rule = u.PermissionGroup.Name, u.Rule.Text
 				}
-				rows.add(u.ID, u.Name, group, rule)
+				if u.Some {
+					may = "some ids"
+				}
+				if u.Obstacle != nil {
+					may = "no: " + *u.Obstacle
+				}
+				rows.add(u.ID, u.Name, group, rule, may)
 			}
-			return c.print(list, rows, c.offlineNote())
+			return c.print(list, rows, c.offlineNote(),
+				noneNote(len(list.ServiceUsers), "No service user may make this request."),
+				undecidedNote(list.Undecided))
 		})
-	who.Flags().Var(parameter(query, "remote_ip"), "remote-ip", "the address of the client; default: any")
-	c.wouldDenyCommand(root)
+	flags := who.Flags()
+	flags.Var(parameter(query, "remote_ip"), "remote-ip", "the address of the client; default: any")
+	flags.Var(&headers, "header", headerUsage)
+	flags.Var(parameter(query, "at"), "at", atUsage)
 }
+
+const (
+	headerUsage = "a header of the request, for conditions; \"NAME=\" means that it is absent (may be repeated)"
+	atUsage     = "the time of the request, such as 2030-01-31T12:00:00Z; default: now"
+)
 
 func (c *cli) explainCommand(root *cobra.Command) {
 	var in admin.ExplainInput
@@ -107,7 +138,7 @@ func (c *cli) explainCommand(root *cobra.Command) {
 					return err
 				}
 			}
-			return c.print(e, explanation(u.Name, e), c.offlineNote(), headerNote(e))
+			return c.print(e, explanation(u.Name, e), c.offlineNote())
 		})
 	three := explain.Args
 	explain.Args = func(cmd *cobra.Command, args []string) error {
@@ -123,10 +154,11 @@ func (c *cli) explainCommand(root *cobra.Command) {
 	flags := explain.Flags()
 	flags.BoolVar(&refusals, "refusals", false, "list the refused requests of the service user")
 	flags.StringVar(&in.TokenID, "token", "",
-		"the id of the token in the request; default: a token without restrictions")
+		"the id of the token in the request; default: one that is not narrowed, if there is one")
 	flags.StringVar(&in.RemoteIP, "remote-ip", "", "the address of the client; default: any")
 	flags.StringVar(&in.Site, "site", "", "the host of a guarded site, whose options then apply")
-	flags.Var(&headers, "header", "a header of the request, for conditions (may be repeated)")
+	flags.Var(&headers, "header", headerUsage)
+	flags.StringVar(&in.At, "at", "", atUsage)
 }
 
 // refusals prints the latest refused requests of a service user.
@@ -234,8 +266,12 @@ func (c *cli) offlineNote() string {
 	if c.store == "" || c.config != "" {
 		return ""
 	}
-	return "The default_group is left out, since the store does not contain it; " +
+	const note = "The default_group is left out, since the store does not contain it; " +
 		"name the configuration with --config."
+	if c.json { // the answer of the API does not say it
+		fmt.Fprintln(c.stderr, note)
+	}
+	return note
 }
 
 func doubtNote(a admin.Access) string {
@@ -246,12 +282,47 @@ func doubtNote(a admin.Access) string {
 	return "doubt: the condition of the group cannot be evaluated, so its denies apply and its allows do not."
 }
 
-func headerNote(e admin.Explanation) string {
-	asksHeader := func(r admin.ConsideredRule) bool { return strings.Contains(r.Rule.When, ".header(") }
-	if e.DecisionID == "" || !slices.ContainsFunc(e.Considered, asksHeader) {
+func noneNote(entries int, note string) string {
+	if entries > 0 {
 		return ""
 	}
-	return "Headers are not kept: the list, and the decision of today, are for the request without headers."
+	return note
+}
+
+func obstacleNote(name string, obstacle *string) string {
+	if obstacle == nil {
+		return ""
+	}
+	return "Nobody can log in as " + name + ": " + *obstacle + "."
+}
+
+func undecidedNote(list []admin.Undecided) string {
+	var parts []string
+	for _, u := range list {
+		parts = append(parts, plural(u.Rules, "rule")+" could not be decided without "+asFlag(u.Needs))
+	}
+	return strings.Join(parts, "; ")
+}
+
+// asFlag returns the way to give a fact that a question left out.
+func asFlag(fact string) string {
+	switch name, header := strings.CutPrefix(fact, "headers."); {
+	case header:
+		return "--header " + name
+	case fact == "host":
+		return "a URL with its host"
+	}
+	return "--" + strings.ReplaceAll(fact, "_", "-")
+}
+
+// askForFlags replaces the names of facts in a text of the API by flags.
+func askForFlags(text string, facts []string) string {
+	flags := make([]string, len(facts))
+	for i, fact := range facts {
+		flags[i] = asFlag(fact)
+	}
+	const give = "not asked: give "
+	return strings.Replace(text, give+strings.Join(facts, ", "), give+strings.Join(flags, ", "), 1)
 }
 
 // maxConsidered is the number of rules that an explanation lists for people: first the rules that
@@ -262,10 +333,14 @@ const maxConsidered = 10
 // deleted.
 func explanation(name string, e admin.Explanation) table {
 	rows := table{
-		{string(e.Decision), e.Detail}, {"now", string(e.Now)}, {"decided", when(e.DecidedAt)},
+		{string(e.Decision), askForFlags(e.Detail, e.NotAsked)}, {"now", string(e.Now)},
+		{"decided", when(e.DecidedAt)},
 		{"service user", cmp.Or(name, "deleted"), "(" + e.ServiceUserID + ")"},
 		{"request", e.Method + " " + e.Host + e.Path},
 	}.known()
+	if e.Obstacle != nil && e.DecisionID != "" {
+		rows.add("obstacle", *e.Obstacle) // otherwise a part of the detail
+	}
 	if e.Rule != nil {
 		rows.add("rule", e.Rule.Text, "("+e.Rule.ID+")")
 	}
@@ -283,7 +358,7 @@ func explanation(name string, e admin.Explanation) table {
 		rows.add(row...)
 	}
 	if e.Nearest != nil {
-		rows.add("nearest", e.Nearest.Rule.Text, "("+e.Nearest.Why+")")
+		rows.add("nearest", e.Nearest.Rule.Text, "("+askForFlags(e.Nearest.Why, e.Nearest.NotAsked)+")")
 	}
 	if e.Grant != nil {
 		rows.add("would need", e.Grant.Rule)
@@ -305,7 +380,7 @@ func explanation(name string, e admin.Explanation) table {
 	rows.add()
 	rows.add(applies, "RULE", "GROUP", "WHY")
 	for _, r := range e.Considered[:min(len(e.Considered), maxConsidered)] {
-		rows.add(yesNo(r.Applies), r.Rule.Text, r.PermissionGroup.Name, r.Why)
+		rows.add(yesNo(r.Applies), r.Rule.Text, r.PermissionGroup.Name, askForFlags(r.Why, r.NotAsked))
 	}
 	if more := len(e.Considered) - maxConsidered; more > 0 {
 		rows.add()

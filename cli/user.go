@@ -246,7 +246,11 @@ func (c *cli) listUsersCommand(root *cobra.Command) {
 				return c.print(list, rows)
 			}
 			for _, u := range list.ServiceUsers {
-				rows.add(u.ID, u.Name, yesNo(u.Active), u.Role, strings.Join(u.Teams, ", "),
+				active := yesNo(u.Active)
+				if u.Active && u.Obstacle != nil {
+					active += ", no login"
+				}
+				rows.add(u.ID, u.Name, active, u.Role, strings.Join(u.Teams, ", "),
 					when(u.LastActiveAt), when(u.ExpiresAt), when(&u.CreatedAt))
 			}
 			return c.print(list, rows, note)

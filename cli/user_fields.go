@@ -155,6 +155,9 @@ func (c *cli) printUser(u admin.ServiceUser, before *admin.ServiceUser, notes ..
 			rows.add(r.name, r.value)
 		}
 	}
+	if before == nil && u.Active && u.Obstacle != nil {
+		rows.add("obstacle", *u.Obstacle)
+	}
 	rows.add("last active", when(u.LastActiveAt))
 	rows.add("created", when(&u.CreatedAt)+" by "+u.CreatedBy)
 	rows = rows.known()
