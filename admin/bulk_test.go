@@ -104,7 +104,7 @@ func TestBulkMistakes(t *testing.T) {
 		r(bulk+`{"do":"delete","ids":["service_1","service_2","service_1"]}`, `400 ERR_INVALID_VALUE [ids.2] service_1 is in the list twice`),
 		r(bulk+`{"do":"delete","ids":["service_1","service_0"]}`, `404 ERR_NOT_FOUND [service_0] there is no service user`),
 		r(bulk+`{"do":"undelete","ids":["service_1"]}`, `409 ERR_CONFLICT [service_1] the service user is not deleted`),
-		r(bulk+`{"do":"delete","filter":"obj.nmae == 'a'"}`, `400 invalid_cel_expression [filter] obj has no "nmae"`),
+		r(bulk+`{"do":"delete","filter":"obj.nmae == 'a'"}`, `400 invalid_cel_expression [filter] obj has no "nmae"; did you mean name? (at character 4)`),
 		r(bulk+`{"do":"delete","ids":[`+many(`"service_1"`)+`]}`, `400 ERR_INVALID_VALUE 1001 service users are too many for one request, which changes at most 1000`),
 		r(bulk+`{"do":"create","users":[`+many(`{"name":"x"}`)+`]}`, `400 ERR_INVALID_VALUE 1001 service users are too many`),
 		r(bulk+`{"do":"create","users":[{"name":"x"},{"name":"b"}]}`, `409 ERR_CONFLICT [users.1.name] "b" is taken`),

@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -100,7 +101,10 @@ func (k filterKind[R]) compile(ctx context.Context, text string, now time.Time) 
 	switch {
 	case err != nil:
 		known := strings.Join(slices.Sorted(maps.Keys(fields)), ", ")
-		text := undefinedField.ReplaceAllString(err.Error(), `obj has no "$2"; it has `+known+` ($1)`)
+		text := err.Error()
+		if part := undefinedField.FindStringSubmatch(text); part != nil {
+			text = fmt.Sprintf("obj has no %q; %s (%s)", part[2], cmp.Or(part[3], "it has "+known), part[1])
+		}
 		return nil, bad("%s", text)
 	case ast.OutputType() != cel.BoolType:
 		return nil, bad("is a %s, and must be true or false", ast.OutputType())
@@ -137,8 +141,9 @@ func (k filterKind[R]) compile(ctx context.Context, text string, now time.Time) 
 	}, nil
 }
 
-// undefinedField finds the message of CEL about an unknown field.
-var undefinedField = regexp.MustCompile(`^(at character \d+): undefined field '(.*)'$`)
+// undefinedField finds the message of CEL about an unknown field: its place, its name, and the advice
+// of package access.
+var undefinedField = regexp.MustCompile(`^(at character \d+): undefined field '([^']*)'(?:; (did you mean .*))?$`)
 
 // fieldTypes declares the fields of obj, which is a map, by the values of an empty one. With the
 // types, a mistake such as obj.active == "true" is an error in place of an empty list.

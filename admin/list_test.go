@@ -215,7 +215,7 @@ func TestBadLists(t *testing.T) {
 		"filter=obj.":                                            cel + `at character`,
 		"filter=1":                                               cel + `is a int, and must be true or false`,
 		"filter=obj.name":                                        cel + `is a string, and must be true or false`,
-		"filter=obj.nmae%3D%3D1":                                 cel + `obj has no "nmae"; it has active, `,
+		"filter=obj.nmae%3D%3D1":                                 cel + `obj has no "nmae"; did you mean name? (at character 4)`,
 		"filter=has(obj.token)":                                  cel + `obj has no "token"`,
 		"filter=obj.owned_by%3D%3D1":                             cel + `obj has no "owned_by"; it has active, alias, allowed_ips, created_at, created_by, deleted_at, description, display_name, expires_at, id, labels, last_active_at, name, owner, permission_groups, role, teams, updated_at, uri (at character 4)`,
 		"filter=user.name%3D%3D1":                                cel + `at character 1`,

@@ -60,7 +60,7 @@ func TestExamples(t *testing.T) {
 		"group list", "group show", "group update", "group remove", "group add",
 		"rule add", "rule list", "explain", "access", "who-can", "would-deny",
 		"permission load", "permission list", "permission show", "permission grant", "permission withdraw", "permission delete",
-		"rule remove", "delete", "group delete", "audit list", "audit verify", "health", "undelete", "lint", "check-log", "scan", "backup", "check", "restore", "accept-older",
+		"rule remove", "delete", "group delete", "group undelete", "audit list", "audit verify", "health", "undelete", "lint", "check-log", "scan", "backup", "check", "restore", "accept-older",
 	} {
 		words := shellWords(examples[name])
 		delete(examples, name)

@@ -76,8 +76,7 @@ func (c *cli) localCommand(parent *cobra.Command, use, short, example string, do
 		Args: func(cmd *cobra.Command, args []string) error {
 			switch empty, right := slices.Index(args, ""), inOrder(names, args); {
 			case len(args) < least || len(args) > most:
-				return c.exit(cmd, usagef("arguments: got %d; usage: %s, such as:%s",
-					len(args), cmd.UseLine(), cmd.Example[1:]))
+				return c.exit(cmd, wrongCount(cmd, args))
 			case empty >= 0:
 				return c.exit(cmd, usagef("%s is empty; is a variable of the script unset? usage: %s",
 					names[min(empty, len(names)-1)], cmd.UseLine()))
@@ -92,6 +91,11 @@ func (c *cli) localCommand(parent *cobra.Command, use, short, example string, do
 	c.usageErrors(cmd)
 	parent.AddCommand(cmd)
 	return cmd
+}
+
+// wrongCount returns the error for too few or too many arguments.
+func wrongCount(cmd *cobra.Command, args []string) error {
+	return usagef("arguments: got %d; usage: %s, such as:%s", len(args), cmd.UseLine(), cmd.Example[1:])
 }
 
 // arguments returns the names of the arguments of a command, and how many it takes at least and at

@@ -165,7 +165,13 @@ func serviceUser(ts *testscript.TestScript, args []string) int {
 	ts.Check(os.Chdir(ts.MkAbs(".")))
 	defer func() { ts.Check(os.Chdir(before)) }()
 	for _, name := range []string{idVariable, tokenVariable, "TMPDIR"} {
+		before, set := os.LookupEnv(name)
 		ts.Check(os.Setenv(name, ts.Getenv(name)))
+		defer func() {
+			if ts.Check(os.Setenv(name, before)); !set {
+				ts.Check(os.Unsetenv(name))
+			}
+		}()
 	}
 	defer func(before string) { caddy.DefaultAdminListen = before }(caddy.DefaultAdminListen)
 	caddy.DefaultAdminListen = ts.Getenv("CADDY_ADMIN") // Caddy reads it at its start
@@ -441,4 +447,26 @@ func shellWords(line string) (words []string) {
 		words = append(words, strings.Trim(m[0], `"`))
 	}
 	return words
+}
+
+// TestAdminDay: each task of the session takes as many commands as its comment says.
+func TestAdminDay(t *testing.T) {
+	text, err := os.ReadFile("testdata/sessions/admin_day.txtar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tasks := regexp.MustCompile(`(?m)^# (.*): (\d) commands?\b.*$`).FindAllStringSubmatchIndex(string(text), -1)
+	if len(tasks) != 10 {
+		t.Fatalf("got %d tasks, want 10", len(tasks))
+	}
+	for i, at := range tasks {
+		end := len(text)
+		if i+1 < len(tasks) {
+			end = tasks[i+1][0]
+		}
+		got := strings.Count(string(text[at[0]:end]), "\ncaddy service-user ")
+		if want := string(text[at[4]:at[5]]); strconv.Itoa(got) != want {
+			t.Errorf("%s: got %d commands, the comment says %s", text[at[2]:at[3]], got, want)
+		}
+	}
 }

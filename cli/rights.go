@@ -55,7 +55,7 @@ func (c *cli) whoCanCommand(root *cobra.Command) {
 	var headers labelFlag
 	who := c.command(root, "who-can METHOD URL",
 		"Lists the service users that may make a request, or each request of a pattern",
-		"who-can DELETE '/v1/people/{id}'",
+		"who-can DELETE \"/v1/people/{id}\"",
 		func(args []string) error {
 			query.Set("method", args[0])
 			query.Set("url", args[1])

@@ -198,7 +198,7 @@ func (c *cli) createUserCommand(root *cobra.Command) {
 		case from == "" && (secretDir != "" || c.dryRun):
 			return usagef("--secret-dir and --dry-run go with --from FILE")
 		case from == "" && len(args) == 0:
-			return usagef("arguments: got 0, need 1; usage: %s", create.UseLine())
+			return wrongCount(create, args)
 		}
 		return nil
 	})

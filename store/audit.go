@@ -42,7 +42,7 @@ type AuditEvent struct {
 var auditActions = strings.Fields(`
 	service_user.create service_user.update service_user.deactivate service_user.reactivate
 	service_user.delete service_user.undelete service_user.purge
-	token.create token.update token.refresh token.rotate token.revoke token.first_use
+	token.create token.reissue token.update token.refresh token.rotate token.revoke token.first_use
 	permission_group.create permission_group.update permission_group.delete
 	permission_group.undelete permission_group.purge
 	rule.add rule.remove member.add member.remove
@@ -201,7 +201,8 @@ func (t *tx) auditNames(q AuditQuery) (actors, resources []string, err error) {
 // The prefix of a person need not be written, and "local" means everybody at a local door.
 func madeBy(column, arg string) string {
 	return strings.NewReplacer("COLUMN", column, "ARG", arg).Replace(`(
-		COLUMN IN (ARG, 'human:' || ARG, 'local:' || ARG, 'local, said to be ' || ARG)
+		COLUMN = ARG
+		OR ARG <> 'local' AND COLUMN IN ('human:' || ARG, 'local:' || ARG, 'local, said to be ' || ARG)
 		OR ARG = 'local' AND SUBSTR(COLUMN, 1, 6) IN ('local:', 'local,'))`)
 }
 
@@ -212,7 +213,8 @@ func (t *tx) inTrail(column, text, is, advice string) (ids []string, err error) 
 	for _, query := range []string{
 		`SELECT id FROM service_users WHERE id = $1 OR name = $1
 		UNION SELECT id FROM permission_groups WHERE $2 = 'resource_id' AND (id = $1 OR name = $1)`,
-		`SELECT ` + column + ` FROM audit_events WHERE ` + is + ` LIMIT 1`,
+		`SELECT ` + column + ` FROM audit_events WHERE ` + is + `
+		UNION SELECT resource_id FROM audit_subjects WHERE $2 = 'resource_id' AND resource_id = $1 LIMIT 1`,
 		// Only the trail has the name of a purged service user, and the former name of a
 		// renamed one. The JSON of their records begins with id and name.
 		`SELECT DISTINCT resource_id FROM audit_events

@@ -174,7 +174,7 @@ func TestPurge(t *testing.T) {
 	if of := must(w.trail(ctx, u.ID, 0, 9)); len(of) != 4 || !strings.Contains(string(of[3].After), "private4") {
 		t.Errorf("of one: got %v, want its creation, its token, its end and the purge", of)
 	}
-	for resource, want := range map[string]string{"private1": "service_user.purge service_user.delete service_user.create", k.ID: "token.create"} {
+	for resource, want := range map[string]string{"private1": "service_user.purge service_user.delete token.create service_user.create", k.ID: "token.create"} {
 		var got []string
 		for _, e := range must(first2(w.AuditEvents(ctx, Local, AuditQuery{Resource: resource, Names: true, Limit: 9}))) {
 			if got = append(got, e.Action); e.ResourceName != "private1" || e.ActorName != "" {

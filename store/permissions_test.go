@@ -397,9 +397,9 @@ func TestRefusedPermissions(t *testing.T) {
 		{"grant, unknown", "invalid value permissions", `permissions: there is no permission "c" in the catalogue; load it first`, func() error { return w.GrantPermission(ctx, alice, w.readers.ID, "c") }},
 		{"grant, in capitals", "invalid value permissions", `permissions: there is no permission "A" in the catalogue; load it first`, func() error { return w.GrantPermission(ctx, alice, w.readers.ID, "A") }},
 		{"grant, empty", "invalid value permissions", `permissions: there is no permission "" in the catalogue; load it first`, func() error { return w.GrantPermission(ctx, alice, w.readers.ID, "") }},
-		{"grant, unknown group", "not found", `there is no permission group "group_x"`, func() error { return w.GrantPermission(ctx, alice, "group_x", "b") }},
+		{"grant, unknown group", "not found", `there is no permission group "group_x"; it is named by its id`, func() error { return w.GrantPermission(ctx, alice, "group_x", "b") }},
 		{"grant, deleted group", "not found", fmt.Sprintf("there is no permission group %q", gone.ID), func() error { return w.GrantPermission(ctx, alice, gone.ID, "b") }},
-		{"withdraw, unknown group", "not found", `there is no permission group "group_x"`, func() error { return w.WithdrawPermission(ctx, alice, "group_x", "a") }},
+		{"withdraw, unknown group", "not found", `there is no permission group "group_x"; it is named by its id`, func() error { return w.WithdrawPermission(ctx, alice, "group_x", "a") }},
 		{"withdraw, deleted group", "not found", fmt.Sprintf("there is no permission group %q", gone.ID), func() error { return w.WithdrawPermission(ctx, alice, gone.ID, "a") }},
 		{"update, one of two unknown", "invalid value permissions", `permissions: there is no permission "c" in the catalogue; load it first`, func() error {
 			return w.changeGroup(func(g *Group) { g.Permissions, g.Rules = []string{"b", "c"}, nil })

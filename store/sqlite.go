@@ -357,6 +357,9 @@ func withRecovery(err error, path string) error {
 			return fmt.Errorf("%w; the file or its file system can only be read: "+
 				"make it writable for this user (uid %d)", err, os.Geteuid())
 		}
+		if other := (*fs.PathError)(nil); errors.As(err, &other) && other.Path == path+".seen" {
+			return err // the error about the note has its own advice
+		}
 		return ExplainPath(path, err)
 	}
 	word := ShellWord(path)

@@ -298,7 +298,10 @@ func TestAuditSubjects(t *testing.T) {
 		}
 		var got []string
 		for name, id := range ids {
-			list := must(w.trail(ctx, id, 0, 1))
+			list, err := w.trail(ctx, id, 0, 1)
+			if err != nil && name != "p.q" { // the trail knows p.q only from its first record on
+				t.Fatal(err)
+			}
 			if len(list) == 1 && list[0].Seq == before+1 {
 				got = append(got, name)
 			}
@@ -349,7 +352,7 @@ func TestLocalActors(t *testing.T) {
 		mustDo(err)
 	}
 	for actor, want := range map[string]string{
-		"local": "n0 n1 n2", "local:bob": "n1", "local, said to be alice": "n2", "human:local": "n3", "localhost": "n4", "local:": "", "bob": "",
+		"local": "n0 n1 n2", "local:bob": "n1", "local, said to be alice": "n2", "human:local": "n3", "localhost": "n4", "bob": "n1",
 	} {
 		var got []string
 		list, _, err := w.ServiceUsers(ctx, Local, UserQuery{Creator: actor, Search: "n", Limit: 9})
@@ -374,6 +377,9 @@ func TestLocalActors(t *testing.T) {
 		if len(got) != len(strings.Fields(want)) {
 			t.Errorf("records by %q: got %v, want %s", actor, got, want)
 		}
+	}
+	if _, _, err := w.ServiceUsers(ctx, Local, UserQuery{Creator: "local:", Limit: 9}); err == nil {
+		t.Error("created by \"local:\": got no error")
 	}
 	for _, name := range []string{strings.Repeat("x", 65), "a\nb", "a\u202eb", "a\x00b", "\xff", w.token.Secret} {
 		if _, err := SaidLocal("header", name); err == nil || strings.Contains(err.Error(), w.token.Secret) {

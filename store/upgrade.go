@@ -76,7 +76,7 @@ var upgrades = []string{
 	ALTER TABLE tokens DROP COLUMN quiet_after;`,
 	// 7: the actor of a deletion, the links of deleted groups, the subjects of audit records, and
 	// idempotency keys.
-	upgradeTrail + `
+	upgradeTrail + `;
 	CREATE TABLE idempotency_keys (digest TEXT PRIMARY KEY, request TEXT NOT NULL, tokens TEXT NOT NULL,
 		created_at BIGINT NOT NULL);`,
 }
