@@ -10,16 +10,12 @@ package admin
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"path"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -271,34 +267,6 @@ func run[In, Out any](a *API, w http.ResponseWriter, r *http.Request, op func(*c
 	return out, err == nil
 }
 
-// keyHeader is the request header of draft-ietf-httpapi-idempotency-key-header.
-const keyHeader = "Idempotency-Key"
-
-// keyForm is a structured string (RFC 9651, section 3.3.3) or the same text without quotes.
-var keyForm = regexp.MustCompile(`^(?:"((?:[ !#-\[\]-~]|\\["\\]){1,255})"|([!#-~][ -~]{0,254}))$`)
-
-// takeKey calls decode, which reads the body, and sets by.Once if the request has an idempotency key.
-func (c *call) takeKey(decode func() error) error {
-	values := c.Header.Values(keyHeader)
-	if len(values) == 0 || c.Method != http.MethodPost { // a repeated PUT, PATCH or DELETE changes nothing more
-		return decode()
-	}
-	m := keyForm.FindStringSubmatch(values[0])
-	if len(values) > 1 || m == nil {
-		return invalidField(keyHeader, "must be one text of 1 to 255 visible ASCII characters, "+
-			"with or without quotes, such as a UUID")
-	}
-	sum := sha256.New()
-	fmt.Fprintf(sum, "%s %s\n", c.Method, c.URL.Path)
-	c.Body = struct {
-		io.Reader
-		io.Closer
-	}{io.TeeReader(c.Body, sum), c.Body}
-	err := decode()
-	c.by.Once = &store.Once{Key: m[1] + m[2], Request: hex.EncodeToString(sum.Sum(nil))}
-	return err
-}
-
 // idKinds contains the prefix of the ids in a path, by the segment of the path before the id.
 var idKinds = map[string]string{
 	"service_users": "service", "bot_users": "service", "members": "service",
@@ -506,73 +474,6 @@ func (c *call) ifMatch() (int64, error) {
 }
 
 func etag(version int64) string { return strconv.Quote(strconv.FormatInt(version, 10)) }
-
-// newestFirst returns one page of a list in the default order. read gets up to limit records from
-// the store that are older than the id before, and reports whether there are more. show converts a
-// record into its form in the API, and returns its id. kind is the prefix of the ids.
-func newestFirst[R, T any](
-	c *call, q ListQuery, kind string,
-	read func(before string, limit int) ([]R, bool, error),
-	show func(R) (T, string),
-) ([]T, Page, error) {
-	limit, err := q.limit()
-	if err != nil {
-		return nil, Page{}, err
-	}
-	before, err := q.before(kind)
-	if err != nil {
-		return nil, Page{}, err
-	}
-	records, more, err := read(before, limit)
-	if err != nil {
-		return nil, Page{}, err
-	}
-	list := make([]T, len(records))
-	last := ""
-	for i, r := range records {
-		list[i], last = show(r)
-	}
-	links := page(c, more, last, limit)
-	if links.TotalCount, err = total(q.TotalCount); links.TotalCount == nil {
-		return list, links, err
-	}
-	for before, more := "", true; more; {
-		if records, more, err = read(before, countedAtOnce); err != nil {
-			return nil, Page{}, err
-		}
-		*links.TotalCount += len(records)
-		if len(records) > 0 {
-			_, before = show(records[len(records)-1])
-		}
-	}
-	return list, links, nil
-}
-
-// countedAtOnce is the number of records that are read together to count a list.
-const countedAtOnce = 1000
-
-// page returns the links of a list in the default order. last is the id of the last entry; more
-// means that there is a page behind it.
-func page(c *call, more bool, last string, limit int) Page {
-	if !more {
-		return lastPage(c)
-	}
-	return nextPage(c, "before_id", last, limit)
-}
-
-func lastPage(c *call) Page { return Page{URI: c.URL.Path} }
-
-// nextPage returns a link to the next page, which begins at the given parameter. The link is a path
-// without a host, because the client controls the header Host.
-func nextPage(c *call, param, value string, limit int) Page {
-	query := c.URL.Query()
-	query.Del("before_id")
-	query.Del("cursor")
-	query.Set(param, value)
-	query.Set("limit", strconv.Itoa(limit))
-	next := c.URL.Path + "?" + query.Encode()
-	return Page{URI: c.URL.Path, NextPageURI: &next}
-}
 
 var errNotFound = &store.Error{Kind: store.ErrNotFound, Msg: "there is no such resource"}
 

@@ -8,21 +8,14 @@ package caddymodule
 
 import (
 	"cmp"
-	"context"
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
-	"net/http"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
-	"runtime/debug"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -30,7 +23,6 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/serviceusers/caddy-service-users/access"
-	"github.com/serviceusers/caddy-service-users/admin"
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
@@ -307,201 +299,6 @@ func running() (*App, error) {
 		return nil, err
 	}
 	return app.(*App), nil
-}
-
-// shared is a store that several configurations share. Only the first of them opens it.
-type shared struct {
-	path      string
-	opts      store.Options
-	throttle  Throttle
-	decisions int // the number of refusals to keep
-
-	once  sync.Once
-	ready chan struct{} // closed after the attempt to open the store
-	err   error         // the error of that attempt
-	live  atomic.Pointer[liveStore]
-}
-
-// liveStore is an open store with the services that use it.
-type liveStore struct {
-	store    *store.Store
-	api      *admin.API
-	recall   *access.Recall
-	streams  *streams
-	throttle *access.Throttle // nil is off
-}
-
-// failedLogin logs, counts and remembers a failed login. authorization is the value of the field. It
-// returns the login, and the time to wait before the next attempt; 0 while the rate is accepted. For
-// the throttle, the address of a trusted proxy does not count, since all clients behind the proxy
-// share it. A request without a credential is not an attempt.
-//
-// Programs such as fail2ban read the line: its message and its fields, in this order, stay. A line
-// with a fault has one more field.
-func (l *liveStore) failedLogin(
-	log *zap.Logger, r *http.Request, a login, address netip.Addr,
-) (login string, wait time.Duration) {
-	kept := access.Recalled{Status: http.StatusUnauthorized, Reason: a.reason}
-	kept.Action.Address = address
-	login, kept.Why = access.ReadLogin(a.value, a.bearer, a.reason)
-	if a.reason > access.WrongSecret { // the secret is right, so it names its service user
-		if u, t := l.store.Directory().FindDigest(sha256.Sum256([]byte(a.Secret))); u != nil {
-			login, kept.TokenID = cmp.Or(login, u.ID), t.ID
-		}
-	}
-	level := zap.InfoLevel
-	if a.reason == access.NoCredential {
-		level = zap.DebugLevel // a client that waits for the challenge begins so
-	}
-	if line := log.Check(level, "authentication failed"); line != nil {
-		fields := []zap.Field{
-			zap.Stringer("client_ip", address), zap.Stringer("reason", a.reason),
-			zap.String("login", withoutSecret(login)),
-		}
-		if kept.Why != "" {
-			fields = append(fields, zap.String("why", kept.Why))
-		}
-		line.Write(fields...)
-	}
-	counter := metrics.reasons[a.reason]
-	if l.throttle != nil && a.reason != access.NoCredential {
-		if varsOf(r).fromTrustedProxy() && address == peerAddress(r) {
-			address = netip.Addr{}
-		}
-		if wait = l.throttle.Fail(login, address, l.store.Now()); wait > 0 {
-			kept.Status, counter = http.StatusTooManyRequests, metrics.throttled
-		}
-	}
-	counter.Inc()
-	l.remember(r, login, kept)
-	return login, wait
-}
-
-// maxFailedPath bounds the path that is kept of a request without a decision id, in bytes: strangers
-// choose it, and masking its secrets takes time.
-const maxFailedPath = 256
-
-// remember keeps a refusal without a decision id, if it has a login. A refusal whose login nobody has
-// is kept too, for the user "", so that it takes the same time.
-func (l *liveStore) remember(r *http.Request, login string, kept access.Recalled) {
-	if login == "" {
-		return
-	}
-	path := strings.ToValidUTF8(r.URL.Path[:min(len(r.URL.Path), maxFailedPath)], "")
-	kept.UserID, kept.At = l.store.Directory().UserID(login), l.store.Now()
-	kept.Action.Method, kept.Action.Path = r.Method, access.MaskSecrets(path)
-	kept.Action.Host, _ = access.CheckHost(r.Host)
-	l.recall.Keep(kept)
-}
-
-func (s *shared) start() error {
-	s.once.Do(func() {
-		defer close(s.ready)
-		s.err = s.open()
-	})
-	return s.err
-}
-
-// open opens the store and starts the services that use it.
-func (s *shared) open() error {
-	before, users := "", 0
-	if live := storeInForce(); live != nil {
-		before, users = live.store.Path(), live.store.Directory().Len()
-	}
-	opts := s.opts
-	opts.Existing = users > 0
-	if !opts.Existing && filepath.Dir(s.path) == caddy.AppDataDir() {
-		if err := os.MkdirAll(filepath.Dir(s.path), 0o700); err != nil {
-			return err
-		}
-	}
-	db, err := store.Open(context.Background(), s.path, opts)
-	if opts.Existing && errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("the store %q does not exist, and a new one would lock out the %d service users "+
-			"of the store in force, %q; name the right file, or put it back. To go on with an empty store "+
-			"on purpose, make it first: caddy service-user --store %s --create",
-			s.path, users, before, store.ShellWord(s.path))
-	}
-	if err != nil {
-		return err
-	}
-	name := opts.DefaultGroup
-	if name != "" && len(db.Directory().GroupIDs([]string{name})) == 0 {
-		opts.Log.Warn("no permission group has the name of default_group; "+
-			"the setting takes effect once there is one", zap.String("default_group", name))
-	}
-	warnings, err := store.StorageWarnings(db.Path())
-	for _, warning := range warnings {
-		opts.Log.Warn("the store is on unsuitable storage",
-			zap.String("store", s.path), zap.String("why", warning))
-	}
-	if err != nil {
-		opts.Log.Warn("the storage of the store could not be checked",
-			zap.String("store", s.path), zap.Error(err))
-	}
-	recall := access.NewRecall(s.decisions)
-	recall.Since = db.Now()
-	live := &liveStore{
-		store: db, api: admin.New(db, recall, opts.Log.Named("admin")), recall: recall,
-		streams: newStreams(db),
-	}
-	live.api.Sites = siteOptions
-	if s.throttle.Attempts > 0 {
-		live.throttle = access.NewThrottle(s.throttle.Attempts, time.Duration(s.throttle.Within))
-	}
-	s.live.Store(live)
-	opts.Log.Info("store opened", zap.String("store", s.path),
-		zap.Int64("revision", db.Directory().Revision()), zap.Int("service_users", db.Directory().Len()))
-	// Reading the service users took more memory than they need from now on.
-	if db.Directory().Len() >= manyUsers {
-		go debug.FreeOSMemory()
-	}
-	return nil
-}
-
-// storeInForce returns the open store of the configuration in force, or nil.
-func storeInForce() *liveStore {
-	if app, err := running(); err == nil && app.shared != nil {
-		return app.shared.live.Load()
-	}
-	return nil
-}
-
-// manyUsers is the number of service users from which start returns unused memory to the system at
-// once. The garbage collector would keep it for the next burst.
-const manyUsers = 100_000
-
-// Destruct closes the store once no configuration uses it any more.
-func (s *shared) Destruct() error {
-	if live := s.live.Load(); live != nil {
-		live.streams.close()
-		return live.store.Close()
-	}
-	return nil
-}
-
-// startupWait is the time that a request waits for a store that is being opened.
-const startupWait = 5 * time.Second
-
-// live returns the store that requests of this configuration are checked against, or nil. Caddy may
-// start the HTTP server before the app; a request then waits for up to startupWait. If the load
-// fails, the request gets the store of the configuration in force.
-func (h *storeHandle) live(ctx context.Context) *liveStore {
-	if live := h.shared.live.Load(); live != nil {
-		return live
-	}
-	wait := time.NewTimer(startupWait)
-	defer wait.Stop()
-	select {
-	case <-h.shared.ready:
-	case <-h.abandoned:
-	case <-ctx.Done():
-	case <-wait.C:
-	}
-	if live := h.shared.live.Load(); live != nil {
-		return live
-	}
-	return storeInForce() // this store did not open, but the configuration in force can have another one
 }
 
 // storeHandle has the parts of App that a handler needs. A handler has its own copy, since Caddy

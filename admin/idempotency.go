@@ -1,0 +1,40 @@
+package admin
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"net/http"
+	"regexp"
+
+	"github.com/serviceusers/caddy-service-users/store"
+)
+
+// keyHeader is the request header of draft-ietf-httpapi-idempotency-key-header.
+const keyHeader = "Idempotency-Key"
+
+// keyForm is a structured string (RFC 9651, section 3.3.3) or the same text without quotes.
+var keyForm = regexp.MustCompile(`^(?:"((?:[ !#-\[\]-~]|\\["\\]){1,255})"|([!#-~][ -~]{0,254}))$`)
+
+// takeKey calls decode, which reads the body, and sets by.Once if the request has an idempotency key.
+func (c *call) takeKey(decode func() error) error {
+	values := c.Header.Values(keyHeader)
+	if len(values) == 0 || c.Method != http.MethodPost { // a repeated PUT, PATCH or DELETE changes nothing more
+		return decode()
+	}
+	m := keyForm.FindStringSubmatch(values[0])
+	if len(values) > 1 || m == nil {
+		return invalidField(keyHeader, "must be one text of 1 to 255 visible ASCII characters, "+
+			"with or without quotes, such as a UUID")
+	}
+	sum := sha256.New()
+	fmt.Fprintf(sum, "%s %s\n", c.Method, c.URL.Path)
+	c.Body = struct {
+		io.Reader
+		io.Closer
+	}{io.TeeReader(c.Body, sum), c.Body}
+	err := decode()
+	c.by.Once = &store.Once{Key: m[1] + m[2], Request: hex.EncodeToString(sum.Sum(nil))}
+	return err
+}
