@@ -178,7 +178,8 @@ func (d *Directory) Principal(userID, tokenID string, address netip.Addr, now in
 		t, _ := p.token()
 		user := prefixesOf(p.row.account().allowed)
 		meets := func(b netip.Prefix) bool { return slices.ContainsFunc(user, b.Overlaps) }
-		if token := prefixesOf(t.allowed); len(user) > 0 && len(token) > 0 && !slices.ContainsFunc(token, meets) {
+		token := prefixesOf(t.allowed)
+		if len(user) > 0 && len(token) > 0 && !slices.ContainsFunc(token, meets) {
 			reason = TokenAddress
 		}
 	}

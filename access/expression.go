@@ -48,8 +48,9 @@ func firstIssue(issues *cel.Issues) error {
 	first := issues.Errors()[0]
 	message := strings.TrimSuffix(first.Message, " (in container '')")
 	if m := unknownCEL.FindStringSubmatch(message); m != nil {
-		known := append(slices.Sorted(maps.Keys(celFields["user"])), slices.Sorted(maps.Keys(celFields["request"]))...)
-		if nearest := NearestWord(m[1], append(known, "user", "request", "params", "obj")); nearest != "" && nearest != m[1] {
+		known := slices.Concat(slices.Sorted(maps.Keys(celFields["user"])),
+			slices.Sorted(maps.Keys(celFields["request"])), []string{"user", "request", "params", "obj"})
+		if nearest := NearestWord(m[1], known); nearest != "" && nearest != m[1] {
 			message += "; did you mean " + nearest + "?"
 		}
 	}

@@ -64,7 +64,9 @@ func (d *Directory) Ask(a Action, pattern bool) (*Question, error) {
 	for _, g := range groups {
 		for i := range g.Rules {
 			r := &g.Rules[i]
-			o := overlap{entry: entry{group: g.index, methods: newMethodSet(r), host: r.Host, rule: r, from: g}}
+			o := overlap{entry: entry{
+				group: g.index, methods: newMethodSet(r), host: r.Host, rule: r, from: g,
+			}}
 			list, asked, deny := &q.allows, paths, r.Effect == Deny
 			hosted := coversHost(r.Host, a.Host, deny)
 			if !o.methods.covers(bit, a.Method) || !hosted && a.Unknown&UnknownHost == 0 {

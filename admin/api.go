@@ -58,7 +58,8 @@ func New(s *store.Store, recall *access.Recall, log *zap.Logger) *API {
 		// An If-Match that no code compares would give the caller a false sense of safety.
 		if r.method != http.MethodGet && !r.versioned {
 			r.serve = a.without(r.serve, "If-Match", NewError(http.StatusPreconditionFailed, "ERR_CHANGED",
-				"this operation compares no versions; leave If-Match out"), "*") // every version meets "*"
+				"this operation compares no versions; leave If-Match out"),
+				"*") // every version meets "*"
 		}
 		// The same for a key: without a token to issue, a repetition does the work again.
 		if r.method == http.MethodPost && !r.issuing {

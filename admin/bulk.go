@@ -112,7 +112,8 @@ func (a *API) bulkServiceUsers(c *call, in BulkInput) (BulkResult, error) {
 func (a *API) bulkEntries(c *call, in *BulkInput, issued []store.Issued) (entries []store.Entry, err error) {
 	tooMany := func(n int) error {
 		return NewError(400, "ERR_INVALID_VALUE", fmt.Sprintf(
-			"%d service users are too many for one request, which changes at most %d; choose fewer", n, store.MaxBulk))
+			"%d service users are too many for one request, which changes at most %d; choose fewer",
+			n, store.MaxBulk))
 	}
 	change, err := a.bulkChange(c, in)
 	if err != nil {
@@ -134,7 +135,8 @@ func (a *API) bulkEntries(c *call, in *BulkInput, issued []store.Issued) (entrie
 		switch {
 		case !store.ValidID("service", id):
 			return nil, invalidField(field, fmt.Sprintf(
-				"%q is not an id that begins with service_; GET /service_users?name=… finds the id of a name", id))
+				"%q is not an id that begins with service_; "+
+					"GET /service_users?name=… finds the id of a name", id))
 		case slices.Contains(in.IDs[:i], id):
 			return nil, invalidField(field, id+" is in the list twice")
 		}

@@ -207,7 +207,8 @@ func (c *Client) foreign(resp *http.Response, text []byte) error {
 	if to, err := resp.Location(); err == nil && resp.StatusCode/100 == 3 { // its query may contain secrets
 		said += " to " + to.Scheme + "://" + to.Host + to.Path
 	}
-	if line := strings.TrimSpace(string(text)); len(line) < 100 && !json.Valid(text) && !strings.ContainsAny(line, "<\n") {
+	line := strings.TrimSpace(string(text))
+	if len(line) < 100 && !json.Valid(text) && !strings.ContainsAny(line, "<\n") {
 		other.Error = line
 	}
 	if reason := cmp.Or(other.Error, other.Detail); reason != "" {

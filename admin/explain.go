@@ -167,7 +167,8 @@ func (a *API) explain(c *call, in ExplainInput) (Explanation, error) {
 			p = logins[max(slices.IndexFunc(logins, allowed), 0)]
 		}
 		if token := p.Token(); len(token.Groups) > 0 {
-			narrowed = "; this is for " + token.ID + ", since every usable token is narrowed to permission groups"
+			narrowed = "; this is for " + token.ID +
+				", since every usable token is narrowed to permission groups"
 		}
 	} else if reason != access.Granted {
 		out.Obstacle = new(reasonText[reason])
@@ -373,7 +374,8 @@ func (a *API) action(in ExplainInput) (action access.Action, problem access.Prob
 	for name, value := range in.Headers {
 		key := textproto.CanonicalMIMEHeaderKey(name)
 		if headers[key] != nil {
-			return action, problem, invalidField("headers."+key, "appears twice, in upper and in lower case")
+			return action, problem, invalidField("headers."+key,
+				"appears twice, in upper and in lower case")
 		}
 		headers[key] = []string{value}
 	}

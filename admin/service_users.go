@@ -41,7 +41,8 @@ func (a *API) newUser(c *call, in NewServiceUser) (u store.ServiceUser, token *s
 	}
 	if in.TokenTTL.Set {
 		if token == nil {
-			return u, nil, invalidField("token_ttl", "there is no first token; leave it out, or create_token")
+			return u, nil, invalidField("token_ttl",
+				"there is no first token; leave it out, or create_token")
 		}
 		var ttl time.Duration
 		ttl, err = parseDuration("token_ttl", in.TokenTTL.Value)

@@ -90,10 +90,12 @@ func (a *API) chooseTokens(c *call, in TokenListQuery, user string) (TokenList, 
 		return TokenList{}, err
 	}
 	q.Live = q.EndsWithin > 0 || q.UnusedFor > 0
-	tokens, page, err := newestFirst(c, in.ListQuery, "token", func(before string, limit int) ([]store.Token, bool, error) {
+	read := func(before string, limit int) ([]store.Token, bool, error) {
 		q.Before, q.Limit = before, limit
 		return a.store.FindTokens(c.Context(), c.by, q)
-	}, func(t store.Token) (Token, string) { return showToken(t, a.store.Now()), t.ID })
+	}
+	show := func(t store.Token) (Token, string) { return showToken(t, a.store.Now()), t.ID }
+	tokens, page, err := newestFirst(c, in.ListQuery, "token", read, show)
 	return TokenList{tokens, page}, err
 }
 
@@ -125,8 +127,8 @@ func (a *API) revokeToken(c *call, _ None) (None, error) {
 }
 
 // refreshToken replaces a token: it issues a new token with the same description, addresses, groups
-// and, without ttl and expires_at, lifetime. The old token ends with the grace, or at once without a grace. The answer is 409 if
-// the token is retiring or revoked.
+// and, without ttl and expires_at, lifetime. The old token ends with the grace, or at once without a
+// grace. The answer is 409 if the token is retiring or revoked.
 func (a *API) refreshToken(c *call, in RefreshInput) (Token, error) {
 	var grace time.Duration
 	if in.Grace.Value != "" {

@@ -16,8 +16,9 @@ import (
 type Access struct {
 	ServiceUserID    string        `json:"service_user_id"`   // the service user
 	PermissionGroups []AccessGroup `json:"permission_groups"` // all groups of the service user, from any source
-	Obstacle         *string       `json:"obstacle"`          // the reason why nobody can log in now; null if somebody can
-	URI              string        `json:"uri"`               // the path of this answer
+	// the reason why nobody can log in now; null if somebody can
+	Obstacle *string `json:"obstacle"`
+	URI      string  `json:"uri"` // the path of this answer
 }
 
 // AccessGroup is a permission group of a service user, with the rules that apply through it.

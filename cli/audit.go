@@ -13,6 +13,27 @@ import (
 
 // auditCommands adds the commands for the audit trail.
 func (c *cli) auditCommands(root *cobra.Command) {
+	c.listAuditCommand(root)
+	head := url.Values{}
+	verify := c.command(root, "verify", "Verifies the audit trail, and names the first bad record", "audit verify",
+		func([]string) error {
+			var r admin.AuditReport
+			_, end := c.progress("verify", "")
+			err := c.do(http.MethodGet, withQuery("/audit_events/verify", head), nil, &r)
+			end()
+			if err != nil {
+				return err
+			}
+			err = c.print(r, table{{"records", r.Records}, {"head", r.Head}})
+			if err == nil && !r.OK {
+				err = fmt.Errorf("record %d is bad: %s", r.FirstBad, r.Problem)
+			}
+			return err
+		})
+	headFlag(verify, head)
+}
+
+func (c *cli) listAuditCommand(root *cobra.Command) {
 	query := url.Values{}
 	var limit int
 	var names bool
@@ -77,24 +98,6 @@ func (c *cli) auditCommands(root *cobra.Command) {
 	flags.Var(parameter(query, "until"), "until", "only changes before this time, in the forms of --since")
 	flags.IntVar(&limit, "limit", 100, "the largest number of changes; 0 lists all of them, as --since does")
 	flags.BoolVar(&names, "names", false, "shows names beside ids")
-
-	head := url.Values{}
-	verify := c.command(root, "verify", "Verifies the audit trail, and names the first bad record", "audit verify",
-		func([]string) error {
-			var r admin.AuditReport
-			_, end := c.progress("verify", "")
-			err := c.do(http.MethodGet, withQuery("/audit_events/verify", head), nil, &r)
-			end()
-			if err != nil {
-				return err
-			}
-			err = c.print(r, table{{"records", r.Records}, {"head", r.Head}})
-			if err == nil && !r.OK {
-				err = fmt.Errorf("record %d is bad: %s", r.FirstBad, r.Problem)
-			}
-			return err
-		})
-	headFlag(verify, head)
 }
 
 // headFlag adds the flag --head to a command that verifies the audit trail.

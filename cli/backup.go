@@ -241,7 +241,8 @@ func (c *cli) restore(ctx context.Context, path string) error {
 		case err == nil:
 			lost := max(0, current.AuditHead().Seq-backup.Head.Seq)
 			question = fmt.Sprintf("Replace the content of the store at revision %d by its backup of "+
-				"revision %d? Lost since then: %s; tokens that were revoked since then are valid again.",
+				"revision %d? Lost since then: %s; "+
+				"tokens that were revoked since then are valid again.",
 				current.Directory().Revision(), backup.Revision, plural(int(lost), "change"))
 			if err := current.Close(); err != nil {
 				return err

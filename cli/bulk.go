@@ -35,7 +35,8 @@ type change struct {
 // changeOf returns the change for a verb such as "delete".
 func changeOf(do string) *change {
 	return &change{
-		BulkInput: admin.BulkInput{Do: do}, question: strings.ToUpper(do[:1]) + do[1:] + " %s?", done: do + "d %s",
+		BulkInput: admin.BulkInput{Do: do},
+		question:  strings.ToUpper(do[:1]) + do[1:] + " %s?", done: do + "d %s",
 	}
 }
 

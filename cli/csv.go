@@ -75,7 +75,8 @@ func (c *cli) saveSecrets(made []admin.BulkEntry, files []string) (err error) {
 	}
 	if err != nil {
 		err = fmt.Errorf("all service users were created, but %d of %d tokens could not be written: %w; "+
-			"use \"token revoke\" and \"token create\" for: %s", len(lost), len(made), err, strings.Join(lost, ", "))
+			"use \"token revoke\" and \"token create\" for: %s",
+			len(lost), len(made), err, strings.Join(lost, ", "))
 	}
 	return err
 }
@@ -207,7 +208,8 @@ func inLine(err error, path string, lines []int) error {
 		number, column, _ := strings.Cut(place, ".")
 		if i, bad := strconv.Atoi(number); ok && bad == nil && i < len(lines) {
 			column = strings.TrimPrefix(strings.TrimPrefix(column, "token_"), "permission_")
-			return admin.NewError(e.Status, e.Code, fmt.Sprintf("%s: line %d: %s: %s", path, lines[i], column, msg))
+			return admin.NewError(e.Status, e.Code,
+				fmt.Sprintf("%s: line %d: %s: %s", path, lines[i], column, msg))
 		}
 	}
 	return err

@@ -13,34 +13,7 @@ import (
 
 func (c *cli) groupCommands(root *cobra.Command) {
 	c.createGroupCommand(root)
-	var deleted bool
-	list := c.command(root, "list", "Lists permission groups, newest first", "group list",
-		func([]string) error {
-			query := url.Values{}
-			if deleted {
-				query.Set("deleted", "true")
-			}
-			list, err := all(c, withQuery("/permission_groups", query),
-				func(l *admin.GroupList) (*[]admin.Group, *admin.Page) {
-					return &l.PermissionGroups, &l.Page
-				})
-			if err != nil {
-				return err
-			}
-			rows := table{{"ID", "NAME", "MODE", "RULES", "PERMISSIONS", "MEMBERS", "CREATED"}}
-			if deleted {
-				rows[0] = append(rows[0], "DELETED", "BY")
-			}
-			for _, g := range list.PermissionGroups {
-				rows.add(g.ID, g.Name, g.Mode, len(g.Rules), len(g.Permissions), g.MemberCount,
-					when(&g.CreatedAt))
-				if deleted {
-					rows[len(rows)-1] = append(rows[len(rows)-1], when(g.DeletedAt), g.DeletedBy)
-				}
-			}
-			return c.print(list, rows)
-		})
-	list.Flags().BoolVar(&deleted, "deleted", false, "only deleted ones that can be brought back")
+	c.listGroupsCommand(root)
 	c.command(root, "show GROUP", "Shows a permission group with its rules and members",
 		"group show people-readers",
 		on(c.permissionGroup, func(g admin.Group, _ []string) error { return c.printGroup(g) }))
@@ -62,7 +35,8 @@ func (c *cli) groupCommands(root *cobra.Command) {
 		"group undelete people-readers",
 		func(args []string) error {
 			var g admin.Group
-			id, err := c.deleted("group", "permission group", "/permission_groups", "group list --deleted", args[0])
+			id, err := c.deleted("group", "permission group", "/permission_groups",
+				"group list --deleted", args[0])
 			if err == nil {
 				err = c.do(http.MethodPost, "/permission_groups/"+id+"/undelete", nil, &g)
 			}
@@ -99,6 +73,37 @@ func (c *cli) groupCommands(root *cobra.Command) {
 		http.MethodPut, "%s is a member of %s", "Add %s to ", "added %s to ")
 	member("remove", "remove_from_group", "Ends memberships of a permission group",
 		http.MethodDelete, "%s is not a member of %s", "Remove %s from ", "removed %s from ")
+}
+
+func (c *cli) listGroupsCommand(root *cobra.Command) {
+	var deleted bool
+	list := c.command(root, "list", "Lists permission groups, newest first", "group list",
+		func([]string) error {
+			query := url.Values{}
+			if deleted {
+				query.Set("deleted", "true")
+			}
+			list, err := all(c, withQuery("/permission_groups", query),
+				func(l *admin.GroupList) (*[]admin.Group, *admin.Page) {
+					return &l.PermissionGroups, &l.Page
+				})
+			if err != nil {
+				return err
+			}
+			rows := table{{"ID", "NAME", "MODE", "RULES", "PERMISSIONS", "MEMBERS", "CREATED"}}
+			if deleted {
+				rows[0] = append(rows[0], "DELETED", "BY")
+			}
+			for _, g := range list.PermissionGroups {
+				rows.add(g.ID, g.Name, g.Mode, len(g.Rules), len(g.Permissions), g.MemberCount,
+					when(&g.CreatedAt))
+				if deleted {
+					rows[len(rows)-1] = append(rows[len(rows)-1], when(g.DeletedAt), g.DeletedBy)
+				}
+			}
+			return c.print(list, rows)
+		})
+	list.Flags().BoolVar(&deleted, "deleted", false, "only deleted ones that can be brought back")
 }
 
 // groupFlags adds the flags that create and update share. They set fields of in.

@@ -50,7 +50,8 @@ func (c *cli) rotateTokensCommand(root *cobra.Command) {
 			if err != nil {
 				return err
 			}
-			due := slices.DeleteFunc(slices.Clone(list), func(r *rotation) bool { return r.Result != resultDue })
+			due := slices.DeleteFunc(slices.Clone(list),
+				func(r *rotation) bool { return r.Result != resultDue })
 			if !dryRun && len(due) > 0 {
 				if err := c.sure("Replace %s? The old ones stay valid for %s.",
 					plural(len(due), "token"), grace); err != nil {
@@ -91,10 +92,12 @@ func (c *cli) rotations(within string, window time.Duration, dir string) ([]*rot
 		name, _ := url.PathUnescape(m[1]) // an error leaves "", which is not found
 		u, err := c.user(name)
 		if err != nil {
-			return nil, fmt.Errorf("%q is from an earlier run: %w; remove it to go on without its token", path, err)
+			return nil, fmt.Errorf("%q is from an earlier run: %w; remove it to go on without its token",
+				path, err)
 		}
 		list = append(list, &rotation{
-			User: name, TokenID: m[2], Result: resultDue, File: path, uri: u.URI + "/tokens/" + m[2], begun: true,
+			User: name, TokenID: m[2], Result: resultDue, File: path,
+			uri: u.URI + "/tokens/" + m[2], begun: true,
 		})
 	}
 	found, err := c.tokensAt(withQuery("/service_users/tokens", url.Values{"ends_within": {within}}))
@@ -133,7 +136,8 @@ func (c *cli) whyNotDue(t admin.Token, window time.Duration) (string, error) {
 		return "", nil
 	}
 	all, err := c.tokensAt("/service_users/" + t.ServiceUserID + "/tokens")
-	if err != nil || !slices.ContainsFunc(all.Tokens, func(old admin.Token) bool { return old.ReplacedBy == t.ID }) {
+	replaced := func(old admin.Token) bool { return old.ReplacedBy == t.ID }
+	if err != nil || !slices.ContainsFunc(all.Tokens, replaced) {
 		return "", err
 	}
 	return "replaced another token, and lives for less than --ends-within; due from " + when(&half), nil

@@ -90,7 +90,8 @@ func (c *cli) printTokens(list admin.TokenList, everyone bool) error {
 		}
 		rows.add(t.ID, "…"+t.Hint, t.State, t.Description, used,
 			when(t.LastUsedAt), t.LastUsedIP, when(end), when(&t.CreatedAt),
-			when(t.NotBefore), strings.Join(t.AllowedIPs, ", "), groups.of(t.PermissionGroups), t.ServiceUserName)
+			when(t.NotBefore), strings.Join(t.AllowedIPs, ", "), groups.of(t.PermissionGroups),
+			t.ServiceUserName)
 	}
 	if !everyone {
 		for i, row := range rows {
@@ -150,7 +151,8 @@ func (c *cli) updateTokenCommand(root *cobra.Command) {
 				return t, err
 			}
 			before, after, err := changeLatest(c, read, func(t admin.Token) (string, string, any) {
-				in.AllowedIPs, in.PermissionGroups = addresses.edit(t.AllowedIPs), groups.edit(t.PermissionGroups)
+				in.AllowedIPs = addresses.edit(t.AllowedIPs)
+				in.PermissionGroups = groups.edit(t.PermissionGroups)
 				return t.URI, t.ETag, in
 			})
 			if err != nil {

@@ -36,7 +36,8 @@ func (c *cli) userCommands(root *cobra.Command) {
 		})
 	}
 	setActive("deactivate",
-		"Refuses every token of service users from now on, and cuts their streams, uploads and downloads", false)
+		"Refuses every token of service users from now on, and cuts their streams, uploads and downloads",
+		false)
 	setActive("reactivate", "Accepts the tokens of service users again", true)
 	c.deleteUserCommand(root)
 	deleted := func(idOrName string) (string, error) {
@@ -178,9 +179,11 @@ func (c *cli) createUserCommand(root *cobra.Command) {
 	flags.BoolVar(&noToken, "no-token", false, "issue no token yet")
 	c.issuing(create)
 	flags.StringVar(&from, "from", "",
-		"create the service users of this CSV `FILE`, all or none; its first line names the columns; - is the standard input")
+		"create the service users of this CSV `FILE`, all or none; its first line names the columns; "+
+			"- is the standard input")
 	flags.StringVar(&secretDir, "secret-dir", "",
-		"with --from: issue tokens, and write each to a new file in this directory, named after the service user")
+		"with --from: issue tokens, and write each to a new file in this directory, "+
+			"named after the service user")
 	c.previewed(create, func() bool { return from != "" })
 	c.checkArgs(create, func(args []string) error {
 		var alone string // a flag for a single service user
@@ -194,7 +197,8 @@ func (c *cli) createUserCommand(root *cobra.Command) {
 		case from != "" && len(args) > 0:
 			return usagef("--from creates the service users of its file; leave it out, or %q", args[0])
 		case from != "" && alone != "":
-			return usagef("--%s is for one service user; leave it out, or make it a column of the file", alone)
+			return usagef("--%s is for one service user; leave it out, or make it a column of the file",
+				alone)
 		case from == "" && (secretDir != "" || c.dryRun):
 			return usagef("--secret-dir and --dry-run go with --from FILE")
 		case from == "" && len(args) == 0:

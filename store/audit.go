@@ -146,7 +146,8 @@ func (s *Store) AuditEvents(ctx context.Context, by Actor, q AuditQuery) (list [
 			WHERE ($1 = '' OR ` + madeBy("actor", "$1") + ` OR actor IN (` + args.list(actors) + `))
 				AND ($2 = '' OR action = $2 OR $2 LIKE '%.' AND SUBSTR(action, 1, LENGTH($2)) = $2)
 				AND ($3 = '' OR resource_id = $3 OR resource_id IN (` + named + `)
-					OR seq IN (SELECT seq FROM audit_subjects WHERE resource_id = $3 OR resource_id IN (` + named + `)))
+					OR seq IN (SELECT seq FROM audit_subjects
+						WHERE resource_id = $3 OR resource_id IN (` + named + `)))
 				AND at >= $4 AND ($5 = 0 OR at < $5)`
 		if q.Total != nil {
 			err := t.row(`SELECT COUNT(*) FROM audit_events`+where, args...).Scan(q.Total)

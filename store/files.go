@@ -79,8 +79,8 @@ func ExplainPath(path string, err error) error {
 	case errors.Is(err, syscall.EISDIR):
 		return fmt.Errorf("%q is a directory; name a file in it", path)
 	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("%w; the user of this process (uid %d) needs rights to the file and to the directory %q: "+
-			"give it these, or run this as the owner", err, os.Geteuid(), dir)
+		return fmt.Errorf("%w; the user of this process (uid %d) needs rights to the file and to the "+
+			"directory %q: give it these, or run this as the owner", err, os.Geteuid(), dir)
 	case errors.Is(err, syscall.EROFS):
 		return fmt.Errorf("%w; mount the file system for writing, or name a file elsewhere", err)
 	}

@@ -89,9 +89,10 @@ func (t *tx) recreate(name string, token *Token, issued *Issued) (before, made S
 	if token != nil {
 		*issued, t.again = *t.again[0], t.again[1:]
 		id = issued.UserID
-	} else if err := t.row(`SELECT id FROM service_users WHERE name = $1 AND deleted_at = 0`, name).Scan(&id); err != nil {
-		return before, made, conflict("name", "the request was answered before, and its service user %q is gone; "+
-			"send the request with a new key", name)
+	} else if err := t.row(`SELECT id FROM service_users WHERE name = $1 AND deleted_at = 0`,
+		name).Scan(&id); err != nil {
+		return before, made, conflict("name", "the request was answered before, and its service user %q "+
+			"is gone; send the request with a new key", name)
 	}
 	made, err = t.user(id, false)
 	return before, made, err

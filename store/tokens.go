@@ -112,7 +112,8 @@ func (t *tx) findTokens(q TokenQuery) (list []Token, err error) {
 	}
 	if q.EndsWithin > 0 {
 		end := args.add(t.now.Add(q.EndsWithin).Unix())
-		where += ` AND (expires_at > 0 AND expires_at <= ` + end + ` OR retires_at > 0 AND retires_at <= ` + end + `)`
+		where += ` AND (expires_at > 0 AND expires_at <= ` + end + `
+			OR retires_at > 0 AND retires_at <= ` + end + `)`
 	}
 	since := t.now.Add(-q.UnusedFor).Unix()
 	if q.UnusedFor > 0 {
