@@ -1441,7 +1441,7 @@ func (m *model) listUsers(t *rapid.T) {
 	var found []*modelUser
 	for _, u := range slices.Backward(m.users) {
 		expired := u.expires != 0 && m.now >= u.expires
-		if expired != (u.expires != 0 && m.now-20 >= u.expires) {
+		if expired != (u.expires != 0 && m.now-20 >= u.expires) || u.obstacle(m.now) != u.obstacle(m.now-20) {
 			return // it would change on the way
 		}
 		fits := (u.deleted != 0) == (deleted == "true") && (name == "" || u.name == name) && (role == "" || u.role == role) && (team == "" || slices.Contains(u.teams, team))
