@@ -184,12 +184,12 @@ func TestLifeCycle(t *testing.T) {
 	ctx := t.Context()
 
 	// A service user, with its first token.
-	made := must(c.CreateServiceUserWithResponse(ctx, client.NewServiceUser{Name: ptr("billing-sync"), Teams: ptr([]string{"finance"}), Labels: ptr(map[string]string{"env": "prod"}), Role: ptr(client.RoleManager)}))(t, 201)
+	made := must(c.CreateServiceUserWithResponse(ctx, nil, client.NewServiceUser{Name: ptr("billing-sync"), Teams: ptr([]string{"finance"}), Labels: ptr(map[string]string{"env": "prod"}), Role: ptr(client.RoleManager)}))(t, 201)
 	user := made.JSON201
 	if user.Name != "billing-sync" || user.Role != client.RoleManager || user.ExpiresAt != nil || user.Token == nil || !strings.HasPrefix(*user.Token, "csu_") {
 		t.Fatalf("created: got %+v", user)
 	}
-	again := must(c.CreateServiceUserWithResponse(ctx, client.NewServiceUser{Name: ptr("billing-sync")}))(t, 409)
+	again := must(c.CreateServiceUserWithResponse(ctx, nil, client.NewServiceUser{Name: ptr("billing-sync")}))(t, 409)
 	if e := again.ApplicationproblemJSON409; e == nil || e.ErrorCode != "ERR_NGROK_4112" || e.Details["name"] == "" {
 		t.Errorf("created twice: got %+v", e)
 	}
@@ -209,7 +209,7 @@ func TestLifeCycle(t *testing.T) {
 	must(c.UpdateServiceUserWithResponse(ctx, user.Id, &client.UpdateServiceUserParams{IfMatch: &tag}, client.ServiceUserInput{}))(t, 412)
 
 	// Its tokens.
-	token := must(c.CreateTokenWithResponse(ctx, user.Id, client.TokenInput{Description: ptr("ci"), Ttl: ptr("90d")}))(t, 201).JSON201
+	token := must(c.CreateTokenWithResponse(ctx, user.Id, nil, client.TokenInput{Description: ptr("ci"), Ttl: ptr("90d")}))(t, 201).JSON201
 	if token.State != client.TokenStateActive || token.ExpiresAt == nil || token.Token == nil {
 		t.Errorf("token: got %+v", token)
 	}
@@ -218,7 +218,7 @@ func TestLifeCycle(t *testing.T) {
 	if next.Replaces == nil || *next.Replaces != token.Id {
 		t.Errorf("refreshed: got %+v", next)
 	}
-	if old := must(c.GetTokenWithResponse(ctx, user.Id, token.Id))(t, 200).JSON200; old.State != client.TokenStateRetiring || old.RetiresAt == nil || old.ReplacedBy != next.Id {
+	if old := must(c.GetTokenWithResponse(ctx, user.Id, token.Id, nil))(t, 200).JSON200; old.State != client.TokenStateRetiring || old.RetiresAt == nil || old.ReplacedBy != next.Id {
 		t.Errorf("the old token: got %+v", old)
 	}
 	must(c.RevokeTokenWithResponse(ctx, user.Id, token.Id, nil))(t, 204)
