@@ -102,12 +102,17 @@ var upgradeTrail = `
 	FROM (SELECT resource_id, actor, before, MAX(seq) FROM audit_events
 		WHERE action = 'service_user.delete' AND json_valid(before) GROUP BY resource_id)
 	WHERE resource_id = id AND deleted_at > 0;
-	UPDATE permission_groups SET deleted_by = actor FROM audit_events e
-	WHERE e.resource_id = permission_groups.id AND e.action = 'permission_group.delete' AND deleted_at > 0;
+	UPDATE permission_groups SET deleted_by = actor FROM ` + lastDeletions + `
+	WHERE d.resource_id = permission_groups.id AND deleted_at > 0;
 	INSERT INTO deleted_links SELECT id, 'member', '' FROM permission_groups WHERE deleted_at > 0;
-	INSERT OR IGNORE INTO deleted_links SELECT resource_id, 'permission', value
-	FROM audit_events, json_each(CASE WHEN json_valid(before) THEN before ELSE '{}' END, '$.permissions')
-	WHERE action = 'permission_group.delete';` + indexSubjects(`0`)
+	INSERT OR IGNORE INTO deleted_links SELECT g.id, 'permission', value
+	FROM permission_groups g JOIN ` + lastDeletions + ` ON d.resource_id = g.id AND g.deleted_at > 0,
+		json_each(CASE WHEN json_valid(before) THEN before ELSE '{}' END, '$.permissions');` + indexSubjects(`0`)
+
+// lastDeletions has the last deletion of each permission group. After a restore of a backup the trail
+// also has deletions of groups that exist again, and of groups that the store does not have.
+const lastDeletions = `(SELECT resource_id, actor, before, MAX(seq) FROM audit_events
+		WHERE action = 'permission_group.delete' GROUP BY resource_id) d`
 
 // schemaVersion is the schema version that this program reads and writes.
 var schemaVersion = 1 + len(upgrades)

@@ -252,6 +252,35 @@ func TestUpgradeTrail(t *testing.T) {
 	trail(t, s)
 }
 
+// After a restore of an older backup the trail has deletions that the tables do not have: of a group
+// that exists again, or of one that the backup did not have yet.
+func TestUpgradeAfterRestore(t *testing.T) {
+	for name, statements := range map[string][]string{
+		"the group is back": {
+			`UPDATE permission_groups SET deleted_at = 0 WHERE name = 'auditors'`,
+			`INSERT INTO group_permissions SELECT id, 'salary.view', 1 FROM permission_groups WHERE name = 'auditors'`,
+		},
+		"there is no such group": {
+			`DELETE FROM rules WHERE group_id IN (SELECT id FROM permission_groups WHERE name = 'auditors')`,
+			`DELETE FROM permission_groups WHERE name = 'auditors'`,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path, opts := copyOfSchema(t, schema6)
+			sqliteFile(t, path, strings.Join(statements, ";"))
+			s := open(t, path, opts)
+			for _, g := range must(first2(s.Groups(ctx, Local, "auditors", "", 9))) {
+				if err := s.DeleteGroup(ctx, alice, g.ID, 0); err != nil {
+					t.Fatal(err)
+				}
+				if _, _, _, err := s.UndeleteGroup(ctx, alice, g.ID); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+}
+
 // secrets1 are the secrets of the tokens in the file.
 var secrets1 = map[string]string{
 	"root":      "csu_yNG7GDFxOHQ3Q46Rkojd3hUEC4fQtOOBOeCLLIWcJzn4GNfGq",
