@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/serviceusers/caddy-service-users/access"
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
@@ -99,12 +100,26 @@ func (a *API) bulkServiceUsers(c *call, in BulkInput) (BulkResult, error) {
 	if err != nil {
 		return BulkResult{}, err
 	}
-	bulk := store.Bulk{Entries: entries, DryRun: in.DryRun, Version: c.version}
+	var was, is *access.Directory
+	bulk := store.Bulk{
+		Entries: entries, DryRun: in.DryRun, Version: c.version,
+		Directories: func(before, after *access.Directory) { was, is = before, after },
+	}
 	list, version, err := a.store.ChangeUsers(c.Context(), c.by, bulk)
 	if err != nil {
 		return BulkResult{}, err
 	}
-	return c.showBulk(in, list, issued, version), nil
+	out := c.showBulk(in, list, issued, version)
+	for i, changed := range list {
+		// The directory in force has one of the two states, and after a dry run the first.
+		if before := out.ServiceUsers[i].Before; before != nil {
+			before.Obstacle = c.obstacleIn(was, changed.Before.ID)
+		}
+		if after := out.ServiceUsers[i].After; after != nil {
+			after.Obstacle = c.obstacleIn(is, changed.After.ID)
+		}
+	}
+	return out, nil
 }
 
 // bulkEntries returns the change of each service user. The changes of a create write its tokens to

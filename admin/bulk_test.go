@@ -62,6 +62,28 @@ func TestBulk(t *testing.T) {
 	}
 }
 
+// The obstacles before and after a change, also of a dry run, which no directory in force has.
+func TestBulkObstacles(t *testing.T) {
+	s := serve(t, store.Options{})
+	const bulk = `POST /service_users/bulk `
+	for _, dry := range []string{`true`, `false`} {
+		end := `,"dry_run":` + dry + `}`
+		s.run(r(bulk+`{"do":"create","users":[{"name":"a"},{"name":"b","create_token":false}]`+end,
+			`200 {"service_users":[{"after":{"obstacle":null}},{"after":{"obstacle":"the service user has no token"}}]}`))
+	}
+	for _, row := range []struct{ do, before, after string }{
+		{"deactivate", `{"obstacle":null}`, `{"obstacle":"the service user is deactivated"}`},
+		{"reactivate", `{"obstacle":"the service user is deactivated"}`, `{"obstacle":null}`},
+		{"delete", `{"obstacle":null}`, `null`},
+		{"undelete", `{"obstacle":"the service user is deleted"}`, `{"obstacle":"the service user is deactivated"}`},
+	} {
+		for _, dry := range []string{`true`, `false`} {
+			s.run(r(bulk+`{"do":"`+row.do+`","ids":["service_1"],"dry_run":`+dry+`}`,
+				`200 {"service_users":[{"before":`+row.before+`,"after":`+row.after+`}]}`))
+		}
+	}
+}
+
 // Requests that say too much, too little, or something else than they mean.
 func TestBulkMistakes(t *testing.T) {
 	s := serve(t, store.Options{})

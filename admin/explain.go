@@ -310,8 +310,11 @@ var reasonText = map[access.Reason]string{
 }
 
 // obstacle returns the reason why nobody can log in as a service user now, from any address, or nil.
-func (c *call) obstacle(id string) *string {
-	_, reason, tokens := c.store.Directory().Logins(id, netip.Addr{}, c.store.Now().Unix())
+func (c *call) obstacle(id string) *string { return c.obstacleIn(c.store.Directory(), id) }
+
+// obstacleIn is obstacle by the state of a directory.
+func (c *call) obstacleIn(d *access.Directory, id string) *string {
+	_, reason, tokens := d.Logins(id, netip.Addr{}, c.store.Now().Unix())
 	return obstacleText(reason, tokens)
 }
 

@@ -29,7 +29,8 @@ func (c *call) takeKey(decode func() error) error {
 			"with or without quotes, such as a UUID")
 	}
 	sum := sha256.New()
-	fmt.Fprintf(sum, "%s %s\n", c.Method, c.URL.Path)
+	// A create without create_token issues a token or not by this header, too.
+	fmt.Fprintf(sum, "%s %s %t\n", c.Method, c.URL.Path, c.foreign())
 	c.Body = struct {
 		io.Reader
 		io.Closer

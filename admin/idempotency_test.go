@@ -56,6 +56,26 @@ func TestIdempotencyKey(t *testing.T) {
 	s.run(r(`POST /service_users {"name":"c"}`, `201 {"name":"c"}`, key))
 }
 
+// A bulk that is sent again under its key gives each of its service users the token that it has.
+func TestIdempotencyKeyOfBulk(t *testing.T) {
+	s := serve(t, store.Options{})
+	const create = `POST /service_users/bulk {"do":"create","users":[{"name":"a"},{"name":"b","create_token":false},{"name":"c","create_token":true}]}`
+	const key, ngrok = `Idempotency-Key: k-1`, `Ngrok-Version: 2`
+	s.run(
+		r(create, `200 {"service_users":[{"id":"service_1"},{"id":"service_2"},{"id":"service_3","token_id":"token_1","token":"csu_1"}]}`, key, ngrok),
+		r(create, `200 {"service_users":[{"id":"service_1"},{"id":"service_2"},{"id":"service_3","token_id":"token_1","token":"csu_2"}]}`, key, ngrok),
+		r(create, `422 ERR_KEY_USED [Idempotency-Key] the key was sent before with another request`, key), // without the header it issues another token
+		// Another service user that has the name by now is not the one of the request.
+		r(`DELETE /service_users/service_2`, `204`),
+		r(create, `409 ERR_CONFLICT [users.1] the request was answered before, and its service user "b" is gone`, key, ngrok),
+	)
+	by := s.by
+	s.by = store.Actor{Name: "human:carol"}
+	s.run(r(`POST /service_users {"name":"b","create_token":false}`, `201 {"id":"service_4"}`))
+	s.by = by
+	s.run(r(create, `409 ERR_CONFLICT [users.1] the request was answered before, and its service user "b" is gone`, key, ngrok))
+}
+
 // The form of a key, and requests that have no use for one.
 func TestIdempotencyKeyRefused(t *testing.T) {
 	s := serve(t, store.Options{})

@@ -35,8 +35,7 @@ func (a *API) newUser(c *call, in NewServiceUser) (u store.ServiceUser, token *s
 	if err := in.apply(&u); err != nil {
 		return u, nil, err
 	}
-	foreign := len(c.Header.Values("Ngrok-Version")) > 0 || c.collection() == "/bot_users"
-	if in.CreateToken.Value || !in.CreateToken.Set && !foreign {
+	if in.CreateToken.Value || !in.CreateToken.Set && !c.foreign() {
 		token = new(store.Token)
 	}
 	if in.TokenTTL.Set {
@@ -49,6 +48,11 @@ func (a *API) newUser(c *call, in NewServiceUser) (u store.ServiceUser, token *s
 		token.ExpiresAt = a.store.Now().UTC().Add(ttl)
 	}
 	return u, token, err
+}
+
+// foreign reports whether a request is that of a client of the ngrok API.
+func (c *call) foreign() bool {
+	return len(c.Header.Values("Ngrok-Version")) > 0 || c.collection() == "/bot_users"
 }
 
 // apply copies the fields that the body contains into u.

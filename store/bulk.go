@@ -1,11 +1,14 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
 	"math"
+
+	"github.com/serviceusers/caddy-service-users/access"
 )
 
 // MaxBulk is the largest number of service users that one bulk may change.
@@ -36,6 +39,9 @@ type Bulk struct {
 	// Version is 0, or the version that [Store.ChangeUsers] returned for a dry run. The error is
 	// [ErrChanged] if one of the service users has changed since, or if they are others.
 	Version int64
+	// Directories, if not nil, gets the directory before the changes and the one after them, which
+	// a dry run does not put in force.
+	Directories func(before, after *access.Directory)
 }
 
 // Entry is one change of a bulk. Its arguments are those of a [UserChange].
@@ -52,8 +58,9 @@ type Changed struct{ Before, After ServiceUser }
 // ChangeUsers makes the changes of a bulk, in their order. version identifies the service users
 // and the state that they were in before.
 func (s *Store) ChangeUsers(ctx context.Context, by Actor, b Bulk) (list []Changed, version int64, err error) {
+	var work *tx
 	err = s.change(ctx, by, func(t *tx) error {
-		t.dryRun = b.DryRun
+		work, t.dryRun = t, b.DryRun
 		seen := sha256.New()
 		for _, e := range b.Entries {
 			before, after, err := e.Change(t, e.ID, e.Version)
@@ -67,6 +74,9 @@ func (s *Store) ChangeUsers(ctx context.Context, by Actor, b Bulk) (list []Chang
 		version = int64(binary.BigEndian.Uint64(seen.Sum(nil))&math.MaxInt64 | 1) // never 0
 		return checkVersion(version, b.Version)
 	})
+	if err == nil && b.Directories != nil {
+		b.Directories(work.directory, cmp.Or(work.next, work.directory))
+	}
 	return list, version, err
 }
 

@@ -18,6 +18,7 @@ type tx struct {
 	by        Actor
 	now       time.Time         // whole seconds, UTC
 	directory *access.Directory // the directory before the change
+	next      *access.Directory // the directory after the change, if finish has built it
 	revision  int64             // the number of this change
 	events    []AuditEvent      // audit records written
 	dryRun    bool              // finish does everything but the commit
@@ -157,7 +158,7 @@ func (s *Store) finish(t *tx) error {
 	if err != nil {
 		return fmt.Errorf("building the directory: %w", err)
 	}
-	if t.dryRun {
+	if t.next = next.directory; t.dryRun {
 		return nil // the caller rolls back
 	}
 	if err := t.Commit(); err != nil {

@@ -89,12 +89,19 @@ func (t *tx) recreate(name string, token *Token, issued *Issued) (before, made S
 	if token != nil {
 		*issued, t.again = *t.again[0], t.again[1:]
 		id = issued.UserID
-	} else if err := t.row(`SELECT id FROM service_users WHERE name = $1 AND deleted_at = 0`,
-		name).Scan(&id); err != nil {
-		return before, made, conflict("name", "the request was answered before, and its service user %q "+
-			"is gone; send the request with a new key", name)
+		made, err = t.user(id, false)
+		return before, made, err
 	}
-	made, err = t.user(id, false)
+	// The key has only the ids of tokens. Another service user may have the name by now.
+	err = t.row(`SELECT id FROM service_users WHERE name = $1 AND deleted_at = 0 AND created_by = $2`,
+		name, t.by.Name).Scan(&id)
+	if err == nil {
+		made, err = t.visibleUser(id, false)
+	}
+	if errors.Is(err, sql.ErrNoRows) || errors.Is(err, ErrNotFound) {
+		err = conflict("", "the request was answered before, and its service user %q is gone; "+
+			"send the request with a new key", name)
+	}
 	return before, made, err
 }
 
