@@ -41,7 +41,7 @@ type API struct {
 	recall *access.Recall
 	log    *zap.Logger
 	mux    *http.ServeMux
-	heavy  turns // for requests that may use a core for seconds: filters, explain and who_can
+	heavy  turns // for requests that may use a core for seconds: filters, bulks, explain and who_can
 }
 
 // New returns the API over a store. recall is the memory of decisions that the data path fills.

@@ -249,6 +249,18 @@ func TestBadLists(t *testing.T) {
 	)
 }
 
+// A delete of many names the one that is in use, as a single delete does.
+func TestDeleteManyInUse(t *testing.T) {
+	s := crowd(t)
+	p, _ := s.login("service_1", "csu_1")
+	s.store.Use(p, s.now().Unix(), testAddr, "rule_x")
+	s.run(
+		r(`POST /service_users/bulk {"do":"delete","ids":["service_2","service_1"],"unless_used_within":"24h"}`,
+			`409 {"error_code":"ERR_IN_USE","msg":"service_1: the service user was used at 2026-01-02T03:04:12Z from 192.0.2.1; deactivate it first, or delete it without the condition","details":{"last_used_at":"t+7s","addresses":"192.0.2.1","rules":"rule_x"}}`),
+		r(`GET /service_users/service_2`, `200`),
+	)
+}
+
 // Deleted by mistake, or only when nobody would break.
 func TestDeleteAndUndelete(t *testing.T) {
 	s := crowd(t)

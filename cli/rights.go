@@ -141,6 +141,9 @@ func (c *cli) explainCommand(root *cobra.Command) {
 		case refusals && (decision || len(args) != 1):
 			return c.exit(cmd, usagef("--refusals takes a service user alone, "+
 				"as in \"explain billing-sync --refusals\""))
+		case refusals && (in.TokenID+in.RemoteIP+in.Site+in.At != "" || headers.members != nil):
+			return c.exit(cmd, usagef("--refusals lists every refused request; "+
+				"leave out --token, --remote-ip, --site, --header and --at"))
 		case refusals || decision:
 			return nil
 		}

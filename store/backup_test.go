@@ -454,6 +454,7 @@ var badBackups = []struct {
 	{"a broken audit trail", execute(`UPDATE audit_events SET actor = 'nobody' WHERE seq = 2`), []string{"record 2: its content was changed"}},
 	{"a cut audit trail", execute(`DELETE FROM audit_events WHERE seq > 2`), []string{"record 3: the trail was cut"}},
 	{"a gap in the audit trail", execute(`DELETE FROM audit_events WHERE seq = 2`), []string{"record 2: the record is missing"}},
+	{"a search of the audit trail that finds nothing", execute(`DELETE FROM audit_subjects WHERE resource_id LIKE 'service\_%' ESCAPE '\'`), []string{"service_", "audit_subjects lacks the record"}},
 	{"rules", execute(`UPDATE rules SET path = path || '%'`), []string{"group_", "rule_", "write it decoded"}},
 	{"a condition", execute(`UPDATE permission_groups SET member_condition = 'user'`), []string{"group_", `condition "user"`}},
 	{"a condition of a rule", execute(`UPDATE rules SET condition = 'nonsense('`), []string{"rule_", `condition "nonsense("`}},

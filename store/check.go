@@ -235,10 +235,28 @@ func (c *checker) all(opts Options, known AuditHead) {
 		c.addFinding("the audit trail is broken at record %d: %s; "+
 			"find out who changed it, and keep a copy before you %s",
 			report.BadSeq, report.Problem, mendByRestore)
+	} else if len(c.Findings) == 0 {
+		c.subjects()
 	}
 	if c.left > 0 {
 		c.Findings = append(c.Findings, fmt.Sprintf("and %d more", c.left))
 	}
+}
+
+// subjects looks for records of the audit trail that a search by a resource would not find. The chain
+// does not cover the table audit_subjects.
+func (c *checker) subjects() {
+	c.each("the table audit_subjects", subjects(`0`)+` EXCEPT SELECT resource_id, seq FROM audit_subjects`,
+		func(rows *sql.Rows) error {
+			var resource string
+			var seq int64
+			err := rows.Scan(&resource, &seq)
+			if err == nil {
+				c.addFinding("%s: audit_subjects lacks the record %d of the audit trail; "+
+					"find out who removed it, and %s", clip(resource), seq, mendByRestore)
+			}
+			return err
+		})
 }
 
 // pages runs SQLite's checks of its pages and indexes, and of foreign keys.

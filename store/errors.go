@@ -67,11 +67,17 @@ func notAllowed(format string, args ...any) error {
 }
 
 // within puts the part of the request that has the fault before the field of an [*Error]: the part
-// "permissions.2" and the field "rules" give "permissions.2.rules". It returns other errors
-// unchanged.
+// "permissions.2" and the field "rules" give "permissions.2.rules". It adds the part to an [InUse], and
+// returns other errors unchanged.
 func within(err error, part string) error {
 	var e *Error
-	if !errors.As(err, &e) {
+	var used *InUse
+	switch {
+	case errors.As(err, &used):
+		inner := *used
+		inner.Part = part
+		return &inner
+	case !errors.As(err, &e):
 		return err
 	}
 	// A copy: the caller may still use the original.

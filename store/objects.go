@@ -35,7 +35,8 @@ func newSchema(ctx context.Context) (o objects, err error) {
 }
 
 func (t *tx) objects() (o objects, err error) {
-	list, err := all(t, "reading the schema", scanPair, `SELECT type, name FROM sqlite_schema WHERE name NOT LIKE 'sqlite\_%' ESCAPE '\' ORDER BY name`)
+	list, err := all(t, "reading the schema", scanPair,
+		`SELECT type, name FROM sqlite_schema WHERE name NOT LIKE 'sqlite\_%' ESCAPE '\' ORDER BY name`)
 	if err != nil {
 		return o, err
 	}

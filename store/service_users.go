@@ -218,13 +218,18 @@ func DeleteUser(unused time.Duration) UserChange {
 // InUse is the error that keeps a service user from being deleted. It describes the clients that
 // the deletion would break.
 type InUse struct {
+	Part       string // the part of a bulk that the error is about, or ""
 	LastUsedAt time.Time
 	Addresses  []string // of its requests, the latest first
 	Rules      []string // that allowed its requests, the latest first
 }
 
 func (e *InUse) Error() string {
-	return fmt.Sprintf("the service user was used at %s from %s; "+
+	part := e.Part
+	if part != "" {
+		part += ": "
+	}
+	return part + fmt.Sprintf("the service user was used at %s from %s; "+
 		"deactivate it first, or delete it without the condition",
 		e.LastUsedAt.Format(time.RFC3339), strings.Join(e.Addresses, ", "))
 }
@@ -243,7 +248,7 @@ func (t *tx) checkUnused(id string, within time.Duration) error {
 		all.merge(usage{last: unix(k.LastUsedAt), from: k.UsedFrom, rules: k.UsedRules})
 	}
 	if last := fromUnix(all.last); !last.IsZero() && last.After(t.now.Add(-within)) {
-		return &InUse{last, byNewest(all.from), byNewest(all.rules)}
+		return &InUse{LastUsedAt: last, Addresses: byNewest(all.from), Rules: byNewest(all.rules)}
 	}
 	return nil
 }
