@@ -2,6 +2,7 @@ package admin
 
 import (
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"time"
@@ -83,6 +84,9 @@ type BulkEntry struct {
 	Token string `json:"token,omitempty"`
 }
 
+var errTooMany = NewError(http.StatusBadRequest, "ERR_INVALID_VALUE", fmt.Sprintf(
+	"more than %d service users are too many for one request; choose fewer", store.MaxBulk))
+
 // bulkServiceUsers makes one change of many service users in one transaction: all of them change, or
 // none. Each of them has its own audit record, under the operation id of the request. An error names
 // the service user by its place in users or by its id. The etag of a dry run as If-Match limits the
@@ -125,17 +129,12 @@ func (a *API) bulkServiceUsers(c *call, in BulkInput) (BulkResult, error) {
 // bulkEntries returns the change of each service user. The changes of a create write its tokens to
 // issued.
 func (a *API) bulkEntries(c *call, in *BulkInput, issued []store.Issued) (entries []store.Entry, err error) {
-	tooMany := func(n int) error {
-		return NewError(400, "ERR_INVALID_VALUE", fmt.Sprintf(
-			"%d service users are too many for one request, which changes at most %d; choose fewer",
-			n, store.MaxBulk))
-	}
 	change, err := a.bulkChange(c, in)
 	if err != nil {
 		return nil, err
 	}
-	if n := max(len(in.Users), len(in.IDs)); n > store.MaxBulk {
-		return nil, tooMany(n)
+	if len(in.IDs) > store.MaxBulk { // fewUsers has counted in.Users
+		return nil, errTooMany
 	}
 	for i, u := range in.Users {
 		part := fmt.Sprintf("users.%d", i)
@@ -166,7 +165,7 @@ func (a *API) bulkEntries(c *call, in *BulkInput, issued []store.Issued) (entrie
 	}
 	found, err := a.store.UsersWhere(c.Context(), c.by, in.Do == "undelete", fits)
 	if len(found) > store.MaxBulk {
-		return nil, tooMany(len(found))
+		return nil, errTooMany
 	}
 	for _, u := range found {
 		entries = append(entries, store.Entry{Part: u.ID, ID: u.ID, Version: u.Version, Change: change})

@@ -3,6 +3,7 @@ package admin
 import (
 	"encoding/json"
 	"fmt"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -127,8 +128,8 @@ func TestBulkMistakes(t *testing.T) {
 		r(bulk+`{"do":"delete","ids":["service_1","service_0"]}`, `404 ERR_NOT_FOUND [service_0] there is no service user`),
 		r(bulk+`{"do":"undelete","ids":["service_1"]}`, `409 ERR_CONFLICT [service_1] the service user is not deleted`),
 		r(bulk+`{"do":"delete","filter":"obj.nmae == 'a'"}`, `400 invalid_cel_expression [filter] obj has no "nmae"; did you mean name? (at character 4)`),
-		r(bulk+`{"do":"delete","ids":[`+many(`"service_1"`)+`]}`, `400 ERR_INVALID_VALUE 1001 service users are too many for one request, which changes at most 1000`),
-		r(bulk+`{"do":"create","users":[`+many(`{"name":"x"}`)+`]}`, `400 ERR_INVALID_VALUE 1001 service users are too many`),
+		r(bulk+`{"do":"delete","ids":[`+many(`"service_1"`)+`]}`, `400 ERR_INVALID_VALUE more than 1000 service users are too many for one request`),
+		r(bulk+`{"do":"create","users":[`+many(`{"name":"x"}`)+`]}`, `400 ERR_INVALID_VALUE more than 1000 service users are too many`),
 		r(bulk+`{"do":"create","users":[{"name":"x"},{"name":"b"}]}`, `409 ERR_CONFLICT [users.1.name] "b" is taken`),
 		r(bulk+`{"do":"create","users":[{"name":"x"},{"name":""}]}`, `400 ERR_INVALID_VALUE [users.1.name] must not be empty`),
 		r(bulk+`{"do":"create","users":[{"name":"x","expires_at":"soon"}]}`, `400 ERR_INVALID_VALUE [users.0.expires_at] "soon"`),
@@ -154,7 +155,7 @@ func TestBulkMistakes(t *testing.T) {
 	)
 }
 
-// A filter that finds too many says how many, and a body of 1,000 service users may be large.
+// A filter that finds too many is an error, and a body of 1,000 service users may be large.
 func TestBulkOfThousand(t *testing.T) {
 	s := serve(t, store.Options{})
 	var users []string
@@ -166,9 +167,23 @@ func TestBulkOfThousand(t *testing.T) {
 		r(bulk+`{"do":"create","users":[`+strings.Join(users, ",")+`]}`, `200 {"changed":1000}`),
 		r(bulk+`{"do":"deactivate","filter":"true","dry_run":true}`, `200 {"changed":1000}`),
 		r(`POST /service_users {"name":"one more"}`, `201`),
-		r(bulk+`{"do":"deactivate","filter":"true"}`, `400 ERR_INVALID_VALUE 1001 service users are too many for one request, which changes at most 1000; choose fewer`),
+		r(bulk+`{"do":"deactivate","filter":"true"}`, `400 ERR_INVALID_VALUE more than 1000 service users are too many for one request; choose fewer`),
 		r(`GET /service_users?status=inactive`, `200 {"service_users":[]}`),
 	)
+}
+
+// A body of too many service users is refused while it is read: each "{}" would take a hundred times
+// its size.
+func TestBulkMemory(t *testing.T) {
+	s := serve(t, store.Options{})
+	body := `{"do":"create","users":[` + strings.Repeat(`{},`, 2<<20) + `{}]}`
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	s.run(r(`POST /service_users/bulk `+body, `400 ERR_INVALID_VALUE more than 1000 service users are too many`))
+	runtime.ReadMemStats(&after)
+	if took := (after.TotalAlloc - before.TotalAlloc) >> 20; took > 200 {
+		t.Errorf("a body of %d MiB took %d MiB of memory", len(body)>>20, took)
+	}
 }
 
 // A manager changes many as it changes one: within its scope, and it does not learn what it cannot

@@ -86,18 +86,33 @@ func DecodeJSON(w http.ResponseWriter, r *http.Request, limit int64, v any) erro
 	if in, ok := v.(mergeable); ok && kind == mergePatchType {
 		v, take = in.asMergePatch()
 	}
-	if err := json.Unmarshal(body, v, json.RejectUnknownMembers(true)); err != nil {
+	if err := json.Unmarshal(body, v, json.RejectUnknownMembers(true), fewUsers()); err != nil {
 		return explainJSON(err)
 	}
 	take()
 	return nil
 }
 
+// fewUsers returns an option that ends the decoding of a bulk with too many service users. "{}" is one:
+// in memory, they could take a hundred times as much as the body.
+func fewUsers() json.Options {
+	n := 0
+	return json.WithUnmarshalers(json.UnmarshalFromFunc(func(*jsontext.Decoder, *NewServiceUser) error {
+		if n++; n > store.MaxBulk {
+			return errTooMany
+		}
+		return errors.ErrUnsupported // decode it as without this function
+	}))
+}
+
 // explainJSON converts an error of the JSON decoder to an [*Error] that names the field.
 func explainJSON(err error) error {
 	var semantic *json.SemanticError
 	var syntactic *jsontext.SyntacticError
+	var own *Error
 	switch {
+	case errors.As(err, &own):
+		return own
 	case errors.Is(err, json.ErrUnknownName) && errors.As(err, &semantic):
 		name := semantic.JSONPointer.LastToken()
 		return NewError(http.StatusBadRequest, "ERR_NGROK_214",

@@ -80,13 +80,13 @@ func (s *Store) ChangeUsers(ctx context.Context, by Actor, b Bulk) (list []Chang
 	return list, version, err
 }
 
-// UsersWhere returns all service users, or with deleted all tombstones, that meet a filter. They are
-// as the filter gets them.
+// UsersWhere returns service users, or with deleted tombstones, that meet a filter: all, or MaxBulk + 1
+// of them if there are more. They are as the filter gets them.
 func (s *Store) UsersWhere(
 	ctx context.Context, by Actor, deleted bool, filter func(*ServiceUser) (bool, error),
 ) (found []ServiceUser, err error) {
-	q := UserQuery{Deleted: deleted, Filter: filter, Limit: math.MaxInt}
-	for more := true; more; {
+	q := UserQuery{Deleted: deleted, Filter: filter, Limit: MaxBulk + 1}
+	for more := true; more && len(found) <= MaxBulk; {
 		var some []ServiceUser
 		if some, more, err = s.filterUsers(ctx, by, q); err != nil {
 			return nil, err
