@@ -76,6 +76,26 @@ func TestIdempotencyKeyOfBulk(t *testing.T) {
 	s.run(r(create, `409 ERR_CONFLICT [users.1] the request was answered before, and its service user "b" is gone`, key, ngrok))
 }
 
+// A manager does not see a service user in the answer to a replay that has left its reach.
+func TestIdempotencyKeyOfManager(t *testing.T) {
+	s := serve(t, store.Options{})
+	const key = `Idempotency-Key: k-1`
+	s.run(r(`POST /service_users {"name":"manager","role":"manager","teams":["ops"]}`, `201 {"id":"service_1","token":"csu_1"}`))
+	p, _ := s.login("service_1", "csu_1")
+	by, err := s.api.ServiceUserActor(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	admin := s.by
+	const mine = `POST /service_users/bulk {"do":"create","users":[{"name":"c","teams":["ops"],"create_token":false},{"name":"d","teams":["ops"]}]}`
+	s.by = by
+	s.run(r(mine, `200 {"service_users":[{"id":"service_2"},{"id":"service_3","token_id":"token_2","token":"csu_2"}]}`, key))
+	s.by = admin
+	s.run(r(`PATCH /service_users/service_2 {"teams":["hr"],"description":"salaries"}`, `200`))
+	s.by = by
+	s.run(r(mine, `409 ERR_CONFLICT [users.0] the request was answered before, and its service user "c" is gone`, key))
+}
+
 // The form of a key, and requests that have no use for one.
 func TestIdempotencyKeyRefused(t *testing.T) {
 	s := serve(t, store.Options{})
