@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 )
 
 // TestLogins: who can log in, by which token, and what is in the way.
@@ -84,5 +85,24 @@ func TestLogins(t *testing.T) {
 	}
 	if list, reason, _ := NewDirectory(Peppers{}, "").Logins("service_1", netip.Addr{}, 0); list != nil || reason != UnknownID {
 		t.Errorf("nobody: got %v, %v", list, reason)
+	}
+}
+
+// A service user may have made a token each hour for years: the time grows with their number alone.
+func TestLoginsOfManyTokens(t *testing.T) {
+	u := user(1, "g")
+	u.Tokens = nil
+	for i := range 20_000 {
+		k := token(i)
+		k.ExpiresAt = 100
+		u.Tokens = append(u.Tokens, k)
+	}
+	d := with(t, NewDirectory(Peppers{}, ""), Changes{Groups: []Group{group(t, "g", "allow GET /a")}, Users: []User{u}})
+	begun := time.Now()
+	if _, reason, tokens := d.Logins(u.ID, netip.Addr{}, 200); reason != TokenExpired || tokens != "20000 expired" {
+		t.Errorf("got %v, %q", reason, tokens)
+	}
+	if took := time.Since(begun); took > 500*time.Millisecond {
+		t.Errorf("it took %v", took)
 	}
 }
