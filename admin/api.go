@@ -336,6 +336,11 @@ func (a *API) noteAttempt(r *http.Request, by store.Actor, route string, e *Erro
 			}
 		}
 	}
+	for field := range e.Details { // an error of a bulk names its service user
+		if id, _, _ := strings.Cut(field, "."); resource == "" && store.ValidID("service", id) {
+			resource = id
+		}
+	}
 	if err := a.store.NoteAttempt(r.Context(), by, resource, attempt); err != nil {
 		a.log.Error("a refused attempt cannot be written into the audit trail",
 			zap.String("operation_id", by.Operation), zap.Error(err))

@@ -218,4 +218,7 @@ func TestBulkOfManager(t *testing.T) {
 		r(bulk+`{"do":"undelete","ids":["service_2"]}`, `403 ERR_NGROK_4111 [service_2] only an admin`),
 		r(bulk+`{"do":"deactivate","ids":["service_2"]}`, `200 {"changed":1}`),
 	)
+	// The trail of a service user has the attempts on it.
+	s.by = store.Actor{Name: "human:admin"}
+	s.run(r(`GET /audit_events?resource_id=service_4&action=refused`, `200 {"audit_events":[{"resource_id":"service_4","after":{"operation":"POST /service_users/bulk","status":403}}]}`))
 }

@@ -79,6 +79,9 @@ var secretName = regexp.MustCompile(`^(.+)\.(token_[0-9A-Za-z]{27})$`)
 // rotations lists the tokens that end within a time, and those whose rotation an earlier run did
 // not complete.
 func (c *cli) rotations(within string, window time.Duration, dir string) ([]*rotation, error) {
+	if err := checkSecretDir(dir); err != nil {
+		return nil, err
+	}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, fmt.Errorf("--secret-dir: %w", err)

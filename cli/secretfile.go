@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -78,10 +79,24 @@ func secretPath(dir, name string) string {
 	return filepath.Join(dir, name)
 }
 
+// checkSecretDir refuses a directory that other users can write into. They could put their own file,
+// or a link, in the place of a new file, or an empty file that looks like that of an earlier rotation.
+func checkSecretDir(dir string) error {
+	info, err := os.Stat(dir)
+	if err != nil || !info.IsDir() {
+		return fmt.Errorf("--secret-dir: there is no directory %q; make it first", dir)
+	}
+	if mode := info.Mode().Perm(); mode&0o022 != 0 && runtime.GOOS != "windows" {
+		return fmt.Errorf("--secret-dir: others can write into %q (mode %04o); \"chmod go-w\" it, "+
+			"or name another directory", dir, mode)
+	}
+	return nil
+}
+
 // newSecretFiles creates files in the directory of --secret-dir. After an error it leaves none.
 func newSecretFiles(dir string, paths []string) error {
-	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
-		return fmt.Errorf("--secret-dir: there is no directory %q; make it first", dir)
+	if err := checkSecretDir(dir); err != nil {
+		return err
 	}
 	for i, path := range paths {
 		if err := newSecretFile("--secret-dir", path); err != nil {
