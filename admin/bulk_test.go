@@ -169,6 +169,10 @@ func TestBulkOfThousand(t *testing.T) {
 		r(`POST /service_users {"name":"one more"}`, `201`),
 		r(bulk+`{"do":"deactivate","filter":"true"}`, `400 ERR_INVALID_VALUE more than 1000 service users are too many for one request; choose fewer`),
 		r(`GET /service_users?status=inactive`, `200 {"service_users":[]}`),
+		// A list of more than 1000 is counted, too.
+		r(`POST /permission_groups {"name":"all","member_condition":"true","rules":["allow GET /v1"]}`, `201 {"id":"group_1"}`),
+		r(`GET /permission_groups/group_1/members?limit=1&total_count=true`, `200 {"members":[{"name":"one more"}],"total_count":1001}`),
+		r(`GET /service_users/who_can?method=GET&url=/v1&limit=1&total_count=true`, `200 {"service_users":[{"name":"one more"}],"cannot_log_in":[{}],"total_count":1001}`),
 	)
 }
 

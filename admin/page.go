@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"math"
 	"strconv"
 )
 
@@ -47,6 +48,15 @@ func newestFirst[R, T any](
 
 // countedAtOnce is the number of records that are read together to count a list.
 const countedAtOnce = 1000
+
+// inOnePass returns the limit for a read that looks at every service user, whatever its limit is. With
+// countedAtOnce, a count would look at all of them many times.
+func inOnePass(limit int) int {
+	if limit == countedAtOnce {
+		return math.MaxInt
+	}
+	return limit
+}
 
 // page returns the links of a list in the default order. last is the id of the last entry; more
 // means that there is a page behind it.

@@ -188,7 +188,7 @@ func (a *API) removeRule(c *call, _ None) (None, error) {
 // newest first. Members that have the group only as the default group are not in the list.
 func (a *API) listMembers(c *call, q ListQuery) (MemberList, error) {
 	read := func(before string, limit int) ([]store.Member, bool, error) {
-		return a.store.Members(c.Context(), c.by, c.PathValue("id"), before, limit)
+		return a.store.Members(c.Context(), c.by, c.PathValue("id"), before, inOnePass(limit))
 	}
 	members, page, err := newestFirst(c, q, "service", read, func(m store.Member) (Member, string) {
 		return Member{ID: m.ID, Name: m.Name, Source: string(m.Source)}, m.ID

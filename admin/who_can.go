@@ -131,6 +131,7 @@ func (a *API) whoCan(c *call, q WhoCanQuery) (WhoCan, error) {
 			return nil, false, err
 		}
 		defer done()
+		limit = inOnePass(limit)
 		list, out.Undecided, more, err = a.usersWhoCan(c, action, pattern, before, limit)
 		return list, more, err
 	}
@@ -206,6 +207,9 @@ func (a *API) usersWhoCan(
 		}
 		logins, reason, tokens := d.Logins(u.ID, action.Address, action.Now)
 		for _, p := range logins {
+			if err := context.Cause(ctx); err != nil {
+				return nil, nil, false, err
+			}
 			asked.Undecided(p, c.sees, open)
 		}
 		if more || before != "" && u.ID >= before {
