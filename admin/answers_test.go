@@ -10,6 +10,16 @@ import (
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
+// A person is not named after a permission whose key reads like an actor.
+func TestAuditNameOfLocal(t *testing.T) {
+	s := serve(t, store.Options{})
+	s.by = store.Local
+	s.run(r(`PUT /service_users/permissions {"permissions":[{"key":"local","name":"root","rules":["allow GET /a"]}]}`, `200`))
+	if got := s.do(`GET /audit_events?names=true`).raw; strings.Contains(got, "actor_name") {
+		t.Errorf("got %s", got)
+	}
+}
+
 // Filters of the trail take names, of what was deleted, purged and renamed too, and a
 // value that means nothing is an error.
 func TestAuditNames(t *testing.T) {

@@ -28,7 +28,10 @@ func TestBulk(t *testing.T) {
 
 		r(bulk+`{"do":"deactivate","ids":["service_1","service_2"],"dry_run":true}`, `200 {"dry_run":true,"changed":2,"service_users":[{"id":"service_1","before":{"active":true},"after":{"active":false}},{"id":"service_2"}]}`),
 		r(`GET /service_users?status=inactive`, `200 {"service_users":[]}`),
-		r(bulk+`{"do":"deactivate","ids":["service_1","service_2"]}`, `200 {"do":"deactivate","dry_run":false,"changed":2,"unchanged":0}`),
+		// The obstacle to a login is that of each state, also in a dry run.
+		r(bulk+`{"do":"deactivate","ids":["service_1"],"dry_run":true}`, `200 {"service_users":[{"before":{"obstacle":null},"after":{"obstacle":"the service user is deactivated"}}]}`),
+		r(bulk+`{"do":"create","users":[{"name":"e"},{"name":"f","create_token":false}],"dry_run":true}`, `200 {"service_users":[{"after":{"obstacle":null}},{"after":{"obstacle":"the service user has no token"}}]}`),
+		r(bulk+`{"do":"deactivate","ids":["service_1","service_2"]}`, `200 {"do":"deactivate","dry_run":false,"changed":2,"unchanged":0,"service_users":[{"before":{"obstacle":null},"after":{"obstacle":"the service user is deactivated"}},{}]}`),
 		r(bulk+`{"do":"deactivate","filter":"obj.name < 'd'"}`, `200 {"changed":1,"unchanged":2}`),
 		r(bulk+`{"do":"reactivate","filter":"!obj.active"}`, `200 {"changed":3}`),
 		r(bulk+`{"do":"reactivate","filter":"!obj.active"}`, `200 {"changed":0,"unchanged":0,"service_users":[]}`),

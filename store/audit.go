@@ -162,7 +162,9 @@ func (s *Store) AuditEvents(ctx context.Context, by Actor, q AuditQuery) (list [
 		list, err := all(t, "reading the audit trail", scanAudit, selectAudit+where, args...)
 		for i := range list {
 			if e := &list[i]; q.Names && err == nil {
-				e.ActorName, err = t.nameOf(e.Actor)
+				if ValidID("service", e.Actor) { // the key of a permission can be "local"
+					e.ActorName, err = t.nameOf(e.Actor)
+				}
 				if err == nil {
 					e.ResourceName, err = t.nameOf(e.Resource)
 				}
