@@ -173,8 +173,8 @@ func (c *cli) explain(err error) string {
 			"and does the site have service_users_admin? "+
 			"Where people log in before it, leave out the id: a token alone goes as Bearer", err)
 	default:
-		return fmt.Sprintf("no service-user API at %v; is Caddy running, and is --address right? "+
-			"Without a running Caddy use --store FILE", err)
+		return fmt.Sprintf("no service-user API at %v; is Caddy running, and is its address right "+
+			"(--address, CADDY_ADMIN or --config)? Without a running Caddy use --store FILE", err)
 	}
 }
 
