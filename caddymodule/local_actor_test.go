@@ -85,8 +85,15 @@ func TestExampleSocket(t *testing.T) {
 		}
 	}
 	// "health" is a process of its own, in the directory of the server.
-	if out, errs, code := s.cli("health", "--config", "Caddyfile.example"); code != 0 {
-		t.Errorf("with --config: got %d %s%s", code, out, errs)
+	// Caddy opens the socket before it loads the configuration.
+	for deadline := time.Now().Add(patience); ; {
+		out, errs, code := s.cli("health", "--config", "Caddyfile.example")
+		if code == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("with --config: got %d %s%s", code, out, errs)
+		}
 	}
 	s.env = append(s.env, "CADDY_ADMIN=unix/caddy.sock")
 	if out, errs, code := s.cli("health"); code != 0 {
