@@ -91,7 +91,7 @@ var knownMethods = slices.Concat(registered[:], strings.Fields(`ACL BIND CHECKIN
 	REPORT SEARCH SUBSCRIBE UNBIND UNCHECKOUT UNLINK UNLOCK UNSUBSCRIBE UPDATE`))
 
 // possible describes the values of the fields that conditions compare, and the literals that
-// functions take. For a network or address that is none, compiling the condition fails.
+// functions take. Networks and addresses are missing: a wrong one does not compile.
 var possible = map[string]struct {
 	is     func(string) bool
 	advice string

@@ -113,16 +113,17 @@ func (a *API) bulkServiceUsers(c *call, in BulkInput) (BulkResult, error) {
 	if err != nil {
 		return BulkResult{}, err
 	}
-	out := c.showBulk(in, list, issued, version)
+	out := BulkResult{Do: in.Do, DryRun: in.DryRun, ServiceUsers: []BulkEntry{}, ETag: etag(version)}
 	for i, changed := range list {
 		// The directory in force has one of the two states, and after a dry run the first.
-		if before := out.ServiceUsers[i].Before; before != nil {
-			before.Obstacle = c.obstacleIn(was, changed.Before.ID)
+		before, after := c.showUserIn(was, changed.Before), c.showUserIn(is, changed.After)
+		e := showEntry(in, before, after, issued, i)
+		if e.Changed {
+			out.Changed++
 		}
-		if after := out.ServiceUsers[i].After; after != nil {
-			after.Obstacle = c.obstacleIn(is, changed.After.ID)
-		}
+		out.ServiceUsers = append(out.ServiceUsers, e)
 	}
+	out.Unchanged = len(list) - out.Changed
 	return out, nil
 }
 
@@ -271,29 +272,21 @@ func (in *BulkInput) edit(u *store.ServiceUser) error {
 	return nil
 }
 
-func (c *call) showBulk(in BulkInput, list []store.Changed, issued []store.Issued, version int64) BulkResult {
-	out := BulkResult{Do: in.Do, DryRun: in.DryRun, ServiceUsers: []BulkEntry{}, ETag: etag(version)}
-	for i, changed := range list {
-		before, after := c.showUser(changed.Before), c.showUser(changed.After)
-		e := BulkEntry{ID: after.ID, Name: after.Name, Changed: before.ETag != after.ETag}
-		if before.ID != "" {
-			e.Before = &before
-		}
-		if after.DeletedAt == nil {
-			e.After = &after
-		}
-		switch {
-		case in.Do != "create":
-		case in.DryRun: // the create itself gives other ids
-			e.ID, after.ID, after.URI = "", "", ""
-		default:
-			e.TokenID, e.Token = issued[i].ID, issued[i].Secret
-		}
-		if e.Changed {
-			out.Changed++
-		}
-		out.ServiceUsers = append(out.ServiceUsers, e)
+// showEntry returns the effect of entry i of a bulk.
+func showEntry(in BulkInput, before, after ServiceUser, issued []store.Issued, i int) BulkEntry {
+	e := BulkEntry{ID: after.ID, Name: after.Name, Changed: before.ETag != after.ETag}
+	if before.ID != "" {
+		e.Before = &before
 	}
-	out.Unchanged = len(list) - out.Changed
-	return out
+	if after.DeletedAt == nil {
+		e.After = &after
+	}
+	switch {
+	case in.Do != "create":
+	case in.DryRun: // the create itself gives other ids
+		e.ID, after.ID, after.URI = "", "", ""
+	default:
+		e.TokenID, e.Token = issued[i].ID, issued[i].Secret
+	}
+	return e
 }

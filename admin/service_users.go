@@ -5,6 +5,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/serviceusers/caddy-service-users/access"
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
@@ -204,7 +205,10 @@ func (c *call) collection() string {
 	return "/service_users"
 }
 
-func (c *call) showUser(u store.ServiceUser) ServiceUser {
+func (c *call) showUser(u store.ServiceUser) ServiceUser { return c.showUserIn(c.store.Directory(), u) }
+
+// showUserIn is showUser with the obstacle by the state of a directory.
+func (c *call) showUserIn(d *access.Directory, u store.ServiceUser) ServiceUser {
 	return ServiceUser{
 		ID: u.ID, URI: c.collection() + "/" + u.ID,
 		Name: u.Name, DisplayName: u.DisplayName, Description: u.Description, Owner: u.Owner, Alias: u.Alias,
@@ -212,7 +216,7 @@ func (c *call) showUser(u store.ServiceUser) ServiceUser {
 		AllowedIPs: nonNil(u.AllowedIPs), ExpiresAt: OrNull(u.ExpiresAt),
 		CreatedAt: u.CreatedAt, CreatedBy: u.CreatedBy, UpdatedAt: u.UpdatedAt,
 		LastActiveAt: OrNull(u.LastActiveAt), Deletion: showDeletion(u),
-		PermissionGroups: nonNil(u.Groups), Obstacle: c.obstacle(u.ID), ETag: etag(u.Version),
+		PermissionGroups: nonNil(u.Groups), Obstacle: c.obstacleIn(d, u.ID), ETag: etag(u.Version),
 	}
 }
 
