@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// TestDoubts: a row is a rule that is valid, and a part of the warning about it; "" is none.
+// TestDoubts: a row has a valid rule and a part of its warning; "" means no warning.
 func TestDoubts(t *testing.T) {
 	for _, row := range []struct{ rule, want string }{
 		// Methods.

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// TestLogins: who can log in, by which token, and what is in the way.
+// TestLogins: the tokens by which a service user can log in, and the obstacle if there is no such token.
 func TestLogins(t *testing.T) {
 	prefixes := func(texts ...string) (list []netip.Prefix) {
 		for _, text := range texts {

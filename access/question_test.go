@@ -9,8 +9,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-// drawQuestion draws the path of a question, and the paths that it stands for: with every value of
-// the alphabet in the place of a parameter, and up to two segments in the place of a rest.
+// drawQuestion draws a pattern and lists its paths: each value of the alphabet replaces a parameter, and
+// up to two segments replace a rest.
 func drawQuestion(t *rapid.T) (path string, paths []string) {
 	segment := rapid.SampledFrom([]string{"a", "a", "A", "é", "{}", "{}", "{}", "a b"})
 	values := []string{"a", "A", "é", "É", "a b", "A B", "3", "7", "a7"}

@@ -20,8 +20,8 @@ func TestAuditNameOfLocal(t *testing.T) {
 	}
 }
 
-// Filters of the trail take names, of what was deleted, purged and renamed too, and a
-// value that means nothing is an error.
+// Filters of the trail take names, also those of deleted, purged and renamed resources. An unknown
+// value is an error.
 func TestAuditNames(t *testing.T) {
 	s := serve(t, store.Options{})
 	s.run(

@@ -7,7 +7,8 @@ import (
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
-// A question about a pattern: who may make every request of it, and who only some.
+// A question about a pattern lists the service users that may make each request of it, and marks those
+// that may make only some.
 func TestWhoCanPattern(t *testing.T) {
 	s := serve(t, store.Options{})
 	const who = "GET /service_users/who_can?method="
@@ -128,7 +129,7 @@ func TestNotAsked(t *testing.T) {
 	)
 }
 
-// A service user that nobody can log in as: every answer about what it may do names the obstacle.
+// If nobody can log in as a service user, every answer about its rights names the obstacle.
 func TestObstacle(t *testing.T) {
 	s := serve(t, store.Options{})
 	s.run(

@@ -193,8 +193,8 @@ func TestBulkMemory(t *testing.T) {
 	}
 }
 
-// A manager changes many as it changes one: within its scope, and it does not learn what it cannot
-// see.
+// A bulk of a manager has the limits of its single changes, and says nothing about service users outside
+// of its scope.
 func TestBulkOfManager(t *testing.T) {
 	s := serve(t, store.Options{})
 	s.run(
