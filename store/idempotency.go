@@ -1,7 +1,6 @@
 package store
 
 import (
-	"context"
 	"crypto/sha256"
 	"database/sql"
 	"encoding/hex"
@@ -86,7 +85,8 @@ func (t *tx) reissue(id string) (*Issued, error) {
 	return &Issued{after, secret}, t.audit("token.reissue", id, before, after)
 }
 
-// keepKey writes the key of a request and the tokens that it issued.
+// keepKey writes the key of a request and the tokens that it issued. It removes the keys that have
+// ended.
 func (t *tx) keepKey() error {
 	once := t.by.Once
 	if once == nil || t.again != nil {
@@ -96,20 +96,11 @@ func (t *tx) keepKey() error {
 		return invalid("Idempotency-Key", "the request issues no token, which is all that the key protects; "+
 			"leave the header out")
 	}
-	// A row with the same digest has ended, but is not removed yet.
-	return t.exec("writing the idempotency key", `
-		INSERT INTO idempotency_keys (digest, request, tokens, created_at) VALUES ($1, $2, $3, $4)
-		ON CONFLICT (digest) DO UPDATE SET request = $2, tokens = $3, created_at = $4`,
-		once.digest(t.by.Name), once.Request, toJSON(t.issued), t.now.Unix())
-}
-
-// forgetKeys removes the keys that have ended.
-func (s *Store) forgetKeys(ctx context.Context) error {
-	if err := s.lock(ctx); err != nil {
+	if err := t.exec("removing old idempotency keys", `DELETE FROM idempotency_keys WHERE created_at <= $1`,
+		t.now.Add(-keyLife).Unix()); err != nil {
 		return err
 	}
-	defer s.unlock()
-	_, err := s.write.ExecContext(ctx, `DELETE FROM idempotency_keys WHERE created_at <= $1`,
-		s.Now().Add(-keyLife).Unix())
-	return err
+	return t.exec("writing the idempotency key", `
+		INSERT INTO idempotency_keys (digest, request, tokens, created_at) VALUES ($1, $2, $3, $4)`,
+		once.digest(t.by.Name), once.Request, toJSON(t.issued), t.now.Unix())
 }

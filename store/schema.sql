@@ -85,7 +85,8 @@ CREATE TABLE tokens (
 CREATE UNIQUE INDEX tokens_hash ON tokens (hash);
 CREATE INDEX tokens_service_user ON tokens (service_user_id, id);
 
--- The idempotency keys of requests that issued tokens. A row is removed 24 hours later.
+-- The idempotency keys of requests that issued tokens. A row has ended 24 hours later, and
+-- the next key removes it.
 CREATE TABLE idempotency_keys (
 	digest     TEXT   PRIMARY KEY, -- hex of SHA-256(the actor's name and the key)
 	request    TEXT   NOT NULL,    -- hex of SHA-256(method, path and body)

@@ -310,9 +310,6 @@ func (s *Store) purge(ctx context.Context) error {
 	if err := s.inPlace(); err != nil {
 		return err
 	}
-	if err := s.forgetKeys(ctx); err != nil {
-		return fmt.Errorf("removing idempotency keys: %w", err)
-	}
 	for {
 		// Each round purges up to 100 tombstones, so that other changes get their turn in
 		// between.
