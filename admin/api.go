@@ -82,7 +82,7 @@ func (a *API) routes() []route {
 		versioned(handle(a, "PATCH", "/service_users/{id}", 200, a.updateServiceUser)),
 		versioned(handle(a, "DELETE", "/service_users/{id}", 204, a.deleteServiceUser)),
 		handle(a, "POST", "/service_users/{id}/undelete", 200, a.undeleteServiceUser),
-		issuing(versioned(handle(a, "POST", "/service_users/bulk", 200, a.bulkServiceUsers))),
+		issuing(handle(a, "POST", "/service_users/bulk", 200, a.bulkServiceUsers)),
 
 		// Tokens: the secrets by which service users authenticate.
 		issuing(handle(a, "POST", "/service_users/{id}/tokens", 201, a.createToken)),
@@ -244,7 +244,6 @@ func (u ServiceUser) etag() string { return u.ETag }
 func (t Token) etag() string       { return t.ETag }
 func (g Group) etag() string       { return g.ETag }
 func (k APIKey) etag() string      { return k.ETag }
-func (b BulkResult) etag() string  { return b.ETag }
 
 // run calls an operation with the input, the ids and the version in the request. It answers an
 // error itself, and then reports false.

@@ -61,9 +61,6 @@ type BulkResult struct {
 	Unchanged int `json:"unchanged"`
 	// the service users, in the order of the request or newest first
 	ServiceUsers []BulkEntry `json:"service_users"`
-	// the version of all these service users before the change; as If-Match it keeps a later
-	// request from changing others, or one that has changed meanwhile
-	ETag string `json:"etag"`
 }
 
 // BulkEntry is the effect on one service user.
@@ -89,8 +86,7 @@ var errTooMany = NewError(http.StatusBadRequest, "ERR_INVALID_VALUE", fmt.Sprint
 
 // bulkServiceUsers makes one change of many service users in one transaction: all of them change, or
 // none. Each of them has its own audit record, under the operation id of the request. An error names
-// the service user by its place in users or by its id. The etag of a dry run as If-Match limits the
-// change to the same service users in the same state. The answer is 404 if a service user or the
+// the service user by its place in users or by its id. The answer is 404 if a service user or the
 // permission group does not exist. The answer is 409 if a change conflicts with a service user, as in the
 // operation for a single one.
 func (a *API) bulkServiceUsers(c *call, in BulkInput) (BulkResult, error) {
@@ -106,14 +102,14 @@ func (a *API) bulkServiceUsers(c *call, in BulkInput) (BulkResult, error) {
 	}
 	var was, is *access.Directory
 	bulk := store.Bulk{
-		Entries: entries, DryRun: in.DryRun, Version: c.version,
+		Entries: entries, DryRun: in.DryRun,
 		Directories: func(before, after *access.Directory) { was, is = before, after },
 	}
-	list, version, err := a.store.ChangeUsers(c.Context(), c.by, bulk)
+	list, err := a.store.ChangeUsers(c.Context(), c.by, bulk)
 	if err != nil {
 		return BulkResult{}, err
 	}
-	out := BulkResult{Do: in.Do, DryRun: in.DryRun, ServiceUsers: []BulkEntry{}, ETag: etag(version)}
+	out := BulkResult{Do: in.Do, DryRun: in.DryRun, ServiceUsers: []BulkEntry{}}
 	for i, changed := range list {
 		// The directory in force has one of the two states, and after a dry run the first.
 		before, after := c.showUserIn(was, changed.Before), c.showUserIn(is, changed.After)

@@ -112,17 +112,6 @@ func (c *Client) Patch(ctx context.Context, uri, etag string, in, out any) error
 	return c.do(ctx, http.MethodPatch, uri, header, in, out)
 }
 
-// Bulk changes many service users. etag is that of a dry run, whose service users must not have
-// changed since; "" is for any.
-func (c *Client) Bulk(ctx context.Context, etag string, in BulkInput) (out BulkResult, err error) {
-	header := http.Header{"Content-Type": {"application/json"}}
-	if etag != "" {
-		header.Set("If-Match", etag)
-	}
-	err = c.do(ctx, http.MethodPost, "/service_users/bulk", header, in, &out)
-	return out, err
-}
-
 func (c *Client) do(ctx context.Context, method, uri string, header http.Header, in, out any) error {
 	// A uri may come from an answer, and must not lead the credentials to another host.
 	if !strings.HasPrefix(uri, "/") {

@@ -1,8 +1,6 @@
 package cli
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -120,20 +118,22 @@ func (c *cli) userIDs(args []string, id func(string) (string, error)) (ids []str
 const shownInQuestion = 20
 
 // bulk makes a change of many service users and prints its effect. Without --yes it first asks the
-// API for the effect, shows it and asks the user. Then the change is one of exactly these service
-// users as they were shown, or it fails.
+// API for the effect, shows it and asks the user. Then the change is one of the service users that
+// were shown, also if the filter selects others by then.
 func (c *cli) bulk(work *change) error {
 	var r admin.BulkResult
 	send := func() (err error) {
 		_, end := c.progress("waiting for the answer", "")
-		r, err = c.client.Bulk(context.Background(), r.ETag, work.BulkInput)
+		r = admin.BulkResult{}
+		err = c.do(http.MethodPost, "/service_users/bulk", work.BulkInput, &r)
 		end()
 		if err != nil && work.fault != nil {
 			return work.fault(err)
 		}
 		return err
 	}
-	if work.DryRun = c.dryRun || !c.yes; work.DryRun {
+	shown := c.dryRun || !c.yes
+	if work.DryRun = shown; shown {
 		if err := send(); err != nil {
 			return err
 		}
@@ -150,20 +150,22 @@ func (c *cli) bulk(work *change) error {
 				return err
 			}
 		}
-		work.DryRun = false
+		work.DryRun, r.DryRun = false, false
+		for _, e := range r.ServiceUsers {
+			if work.Filter != "" {
+				work.IDs = append(work.IDs, e.ID)
+			}
+		}
+		work.Filter = ""
 	}
 	request := send
 	if work.around != nil {
 		request = func() error { return work.around(&r, send) }
 	}
-	err := request()
-	var e *admin.Error
-	if errors.As(err, &e) && e.Status == http.StatusPreconditionFailed {
-		return admin.NewError(e.Status, e.Code, "nothing was changed: the service users have changed since "+
-			"they were shown; run the command again")
-	}
-	if err != nil {
-		return err
+	if !shown || r.Changed > 0 {
+		if err := request(); err != nil {
+			return err
+		}
 	}
 	if c.output == outputTable && work.Do != "create" {
 		return c.done("%s", work.summary(r))

@@ -3,10 +3,6 @@ package store
 import (
 	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/binary"
-	"fmt"
-	"math"
 
 	"github.com/serviceusers/caddy-service-users/access"
 )
@@ -36,9 +32,6 @@ type Bulk struct {
 	Entries []Entry
 	// DryRun undoes the changes at the end. The results and the errors are those of the changes.
 	DryRun bool
-	// Version is 0, or the version that [Store.ChangeUsers] returned for a dry run. The error is
-	// [ErrChanged] if one of the service users has changed since, or if they are others.
-	Version int64
 	// Directories, if not nil, gets the directory before the changes and the one after them, which
 	// a dry run does not put in force.
 	Directories func(before, after *access.Directory)
@@ -55,29 +48,25 @@ type Entry struct {
 // Changed is the effect of an [Entry]. Before is the zero value for a new service user.
 type Changed struct{ Before, After ServiceUser }
 
-// ChangeUsers makes the changes of a bulk, in their order. version identifies the service users
-// and the state that they were in before.
-func (s *Store) ChangeUsers(ctx context.Context, by Actor, b Bulk) (list []Changed, version int64, err error) {
+// ChangeUsers makes the changes of a bulk, in their order.
+func (s *Store) ChangeUsers(ctx context.Context, by Actor, b Bulk) (list []Changed, err error) {
 	var work *tx
 	err = s.change(ctx, by, func(t *tx) error {
 		work, t.dryRun = t, b.DryRun
-		seen := sha256.New()
 		for _, e := range b.Entries {
 			before, after, err := e.Change(t, e.ID, e.Version)
 			if err != nil {
 				return within(err, e.Part)
 			}
-			fmt.Fprintln(seen, before.ID, before.Version)
 			s.withActivity(&before)
 			list = append(list, Changed{before, after})
 		}
-		version = int64(binary.BigEndian.Uint64(seen.Sum(nil))&math.MaxInt64 | 1) // never 0
-		return checkVersion(version, b.Version)
+		return nil
 	})
 	if err == nil && b.Directories != nil {
 		b.Directories(work.directory, cmp.Or(work.next, work.directory))
 	}
-	return list, version, err
+	return list, err
 }
 
 // UsersWhere returns service users, or with deleted tombstones, that meet a filter: all, or MaxBulk + 1
