@@ -40,9 +40,7 @@ func (c *cli) checkLogCommand(root *cobra.Command) {
 				return err
 			}
 			defer file.Close()
-			count, end := c.progress("check-log", "MB")
-			result, err := checkLog(io.TeeReader(file, count), allow)
-			end()
+			result, err := checkLog(file, allow)
 			if err != nil {
 				return fmt.Errorf("reading %s: %w", args[0], err)
 			}

@@ -15,7 +15,6 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/serviceusers/caddy-service-users/admin"
-	"github.com/serviceusers/caddy-service-users/store"
 )
 
 // createMany creates the service users of a CSV file. With a directory for secrets it issues a token
@@ -41,14 +40,6 @@ func (c *cli) createMany(path, secretDir string) error {
 	for _, u := range users {
 		files = append(files, secretPath(secretDir, u.Name.Value))
 	}
-	if c.dryRun { // finds files that exist
-		if err := newSecretFiles(secretDir, files); err != nil {
-			return err
-		}
-		if err := removeFiles(files); err != nil {
-			return err
-		}
-	}
 	work.around = func(r *admin.BulkResult, request func() error) error {
 		if err := newSecretFiles(secretDir, files); err != nil {
 			return err
@@ -63,15 +54,12 @@ func (c *cli) createMany(path, secretDir string) error {
 
 // saveSecrets moves the secrets of new service users into their files. It goes on after an error.
 func (c *cli) saveSecrets(made []admin.BulkEntry, files []string) (err error) {
-	count, end := c.progress("writing the tokens", "written")
-	defer end()
 	var lost []string
 	for i := range made {
 		if failed := saveSecret(files[i], made[i].Token); failed != nil {
 			lost, err = append(lost, made[i].Name+" "+made[i].TokenID), cmp.Or(err, failed)
 		}
 		made[i].Token = ""
-		count.Add(1)
 	}
 	if err != nil {
 		err = fmt.Errorf("all service users were created, but %d of %d tokens could not be written: %w; "+
@@ -126,9 +114,6 @@ func (c *cli) readUsers(in io.Reader, tokens bool) (users []admin.NewServiceUser
 		return nil, nil, err
 	case len(users) == 0:
 		return nil, nil, errors.New("there is no service user after the first line")
-	case len(users) > store.MaxBulk:
-		return nil, nil, fmt.Errorf("%d service users are too many: at most %d are created, all or none; "+
-			"split the file", len(users), store.MaxBulk)
 	}
 	return users, lines, nil
 }
