@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -65,7 +64,7 @@ func (c *cli) tokensAt(uri string) (admin.TokenList, error) {
 }
 
 // printTokens prints a list of tokens, with the service users if it has the tokens of all of them.
-func (c *cli) printTokens(list admin.TokenList, everyone bool) error {
+func (c *cli) printTokens(list admin.TokenList, everyone bool, notes ...string) error {
 	if c.json {
 		return c.print(list, nil) // with the ids of the groups
 	}
@@ -98,7 +97,7 @@ func (c *cli) printTokens(list admin.TokenList, everyone bool) error {
 			rows[i] = row[:len(row)-1]
 		}
 	}
-	return c.print(list, rows)
+	return c.print(list, rows, notes...)
 }
 
 func (c *cli) createTokenCommand(root *cobra.Command) {
@@ -136,7 +135,7 @@ func tokenFlags(cmd *cobra.Command, in *admin.TokenInput) {
 func (c *cli) updateTokenCommand(root *cobra.Command) {
 	var in admin.TokenInput
 	var addresses, groups listFlag
-	update := c.command(root, "update USER TOKEN", "Changes the given fields of a token, and prints the changes",
+	update := c.command(root, "update USER TOKEN", "Changes the given fields of a token, and prints it",
 		"token update billing-sync token_2x… --ttl 90d --add-allowed-ip 192.0.2.0/24",
 		func(args []string) error {
 			if err := c.checkLists(&groups, &addresses); err != nil {
@@ -158,42 +157,19 @@ func (c *cli) updateTokenCommand(root *cobra.Command) {
 			if err != nil {
 				return err
 			}
-			return c.printToken(after, before)
+			if c.json {
+				return c.print(after, nil)
+			}
+			note := ""
+			if len(before.AllowedIPs) > 0 && len(after.AllowedIPs) == 0 {
+				note = "It may come from any address now."
+			}
+			return c.printTokens(admin.TokenList{Tokens: []admin.Token{after}}, false, note)
 		})
 	tokenFlags(update, &in)
 	addresses.register(update, "allowed-ip", "an address or CIDR that it may come from")
 	addresses.canonical = canonicalPrefix
 	groups.register(update, "group", "a permission group, by id or name, to whose rules it is narrowed")
-}
-
-// printToken prints a token and the changes since before.
-func (c *cli) printToken(t, before admin.Token) error {
-	if c.json {
-		return c.print(t, nil) // with the ids of the groups
-	}
-	names, err := c.groupNames(slices.Concat(t.PermissionGroups, before.PermissionGroups), true)
-	if err != nil {
-		return err
-	}
-	fields := func(t admin.Token) []userRow {
-		return []userRow{
-			{name: "description", value: t.Description},
-			{name: "metadata", value: t.Metadata},
-			{name: "allowed IPs", value: strings.Join(t.AllowedIPs, ", "), none: "any"},
-			{name: "groups", value: names.of(t.PermissionGroups), none: "all of the service user"},
-			{name: "begins", value: when(t.NotBefore)},
-			{name: "expires", value: when(t.ExpiresAt)},
-		}
-	}
-	note := ""
-	if len(before.AllowedIPs) > 0 && len(t.AllowedIPs) == 0 {
-		note = "It may come from any address now."
-	}
-	rows := table{{"id", t.ID}, {"state", t.State}}
-	for _, r := range fields(t) {
-		rows.add(r.name, r.value)
-	}
-	return c.print(t, rows.known().changed(changes(fields(before), fields(t))), note)
 }
 
 func (c *cli) refreshTokenCommand(root *cobra.Command) {

@@ -84,17 +84,6 @@ func changes(before, after []userRow) (list []string) {
 	return list
 }
 
-// changed returns the rows with one for each change.
-func (t table) changed(list []string) table {
-	if len(list) == 0 {
-		t.add("changed", "nothing")
-	}
-	for _, change := range list {
-		t.add("changed", change)
-	}
-	return t
-}
-
 // groupNames are names of permission groups by id.
 type groupNames map[string]string
 
@@ -164,7 +153,13 @@ func (c *cli) printUser(u admin.ServiceUser, before *admin.ServiceUser, notes ..
 	if before == nil {
 		return c.print(u, rows, notes...)
 	}
-	rows = rows.changed(userChanges(before, &u, names))
+	list := userChanges(before, &u, names)
+	if len(list) == 0 {
+		rows.add("changed", "nothing")
+	}
+	for _, change := range list {
+		rows.add("changed", change)
+	}
 	note := ""
 	if len(before.AllowedIPs) > 0 && len(u.AllowedIPs) == 0 {
 		note = "It may come from any address now."
