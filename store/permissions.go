@@ -1,7 +1,6 @@
 package store
 
 import (
-	"cmp"
 	"context"
 	"database/sql"
 	"fmt"
@@ -70,10 +69,7 @@ func (s *Store) LoadPermissions(
 			if err := t.writePermission(p); err != nil {
 				return err
 			}
-			is := auditPermission(p)
-			is.GivenTo, err = all(t, "looking for groups with the permission", scanString,
-				`SELECT group_id FROM group_permissions WHERE permission_key = $1 ORDER BY 1`, p.Key)
-			if err := cmp.Or(err, t.audit(action, p.Key, was, is)); err != nil {
+			if err := t.audit(action, p.Key, was, auditPermission(p)); err != nil {
 				return err
 			}
 		}
@@ -305,15 +301,12 @@ func permissionRules(key, text string) ([]access.Rule, error) {
 	return rules, nil
 }
 
-// permissionRecord is the form of a permission in the audit trail.
-type permissionRecord struct {
-	Permission
-	Rules   []string `json:"rules"`
-	GivenTo []string `json:"given_to,omitempty"` // ids of the groups that a change reached
-}
-
-func auditPermission(p Permission) permissionRecord {
-	return permissionRecord{Permission: p, Rules: p.ruleTexts()}
+// auditPermission returns the form of a permission for the audit trail, with rules as text.
+func auditPermission(p Permission) any {
+	return struct {
+		Permission
+		Rules []string `json:"rules"`
+	}{p, p.ruleTexts()}
 }
 
 func (p *Permission) ruleTexts() []string {
