@@ -42,28 +42,28 @@ func TestLogins(t *testing.T) {
 		{"expired", func(u *User) { u.ExpiresAt = 100 }, netip.Addr{}, "[] user_expired"},
 		{"the plain one of two", func(u *User) { u.Tokens = tokens(narrowed, plain) }, netip.Addr{}, "[token_2] granted"},
 		{"narrowed ones only", func(u *User) { u.Tokens = tokens(narrowed, expired, narrowed) }, netip.Addr{}, "[token_1 token_3] granted"},
-		{"one that has ended", func(u *User) { u.Tokens = tokens(expired) }, netip.Addr{}, "[] token_expired 1 expired"},
+		{"one that has ended", func(u *User) { u.Tokens = tokens(expired) }, netip.Addr{}, "[] token_expired"},
 		{"none that is left", func(u *User) { u.Tokens = tokens(expired, revoked, later(900), later(500)) }, netip.Addr{},
-			"[] token_not_yet_valid 1 expired, 1 not valid before 1970-01-01T00:08:20Z, 1 not valid before 1970-01-01T00:15:00Z, 1 revoked"},
+			"[] token_not_yet_valid"},
 		{"the user's addresses", func(u *User) { u.AllowedIPs = prefixes("10.0.0.0/8") }, here, "[] user_address"},
 		{"the user's addresses, any", func(u *User) { u.AllowedIPs = prefixes("10.0.0.0/8") }, netip.Addr{}, "[token_1] granted"},
-		{"the tokens' addresses", func(u *User) { u.Tokens = tokens(from("10.0.0.0/8"), from("2001:db8::/32")) }, here, "[] token_address 2 kept to other addresses"},
+		{"the tokens' addresses", func(u *User) { u.Tokens = tokens(from("10.0.0.0/8"), from("2001:db8::/32")) }, here, "[] token_address"},
 		{"addresses that meet", func(u *User) {
 			u.AllowedIPs, u.Tokens = prefixes("192.0.2.0/24", "10.0.0.0/8"), tokens(from("10.1.0.0/16"))
 		}, netip.Addr{}, "[token_1] granted"},
 		{"addresses that never meet", func(u *User) {
 			u.AllowedIPs, u.Tokens = prefixes("192.0.2.0/24"), tokens(from("10.1.0.0/16"))
-		}, netip.Addr{}, "[] token_address 1 kept to other addresses"},
+		}, netip.Addr{}, "[] token_address"},
 	} {
 		u := user(1, "g")
 		row.user(&u)
 		d := with(t, NewDirectory(Peppers{}, ""), Changes{Groups: []Group{group(t, "g", "allow GET /a")}, Users: []User{u}})
-		list, reason, tokens := d.Logins(u.ID, row.address, 200)
+		list, reason := d.Logins(u.ID, row.address, 200)
 		ids := []string{}
 		for _, p := range list {
 			ids = append(ids, p.TokenID())
 		}
-		got := strings.TrimSpace(fmt.Sprint(ids, " ", reason, " ", tokens))
+		got := strings.TrimSpace(fmt.Sprint(ids, " ", reason))
 		if got != row.want {
 			t.Errorf("%s: got %s, want %s", row.what, got, row.want)
 		}
@@ -83,7 +83,7 @@ func TestLogins(t *testing.T) {
 			t.Errorf("%s: got %q, logins say %q", row.what, ids, usable)
 		}
 	}
-	if list, reason, _ := NewDirectory(Peppers{}, "").Logins("service_1", netip.Addr{}, 0); list != nil || reason != UnknownID {
+	if list, reason := NewDirectory(Peppers{}, "").Logins("service_1", netip.Addr{}, 0); list != nil || reason != UnknownID {
 		t.Errorf("nobody: got %v, %v", list, reason)
 	}
 }
@@ -99,8 +99,8 @@ func TestLoginsOfManyTokens(t *testing.T) {
 	}
 	d := with(t, NewDirectory(Peppers{}, ""), Changes{Groups: []Group{group(t, "g", "allow GET /a")}, Users: []User{u}})
 	begun := time.Now()
-	if _, reason, tokens := d.Logins(u.ID, netip.Addr{}, 200); reason != TokenExpired || tokens != "20000 expired" {
-		t.Errorf("got %v, %q", reason, tokens)
+	if _, reason := d.Logins(u.ID, netip.Addr{}, 200); reason != TokenExpired {
+		t.Errorf("got %v", reason)
 	}
 	if took := time.Since(begun); took > 500*time.Millisecond {
 		t.Errorf("it took %v", took)

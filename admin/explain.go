@@ -160,8 +160,8 @@ func (a *API) explain(c *call, in ExplainInput) (Explanation, error) {
 	}
 	narrowed := ""
 	if in.TokenID == "" {
-		logins, why, tokens := d.Logins(in.ServiceUserID, action.Address, action.Now)
-		reason, out.Obstacle = why, obstacleText(why, tokens)
+		var logins []access.Principal
+		logins, reason = d.Logins(in.ServiceUserID, action.Address, action.Now)
 		if len(logins) > 0 {
 			allowed := func(p access.Principal) bool { return d.Authorize(p, action).Allowed() }
 			p = logins[max(slices.IndexFunc(logins, allowed), 0)]
@@ -170,9 +170,8 @@ func (a *API) explain(c *call, in ExplainInput) (Explanation, error) {
 			narrowed = "; this is for " + token.ID +
 				", since every usable token is narrowed to permission groups"
 		}
-	} else if reason != access.Granted {
-		out.Obstacle = new(reasonText[reason])
 	}
+	out.Obstacle = obstacleText(reason)
 	if !problem.OK() {
 		out.Decision, out.Reason, out.Detail = "deny", "ambiguous", refusedEarly(problem)
 		if strings.Contains(in.URL, "{") {
@@ -219,9 +218,7 @@ func (a *API) explainDecision(c *call, in ExplainInput) (Explanation, error) {
 	r.Action.HeaderGone = true
 	now := "deny" // also if the service user or the token is gone
 	p, reason := d.Principal(r.UserID, r.TokenID, r.Action.Address, a.store.Now().Unix())
-	if reason != access.Granted {
-		out.Obstacle = new(reasonText[reason])
-	}
+	out.Obstacle = obstacleText(reason)
 	if p.ID() != "" {
 		e := d.Explain(p, r.Action, c.sees)
 		a.fill(c, &out, e)
@@ -314,17 +311,14 @@ func (c *call) obstacle(id string) *string { return c.obstacleIn(c.store.Directo
 
 // obstacleIn is obstacle by the state of a directory.
 func (c *call) obstacleIn(d *access.Directory, id string) *string {
-	_, reason, tokens := d.Logins(id, netip.Addr{}, c.store.Now().Unix())
-	return obstacleText(reason, tokens)
+	_, reason := d.Logins(id, netip.Addr{}, c.store.Now().Unix())
+	return obstacleText(reason)
 }
 
-// obstacleText returns the text about a reason of [access.Directory.Logins], or nil for Granted.
-func obstacleText(reason access.Reason, tokens string) *string {
-	switch {
-	case reason == access.Granted:
+// obstacleText returns the text about a reason, or nil for Granted.
+func obstacleText(reason access.Reason) *string {
+	if reason == access.Granted {
 		return nil
-	case tokens != "":
-		return new("the service user has no usable token: " + tokens)
 	}
 	return new(reasonText[reason])
 }

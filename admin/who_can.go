@@ -205,7 +205,7 @@ func (a *API) usersWhoCan(
 		if err := context.Cause(ctx); err != nil {
 			return nil, nil, false, err
 		}
-		logins, reason, tokens := d.Logins(u.ID, action.Address, action.Now)
+		logins, reason := d.Logins(u.ID, action.Address, action.Now)
 		for _, p := range logins {
 			if err := context.Cause(ctx); err != nil {
 				return nil, nil, false, err
@@ -222,7 +222,7 @@ func (a *API) usersWhoCan(
 		reach, rule, group := asked.Reach(logins)
 		who := WhoCanUser{
 			ID: u.ID, URI: "/service_users/" + u.ID, Name: u.Name,
-			Some: reach == access.SomePaths, Obstacle: obstacleText(reason, tokens),
+			Some: reach == access.SomePaths, Obstacle: obstacleText(reason),
 		}
 		switch {
 		case reach == access.NoPath:
