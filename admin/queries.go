@@ -50,7 +50,7 @@ type UserListQuery struct {
 	CreatedBy string `query:"created_by"`
 }
 
-// TokenListQuery chooses tokens of a service user.
+// TokenListQuery chooses tokens of a service user or of all of them.
 type TokenListQuery struct {
 	ListQuery
 	// only tokens in this state: active, pending, retiring, expired or revoked
@@ -61,12 +61,6 @@ type TokenListQuery struct {
 	// only tokens that were valid for this duration, such as 60d, and not used in it; without
 	// state only tokens that have not ended
 	UnusedFor string `query:"unused_for"`
-}
-
-// AllTokensQuery chooses tokens of all service users.
-type AllTokensQuery struct {
-	TokenListQuery
-	ServiceUserID string `query:"service_user_id"` // only tokens of the service user with this id
 }
 
 // DeletedQuery chooses whether tombstones are found.

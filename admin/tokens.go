@@ -53,13 +53,9 @@ func (a *API) listTokens(c *call, q TokenListQuery) (TokenList, error) {
 	return a.chooseTokens(c, q, c.PathValue("id"))
 }
 
-// listAllTokens lists the tokens of all service users, newest first. The answer is 404 if there is no
-// service user with this service_user_id.
-func (a *API) listAllTokens(c *call, q AllTokensQuery) (TokenList, error) {
-	if q.ServiceUserID != "" && !store.ValidID("service", q.ServiceUserID) {
-		return TokenList{}, invalidField("service_user_id", "must be the id of a service user, service_…")
-	}
-	list, err := a.chooseTokens(c, q.TokenListQuery, q.ServiceUserID)
+// listAllTokens lists the tokens of all service users, newest first.
+func (a *API) listAllTokens(c *call, q TokenListQuery) (TokenList, error) {
+	list, err := a.chooseTokens(c, q, "")
 	names := a.store.Directory()
 	for i := range list.Tokens {
 		if u, ok := names.User(list.Tokens[i].ServiceUserID); ok {
@@ -127,27 +123,23 @@ func (a *API) revokeToken(c *call, _ None) (None, error) {
 }
 
 // refreshToken replaces a token: it issues a new token with the same description, addresses, groups
-// and, without ttl and expires_at, lifetime. The old token ends with the grace, or at once without a
-// grace. The answer is 409 if the token is retiring or revoked.
+// and, without ttl, lifetime. The old token ends with the grace, or at once without a grace. The
+// answer is 409 if the token is retiring or revoked.
 func (a *API) refreshToken(c *call, in RefreshInput) (Token, error) {
-	var grace time.Duration
+	var grace, ttl time.Duration
+	var err error
 	if in.Grace.Value != "" {
-		var err error
 		if grace, err = ParseDuration(in.Grace.Value); err != nil {
 			return Token{}, invalidField("grace", err.Error())
 		}
 	}
-	var end *time.Time
-	if in.TTL.Set || in.ExpiresAt.Set {
-		var next store.Token
-		lifetime := TokenInput{TTL: in.TTL, ExpiresAt: in.ExpiresAt}
-		if err := lifetime.apply(&next, a.store.Now()); err != nil {
+	if in.TTL.Set {
+		if ttl, err = parseDuration("ttl", in.TTL.Value); err != nil {
 			return Token{}, err
 		}
-		end = &next.ExpiresAt
 	}
 	user, id := c.PathValue("id"), c.PathValue("token_id")
-	issued, old, err := a.store.RefreshToken(c.Context(), c.by, user, id, c.version, grace, end)
+	issued, old, err := a.store.RefreshToken(c.Context(), c.by, user, id, c.version, grace, ttl)
 	if err != nil {
 		return Token{}, err
 	}

@@ -209,8 +209,6 @@ type RefreshInput struct {
 	// the time from now until the new token expires, such as "90d"; default: the lifetime that
 	// the old token had
 	TTL Opt[string] `json:"ttl,omitzero"`
-	// the time when the new token expires, in place of ttl; "" means never
-	ExpiresAt Opt[string] `json:"expires_at,omitzero"`
 }
 
 // Token is a token in an answer. Only the answer that issues a token contains its secret, in the

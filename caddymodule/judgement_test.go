@@ -253,7 +253,7 @@ func TestRetiringIsNoticed(t *testing.T) {
 		t.Fatal("got a notice before the refresh")
 	}
 	const grace = 30 * 24 * time.Hour
-	if _, _, err := s.RefreshToken(t.Context(), store.Local, g.reader.id, token, 0, grace, nil); err != nil {
+	if _, _, err := s.RefreshToken(t.Context(), store.Local, g.reader.id, token, 0, grace, 0); err != nil {
 		t.Fatal(err)
 	}
 	want := time.Unix(g.now.Load(), 0).Add(grace).UTC().Format(time.RFC3339)

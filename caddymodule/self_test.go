@@ -434,7 +434,7 @@ func TestSelfRotateRefused(t *testing.T) {
 		{name: "a page elsewhere", want: "403 a page of another origin", header: "Sec-Fetch-Site: cross-site"},
 		{name: "another origin", want: "403 a page of another origin", header: "Origin: https://evil.example"},
 		{name: "refreshed by an admin", want: "409 the token has been replaced by another actor", before: func(c *corner) {
-			if _, _, err := c.open.store.RefreshToken(ctx, store.Local, c.user.ID, c.own.ID, 0, time.Hour, nil); err != nil {
+			if _, _, err := c.open.store.RefreshToken(ctx, store.Local, c.user.ID, c.own.ID, 0, time.Hour, 0); err != nil {
 				panic(err)
 			}
 		}},

@@ -259,7 +259,7 @@ func TestStreamsExpire(t *testing.T) {
 		if time.Sleep(4 * time.Second); ctx.Err() != nil {
 			t.Error("cut although it has no end any more")
 		}
-		if _, _, err := all.store.RefreshToken(t.Context(), store.Local, user.ID, token.ID, 0, 2*time.Second, nil); err != nil {
+		if _, _, err := all.store.RefreshToken(t.Context(), store.Local, user.ID, token.ID, 0, 2*time.Second, 0); err != nil {
 			t.Fatal(err)
 		}
 		if time.Sleep(time.Second); ctx.Err() != nil {

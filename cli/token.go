@@ -195,8 +195,6 @@ func (c *cli) refreshTokenCommand(root *cobra.Command) {
 		})
 	flags := refresh.Flags()
 	flags.Var(optional(&in.TTL), "ttl", "how long the new token is valid, such as 90d; default: as long as the old one was")
-	flags.Var(optional(&in.ExpiresAt), "expires-at",
-		"when the new token expires, such as 2030-01-31T12:00:00Z; \"\" means never")
 	flags.StringVar(&grace, "grace", "", "how long the old token stays valid, such as 24h; "+
 		"default: it is revoked at once, and its streams, uploads and downloads are cut")
 	c.issuing(refresh)

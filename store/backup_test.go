@@ -776,7 +776,7 @@ func TestTimeBeyondText(t *testing.T) {
 		if _, fault := json.Marshal(list); err != nil || fault != nil || len(list) == 0 {
 			t.Errorf("%d: the list: got %v, %v, %d of them", at, err, fault, len(list))
 		}
-		if _, _, err := s.RefreshToken(ctx, Local, w.user.ID, w.token.ID, 0, time.Hour, nil); err != nil {
+		if _, _, err := s.RefreshToken(ctx, Local, w.user.ID, w.token.ID, 0, time.Hour, 0); err != nil {
 			t.Errorf("%d: the refresh: %v", at, err)
 		}
 		mustDo(s.RevokeToken(ctx, Local, w.user.ID, w.token.ID, 0))

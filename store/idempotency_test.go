@@ -205,7 +205,7 @@ func TestOnceEverywhere(t *testing.T) {
 			return toJSON(u), k, err
 		},
 		"refresh": func(by Actor) (string, *Issued, error) {
-			k, old, err := w.RefreshToken(ctx, by, w.user.ID, w.token.ID, 1, time.Hour, nil)
+			k, old, err := w.RefreshToken(ctx, by, w.user.ID, w.token.ID, 1, time.Hour, 0)
 			return toJSON(old), k, err
 		},
 	} {

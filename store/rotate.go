@@ -8,11 +8,11 @@ import (
 )
 
 // RefreshToken issues a successor of a token: a new secret with the same description, metadata,
-// addresses, groups and, up to Options.MaxTokenTTL, lifetime. With end it ends then. If the token is
-// not valid yet, neither is the successor. old is the replaced token after the change. It ends after
-// the grace; a grace of 0 revokes it at once.
+// addresses, groups and, up to Options.MaxTokenTTL, lifetime; a ttl that is not 0 is its lifetime. If
+// the token is not valid yet, neither is the successor. old is the replaced token after the change.
+// It ends after the grace; a grace of 0 revokes it at once.
 func (s *Store) RefreshToken(
-	ctx context.Context, by Actor, userID, id string, version int64, grace time.Duration, end *time.Time,
+	ctx context.Context, by Actor, userID, id string, version int64, grace, ttl time.Duration,
 ) (issued *Issued, old Token, err error) {
 	err = s.change(ctx, by, func(t *tx) error {
 		if t.again != nil {
@@ -40,8 +40,8 @@ func (s *Store) RefreshToken(
 		if before.NotBefore.After(t.now) {
 			next.NotBefore = before.NotBefore
 		}
-		if end != nil {
-			next.ExpiresAt = *end
+		if ttl > 0 {
+			next.ExpiresAt = t.now.Add(ttl)
 		} else if !before.ExpiresAt.IsZero() {
 			// The successor gets the whole lifetime of the old token again, not the
 			// rest of it.

@@ -441,7 +441,7 @@ func TestRotateTooOftenByChain(t *testing.T) {
 			first = w.row(first).ReplacedBy
 		}
 		for n, grace := range []time.Duration{time.Hour, 0, time.Hour} {
-			issued, _, err := w.RefreshToken(ctx, alice, w.user.ID, first, 0, grace, nil)
+			issued, _, err := w.RefreshToken(ctx, alice, w.user.ID, first, 0, grace, 0)
 			if err != nil {
 				t.Fatalf("%s: refresh %d by an admin: %v", name, n, err)
 			}
@@ -484,7 +484,7 @@ func TestRotateFillsNobodysPlace(t *testing.T) {
 		t.Errorf("another token: %v", err)
 	}
 	for n, grace := range []time.Duration{time.Hour, 0} {
-		issued, _, err := w.RefreshToken(ctx, alice, w.user.ID, token, 0, grace, nil)
+		issued, _, err := w.RefreshToken(ctx, alice, w.user.ID, token, 0, grace, 0)
 		if err != nil {
 			t.Fatalf("refresh %d by an admin: %v", n, err)
 		}

@@ -16,7 +16,7 @@ func (s *Store) deleteUser(ctx context.Context, by Actor, id string, version int
 }
 
 func (s *Store) refreshOf(ctx context.Context, by Actor, userID, id string, grace time.Duration) (*Issued, error) {
-	issued, _, err := s.RefreshToken(ctx, by, userID, id, 0, grace, nil)
+	issued, _, err := s.RefreshToken(ctx, by, userID, id, 0, grace, 0)
 	return issued, err
 }
 
