@@ -229,17 +229,6 @@ func (c *cli) listUsersCommand(root *cobra.Command) {
 			if err != nil {
 				return err
 			}
-			note := ""
-			if team := query.Get("team"); team != "" && len(list.ServiceUsers) == 0 {
-				var members admin.ServiceUserList
-				uri := withQuery("/service_users", url.Values{"team": {team}, "limit": {"1"}})
-				if err := c.do(http.MethodGet, uri, nil, &members); err != nil {
-					return err
-				}
-				if len(members.ServiceUsers) == 0 {
-					note = fmt.Sprintf("No service user has the team %q.", team)
-				}
-			}
 			rows := table{{"ID", "NAME", "ACTIVE", "ROLE", "TEAMS", "LAST ACTIVE", "EXPIRES", "CREATED"}}
 			if deleted {
 				rows = table{{"ID", "NAME", "ROLE", "TEAMS", "DELETED", "BY", "WAS ACTIVE"}}
@@ -257,7 +246,10 @@ func (c *cli) listUsersCommand(root *cobra.Command) {
 				rows.add(u.ID, u.Name, active, u.Role, strings.Join(u.Teams, ", "),
 					when(u.LastActiveAt), when(u.ExpiresAt), when(&u.CreatedAt))
 			}
-			return c.print(list, rows, note)
+			if query.Has("team") {
+				return c.print(list, rows, noneNote(len(list.ServiceUsers), "No service user fits; is the team right?"))
+			}
+			return c.print(list, rows)
 		})
 	for _, f := range []struct{ flag, parameter, usage string }{
 		{"search", "q", "only those with this in their name, display name, alias, owner or description, " +
