@@ -75,14 +75,11 @@ func fieldOf(e celast.Expr) string {
 
 // foreignParam matches a segment that is a parameter in another notation: :id, $id, <id>, <int:id>,
 // [id] or [...rest]. foreignPattern matches a segment that other programs read as a pattern.
-// comparison matches the names that CEL gives to ==, !=, >, >= and in. An upper bound, as in
-// now.getHours() < 24, may be any number. impossible matches some of the patterns that no text
-// matches: those with a letter before "^" or after "$".
+// comparison matches the names that CEL gives to ==, != and in.
 var (
 	foreignParam   = regexp.MustCompile(`^[:$<\[](?:\w+:|(\.{3}))?([A-Za-z_]\w*)[>\]]?$`)
 	foreignPattern = regexp.MustCompile(`^:|[*^|<>\[\]]|\.\+|\$$`)
-	comparison     = regexp.MustCompile(`^(?:_[=!>]=?_|@in)$`)
-	impossible     = regexp.MustCompile(`(?:^|[^\\\[])\$\w|\w\^`)
+	comparison     = regexp.MustCompile(`^(?:_[=!]=_|@in)$`)
 )
 
 // knownMethods are the methods of HTTP, and those that other protocols add to them.
@@ -90,8 +87,8 @@ var knownMethods = slices.Concat(registered[:], strings.Fields(`ACL BIND CHECKIN
 	M-SEARCH MERGE MKACTIVITY MKCALENDAR MKCOL MOVE NOTIFY ORDERPATCH POLL PROPFIND PROPPATCH PURGE QUERY REBIND
 	REPORT SEARCH SUBSCRIBE UNBIND UNCHECKOUT UNLINK UNLOCK UNSUBSCRIBE UPDATE`))
 
-// possible describes the values of the fields that conditions compare, and the literals that
-// functions take. Networks and addresses are missing: a wrong one does not compile.
+// possible describes the values that conditions compare, and the time zones that functions take.
+// Networks and addresses are missing: a wrong one does not compile.
 var possible = map[string]struct {
 	is     func(string) bool
 	advice string
@@ -103,11 +100,6 @@ var possible = map[string]struct {
 	"request.path":      {like(`^/`), `a path begins with "/"`},
 	"request.remote_ip": {isAddress, "an address is like 192.0.2.7; cidr is for networks"},
 	"getDayOfWeek":      {like(`^[0-6]$`), "the weekday is from 0, Sunday, to 6, Saturday"},
-	"getHours":          {like(`^(1?\d|2[0-3])$`), "the hour is from 0 to 23"},
-	"getMinutes":        {like(`^[1-5]?\d$`), "the minute is from 0 to 59"},
-	"getDate":           {like(`^([1-9]|[12]\d|3[01])$`), "the day of the month is from 1 to 31"},
-	"getMonth":          {like(`^(\d|1[01])$`), "the month is from 0, January, to 11, December"},
-	"matches":           {func(s string) bool { return !impossible.MatchString(s) }, "no text matches it"},
 	"time zone": {isZone, "it is not a time zone such as Europe/Berlin or +01:00; " +
 		"an allow with this condition never applies, and a deny always"},
 }

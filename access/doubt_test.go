@@ -48,9 +48,6 @@ func TestDoubts(t *testing.T) {
 		{`allow GET /a when now.getDayOfWeek() == 7`, "7: the weekday is from 0, Sunday, to 6, Saturday"},
 		{`allow GET /a when now.getDayOfWeek("UTC") in [1, 7]`, "7: the weekday"},
 		{`allow GET /a when 7 != now.getDayOfWeek()`, "7: the weekday"},
-		{`allow GET /a when now.getHours() >= 24`, "24: the hour is from 0 to 23"},
-		{`allow GET /a when now.getMonth() == 12`, "12: the month is from 0, January, to 11, December"},
-		{`allow GET /a when now.getDate() == 0`, "0: the day of the month"},
 		{`allow GET /a when now.getHours() >= 8 && now.getHours() < 24 && now.getDayOfWeek() in [1, 2, 6] && now.getMonth() == 11`, ""},
 		{`allow GET /a when user.role == "admn"`, "admn: a role is admin, manager or member"},
 		{`allow GET /a when !(user.role in ["admin", "owner"])`, "owner: a role is"},
@@ -65,8 +62,6 @@ func TestDoubts(t *testing.T) {
 		{`allow GET /a when request.remote_ip == "10.0.0.0/8"`, "10.0.0.0/8: an address is like 192.0.2.7; cidr is for networks"},
 		{`allow GET /a when request.remote_ip in ["10.0.0.1", "10.0.0.256"]`, "10.0.0.256: an address is like"},
 		{`allow GET /a when cidr("10.0.0.0/8").containsIP(request.remote_ip) || request.remote_ip == "2001:db8::1" || request.remote_ip.startsWith("10.")`, ""},
-		{`allow GET /a when request.path.matches("a^b")`, "a^b: no text matches it"},
-		{`allow GET /a when request.path.matches("^/$x")`, "^/$x: no text matches it"},
 		{`allow GET /a when request.path.matches("^/a[^b]+$") && user.name.matches("\\$x|^a(b|c$)")`, ""},
 		{`allow GET /{id} when params.id in user.labels.people.split(",") && user.labels[?"env"].orValue("x") == "7" && "a" in user.teams`, ""},
 	} {
