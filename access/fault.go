@@ -3,7 +3,6 @@ package access
 import (
 	"cmp"
 	"encoding/base64"
-	"slices"
 	"strings"
 )
 
@@ -20,8 +19,6 @@ func ReadLogin(value string, bearer bool, reason Reason) (login, fault string) {
 		return "", "Bearer is off on this site"
 	case lower == "bearer":
 		return "", faultIn("token", rest)
-	case slices.Contains(otherSchemes, lower):
-		return "", "the scheme is " + scheme
 	case lower != "basic": // perhaps a password without a scheme
 		return "", "the scheme is neither Basic nor Bearer"
 	}
@@ -48,9 +45,6 @@ func ReadLogin(value string, bearer bool, reason Reason) (login, fault string) {
 	return login, tokenFault
 }
 
-// otherSchemes are the schemes that a fault names, in lower case.
-var otherSchemes = strings.Fields("digest negotiate ntlm oauth token apikey key dpop hawk jwt aws4-hmac-sha256")
-
 // faults are the faults that an id or a token can have, the most telling first.
 var faults = []struct {
 	part string // "id", "token" or "" for both
@@ -62,21 +56,10 @@ var faults = []struct {
 	{"", func(s string) bool { return strings.Trim(s, " \t\r\n\"'") != s }, "has spaces or quotes around it"},
 	{"", func(s string) bool { return strings.Contains(s, "%") }, "is URL-encoded"},
 	{"", func(s string) bool { return strings.HasPrefix(s, tokenPrefix) }, "is the id of a token"},
-	{"", func(s string) bool { return strings.HasPrefix(s, "group_") }, "is the id of a group"},
 	{"id", func(s string) bool { return !ValidLogin(s) }, "is too long, or has a character that no id has"},
-	{"id", isMiscased, "is in another case"},
 	{"token", func(s string) bool { return !validToken(s) }, "is too long, or has a character that no token has"},
 	{"token", func(s string) bool { return len(s) != SecretLength }, "has another length"},
-	{"token", func(s string) bool { return strings.ToLower(s) == s }, "is in lower case"},
-	{"token", func(s string) bool { return strings.ToUpper(s) == s }, "is in upper case"},
 	{"token", func(string) bool { return true }, "has a typo"},
-}
-
-// isMiscased reports whether s may be the id of a service user in another case. Among 27 random
-// letters and digits is at least one in upper case.
-func isMiscased(s string) bool {
-	lost := len(s) == len(userPrefix)+idDigits && strings.ToLower(s) == s
-	return foldsTo(s, userPrefix) && (lost || !strings.HasPrefix(s, userPrefix))
 }
 
 // faultIn returns a fault in the form of an id or a token, or "".

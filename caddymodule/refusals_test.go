@@ -90,7 +90,7 @@ func TestFailedLogin(t *testing.T) {
 			{encoded(id + ":" + secret[:20]), id, "bad_checksum", "the token has another length"},
 			{encoded(id + ":" + access.NewSecret()), id, "wrong_secret", ""},
 			{encoded(id), "", "bad_credential", "no colon is between id and token"},
-			{"Digest x", "", "bad_credential", "the scheme is Digest"},
+			{"Digest x", "", "bad_credential", "the scheme is neither Basic nor Bearer"},
 			{encoded(secret + ":" + id), "(a token in the place of the id)", "unknown_id", "the token is in the place of the id"},
 			{encoded("nobody:x"), "nobody", "unknown_id", ""},
 		} {
