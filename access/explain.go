@@ -24,8 +24,7 @@ type Explanation struct {
 	// allowed, or if a deny applies.
 	Grant string
 
-	// NotAsked has the facts that could change a refusal, as in Considered. It is "" if the request
-	// is allowed, and if it is refused in any case.
+	// NotAsked is that of the deny that refuses the request, or else that of Nearest.
 	NotAsked string
 
 	// Groups lists, by name, other groups that would allow the request if the user joined them.
@@ -77,23 +76,29 @@ func (d *Directory) Explain(p Principal, a Action, groups func(*Group) bool) Exp
 			continue
 		}
 		for i := range m.Group.Rules {
-			out.Considered = append(out.Considered, consider(u, allow, m, i, a, out.Decision, &left))
+			c := consider(u, allow, m, i, a, out.Decision, &left)
+			if out.Considered = append(out.Considered, c); c.Rule == out.Rule {
+				out.NotAsked = c.NotAsked
+			}
 		}
 	}
 	slices.SortStableFunc(out.Considered, func(a, b Considered) int {
-		// The effects compare in reverse, so a deny comes first.
-		return cmp.Or(cmp.Compare(a.off, b.off), strings.Compare(string(b.Rule.Effect), string(a.Rule.Effect)))
+		// The effects compare in reverse, so a deny comes first, and then a rule that may apply.
+		return cmp.Or(cmp.Compare(a.off, b.off), strings.Compare(string(b.Rule.Effect), string(a.Rule.Effect)),
+			strings.Compare(b.NotAsked, a.NotAsked))
 	})
 	if out.Allowed() {
 		return out
 	}
-	out.NotAsked = out.open(allow)
 	isAllow := func(c Considered) bool { return c.Rule.Effect == Allow }
 	if i := slices.IndexFunc(out.Considered, isAllow); i >= 0 {
 		out.Nearest = &out.Considered[i]
 	}
 	if out.Reason == DeniedByRule { // another allow would not help
 		return out
+	}
+	if out.Nearest != nil {
+		out.NotAsked = out.Nearest.NotAsked
 	}
 	out.Grant = SmallestRule(a.Method, a.Path)
 	q := ruleQuery{bit: methodBit(a.Method), user: u, action: a}
@@ -115,21 +120,6 @@ func (d *Directory) Explain(p Principal, a Action, groups func(*Group) bool) Exp
 	}
 	slices.SortFunc(out.Groups, func(a, b *Group) int { return strings.Compare(a.Name, b.Name) })
 	return out
-}
-
-// open returns the facts that could change a refusal. in is the group set of the principal.
-func (e *Explanation) open(in *groupSet) string {
-	var facts []string
-	for _, c := range e.Considered {
-		switch deny := c.Rule.Effect == Deny; {
-		case deny && c.Applies && c.NotAsked == "":
-			return ""
-		case deny && !c.Applies, !deny && e.Reason == DeniedByRule, c.NotAsked == "":
-		case deny || slices.Contains(in.allows, c.Group.index):
-			facts = append(facts, strings.Split(c.NotAsked, ", ")...)
-		}
-	}
-	return strings.Join(sortedCopy(facts), ", ")
 }
 
 // consider explains rule i of a group that the user is in. allow is the group set with the allows

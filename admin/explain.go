@@ -70,7 +70,7 @@ type Explanation struct {
 	// for a refusal, the smallest change that would allow the request; null if a deny refuses
 	// it or the service user cannot authenticate
 	Grant *Grant `json:"grant"`
-	// the fields of the question that could change a refusal, for conditions that need them:
+	// for a refusal, the fields of the question that the deny needs, or else the nearest allow:
 	// remote_ip, at, headers.NAME, and host for a URL with a host
 	NotAsked []string `json:"not_asked"`
 	// the reason why nobody can log in for this request; null if somebody can
