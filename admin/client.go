@@ -177,14 +177,9 @@ func (c *Client) read(resp *http.Response, out any) error {
 	case ok && (out == nil || json.Unmarshal(text, out) == nil):
 		return nil
 	case !ok && json.Unmarshal(text, &e) == nil && e.Code != "":
-		err = &e
-	default:
-		err = c.foreign(resp, text)
+		return &e
 	}
-	if wait := resp.Header.Get("Retry-After"); resp.StatusCode == http.StatusTooManyRequests && wait != "" {
-		err = fmt.Errorf("%w; try again after %s seconds", err, wait)
-	}
-	return err
+	return c.foreign(resp, text)
 }
 
 // foreign returns the error for an answer of another program, such as Caddy's admin endpoint or a

@@ -206,8 +206,8 @@ func TestUnreachable(t *testing.T) {
 		{403, "application/json", `{"error":"host not allowed: x"}`, "403  BASE answered 403 Forbidden: host not allowed: x"},
 		{403, "application/problem+json", `{"title":"Forbidden","detail":"not from here, csu_00000000000000000000000000000000000000000000nyr1a"}`, "403  BASE answered 403 Forbidden: not from here, csu_…"},
 		{401, "", "", "401  BASE answered 401 Unauthorized"},
-		{429, "", "", "429  BASE answered 429 Too Many Requests; try again after 7 seconds"},
-		{429, "application/problem+json", `{"error_code":"ERR_NGROK_226","status_code":429,"msg":"too many"}`, "429 ERR_NGROK_226 too many; try again after 7 seconds"},
+		{429, "", "", "429  BASE answered 429 Too Many Requests"},
+		{429, "application/problem+json", `{"error_code":"ERR_NGROK_226","status_code":429,"msg":"too many"}`, "429 ERR_NGROK_226 too many"},
 		{404, "application/json", `{}`, "unreachable: answered 404 Not Found, not as the service-user API does"},
 		{404, "application/json", `null`, "unreachable: answered 404 Not Found, not as the service-user API does"},
 		{404, "application/json", ``, "unreachable: answered 404 Not Found, not as the service-user API does"},
@@ -230,7 +230,6 @@ func TestUnreachable(t *testing.T) {
 			}
 			w.Header().Set("Content-Type", row.kind)
 			w.Header().Set("Location", "/login?code=secret")
-			w.Header().Set("Retry-After", "7")
 			w.WriteHeader(row.status)
 			fmt.Fprint(w, row.body)
 		}))
