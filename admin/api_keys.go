@@ -2,7 +2,6 @@ package admin
 
 import (
 	"cmp"
-	"fmt"
 	"time"
 
 	"github.com/serviceusers/caddy-service-users/store"
@@ -81,7 +80,8 @@ func (a *API) createAPIKey(c *call, in APIKeyInput) (APIKey, error) {
 // revoked or expired.
 func (a *API) listAPIKeys(c *call, q APIKeyListQuery) (APIKeyList, error) {
 	read := func(before string, limit int) ([]store.Token, bool, error) {
-		return a.store.AllTokens(c.Context(), c.by, before, limit)
+		q := store.TokenQuery{Live: true, Before: before, Limit: limit}
+		return a.store.FindTokens(c.Context(), c.by, q)
 	}
 	if q.Filter != "" {
 		done, err := a.heavy.take(c.Context(), c.by.Name)
@@ -104,19 +104,23 @@ func (a *API) listAPIKeys(c *call, q APIKeyListQuery) (APIKeyList, error) {
 	return APIKeyList{keys, page}, err
 }
 
+// filteredAtOnce is how many tokens one transaction reads for a filter.
+const filteredAtOnce = 500
+
 // readTokens reads a page of tokens that are older than before, newest first.
 type readTokens = func(before string, limit int) (list []store.Token, more bool, err error)
 
-// filtered returns a function that reads the tokens which meet a filter. Like the store, it
-// examines at most [store.MaxFiltered] tokens for one page, and some in each transaction.
+// filtered returns a function that reads the tokens which meet a filter, some in each transaction. The
+// budget of the filter limits their number.
 func filtered(read readTokens, fits func(*store.Token) (bool, error)) readTokens {
 	return func(before string, limit int) ([]store.Token, bool, error) {
 		found := []store.Token{}
-		for range store.MaxFiltered / store.FilteredAtOnce {
-			tokens, more, err := read(before, store.FilteredAtOnce)
+		for more := true; more; {
+			tokens, next, err := read(before, filteredAtOnce)
 			if err != nil {
 				return nil, false, err
 			}
+			more = next
 			for i := range tokens {
 				before = tokens[i].ID
 				switch fit, err := fits(&tokens[i]); {
@@ -128,16 +132,8 @@ func filtered(read readTokens, fits func(*store.Token) (bool, error)) readTokens
 					found = append(found, tokens[i])
 				}
 			}
-			if !more {
-				return found, false, nil
-			}
 		}
-		// A page without a key has no place from which the next page could continue.
-		if len(found) == 0 {
-			return nil, false, invalidField("filter", fmt.Sprintf("%d API keys were examined and none fits; "+
-				"before_id=%s continues behind them", store.MaxFiltered, before))
-		}
-		return found, true, nil
+		return found, false, nil
 	}
 }
 

@@ -101,7 +101,7 @@ func TestIdentityValues(t *testing.T) {
 		u.DisplayName, u.Teams, u.Role = "The reader", []string{"finance", "legal"}, access.Manager
 		return nil
 	}))
-	token := must2(live.store.Tokens(t.Context(), store.Local, g.reader.id, "", 1))[0].ID
+	token := must2(live.store.FindTokens(t.Context(), store.Local, store.TokenQuery{UserID: g.reader.id, Limit: 1}))[0].ID
 	want := map[string]string{
 		"id": g.reader.id, "name": "reader", "display_name": "The reader", "groups": "denied,readers",
 		"role": "manager", "teams": "finance,legal", "token_id": token,
@@ -166,7 +166,7 @@ func (g *guard) knock(door *SiteDoor, header string) *httptest.ResponseRecorder 
 func TestUseIsCounted(t *testing.T) {
 	g := newGuard(t, Handler{Self: &Self{Path: "/self"}})
 	uses := func() int64 {
-		return must2(g.h.shared.live.Load().store.Tokens(t.Context(), store.Local, g.reader.id, "", 1))[0].UseCount
+		return must2(g.h.shared.live.Load().store.FindTokens(t.Context(), store.Local, store.TokenQuery{UserID: g.reader.id, Limit: 1}))[0].UseCount
 	}
 	if w, _ := g.ask("GET", "/self", "", g.reader); w.Code != 200 || uses() != 1 {
 		t.Errorf("the corner: got %d and %d uses, want 1", w.Code, uses())
@@ -248,7 +248,7 @@ func TestThrottleBehindProxy(t *testing.T) {
 func TestRetiringIsNoticed(t *testing.T) {
 	g := newGuard(t, Handler{})
 	s := g.h.shared.live.Load().store
-	token := must2(s.Tokens(t.Context(), store.Local, g.reader.id, "", 1))[0].ID
+	token := must2(s.FindTokens(t.Context(), store.Local, store.TokenQuery{UserID: g.reader.id, Limit: 1}))[0].ID
 	if w, _ := g.ask("GET", "/v1/x", "", g.reader); w.Header()["Service-User-Token-Expires"] != nil {
 		t.Fatal("got a notice before the refresh")
 	}

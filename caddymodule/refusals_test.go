@@ -160,7 +160,7 @@ func TestRefusals(t *testing.T) {
 		}
 	}
 	ask("/x?a=b", g.reader, 403)
-	token := must2(live.store.Tokens(t.Context(), store.Local, g.reader.id, "", 1))[0].ID
+	token := must2(live.store.FindTokens(t.Context(), store.Local, store.TokenQuery{UserID: g.reader.id, Limit: 1}))[0].ID
 	line := g.log.FilterMessage("not allowed").All()[0]
 	if got := keys(line); got != "client_ip reason service_user decision_id rule method path host token" ||
 		line.ContextMap()["host"] != "example.com" || line.ContextMap()["token"] != token {

@@ -491,7 +491,7 @@ func TestSelfRotateTooLate(t *testing.T) {
 	if err := c.h.serveSelf(w, c.request(r, p)); err != nil || w.Code != 409 {
 		t.Errorf("got status %d, %v", w.Code, err)
 	}
-	if n := len(must2(c.open.store.Tokens(context.Background(), store.Local, c.user.ID, "", 10))); n != 1 {
+	if n := len(must2(c.open.store.FindTokens(context.Background(), store.Local, store.TokenQuery{UserID: c.user.ID, Limit: 10}))); n != 1 {
 		t.Errorf("got %d tokens, want 1", n)
 	}
 }
@@ -518,7 +518,7 @@ func TestSelfRotateRace(t *testing.T) {
 	}
 	wg.Wait()
 	live := 0
-	for _, k := range must2(c.open.store.Tokens(context.Background(), store.Local, c.user.ID, "", 100)) {
+	for _, k := range must2(c.open.store.FindTokens(context.Background(), store.Local, store.TokenQuery{UserID: c.user.ID, Limit: 100})) {
 		if k.State(c.open.store.Now()) == store.TokenActive {
 			live++
 		}

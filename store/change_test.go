@@ -525,7 +525,7 @@ func TestRefusedChange(t *testing.T) {
 	for what, err := range map[string]error{
 		"a deleted service user": second(w.readUser(ctx, Local, gone.ID)),
 		"a token of it":          second(w.Token(ctx, Local, gone.ID, goneToken.ID)),
-		"the tokens of it":       third(w.Tokens(ctx, Local, gone.ID, "", 10)),
+		"the tokens of it":       third(w.FindTokens(ctx, Local, TokenQuery{UserID: gone.ID, Limit: 10})),
 		"a deleted group":        second(w.Group(ctx, Local, goneGroup.ID)),
 		"the members of it":      third(w.Members(ctx, Local, goneGroup.ID, "", 10)),
 		"a token by another one": second(w.Token(ctx, Local, other.ID, w.token.ID)),
@@ -546,7 +546,7 @@ func second[T any](_ T, err error) error        { return err }
 func third[T, U any](_ T, _ U, err error) error { return err }
 
 func (s *Store) tokensOf(user string) ([]Token, error) {
-	list, _, err := s.Tokens(ctx, Local, user, "", 1000)
+	list, _, err := s.FindTokens(ctx, Local, TokenQuery{UserID: user, Limit: 1000})
 	return list, err
 }
 

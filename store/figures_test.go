@@ -69,7 +69,7 @@ func TestUseIsCounted(t *testing.T) {
 		t.Helper()
 		for how, got := range map[string]string{
 			"one": used(w.row(w.token.ID)), "listed": used(must(w.tokensOf(w.user.ID))[1]),
-			"of all": used(must(first(w.AllTokens(ctx, Local, second.ID, 1)))[0]),
+			"of all": used(must(first(w.FindTokens(ctx, Local, TokenQuery{Live: true, Before: second.ID, Limit: 1})))[0]),
 			"edited": used(must(w.UpdateToken(ctx, Local, w.user.ID, w.token.ID, 0, func(*Token) error { return nil }))),
 		} {
 			if got != want {
@@ -317,7 +317,7 @@ func TestUseWhileItIsWritten(t *testing.T) {
 		if got, want := must(w.Token(ctx, Local, w.user.ID, w.token.ID)).UseCount, n+2; got != want {
 			t.Fatalf("read: got %d, want %d", got, want)
 		}
-		list, _, err := w.Tokens(ctx, Local, w.user.ID, "", 10)
+		list, _, err := w.FindTokens(ctx, Local, TokenQuery{UserID: w.user.ID, Limit: 10})
 		if err != nil || list[0].UseCount != n+2 {
 			t.Fatalf("listed: got %d and %v, want %d", list[0].UseCount, err, n+2)
 		}
@@ -445,7 +445,7 @@ func TestAllTokens(t *testing.T) {
 		for limit := 1; limit <= 6; limit++ {
 			var got []string
 			for before, more := "", true; more; {
-				list, next, err := w.AllTokens(ctx, by, before, limit)
+				list, next, err := w.FindTokens(ctx, by, TokenQuery{Live: true, Before: before, Limit: limit})
 				if err != nil || next && len(list) != limit {
 					t.Fatalf("%s by %d: got %v, %t, %v", who, limit, list, next, err)
 				}

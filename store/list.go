@@ -43,11 +43,11 @@ var UserSorts = map[string]string{
 	"last_active_at": "last_active_at",
 }
 
-// MaxFiltered limits how many rows a filter examines for one page. FilteredAtOnce is how many of
+// maxFiltered limits how many rows a filter examines for one page. filteredAtOnce is how many of
 // them one transaction reads.
 const (
-	MaxFiltered    = 100_000
-	FilteredAtOnce = 500
+	maxFiltered    = 100_000
+	filteredAtOnce = 500
 )
 
 // ServiceUsers lists service users. more reports whether more of them follow the last one. It
@@ -86,7 +86,7 @@ func (s *Store) ServiceUsers(ctx context.Context, by Actor, q UserQuery) (list [
 
 // countUsers returns the number of service users of all pages.
 func (s *Store) countUsers(ctx context.Context, by Actor, q UserQuery) (n int, err error) {
-	q.After, q.Limit = nil, MaxFiltered
+	q.After, q.Limit = nil, maxFiltered
 	if q.Filter != nil {
 		list, beyond, err := s.filterUsers(ctx, by, q)
 		if err == nil && beyond {
@@ -121,7 +121,7 @@ func (t *tx) checkCreator(creator string) error {
 func (s *Store) filterUsers(ctx context.Context, by Actor, q UserQuery) (list []ServiceUser, more bool, err error) {
 	ids, err := inRead(ctx, s, by, func(t *tx) ([]string, error) {
 		where, order, args := t.choose(q)
-		query := fmt.Sprintf(`SELECT id FROM service_users%s%s LIMIT %d`, where, order, MaxFiltered+1)
+		query := fmt.Sprintf(`SELECT id FROM service_users%s%s LIMIT %d`, where, order, maxFiltered+1)
 		return all(t, "reading service users", scanString, query, args...)
 	})
 	if err != nil {
@@ -129,8 +129,8 @@ func (s *Store) filterUsers(ctx context.Context, by Actor, q UserQuery) (list []
 	}
 	// Not nil, like the list that collect returns.
 	list = []ServiceUser{}
-	beyond := len(ids) > MaxFiltered
-	for chunk := range slices.Chunk(ids[:min(len(ids), MaxFiltered)], FilteredAtOnce) {
+	beyond := len(ids) > maxFiltered
+	for chunk := range slices.Chunk(ids[:min(len(ids), maxFiltered)], filteredAtOnce) {
 		rows, err := inReadWithUse(ctx, s, by, func(t *tx) (map[string]*ServiceUser, error) {
 			return t.usersOf(q, chunk)
 		})
@@ -158,7 +158,7 @@ func (s *Store) filterUsers(ctx context.Context, by Actor, q UserQuery) (list []
 	// A page without a service user has no place from which the next page could continue.
 	if beyond && len(list) == 0 {
 		return nil, false, invalid("filter", "%d service users were looked at and none fits; "+
-			"narrow the list by q, role, team or status as well", MaxFiltered)
+			"narrow the list by q, role, team or status as well", maxFiltered)
 	}
 	return list, beyond, nil // beyond: the next page examines the remaining ids
 }

@@ -54,7 +54,7 @@ func walks(t *testing.T) []walk {
 			return ids(list, func(g Group) string { return g.ID }), more, err
 		}, func(id string) error { return s.DeleteGroup(ctx, Local, id, 0) }},
 		{"tokens", tokens, func(before string, limit int) ([]string, bool, error) {
-			list, more, err := s.Tokens(ctx, Local, holder.ID, before, limit)
+			list, more, err := s.FindTokens(ctx, Local, TokenQuery{UserID: holder.ID, Before: before, Limit: limit})
 			return ids(list, func(k Token) string { return k.ID }), more, err
 		}, nil},
 	}

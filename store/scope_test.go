@@ -91,7 +91,7 @@ func testScope(t *testing.T, withDefault bool) {
 			if got := kind(second(s.readUser(ctx, row.by, id))); got != want {
 				t.Errorf("%s reads %s: got %s, want %s", row.by.Name, name, got, want)
 			}
-			if got := kind(third(s.Tokens(ctx, row.by, id, "", 10))); got != want {
+			if got := kind(third(s.FindTokens(ctx, row.by, TokenQuery{UserID: id, Limit: 10}))); got != want {
 				t.Errorf("%s lists the tokens of %s: got %s, want %s", row.by.Name, name, got, want)
 			}
 			if token := tokens[name]; token != nil {

@@ -49,26 +49,11 @@ func (s *Store) Token(ctx context.Context, by Actor, userID, id string) (Token, 
 type TokenQuery struct {
 	UserID     string        // the id of a service user; "" is any
 	State      TokenState    // "" is any
-	Live       bool          // only tokens that are neither revoked nor expired
+	Live       bool          // without State, only tokens that are neither revoked nor expired
 	EndsWithin time.Duration // only tokens whose expiry or grace ends within this time; 0 is any
 	UnusedFor  time.Duration // only tokens that were usable for this time, without a use in it; 0 is any
 	Before     string        // only tokens older than the one with this id; "" is all
 	Limit      int
-}
-
-// Tokens lists the tokens of a service user. before, limit and more are as in [Store.FindTokens].
-func (s *Store) Tokens(
-	ctx context.Context, by Actor, userID, before string, limit int,
-) (list []Token, more bool, err error) {
-	return s.FindTokens(ctx, by, TokenQuery{UserID: userID, Before: before, Limit: limit})
-}
-
-// AllTokens lists the tokens of all service users that are valid now or will be. before, limit and
-// more are as in [Store.FindTokens].
-func (s *Store) AllTokens(
-	ctx context.Context, by Actor, before string, limit int,
-) (list []Token, more bool, err error) {
-	return s.FindTokens(ctx, by, TokenQuery{Live: true, Before: before, Limit: limit})
 }
 
 // FindTokens lists tokens of service users that the actor sees. more reports whether the limit cut
@@ -86,15 +71,6 @@ func (s *Store) FindTokens(ctx context.Context, by Actor, q TokenQuery) (list []
 	return list, more, err
 }
 
-// tokenState is [Token.State] in SQL. Its argument is the time.
-const tokenState = `CASE
-	WHEN revoked_at > 0 AND revoked_at <= %[1]s
-		OR retires_at > 0 AND retires_at <= %[1]s AND retires_at <> expires_at THEN 'revoked'
-	WHEN expires_at > 0 AND expires_at <= %[1]s THEN 'expired'
-	WHEN retires_at > 0 THEN 'retiring'
-	WHEN not_before > %[1]s THEN 'pending'
-	ELSE 'active' END`
-
 // findTokens reads up to one token more than the limit.
 func (t *tx) findTokens(q TokenQuery) (list []Token, err error) {
 	args := params{q.Before, q.Limit + 1}
@@ -105,25 +81,23 @@ func (t *tx) findTokens(q TokenQuery) (list []Token, err error) {
 		where += ` AND service_user_id IN (
 			SELECT id FROM service_users WHERE deleted_at = 0 AND ` + t.by.Scope.sees(&args) + `)`
 	}
-	if q.State != "" {
-		where += ` AND ` + fmt.Sprintf(tokenState, args.add(t.now.Unix())) + ` = ` + args.add(string(q.State))
-	} else if q.Live {
-		where += ` AND ` + fmt.Sprintf(tokenState, args.add(t.now.Unix())) + ` NOT IN ('revoked', 'expired')`
-	}
 	if q.EndsWithin > 0 {
 		end := args.add(t.now.Add(q.EndsWithin).Unix())
 		where += ` AND (expires_at > 0 AND expires_at <= ` + end + `
 			OR retires_at > 0 AND retires_at <= ` + end + `)`
 	}
-	since := t.now.Add(-q.UnusedFor).Unix()
+	since := t.now.Add(-q.UnusedFor)
 	if q.UnusedFor > 0 {
-		at := args.add(since)
+		at := args.add(since.Unix())
 		where += ` AND created_at <= ` + at + ` AND not_before <= ` + at + ` AND last_used_at <= ` + at
 	}
 	for {
 		page, err := t.tokensWithUse(where+` ORDER BY id DESC LIMIT $2`, args...)
 		for _, k := range page {
-			if q.UnusedFor == 0 || unix(k.LastUsedAt) <= since { // a use may not be on disk yet
+			state := k.State(t.now)
+			ended := state == TokenRevoked || state == TokenExpired
+			unused := q.UnusedFor == 0 || !k.LastUsedAt.After(since) // a use may not be on disk yet
+			if unused && (state == q.State || q.State == "" && !(q.Live && ended)) {
 				list = append(list, k)
 			}
 		}
