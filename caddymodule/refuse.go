@@ -255,7 +255,7 @@ func writeReady(w http.ResponseWriter, ready bool) error {
 
 // record records a refusal in the metrics, the log and the placeholders.
 func (h *Handler) record(r *http.Request, refused refusal) {
-	refused.candidate = withoutSecret(refused.candidate)
+	refused.candidate = access.MaskLogin(refused.candidate)
 	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
 		repl.Set("http.service_users.decision", "deny")
 		if refused.candidate != "" {
@@ -301,15 +301,6 @@ func (h *Handler) record(r *http.Request, refused refusal) {
 			zap.String("why", refused.detail), zap.String("login", refused.candidate),
 			zap.String("host", access.MaskSecrets(r.Host)), zap.String("path", access.MaskSecrets(path)))
 	}
-}
-
-// withoutSecret replaces a login id that contains a secret. Some clients swap id and token, or send
-// the token as the user name.
-func withoutSecret(login string) string {
-	if access.FindLeak(login) == access.SecretLeak {
-		return "(a token in the place of the id)"
-	}
-	return login
 }
 
 // warnOfPlaintext logs, at most once a minute, that secrets arrive unencrypted.

@@ -72,7 +72,7 @@ func (l *liveStore) failedLogin(
 	if line := log.Check(level, "authentication failed"); line != nil {
 		fields := []zap.Field{
 			zap.Stringer("client_ip", address), zap.Stringer("reason", a.reason),
-			zap.String("login", withoutSecret(login)),
+			zap.String("login", access.MaskLogin(login)),
 		}
 		if kept.Why != "" {
 			fields = append(fields, zap.String("why", kept.Why))

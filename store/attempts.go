@@ -136,11 +136,7 @@ func (s *Store) NoteAttempt(ctx context.Context, by Actor, resource string, what
 	if !ok {
 		return nil
 	}
-	what.LeftOut = leftOut
-	// A client may send a token in the place of its login.
-	if access.FindLeak(what.Login) == access.SecretLeak {
-		what.Login = "(a token in the place of the id)"
-	}
+	what.LeftOut, what.Login = leftOut, access.MaskLogin(what.Login)
 	// With a scope, renewScope would reject an actor that has just lost its rights, and its
 	// attempt would not be recorded.
 	by.Scope, by.Once = nil, nil
