@@ -79,7 +79,7 @@ func (a *API) createAPIKey(c *call, in APIKeyInput) (APIKey, error) {
 // listAPIKeys lists the API keys of all service users, newest first. It leaves out keys that are
 // revoked or expired.
 func (a *API) listAPIKeys(c *call, q APIKeyListQuery) (APIKeyList, error) {
-	read := func(before string, limit int) ([]store.Token, bool, error) {
+	read := func(before string, limit int, _ bool) ([]store.Token, bool, error) {
 		q := store.TokenQuery{Live: true, Before: before, Limit: limit}
 		return a.store.FindTokens(c.Context(), c.by, q)
 	}
@@ -108,15 +108,15 @@ func (a *API) listAPIKeys(c *call, q APIKeyListQuery) (APIKeyList, error) {
 const filteredAtOnce = 500
 
 // readTokens reads a page of tokens that are older than before, newest first.
-type readTokens = func(before string, limit int) (list []store.Token, more bool, err error)
+type readTokens = func(before string, limit int, count bool) (list []store.Token, more bool, err error)
 
 // filtered returns a function that reads the tokens which meet a filter, some in each transaction. The
 // budget of the filter limits their number.
 func filtered(read readTokens, fits func(*store.Token) (bool, error)) readTokens {
-	return func(before string, limit int) ([]store.Token, bool, error) {
+	return func(before string, limit int, count bool) ([]store.Token, bool, error) {
 		found := []store.Token{}
 		for more := true; more; {
-			tokens, next, err := read(before, filteredAtOnce)
+			tokens, next, err := read(before, filteredAtOnce, count)
 			if err != nil {
 				return nil, false, err
 			}

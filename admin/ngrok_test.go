@@ -175,7 +175,7 @@ func TestFilterAPIKeys(t *testing.T) {
 func TestFilterManyKeys(t *testing.T) {
 	const keys = 3 * filteredAtOnce
 	var calls int
-	all := func(before string, limit int) (list []store.Token, more bool, err error) {
+	all := func(before string, limit int, _ bool) (list []store.Token, more bool, err error) {
 		calls++
 		last := keys // the newest
 		if before != "" {
@@ -199,7 +199,7 @@ func TestFilterManyKeys(t *testing.T) {
 	} {
 		calls = 0
 		fits := func(k *store.Token) (bool, error) { return k.ID == row.want, nil }
-		list, more, err := filtered(all, fits)(row.from, 1)
+		list, more, err := filtered(all, fits)(row.from, 1, false)
 		got := ""
 		if len(list) > 0 {
 			got = list[0].ID
@@ -210,7 +210,7 @@ func TestFilterManyKeys(t *testing.T) {
 	}
 	calls = 0
 	every := func(*store.Token) (bool, error) { return true, nil }
-	if list, more, err := filtered(all, every)("", 1); err != nil || len(list) != 1 || !more || calls != 1 {
+	if list, more, err := filtered(all, every)("", 1, false); err != nil || len(list) != 1 || !more || calls != 1 {
 		t.Errorf("every key fits: got %v, more %v, %v after %d calls", list, more, err, calls)
 	}
 }

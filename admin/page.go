@@ -1,16 +1,14 @@
 package admin
 
-import (
-	"math"
-	"strconv"
-)
+import "strconv"
 
 // newestFirst returns one page of a list in the default order. read gets up to limit records from
-// the store that are older than the id before, and reports whether there are more. show converts a
-// record into its form in the API, and returns its id. kind is the prefix of the ids.
+// the store that are older than the id before, and reports whether there are more. With total_count
+// newestFirst then reads all records, countedAtOnce in each call with count. show converts a record into
+// its form in the API, and returns its id. kind is the prefix of the ids.
 func newestFirst[R, T any](
 	c *call, q ListQuery, kind string,
-	read func(before string, limit int) ([]R, bool, error),
+	read func(before string, limit int, count bool) ([]R, bool, error),
 	show func(R) (T, string),
 ) ([]T, Page, error) {
 	limit, err := q.limit()
@@ -21,7 +19,7 @@ func newestFirst[R, T any](
 	if err != nil {
 		return nil, Page{}, err
 	}
-	records, more, err := read(before, limit)
+	records, more, err := read(before, limit, false)
 	if err != nil {
 		return nil, Page{}, err
 	}
@@ -35,7 +33,7 @@ func newestFirst[R, T any](
 		return list, links, err
 	}
 	for before, more := "", true; more; {
-		if records, more, err = read(before, countedAtOnce); err != nil {
+		if records, more, err = read(before, countedAtOnce, true); err != nil {
 			return nil, Page{}, err
 		}
 		*links.TotalCount += len(records)
@@ -48,15 +46,6 @@ func newestFirst[R, T any](
 
 // countedAtOnce is the number of records that are read together to count a list.
 const countedAtOnce = 1000
-
-// inOnePass returns the limit for a read that looks at every service user, whatever its limit is. With
-// countedAtOnce, a count would look at all of them many times.
-func inOnePass(limit int) int {
-	if limit == countedAtOnce {
-		return math.MaxInt
-	}
-	return limit
-}
 
 // page returns the links of a list in the default order. last is the id of the last entry; more
 // means that there is a page behind it.

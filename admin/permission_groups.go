@@ -2,6 +2,7 @@ package admin
 
 import (
 	"fmt"
+	"math"
 	"strings"
 
 	"github.com/serviceusers/caddy-service-users/access"
@@ -97,7 +98,7 @@ func (a *API) listGroups(c *call, q GroupListQuery) (GroupList, error) {
 	if err != nil {
 		return GroupList{}, err
 	}
-	read := func(before string, limit int) ([]store.Group, bool, error) {
+	read := func(before string, limit int, _ bool) ([]store.Group, bool, error) {
 		if deleted {
 			return a.store.DeletedGroups(c.Context(), c.by, q.Name, before, limit)
 		}
@@ -187,8 +188,11 @@ func (a *API) removeRule(c *call, _ None) (None, error) {
 // listMembers lists the service users that a permission group names or that meet its condition,
 // newest first. Members that have the group only as the default group are not in the list.
 func (a *API) listMembers(c *call, q ListQuery) (MemberList, error) {
-	read := func(before string, limit int) ([]store.Member, bool, error) {
-		return a.store.Members(c.Context(), c.by, c.PathValue("id"), before, inOnePass(limit))
+	read := func(before string, limit int, count bool) ([]store.Member, bool, error) {
+		if count { // Members looks at every service user, whatever the limit is
+			limit = math.MaxInt
+		}
+		return a.store.Members(c.Context(), c.by, c.PathValue("id"), before, limit)
 	}
 	members, page, err := newestFirst(c, q, "service", read, func(m store.Member) (Member, string) {
 		return Member{ID: m.ID, Name: m.Name, Source: string(m.Source)}, m.ID

@@ -86,7 +86,7 @@ func (a *API) chooseTokens(c *call, in TokenListQuery, user string) (TokenList, 
 		return TokenList{}, err
 	}
 	q.Live = q.EndsWithin > 0 || q.UnusedFor > 0
-	read := func(before string, limit int) ([]store.Token, bool, error) {
+	read := func(before string, limit int, _ bool) ([]store.Token, bool, error) {
 		q.Before, q.Limit = before, limit
 		return a.store.FindTokens(c.Context(), c.by, q)
 	}

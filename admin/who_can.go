@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"math"
 	"net/http"
 	"slices"
 	"strings"
@@ -121,7 +122,7 @@ const maxWhoCan = 5 * time.Second
 // A page is cut when either of its lists of service users is full.
 func (a *API) whoCan(c *call, q WhoCanQuery) (WhoCan, error) {
 	out := WhoCan{ServiceUsers: []WhoCanUser{}, CannotLogIn: []WhoCanUser{}}
-	read := func(before string, limit int) (list []WhoCanUser, more bool, err error) {
+	read := func(before string, limit int, count bool) (list []WhoCanUser, more bool, err error) {
 		action, pattern, err := a.whoCanAction(q)
 		if err != nil {
 			return nil, false, err
@@ -131,7 +132,9 @@ func (a *API) whoCan(c *call, q WhoCanQuery) (WhoCan, error) {
 			return nil, false, err
 		}
 		defer done()
-		limit = inOnePass(limit)
+		if count { // usersWhoCan looks at every service user, whatever the limit is
+			limit = math.MaxInt
+		}
 		list, out.Undecided, more, err = a.usersWhoCan(c, action, pattern, before, limit)
 		return list, more, err
 	}
