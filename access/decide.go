@@ -3,7 +3,6 @@ package access
 import (
 	"crypto/subtle"
 	"net/netip"
-	"slices"
 )
 
 // Authenticate returns the principal that the credential belongs to. now is in Unix seconds;
@@ -170,18 +169,11 @@ func (d *Directory) resume(p Principal, address netip.Addr, now int64, ignoreExp
 // Principal returns the principal of a service user without a credential, for questions such as
 // [Directory.Explain]. tokenID selects one of its tokens; with "" no token narrows the allows. The
 // reason says whether the service user could authenticate at that instant from that address. With
-// the zero address, it is TokenAddress only if no address is in the allowed_ips of both.
+// the zero address, Principal ignores allowed_ips.
 func (d *Directory) Principal(userID, tokenID string, address netip.Addr, now int64) (Principal, Reason) {
 	p, reason := d.lookUp(userID, tokenID, address, now, false)
 	if !address.IsValid() && (reason == UserAddress || reason == TokenAddress) {
 		reason = Granted
-		t, _ := p.token()
-		user := prefixesOf(p.row.account().allowed)
-		meets := func(b netip.Prefix) bool { return slices.ContainsFunc(user, b.Overlaps) }
-		token := prefixesOf(t.allowed)
-		if len(user) > 0 && len(token) > 0 && !slices.ContainsFunc(token, meets) {
-			reason = TokenAddress
-		}
 	}
 	return p, reason
 }

@@ -170,7 +170,7 @@ func TestObstacle(t *testing.T) {
 		{``, `the token is not valid yet`, "token_not_yet_valid"},
 		{`192.0.2.1`, `the address is not among the allowed_ips of the service user`, "user_address"},
 		{`192.0.2.1`, `the address is not among the allowed_ips of the token`, "token_address"},
-		{``, `the address is not among the allowed_ips of the token`, "token_address"},
+		{`192.0.2.1`, `the address is not among the allowed_ips of the service user`, "user_address"},
 		{``, `the token is revoked`, "token_revoked"},
 	} {
 		id := strings.Replace("service_N", "N", string(rune('1'+i)), 1)
@@ -193,17 +193,17 @@ func TestObstacle(t *testing.T) {
 		)
 	}
 	s.run(
-		r(who+`/a`, `200 {"service_users":[{"name":"tokens away"},{"name":"away"}],"cannot_log_in":[{"name":"two","obstacle":"the token is revoked","rule":{"id":"rule_1"}},`+
-			`{"name":"never"},{"name":"begins"},{"name":"ended"},{"name":"expired"},{"name":"inactive"},{"name":"none","obstacle":"the service user has no token"}]}`),
+		r(who+`/a`, `200 {"service_users":[{"name":"never"},{"name":"tokens away"},{"name":"away"}],"cannot_log_in":[{"name":"two","obstacle":"the token is revoked","rule":{"id":"rule_1"}},`+
+			`{"name":"begins"},{"name":"ended"},{"name":"expired"},{"name":"inactive"},{"name":"none","obstacle":"the service user has no token"}]}`),
 		r(who+`/a&remote_ip=192.0.2.1`, `200 {"service_users":[],"cannot_log_in":[{"name":"two"},{"name":"never"},{"name":"tokens away"},{"name":"away"},{},{},{},{},{}]}`),
 		// The time of the question is the time of the tokens too.
-		r(who+`/a&at=2027-07-01T00:00:00Z`, `200 {"service_users":[{"name":"tokens away"},{"name":"away"},{"name":"begins","obstacle":null}]}`),
+		r(who+`/a&at=2027-07-01T00:00:00Z`, `200 {"service_users":[{"name":"never"},{"name":"tokens away"},{"name":"away"},{"name":"begins","obstacle":null}]}`),
 		// A page ends where one of its two lists is full.
-		r(who+`/a&limit=2`, `200 {"service_users":[{"name":"tokens away"},{"name":"away"}],"cannot_log_in":[{"name":"two"},{"name":"never"}],"next_page_uri":"/service_users/who_can?before_id=service_6&limit=2&method=GET&url=%2Fa"}`),
+		r(who+`/a&limit=2`, `200 {"service_users":[{"name":"never"},{"name":"tokens away"}],"cannot_log_in":[{"name":"two"}],"next_page_uri":"/service_users/who_can?before_id=service_7&limit=2&method=GET&url=%2Fa"}`),
 		r(who+`/c`, `200 {"service_users":[],"cannot_log_in":[]}`),
 
 		// With narrowed tokens only, the answer is for one of them.
-		r(who+`/b`, `200 {"service_users":[{"name":"narrowed"},{"name":"tokens away"},{"name":"away"}]}`),
+		r(who+`/b`, `200 {"service_users":[{"name":"narrowed"},{"name":"never"},{"name":"tokens away"},{"name":"away"}]}`),
 		r(`POST /service_users/explain {"service_user_id":"service_10","method":"GET","url":"/b"}`, `200 {"decision":"allow","detail":"a rule allows it; this is for token_10, since every usable token is narrowed to permission groups","obstacle":null}`),
 		r(`POST /service_users/explain {"service_user_id":"service_10","method":"GET","url":"/a"}`, `200 {"decision":"deny","reason":"no_rule","detail":"no rule allows it; this is for token_10, since every usable token is narrowed to permission groups"}`),
 		r(`POST /service_users/service_10/tokens {"permission_groups":["group_1"]}`, `201 {"id":"token_11"}`),
