@@ -264,8 +264,8 @@ func MaskSecrets(text string) string {
 	return "…"
 }
 
-// MaskLogin replaces a login id that contains a secret. Some clients swap id and token, or send the token
-// as the user name.
+// MaskLogin replaces a login id that contains a secret. Some clients swap id and token, or send the
+// token as the user name.
 func MaskLogin(login string) string {
 	if FindLeak(login) == SecretLeak {
 		return "(a token in the place of the id)"

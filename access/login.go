@@ -19,7 +19,8 @@ func (d *Directory) Logins(userID string, address netip.Addr, now int64) (list [
 		t := a.tokens.token()
 		// A service user can have thousands of tokens that have ended. To look up each of them
 		// would take time in the square of their number.
-		if reason = a.usable(&t, address, now); reason == Granted || reason == UserAddress || reason == TokenAddress {
+		reason = a.usable(&t, address, now)
+		if reason == Granted || reason == UserAddress || reason == TokenAddress {
 			p, reason = d.Principal(userID, t.longID(), address, now)
 		}
 		switch {

@@ -247,7 +247,8 @@ func (c *cli) listUsersCommand(root *cobra.Command) {
 					when(u.LastActiveAt), when(u.ExpiresAt), when(&u.CreatedAt))
 			}
 			if query.Has("team") {
-				return c.print(list, rows, noneNote(len(list.ServiceUsers), "No service user fits; is the team right?"))
+				return c.print(list, rows,
+					noneNote(len(list.ServiceUsers), "No service user fits; is the team right?"))
 			}
 			return c.print(list, rows)
 		})

@@ -18,7 +18,8 @@ func subjects(from string) string {
 	return `
 	SELECT id.value, seq
 	FROM (SELECT seq, before AS state FROM audit_events UNION ALL SELECT seq, after FROM audit_events),
-		json_each('["permission_groups","permissions","members","members_by_condition","of","service_user_id"]') field,
+		json_each('["permission_groups","permissions","members","members_by_condition","of",
+			"service_user_id"]') field,
 		json_each(CASE WHEN NOT json_valid(state) THEN '{}'
 			WHEN json_extract(state, '$.deleted_at') <> '' THEN '{}' ELSE state END, '$.' || field.value) id
 	WHERE seq >= ` + from + ` AND id.type = 'text'
