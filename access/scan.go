@@ -95,8 +95,8 @@ func decodeSome(text []byte, n int) string {
 	return string(decodeBase64(make([]byte, 0, need), digits))
 }
 
-// FindDigest returns the token whose secret has this SHA-256, and its service user, or nil. The
-// token may be expired, or revoked recently. A caller that found a leaked secret can identify its
+// FindDigest returns the token whose secret has this SHA-256, without its groups, and its service user,
+// without its groups and tokens, or nil. The token may be expired, or revoked recently. A caller that found a leaked secret can identify its
 // token by digest, without sending the secret.
 func (d *Directory) FindDigest(digest [sha256.Size]byte) (*User, *Token) {
 	plain := Hash(digest)
@@ -111,10 +111,10 @@ func (d *Directory) FindDigest(digest [sha256.Size]byte) (*User, *Token) {
 		if row == nil {
 			continue
 		}
-		owner := row.decode(d.sets)
-		for j := range owner.Tokens {
-			if t := &owner.Tokens[j]; t.Hash == hash && t.pepper == i {
-				return owner, t
+		a := row.account()
+		for range a.count {
+			if t := a.tokens.token(); *t.hash == hash && t.pepper == i {
+				return row.profile(), new(t.decode())
 			}
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -204,6 +205,31 @@ func TestFindDigest(t *testing.T) {
 	}
 	if _, token := new(Directory).FindDigest(sha256.Sum256([]byte(secret(0)))); token != nil {
 		t.Errorf("an empty directory: got %s, want none", token.ID)
+	}
+}
+
+// TestFindDigestOfMany: the other tokens of a service user cost no memory. A refused secret that is right
+// is looked for by its digest, at each request.
+func TestFindDigestOfMany(t *testing.T) {
+	u := user(1)
+	u.Tokens = nil
+	for i := range 100 {
+		u.Tokens = append(u.Tokens, Token{ID: fmt.Sprint("token_", i), AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}})
+		u.Tokens[i].Hash, u.Tokens[i].Pepper = Peppers{}.Hash(secret(i))
+	}
+	allocations := func(tokens int) float64 {
+		u := u
+		u.Tokens = u.Tokens[:tokens]
+		d := with(t, NewDirectory(Peppers{}, ""), Changes{Revision: 1, Users: []User{u}})
+		digest := sha256.Sum256([]byte(secret(tokens - 1)))
+		return testing.AllocsPerRun(10, func() {
+			if owner, found := d.FindDigest(digest); found == nil || found.ID != u.Tokens[tokens-1].ID || owner.Name != u.Name {
+				t.Fatalf("got %v, %v, want the token %d", owner, found, tokens-1)
+			}
+		})
+	}
+	if one, many := allocations(1), allocations(100); many > one {
+		t.Errorf("got %v allocations for 100 tokens and %v for one, want as many", many, one)
 	}
 }
 
