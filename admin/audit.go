@@ -18,14 +18,14 @@ type AuditQuery struct {
 	// "true" adds the number of records of all pages to the answer
 	TotalCount string `query:"total_count"`
 	// only by human:NAME, local (all local callers), local:USER, system, anonymous, or a service
-	// user by its id or name; an unknown actor is an error
+	// user by its id or any of its names; an unknown actor is an error
 	Actor string `query:"actor"`
 	// only this action, such as token.revoke; "token." means all of tokens; an unknown action is
 	// an error
 	Action string `query:"action"`
-	// only about the resource with this id, or the service user or permission group with this
-	// name, even if it was deleted; also about its tokens and its memberships; an unknown resource
-	// is an error
+	// only about the resource with this id, or about every service user and permission group that
+	// has or had this name; also about its tokens and its memberships; an unknown resource is an
+	// error
 	ResourceID string `query:"resource_id"`
 	// only records of this time or later: RFC 3339, or a duration before now such as 7d, or a day
 	// such as 2026-11-21, which begins at midnight UTC

@@ -91,8 +91,8 @@ func (c *cli) listAuditCommand(root *cobra.Command) {
 	flags.Var(parameter(query, "action"), "action",
 		"only this action, such as token.revoke; \"token.\" selects every action of tokens")
 	flags.Var(parameter(query, "resource_id"), "resource",
-		"only changes that concern the resource with this id, or the service user or permission group "+
-			"with this name, such as its tokens and memberships")
+		"only changes that concern the resource with this id, or every service user and permission group "+
+			"that has or had this name; also their tokens and memberships")
 	flags.Var(parameter(query, "since"), "since",
 		"all changes since this time: 7d (ago), 2026-11-21 (midnight UTC) or 2026-11-21T12:00:00Z")
 	flags.Var(parameter(query, "until"), "until", "only changes before this time, in the forms of --since")

@@ -117,9 +117,9 @@ func (s *Store) logAudit(events []AuditEvent) {
 
 // AuditQuery selects records of the audit trail. The zero value selects all of them.
 type AuditQuery struct {
-	Actor    string // the name of an [Actor], without its prefix too, or of a service user; "" is any
+	Actor    string // the name of an [Actor], without its prefix too, or that a service user has or had; "" is any
 	Action   string // such as "token.revoke", or "token." for all actions with that beginning; "" is any
-	Resource string // an id, or the name of a service user or group, to which records relate; "" is any
+	Resource string // an id, or a name that service users or groups have or had, to which records relate; "" is any
 	Since    time.Time
 	Until    time.Time
 	Before   int64 // only records with a smaller number; 0 is all
@@ -205,9 +205,9 @@ func madeBy(column, arg string) string {
 		OR ARG = 'local' AND SUBSTR(COLUMN, 1, 6) IN ('local:', 'local,'))`)
 }
 
-// inTrail returns the ids of the service users and groups that have a text as their id or name. In
-// place of ids, the column of the trail may have the text: then records meet the condition is.
-// advice completes the error for a text that is neither.
+// inTrail returns the ids of the service users and groups that have or had a text as their id or name.
+// The column of the trail may have the text, too: then records meet the condition is. advice completes
+// the error for a text that is neither.
 func (t *tx) inTrail(column, text, is, advice string) (ids []string, err error) {
 	for _, query := range []string{
 		`SELECT id FROM service_users WHERE id = $1 OR name = $1
@@ -222,13 +222,20 @@ func (t *tx) inTrail(column, text, is, advice string) (ids []string, err error) 
 				SUBSTR(before, 1, 7 + LENGTH(resource_id || $3)),
 				SUBSTR(after, 1, 7 + LENGTH(resource_id || $3)))`,
 	} {
-		ids, err = all(t, "looking for the "+column, scanString, query,
-			text, column, `","name":`+toJSON(text)+`,`)
-		if err != nil || len(ids) > 0 {
-			return ids, err
+		if len(ids) > 0 && idForm.MatchString(text) { // no name looks like an id
+			break
 		}
+		found, err := all(t, "looking for the "+column, scanString, query,
+			text, column, `","name":`+toJSON(text)+`,`)
+		if err != nil {
+			return nil, err
+		}
+		ids = append(ids, found...)
 	}
-	return nil, invalid(column, "the audit trail does not know %q; %s", text, advice)
+	if len(ids) == 0 {
+		err = invalid(column, "the audit trail does not know %q; %s", text, advice)
+	}
+	return ids, err
 }
 
 // nameOf returns the last name of a service user or group, or of the service user that a token

@@ -95,6 +95,48 @@ func TestAuditQuery(t *testing.T) {
 	}
 }
 
+// A name selects the records of every service user that has or had it, and so does the name of an actor.
+func TestAuditFormerName(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, Options{Retention: time.Hour})
+	issue := func(u ServiceUser) { must(w.CreateToken(ctx, Actor{Name: u.ID}, u.ID, Token{})) }
+	purged := w.user
+	issue(purged)
+	mustDo(w.DeleteServiceUser(ctx, Local, purged.ID, 0, 0))
+	w.clock.add(2 * time.Hour)
+	mustDo(w.purge(ctx))
+	renamed, _, err := w.CreateServiceUser(ctx, Local, ServiceUser{Profile: access.Profile{Name: purged.Name}}, nil)
+	mustDo(err)
+	issue(renamed)
+	must(w.UpdateServiceUser(ctx, Local, renamed.ID, 0, func(u *ServiceUser) error { u.Name = "other"; return nil }))
+	present, _, err := w.CreateServiceUser(ctx, Local, ServiceUser{Profile: access.Profile{Name: purged.Name}}, nil)
+	mustDo(err)
+	issue(present)
+	for _, row := range []struct {
+		q    AuditQuery
+		want []string
+	}{
+		{AuditQuery{Resource: purged.Name, Action: "service_user.create"}, []string{present.ID, renamed.ID, purged.ID}},
+		{AuditQuery{Resource: "other", Action: "service_user.create"}, []string{renamed.ID}},
+		{AuditQuery{Resource: present.ID, Action: "service_user.create"}, []string{present.ID}},
+		{AuditQuery{Actor: purged.Name}, []string{present.ID, renamed.ID, purged.ID}},
+		{AuditQuery{Actor: "other"}, []string{renamed.ID}},
+		{AuditQuery{Actor: purged.ID}, []string{purged.ID}},
+	} {
+		row.q.Limit = 100
+		list, _, err := w.AuditEvents(ctx, Local, row.q)
+		var got []string
+		for _, e := range list {
+			if got = append(got, e.Resource); row.q.Actor != "" {
+				got[len(got)-1] = e.Actor
+			}
+		}
+		if err != nil || !slices.Equal(got, row.want) {
+			t.Errorf("%+v: got %q, %v, want %q", row.q, got, err, row.want)
+		}
+	}
+}
+
 // An actor of a local door is found by its name, and by "local".
 func TestAuditLocal(t *testing.T) {
 	t.Parallel()
