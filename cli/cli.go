@@ -289,18 +289,24 @@ func (c *cli) permissionGroup(idOrName string) (admin.Group, error) {
 // on returns an action that first finds the resource that its first argument names.
 func on[T any](find func(string) (T, error), do func(T, []string) error) action {
 	return func(args []string) error {
-		found, err := find(args[0])
-		if last := len(args) - 1; last > 0 && admin.IsNotFound(err) {
-			if _, missing := find(args[last]); missing == nil {
-				return usagef("%w, but %q is one; write: … %s", err, args[last],
-					shellLine(store.ShellWord(args[last]), args[:last]))
-			}
-		}
+		found, err := first(find, args)
 		if err != nil {
 			return err
 		}
 		return do(found, args)
 	}
+}
+
+// first finds the resource that the first argument names. If the last argument names it, the error says so.
+func first[T any](find func(string) (T, error), args []string) (T, error) {
+	found, err := find(args[0])
+	if last := len(args) - 1; last > 0 && admin.IsNotFound(err) {
+		if _, missing := find(args[last]); missing == nil {
+			err = usagef("%w, but %q is one; write: … %s", err, args[last],
+				shellLine(store.ShellWord(args[last]), args[:last]))
+		}
+	}
+	return found, err
 }
 
 // checkID rejects a text that is not an id, before it becomes part of a path.

@@ -62,7 +62,7 @@ func (c *cli) groupCommands(root *cobra.Command) {
 				return c.change(method, g.URI+"/members/"+u.ID, past, u.Name, g.Name)
 			}),
 			many: func(args []string) (*change, error) {
-				g, err := c.permissionGroup(args[0])
+				g, err := first(c.permissionGroup, args)
 				work := &change{question: question + g.Name + "?", done: done + g.Name}
 				work.Do, work.PermissionGroup = do, g.ID
 				return work, err

@@ -82,7 +82,7 @@ func shellLine(line string, args []string) string {
 
 // looks contains the form of arguments that have one, by their name in the usage of a command.
 var looks = map[string]func(string) bool{
-	"URL":     func(s string) bool { return strings.Contains(s, "/") },
+	"URL":     func(s string) bool { return strings.HasPrefix(s, "/") || strings.Contains(s, "://") },
 	"RULE":    func(s string) bool { return strings.HasPrefix(s, "allow ") || strings.HasPrefix(s, "deny ") },
 	"RULE_ID": func(s string) bool { return store.ValidID("rule", s) },
 	"TOKEN":   func(s string) bool { return store.ValidID("token", s) },
@@ -96,7 +96,8 @@ var looks = map[string]func(string) bool{
 func inOrder(names, args []string) []string {
 	right := slices.Clone(args)
 	for i, name := range names[:min(len(names), len(args))] {
-		if fits := looks[name]; fits != nil && !fits(right[i]) {
+		method := name == "METHOD" && access.CheckMethod(right[i]).OK() // a rarer one, such as PURGE
+		if fits := looks[name]; fits != nil && !fits(right[i]) && !method {
 			j := slices.IndexFunc(right, fits)
 			if j < 0 {
 				return args
