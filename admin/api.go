@@ -63,8 +63,7 @@ func New(s *store.Store, recall *access.Recall, log *zap.Logger) *API {
 		}
 		// The same for a key: without a token to issue, a repetition does the work again.
 		if r.method == http.MethodPost && !r.issuing {
-			r.serve = a.without(r.serve, keyHeader,
-				invalidField(keyHeader, "works only where a token is issued; leave it out"))
+			r.serve = a.without(r.serve, keyHeader, errUselessKey)
 		}
 		a.mux.HandleFunc(r.method+" "+r.path, r.serve)
 	}
@@ -302,11 +301,12 @@ func notAnID(kind, text string) string {
 	return msg
 }
 
-// refuse answers with an error. If the actor lacks the right, refuse also records the attempt in
-// the audit trail.
+// refuse answers with an error. If the actor lacks the right, or is a manager and learns that a name is
+// taken, perhaps outside of its scope, refuse also records the attempt in the audit trail.
 func (a *API) refuse(c *call, w http.ResponseWriter, route string, err error) {
 	WriteError(w, a.log, c.by.Operation, err)
-	if e := toError(err); e.Status == http.StatusForbidden {
+	e := toError(err)
+	if e.Status == http.StatusForbidden || c.by.Scope != nil && errors.Is(err, store.ErrTaken) {
 		a.noteAttempt(c.Request, c.by, route, e, "")
 	}
 }

@@ -176,6 +176,9 @@ func (a *API) bulkChange(c *call, in *BulkInput) (store.UserChange, error) {
 	if !slices.Contains(strings.Split("create, "+others, ", "), in.Do) {
 		return nil, invalidField("do", fmt.Sprintf("%q is none of create, %s", in.Do, others))
 	}
+	if c.by.Once != nil && in.Do != "create" {
+		return nil, errUselessKey
+	}
 	chosen := 0
 	for i, f := range []struct {
 		field string
@@ -235,8 +238,12 @@ func (a *API) bulkChange(c *call, in *BulkInput) (store.UserChange, error) {
 
 // edit makes an update of one service user.
 func (in *BulkInput) edit(u *store.ServiceUser) error {
+	restricted := len(u.AllowedIPs) > 0
 	if in.Set != nil {
 		set := in.Set.ServiceUserInput
+		if list := set.AllowedIPs.Value; list != nil && len(list) == 0 {
+			restricted = false // [], in contrast to null, says that every address is meant
+		}
 		set.merged = in.Set.Labels
 		if err := set.apply(u); err != nil {
 			return within(err, "set")
@@ -264,6 +271,10 @@ func (in *BulkInput) edit(u *store.ServiceUser) error {
 		u.Teams = slices.Concat(u.Teams, in.Add.Teams)
 		u.AllowedIPs = slices.Concat(u.AllowedIPs, in.Add.AllowedIPs)
 		u.Groups = slices.Concat(u.Groups, in.Add.PermissionGroups)
+	}
+	if restricted && len(u.AllowedIPs) == 0 {
+		return &store.Error{Kind: store.ErrInvalid, Field: "allowed_ips", Msg: "no address would be left, " +
+			"which allows every address; leave the service user out, or set allowed_ips to [] if you mean that"}
 	}
 	return nil
 }

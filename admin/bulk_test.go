@@ -119,6 +119,10 @@ func TestBulkMistakes(t *testing.T) {
 		r(bulk+`{"do":"update","ids":["service_1"]}`, `400 ERR_INVALID_VALUE [set] an update needs`),
 		r(bulk+`{"do":"update","filter":"false","set":{"expires_at":"soon"}}`, `400 ERR_INVALID_VALUE [set.expires_at] "soon" is not a time`),
 		r(bulk+`{"do":"update","filter":"false","remove":{"allowed_ips":["somewhere"]}}`, `400 ERR_INVALID_VALUE [remove.allowed_ips] "somewhere" is neither`),
+		r(bulk+`{"do":"deactivate","ids":["service_1"]}`, `400 ERR_INVALID_VALUE [Idempotency-Key] works only where a token is issued; leave it out`, `Idempotency-Key: a`),
+		r(bulk+`{"do":"reactivate","ids":["service_1"]}`, `400 ERR_INVALID_VALUE [Idempotency-Key] works only where`, `Idempotency-Key: a`),
+		r(bulk+`{"do":"delete","filter":"false"}`, `400 ERR_INVALID_VALUE [Idempotency-Key] works only where`, `Idempotency-Key: a`),
+		r(bulk+`{"do":"delete","ids":["service_0"],"dry_run":true}`, `400 ERR_INVALID_VALUE [Idempotency-Key] works only where`, `Idempotency-Key: a`),
 		r(bulk+`{"do":"update","ids":["service_1"],"set":{"colour":"red"}}`, `400 ERR_NGROK_214 [set.colour]`),
 		r(bulk+`{"do":"update","ids":["service_1"],"set":{"name":"b"}}`, `409 ERR_CONFLICT [service_1.name] "b" is taken`),
 		r(bulk+`{"do":"update","ids":["service_1"],"set":{"role":"king"}}`, `400 ERR_INVALID_VALUE [service_1.role] "king" is none of`),
@@ -179,6 +183,27 @@ func TestBulkMemory(t *testing.T) {
 	}
 }
 
+// A bulk does not allow every address to a service user by taking its last one away.
+func TestBulkOpensNothing(t *testing.T) {
+	s := serve(t, store.Options{})
+	const bulk = `POST /service_users/bulk {"do":"update","filter":"true",`
+	const refused = `400 ERR_INVALID_VALUE [service_1.allowed_ips] no address would be left, which allows every address; leave the service user out, or set allowed_ips to []`
+	s.run(
+		r(`POST /service_users {"name":"a","allowed_ips":["10.0.0.1"]}`, `201 {"id":"service_1"}`),
+		r(`POST /service_users {"name":"b","allowed_ips":["10.0.0.1","10.0.0.2"]}`, `201 {"id":"service_2"}`),
+		r(`POST /service_users {"name":"c"}`, `201 {"id":"service_3"}`),
+		r(bulk+`"remove":{"allowed_ips":["10.0.0.1"]}}`, refused),
+		r(bulk+`"remove":{"allowed_ips":["10.0.0.1"]},"dry_run":true}`, refused),
+		r(bulk+`"set":{"owner":"x","allowed_ips":null}}`, strings.Replace(refused, `service_1`, `service_2`, 1)),
+		r(bulk+`"set":{"allowed_ips":["10.0.0.3/32"]},"remove":{"allowed_ips":["10.0.0.3"]}}`, strings.Replace(refused, `service_1`, `service_2`, 1)),
+		r(`GET /service_users/service_2`, `200 {"owner":"","allowed_ips":["10.0.0.1/32","10.0.0.2/32"]}`),
+		r(bulk+`"remove":{"allowed_ips":["10.0.0.1"]},"add":{"allowed_ips":["10.0.0.9"]}}`, `200 {"changed":3}`),
+		r(bulk+`"remove":{"allowed_ips":["10.0.0.7"]}}`, `200 {"changed":0}`),
+		r(bulk+`"set":{"allowed_ips":[]}}`, `200 {"changed":3,"service_users":[{"after":{"allowed_ips":[]}},{},{"after":{"allowed_ips":[]}}]}`),
+		r(bulk+`"set":{"allowed_ips":null}}`, `200 {"changed":0}`),
+	)
+}
+
 // A bulk of a manager has the limits of its single changes, and says nothing about service users outside
 // of its scope.
 func TestBulkOfManager(t *testing.T) {
@@ -188,7 +213,7 @@ func TestBulkOfManager(t *testing.T) {
 		r(`POST /permission_groups {"name":"writers"}`, `201 {"id":"group_2"}`),
 		r(`POST /service_users {"name":"manager","role":"manager","teams":["finance"],"permission_groups":["group_1"]}`, `201 {"id":"service_1","token":"csu_1"}`),
 		r(`POST /service_users {"name":"a","teams":["finance"]}`, `201 {"id":"service_2"}`),
-		r(`POST /service_users {"name":"outsider","teams":["hr"]}`, `201 {"id":"service_3"}`),
+		r(`POST /service_users {"name":"outsider","teams":["hr"],"alias":"old-login"}`, `201 {"id":"service_3"}`),
 		r(`POST /service_users {"name":"writer","teams":["finance"],"permission_groups":["group_2"]}`, `201 {"id":"service_4"}`),
 	)
 	p, why := s.login("service_1", "csu_1")
@@ -209,9 +234,21 @@ func TestBulkOfManager(t *testing.T) {
 		r(bulk+`{"do":"create","users":[{"name":"x","teams":["finance"]},{"name":"y","teams":["hr"]}]}`, `403 ERR_NGROK_4111 [users.1.teams]`),
 		r(bulk+`{"do":"create","users":[{"name":"x","teams":["finance"]},{"name":"y","teams":["finance"]}],"dry_run":true}`, `200 {"changed":2}`),
 		r(bulk+`{"do":"undelete","ids":["service_2"]}`, `403 ERR_NGROK_4111 [service_2] only an admin`),
+		// A name that is taken outside of its scope.
+		r(bulk+`{"do":"create","users":[{"name":"x","teams":["finance"]},{"name":"Outsider","teams":["finance"]}],"dry_run":true}`, `409 ERR_CONFLICT [users.1.name] "Outsider" is taken`),
+		r(`POST /service_users {"name":"outsider","teams":["finance"]}`, `409 ERR_NGROK_4112 [name] "outsider" is taken`),
+		r(`PATCH /service_users/service_2 {"alias":"old-login"}`, `409 ERR_CONFLICT [alias] "old-login" is taken`),
 		r(bulk+`{"do":"deactivate","ids":["service_2"]}`, `200 {"changed":1}`),
 	)
-	// The trail of a service user has the attempts on it.
+	// The trail of a service user has the attempts on it, and that of the manager its looks for names.
 	s.by = store.Actor{Name: "human:admin"}
+	s.run(
+		r(`POST /service_users {"name":"outsider"}`, `409 ERR_NGROK_4112 [name] "outsider" is taken`), // an admin learns nothing by this
+		r(`GET /audit_events?actor=service_1&action=refused&limit=3`, `200 {"audit_events":[
+			{"resource_id":"service_2","after":{"operation":"PATCH /service_users/{id}","status":409}},
+			{"resource_id":"","after":{"operation":"POST /service_users","status":409,"code":"ERR_NGROK_4112"}},
+			{"resource_id":"","after":{"operation":"POST /service_users/bulk","status":409}}]}`),
+		r(`GET /audit_events?limit=1&action=refused`, `200 {"audit_events":[{"actor":"service_1"}]}`),
+	)
 	s.run(r(`GET /audit_events?resource_id=service_4&action=refused`, `200 {"audit_events":[{"resource_id":"service_4","after":{"operation":"POST /service_users/bulk","status":403}}]}`))
 }

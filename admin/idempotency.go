@@ -14,6 +14,8 @@ import (
 // keyHeader is the request header of draft-ietf-httpapi-idempotency-key-header.
 const keyHeader = "Idempotency-Key"
 
+var errUselessKey = invalidField(keyHeader, "works only where a token is issued; leave it out")
+
 // keyForm is a structured string (RFC 9651, section 3.3.3) or the same text without quotes.
 var keyForm = regexp.MustCompile(`^(?:"((?:[ !#-\[\]-~]|\\["\\]){1,255})"|([!#-~][ -~]{0,254}))$`)
 

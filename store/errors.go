@@ -24,9 +24,10 @@ var (
 	ErrTooLong = fmt.Errorf("%w: too long", ErrInvalid)
 )
 
-// Two kinds of ErrConflict that clients distinguish.
+// Kinds of ErrConflict that callers distinguish.
 var (
 	ErrReplaced = fmt.Errorf("%w: replaced", ErrConflict) // the token has a successor that is in use or was changed
+	ErrTaken    = fmt.Errorf("%w: taken", ErrConflict)    // another service user has the name or the alias
 	ErrTooOften = fmt.Errorf("%w: too often", ErrConflict)
 )
 

@@ -425,7 +425,7 @@ func (t *tx) setGroups(id string, before, after []string) error {
 	return nil
 }
 
-// checkTaken returns an [ErrConflict] for a name that reads like that of another service user, or
+// checkTaken returns an [ErrTaken] for a name that reads like that of another service user, or
 // for an alias that another one has. kept is the present name of the service user; it is not
 // checked, because names from older versions may read alike. Changes run one after another, so no
 // other change can take the name before this one commits.
@@ -446,11 +446,12 @@ func (t *tx) checkTaken(id string, u ServiceUser, kept string) error {
 		var taken string
 		switch err := t.row(f.query, f.key, id, f.value).Scan(&taken); {
 		case err == nil && taken != f.value:
-			return conflict(f.field,
+			return &Error{ErrTaken, f.field, fmt.Sprintf(
 				"%q is taken by another service user, in a spelling that reads alike; choose another",
-				f.value)
+				f.value)}
 		case err == nil:
-			return conflict(f.field, "%q is taken by another service user; choose another", f.value)
+			return &Error{ErrTaken, f.field,
+				fmt.Sprintf("%q is taken by another service user; choose another", f.value)}
 		case !errors.Is(err, sql.ErrNoRows):
 			return fmt.Errorf("looking for the %s: %w", f.field, err)
 		}
