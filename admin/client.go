@@ -96,9 +96,13 @@ func (c *Client) Do(ctx context.Context, method, uri string, in, out any) error 
 }
 
 // PostOnce is Do for a POST that issues a token. If the answer to an earlier call with the same key
-// was lost, the token of that call gets another secret, and no further token is issued.
+// was lost, the token of that call gets another secret, and no further token is issued. An empty key
+// is not sent.
 func (c *Client) PostOnce(ctx context.Context, key, uri string, in, out any) error {
-	header := http.Header{"Content-Type": {"application/json"}, keyHeader: {key}}
+	header := http.Header{"Content-Type": {"application/json"}}
+	if key != "" {
+		header.Set(keyHeader, key)
+	}
 	return c.do(ctx, http.MethodPost, uri, header, in, out)
 }
 

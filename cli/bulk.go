@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"slices"
@@ -28,6 +29,8 @@ type change struct {
 	question, done string                                      // "%s" is the number of service users
 	around         func(*admin.BulkResult, func() error) error // makes the request; nil calls it
 	fault          func(error) error                           // puts an error into the words of the user
+	key            string                                      // the idempotency key, or ""
+	begun          bool                                        // an earlier run has asked, and perhaps made the change
 }
 
 // changeOf returns the change for a verb such as "delete".
@@ -125,14 +128,18 @@ func (c *cli) bulk(work *change) error {
 	send := func() (err error) {
 		_, end := c.progress("waiting for the answer", "")
 		r = admin.BulkResult{}
-		err = c.do(http.MethodPost, "/service_users/bulk", work.BulkInput, &r)
+		if work.key != "" {
+			err = c.client.PostOnce(context.Background(), work.key, "/service_users/bulk", work.BulkInput, &r)
+		} else {
+			err = c.do(http.MethodPost, "/service_users/bulk", work.BulkInput, &r)
+		}
 		end()
 		if err != nil && work.fault != nil {
 			return work.fault(err)
 		}
 		return err
 	}
-	shown := c.dryRun || !c.yes
+	shown := c.dryRun || !c.yes && !work.begun
 	if work.DryRun = shown; shown {
 		if err := send(); err != nil {
 			return err

@@ -40,12 +40,27 @@ func (c *cli) createMany(path, secretDir string) error {
 	for _, u := range users {
 		files = append(files, secretPath(secretDir, u.Name.Value))
 	}
-	work.around = func(r *admin.BulkResult, request func() error) error {
-		if err := newSecretFiles(secretDir, files); err != nil {
+	if err := checkSecretDir(secretDir); err != nil {
+		return err
+	}
+	work.begun = keyIn(files) != ""
+	switch {
+	case c.dryRun && work.begun:
+		return errors.New("an earlier run got no answer; the same command without --dry-run completes it")
+	case c.dryRun: // finds files that exist
+		p, err := begin("--secret-dir", files)
+		if err = errors.Join(err, removePending(p.made)); err != nil {
 			return err
 		}
+	}
+	work.around = func(r *admin.BulkResult, request func() error) error {
+		p, err := begin("--secret-dir", files)
+		if err != nil {
+			return err
+		}
+		work.key = p.key
 		if err := request(); err != nil {
-			return errors.Join(err, removeFiles(files))
+			return p.failed(err)
 		}
 		return c.saveSecrets(r.ServiceUsers, files)
 	}

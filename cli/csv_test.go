@@ -19,7 +19,7 @@ func TestSaveSecrets(t *testing.T) {
 		files = append(files, secretPath(dir, name))
 		made = append(made, admin.BulkEntry{Name: name, TokenID: "token_of_" + name, Token: "secret of " + name})
 	}
-	if err := newSecretFiles(dir, files); err != nil {
+	if _, err := begin("--secret-dir", files); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Remove(files[1]); err != nil {
@@ -39,7 +39,7 @@ func TestSaveSecrets(t *testing.T) {
 		}
 	}
 	// A file that exists leaves no new one behind.
-	if err := newSecretFiles(dir, []string{filepath.Join(dir, "new"), files[0]}); err == nil {
+	if _, err := begin("--secret-dir", []string{filepath.Join(dir, "new"), files[0]}); err == nil {
 		t.Error("a file that exists: got no error")
 	}
 	if _, err := os.Stat(filepath.Join(dir, "new")); err == nil {

@@ -68,7 +68,8 @@ func (c *cli) rotateTokensCommand(root *cobra.Command) {
 	flags := rotate.Flags()
 	flags.StringVar(&within, "ends-within", "", "the tokens that end within this time, such as 14d")
 	flags.StringVar(&grace, "grace", "", "how long the old tokens stay valid, such as 24h")
-	flags.StringVar(&dir, "secret-dir", "", "the directory for the files, each named NAME.TOKEN after the old token")
+	flags.StringVar(&dir, "secret-dir", "", "the directory for the files, each named NAME.TOKEN after "+
+		"the old token; group and others must not be able to write into it")
 	flags.BoolVar(&dryRun, "dry-run", false, "only show what would be rotated")
 	c.destructive(rotate, func() bool { return !dryRun })
 }

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -266,7 +267,7 @@ func (c *cli) tokenOf(args []string, sole bool) (uri, id string, err error) {
 // issueToken sends a request that issues a token, and prints the token.
 func (c *cli) issueToken(uri string, in any) error {
 	var t admin.Token
-	request := func() error { return c.do(http.MethodPost, uri, in, &t) }
+	request := func(key string) error { return c.client.PostOnce(context.Background(), key, uri, in, &t) }
 	if err := c.issue(request, &t.Secret); err != nil {
 		return err
 	}

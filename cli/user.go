@@ -164,7 +164,9 @@ func (c *cli) createUserCommand(root *cobra.Command) {
 				return err
 			}
 			var u admin.ServiceUser
-			request := func() error { return c.do(http.MethodPost, "/service_users", body, &u) }
+			request := func(key string) error {
+				return c.client.PostOnce(context.Background(), key, "/service_users", body, &u)
+			}
 			if err := c.issue(request, &u.Token); err != nil {
 				return err
 			}
@@ -182,8 +184,8 @@ func (c *cli) createUserCommand(root *cobra.Command) {
 		"create the service users of this CSV `FILE`, all or none; its first line names the columns; "+
 			"- is the standard input")
 	flags.StringVar(&secretDir, "secret-dir", "",
-		"with --from: issue tokens, and write each to a new file in this directory, "+
-			"named after the service user")
+		"with --from: issue tokens, and write each to a new file in this directory, named after the "+
+			"service user; group and others must not be able to write into it")
 	c.previewed(create, func() bool { return from != "" })
 	c.checkArgs(create, func(args []string) error {
 		var alone string // a flag for a single service user
@@ -210,7 +212,9 @@ func (c *cli) createUserCommand(root *cobra.Command) {
 service users of a CSV file, all or none of them, at most 1,000. The first line of the
 file names the columns: name, and any of display_name, description, owner, alias, role,
 teams, labels, allowed_ips, groups, expires_at and ttl. A ";" separates the entries of a
-list, and a label is KEY=VALUE. It issues tokens only with --secret-dir.`
+list, and a label is KEY=VALUE. It issues tokens only with --secret-dir. If a command
+with --secret-dir or --secret-file gets no answer, the same command completes it, within
+24 hours.`
 }
 
 func (c *cli) listUsersCommand(root *cobra.Command) {
