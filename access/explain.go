@@ -141,9 +141,8 @@ func consider(u *User, allow *groupSet, m Membership, i int, a Action, verdict D
 		addReason(off, askFor(facts)+more)
 		asked = append(asked, facts)
 	}
-	deny := r.Effect == Deny
+	deny, when := r.Effect == Deny, g.conditions[i]
 	q := ruleQuery{bit: methodBit(a.Method), deny: deny, groups: onlyGroup, user: u, action: a}
-	when := g.conditions[i]
 	if verdict.Rule == r { // Authorize has evaluated its condition already
 		c.Applies = true
 		c.NotAsked, c.Why = whyUndecided(r, when, &q)
@@ -156,12 +155,12 @@ func consider(u *User, allow *groupSet, m Membership, i int, a Action, verdict D
 		}
 		addReason(2, "the method "+a.Method+" is not among "+strings.Join(methods, ","))
 	}
-	if !coversHost(r.Host, a.Host, deny) {
-		if a.Unknown&UnknownHost != 0 {
-			ask(1, "host", "")
-		} else {
-			addReason(2, "the host "+strconv.Quote(a.Host)+" is not "+r.Host)
-		}
+	switch {
+	case coversHost(r.Host, a.Host, deny):
+	case a.Unknown&UnknownHost != 0:
+		ask(1, "host", "")
+	default:
+		addReason(2, "the host "+strconv.Quote(a.Host)+" is not "+r.Host)
 	}
 	// With any host and method, a mismatch of the path is found apart from the others.
 	pathOnly := *r
@@ -188,30 +187,41 @@ func consider(u *User, allow *groupSet, m Membership, i int, a Action, verdict D
 			}
 		}
 	}
-	switch {
-	case c.off > 0:
+	if c.off > 0 {
 		if len(asked) == reasons {
 			c.NotAsked = strings.Join(asked, ", ")
 		}
 		return c
-	case g.Mode == Observe:
-		addReason(1, "the permission group only observes")
-	case m.Source == InDoubt && !deny:
-		addReason(1, "the permission group's condition of membership cannot be evaluated,"+
-			" so its allows do not apply")
-	case !deny && !slices.Contains(allow.allows, g.index):
-		addReason(1, "the token is restricted to other permission groups")
-	case !deny && verdict.Reason == NoRule:
-		// The allow applies by itself, so Authorize must have run out of budget before it.
-		addReason(1, errBudget.Error())
-	default:
-		c.Applies = true
-		c.NotAsked, c.Why = whyUndecided(r, when, &q)
-		if !deny && verdict.Reason == DeniedByRule {
-			c.Why = "a deny wins"
-		}
+	}
+	if why := withoutEffect(m, deny, allow, verdict); why != "" {
+		addReason(1, why)
+		return c
+	}
+	c.Applies = true
+	c.NotAsked, c.Why = whyUndecided(r, when, &q)
+	if !deny && verdict.Reason == DeniedByRule {
+		c.Why = "a deny wins"
 	}
 	return c
+}
+
+// withoutEffect returns the reason for which a rule that covers the request, a deny or an allow, has
+// no effect, or "".
+func withoutEffect(m Membership, deny bool, allow *groupSet, verdict Decision) string {
+	switch {
+	case m.Group.Mode == Observe:
+		return "the permission group only observes"
+	case deny:
+		return ""
+	case m.Source == InDoubt:
+		return "the permission group's condition of membership cannot be evaluated, so its allows do not apply"
+	case !slices.Contains(allow.allows, m.Group.index):
+		return "the token is restricted to other permission groups"
+	case verdict.Reason == NoRule:
+		// The allow applies by itself, so Authorize must have run out of budget before it.
+		return errBudget.Error()
+	}
+	return ""
 }
 
 // askFor returns the text about facts that a question does not give.

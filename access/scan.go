@@ -95,9 +95,9 @@ func decodeSome(text []byte, n int) string {
 	return string(decodeBase64(make([]byte, 0, need), digits))
 }
 
-// FindDigest returns the token whose secret has this SHA-256, without its groups, and its service user,
-// without its groups and tokens, or nil. The token may be expired, or revoked recently. A caller that found a leaked secret can identify its
-// token by digest, without sending the secret.
+// FindDigest returns the token whose secret has this SHA-256, without its groups, and its service
+// user, without its groups and tokens, or nil. The token may be expired, or revoked recently. A
+// caller that found a leaked secret can identify its token by digest, without sending the secret.
 func (d *Directory) FindDigest(digest [sha256.Size]byte) (*User, *Token) {
 	plain := Hash(digest)
 	for i := range len(d.peppers.keys) + 1 {

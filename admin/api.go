@@ -282,7 +282,8 @@ func (c *call) checkIDs() error {
 		kind := idKinds[before]
 		id := c.PathValue(strings.TrimSuffix(name, "}"))
 		if isID && kind != "" && !store.ValidID(kind, id) {
-			return NewError(http.StatusNotFound, "ERR_NOT_FOUND", "there is no such resource; "+notAnID(kind, id))
+			return NewError(http.StatusNotFound, "ERR_NOT_FOUND",
+				"there is no such resource; "+notAnID(kind, id))
 		}
 		before = segment
 	}
@@ -301,8 +302,8 @@ func notAnID(kind, text string) string {
 	return msg
 }
 
-// refuse answers with an error. If the actor lacks the right, or is a manager and learns that a name is
-// taken, perhaps outside of its scope, refuse also records the attempt in the audit trail.
+// refuse answers with an error. If the actor lacks the right, or is a manager and learns that a name
+// is taken, perhaps outside of its scope, refuse also records the attempt in the audit trail.
 func (a *API) refuse(c *call, w http.ResponseWriter, route string, err error) {
 	WriteError(w, a.log, c.by.Operation, err)
 	e := toError(err)

@@ -273,8 +273,9 @@ func (in *BulkInput) edit(u *store.ServiceUser) error {
 		u.Groups = slices.Concat(u.Groups, in.Add.PermissionGroups)
 	}
 	if restricted && len(u.AllowedIPs) == 0 {
-		return &store.Error{Kind: store.ErrInvalid, Field: "allowed_ips", Msg: "no address would be left, " +
-			"which allows every address; leave the service user out, or set allowed_ips to [] if you mean that"}
+		return &store.Error{Kind: store.ErrInvalid, Field: "allowed_ips", Msg: "no address would be " +
+			"left, which allows every address; leave the service user out, or set allowed_ips to [] " +
+			"if you mean that"}
 	}
 	return nil
 }

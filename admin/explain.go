@@ -206,8 +206,8 @@ func (a *API) explainDecision(c *call, in ExplainInput) (Explanation, error) {
 	if !ok {
 		return Explanation{}, NewError(http.StatusNotFound, "ERR_NOT_FOUND",
 			"this decision is not remembered: each node keeps its latest decisions in memory "+
-				"until it ends; search the logs for "+in.DecisionID+", then ask with the service user, method, "+
-				"host and path that are there: caddy service-user explain USER METHOD URL")
+				"until it ends; search the logs for "+in.DecisionID+", then ask with the service user, "+
+				"method, host and path that are there: caddy service-user explain USER METHOD URL")
 	}
 	d := a.store.Directory()
 	out := Explanation{

@@ -30,7 +30,7 @@ type change struct {
 	around         func(*admin.BulkResult, func() error) error // makes the request; nil calls it
 	fault          func(error) error                           // puts an error into the words of the user
 	key            string                                      // the idempotency key, or ""
-	begun          bool                                        // an earlier run has asked, and perhaps made the change
+	begun          bool                                        // an earlier run was sure, and got no answer
 }
 
 // changeOf returns the change for a verb such as "delete".

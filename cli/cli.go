@@ -297,7 +297,8 @@ func on[T any](find func(string) (T, error), do func(T, []string) error) action 
 	}
 }
 
-// first finds the resource that the first argument names. If the last argument names it, the error says so.
+// first finds the resource that the first argument names. If the last argument names one instead, the
+// error says so.
 func first[T any](find func(string) (T, error), args []string) (T, error) {
 	found, err := find(args[0])
 	if last := len(args) - 1; last > 0 && admin.IsNotFound(err) {

@@ -151,8 +151,8 @@ func checkColumns(columns []string) error {
 		columns[i] = strings.ToLower(strings.TrimSpace(column))
 		flag, _ := csvFlag(flags, columns[i])
 		if flag == nil {
-			return fmt.Errorf("line 1: there is no column %q; the columns, with a comma between them, are %s",
-				column, csvColumns)
+			return fmt.Errorf("line 1: there is no column %q; the columns, with a comma between them, "+
+				"are %s", column, csvColumns)
 		}
 		if seen[flag] {
 			return fmt.Errorf("line 1: the column %q appears twice", column)

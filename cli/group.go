@@ -52,8 +52,9 @@ func (c *cli) groupCommands(root *cobra.Command) {
 
 	member := func(name, do, short, method, past, question, done string) {
 		c.bulkCommand(root, bulkVerb{
-			use: name + " GROUP [USER…]", short: short, example: "group " + name + " people-readers billing-sync",
-			others: 1, id: c.userID,
+			use: name + " GROUP [USER…]", short: short,
+			example: "group " + name + " people-readers billing-sync",
+			others:  1, id: c.userID,
 			one: on(c.permissionGroup, func(g admin.Group, args []string) error {
 				u, err := c.user(args[1])
 				if err != nil {

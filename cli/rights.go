@@ -36,8 +36,8 @@ func (c *cli) rightsCommands(root *cobra.Command) {
 				}
 			}
 			return c.print(a, rows, c.offlineNote(), doubtNote(a),
-				noneNote(len(a.PermissionGroups), "No permission group that you may see has this member, "+
-					"so none of their rules applies to it."),
+				noneNote(len(a.PermissionGroups), "No permission group that you may see has this "+
+					"member, so none of their rules applies to it."),
 				obstacleNote(u.Name, a.Obstacle))
 		}))
 

@@ -37,7 +37,8 @@ func (c *cli) rotateTokensCommand(root *cobra.Command) {
 	var within, grace, dir string
 	var dryRun bool
 	rotate := c.command(root, "rotate",
-		"Replaces the tokens of all service users that end soon, and writes each new secret to a file of its own",
+		"Replaces the tokens of all service users that end soon, "+
+			"and writes each new secret to a file of its own",
 		"token rotate --ends-within 14d --grace 24h --secret-dir secrets --dry-run",
 		func([]string) error {
 			window, err := admin.ParseDuration(within)

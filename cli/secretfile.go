@@ -33,8 +33,8 @@ func (c *cli) issue(request func(key string) error, secret *string) error {
 	if c.secretFile == "" {
 		err := request("")
 		if isLost(err) {
-			err = fmt.Errorf("%w; the request may have been done, and its token is lost then: look before you "+
-				"repeat it. With --secret-file the same command would complete it", err)
+			err = fmt.Errorf("%w; the request may have been done, and its token is lost then: look "+
+				"before you repeat it. With --secret-file the same command would complete it", err)
 		}
 		return err
 	}
@@ -82,10 +82,10 @@ func keyIn(files []string) string {
 	return ""
 }
 
-// begin makes the files for the secrets of a request, in their order; flag is the one that the paths are
-// from. The last file has the key of the request until its secret comes. If the answer is lost, the same
-// command finds the key, and the request with that key gets the same tokens with other secrets. After
-// an error no new file is left.
+// begin makes the files for the secrets of a request, in their order; flag is the one that the paths
+// are from. The last file has the key of the request until its secret comes. If the answer is lost,
+// the same command finds the key, and the request with that key gets the same tokens with other
+// secrets. After an error no new file is left.
 func begin(flag string, files []string) (p pending, err error) {
 	p.files, p.key = files, keyIn(files)
 	if p.begun = p.key != ""; !p.begun {

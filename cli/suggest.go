@@ -30,7 +30,8 @@ var synonyms = map[string]string{
 func unknownCommand(cmd *cobra.Command, words []string) error {
 	word := strings.ReplaceAll(words[0], "_", "-")
 	if word == "version" {
-		return usagef("unknown command %q; \"caddy build-info\" has the versions of Caddy and of this plugin", word)
+		return usagef("unknown command %q; "+
+			"\"caddy build-info\" has the versions of Caddy and of this plugin", word)
 	}
 	if len(words) > 1 && slices.Contains([]string{"user", "users", "service-user", "service-users"}, word) {
 		return usagef("unknown command %q; leave it out: %s", words[0], shellLine(cmd.CommandPath(), words[1:]))

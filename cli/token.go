@@ -129,7 +129,8 @@ func tokenFlags(cmd *cobra.Command, in *admin.TokenInput) {
 	flags.Var(optional(&in.Description), "description", "its purpose, for people")
 	flags.Var(optional(&in.Metadata), "metadata", "a text for programs")
 	flags.Var(optional(&in.TTL), "ttl", "how long it is valid from now on, such as 90d")
-	flags.Var(optional(&in.ExpiresAt), "expires-at", "when it expires, such as 2030-01-31T12:00:00Z; \"\" means never")
+	flags.Var(optional(&in.ExpiresAt), "expires-at",
+		"when it expires, such as 2030-01-31T12:00:00Z; \"\" means never")
 	flags.Var(optional(&in.NotBefore), "not-before", "the time from which it is valid; \"\" means at once")
 }
 
@@ -195,7 +196,8 @@ func (c *cli) refreshTokenCommand(root *cobra.Command) {
 			return c.issueToken(uri+"/refresh", in)
 		})
 	flags := refresh.Flags()
-	flags.Var(optional(&in.TTL), "ttl", "how long the new token is valid, such as 90d; default: as long as the old one was")
+	flags.Var(optional(&in.TTL), "ttl",
+		"how long the new token is valid, such as 90d; default: as long as the old one was")
 	flags.StringVar(&grace, "grace", "", "how long the old token stays valid, such as 24h; "+
 		"default: it is revoked at once, and its streams, uploads and downloads are cut")
 	c.issuing(refresh)

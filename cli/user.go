@@ -308,7 +308,9 @@ func (c *cli) updateUserCommand(root *cobra.Command) {
 			err := check()
 			set.PermissionGroups = members.whole()
 			work.Set = &set
-			work.Add = &admin.UserLists{Teams: teams.add, AllowedIPs: addresses.add, PermissionGroups: members.add}
+			work.Add = &admin.UserLists{
+				Teams: teams.add, AllowedIPs: addresses.add, PermissionGroups: members.add,
+			}
 			work.Remove = &admin.UserLists{
 				Teams: teams.remove, AllowedIPs: addresses.remove, PermissionGroups: members.remove,
 			}
@@ -348,7 +350,8 @@ func (c *cli) deleteUserCommand(root *cobra.Command) {
 		}),
 		many: func([]string) (*change, error) {
 			work := changeOf("delete")
-			work.question, work.UnlessUsedWithin = "Delete %s, and end all of their tokens?", query.Get(unused)
+			work.question = "Delete %s, and end all of their tokens?"
+			work.UnlessUsedWithin = query.Get(unused)
 			return work, nil
 		},
 	})

@@ -249,7 +249,8 @@ func (t *tx) choose(q UserQuery) (clause, order string, args params) {
 		// LIKE would treat "%" and "_" in the search text as wildcards.
 		for _, c := range new(ServiceUser).columns() {
 			if c.people {
-				any = append(any, `REPLACE(LOWER(`+c.name+`), LOWER(`+pattern+`), '') <> LOWER(`+c.name+`)`)
+				lower := `LOWER(` + c.name + `)`
+				any = append(any, `REPLACE(`+lower+`, LOWER(`+pattern+`), '') <> `+lower)
 			}
 		}
 		where = append(where, "("+strings.Join(any, " OR ")+")")

@@ -30,18 +30,8 @@ func (s *Store) LoadPermissions(
 		if err != nil {
 			return err
 		}
-		place := make(map[string]int)
-		for i, p := range list {
-			field := fmt.Sprintf("permissions.%d", i)
-			if err := p.check(); err != nil {
-				return within(err, field)
-			}
-			if first, twice := place[p.Key]; twice {
-				return invalid(field,
-					"the key %q is in the list twice, as permissions.%d and permissions.%d",
-					p.Key, first, i)
-			}
-			place[p.Key] = i
+		if err := checkCatalogue(list); err != nil {
+			return err
 		}
 		// The loop below removes the keys in list; with replace, the rest is deleted.
 		left := make(map[string]Permission)
@@ -97,6 +87,23 @@ func (s *Store) LoadPermissions(
 		n = CatalogueChange{}
 	}
 	return n, err
+}
+
+// checkCatalogue rejects permissions with a wrong value, and a key that appears twice.
+func checkCatalogue(list []Permission) error {
+	place := make(map[string]int)
+	for i, p := range list {
+		field := fmt.Sprintf("permissions.%d", i)
+		if err := p.check(); err != nil {
+			return within(err, field)
+		}
+		if first, twice := place[p.Key]; twice {
+			return invalid(field, "the key %q is in the list twice, as permissions.%d and permissions.%d",
+				p.Key, first, i)
+		}
+		place[p.Key] = i
+	}
+	return nil
 }
 
 // Permissions returns the catalogue in its order. For a manager it returns only the permissions of

@@ -107,7 +107,8 @@ var upgradeTrail = `
 	INSERT INTO deleted_links SELECT id, 'member', '' FROM permission_groups WHERE deleted_at > 0;
 	INSERT OR IGNORE INTO deleted_links SELECT g.id, 'permission', value
 	FROM permission_groups g JOIN ` + lastDeletions + ` ON d.resource_id = g.id AND g.deleted_at > 0,
-		json_each(CASE WHEN json_valid(before) THEN before ELSE '{}' END, '$.permissions');` + indexSubjects(`0`)
+		json_each(CASE WHEN json_valid(before) THEN before ELSE '{}' END, '$.permissions');` +
+	indexSubjects(`0`)
 
 // lastDeletions has the last deletion of each permission group. After a restore of a backup the trail
 // also has deletions of groups that exist again, and of groups that the store does not have.

@@ -82,8 +82,8 @@ func (c *checker) forms(want objects) {
 			case column == "id" && ids[table] != "":
 				is += ` OR id NOT GLOB '` + ids[table] + `_` + strings.Repeat("[0-9A-Za-z]", 27) + `'`
 			case slices.Contains(written, column):
-				is += fmt.Sprintf(` OR %[1]s GLOB '*[' || char(1) || '-' || char(31) || char(127) || ']*'`+
-					` OR instr(%[1]s, char(0)) > 0`, column)
+				is += fmt.Sprintf(` OR %[1]s GLOB '*[' || char(1) || '-' || char(31) || char(127) `+
+					`|| ']*' OR instr(%[1]s, char(0)) > 0`, column)
 			case column == "hash" && table == "tokens": // the directory has no tokens that ended long ago
 				is += ` OR length(hash) <> 64 OR hash GLOB '*[^0-9a-f]*'`
 			case column == "revision" && table != "meta": // a revision above the last is never read
