@@ -431,8 +431,8 @@ func TestRefusedChange(t *testing.T) {
 		name, want string
 		do         func() error
 	}{
-		{"create, name taken", "conflict name", func() error { return create(ServiceUser{Profile: access.Profile{Name: w.user.Name}}) }},
-		{"create, alias taken", "conflict alias", func() error { return create(ServiceUser{Profile: access.Profile{Name: "n", Alias: w.user.Alias}}) }},
+		{"create, name taken", "conflict: taken name", func() error { return create(ServiceUser{Profile: access.Profile{Name: w.user.Name}}) }},
+		{"create, alias taken", "conflict: taken alias", func() error { return create(ServiceUser{Profile: access.Profile{Name: "n", Alias: w.user.Alias}}) }},
 		{"create, unknown group", "invalid value permission_groups", func() error {
 			return create(ServiceUser{Profile: access.Profile{Name: "n"}, Groups: []string{noGroup}})
 		}},
@@ -443,8 +443,8 @@ func TestRefusedChange(t *testing.T) {
 			_, _, err := w.CreateServiceUser(ctx, alice, ServiceUser{Profile: access.Profile{Name: "n"}}, &Token{ExpiresAt: w.clock.Now()})
 			return err
 		}},
-		{"update, name taken", "conflict name", func() error { return w.changeUser(func(u *ServiceUser) { u.Name = other.Name }) }},
-		{"update, alias taken", "conflict alias", func() error {
+		{"update, name taken", "conflict: taken name", func() error { return w.changeUser(func(u *ServiceUser) { u.Name = other.Name }) }},
+		{"update, alias taken", "conflict: taken alias", func() error {
 			_, err := w.UpdateServiceUser(ctx, alice, other.ID, 0, func(u *ServiceUser) error { u.Alias = w.user.Alias; return nil })
 			return err
 		}},

@@ -100,10 +100,10 @@ func TestUndeleteRefused(t *testing.T) {
 		{"purged", "conflict", func(w *world) error { err := remove(w); w.clock.add(time.Hour); return errors.Join(err, w.purge(ctx)) }},
 		{"not deleted", "conflict", func(w *world) error { return nil }},
 		{"unknown", "not found", func(w *world) error { w.user.ID = newID("service", w.now()); return nil }},
-		{"name taken", "conflict name", func(w *world) error {
+		{"name taken", "conflict: taken name", func(w *world) error {
 			return errors.Join(remove(w), add(w, ServiceUser{Profile: access.Profile{Name: "billing-sync"}}))
 		}},
-		{"alias taken", "conflict alias", func(w *world) error {
+		{"alias taken", "conflict: taken alias", func(w *world) error {
 			return errors.Join(remove(w), add(w, ServiceUser{Profile: access.Profile{Name: "n", Alias: "b@example"}}))
 		}},
 		{"name free again", "ok", func(w *world) error {

@@ -224,7 +224,7 @@ func TestModel(t *testing.T) {
 			return false
 		}
 		ok := func(err error, conflict bool) bool {
-			if got := kind(err); got != "ok" && !(conflict && got == "conflict name") || conflict && err == nil {
+			if got := kind(err); got != "ok" && !(conflict && (got == "conflict name" || got == "conflict: taken name")) || conflict && err == nil {
 				t.Fatalf("got %s, want a conflict: %t", got, conflict)
 			}
 			return err == nil

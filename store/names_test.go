@@ -29,21 +29,21 @@ func TestNamesThatReadAlike(t *testing.T) {
 		w := newWorld(t, Options{})
 		made, _ := addUser(w.Store, row.first)
 		_, _, err := w.CreateServiceUser(ctx, alice, ServiceUser{Profile: access.Profile{Name: row.second}}, nil)
-		if kind(err) != "conflict name" {
+		if kind(err) != "conflict: taken name" {
 			t.Errorf("%+q after %+q: got %v, want that it is taken", row.second, row.first, err)
 			continue
 		}
 		if strings.Contains(err.Error(), made.ID) || strings.Contains(err.Error(), fmt.Sprintf("%q", row.first)) {
 			t.Errorf("%+q: got %v, want that it does not name the other", row.second, err)
 		}
-		if err := w.changeUser(func(u *ServiceUser) { u.Name = row.second }); kind(err) != "conflict name" {
+		if err := w.changeUser(func(u *ServiceUser) { u.Name = row.second }); kind(err) != "conflict: taken name" {
 			t.Errorf("%+q after %+q, by an update: got %v, want that it is taken", row.second, row.first, err)
 		}
 		// Its own name can be written in another way, and is free again after a delete.
 		must(w.UpdateServiceUser(ctx, alice, made.ID, 0, func(u *ServiceUser) error { u.Name = row.second; return nil }))
 		mustDo(w.DeleteServiceUser(ctx, alice, made.ID, 0, 0))
 		again, _ := addUser(w.Store, row.first)
-		if _, err := w.UndeleteServiceUser(ctx, alice, made.ID); kind(err) != "conflict name" {
+		if _, err := w.UndeleteServiceUser(ctx, alice, made.ID); kind(err) != "conflict: taken name" {
 			t.Errorf("%+q, brought back beside %+q: got %v, want that it is taken", row.second, row.first, err)
 		}
 		must(w.UpdateServiceUser(ctx, alice, again.ID, 0, func(u *ServiceUser) error { u.Name = "other"; return nil }))
@@ -150,14 +150,14 @@ func TestOlderNames(t *testing.T) {
 		}
 	}
 	for _, name := range []string{"ROOT", "Lead", "STRASSE", "billing-sync\ufe0f"} {
-		if _, _, err := s.CreateServiceUser(ctx, alice, ServiceUser{Profile: access.Profile{Name: name}}, nil); kind(err) != "conflict name" {
+		if _, _, err := s.CreateServiceUser(ctx, alice, ServiceUser{Profile: access.Profile{Name: name}}, nil); kind(err) != "conflict: taken name" {
 			t.Errorf("%+q: got %v, want that it is taken", name, err)
 		}
 	}
 
 	// The name is not free as long as one of them has it.
 	for _, name := range []string{"root\ufe0f", "ｒｏｏｔ", "Root"} {
-		if _, _, err := s.CreateServiceUser(ctx, alice, ServiceUser{Profile: access.Profile{Name: "rOOT"}}, nil); kind(err) != "conflict name" {
+		if _, _, err := s.CreateServiceUser(ctx, alice, ServiceUser{Profile: access.Profile{Name: "rOOT"}}, nil); kind(err) != "conflict: taken name" {
 			t.Errorf("beside %+q: got %v, want that it is taken", name, err)
 		}
 		must(s.UpdateServiceUser(ctx, alice, named[name].ID, 0, func(u *ServiceUser) error { u.Name = "was " + u.ID[10:20]; return nil }))
