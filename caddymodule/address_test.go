@@ -215,7 +215,7 @@ func TestAppendingProxy(t *testing.T) {
 			if len(seen) != 2 {
 				t.Errorf("the upstream got %d requests, want 2", len(seen))
 			}
-			for path, want := range map[string]string{"/near": `{"allowed":true}`, "/far": `{"allowed":false}`} {
+			for path, want := range map[string]string{"/near": `{"allowed":true,"answer":"allowed"}`, "/far": `{"allowed":false,"answer":"no_rule"}`} {
 				if got := askFrom(t, client, proxy, "POST", "/_self/can", near, `{"method":"GET","path":"`+path+`"}`, append(forged, "Content-Type: application/json")...); strings.TrimSpace(got.body) != want {
 					t.Errorf("can %s: got %s, want %s", path, got.body, want)
 				}

@@ -293,7 +293,9 @@ func (d *SiteDoor) refuse(
 	h := w.Header()
 	h.Set("Cache-Control", "no-store")
 	if errors.Is(err, admin.ErrUnauthenticated) {
-		h.Set("WWW-Authenticate", `Basic realm="service users admin", charset="UTF-8"`)
+		h["Www-Authenticate"] = []string{
+			`Basic realm="service users admin", charset="UTF-8"`, `Bearer realm="service users admin"`,
+		}
 	}
 	linger := closeUnread(w, r)
 	if errors.Is(err, errThrottled) {

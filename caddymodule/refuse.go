@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -39,11 +40,12 @@ const DecisionHeader = "Service-User-Decision-Id"
 
 // problemBody is a problem document (RFC 9457).
 type problemBody struct {
-	Type       string `json:"type"`
-	Title      string `json:"title"`
-	Status     int    `json:"status"`
-	Detail     string `json:"detail"`
-	DecisionID string `json:"decision_id,omitempty"`
+	Type        string `json:"type"`
+	Title       string `json:"title"`
+	Status      int    `json:"status"`
+	Detail      string `json:"detail"`
+	DecisionID  string `json:"decision_id,omitempty"`
+	SelfService string `json:"self_service,omitempty"` // the path of the corner
 }
 
 func newProblem(status int, detail string) problemBody {
@@ -57,13 +59,20 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, refused refusal
 	body := newProblem(refused.status, refused.detail)
 	switch refused.status {
 	case http.StatusUnauthorized:
-		header["Www-Authenticate"] = h.challenges
+		// A copy, since a handler before this one may edit the values in place.
+		header["Www-Authenticate"] = slices.Clone(h.challenges)
 		body.Detail = "this needs the id and token of a service user, as HTTP Basic credentials"
+		if h.Bearer {
+			body.Detail += ", or the token alone as a Bearer token"
+		}
 	case http.StatusForbidden:
-		body.DecisionID = refused.decisionID
+		body.DecisionID, body.SelfService = refused.decisionID, h.corner(r)
 		header.Set(DecisionHeader, body.DecisionID)
-		body.Detail = "this service user is not allowed to do this; " +
-			"an admin can have the decision explained by its id"
+		body.Detail = "this service user is not allowed to do this; "
+		if body.SelfService != "" {
+			body.Detail += "GET " + body.SelfService + " shows its rules, and "
+		}
+		body.Detail += "an admin can have the decision explained by its id"
 	case http.StatusMethodNotAllowed:
 		header.Set("Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
 	case http.StatusTooManyRequests:

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 
 	"github.com/serviceusers/caddy-service-users/access"
@@ -24,7 +25,11 @@ const maxSelfBody = 64 << 10
 
 // owns reports whether a decoded path belongs to the self-service corner. s may be nil.
 func (s *Self) owns(path string) bool {
-	return s != nil && (path == s.Path || path == s.Path+"/can" || path == s.Path+"/rotate")
+	if s == nil {
+		return false
+	}
+	path = strings.TrimSuffix(path, "/")
+	return path == s.Path || path == s.Path+"/can" || path == s.Path+"/rotate"
 }
 
 // serveSelf answers a request to a path that the self-service corner owns. A client looks up its
@@ -35,7 +40,8 @@ func (h *Handler) serveSelf(w http.ResponseWriter, rq *request) error {
 	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
 		repl.Set("http.auth.user.id", rq.principal.ID()) // for the access log
 	}
-	rotate, can := r.URL.Path == h.Self.Path+"/rotate", r.URL.Path == h.Self.Path+"/can"
+	part := strings.TrimPrefix(strings.TrimSuffix(r.URL.Path, "/"), h.Self.Path)
+	rotate, can := part == "/rotate", part == "/can"
 	if rotate && !h.Self.Rotate {
 		return selfProblem(w, r, http.StatusNotFound,
 			"tokens cannot be rotated here; ask an admin for a new one")
@@ -69,19 +75,16 @@ type who struct {
 
 type whoToken struct {
 	ID        string     `json:"id"`
-	ExpiresAt *time.Time `json:"expires_at"` // the end of the grace if the token is retiring
+	ExpiresAt *time.Time `json:"expires_at"` // as endOf returns it
 	Retiring  bool       `json:"retiring"`
 }
 
 func (h *Handler) serveWho(w http.ResponseWriter, rq *request) error {
-	p, token := rq.principal, rq.principal.Token()
+	p := rq.principal
 	out := who{
 		ID: p.ID(), Name: p.Name(), DisplayName: p.DisplayName(),
 		Groups: append([]string{}, p.Groups()...), Rules: []string{},
-		Token: whoToken{ID: token.ID, Retiring: token.Retiring},
-	}
-	if at := token.ExpiresAt; at != 0 {
-		out.Token.ExpiresAt = admin.OrNull(time.Unix(at, 0).UTC())
+		Token: whoToken{ID: p.TokenID(), ExpiresAt: endOf(p), Retiring: p.Retiring()},
 	}
 	seen := make(map[string]bool)
 	for _, rule := range rq.directory.Rules(p) {
@@ -95,6 +98,15 @@ func (h *Handler) serveWho(w http.ResponseWriter, rq *request) error {
 	return writeJSON(w, http.StatusOK, "application/json", out, "")
 }
 
+// endOf returns the instant from which a principal is refused: the earliest end of its service
+// user, its token and the grace of the token. nil means never.
+func endOf(p access.Principal) *time.Time {
+	if p.Until() == 0 {
+		return nil
+	}
+	return new(time.Unix(p.Until(), 0).UTC())
+}
+
 // canInput is a request that a service user may want to make.
 type canInput struct {
 	Method string `json:"method"`
@@ -103,26 +115,77 @@ type canInput struct {
 }
 
 type canOutput struct {
-	Allowed bool `json:"allowed"`
+	Allowed bool   `json:"allowed"` // whether the request would pass; in observe mode also without a rule
+	Answer  string `json:"answer"`  // allowed, no_rule or denied
 }
 
 func (h *Handler) serveCan(w http.ResponseWriter, rq *request) error {
 	var in canInput
-	if err := admin.DecodeJSON(w, rq.r, maxSelfBody, &in); err != nil {
+	if err := decodeSelf(w, rq.r, &in); err != nil {
 		return selfError(w, rq.r, err)
 	}
-	action, problem := access.Judge(in.Method, cmp.Or(in.Host, rq.r.Host), in.Path, h.relax)
+	asked, problem := h.askedFor(rq, in)
 	if !problem.OK() {
-		return selfProblem(w, rq.r, http.StatusBadRequest, problem.Part+": "+problem.Advice())
+		return selfProblem(w, rq.r, http.StatusBadRequest, cmp.Or(problem.Part, "path")+": "+problem.Detail)
 	}
-	action.Address, action.Header, action.Now = rq.address, rq.action.Header, rq.action.Now
+	out := canOutput{Allowed: true, Answer: "allowed"}
 	// These paths need no rule.
-	free := h.public.Covers(action) || h.Self.owns(action.Path) || action.Path == h.Ready
-	allowed := free || !h.refuses(rq.directory.Authorize(rq.principal, action))
-	return writeJSON(w, http.StatusOK, "application/json", canOutput{allowed}, "")
+	if path := asked.action.Path; !h.isPublic(asked) && !h.Self.owns(path) && path != h.Ready {
+		decisions, which := h.decide(asked, nil)
+		out.Allowed = !h.refuses(decisions[which])
+		switch decisions[which].Reason {
+		case access.NoRule:
+			out.Answer = "no_rule"
+		case access.DeniedByRule:
+			out.Answer = "denied"
+		}
+	}
+	return writeJSON(w, http.StatusOK, "application/json", out, "")
 }
 
-// rotated is the answer to a rotation. It alone shows the secret of the new token.
+// askedFor returns the request that a service user asks about, as judge would leave it.
+func (h *Handler) askedFor(rq *request, in canInput) (*request, access.Problem) {
+	host, path := cmp.Or(in.Host, rq.r.Host), h.merged(in.Path)
+	action, p := access.Judge(in.Method, host, path, h.relax)
+	original := target{action.Method, action.Path}
+	if prefix, _ := removedPrefix(rq.r); p.OK() && strings.HasPrefix(path, prefix+"/") {
+		action, p = access.Judge(in.Method, host, path[len(prefix):], h.relax)
+	}
+	action.Address, action.Header, action.Now = rq.address, rq.action.Header, rq.action.Now
+	asked := &request{action: action, directory: rq.directory, principal: rq.principal}
+	if p.OK() {
+		asked.further, p = h.further(rq.r, target{action.Method, action.Path}, original)
+	}
+	return asked, p
+}
+
+// removedPrefix returns the part that handle_path or "uri strip_prefix" has removed from the
+// beginning of the path of a request, such as "/api". ok is false after any other rewrite: the
+// paths of clients are not known then.
+func removedPrefix(r *http.Request) (prefix string, ok bool) {
+	original, known := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request)
+	if !known {
+		return "", true
+	}
+	prefix, ok = strings.CutSuffix(original.URL.EscapedPath(), r.URL.EscapedPath())
+	if !ok {
+		prefix = ""
+	}
+	return prefix, ok
+}
+
+// corner returns the path at which the client of r reaches the corner. It returns "" without a
+// corner, or if the path is not known.
+func (h *Handler) corner(r *http.Request) string {
+	prefix, ok := removedPrefix(r)
+	if h.Self == nil || !ok {
+		return ""
+	}
+	return prefix + h.Self.Path
+}
+
+// rotated is the answer to a rotation. It alone shows the secret of the new token. The ends are as
+// endOf returns them.
 type rotated struct {
 	ID        string     `json:"id"`
 	Token     string     `json:"token"`
@@ -136,12 +199,12 @@ func (h *Handler) serveRotate(w http.ResponseWriter, rq *request) error {
 	if new(http.CrossOriginProtection).Check(r) != nil {
 		return selfProblem(w, r, http.StatusForbidden, "a page of another origin must not rotate tokens")
 	}
-	if err := admin.DecodeJSON(w, r, maxSelfBody, new(struct{})); err != nil {
+	if err := decodeSelf(w, r, new(struct{})); err != nil {
 		return selfError(w, r, err)
 	}
 	token := rq.principal.TokenID()
 	by := store.Actor{Name: user, Operation: store.NewOperationID()}
-	issued, old, err := rq.live.store.RotateToken(r.Context(), by, user, token,
+	issued, _, err := rq.live.store.RotateToken(r.Context(), by, user, token,
 		cmp.Or(time.Duration(h.Self.Grace), defaultGrace))
 	fields := []zap.Field{
 		zap.Stringer("client_ip", rq.address), zap.String("service_user", user), zap.String("token", token),
@@ -160,9 +223,22 @@ func (h *Handler) serveRotate(w http.ResponseWriter, rq *request) error {
 		return selfError(w, r, err)
 	}
 	h.log.Info("token rotated", append(fields, zap.String("successor", issued.ID))...)
+	after := rq.live.store.Directory()
+	next, _ := after.Principal(user, issued.ID, rq.address, rq.action.Now)
+	rq.principal, _ = after.Principal(user, token, rq.address, rq.action.Now)
+	h.noticeExpiry(w, rq) // the token of the request ends with the grace now
 	return writeJSON(w, http.StatusCreated, "application/json", rotated{
-		issued.ID, issued.Secret, admin.OrNull(issued.ExpiresAt), old.ID, admin.OrNull(old.RetiresAt),
+		issued.ID, issued.Secret, endOf(next), token, endOf(rq.principal),
 	}, "")
+}
+
+// decodeSelf decodes the JSON body of a request to the corner. A body without Content-Type is JSON.
+func decodeSelf(w http.ResponseWriter, r *http.Request, v any) error {
+	if r.Header.Get("Content-Type") == "" {
+		r = r.Clone(r.Context())
+		r.Header.Set("Content-Type", "application/json")
+	}
+	return admin.DecodeJSON(w, r, maxSelfBody, v)
 }
 
 // selfError answers with the problem of an error.

@@ -3,6 +3,7 @@ package caddymodule
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -32,6 +33,8 @@ type corner struct {
 	now  atomic.Int64 // Unix seconds
 	user store.ServiceUser
 	own  store.Issued // its first token
+
+	untyped bool // ask sends a body without Content-Type
 
 	readers, closers, watchers store.Group // closers denies; watchers only observes
 }
@@ -115,12 +118,13 @@ func (c *corner) ask(secret, method, path, body string, header ...string) *http.
 	r := httptest.NewRequest(method, "http://api.example"+path, strings.NewReader(body))
 	if body == "" {
 		r.Body, r.ContentLength = http.NoBody, 0
-	} else {
+	} else if !c.untyped {
 		r.Header.Set("Content-Type", "application/json")
 	}
 	for _, line := range header {
-		name, value, _ := strings.Cut(line, ": ")
-		r.Header.Set(name, value)
+		if name, value, ok := strings.Cut(line, ": "); ok {
+			r.Header.Set(name, value)
+		}
 	}
 	r = r.WithContext(context.WithValue(r.Context(), caddyhttp.VarsCtxKey, map[string]any{caddyhttp.ClientIPVarKey: "192.0.2.7"}))
 	if !c.h.Self.owns(r.URL.Path) {
@@ -185,8 +189,8 @@ func bodyOf(resp *http.Response) string {
 func TestSelfOwns(t *testing.T) {
 	c := &Self{Path: "/_self"}
 	for path, want := range map[string]bool{
-		"/_self": true, "/_self/can": true, "/_self/rotate": true,
-		"/_self/": false, "/_self/can/": false, "/_self/x": false, "/_selfcan": false, "/_SELF": false, "/x/_self": false, "/": false, "": false, "/can": false,
+		"/_self": true, "/_self/can": true, "/_self/rotate": true, "/_self/": true, "/_self/can/": true, "/_self/rotate/": true,
+		"/_self//": false, "/_self/can//": false, "/_self/x": false, "/_self/x/": false, "/_self/can/x": false, "/_selfcan": false, "/_SELF": false, "/x/_self": false, "/": false, "": false, "/can": false,
 	} {
 		if got := c.owns(path); got != want {
 			t.Errorf("owns %q: got %t, want %t", path, got, want)
@@ -242,7 +246,10 @@ func TestSelfWho(t *testing.T) {
 
 func TestSelfMethods(t *testing.T) {
 	c := newCorner(t, Handler{})
-	for path, allow := range map[string]string{"/_self": "GET, HEAD", "/_self/can": "POST", "/_self/rotate": "POST"} {
+	for path, allow := range map[string]string{
+		"/_self": "GET, HEAD", "/_self/can": "POST", "/_self/rotate": "POST",
+		"/_self/": "GET, HEAD", "/_self/can/": "POST", "/_self/rotate/": "POST",
+	} {
 		for _, method := range []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "REPORT"} {
 			if strings.Contains(allow, method) {
 				continue
@@ -265,26 +272,26 @@ func TestSelfCan(t *testing.T) {
 	c := newCorner(t, Handler{Public: []string{"GET /healthz"}, Ready: "/ready"})
 	for _, row := range []struct {
 		ask  string
-		want string // the body, or the status and a piece of the detail
+		want string // the answer, or the status and a piece of the detail
 	}{
-		{`{"method":"GET","path":"/v1/x"}`, `{"allowed":true}`},
-		{`{"method":"GET","path":"/v1/x?q=1&r"}`, `{"allowed":true}`},
-		{`{"method":"HEAD","path":"/v1/x"}`, `{"allowed":true}`},
-		{`{"method":"GET","path":"/v1/%78"}`, `{"allowed":true}`},
-		{`{"method":"GET","path":"/v1/x/"}`, `{"allowed":false}`},
-		{`{"method":"POST","path":"/v1/x"}`, `{"allowed":false}`},
-		{`{"method":"GET","path":"/v1/secret"}`, `{"allowed":false}`},
-		{`{"method":"GET","path":"/v1/%73ecret"}`, `{"allowed":false}`},
-		{`{"method":"GET","path":"/v3"}`, `{"allowed":false}`}, // a group that only observes
-		{`{"method":"GET","path":"/v2"}`, `{"allowed":false}`},
-		{`{"method":"GET","path":"/v2","host":"ONLY.example:8443"}`, `{"allowed":true}`},
-		{`{"method":"GET","path":"/v2","host":""}`, `{"allowed":false}`},
-		{`{"method":"GET","path":"/healthz"}`, `{"allowed":true}`}, // public
-		{`{"method":"POST","path":"/healthz"}`, `{"allowed":false}`},
-		{`{"method":"GET","path":"/ready"}`, `{"allowed":true}`},
-		{`{"method":"GET","path":"/_self"}`, `{"allowed":true}`},
-		{`{"method":"POST","path":"/_self/can"}`, `{"allowed":true}`},
-		{`{"method":"GET","path":"/v1/x` + strings.Repeat("x", 60<<10) + `"}`, `{"allowed":true}`},
+		{`{"method":"GET","path":"/v1/x"}`, "allowed"},
+		{`{"method":"GET","path":"/v1/x?q=1&r"}`, "allowed"},
+		{`{"method":"HEAD","path":"/v1/x"}`, "allowed"},
+		{`{"method":"GET","path":"/v1/%78"}`, "allowed"},
+		{`{"method":"GET","path":"/v1/x/"}`, "no_rule"},
+		{`{"method":"POST","path":"/v1/x"}`, "no_rule"},
+		{`{"method":"GET","path":"/v1/secret"}`, "denied"},
+		{`{"method":"GET","path":"/v1/%73ecret"}`, "denied"},
+		{`{"method":"GET","path":"/v3"}`, "no_rule"}, // a group that only observes
+		{`{"method":"GET","path":"/v2"}`, "no_rule"},
+		{`{"method":"GET","path":"/v2","host":"ONLY.example:8443"}`, "allowed"},
+		{`{"method":"GET","path":"/v2","host":""}`, "no_rule"},
+		{`{"method":"GET","path":"/healthz"}`, "allowed"}, // public
+		{`{"method":"POST","path":"/healthz"}`, "no_rule"},
+		{`{"method":"GET","path":"/ready"}`, "allowed"},
+		{`{"method":"GET","path":"/_self"}`, "allowed"},
+		{`{"method":"POST","path":"/_self/can"}`, "allowed"},
+		{`{"method":"GET","path":"/v1/x` + strings.Repeat("x", 60<<10) + `"}`, "allowed"},
 
 		{``, `400 method: `},
 		{`{}`, `400 method: `},
@@ -295,8 +302,8 @@ func TestSelfCan(t *testing.T) {
 		{`{"method":"GET","path":"v1/x"}`, `400 path: `},
 		{`{"method":"GET","path":"http://api.example/v1/x"}`, `400 path: `},
 		{`{"method":"GET","path":"/v1/../x"}`, `400 path: the path has a dot segment at position 4`},
-		{`{"method":"GET","path":"/v1//x"}`, `400 path: the path has an empty segment at position 4; the option merge_slashes would let it pass`},
-		{`{"method":"GET","path":"/v1/a%2Fb"}`, `400 path: the path holds %2F at position 5, which programs read differently; the option allow_encoded_slash would let it pass`},
+		{`{"method":"GET","path":"/v1//x"}`, `400 path: the path has an empty segment at position 4`},
+		{`{"method":"GET","path":"/v1/a%2Fb"}`, `400 path: the path holds %2F at position 5, which programs read differently`},
 		{`{"method":"GET","path":"/v1/x?a b"}`, `400 path: the query holds`},
 		{`{"method":"GET","path":"/v1/é"}`, `400 path: `},
 		{`{"method":"GET","path":"/v1/x","host":"a b"}`, `400 host: `},
@@ -314,11 +321,12 @@ func TestSelfCan(t *testing.T) {
 	}
 }
 
-// checkSelf compares an answer with a body, or with a status and a piece of the
-// detail of a problem.
+// checkSelf compares an answer with that of "can", or with a status and a piece of the detail of a
+// problem.
 func checkSelf(t *testing.T, resp *http.Response, ask, want string) {
 	t.Helper()
-	if strings.HasPrefix(want, "{") {
+	if !strings.Contains(want, " ") {
+		want = fmt.Sprintf(`{"allowed":%t,"answer":%q}`, want == "allowed", want)
 		if got := bodyOf(resp); resp.StatusCode != 200 || got != want {
 			t.Errorf("%.80s: got %d %s, want %s", ask, resp.StatusCode, got, want)
 		}
@@ -334,15 +342,27 @@ func checkSelf(t *testing.T, resp *http.Response, ask, want string) {
 // What the operator lets pass is judged here as it is elsewhere.
 func TestSelfCanRelaxed(t *testing.T) {
 	c := newCorner(t, Handler{Relax: []string{"merge_slashes", "allow_encoded_slash"}})
-	for path, want := range map[string]string{"/v1//x": `{"allowed":true}`, "//v1/x": `{"allowed":true}`, "/v1//secret": `{"allowed":false}`, "/v1/a%2Fb": `{"allowed":true}`, "/v1/a/b": `{"allowed":false}`, "/v1/a;b": "400 path: "} {
+	for path, want := range map[string]string{"/v1//x": "allowed", "//v1/x": "allowed", "/v1//secret": "denied", "/v1/a%2Fb": "allowed", "/v1/a/b": "no_rule", "/v1/a;b": "400 path: "} {
 		checkSelf(t, c.ask(c.own.Secret, "POST", "/_self/can", `{"method":"GET","path":"`+path+`"}`), path, want)
 	}
 }
 
-func TestSelfCanContentType(t *testing.T) {
-	c := newCorner(t, Handler{})
-	for _, header := range []string{"Content-Type: text/plain", "Content-Type: ", "Content-Encoding: gzip"} {
-		checkSelf(t, c.ask(c.own.Secret, "POST", "/_self/can", `{"method":"GET","path":"/v1/x"}`, header), header, "415 ")
+// TestSelfContentType: a body without Content-Type is JSON. A body of another type is not read.
+func TestSelfContentType(t *testing.T) {
+	const wrong = "415 the Content-Type must be application/json"
+	for header, want := range map[string]string{
+		"": "allowed", "Content-Type: ": "allowed", "Content-Type: application/json; charset=utf-8": "allowed",
+		"Content-Type: text/plain": wrong, "Content-Type: application/x-www-form-urlencoded": wrong, "Content-Type: json": wrong,
+		"Content-Encoding: gzip": "415 the body must not be compressed",
+	} {
+		c := newCorner(t, Handler{})
+		c.untyped = header != "Content-Encoding: gzip"
+		checkSelf(t, c.askOwn("POST", "/_self/can", `{"method":"GET","path":"/v1/x"}`, header), header, want)
+		if resp := c.askOwn("POST", "/_self/rotate", "{}", header); want == "allowed" && resp.StatusCode != 201 {
+			t.Errorf("rotate, %q: got %d", header, resp.StatusCode)
+		} else if want != "allowed" {
+			checkSelf(t, resp, "rotate, "+header, want)
+		}
 	}
 }
 
@@ -474,8 +494,9 @@ func TestSelfRotateRefused(t *testing.T) {
 }
 
 // askOwn asks with the first token.
-func (c *corner) askOwn(method, path, body string) *http.Response {
-	return c.ask(c.own.Secret, method, path, body)
+func (c *corner) askOwn(method, path, body string, header ...string) *http.Response {
+	c.t.Helper()
+	return c.ask(c.own.Secret, method, path, body, header...)
 }
 
 // A token that is revoked between its check and its rotation gets no successor.

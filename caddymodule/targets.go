@@ -125,21 +125,28 @@ func (h *Handler) refuses(d access.Decision) bool {
 	return !d.Allowed() && !(d.Reason == access.NoRule && h.observes())
 }
 
+// decide appends the decision about each target of a request to into, the current target first. which
+// is the one that counts: the first that refuses, else the first without a rule, else the first.
+func (h *Handler) decide(rq *request, into []access.Decision) (decisions []access.Decision, which int) {
+	decisions = append(into, rq.directory.Authorize(rq.principal, rq.action))
+	for _, t := range rq.further {
+		decisions = append(decisions, rq.directory.Authorize(rq.principal, t.of(rq.action)))
+	}
+	which = slices.IndexFunc(decisions, h.refuses)
+	if which < 0 {
+		which = max(0, slices.IndexFunc(decisions, func(d access.Decision) bool { return !d.Allowed() }))
+	}
+	return decisions, which
+}
+
 // authorize decides about every target of a request, and counts the requests that pass only because
 // the handler observes. It returns one decision and the action that this decision is about: the
 // first that refuses, else the first without a rule, else the decision about the current target.
 func (h *Handler) authorize(rq *request) (access.Action, access.Decision) {
 	var few [4]access.Decision // so that few targets need no allocation
-	decisions := append(few[:0], rq.directory.Authorize(rq.principal, rq.action))
-	for _, t := range rq.further {
-		decisions = append(decisions, rq.directory.Authorize(rq.principal, t.of(rq.action)))
-	}
-	which := slices.IndexFunc(decisions, h.refuses)
-	refused := which >= 0
-	if !refused {
-		which = max(0, slices.IndexFunc(decisions, func(d access.Decision) bool { return !d.Allowed() }))
-	}
+	decisions, which := h.decide(rq, few[:0])
 	decided, decision := rq.action, decisions[which]
+	refused := h.refuses(decision)
 	// A stream is judged again for all targets, so a header that one of them needs is kept.
 	decision.Header = slices.ContainsFunc(decisions, func(d access.Decision) bool { return d.Header })
 	switch {
