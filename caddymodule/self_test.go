@@ -347,25 +347,6 @@ func TestSelfCanRelaxed(t *testing.T) {
 	}
 }
 
-// TestSelfContentType: a body without Content-Type is JSON. A body of another type is not read.
-func TestSelfContentType(t *testing.T) {
-	const wrong = "415 the Content-Type must be application/json"
-	for header, want := range map[string]string{
-		"": "allowed", "Content-Type: ": "allowed", "Content-Type: application/json; charset=utf-8": "allowed",
-		"Content-Type: text/plain": wrong, "Content-Type: application/x-www-form-urlencoded": wrong, "Content-Type: json": wrong,
-		"Content-Encoding: gzip": "415 the body must not be compressed",
-	} {
-		c := newCorner(t, Handler{})
-		c.untyped = header != "Content-Encoding: gzip"
-		checkSelf(t, c.askOwn("POST", "/_self/can", `{"method":"GET","path":"/v1/x"}`, header), header, want)
-		if resp := c.askOwn("POST", "/_self/rotate", "{}", header); want == "allowed" && resp.StatusCode != 201 {
-			t.Errorf("rotate, %q: got %d", header, resp.StatusCode)
-		} else if want != "allowed" {
-			checkSelf(t, resp, "rotate, "+header, want)
-		}
-	}
-}
-
 // TestSelfDefaultGrace: the old token stays valid for an hour unless the operator says otherwise.
 func TestSelfDefaultGrace(t *testing.T) {
 	c := newCorner(t, Handler{Self: &Self{Path: "/_self", Rotate: true}})
