@@ -169,7 +169,7 @@ func (w *serverWalk) guard(h *Handler, in flow) flow {
 	if h.Ready != "" && w.site() != "" {
 		w.addFinding(false, "ready %s answers only requests for %s: a probe that sends the address "+
 			"of the machine as its host gets Caddy's empty 200, also when nothing can be "+
-			"decided; put ready on a site without a host name, such as :8081", h.Ready, w.site())
+			"decided; put ready on a site without a host name, such as :8085", h.Ready, w.site())
 	}
 	out := in
 	out.guard, out.unstripped, out.owned, out.removed, out.set = n, false, 0, 0, 0

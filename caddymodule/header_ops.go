@@ -122,10 +122,11 @@ func touchedHeader(h *Handler, ops *headers.HeaderOps) (name, verb string) {
 }
 
 // sameValue contains the placeholder with the same value for each identity header, by the folded
-// last part of the header's name.
+// last part of the header's name. A header for the decision is the operator's own, and not forged.
 var sameValue = map[string]string{
 	"id": "{http.auth.user.id}", "groups": "{http.auth.user.groups}", "role": "{http.auth.user.role}",
 	"teams": "{http.auth.user.teams}", "tokenid": "{http.auth.user.token_id}",
+	"decision": "{http.service_users.decision}",
 }
 
 // deletesHeader reports whether the pattern of a deletion matches a header, as in Caddy.

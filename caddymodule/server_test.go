@@ -227,7 +227,7 @@ func (s *server) get(path string, c credentials, header ...string) *response {
 	return s.do("GET", "API_PORT", path, c, "", header...)
 }
 
-// do sends one request; header holds "Name: value" lines.
+// do sends one request; header holds "Name: value" lines, also that of the Host.
 func (s *server) do(method, port, path string, c credentials, body string, header ...string) *response {
 	s.t.Helper()
 	req, err := http.NewRequest(method, "http://"+s.addr(port)+path, strings.NewReader(body))
@@ -242,6 +242,9 @@ func (s *server) do(method, port, path string, c credentials, body string, heade
 	}
 	for _, line := range header {
 		name, value, _ := strings.Cut(line, ": ")
+		if name == "Host" {
+			req.Host = value
+		}
 		req.Header.Add(name, value)
 	}
 	resp, err := http.DefaultTransport.RoundTrip(req)

@@ -1,0 +1,213 @@
+package caddymodule
+
+import (
+	"os"
+	"os/exec"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/serviceusers/caddy-service-users/internal/testkit"
+)
+
+// startProbes runs the Caddyfile of docs/probes.md, with other ports, on loopback. The page must name
+// its port everywhere.
+func startProbes(t *testing.T, option string) *server {
+	t.Helper()
+	text := pageBlocks(t, "probes.md", "caddyfile")[0]
+	replaced := strings.NewReplacer(
+		"/var/lib/caddy/service_users.db", "{$SERVICE_USERS_STORE}\n\t\t"+option,
+		"\napi.example.com {", "\nhttp://localhost:{$API_PORT} {\n\tbind 127.0.0.1",
+		"\n:8085 {", "\n:{$ADMIN_PORT} {\n\tbind 127.0.0.1", "localhost:9000", "127.0.0.1:{$UPSTREAM_PORT}",
+	).Replace(text)
+	if strings.Count(replaced, "bind") != 2 {
+		t.Fatalf("the page has other sites than this test knows:\n%s", text)
+	}
+	return startServer(t, replaced)
+}
+
+// end ends a server that would take the ten seconds of the page to end.
+func end(s *server) { _ = s.cmd.Process.Kill(); <-s.exited }
+
+// probe sends a request as the kubelet does: with the address of the pod as the host.
+func (s *server) probe(method, path string, header ...string) (status int, body string) {
+	s.t.Helper()
+	header = append(header, "Host: 10.0.0.7:8085", "User-Agent: kube-probe/1.31", "Connection: close")
+	got := s.do(method, "ADMIN_PORT", path, credentials{}, "", header...)
+	return got.StatusCode, got.body
+}
+
+// until polls until ok, and complains with the last state when that takes too long.
+func until(t *testing.T, ok func() (state any, ok bool)) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		state, done := ok()
+		if done {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("still %v", state)
+		}
+	}
+}
+
+// TestProbes runs the Caddyfile of docs/probes.md: the requests of probes, a store that breaks, and
+// the end of the process.
+func TestProbes(t *testing.T) {
+	t.Parallel()
+	s := startProbes(t, "")
+	defer end(s)
+	for _, tt := range []struct {
+		request string
+		status  int
+	}{
+		{"GET /ready", 200}, {"HEAD /ready", 200}, {"GET /ready?now", 200}, {"GET /live", 200},
+		{"HEAD /live", 200},
+		{"GET /", 404}, {"GET /ready/", 404}, {"GET /ready/x", 404}, {"GET /readyz", 404}, {"GET /live/x", 404},
+		{"GET /v1/x", 404}, {"POST /v1/x", 404}, {"GET /service_users", 404}, {"GET /metrics", 404},
+		{"GET /READY", 401}, // Caddy's matchers ignore case, the guard does not
+	} {
+		method, path, _ := strings.Cut(tt.request, " ")
+		status, body := s.probe(method, path, "Authorization: Basic !") // a probe needs no credential
+		if status != tt.status {
+			t.Errorf("%s: got %d %q, want %d", tt.request, status, body, tt.status)
+		}
+	}
+	steps := transcript(string(must(os.ReadFile("../docs/probes.md"))))
+	if _, body := s.probe("GET", "/ready"); len(steps) != 1 || steps[0].output != body {
+		t.Errorf("got %q, want the only answer of %q", body, steps)
+	}
+	check := haproxyCheck(t)
+	for request, want := range map[string]int{
+		"GET /ready HTTP/1.1\r\nHost: [fd00::7]:8085\r\nConnection: close\r\n\r\n": 200,
+		check:                         200,
+		"GET /ready HTTP/1.0\r\n\r\n": 400, // the short form of HAProxy
+		"OPTIONS / HTTP/1.0\r\n\r\n":  404, // the default of HAProxy
+	} {
+		if got := exchange(t, s.addr("ADMIN_PORT"), request); got != want {
+			t.Errorf("%q: got %d, want %d", request, got, want)
+		}
+	}
+	kubernetesProbes(t, s)
+
+	// A store that breaks leaves the gateway ready: it decides by its memory.
+	user := s.create("billing-sync")
+	breakStore(t, s)
+	until(t, func() (any, bool) {
+		metrics := s.do("GET", "CADDY_PORT", "/metrics", credentials{}, "").body
+		return metrics, strings.Contains(metrics, "\ncaddy_service_users_store_up 0\n")
+	})
+	s.states(t, "without a store", 200, user, 403)
+
+	// At the end, the gateway stays live and goes on.
+	if err := s.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	until(t, func() (any, bool) {
+		status, _ := s.probe("GET", "/ready")
+		return status, status == 503
+	})
+	s.states(t, "at the end", 503, user, 403)
+	if got := exchange(t, s.addr("ADMIN_PORT"), check); got != 503 {
+		t.Errorf("the check of HAProxy at the end: got %d, want 503", got)
+	}
+	t.Run("wget", func(t *testing.T) { healthcheck(t, s, false) })
+}
+
+// states compares the status of /ready and that of the API, and expects a live gateway.
+func (s *server) states(t *testing.T, when string, ready int, user credentials, api int) {
+	t.Helper()
+	for path, want := range map[string]int{"/ready": ready, "/live": 200} {
+		if got, _ := s.probe("GET", path); got != want {
+			t.Errorf("%s, %s: got %d, want %d", path, when, got, want)
+		}
+	}
+	if got := s.get("/v1/x", user).StatusCode; got != api {
+		t.Errorf("the API, %s: got %d, want %d", when, got, api)
+	}
+}
+
+// haproxyCheck returns the request of HAProxy's check.
+func haproxyCheck(t *testing.T) string {
+	t.Helper()
+	block := pageBlocks(t, "probes.md", "haproxy")[0]
+	form := regexp.MustCompile(`http-check send meth (\S+) uri (\S+) ver (\S+) hdr Host (\S+)\n`)
+	found := form.FindStringSubmatch(block)
+	if found == nil {
+		t.Fatalf("no check in\n%s", block)
+	}
+	return found[1] + " " + found[2] + " " + found[3] + "\r\nHost: " + found[4] + "\r\n\r\n"
+}
+
+// kubernetesProbes sends the three probes of Kubernetes. Only the readiness probe asks for /ready.
+func kubernetesProbes(t *testing.T, s *server) {
+	t.Helper()
+	form := regexp.MustCompile(`(\w+)Probe:\n\s+httpGet:\n\s+path: (\S+)\n\s+port: 8085\n`)
+	probes := form.FindAllStringSubmatch(pageBlocks(t, "probes.md", "yaml")[0], -1)
+	if len(probes) != 3 {
+		t.Fatalf("got the probes %q, want three", probes)
+	}
+	for _, probe := range probes {
+		want := map[string]string{"readiness": "/ready", "liveness": "/live", "startup": "/live"}[probe[1]]
+		if status, _ := s.probe("GET", probe[2]); status != 200 || probe[2] != want {
+			t.Errorf("the %s probe: got %s with %d, want %s with 200", probe[1], probe[2], status, want)
+		}
+	}
+}
+
+// breakStore replaces the database of a running server by another file.
+func breakStore(t *testing.T, s *server) {
+	t.Helper()
+	path := s.dir + "/service_users.db"
+	if err := os.Rename(path, path+".old"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte("not a database"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestProbesOfStaleGateway: only max_staleness makes a gateway unready, and then it stays live.
+func TestProbesOfStaleGateway(t *testing.T) {
+	t.Parallel()
+	s := startProbes(t, "max_staleness 1s")
+	defer end(s)
+	user := s.create("billing-sync")
+	t.Run("wget", func(t *testing.T) { healthcheck(t, s, true) })
+	breakStore(t, s)
+	until(t, func() (any, bool) {
+		status, _ := s.probe("GET", "/ready")
+		return status, status == 503
+	})
+	s.states(t, "with a stale directory", 503, user, 503)
+	if err := os.Rename(s.dir+"/service_users.db.old", s.dir+"/service_users.db"); err != nil {
+		t.Fatal(err)
+	}
+	until(t, func() (any, bool) {
+		status, _ := s.probe("GET", "/ready")
+		return status, status == 200
+	})
+}
+
+// healthcheck runs the commands for Docker.
+func healthcheck(t *testing.T, s *server, healthy bool) {
+	if _, err := exec.LookPath("wget"); err != nil {
+		testkit.Missing(t, "install the Debian package wget to run this")
+	}
+	docker := regexp.MustCompile(`CMD (wget .+)\n`).FindStringSubmatch(pageBlocks(t, "probes.md", "dockerfile")[0])
+	test := regexp.MustCompile(`test: \["CMD", (.+)\]\n`)
+	compose := test.FindStringSubmatch(pageBlocks(t, "probes.md", "yaml")[1])
+	if docker == nil || compose == nil {
+		t.Fatal("the page has no checks of Docker")
+	}
+	if got := strings.NewReplacer(`", "`, " ", `"`, "").Replace(compose[1]); got != docker[1] {
+		t.Errorf("Compose runs %q, want %q", got, docker[1])
+	}
+	command := strings.ReplaceAll(docker[1], "8085", s.ports["ADMIN_PORT"])
+	out, err := exec.Command("sh", "-c", command).CombinedOutput()
+	if (err == nil) != healthy {
+		t.Errorf("%s: got %v %s, want healthy %v", docker[1], err, out, healthy)
+	}
+}
