@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math"
 	"net"
 	"net/http"
@@ -168,6 +169,9 @@ func (c *cli) explain(err error) string {
 	case errors.As(err, new(*tls.CertificateVerificationError)):
 		return fmt.Sprintf("%v; name the certificate of its authority in SSL_CERT_FILE, "+
 			"or use the name in the certificate", err)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Sprintf("no service-user API at %v; only the user of Caddy may open the socket: "+
+			"run this as that user, or as root", err)
 	case c.url != "":
 		return fmt.Sprintf("no service-user API at %v; is --url right, "+
 			"and does the site have service_users_admin? "+
