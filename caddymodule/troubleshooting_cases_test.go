@@ -36,14 +36,7 @@ func tryStatuses(t *testing.T, p *patient) {
 		if status, body := p.raw(tt.request); status != tt.status {
 			t.Errorf("%s: got %d %s, want %d", tt.row, status, body, tt.status)
 		}
-		_, row, ok := strings.Cut(p.page["By status"], "\n"+tt.row)
-		line, _, _ := strings.Cut(row, "\n")
-		spans := codeSpan.FindAllStringSubmatch(line, -1)
-		if !ok || len(spans) == 0 {
-			t.Errorf("the page has no command in the row %s", tt.row)
-			continue
-		}
-		p.shows(tt.row, []string{spans[len(spans)-1][1]}, []string{"billing-sync", name}, tt.shows)
+		p.shows(tt.row, []string{p.rowCommand(tt.row)}, []string{"billing-sync", name}, tt.shows)
 	}
 	if got := p.get("/v1/x", user, "Early-Data: 1").StatusCode; got != 200 {
 		t.Errorf("a safe request as early data: got %d, want 200", got)
@@ -61,6 +54,18 @@ func tryStatuses(t *testing.T, p *patient) {
 		t.Errorf("an answer of service_users: got\n%s", out)
 	}
 	p.section("Slow", nil, "HTTP/1.1 401 Unauthorized")
+}
+
+// rowCommand returns the command of a row of the first table.
+func (p *patient) rowCommand(row string) string {
+	p.t.Helper()
+	_, rest, ok := strings.Cut(p.page["By status"], "\n"+row)
+	line, _, _ := strings.Cut(rest, "\n")
+	spans := codeSpan.FindAllStringSubmatch(line, -1)
+	if !ok || len(spans) == 0 {
+		p.t.Fatalf("the page has no command in the row %s", row)
+	}
+	return spans[len(spans)-1][1]
 }
 
 // curlFile writes the file of credentials that the page names.
@@ -93,7 +98,7 @@ func tryClients(t *testing.T, p *patient) {
 	p.section("WebSocket fails", names, "^deny +a rule denies it")
 
 	want("a semicolon", p.get("/v1/x;y", user), 400)
-	p.section("A path with special characters gets 400", nil, "the path holds the byte 0x3b.* allow_semicolon ")
+	p.section("A path with special characters gets 400", nil, "the path holds the byte 0x3b.* allow_")
 
 	p.mustCLI("token", "refresh", name, p.tokenID(name), "--grace", "1h")
 	want("a retiring token", p.get("/v1/x", user), 200)
@@ -240,7 +245,7 @@ func tryBrokenStore(t *testing.T, p *patient) {
 // away.
 func tryLostTokens(t *testing.T, p *patient) {
 	name, user := p.user("allow GET /v1/x")
-	p.follow("caddy service-user backup store.backup # '")
+	p.follow("caddy service-user backup store.backup")
 	late := p.token(user, name)
 	p.stop()
 	p.follow("caddy service-user --store service_users.db restore store.backup --yes")
@@ -257,6 +262,17 @@ func tryLostTokens(t *testing.T, p *patient) {
 		}
 	}
 	p.section("Everybody gets 401", nil, "tokens cannot be verified: their pepper is not in the pepper file", " store.restore ")
+
+	// With the throttle on, the attempt after the first one is a 429.
+	if status, text := p.load(strings.Replace(troubledCaddyfile, "throttle off", "throttle 1 1h", 1)); status != 200 {
+		t.Fatalf("got %d %s", status, text)
+	}
+	for _, want := range []int{401, 429} {
+		if got := p.get("/v1/x", late); got.StatusCode != want {
+			t.Errorf("with the throttle: got %d, want %d", got.StatusCode, want)
+		}
+	}
+	p.shows("429", []string{p.rowCommand("| 429 |")}, []string{"billing-sync", name}, " 429 +wrong_secret ")
 }
 
 // tryCommandLine runs a command for each row of the command line.
@@ -280,6 +296,8 @@ func tryCommandLine(t *testing.T, p *patient) {
 		"this Caddy has no service users":                                       {6, "caddy service-user list --address " + other.addr("CADDY_PORT")},
 		"was refused: authenticate as an admin or manager": {5, "SERVICE_USER_ID=" + user.id + " SERVICE_USER_TOKEN=" + user.secret +
 			"x caddy service-user list --url http://" + p.addr("ADMIN_PORT")},
+		"this identity may not use the admin API": {5, "SERVICE_USER_ID=" + user.id + " SERVICE_USER_TOKEN=" + user.secret +
+			" caddy service-user list --url http://" + p.addr("ADMIN_PORT")},
 		"is taken by another service user": {4, "caddy service-user create " + name},
 		"there is no service user":         {3, "caddy service-user show nobody"},
 		"unknown flag":                     {2, "caddy service-user create x --labels a=b"},
@@ -325,10 +343,24 @@ func TestTroubleWithSocket(t *testing.T) {
 	cmd.Dir, cmd.Env, cmd.SysProcAttr = s.dir, s.env, s.as
 	out, _ := cmd.CombinedOutput()
 	const text = "permission denied; only the user of Caddy may open the socket"
+	page := readTroubles(t)
 	if code := cmd.ProcessState.ExitCode(); code != 6 || !strings.Contains(string(out), text) {
 		t.Errorf("got %d: %s", code, out)
 	}
-	if !strings.Contains(readTroubles(t)["The command line"], "\n| 6 | `"+text+"` |") {
+	if !strings.Contains(page["The command line"], "\n| 6 | `"+text+"` |") {
 		t.Errorf("the page does not have %q", text)
+	}
+
+	const file = "it and its directory must be readable and writable for this user"
+	store := filepath.Join(s.dir, "service_users.db")
+	s.mustCLI("--store", store, "--create", "create", "a", "--no-token")
+	if err := os.Chown(store, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	cmd = exec.Command(cmd.Path, "service-user", "list", "--store", store)
+	cmd.Dir, cmd.Env, cmd.SysProcAttr = s.dir, s.env, s.as
+	out, _ = cmd.CombinedOutput()
+	if page.rows("Store faults")[file] == nil || !strings.Contains(string(out), file) {
+		t.Errorf("got %s, want %q, there and on the page", out, file)
 	}
 }

@@ -105,7 +105,7 @@ var ends = map[string]func(p *patient, name string, c credentials) credentials{
 		return c
 	},
 	"the service user has expired": func(p *patient, name string, c credentials) credentials {
-		p.mustCLI("update", name, "--expires-at", time.Now().Add(time.Second).UTC().Format(time.RFC3339))
+		p.mustCLI("update", name, "--expires-at", time.Now().Add(3*time.Second).UTC().Format(time.RFC3339))
 		return c
 	},
 }
@@ -140,7 +140,7 @@ func tryEnded(t *testing.T, p *patient) {
 			t.Errorf("the page has no row %q", text)
 			continue
 		}
-		for deadline := time.Now().Add(patience); p.get("/v1/x", it.credentials).StatusCode != 401; {
+		for deadline := time.Now().Add(patience); p.get("/v1/x", it.credentials).StatusCode != 401; time.Sleep(20 * time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatalf("%s: the credential does not end", text)
 			}
@@ -218,6 +218,7 @@ func tryRules(t *testing.T, p *patient) {
 		if !strings.HasPrefix(mend, "caddy ") {
 			continue
 		}
+		p.section("403", []string{exampleDecision, decision, "billing-sync", name}, "^decided +20", "^"+name+" ", "^request +GET api.example.com/v1/people/7$")
 		out = p.follow(mend, "billing-sync", name, "people-readers", name, "token_2x…", p.tokenID(name))
 		if status, body := ask(); status != 200 {
 			t.Errorf("%s: after %s: got %d %s: %s", text, mend, status, body, out)

@@ -106,7 +106,7 @@ func (p *patient) follow(line string, names ...string) string {
 }
 
 // inShell are the commands that depend on the working directory, the environment or a shell.
-var inShell = regexp.MustCompile(`--store|--config| lint| check-log|--secret-file|--url|['";]`)
+var inShell = regexp.MustCompile(`--store|--config| lint| check-log| backup|--secret-file|--url|['";]`)
 
 // enter is follow, and also returns the exit code.
 func (p *patient) enter(line string, names ...string) (output string, code int) {
@@ -144,7 +144,7 @@ func (p *patient) section(heading string, names []string, patterns ...string) st
 // shows runs commands until their outputs match each pattern, and returns the outputs.
 func (p *patient) shows(what string, lines, names []string, patterns ...string) (out string) {
 	p.t.Helper()
-	for deadline := time.Now().Add(patience); ; {
+	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
 		out = ""
 		for _, line := range lines {
 			out += p.follow(line, names...)
