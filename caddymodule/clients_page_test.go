@@ -23,9 +23,13 @@ import (
 func checkClientsAnswers(t *testing.T, page string, s, strict *server) {
 	user := s.create("reader", "--group", "clients", "--ttl", "235h")
 	fixed := func(text string) string { // replaces everything that differs from run to run
-		text = identifier.ReplaceAllStringFunc(text, func(id string) string { return id[:strings.IndexAny(id, "_")+1] + "…" })
+		text = identifier.ReplaceAllStringFunc(text, func(id string) string {
+			kind, _, _ := strings.Cut(id, "_")
+			return kind + "_…"
+		})
 		text = regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ`).ReplaceAllString(text, "<time>")
-		return regexp.MustCompile(`(?m)^Retry-After: [1-9]\d*$`).ReplaceAllString(text, "Retry-After: <seconds>")
+		wait := regexp.MustCompile(`(?m)^Retry-After: [1-9]\d*$`)
+		return wait.ReplaceAllString(text, "Retry-After: <seconds>")
 	}
 	shown := make(map[string]bool)
 	for _, block := range strings.Split(page, "\n```http\n")[1:] {
@@ -69,15 +73,15 @@ func withoutStore(t *testing.T, method, path string) *response {
 	t.Helper()
 	abandoned := make(chan struct{})
 	close(abandoned)
-	h := &Handler{log: zap.NewNop(), storeHandle: storeHandle{
-		shared: &shared{opts: store.Options{Log: zap.NewNop()}, ready: make(chan struct{})}, abandoned: abandoned,
-	}}
+	closed := &shared{opts: store.Options{Log: zap.NewNop()}, ready: make(chan struct{})}
+	h := &Handler{log: zap.NewNop(), storeHandle: storeHandle{shared: closed, abandoned: abandoned}}
 	if err := h.prepare(); err != nil {
 		t.Fatal(err)
 	}
 	w := httptest.NewRecorder()
 	next := caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error { return nil })
-	if err := h.ServeHTTP(w, prepared(httptest.NewRequestWithContext(t.Context(), method, path, nil)), next); err != nil {
+	r := prepared(httptest.NewRequestWithContext(t.Context(), method, path, nil))
+	if err := h.ServeHTTP(w, r, next); err != nil {
 		t.Fatal(err)
 	}
 	resp := w.Result()
@@ -108,8 +112,8 @@ func checkClientsCommands(t *testing.T, page, path string, s *server) {
 		t.Errorf("the commands: %v: got\n%s\nwant the answer of the API and the header %s", err, out, header)
 	}
 	file := filepath.Join(home, ".config", "example-api", "token")
-	if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
-		t.Errorf("the file of the token: %v, %v, want the mode 0600", info, err)
+	if mode := modeOf(t, file); mode != 0o600 {
+		t.Errorf("the file of the token has the mode %o, want 600", mode)
 	}
 	if text, err := os.ReadFile(file); err != nil || string(text) != user.secret+"\n" {
 		t.Errorf("the file of the token: got %.8q… (%v)", text, err)
@@ -122,7 +126,7 @@ func TestClientsPageEncodes(t *testing.T) {
 	page, path := clientsPage(t), ownPATH(t)
 	const segment = "a b+c&é=ü~*'()!@:$,"
 	for language, command := range map[string][]string{
-		"Python":     {"python3", "-c", "import os, urllib.parse; segment = os.environ['SEGMENT']; print(CODE)"},
+		"Python":     {"python3", "-c", "import os, urllib.parse; segment = os.getenv('SEGMENT'); print(CODE)"},
 		"JavaScript": {"node", "-e", "const segment = process.env.SEGMENT; console.log(CODE)"},
 		"PHP":        {"php", "-r", "$segment = getenv('SEGMENT'); echo CODE;"},
 		"shell":      {"jq", "sh", "-c", "segment=$SEGMENT; CODE"},
@@ -142,8 +146,9 @@ func TestClientsPageEncodes(t *testing.T) {
 			if command[0] == "jq" {
 				command = command[1:]
 			}
+			expression := strings.ReplaceAll(code[1], `\|`, "|")
 			for i := range command {
-				command[i] = strings.ReplaceAll(command[i], "CODE", strings.ReplaceAll(code[1], `\|`, "|"))
+				command[i] = strings.ReplaceAll(command[i], "CODE", expression)
 			}
 			cmd := exec.Command(command[0], command[1:]...)
 			cmd.Env = append(os.Environ(), "PATH="+path, "SEGMENT="+segment)
@@ -155,7 +160,7 @@ func TestClientsPageEncodes(t *testing.T) {
 		}
 		action, problem := access.Judge("GET", "api.example.com", "/v1/files/"+out, 0)
 		if !problem.OK() || action.Path != "/v1/files/"+segment {
-			t.Errorf("%s: %q is the path %q (%s), want %q", language, out, action.Path, problem.Detail, segment)
+			t.Errorf("%s: %q: got the path %q (%s), want %q", language, out, action.Path, problem.Detail, segment)
 		}
 	}
 }

@@ -47,7 +47,7 @@ type clientsAPI struct {
 	mu     sync.Mutex
 	export []byte
 	busy   map[string]int    // service user: requests to /v1/busy
-	files  map[string]string // path: service user, length and SHA-256 of the last upload
+	files  map[string]string // path: service user, type, length and SHA-256 of the last upload
 	moved  int               // requests that followed the redirect to another host
 }
 
@@ -68,7 +68,8 @@ func startClientsAPI(t *testing.T, port string) *clientsAPI {
 	mux.HandleFunc("GET /v1/people/{id}", func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, "%s for %s", r.PathValue("id"), r.Header.Get("X-Service-User-Name"))
 	})
-	mux.HandleFunc("GET /v1/export/{name}", func(w http.ResponseWriter, r *http.Request) { // a stream of unknown length
+	mux.HandleFunc("GET /v1/export/{name}", func(w http.ResponseWriter, r *http.Request) {
+		// A stream of unknown length.
 		fmt.Fprintf(w, "%s for %s", r.PathValue("name"), r.Header.Get("X-Service-User-Name"))
 		for piece := api.export; len(piece) > 0; {
 			n := min(len(piece), 256<<10)
@@ -84,9 +85,10 @@ func startClientsAPI(t *testing.T, port string) *clientsAPI {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		}
+		user, kind := r.Header.Get("X-Service-User-Name"), r.Header.Get("Content-Type")
 		api.mu.Lock()
 		defer api.mu.Unlock()
-		api.files[r.PathValue("name")] = fmt.Sprintf("%s %d %x", r.Header.Get("X-Service-User-Name"), n, digest.Sum(nil))
+		api.files[r.PathValue("name")] = fmt.Sprintf("%s %s %d %x", user, kind, n, digest.Sum(nil))
 		w.WriteHeader(http.StatusNoContent)
 	})
 	mux.HandleFunc("GET /v1/busy", func(w http.ResponseWriter, r *http.Request) {
@@ -127,11 +129,12 @@ var clientPrograms = []clientProgram{
 	{heading: "wget", file: "api.sh", run: []string{"sh", "api.sh"}, missing: "wget"},
 	{heading: "Python, urllib", file: "api.py", run: []string{"python3", "api.py"}, missing: "python3"},
 	{heading: "Python, requests", file: "api.py", run: []string{"python3", "api.py"}, missing: "python3-requests"},
-	{heading: "Node", file: "api.mjs", run: []string{"node", "api.mjs"}, missing: "nodejs, version 20 or later", optional: true},
+	{heading: "Node", file: "api.mjs", run: []string{"node", "api.mjs"}, missing: "nodejs (20)", optional: true},
 	{heading: "Go", file: "api.go", build: []string{"go", "build", "-o", "api", "api.go"}, run: []string{"./api"}},
-	{heading: "Java", file: "Api.java", build: []string{"javac", "Api.java"}, optional: true, missing: "default-jdk-headless",
-		run: []string{"java", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto", "Api"}},
-	{heading: "PHP, curl extension", file: "api.php", run: []string{"php", "api.php"}, missing: "php-cli and php-curl"},
+	{heading: "Java", file: "Api.java", missing: "default-jdk-headless", optional: true,
+		build: []string{"javac", "Api.java"},
+		run:   []string{"java", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto", "Api"}},
+	{heading: "PHP, curl extension", file: "api.php", run: []string{"php", "api.php"}, missing: "php-cli, php-curl"},
 	{heading: "PHP, streams", file: "api.php", run: []string{"php", "api.php"}, missing: "php-cli"},
 }
 
@@ -201,7 +204,8 @@ func (c *clientRun) expect(url string, args []string, ok bool, stdout string, st
 	c.t.Helper()
 	out, errs, got := c.call(url, args...)
 	if got != ok || out != stdout {
-		c.t.Errorf("%v: got success %v and %.200q, want %v and %.200q; standard error: %s", args, got, out, ok, stdout, errs)
+		c.t.Errorf("%v: got success %v and %.200q, want %v and %.200q; standard error: %s",
+			args, got, out, ok, stdout, errs)
 	}
 	for _, piece := range stderr {
 		if !regexp.MustCompile(piece).MatchString(errs) {
@@ -219,8 +223,8 @@ func TestClientsPage(t *testing.T) {
 	api := startClientsAPI(t, s.ports["UPSTREAM_PORT"])
 	withCaddyfile(s, strings.Replace(clientsCaddyfile, "THROTTLE", "off", 1))
 	withCaddyfile(strict, strings.Replace(clientsCaddyfile, "THROTTLE", "1 1h", 1))
-	s.mustCLI("group", "create", "clients", "--rule", "allow GET /v1/{rest...}", "--rule", "allow PUT /v1/files/{name}",
-		"--rule", "deny GET /v1/salaries")
+	s.mustCLI("group", "create", "clients",
+		"--rule", "allow GET /v1/{rest...}", "--rule", "allow PUT /v1/files/{name}")
 	for range 2 { // from now on, the strict server throttles wrong tokens from this address
 		strict.get("/v1/people/7", credentials{"service_x", "wrong"})
 	}
@@ -234,7 +238,8 @@ func TestClientsPage(t *testing.T) {
 				t.Parallel()
 				c := &clientRun{t: t, dir: t.TempDir()}
 				code := codeUnder(t, page, program.heading)
-				if err := os.WriteFile(filepath.Join(c.dir, program.file), []byte(code), 0o600); err != nil {
+				file := filepath.Join(c.dir, program.file)
+				if err := os.WriteFile(file, []byte(code), 0o600); err != nil {
 					t.Fatal(err)
 				}
 				c.install(program, path)
@@ -260,7 +265,7 @@ func (c *clientRun) install(program clientProgram, path string) {
 		if file := lookPath(command[0], path, programProbes[command[0]+program.heading]...); file != "" {
 			return append([]string{file}, command[1:]...)
 		}
-		advice := fmt.Sprintf("install the Debian packages %s to run this: there is no %s", program.missing, command[0])
+		advice := "install the Debian packages " + program.missing + " to run this: there is no " + command[0]
 		if program.optional {
 			c.t.Skip(advice)
 		}
@@ -340,7 +345,7 @@ func (c *clientRun) walk(program clientProgram, s, strict *server, api *clientsA
 		t.Fatal(err)
 	}
 	c.expect(url, []string{"PUT", "/v1/files/" + name, upload}, true, "")
-	want := fmt.Sprintf("%s %d %x", name, len(api.export)-1, sha256.Sum256(api.export[1:]))
+	want := fmt.Sprintf("%s application/octet-stream %d %x", name, len(api.export)-1, sha256.Sum256(api.export[1:]))
 	api.mu.Lock()
 	if got := api.files[name]; got != want {
 		t.Errorf("upload: got %q, want %q", got, want)
@@ -364,7 +369,8 @@ func (c *clientRun) walk(program clientProgram, s, strict *server, api *clientsA
 	if c.token() != wrong {
 		t.Error("a refused rotation changed the file")
 	}
-	c.expect("http://"+strict.addr("API_PORT"), []string{"GET", "/v1/people/7"}, false, "", "429", "too many failed attempts")
+	url = "http://" + strict.addr("API_PORT")
+	c.expect(url, []string{"GET", "/v1/people/7"}, false, "", "429", "too many failed attempts")
 	for server, reason := range map[*server]string{s: "bad_checksum", strict: "unknown_id"} {
 		// The server logs an attempt before it answers.
 		n := strings.Count(server.log.String(), `"reason":"`+reason+`","login":"`+user.id+`"`)
@@ -382,8 +388,8 @@ func (c *clientRun) rotates(s *server, user credentials) {
 	if fresh == old || typedSecret.FindString(fresh) != fresh {
 		t.Errorf("rotate left %.8q… in the file", fresh)
 	}
-	if info, err := os.Stat(c.tokenFile); err != nil || info.Mode().Perm() != 0o600 {
-		t.Errorf("the new file: %v, %v, want the mode 0600", info, err)
+	if mode := modeOf(t, c.tokenFile); mode != 0o600 {
+		t.Errorf("the new file has the mode %o, want 600", mode)
 	}
 	if files, err := os.ReadDir(filepath.Dir(c.tokenFile)); err != nil || len(files) != 1 {
 		t.Errorf("rotate left %v (%v), want one file", files, err)
@@ -393,6 +399,16 @@ func (c *clientRun) rotates(s *server, user credentials) {
 			t.Errorf("the %s: got %d %s", which, got.StatusCode, got.body)
 		}
 	}
+}
+
+// modeOf returns the permissions of a file.
+func modeOf(t *testing.T, file string) os.FileMode {
+	t.Helper()
+	info, err := os.Stat(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info.Mode().Perm()
 }
 
 func (c *clientRun) token() string {
