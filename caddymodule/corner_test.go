@@ -45,7 +45,7 @@ func TestSelfEnds(t *testing.T) {
 			}
 			return end.Unix() - now
 		}
-		token := must2(open.Tokens(t.Context(), store.Local, me.id, "", 1))[0]
+		token := must2(open.FindTokens(t.Context(), store.Local, store.TokenQuery{UserID: me.id, Limit: 1}))[0]
 		must(open.UpdateToken(t.Context(), store.Local, me.id, token.ID, 0, func(k *store.Token) error { k.ExpiresAt = at(tt.token); return nil }))
 		must(open.UpdateServiceUser(t.Context(), store.Local, me.id, 0, func(u *store.ServiceUser) error { u.ExpiresAt = at(tt.user); return nil }))
 		check := func(what string, c credentials, ends int64) {
