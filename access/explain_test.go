@@ -471,7 +471,8 @@ func grants(rule string, a Action) error {
 	if err != nil {
 		return err
 	}
-	if !s.Covers(a) {
+	q := ruleQuery{bit: methodBit(a.Method), user: noUser, action: a}
+	if s.policy.allowed(&q, onlyGroup) == nil {
 		return fmt.Errorf("%q does not cover it", rule)
 	}
 	return nil

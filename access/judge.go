@@ -2,7 +2,6 @@ package access
 
 import (
 	"fmt"
-	"math/bits"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -13,8 +12,8 @@ import (
 type Problem struct {
 	Status int    // 400, 405 or 501
 	Detail string // the mistake and its position, safe to show to the caller
-	Option string // the option with which the request would pass; "" for none
 	Part   string // the part of the request that Judge refuses: "method", "host" or "path"
+	Need   Relax  // the options that together would let Judge accept the request; 0 if none would
 }
 
 // OK reports whether p is the zero Problem.
@@ -27,26 +26,25 @@ func ambiguous(format string, args ...any) Problem {
 	return Problem{Status: 400, Detail: fmt.Sprintf(format, args...)}
 }
 
-// Advice returns the detail, and the option with which the request would pass. It is for operators.
+// Advice returns the detail, and the options with which the request would pass. It is for operators:
+// a caller gets the detail alone.
 func (p Problem) Advice() string {
-	if p.Option == "" {
+	switch lines := p.Need.Lines(); len(lines) {
+	case 0:
 		return p.Detail
+	case 1:
+		return p.Detail + "; the option " + lines[0] + " would let it pass"
+	default:
+		return p.Detail + "; the options " + strings.Join(lines, ", ") + " together would let it pass"
 	}
-	return p.Detail + "; the option " + p.Option + " would let it pass"
-}
-
-// allowedBy returns the problem with Option set to the name of a single option.
-func (p Problem) allowedBy(option Relax) Problem {
-	p.Option = relaxNames[bits.TrailingZeros8(uint8(option))]
-	return p
 }
 
 // Judge makes every check of a request that comes before the rules: method, Host field and target,
 // with the refusals lifted that the options name. It returns the action that rules are matched
 // against, without Address, Header and Now. With a problem the action is zero.
 //
-// With [MergedSlashes], Judge merges the slashes of the target itself. A caller that forwards the
-// request forwards the merged target, see [MergeSlashes].
+// With [MergedSlashes], the path of the action has single slashes. A caller that forwards the request
+// forwards the form of [Relax.Forwarded].
 //
 // The data path, check-log, self-service and explain all judge by this function. A caller that does
 // not know the host of a request passes any valid one, such as "localhost": "" is a problem.
@@ -60,11 +58,12 @@ func Judge(method, host, target string, allow Relax) (Action, Problem) {
 		p.Part = "host"
 		return Action{}, p
 	}
-	if allow&MergedSlashes != 0 {
-		target = MergeSlashes(target)
-	}
 	path, p := allow.CheckTarget(target)
 	if !p.OK() {
+		// The readings that the options open may be a problem too.
+		if _, other := (allow | p.Need).CheckTarget(target); !other.OK() {
+			p.Need = 0
+		}
 		p.Part = "path"
 		return Action{}, p
 	}

@@ -311,8 +311,10 @@ func appendFolded(b []byte, s string) []byte {
 		if b[i] >= utf8.RuneSelf {
 			// Upper case comes first, since cases.Fold exchanges the two cases of
 			// Cherokee. NFC comes last, since full folding decomposes some letters with
-			// marks.
-			return append(b[:start], norm.NFC.String(cases.Fold().String(strings.ToUpper(s)))...)
+			// marks. The Turkish "ı" has the upper case "I", and "İ" is folded to "i" and a
+			// dot, which is removed.
+			folded := cases.Fold().String(strings.ToUpper(s))
+			return append(b[:start], norm.NFC.String(strings.ReplaceAll(folded, "i\u0307", "i"))...)
 		}
 		b[i] = lowerASCII(b[i])
 	}

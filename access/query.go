@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"golang.org/x/text/unicode/norm"
 )
 
 // ruleQuery is one look-up of a request in a tree.
@@ -19,6 +21,7 @@ type ruleQuery struct {
 	spent  uint64 // the cost of the conditions so far
 	header bool   // an evaluated condition reads a header
 	open   bool   // an evaluated condition depends on the path of a Question, or was too costly
+	unread bool   // the path has more readings than denied has compared
 }
 
 var slash = []byte("/")
@@ -158,38 +161,23 @@ type pathBuffer [256]byte
 // denied returns a deny of these groups that covers the path of the action, or nil. It converts the
 // path to the form of denySegments.
 //
-// An operator may let encoded slashes and semicolons pass. An upstream may then read the slash as a
-// separator, and the semicolon as the beginning of parameters. A deny covers the request if it
-// covers the path in any of these forms: a deny of "/a/b" also covers "/a%2Fb" and "/a;x/b".
+// An operator may let characters pass that programs read differently. A deny covers the request if it
+// covers the path in any of its readings: a deny of "/a/b" also covers "/a%2Fb", "/a;x/b" and "/a/b%23".
+// It covers compatibility forms, such as "/ａ/b", which no option concerns.
 func (p *policy) denied(q *ruleQuery, groups indices) *entry {
 	q.deny, q.groups = true, groups
 	path := q.action.Path
-	if strings.ContainsAny(path, string(dataSlash)+";") {
-		// The last two differ: in "a;x%2Fb" the upstream may cut the parameters before or
-		// after it decodes the slash.
-		for _, reading := range []string{
-			path,
-			withoutParameters(path),
-			PlainPath(path),
-			PlainPath(withoutParameters(path)),
-			withoutParameters(PlainPath(path)),
-		} {
-			if e := p.deniedAs(reading, q); e != nil {
-				return e
-			}
+	if special, unicode := isSpecial(path); !special && (!unicode || norm.NFKC.IsNormalString(path)) {
+		return p.deniedAs(path, q)
+	}
+	list, complete := readings(path)
+	q.unread = !complete
+	for _, reading := range list {
+		if e := p.deniedAs(reading, q); e != nil {
+			return e
 		}
-		return nil
 	}
-	return p.deniedAs(path, q)
-}
-
-// withoutParameters removes the first semicolon of each segment and everything after it.
-func withoutParameters(path string) string {
-	segments := strings.Split(path, "/")
-	for i := range segments {
-		segments[i], _, _ = strings.Cut(segments[i], ";")
-	}
-	return strings.Join(segments, "/")
+	return nil
 }
 
 // deniedAs is denied for one form of the path.
@@ -201,10 +189,19 @@ func (p *policy) deniedAs(path string, q *ruleQuery) *entry {
 }
 
 // allowed returns an allow of these groups that covers the path of the action, or nil. It returns
-// nil for a path that does not begin with a slash, such as "*".
+// nil for a path that does not begin with a slash, such as "*", and for one with more readings than
+// denied has compared.
 func (p *policy) allowed(q *ruleQuery, groups indices) *entry {
-	q.deny, q.groups, q.path = false, groups, q.action.Path
-	rest, ok := strings.CutPrefix(q.path, "/")
+	if q.unread {
+		return nil
+	}
+	return p.allowedAs(q.action.Path, q, groups)
+}
+
+// allowedAs is allowed for one form of the path.
+func (p *policy) allowedAs(path string, q *ruleQuery, groups indices) *entry {
+	q.deny, q.groups, q.path = false, groups, path
+	rest, ok := strings.CutPrefix(path, "/")
 	if !ok {
 		return nil
 	}

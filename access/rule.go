@@ -205,7 +205,7 @@ const (
 // segment. parsePattern rejects a pattern that no request can match without lifted refusals, such
 // as one with a "%".
 func parsePattern(path string) ([]segment, error) {
-	isOtherSpace := func(r rune) bool { return r != ' ' && unicode.IsSpace(r) }
+	isOtherSpace := func(r rune) bool { return unicode.IsSpace(r) && !unicode.Is(unicode.Zs, r) }
 	switch {
 	case path == "" || path[0] != '/':
 		return nil, fmt.Errorf("path %q: a path starts with \"/\"", path)
@@ -217,7 +217,8 @@ func parsePattern(path string) ([]segment, error) {
 		return nil, fmt.Errorf("path %q: only the path is matched; leave out \"?\", \"#\" and what follows",
 			path)
 	case strings.ContainsAny(path, `\;`):
-		return nil, fmt.Errorf("path %q: a request whose path holds \"\\\" or \";\" never passes", path)
+		return nil, fmt.Errorf("path %q: no pattern can hold \"\\\" or \";\"; "+
+			"write a parameter such as {name} for the segment", path)
 	case strings.Contains(path+" ", " when "): // the one-line form could not express the rule
 		return nil, fmt.Errorf("path %q: \" when \" begins a condition and cannot be part of a path", path)
 	case strings.ContainsFunc(path, isOtherSpace):
@@ -225,8 +226,13 @@ func parsePattern(path string) ([]segment, error) {
 	case strings.ContainsFunc(path, unicode.IsControl):
 		return nil, fmt.Errorf("path %q can never match: the path holds a control character", path)
 	}
-	// Relax(0) lifts no refusal: sites with different options may share the rule.
-	if p := Relax(0).checkPath(path); !p.OK() {
+	// No option applies to patterns: sites with different options may share the rule.
+	f := findings{raw: path}
+	f.checkPath(path)
+	if p := f.problem(); p.Need&^(MergedSlashes|TrailingDot) != 0 {
+		return nil, fmt.Errorf("path %q cannot be a pattern: %w; write a parameter such as {name}"+
+			" for the segment", path, p)
+	} else if !p.OK() {
 		return nil, fmt.Errorf("path %q can never match: %w", path, p)
 	}
 	parts := strings.Split(path[1:], "/")
@@ -277,7 +283,7 @@ func escapeAdvice(path string) string {
 	case err != nil:
 		return decoded
 	case strings.Contains("/\\;?#", char):
-		return fmt.Sprintf("%s, and an encoded %q never passes", decoded, char)
+		return fmt.Sprintf("%s; for a segment with an encoded %q write a parameter such as {name}", decoded, char)
 	case ' ' <= char[0] && char[0] <= '~' && char != "%":
 		return fmt.Sprintf("%s; %q in the place of %q", decoded, char, "%"+rest[:2])
 	}

@@ -30,13 +30,21 @@ func NewRuleset(rules []Rule) (*Ruleset, error) {
 	return &Ruleset{compileGroup(g)}, nil
 }
 
-// Covers reports whether one of the rules covers the action.
+// Covers reports whether the rules cover the action. They must cover every reading of its path: no
+// deny protects the paths that a program may take it for.
 func (s *Ruleset) Covers(a Action) bool {
 	if s.policy == nil {
 		return false
 	}
+	list, complete := []string{a.Path}, true
+	if special, _ := isSpecial(a.Path); special {
+		list, complete = readings(a.Path)
+	}
 	q := ruleQuery{bit: methodBit(a.Method), user: noUser, action: a}
-	return s.policy.allowed(&q, onlyGroup) != nil
+	for _, reading := range list {
+		complete = complete && s.policy.allowedAs(reading, &q, onlyGroup) != nil
+	}
+	return complete
 }
 
 var (

@@ -10,14 +10,15 @@ import (
 	"golang.org/x/text/unicode/rangetable"
 )
 
-// runeClass is a set of properties of a rune. Its high byte is the canonical combining class. The
-// value 0 means that the rune must not appear in a path: it is a control, format, separator or
-// unassigned character.
+// runeClass is a set of properties of a rune. Its high byte is the canonical combining class. A rune
+// that is not visible, a space or a format character must not appear in a path: it is a control,
+// separator or unassigned character.
 type runeClass uint16
 
 const (
 	runeVisible   runeClass = 1 << iota // a letter, mark, number, punctuation or symbol
-	runeFolds                           // see foldsToASCII
+	runeSpace                           // a space that is not ASCII (category Zs)
+	runeFormat                          // a format character (Cf)
 	runeSeparates                       // its compatibility form (NFKC) contains a separator
 	runeMoves                           // NFC may reorder it, or join it to a rune before it
 	runeJoins                           // NFC joins some rune and this one into one rune
@@ -42,7 +43,9 @@ var runes = sync.OnceValue(func() *runeTable {
 		t.blocks[i] = none
 	}
 	var composed []rune
-	for _, table := range []*unicode.RangeTable{unicode.L, unicode.M, unicode.N, unicode.P, unicode.S} {
+	for _, table := range []*unicode.RangeTable{
+		unicode.L, unicode.M, unicode.N, unicode.P, unicode.S, unicode.Zs, unicode.Cf,
+	} {
 		rangetable.Visit(table, func(r rune) {
 			if t.blocks[r>>8] == none {
 				t.blocks[r>>8] = new([256]runeClass)
@@ -81,8 +84,13 @@ var runes = sync.OnceValue(func() *runeTable {
 // classify returns the class of a rune, without runeJoins and runeComposed.
 func classify(r rune) runeClass {
 	c, s := runeVisible, string(r)
-	if foldsToASCII(r) {
-		c |= runeFolds
+	switch {
+	case foldsToASCII(r):
+		c = 0
+	case unicode.Is(unicode.Zs, r):
+		c = runeSpace
+	case unicode.Is(unicode.Cf, r):
+		c = runeFormat
 	}
 	if strings.ContainsAny(norm.NFKC.String(s), `/\.%;?#`) {
 		c |= runeSeparates

@@ -1,39 +1,11 @@
 package access
 
 import (
+	"cmp"
+	"fmt"
 	"strings"
-	"unicode"
 	"unicode/utf8"
 )
-
-// Relax is a set of options, each of which lifts one refusal. An operator sets an option if the
-// upstream reads such targets in the same way as the rules do.
-type Relax uint8
-
-// The options. No option lifts the refusal of dot segments, in any spelling.
-const (
-	EncodedSlash   Relax = 1 << iota // %2F passes, as data inside of a segment
-	EncodedPercent                   // %25 passes, as a percent sign
-	Semicolon                        // ";" and %3B pass
-	MergedSlashes                    // "//" passes, as "/"; see MergeSlashes
-	TrailingDot                      // a segment that ends in a dot passes
-	NonNFC                           // text that is not in normalisation form C passes
-)
-
-// relaxNames contains the names of the options, in the order of the constants.
-var relaxNames = []string{
-	"allow_encoded_slash", "allow_encoded_percent", "allow_semicolon",
-	"merge_slashes", "allow_trailing_dot", "allow_non_nfc",
-}
-
-// RelaxByName returns the options by their names in the configuration.
-func RelaxByName() map[string]Relax {
-	options := make(map[string]Relax)
-	for i, name := range relaxNames {
-		options[name] = 1 << i
-	}
-	return options
-}
 
 // CheckTarget checks a request target in the form of the request line (or of the :path of HTTP/2),
 // and returns the decoded path that rules are matched against. It returns a Problem for a target
@@ -53,12 +25,19 @@ const dataSlash = '\x00'
 // from other slashes.
 func PlainPath(path string) string { return strings.ReplaceAll(path, string(dataSlash), "/") }
 
-// MergeSlashes replaces each run of slashes in the path of a target by one slash. The caller checks
-// the result, and forwards the result and not the original target.
-func MergeSlashes(target string) string {
+// Forwarded returns the form in which a target goes upstream. With [MergedSlashes] each run of slashes
+// in its path is one slash. With [RawBrackets] a raw "|" or "^" is encoded: net/url would do so, and
+// would decode each %2F in the same path. Every other target is forwarded as it was received.
+func (allow Relax) Forwarded(target string) string {
+	if allow&(MergedSlashes|RawBrackets) == 0 || !strings.HasPrefix(target, "/") {
+		return target
+	}
 	raw, query, found := strings.Cut(target, "?")
-	for strings.Contains(raw, "//") {
-		raw = strings.ReplaceAll(raw, "//", "/")
+	if allow&MergedSlashes != 0 {
+		raw = mergeSlashes(raw)
+	}
+	if allow&RawBrackets != 0 {
+		raw = strings.ReplaceAll(strings.ReplaceAll(raw, "|", "%7C"), "^", "%5E")
 	}
 	if found {
 		raw += "?" + query
@@ -66,8 +45,30 @@ func MergeSlashes(target string) string {
 	return raw
 }
 
-// CheckTarget is the function [CheckTarget] without the refusals that these options lift.
-func (allow Relax) CheckTarget(target string) (path string, p Problem) {
+// CheckTarget is the function [CheckTarget] without the refusals that these options lift. With
+// [MergedSlashes] it merges the slashes itself.
+func (allow Relax) CheckTarget(target string) (path string, p Problem) { return allow.check(target, 0) }
+
+// Split checks the two parts of a raw path, before and behind byte i of the path that it decodes to,
+// each as a path of its own. FastCGI passes them on in their decoded form, so each %2F in them is a
+// slash.
+func (allow Relax) Split(raw string, i int) (script, info string, p Problem) {
+	at := rawIndex(raw, i)
+	if script, p = allow.CheckTarget(raw[:at]); !p.OK() {
+		return "", "", p
+	}
+	rest := raw[at:]
+	if len(rest) > 2 && strings.EqualFold(rest[:3], "%2F") {
+		rest, at = "/"+rest[3:], at+2
+	} else if !strings.HasPrefix(rest, "/") {
+		rest, at = "/"+rest, at-1
+	}
+	info, p = allow.check(rest, at)
+	return PlainPath(script), PlainPath(info), p
+}
+
+// check is CheckTarget for the part of a target that begins at byte shift.
+func (allow Relax) check(target string, shift int) (path string, p Problem) {
 	if target == "" || target[0] != '/' {
 		return "", ambiguous("the request target must begin with \"/\"")
 	}
@@ -77,44 +78,140 @@ func (allow Relax) CheckTarget(target string) (path string, p Problem) {
 			return "", ambiguous("the query holds the byte 0x%02x at position %d", c, len(raw)+1+i)
 		}
 	}
+	f := findings{raw: raw, shift: shift, allow: allow}
 	path = raw
 	plain := true
-scan:
 	for i := range len(raw) {
-		class := pathBytes[raw[i]]
-		if class == pathOK {
-			continue
-		}
-		plain = false
-		switch class { // pathPlain needs nothing here: checkPath looks at dots
-		case pathBad:
-			if p := allow.badByte(raw, i); !p.OK() {
-				return "", p
+		if class := pathBytes[raw[i]]; class != pathOK {
+			plain = false
+			if class != pathPlain { // for a dot, checkPath looks at the bytes beside it
+				path = f.decodePath(i)
+				break
 			}
-		case pathEscape:
-			if path, p = allow.decodePath(raw, i); !p.OK() {
-				return "", p
-			}
-			break scan // decodePath has read the rest
 		}
 	}
-	if !plain {
-		p = allow.checkPath(path)
-	} else if i := strings.Index(path, "//"); i >= 0 { // the only problem of a path of pathOK bytes
-		p = emptySegment(i)
+	if strings.Contains(path, "//") { // nothing has been decoded
+		path = f.decodePath(0)
 	}
-	if !p.OK() {
+	if !plain && f.hard.format == "" {
+		f.checkPath(path)
+	}
+	if p = f.problem(); !p.OK() {
 		return "", p
+	}
+	if f.need != 0 {
+		if danger := misread(path); danger != "" {
+			at := rawIndex(raw, f.lifted.at) + shift
+			return "", ambiguous("some programs read %s, because of the character at position %d", danger, at)
+		}
 	}
 	return path, p
 }
 
+// findings collects the offences of one path. The zero value of an offence means that there is none.
+type findings struct {
+	raw    string // as the client sent it
+	shift  int    // the position of raw in the target
+	allow  Relax
+	need   Relax   // the options that the path needs, those of allow too
+	hard   offence // the first one that no option lifts
+	soft   offence // the first one that an option lifts, which is not in allow
+	lifted offence // the first one that allow lifts
+
+	unicode bool // checkUnicode has read the path
+}
+
+// offence is a place of a path that programs read differently.
+type offence struct {
+	format string // of the detail, see findings.problem
+	at     int    // the byte in the decoded path
+	char   rune   // the character, if the detail names it
+}
+
+// The formats of the details. The raw position is argument 1, the escape or byte there 2, and the
+// character 3.
+const (
+	holdsByte    = "the path holds %[2]s at position %[1]d, which is not allowed in a path"
+	holdsMark    = "the path holds %[2]s at position %[1]d, which programs read differently"
+	badEscape    = "the path holds an invalid percent-encoding at position %[1]d"
+	controlByte  = "the path holds a control character at position %[1]d"
+	emptySegment = "the path has an empty segment at position %[1]d"
+	noName       = "the path segment at position %[1]d has nothing before its semicolon"
+	dotSegment   = "the path has a dot segment at position %[1]d"
+	blankSegment = "the path segment at position %[1]d holds nothing but spaces"
+	edgeSpace    = "the path segment at position %[1]d begins or ends with a space"
+	trailingDot  = "the path segment at position %[1]d ends in a dot"
+	notUTF8      = "the path is not valid UTF-8 at position %[1]d"
+	notNFC       = "the path is not in Unicode normalisation form C at position %[1]d"
+	holdsSpace   = "the path holds %[3]U at position %[1]d, a space that is not ASCII"
+	holdsFormat  = "the path holds %[3]U at position %[1]d, a format character"
+	holdsHidden  = "the path holds %[3]U at position %[1]d, a control, separator or unassigned character"
+	holdsASCII   = "the path holds %[3]U at position %[1]d, which equals an ASCII letter when case is ignored"
+	holdsLook    = "the path holds %[3]U at position %[1]d, which some programs read as a separator"
+)
+
+// add adds an offence at byte i of the decoded path. option is the option that lifts it, or 0.
+func (f *findings) add(option Relax, i int, format string, char rune) {
+	f.need |= option
+	first := &f.soft
+	if option == 0 {
+		first = &f.hard
+	} else if f.allow&option != 0 {
+		first = &f.lifted
+	}
+	if first.format == "" || i < first.at {
+		*first = offence{format, i, char}
+	}
+}
+
+// problem returns the problem of the first offence that is not lifted, if there is one.
+func (f *findings) problem() Problem {
+	o := cmp.Or(f.hard, f.soft)
+	if o.format == "" {
+		return Problem{}
+	}
+	at := rawIndex(f.raw, o.at)
+	if o.format == emptySegment {
+		at++ // the slash behind the one that is kept
+	}
+	var holds string
+	switch rest := f.raw[min(at, len(f.raw)):]; {
+	case strings.HasPrefix(rest, "%") && len(rest) > 2:
+		holds = rest[:3]
+	case rest != "":
+		holds = fmt.Sprintf("the byte 0x%02x", rest[0])
+	}
+	p := ambiguous(o.format, at+f.shift, holds, o.char)
+	if f.hard.format == "" {
+		p.Need = f.need &^ f.allow
+	}
+	return p
+}
+
+// rawIndex returns the index in a raw path of byte i of the path that decodePath makes of it.
+func rawIndex(raw string, i int) (at int) {
+	for ; i > 0 && at < len(raw); i-- {
+		switch raw[at] {
+		case '%':
+			at += 3
+		case '/':
+			for at++; at < len(raw) && raw[at] == '/'; at++ { // merged slashes
+			}
+		default:
+			at++
+		}
+	}
+	return min(at, len(raw))
+}
+
 // The classes of raw path bytes.
 const (
-	pathBad    = iota
-	pathOK     // letters, digits and other bytes that are always legal
-	pathPlain  // ".": legal, but checkPath must look at the bytes beside it
-	pathEscape // "%"
+	pathBad     = iota
+	pathOK      // letters, digits and other bytes that are always legal
+	pathPlain   // ".": legal, but checkPath must look at the bytes beside it
+	pathMark    // ";": checkPath refuses it
+	pathBracket // a byte that browsers do not encode: "[", "]", "|" and "^"
+	pathEscape  // "%"
 )
 
 // pathBytes contains the class of each byte.
@@ -122,68 +219,56 @@ var pathBytes = func() (table [256]uint8) {
 	for _, c := range []byte("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_~!$&'()*+,=:@/") {
 		table[c] = pathOK
 	}
-	table['.'] = pathPlain
-	table['%'] = pathEscape
+	for _, c := range []byte("[]|^") {
+		table[c] = pathBracket
+	}
+	table['.'], table[';'], table['%'] = pathPlain, pathMark, pathEscape
 	return table
 }()
 
-func emptySegment(i int) Problem {
-	return ambiguous("the path has an empty segment at position %d", i+1).allowedBy(MergedSlashes)
-}
-
-// badByte returns the problem of a raw path with a pathBad byte at i. It returns the zero Problem
-// for a semicolon with the option Semicolon.
-func (allow Relax) badByte(raw string, i int) Problem {
-	if raw[i] == ';' && allow&Semicolon != 0 {
-		return Problem{}
-	}
-	p := ambiguous("the path holds the byte 0x%02x at position %d, which is not allowed in a path", raw[i], i)
-	if raw[i] == ';' {
-		p = p.allowedBy(Semicolon)
-	}
-	return p
-}
-
-// decodePath decodes every %XX exactly once. The first %XX begins at from. decodePath returns a
-// problem for an invalid escape, for an escape of a character that programs read differently, and
-// for the raw bytes that badByte refuses.
-func (allow Relax) decodePath(raw string, from int) (string, Problem) {
+// decodePath decodes every %XX of the raw path exactly once, and merges slashes. The first byte that is not
+// a plain one is at from. It adds an invalid escape, a raw byte that is not legal and an empty segment
+// to the findings.
+func (f *findings) decodePath(from int) string {
+	raw := f.raw
 	out := make([]byte, len(raw))
+	if i := strings.Index(raw, "//"); i >= 0 {
+		from = min(from, i)
+	}
 	n := copy(out, raw[:from])
 	for i := from; i < len(raw); i++ {
 		c := raw[i]
-		if c == '%' {
+		switch pathBytes[c] {
+		case pathEscape:
 			high, low := int8(-1), int8(-1)
 			if i+2 < len(raw) {
 				high, low = hexValues[raw[i+1]], hexValues[raw[i+2]]
 			}
 			if high|low < 0 { // one of them is -1
-				return "", ambiguous("the path holds an invalid percent-encoding at position %d", i)
-			}
-			if c = byte(high)<<4 | byte(low); c < utf8.RuneSelf && pathMarks[c] {
-				option := pathOptions[c]
-				if allow&option == 0 {
-					p := ambiguous("the path holds %s at position %d,"+
-						" which programs read differently", raw[i:i+3], i)
-					if option != 0 {
-						p = p.allowedBy(option)
-					}
-					return "", p
-				}
-				if c == '/' { // rules must not take it for a separator
-					c = dataSlash
-				}
+				f.add(0, n, badEscape, 0)
+				return ""
 			}
 			i += 2
-		} else if pathBytes[c] == pathBad {
-			if p := allow.badByte(raw, i); !p.OK() {
-				return "", p
+			if c = byte(high)<<4 | byte(low); c == '/' { // rules must not take it for a separator
+				c = dataSlash
+			} else if c == dataSlash {
+				c = 1 // a control character too
+			}
+		case pathBracket:
+			f.add(RawBrackets, n, holdsByte, 0)
+		case pathBad:
+			f.add(0, n, holdsByte, 0)
+			return ""
+		default:
+			if c == '/' && n > 0 && raw[i-1] == '/' {
+				f.add(MergedSlashes, n-1, emptySegment, 0)
+				continue
 			}
 		}
 		out[n] = c
 		n++
 	}
-	return string(out[:n]), Problem{}
+	return string(out[:n])
 }
 
 // hexValues contains the value of each hexadecimal digit, and -1 for all other bytes.
@@ -194,48 +279,39 @@ var hexValues = func() (table [256]int8) {
 	return table
 }()
 
-// pathMarks is true for each byte that must not be escaped in a path. pathOptions contains the
-// option that allows the escape of a byte, or 0.
-var (
-	pathMarks = func() (table [256]bool) {
-		for c := range table {
-			table[c] = c < 0x20 || c == 0x7f || strings.IndexByte(`/\%;?#`, byte(c)) >= 0
-		}
-		return table
-	}()
-	pathOptions = [256]Relax{'/': EncodedSlash, '%': EncodedPercent, ';': Semicolon}
-)
+// pathMarks contains the option that each byte of a decoded path needs, whether or not the byte was
+// encoded.
+var pathMarks = [256]Relax{
+	'#': EncodedHash, '?': EncodedQuestionMark, '\\': EncodedBackslash, dataSlash: EncodedSlash,
+	'%': EncodedPercent, ';': Semicolon,
+}
 
 // checkPath checks a decoded path. The path must be valid UTF-8 in NFC. It may contain only
 // letters, marks, numbers, punctuation, symbols, and spaces inside of segments. It must not contain
-// a rune that case-folds to ASCII, or a rune whose compatibility form contains a separator. Only
-// the last segment may be empty. No segment may begin with a space, or end in "." or a space.
-func (allow Relax) checkPath(path string) Problem {
+// a rune that case-folds to ASCII, except for the Turkish "ı" and "İ", or a rune whose compatibility
+// form contains a separator. No segment may be empty but the last one, begin with a space, or end in
+// "." or a space.
+func (f *findings) checkPath(path string) {
 	bits, before := byte(0), byte('/') // bits is the OR of all bytes: 0x80 or more if one is not ASCII
 	for i := 1; i < len(path); i++ {
 		c := path[i]
 		// In most paths no two bytes make checkSegments necessary.
 		if seamLeft[before]&seamRight[c] != 0 {
-			if p := allow.checkSegments(path, i); !p.OK() {
-				return p
-			}
+			f.checkSegments(path, i)
 			// checkSegments has checked the rest of the path, but not its runes:
 			// checkUnicode must.
-			bits = utf8.RuneSelf
+			bits, before = utf8.RuneSelf, 0
 			break
 		}
 		bits |= c
 		before = c
 	}
 	if before == '.' || before == ' ' { // the end of the path is the end of a segment too
-		if p := allow.checkSegments(path, len(path)); !p.OK() {
-			return p
-		}
+		f.checkSegments(path, len(path))
 	}
-	if bits < utf8.RuneSelf {
-		return Problem{}
+	if bits >= utf8.RuneSelf {
+		f.checkUnicode(path)
 	}
-	return allow.checkUnicode(path)
 }
 
 // seamLeft and seamRight find neighbouring bytes that may make a segment which checkSegments
@@ -243,72 +319,71 @@ func (allow Relax) checkPath(path string) Problem {
 // in common.
 var seamLeft, seamRight = func() (left, right [256]uint8) {
 	const (
-		end     = 1 << iota // "/", "." or " " before the end of a segment, or before ";"
-		begin               // " " at the beginning of a segment
-		control             // any byte before a control character
+		end   = 1 << iota // "/", "." or " " before the end of a segment
+		begin             // " " at the beginning of a segment
+		any               // any byte before a control character or a mark
 	)
 	for c := range left {
-		left[c] = control
-		if c < 0x20 || c == 0x7f {
-			right[c] = control
+		left[c] = any
+		if c < 0x20 || c == 0x7f || pathMarks[c] != 0 {
+			right[c] = any
 		}
 	}
-	for _, c := range []byte{'/', dataSlash} {
-		left[c] |= end | begin
-		right[c] |= end
-	}
+	left['/'] |= begin | end
 	left['.'] |= end
 	left[' '] |= end
-	right[';'] |= end
+	right['/'] |= end
 	right[' '] |= begin
 	return left, right
 }()
 
 // checkSegments checks the segments of a path, from the segment of the byte at i on.
-func (allow Relax) checkSegments(path string, i int) Problem {
-	// An upstream may read a %2F as a separator, and a semicolon as the beginning of
+func (f *findings) checkSegments(path string, i int) {
+	// An upstream may read a %2F or %5C as a separator, and a semicolon as the beginning of
 	// parameters. So the parts between them must be valid segments too: "a%2F..%2Fb" and "..;x"
-	// do not pass.
+	// do not pass. Only such a part may be empty.
 	for start := strings.LastIndexByte(path[:i], '/') + 1; start <= len(path); {
 		end := start
 		for ; end < len(path) && path[end] != '/'; end++ {
-			if c := path[end]; c == dataSlash && allow&EncodedSlash != 0 {
-				break
+			c := path[end]
+			if pathMarks[c] != 0 {
+				f.add(pathMarks[c], end, holdsMark, 0)
+				if c == dataSlash || c == '\\' {
+					break
+				}
 			} else if c < 0x20 || c == 0x7f {
-				return ambiguous("the path holds a control character at position %d", end)
+				f.add(0, end, controlByte, 0)
 			}
 		}
-		segment, more := path[start:end], end < len(path)
-		name, _, parameters := strings.Cut(segment, ";") // parameters is true if there is a ";"
-		if name == "" {
-			if more || parameters {
-				return emptySegment(start - 1)
+		part := path[start:end]
+		name, _, parameters := strings.Cut(part, ";") // parameters is true if there is a ";"
+		switch {
+		case name == "" && parameters:
+			f.add(0, start, noName, 0)
+		case name == "":
+			if start > 0 && path[start-1] == '/' && end < len(path) && path[end] == '/' {
+				f.add(MergedSlashes, start-1, emptySegment, 0)
 			}
-			break
+		case strings.Trim(name, ". ") == "" && strings.Contains(name, "."):
+			f.add(0, start, dotSegment, 0) // also "...", which some programs take for "../.."
+		case strings.Trim(name, " ") == "":
+			f.add(0, start, blankSegment, 0)
+		case name[0] == ' ' || name[len(name)-1] == ' ' || part[len(part)-1] == ' ':
+			f.add(EdgeSpace, start, edgeSpace, 0)
 		}
-		last := name[len(name)-1]
-		spaced := last == ' ' || name[0] == ' ' || segment[len(segment)-1] == ' '
-		if last == '.' || spaced {
-			switch {
-			case strings.Trim(name, ".") == "": // also "...", which some programs take for "../.."
-				return ambiguous("the path has a dot segment at position %d", start)
-			case spaced:
-				return ambiguous("the path segment at position %d begins or ends with a space", start)
-			case allow&TrailingDot == 0:
-				p := ambiguous("the path segment at position %d ends in a dot", start)
-				return p.allowedBy(TrailingDot)
-			}
+		if strings.HasSuffix(strings.TrimRight(name, " "), ".") {
+			f.add(TrailingDot, start, trailingDot, 0)
 		}
 		start = end + 1
 	}
-	return Problem{}
 }
 
 // checkUnicode checks the runes of a path that are not ASCII.
-func (allow Relax) checkUnicode(path string) Problem {
+func (f *findings) checkUnicode(path string) {
+	f.unicode = true
 	table := runes()
 	var text nfc
-	var p Problem
+	normal := true
 	for i, size := 0, 1; i < len(path); i += size {
 		if size = 1; path[i] < utf8.RuneSelf {
 			continue
@@ -325,31 +400,34 @@ func (allow Relax) checkUnicode(path string) Problem {
 			continue
 		}
 		if r == utf8.RuneError && size == 1 {
-			return ambiguous("the path is not valid UTF-8")
+			option := Latin1
+			if !isLatin1(path, i) {
+				option = 0
+			}
+			f.add(option, i, notUTF8, 0)
+			text = nfc{}
+			continue
 		}
-		if allow&NonNFC == 0 && !text.next(table, r, c) {
-			return ambiguous("the path is not in Unicode normalisation form C").allowedBy(NonNFC)
+		if normal && !text.next(table, r, c) {
+			normal = false
+			f.add(NonNFC, i, notNFC, 0)
 		}
-		// p keeps the first problem. The loop goes on, because invalid UTF-8 and text that
-		// is not in NFC anywhere in the path are reported instead of p.
 		switch {
-		case c&(runeVisible|runeFolds|runeSeparates) == runeVisible || !p.OK():
-		case c == 0:
-			p = ambiguous("the path holds U+%04X at position %d,"+
-				" a control, format, separator or unassigned character", r, i)
-		case c&runeFolds != 0:
-			p = ambiguous("the path holds U+%04X at position %d,"+
-				" which equals an ASCII letter when case is ignored", r, i)
-		default:
-			p = ambiguous("the path holds U+%04X at position %d,"+
-				" which some programs read as a separator", r, i)
+		case foldsToASCII(r):
+			f.add(0, i, holdsASCII, r)
+		case c&runeSpace != 0:
+			f.add(UnicodeSpaces, i, holdsSpace, r)
+		case c&runeFormat != 0:
+			f.add(FormatCharacters, i, holdsFormat, r)
+		case c&runeVisible == 0:
+			f.add(0, i, holdsHidden, r)
+		case c&runeSeparates != 0:
+			f.add(Lookalikes, i, holdsLook, r)
 		}
 	}
-	return p
 }
 
-// foldsToASCII reports whether some case-insensitive comparison takes r for an ASCII letter: U+0130,
-// U+0131, U+017F and U+212A.
-func foldsToASCII(r rune) bool {
-	return unicode.ToLower(r) < utf8.RuneSelf || unicode.ToUpper(r) < utf8.RuneSelf
-}
+// foldsToASCII reports whether r is a rune that some programs take for an ASCII letter, and others do
+// not: "ſ" and the Kelvin sign. The Turkish "ı" and "İ" are letters that real paths contain: a deny
+// takes them for "i" (see foldCase).
+func foldsToASCII(r rune) bool { return r == 'ſ' || r == '\u212a' }

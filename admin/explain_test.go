@@ -223,7 +223,7 @@ func TestExplain(t *testing.T) {
 		`service_3 GET /hello`:                `it cannot authenticate: the service user is deactivated`,
 		`service_4 GET /hello`:                `it cannot authenticate: the service user has expired`,
 		`service_1 GET /v1//people`:           `the request is refused with status 400 before any rule is read: the path has an empty segment at position 4; the option merge_slashes would let it pass`,
-		`service_1 GET /a%2Fb`:                `the request is refused with status 400 before any rule is read: the path holds %2F at position 2, which programs read differently; the option allow_encoded_slash would let it pass`,
+		`service_1 GET /a%2Fb`:                `the request is refused with status 400 before any rule is read: the path holds %2F at position 2, which programs read differently; the option allow_encoded slash would let it pass`,
 		`service_1 GET /a/../b`:               `the request is refused with status 400 before any rule is read: the path has a dot segment at position 3`,
 		`service_1 GET /a#b`:                  `the request is refused with status 400 before any rule is read: the path holds the byte 0x23 at position 2, which is not allowed in a path`,
 		`service_1 CONNECT /hello`:            `the request is refused with status 501 before any rule is read: the method CONNECT is not supported`,

@@ -96,8 +96,11 @@ func parseHandler(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error) {
 //		}
 //		bearer
 //		require_tls
-//		allow_encoded_slash | allow_encoded_percent | allow_semicolon | merge_slashes |
-//		    allow_trailing_dot | allow_non_nfc
+//		allow_encoded         <hash|question_mark|backslash|slash|percent|semicolon|space|latin1...>
+//		allow_unicode         <lookalikes|spaces|format|non_nfc...>
+//		allow_raw             brackets
+//		merge_slashes
+//		allow_trailing_dot
 //		errors                problem|caddy
 //		expiry_notice         <duration>|off
 //		forward_authorization
@@ -105,7 +108,7 @@ func parseHandler(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error) {
 //		keep                  <header...>
 //	}
 //
-// public, strip and keep may be repeated. The directive takes no matcher. Error routes that lead to
+// public, strip, keep, allow_encoded, allow_unicode and allow_raw may be repeated. The directive takes no matcher. Error routes that lead to
 // an upstream need this line before the upstream:
 //
 //	service_users sanitize
@@ -145,14 +148,36 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			"expiry_notice 14d":     func() error { return durationOrOff(d, &h.ExpiryNotice) },
 			"forward_authorization": func() error { return flag(d, &h.ForwardAuthorization) },
 		})
-		for name := range access.RelaxByName() {
-			options[name] = func() error {
-				h.Relax = append(h.Relax, name)
-				return flag(d, new(bool))
+		family := ""
+		for _, o := range access.Options() {
+			switch {
+			case o.Family == "":
+				options[o.Word] = func() error { return h.allow(d, "", o.Word) }
+			case o.Family != family:
+				family = o.Family
+				options["*"+family+" "+o.Word] = func() error { return h.allow(d, o.Family, d.RemainingArgs()...) }
+			}
+			if o.Alias != "" {
+				options["-"+o.Alias] = func() error { return h.allow(d, o.Family, o.Word) }
 			}
 		}
 	}
 	return block(d, h.check, options)
+}
+
+// allow adds options for targets. words are all that the directive names.
+func (h *Handler) allow(d *caddyfile.Dispenser, family string, words ...string) error {
+	if len(words) == 0 || d.NextArg() {
+		return errArguments
+	}
+	list := h.optionLists()[family]
+	for _, word := range words {
+		if slices.Contains(*list, word) {
+			return d.Errf("the option %s appears a second time", strings.TrimSpace(family+" "+word))
+		}
+		*list = append(*list, word)
+	}
+	return nil
 }
 
 // check checks the settings so far, so that a mistake gets its line.
@@ -257,11 +282,11 @@ var errArguments = errors.New("too many or too few arguments")
 
 // block reads the options of a block, each by its own function, and calls check after each, while
 // the line of a mistake is known. The keys of options are examples. An option may appear once, unless
-// its example begins with "*".
+// its example begins with "*". One that begins with "-" is an older name, which no error suggests.
 func block(d *caddyfile.Dispenser, check func() error, options map[string]func() error) error {
 	examples, seen := make(map[string]string), make(map[string]bool)
 	for example := range options {
-		name, _, _ := strings.Cut(strings.TrimPrefix(example, "*"), " ")
+		name, _, _ := strings.Cut(strings.TrimLeft(example, "*-"), " ")
 		examples[name] = example
 	}
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
@@ -271,7 +296,8 @@ func block(d *caddyfile.Dispenser, check func() error, options map[string]func()
 		case name == "{":
 			return d.Err("an option here takes no block of its own")
 		case examples[name] == "":
-			names := slices.Sorted(maps.Keys(examples))
+			older := func(name string) bool { return strings.HasPrefix(examples[name], "-") }
+			names := slices.DeleteFunc(slices.Sorted(maps.Keys(examples)), older)
 			if nearest := access.NearestWord(name, names); nearest != "" {
 				return d.Errf("unknown option %q; did you mean %s?", name, nearest)
 			}
@@ -282,7 +308,7 @@ func block(d *caddyfile.Dispenser, check func() error, options map[string]func()
 		seen[name] = true
 		err := options[examples[name]]()
 		if errors.Is(err, errArguments) {
-			return d.Errf("%s has %w; write it as in: %s", name, err, example)
+			return d.Errf("%s has %w; write it as in: %s", name, err, strings.TrimPrefix(example, "-"))
 		}
 		if err != nil {
 			return err

@@ -91,9 +91,21 @@ type Handler struct {
 	// only warning about them. Default: no.
 	RequireTLS bool `json:"require_tls,omitempty"`
 
-	// Ambiguous targets to let pass, for an upstream that is known to read them as the rules
-	// do: allow_encoded_slash, allow_encoded_percent, allow_semicolon,
-	// merge_slashes, allow_trailing_dot, allow_non_nfc. Default: none.
+	// Percent-escapes to let pass in paths: hash, question_mark, backslash, slash, percent,
+	// semicolon, space (at the beginning or end of a segment), latin1. A deny covers every way to
+	// read them. Default: none.
+	AllowEncoded []string `json:"allow_encoded,omitempty"`
+
+	// Characters of Unicode to let pass in paths: lookalikes (of separators), spaces, format,
+	// non_nfc. Default: none.
+	AllowUnicode []string `json:"allow_unicode,omitempty"`
+
+	// Raw bytes to let pass in paths: brackets, which are "[", "]", "|" and "^". Default: none.
+	AllowRaw []string `json:"allow_raw,omitempty"`
+
+	// More targets to let pass: merge_slashes, allow_trailing_dot. The names of earlier versions
+	// are accepted too: allow_encoded_slash, allow_encoded_percent, allow_semicolon,
+	// allow_non_nfc. Default: none.
 	Relax []string `json:"relax,omitempty"`
 
 	// The form of refusals: "problem" writes an RFC 9457 problem, "caddy" returns the error to
@@ -229,13 +241,15 @@ func (h *Handler) prepare() (err error) {
 	if h.Errors != "" && h.Errors != "problem" && h.Errors != "caddy" {
 		return fmt.Errorf("errors %q: choose \"problem\" or \"caddy\"", h.Errors)
 	}
-	options := access.RelaxByName()
 	h.relax = 0
-	for _, name := range h.Relax {
-		if options[name] == 0 {
-			return fmt.Errorf("relax: %q is not an option", name)
+	for family, words := range h.optionLists() {
+		for _, word := range *words {
+			option, err := access.FindOption(family, word)
+			if err != nil {
+				return fmt.Errorf("%s: %w", cmp.Or(family, "relax"), err)
+			}
+			h.relax |= option.Relax
 		}
-		h.relax |= options[name]
 	}
 	var paths []string
 	if h.Ready != "" {
@@ -255,6 +269,13 @@ func (h *Handler) prepare() (err error) {
 		}
 	}
 	return nil
+}
+
+// optionLists returns the lists of options for targets, by family.
+func (h *Handler) optionLists() map[string]*[]string {
+	return map[string]*[]string{
+		"": &h.Relax, "allow_encoded": &h.AllowEncoded, "allow_unicode": &h.AllowUnicode, "allow_raw": &h.AllowRaw,
+	}
 }
 
 // publicRules compiles the rules for requests that need no credential.
@@ -302,7 +323,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	}
 
 	if problem := h.judge(&rq); !problem.OK() {
-		refused := refusal{status: problem.Status, detail: problem.Advice(), candidate: rq.readLogin()}
+		refused := refusal{
+			status: problem.Status, detail: problem.Detail, why: h.advice(rq, problem), candidate: rq.readLogin(),
+		}
 		return h.refuse(w, r, refused)
 	}
 	rq.use(h.shared.live.Load())

@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -22,6 +23,7 @@ import (
 type refusal struct {
 	status    int
 	detail    string        // for the caller
+	why       string        // for the log; "" means detail
 	candidate string        // the login id that the caller gave
 	reason    access.Reason // 403
 
@@ -274,6 +276,7 @@ func (h *Handler) record(r *http.Request, refused refusal) {
 			repl.Set("http.service_users.decision_id", refused.decisionID)
 		}
 	}
+	why := cmp.Or(refused.why, refused.detail)
 	address, level, text := h.clientAddress(r, varsOf(r)), zap.InfoLevel, "request refused"
 	switch refused.status {
 	case http.StatusUnauthorized, http.StatusTooManyRequests: // failedLogin has recorded it
@@ -299,7 +302,7 @@ func (h *Handler) record(r *http.Request, refused refusal) {
 	default:
 		metrics.ambiguous.Inc()
 		if live := h.shared.live.Load(); live != nil {
-			kept := access.Recalled{Status: refused.status, Why: refused.detail}
+			kept := access.Recalled{Status: refused.status, Why: why}
 			kept.Action.Address = address
 			live.remember(r, refused.candidate, kept)
 		}
@@ -307,7 +310,7 @@ func (h *Handler) record(r *http.Request, refused refusal) {
 	if c := h.log.Check(level, text); c != nil {
 		path, _, _ := strings.Cut(r.RequestURI, "?")
 		c.Write(zap.Stringer("client_ip", address), zap.Int("status", refused.status),
-			zap.String("why", refused.detail), zap.String("login", refused.candidate),
+			zap.String("why", why), zap.String("login", refused.candidate),
 			zap.String("host", access.MaskSecrets(r.Host)), zap.String("path", access.MaskSecrets(path)))
 	}
 }

@@ -52,15 +52,14 @@ func (rq *request) use(live *liveStore) {
 // upstream may act on. It returns a problem if the request is ambiguous.
 func (h *Handler) judge(rq *request) access.Problem {
 	r := rq.r
-	if h.relax&access.MergedSlashes != 0 {
-		h.mergeSlashes(r)
-	}
 	// Caddy's proxy turns an extended CONNECT into a GET, so rules for GET decide about it.
 	method := r.Method
 	if isWebSocketConnect(r) {
 		method = http.MethodGet
 	}
 	was := target{method: method} // the request as the client sent it, before any rewrite
+	raw := rawPath(r)
+	originalRaw := raw
 	original, known := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request)
 	if known && (original.RequestURI != r.RequestURI || original.Method != r.Method) {
 		if original.Method != r.Method {
@@ -70,12 +69,13 @@ func (h *Handler) judge(rq *request) access.Problem {
 		if !p.OK() {
 			return p
 		}
-		was.path = action.Path
+		was.path, originalRaw = action.Path, rawPath(&original)
 	}
 	action, p := access.Judge(method, r.Host, r.RequestURI, h.relax)
 	if !p.OK() {
 		return p
 	}
+	h.forwardTargets(r)
 	// A handler may have changed URL without RequestURI. The rules must see the path that goes
 	// upstream.
 	if action.Path != r.URL.Path && access.PlainPath(action.Path) != r.URL.Path ||
@@ -93,12 +93,30 @@ func (h *Handler) judge(rq *request) access.Problem {
 	if was.path == "" {
 		was.path = action.Path
 	}
-	if rq.further, p = h.further(r, target{method, action.Path}, was); p.OK() && rq.overridden {
+	if rq.further, p = h.further(r, target{method, action.Path}, was, raw, originalRaw); p.OK() && rq.overridden {
 		p = MethodOverride
 	}
 	action.Address, action.Header = rq.address, conditionHeader(r, rq.vars)
 	rq.action = action
 	return p
+}
+
+// advice returns the detail of a problem, for operators, with the options that the request lacks. It
+// names no option if the request has another problem, which the options do not lift.
+func (h *Handler) advice(rq request, p access.Problem) string {
+	probe, problem := *h, p
+	for problem.Need&^probe.relax != 0 {
+		probe.relax |= problem.Need
+		url := *rq.r.URL
+		again := rq
+		again.r = rq.r.WithContext(rq.r.Context())
+		again.r.URL = &url
+		if problem = probe.judge(&again); problem.OK() && len(rq.authorization) < 2 {
+			p.Need = probe.relax &^ h.relax
+			return p.Advice()
+		}
+	}
+	return p.Detail
 }
 
 // bypass reports whether a request passes without an identity: to a public path, as a preflight, or
@@ -284,13 +302,13 @@ func conditionHeader(r *http.Request, vars variables) http.Header {
 	return header
 }
 
-// merged returns a target with its slashes merged if the option merge_slashes is on, else the
-// target.
-func (h *Handler) merged(target string) string {
-	if h.relax&access.MergedSlashes == 0 || !strings.HasPrefix(target, "/") {
-		return target
-	}
-	return access.MergeSlashes(target)
+// rawPath returns the path of a request as it was received.
+func rawPath(r *http.Request) string { return before(r.RequestURI, "?") }
+
+// before returns the part of s before the first mark, or all of it.
+func before(s, mark string) string {
+	s, _, _ = strings.Cut(s, mark)
+	return s
 }
 
 // forward replaces the target of a request that goes upstream. It does not change a request if the

@@ -145,16 +145,17 @@ func (h *Handler) serveCan(w http.ResponseWriter, rq *request) error {
 
 // askedFor returns the request that a service user asks about, as judge would leave it.
 func (h *Handler) askedFor(rq *request, in canInput) (*request, access.Problem) {
-	host, path := cmp.Or(in.Host, rq.r.Host), h.merged(in.Path)
+	host, path := cmp.Or(in.Host, rq.r.Host), h.relax.Forwarded(in.Path)
 	action, p := access.Judge(in.Method, host, path, h.relax)
-	original := target{action.Method, action.Path}
+	original, originalRaw := target{action.Method, action.Path}, before(path, "?")
 	if prefix, _ := removedPrefix(rq.r); p.OK() && strings.HasPrefix(path, prefix+"/") {
-		action, p = access.Judge(in.Method, host, path[len(prefix):], h.relax)
+		path = path[len(prefix):]
+		action, p = access.Judge(in.Method, host, path, h.relax)
 	}
 	action.Address, action.Header, action.Now = rq.address, rq.action.Header, rq.action.Now
 	asked := &request{action: action, directory: rq.directory, principal: rq.principal}
 	if p.OK() {
-		asked.further, p = h.further(rq.r, target{action.Method, action.Path}, original)
+		asked.further, p = h.further(rq.r, target{action.Method, action.Path}, original, before(path, "?"), originalRaw)
 	}
 	return asked, p
 }

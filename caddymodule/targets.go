@@ -32,7 +32,8 @@ var phpSplits = []string{".php", ".phar"}
 
 // further returns the targets, beside the current one, on which an upstream may act: the original
 // target, both mixtures of the two, and the parts of each path.
-func (h *Handler) further(r *http.Request, current, original target) (list []target, p access.Problem) {
+// The raw paths are those of the two targets, as they were received.
+func (h *Handler) further(r *http.Request, current, original target, raw, originalRaw string) (list []target, p access.Problem) {
 	around := h.surroundings()
 	if around.currentOnly && len(around.splits) == 0 {
 		return nil, p
@@ -40,12 +41,17 @@ func (h *Handler) further(r *http.Request, current, original target) (list []tar
 	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
 		// The FastCGI transport sends the remainder of a file matcher where its own
 		// PATH_INFO is empty.
-		remainder, _ := repl.GetString("http.matchers.file.remainder")
-		if list, p = h.addPathInfo(list, current.method, remainder); !p.OK() {
-			return nil, p
+		if remainder, _ := repl.GetString("http.matchers.file.remainder"); remainder != "" {
+			text := (&url.URL{Path: "/" + strings.TrimPrefix(remainder, "/")}).EscapedPath()
+			path, p := h.relax.CheckTarget(text)
+			if !p.OK() {
+				p.Detail = "a file matcher divides the path, and its remainder is not valid: " + p.Detail
+				return nil, p
+			}
+			list = append(list, target{current.method, path})
 		}
 	}
-	if list, p = h.addParts(list, current, around.splits); !p.OK() {
+	if list, p = h.addParts(list, current, raw, around.splits); !p.OK() {
 		return nil, p
 	}
 	if !around.currentOnly && original != current {
@@ -53,7 +59,11 @@ func (h *Handler) further(r *http.Request, current, original target) (list []tar
 			{current.method, original.path}, original, {original.method, current.path},
 		} {
 			list = append(list, t)
-			if list, p = h.addParts(list, t, around.splits); !p.OK() {
+			spelling := originalRaw
+			if t.path == current.path {
+				spelling = raw
+			}
+			if list, p = h.addParts(list, t, spelling, around.splits); !p.OK() {
 				return nil, p
 			}
 		}
@@ -68,8 +78,8 @@ func (h *Handler) further(r *http.Request, current, original target) (list []tar
 }
 
 // addParts appends the two parts, script and PATH_INFO, into which FastCGI divides the path of a
-// target behind the first occurrence of an extension.
-func (h *Handler) addParts(list []target, t target, splits []string) (_ []target, p access.Problem) {
+// target behind the first occurrence of an extension. raw is the path before it was decoded.
+func (h *Handler) addParts(list []target, t target, raw string, splits []string) ([]target, access.Problem) {
 	path := access.PlainPath(t.path)
 	for _, extensions := range [...][]string{splits, phpSplits} {
 		for _, extension := range extensions {
@@ -77,29 +87,15 @@ func (h *Handler) addParts(list []target, t target, splits []string) (_ []target
 			if i < 0 || i+len(extension) == len(path) {
 				continue
 			}
-			script, rest := path[:i+len(extension)], path[i+len(extension):]
-			if list, p = h.addPathInfo(append(list, target{t.method, script}), t.method, rest); !p.OK() {
+			script, info, p := h.relax.Split(raw, i+len(extension))
+			if !p.OK() {
+				p.Detail = "FastCGI divides the path, and a part is not valid: " + p.Detail
 				return nil, p
 			}
+			list = append(list, target{t.method, script}, target{t.method, info})
 		}
 	}
-	return list, p
-}
-
-// addPathInfo appends a PATH_INFO, which is decoded text, as a path of its own. The empty text is
-// not appended.
-func (h *Handler) addPathInfo(list []target, method, text string) ([]target, access.Problem) {
-	if text == "" {
-		return list, access.Problem{}
-	}
-	if text[0] != '/' {
-		text = "/" + text
-	}
-	path, p := h.relax.CheckTarget((&url.URL{Path: text}).EscapedPath())
-	if !p.OK() {
-		p.Detail = "FastCGI divides the path, and the part for PATH_INFO is not valid: " + p.Detail
-	}
-	return append(list, target{method, path}), p
+	return list, access.Problem{}
 }
 
 // indexFold returns the index of the first occurrence of an ASCII extension, in upper or lower
@@ -173,19 +169,19 @@ func (h *Handler) authorize(rq *request) (access.Action, access.Decision) {
 	return decided, decision
 }
 
-// mergeSlashes merges slashes in the targets of a request: in the current one, and in the original
-// one, which FastCGI forwards too.
-func (h *Handler) mergeSlashes(r *http.Request) {
-	if merged := h.merged(r.RequestURI); merged != r.RequestURI {
-		forward(r, merged)
+// forwardTargets gives the targets of a request the form in which they go upstream: the current one,
+// and the original one, which FastCGI forwards too.
+func (h *Handler) forwardTargets(r *http.Request) {
+	if target := h.relax.Forwarded(r.RequestURI); target != r.RequestURI {
+		forward(r, target)
 	}
 	original, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request)
-	merged := h.merged(original.RequestURI)
-	if !ok || merged == original.RequestURI {
+	target := h.relax.Forwarded(original.RequestURI)
+	if !ok || target == original.RequestURI {
 		return
 	}
 	u := *original.URL // a copy: other holders of the context see the old URL
 	original.URL = &u
-	forward(&original, merged)
+	forward(&original, target)
 	*r = *r.WithContext(context.WithValue(r.Context(), caddyhttp.OriginalRequestCtxKey, original))
 }

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"regexp"
 	"slices"
 	"strconv"
@@ -23,18 +22,11 @@ import (
 // checkLogCommand adds "check-log". Before an operator puts service users in front of an API, it
 // reports the requests of the API's access log that would be refused as ambiguous.
 func (c *cli) checkLogCommand(root *cobra.Command) {
-	relax := access.RelaxByName()
-	chosen := make(map[string]*bool)
+	var allow access.Relax
 	checkLog := c.localCommand(root, "check-log FILE",
 		"Lists the requests of an access log that would be refused as ambiguous",
-		"check-log access.log --allow-semicolon",
+		"check-log access.log --allow-encoded slash,semicolon",
 		c.onlyReads("check-log", func(args []string) error {
-			var allow access.Relax
-			for name, set := range chosen {
-				if *set {
-					allow |= relax[name]
-				}
-			}
 			file, err := openInput(args[0])
 			if err != nil {
 				return err
@@ -50,11 +42,35 @@ func (c *cli) checkLogCommand(root *cobra.Command) {
 the reason and the options that would let it pass. The command reads the JSON that
 Caddy writes, the common and combined formats, and lines such as "GET /path"; "-" is
 the standard input. It does not print queries and tokens of service users.`
-	for _, name := range slices.Sorted(maps.Keys(relax)) {
-		flag := strings.ReplaceAll(name, "_", "-")
-		chosen[name] = checkLog.Flags().Bool(flag, false, "assume that the site has the option "+name)
+	flags, words := checkLog.Flags(), make(map[string]string) // the words of each family
+	for _, o := range access.Options() {
+		set := func(string) error { allow |= o.Relax; return nil }
+		if o.Alias != "" {
+			flags.BoolFunc(flagName(o.Alias), "", set)
+			_ = flags.MarkHidden(flagName(o.Alias)) // cannot fail: the flag exists
+		}
+		if o.Family == "" {
+			flags.BoolFunc(flagName(o.Word), "assume that the site has the option "+o.Word, set)
+		} else {
+			words[o.Family] += o.Word + ", "
+		}
+	}
+	for family, known := range words {
+		flags.Func(flagName(family), "assume that the site has these `WORDS` of "+family+": "+
+			strings.TrimSuffix(known, ", "), func(list string) error {
+			for word := range strings.SplitSeq(list, ",") {
+				option, err := access.FindOption(family, strings.TrimSpace(word))
+				if err != nil {
+					return err
+				}
+				allow |= option.Relax
+			}
+			return nil
+		})
 	}
 }
+
+func flagName(option string) string { return strings.ReplaceAll(option, "_", "-") }
 
 // logCheck is the result for a log. It groups requests by the reason for their refusal: there are
 // few reasons, so a log of any size fits into memory.
@@ -71,7 +87,7 @@ type logReason struct {
 	Count   int      `json:"count"`
 	Status  int      `json:"status"`
 	Why     string   `json:"why"`
-	Options []string `json:"options"` // the options that together let the requests pass; empty if none do
+	Options []string `json:"options"` // the lines of options that together let the requests pass; empty if none do
 	Example string   `json:"example"`
 }
 
@@ -164,18 +180,13 @@ func (r loggedRequest) problem(allow access.Relax) access.Problem {
 	return p
 }
 
-// optionsFor returns the options that together let a request pass: with the option of its first
-// problem, a request may have a second one.
+// optionsFor returns the options that together let a request with the problem p pass, as lines of a
+// configuration. It returns none if the request has another problem, which no option lifts.
 func (r loggedRequest) optionsFor(p access.Problem, allow access.Relax) []string {
-	options := []string{}
-	for p.Option != "" {
-		options = append(options, p.Option)
-		allow |= access.RelaxByName()[p.Option]
-		if p = r.problem(allow); p.OK() {
-			return options
-		}
+	if !r.problem(allow | p.Need).OK() {
+		return []string{}
 	}
-	return []string{}
+	return p.Need.Lines()
 }
 
 var (

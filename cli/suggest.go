@@ -62,7 +62,11 @@ func unknownFlag(cmd *cobra.Command, err error) error {
 	see := "; see"
 	if unknown := (*pflag.NotExistError)(nil); errors.As(err, &unknown) {
 		var names []string
-		cmd.Flags().VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
+		cmd.Flags().VisitAll(func(f *pflag.Flag) {
+			if !f.Hidden || f.Value.Type() != "boolfunc" { // the older name of a flag
+				names = append(names, f.Name)
+			}
+		})
 		f := cmd.Flags().Lookup(access.NearestWord(unknown.GetSpecifiedName(), names))
 		if f != nil && f.Hidden { // it only says which flags replace it
 			err = fmt.Errorf("%w; %w", err, f.Value.Set(""))
