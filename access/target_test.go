@@ -184,6 +184,36 @@ func TestTargetDetail(t *testing.T) {
 	}
 }
 
+// checkRelaxedPromises returns an error if a promise is broken for a target with some options: the path
+// is the target, decoded once, and no reading has a dot segment; advice helps.
+func checkRelaxedPromises(target string, allow Relax) error {
+	path, p := allow.CheckTarget(target)
+	if !p.OK() {
+		if _, judged := Judge("GET", "a", target, allow); judged.Need&allow != 0 {
+			return fmt.Errorf("%q: advice of %v, of which some are on", target, judged.Need.Lines())
+		} else if _, again := (allow | judged.Need).CheckTarget(target); judged.Need != 0 && !again.OK() {
+			return fmt.Errorf("%q: advice of %v does not help: %v", target, judged.Need.Lines(), again)
+		}
+		if path != "" || p.Status != 400 || strings.ContainsFunc(p.Detail, func(r rune) bool { return r < ' ' || r > '~' }) {
+			return fmt.Errorf("%q: got path %q and %+v, want 400 with a printable detail", target, path, p)
+		}
+		return nil
+	}
+	raw, _, _ := strings.Cut(allow.Forwarded(target), "?")
+	if u, err := url.PathUnescape(raw); err != nil || u != PlainPath(path) {
+		return fmt.Errorf("%q: got %q, but %q is forwarded", target, path, raw)
+	}
+	list, complete := readings(path)
+	for _, reading := range list {
+		for _, s := range strings.Split(PlainPath(reading), "/") {
+			if s == "." || s == ".." || !complete {
+				return fmt.Errorf("%q: the reading %q has a dot segment", target, reading)
+			}
+		}
+	}
+	return nil
+}
+
 // checkTargetPromises tells what is wrong with the answer to one target.
 func checkTargetPromises(target string) error {
 	path, p := CheckTarget(target)
@@ -222,6 +252,9 @@ func TestTargetProperties(t *testing.T) {
 		if err := checkTargetPromises(target); err != nil {
 			t.Fatal(err)
 		}
+		if err := checkRelaxedPromises(target, Relax(rapid.Uint16().Draw(t, "options"))&everyOption); err != nil {
+			t.Fatal(err)
+		}
 	})
 	rapid.Check(t, func(t *rapid.T) {
 		if err := checkTargetPromises("/" + percent(rapid.String().Draw(t, "text"))); err != nil {
@@ -232,10 +265,19 @@ func TestTargetProperties(t *testing.T) {
 
 func FuzzTarget(f *testing.F) {
 	for _, row := range tsv(f, "paths.tsv") {
-		f.Add(row[0])
+		f.Add(row[0], uint16(0))
+		f.Add(row[0], uint16(everyOption))
 	}
-	f.Fuzz(func(t *testing.T, target string) {
+	for _, list := range spellings {
+		for _, target := range list {
+			f.Add(target, uint16(everyOption))
+		}
+	}
+	f.Fuzz(func(t *testing.T, target string, options uint16) {
 		if err := checkTargetPromises(target); err != nil {
+			t.Fatal(err)
+		}
+		if err := checkRelaxedPromises(target, Relax(options)&everyOption); err != nil {
 			t.Fatal(err)
 		}
 	})

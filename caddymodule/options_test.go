@@ -102,11 +102,11 @@ func TestRefusalNamesNoOption(t *testing.T) {
 		{Handler{}, "/v1/a%2F..%2Fb", "the path has a dot segment at position 8", ""},
 		{Handler{AllowEncoded: []string{"percent"}}, "/v1/%252e%252e", "some programs read a dot segment, because of the character at position 4", ""},
 		{Handler{Relax: []string{"merge_slashes"}}, "//v1//%61//a;b", "the path holds the byte 0x3b at position 12, which programs read differently", "; the option allow_encoded semicolon would let it pass"},
-		{Handler{Relax: []string{"merge_slashes"}, AllowEncoded: []string{"slash"}, around: surroundings{currentOnly: true, splits: []string{".php"}}}, "//%76//a.php..%2Fx",
+		{Handler{Relax: []string{"merge_slashes", "allow_trailing_dot"}, AllowEncoded: []string{"slash"}, around: surroundings{currentOnly: true, splits: []string{".php"}}}, "//%76//a.php..%2Fx",
 			"FastCGI divides the path, and a part is not valid: the path has a dot segment at position 12", ""},
 		// PATH_INFO begins with a space.
 		{Handler{around: surroundings{currentOnly: true, splits: []string{".php"}}}, "/v1/a.php%20x",
-			"FastCGI divides the path, and a part is not valid: the path segment at position 8 begins or ends with a space", "; the option allow_encoded space would let it pass"},
+			"FastCGI divides the path, and a part is not valid: the path segment at position 9 begins or ends with a space", "; the option allow_encoded space would let it pass"},
 		{Handler{around: surroundings{currentOnly: true, splits: []string{".php"}}}, "/v1/a;b/x.php../y", "the path holds the byte 0x3b at position 5, which programs read differently", ""},
 	} {
 		g := newGuard(t, tt.handler)

@@ -62,10 +62,10 @@ func FuzzRequest(f *testing.F) {
 				}
 			}
 		}
-		if !strings.HasPrefix(decoded, "/") || strings.ContainsAny(decoded, "\\\x00\r\n\x7f") || action.Host == "" {
+		if !strings.HasPrefix(decoded, "/") || strings.ContainsAny(decoded, "\x00\r\n\x7f") || action.Host == "" {
 			t.Errorf("%q: judged %q at %q", received, action.Path, action.Host)
 		}
-		if relax == 0 && strings.ContainsAny(decoded, ";%") {
+		if relax == 0 && strings.ContainsAny(decoded, ";%#?\\") {
 			t.Errorf("%q: judged %q", received, action.Path)
 		}
 	})
