@@ -102,7 +102,8 @@ func (allow Relax) check(target string, shift int) (path string, p Problem) {
 	if f.need != 0 {
 		if danger := misread(path); danger != "" {
 			at := rawIndex(raw, f.lifted.at) + shift
-			return "", ambiguous("some programs read %s, because of the character at position %d", danger, at)
+			return "", ambiguous("some programs read %s, because of the character at position %d",
+				danger, at)
 		}
 	}
 	return path, p

@@ -108,8 +108,8 @@ func parseHandler(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error) {
 //		keep                  <header...>
 //	}
 //
-// public, strip, keep, allow_encoded, allow_unicode and allow_raw may be repeated. The directive takes no matcher. Error routes that lead to
-// an upstream need this line before the upstream:
+// public, strip, keep, allow_encoded, allow_unicode and allow_raw may be repeated. The directive takes
+// no matcher. Error routes that lead to an upstream need this line before the upstream:
 //
 //	service_users sanitize
 func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
@@ -155,7 +155,9 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 				options[o.Word] = func() error { return h.allow(d, "", o.Word) }
 			case o.Family != family:
 				family = o.Family
-				options["*"+family+" "+o.Word] = func() error { return h.allow(d, o.Family, d.RemainingArgs()...) }
+				options["*"+family+" "+o.Word] = func() error {
+					return h.allow(d, o.Family, d.RemainingArgs()...)
+				}
 			}
 			if o.Alias != "" {
 				options["-"+o.Alias] = func() error { return h.allow(d, o.Family, o.Word) }

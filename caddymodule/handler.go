@@ -274,7 +274,8 @@ func (h *Handler) prepare() (err error) {
 // optionLists returns the lists of options for targets, by family.
 func (h *Handler) optionLists() map[string]*[]string {
 	return map[string]*[]string{
-		"": &h.Relax, "allow_encoded": &h.AllowEncoded, "allow_unicode": &h.AllowUnicode, "allow_raw": &h.AllowRaw,
+		"": &h.Relax, "allow_raw": &h.AllowRaw,
+		"allow_encoded": &h.AllowEncoded, "allow_unicode": &h.AllowUnicode,
 	}
 }
 
@@ -324,7 +325,8 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 
 	if problem := h.judge(&rq); !problem.OK() {
 		refused := refusal{
-			status: problem.Status, detail: problem.Detail, why: h.advice(rq, problem), candidate: rq.readLogin(),
+			status: problem.Status, candidate: rq.readLogin(),
+			detail: problem.Detail, why: h.advice(rq, problem),
 		}
 		return h.refuse(w, r, refused)
 	}

@@ -75,6 +75,12 @@ func (h *Handler) judge(rq *request) access.Problem {
 	if !p.OK() {
 		return p
 	}
+	if was.path == "" {
+		was.path = action.Path
+	}
+	if rq.further, p = h.further(r, target{method, action.Path}, was, raw, originalRaw); !p.OK() {
+		return p
+	}
 	h.forwardTargets(r)
 	// A handler may have changed URL without RequestURI. The rules must see the path that goes
 	// upstream.
@@ -90,10 +96,7 @@ func (h *Handler) judge(rq *request) access.Problem {
 			Status: http.StatusTooEarly, Detail: "an unsafe request must wait for the TLS handshake to end",
 		}
 	}
-	if was.path == "" {
-		was.path = action.Path
-	}
-	if rq.further, p = h.further(r, target{method, action.Path}, was, raw, originalRaw); p.OK() && rq.overridden {
+	if rq.overridden {
 		p = MethodOverride
 	}
 	action.Address, action.Header = rq.address, conditionHeader(r, rq.vars)

@@ -33,7 +33,9 @@ var phpSplits = []string{".php", ".phar"}
 // further returns the targets, beside the current one, on which an upstream may act: the original
 // target, both mixtures of the two, and the parts of each path.
 // The raw paths are those of the two targets, as they were received.
-func (h *Handler) further(r *http.Request, current, original target, raw, originalRaw string) (list []target, p access.Problem) {
+func (h *Handler) further(
+	r *http.Request, current, original target, raw, originalRaw string,
+) (list []target, p access.Problem) {
 	around := h.surroundings()
 	if around.currentOnly && len(around.splits) == 0 {
 		return nil, p
@@ -45,7 +47,7 @@ func (h *Handler) further(r *http.Request, current, original target, raw, origin
 			text := (&url.URL{Path: "/" + strings.TrimPrefix(remainder, "/")}).EscapedPath()
 			path, p := h.relax.CheckTarget(text)
 			if !p.OK() {
-				p.Detail = "a file matcher divides the path, and its remainder is not valid: " + p.Detail
+				p.Detail = "a file matcher divides the path, and the rest is not valid: " + p.Detail
 				return nil, p
 			}
 			list = append(list, target{current.method, path})
