@@ -171,6 +171,9 @@ func (a *API) whoCanAction(q WhoCanQuery) (action access.Action, pattern bool, e
 	}
 	action, problem, err := a.action(in)
 	if err == nil && !problem.OK() {
+		// The position in the message is that in q.URL, where a brace is one byte.
+		in.URL = strings.NewReplacer("{", "(", "}", ")").Replace(q.URL)
+		_, problem, _ = a.action(in)
 		field := "url"
 		if problem.Part == "method" {
 			field = "method"
