@@ -163,7 +163,8 @@ type pathBuffer [256]byte
 //
 // An operator may let characters pass that programs read differently. A deny covers the request if it
 // covers the path in any of its readings: a deny of "/a/b" also covers "/a%2Fb", "/a;x/b" and "/a/b%23".
-// It covers compatibility forms, such as "/ａ/b", which no option concerns.
+// It covers compatibility forms, such as "/ａ/b", and paths with invisible characters, which no option
+// concerns.
 func (p *policy) denied(q *ruleQuery, groups indices) *entry {
 	q.deny, q.groups = true, groups
 	path := q.action.Path

@@ -1,6 +1,7 @@
 package access
 
 import (
+	"math/bits"
 	"slices"
 	"strconv"
 	"strings"
@@ -8,13 +9,16 @@ import (
 	"unicode/utf8"
 
 	"golang.org/x/text/unicode/norm"
+	"golang.org/x/text/unicode/rangetable"
 )
 
-// The bounds of the readings of a path: their number, and the bytes of all of them. CheckTarget
-// refuses a path with more.
+// The bounds of the readings of a path: their number, and the bytes of all of them. A reading that is
+// not ASCII counts unicodeWeight times, since its conversions take longer. CheckTarget refuses a path
+// with more: anybody can send one.
 const (
 	maxReadings     = 64
 	maxReadingBytes = 32 << 10
+	unicodeWeight   = 16
 )
 
 // readings returns the paths that some program may take a path for: the path itself, and the results
@@ -25,14 +29,24 @@ const (
 // A plain path, in which nothing needs an option, has no reading but itself.
 func readings(path string) (list []string, complete bool) {
 	list = []string{path}
-	size := len(path)
+	size := 0
 	for i := 0; i < len(list); i++ {
-		for _, read := range readers {
-			reading := read(list[i])
+		var due uint32
+		for j := range len(list[i]) {
+			due |= dueReaders[list[i][j]]
+		}
+		if size += len(list[i]); due&dueReaders[utf8.RuneSelf] != 0 {
+			size += len(list[i]) * (unicodeWeight - 1)
+		}
+		if size > maxReadingBytes {
+			return list, false
+		}
+		for ; due != 0; due &= due - 1 {
+			reading := readers[bits.TrailingZeros32(due)].read(list[i])
 			if reading == list[i] || slices.Contains(list, reading) {
 				continue
 			}
-			if size += len(reading); size > maxReadingBytes || len(list) == maxReadings {
+			if len(list) == maxReadings {
 				return list, false
 			}
 			list = append(list, reading)
@@ -41,27 +55,42 @@ func readings(path string) (list []string, complete bool) {
 	return list, true
 }
 
-// readers are the conversions that programs apply to a path, each by itself.
-var readers = []func(path string) string{
-	PlainPath,
-	func(p string) string { return strings.ReplaceAll(p, `\`, "/") },
-	func(p string) string { return before(p, "#") },
-	func(p string) string { return before(p, "?") },
-	func(p string) string { return before(p, ";") },
-	withoutParameters,
-	decodeAgain,
-	norm.NFC.String,
-	decompose,
-	norm.NFKC.String,
-	func(p string) string { return mapRunes(p, unifySpace) },
-	func(p string) string { return mapRunes(p, dropIgnorable) },
-	trimSegments,
-	mergeSlashes,
-	func(p string) string { return mapInvalid(p, func(b byte) rune { return rune(b) }) },
-	func(p string) string { return mapInvalid(p, func(byte) rune { return -1 }) },
-	func(p string) string { return mapInvalid(p, func(byte) rune { return utf8.RuneError }) },
-	latin1,
+// readers are the conversions that programs apply to a path, each by itself. A reader changes only
+// paths with one of its bytes; "\x80" is any byte that is not ASCII.
+var readers = [...]struct {
+	bytes string
+	read  func(path string) string
+}{
+	{"\x00", PlainPath},
+	{`\`, func(p string) string { return strings.ReplaceAll(p, `\`, "/") }},
+	{"#", func(p string) string { return before(p, "#") }},
+	{"?", func(p string) string { return before(p, "?") }},
+	{";", func(p string) string { return before(p, ";") }},
+	{";", withoutParameters},
+	{"%", decodeAgain},
+	{" .", trimSegments},
+	{"/", mergeSlashes},
+	{"\x80", norm.NFC.String},
+	{"\x80", norm.NFKC.String},
+	{"\x80", func(p string) string { return mapRunes(p, unifySpace) }},
+	{"\x80", func(p string) string { return mapRunes(p, dropIgnorable) }},
+	{"\x80", func(p string) string { return mapInvalid(p, func(b byte) rune { return rune(b) }) }},
+	{"\x80", func(p string) string { return mapInvalid(p, func(byte) rune { return -1 }) }},
+	{"\x80", func(p string) string { return mapInvalid(p, func(byte) rune { return utf8.RuneError }) }},
+	{"\x80", latin1},
 }
+
+// dueReaders contains the readers for each byte of a path, as a set of bits.
+var dueReaders = func() (due [256]uint32) {
+	for i, r := range readers {
+		for c := range due {
+			if strings.IndexByte(r.bytes, byte(min(c, utf8.RuneSelf))) >= 0 {
+				due[c] |= 1 << i
+			}
+		}
+	}
+	return due
+}()
 
 func before(s, mark string) string {
 	s, _, _ = strings.Cut(s, mark)
@@ -70,9 +99,6 @@ func before(s, mark string) string {
 
 // withoutParameters removes the first semicolon of each segment and everything after it.
 func withoutParameters(path string) string {
-	if !strings.Contains(path, ";") {
-		return path
-	}
 	segments := strings.Split(path, "/")
 	for i := range segments {
 		segments[i] = before(segments[i], ";")
@@ -82,9 +108,6 @@ func withoutParameters(path string) string {
 
 // decodeAgain decodes percent-escapes, and the %uXXXX of old Windows programs. It keeps invalid ones.
 func decodeAgain(path string) string {
-	if !strings.Contains(path, "%") {
-		return path
-	}
 	out := make([]byte, 0, len(path))
 	for i := 0; i < len(path); i++ {
 		c, rest := path[i], path[i+1:]
@@ -108,14 +131,6 @@ func decodeAgain(path string) string {
 	return string(out)
 }
 
-// decompose returns NFD of a text that is not in NFC: other texts mean the same in every program.
-func decompose(path string) string {
-	if norm.NFC.IsNormalString(path) {
-		return path
-	}
-	return norm.NFD.String(path)
-}
-
 // mapRunes is strings.Map, but leaves a text that is not UTF-8 as it is: other readers make it valid.
 func mapRunes(path string, mapping func(rune) rune) string {
 	if !utf8.ValidString(path) {
@@ -125,18 +140,25 @@ func mapRunes(path string, mapping func(rune) rune) string {
 }
 
 func unifySpace(r rune) rune {
-	if unicode.IsSpace(r) || unicode.Is(unicode.Z, r) {
+	if unicode.IsSpace(r) || unicode.Is(unicode.Z, r) || r == '\ufeff' { // "\s" of JavaScript has it
 		return ' '
 	}
 	return r
 }
 
 func dropIgnorable(r rune) rune {
-	if unicode.In(r, unicode.Cf, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector) {
+	if isIgnorable(r) {
 		return -1
 	}
 	return r
 }
+
+// isIgnorable reports whether a program may remove r, or ignore it in comparisons, as Linux does in
+// directories that ignore case. The variation selectors of emoji, for example, need no option.
+func isIgnorable(r rune) bool { return r >= utf8.RuneSelf && unicode.Is(ignorable, r) }
+
+var ignorable = rangetable.Merge(unicode.Cc, unicode.Cf, unicode.Other_Default_Ignorable_Code_Point,
+	unicode.Variation_Selector)
 
 // trimSegments removes spaces around each segment, and dots at its end, as Windows does.
 func trimSegments(path string) string {
@@ -185,12 +207,12 @@ func latin1(path string) string {
 	return string(runes)
 }
 
-// isSpecial reports whether a path needs an option, and so may have several readings. unicode is true if
-// the path has runes that are not ASCII.
+// isSpecial reports whether a path has a character with several readings; most of them need an option.
+// unicode is true if the path has runes that are not ASCII.
 func isSpecial(path string) (special, unicode bool) {
 	f := findings{raw: path, allow: ^Relax(0)}
 	f.checkPath(path)
-	return f.need != 0 || f.hard.format != "", f.unicode
+	return f.lifted.format != "" || f.hard.format != "", f.unicode
 }
 
 // misread returns the danger that some program reads in a path, or "".
@@ -203,19 +225,18 @@ func misread(path string) string {
 		if strings.HasPrefix(reading, "//") {
 			return "two slashes, after which a host may follow, at the beginning of the path"
 		}
-		for segment := range strings.SplitSeq(reading, "/") {
-			if strings.Contains(segment, ".") && strings.Trim(segment, ". ") == "" {
-				return "a dot segment"
-			}
-		}
-		for i := 0; i < len(reading); i++ {
-			if c := reading[i]; c < 0x20 && c != dataSlash || c == 0x7f {
-				return "a control character"
+		if strings.Contains(reading, ".") {
+			for segment := range strings.SplitSeq(reading, "/") {
+				if strings.Contains(segment, ".") && strings.Trim(segment, ". ") == "" {
+					return "a dot segment"
+				}
 			}
 		}
 		for i, r := range reading {
-			_, size := utf8.DecodeRuneInString(reading[i:])
-			if r == utf8.RuneError && size == 1 && !isLatin1(reading, i) {
+			switch c := reading[i]; {
+			case c < 0x20 && c != dataSlash || c == 0x7f:
+				return "a control character"
+			case r == utf8.RuneError && !strings.HasPrefix(reading[i:], "\ufffd") && !isLatin1(reading, i):
 				return "invalid UTF-8"
 			}
 		}

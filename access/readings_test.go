@@ -105,6 +105,36 @@ func TestDenyOfSpellings(t *testing.T) {
 	}
 }
 
+// TestDenyOfInvisibleCharacters: a deny covers a path with characters that a program may ignore, such as a
+// Linux directory that ignores case (NFKC_Casefold), also those that need no option.
+func TestDenyOfInvisibleCharacters(t *testing.T) {
+	d := with(t, NewDirectory(Peppers{}, ""), Changes{
+		Revision: 1, Users: []User{user(1, "g")},
+		Groups: []Group{group(t, "g", "allow * /{rest...}", "deny * /admin/{rest...}", "deny * /my files/{rest...}")},
+	})
+	p, _ := d.Authenticate(login(1), here, 1)
+	for _, target := range []string{
+		"/" + percent("ad\u034fmin"), "/" + percent("ad\ufe0fmin"), "/" + percent("ADM\ufe0eIN/x"), "/" + percent("ad\u115fmin"), "/" + percent("\u17b4admin"), "/" + percent("admin\u180b/x"), "/" + percent("ad\U000e0100min"),
+		"/" + percent("ａd\ufe0fmin"), "/ad%25C2%2580min", "/ad%25C2%259Fmin/x", "/ad%25EF%25B8%258Fmin", "/" + percent("my\ufefffiles/x"),
+	} {
+		path, problem := everyOption.CheckTarget(target)
+		if got := d.Authorize(p, Action{Method: "GET", Path: path}).Reason; !problem.OK() || got != DeniedByRule {
+			t.Errorf("%s: got %s, %v, want a deny", target, got, problem)
+		}
+	}
+	for _, target := range []string{"/a/" + percent("..\u034f/admin"), "/a/" + percent(".\ufe0f./x"), "/a/" + percent("\u115f..")} {
+		if _, problem := CheckTarget(target); problem.OK() {
+			t.Errorf("%s passes", target)
+		}
+		if _, problem := everyOption.CheckTarget(target); !strings.Contains(problem.Detail, "some programs read a dot segment") {
+			t.Errorf("%s: got %q, want a dot segment", target, problem.Detail)
+		}
+	}
+	if _, problem := CheckTarget("/" + percent("☕\ufe0f/x")); !problem.OK() {
+		t.Errorf("an emoji: %v", problem)
+	}
+}
+
 // TestTurkishLetters: they pass, a deny takes them for an "i", and an allow is exact.
 func TestTurkishLetters(t *testing.T) {
 	d := with(t, NewDirectory(Peppers{}, ""), Changes{
@@ -159,6 +189,24 @@ func TestReadingsAreBounded(t *testing.T) {
 			}
 		} else if p.Need != 0 {
 			t.Errorf("%.60s: got advice of %v, want none", target, p.Need.Lines())
+		}
+	}
+	// The bytes that normalisation reads are few: a stranger decides about them.
+	for _, target := range []string{
+		"/" + percent(strings.Repeat("e\u0301\u00a0", 100)) + "%23;%5C%2F", "/" + strings.Repeat("a"+strings.Repeat("%CC%81", 29), 8) + percent("\u3000") + "%23;%5C%2F",
+		"/" + strings.Repeat("%E9", 200) + "%23;%5C%2F", "/%" + strings.Repeat("25", 58) + percent(strings.Repeat("\ufdfa", 10)), "/" + percent(strings.Repeat("\ufdfa", 100)) + "%23",
+	} {
+		f := findings{raw: target, allow: everyOption}
+		path := f.decodePath(0)
+		list, _ := readings(path)
+		size := 0
+		for _, reading := range list {
+			if strings.ContainsFunc(reading, func(r rune) bool { return r >= utf8.RuneSelf }) {
+				size += len(reading)
+			}
+		}
+		if size > 12<<10 {
+			t.Errorf("%.60s: got %d readings of %d bytes", target, len(list), size)
 		}
 	}
 	// The walk itself fails closed.
@@ -237,6 +285,22 @@ var upstreams = []func(string) string{
 			return r
 		}, p)
 	},
+	func(p string) string { // NFKC_Casefold, nearly
+		return norm.NFKC.String(strings.Map(func(r rune) rune {
+			if unicode.In(r, unicode.Cf, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector) {
+				return -1
+			}
+			return r
+		}, norm.NFD.String(strings.ToLower(p))))
+	},
+	func(p string) string { // removes control characters
+		return strings.Map(func(r rune) rune {
+			if unicode.IsControl(r) {
+				return -1
+			}
+			return r
+		}, p)
+	},
 	func(p string) string { return strings.ToValidUTF8(p, "") },
 	func(p string) string { // Python's fallback
 		if utf8.ValidString(p) {
@@ -271,6 +335,7 @@ func TestDenyOfAnyReading(t *testing.T) {
 	pieces := []string{
 		"/", "/", "a", "admin", "admin", "dmin", "ADMIN", "ad", "min", ".", "..", "%2F", "%2f", "%5C", "%23", "%3F", ";", "%3B", "%20", "%2520", "%252F", "%2561", "%61", "%252e", "%2E", "%255C", "%253B", "%2523", "%25", "%252525",
 		"%E9", "%A0", "%AD", "%C3%A9", "e%CC%81", "%EF%BC%8F", "%EF%BC%8E", "%EF%BC%9F", "%EF%BC%85", "%E2%80%A6", "%E2%80%8C", "%C2%A0", "%E3%80%80", "%EF%BC%A1", "%ef%bd%84min", "%C4%B1", "|", "[", "x", "%25C2%25A0", "%25E2%2580%258C", "61dmin",
+		"%EF%B8%8F", "%CD%8F", "%25C2%2580", "%EF%BB%BF", "%AA", "%BA",
 	}
 	passed, denied := 0, 0
 	rapid.Check(t, func(t *rapid.T) {

@@ -18,7 +18,7 @@ type runeClass uint16
 const (
 	runeVisible   runeClass = 1 << iota // a letter, mark, number, punctuation or symbol
 	runeSpace                           // a space that is not ASCII (category Zs)
-	runeFormat                          // a format character (Cf)
+	runeFormat                          // a format character (Cf), or visible and often ignored too
 	runeSeparates                       // its compatibility form (NFKC) contains a separator
 	runeMoves                           // NFC may reorder it, or join it to a rune before it
 	runeJoins                           // NFC joins some rune and this one into one rune
@@ -91,6 +91,8 @@ func classify(r rune) runeClass {
 		c = runeSpace
 	case unicode.Is(unicode.Cf, r):
 		c = runeFormat
+	case isIgnorable(r):
+		c |= runeFormat
 	}
 	if strings.ContainsAny(norm.NFKC.String(s), `/\.%;?#`) {
 		c |= runeSeparates

@@ -99,7 +99,7 @@ func (allow Relax) check(target string, shift int) (path string, p Problem) {
 	if p = f.problem(); !p.OK() {
 		return "", p
 	}
-	if f.need != 0 {
+	if f.lifted.format != "" {
 		if danger := misread(path); danger != "" {
 			at := rawIndex(raw, f.lifted.at) + shift
 			return "", ambiguous("some programs read %s, because of the character at position %d",
@@ -117,7 +117,7 @@ type findings struct {
 	need   Relax   // the options that the path needs, those of allow too
 	hard   offence // the first one that no option lifts
 	soft   offence // the first one that an option lifts, which is not in allow
-	lifted offence // the first one that allow lifts
+	lifted offence // the first one that allow lifts, or that passes without an option
 
 	unicode bool // checkUnicode has read the path
 }
@@ -414,6 +414,8 @@ func (f *findings) checkUnicode(path string) {
 			f.add(NonNFC, i, notNFC, 0)
 		}
 		switch {
+		case c&runeFormat != 0 && c&runeVisible != 0: // it needs no option, but has readings
+			f.lifted = cmp.Or(f.lifted, offence{holdsFormat, i, r})
 		case foldsToASCII(r):
 			f.add(0, i, holdsASCII, r)
 		case c&runeSpace != 0:
