@@ -249,7 +249,8 @@ func TestREADMEOptions(t *testing.T) {
 	}
 	values := strings.NewReplacer(
 		"METHODS [HOST]PATH [when CONDITION]", "GET api.example.com/{id} when params.id != ''", "PREFIX", "X-Client-", "HEADER…", "X-A X-B",
-		"TEXT", `"an API"`, "WORD…", "id name", "PATH", "/a", "[GRACE]", "1h", "DURATION|off", "14d", "ATTEMPTS DURATION", "30 1m", "DURATION", "90d",
+		"TEXT", `"an API"`, "allow_encoded WORD…", "allow_encoded hash slash", "allow_unicode WORD…", "allow_unicode spaces",
+		"allow_raw WORD…", "allow_raw brackets", "WORD…", "id name", "PATH", "/a", "[GRACE]", "1h", "DURATION|off", "14d", "ATTEMPTS DURATION", "30 1m", "DURATION", "90d",
 		"ID… team=TEAM… [group=GROUP…]", "carol team=finance group=readers", "ID…", "carol", "NAME", "Remote-User", "NUMBER", "7",
 		"enforce|observe", "observe", "problem|caddy", "caddy", "[unknown]", "unknown", "<br>", "\n", "`", "",
 	)
