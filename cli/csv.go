@@ -133,14 +133,14 @@ func (c *cli) readUsers(in io.Reader, tokens bool) (users []admin.NewServiceUser
 	return users, lines, nil
 }
 
-// csvFlag returns the flag of "create" that a column of a file fills. list reports whether the column
-// has several values for it: its name is the plural of the flag.
+// csvFlag returns the flag of "create" that a column of a file fills. The name of the column may be
+// the plural of the flag. list reports whether the column has several values.
 func csvFlag(flags *pflag.FlagSet, column string) (flag *pflag.Flag, list bool) {
 	name := strings.ReplaceAll(strings.TrimPrefix(column, "permission_"), "_", "-")
 	if flag = flags.Lookup(name); flag == nil {
-		flag, list = flags.Lookup(strings.TrimSuffix(name, "s")), true
+		flag = flags.Lookup(strings.TrimSuffix(name, "s"))
 	}
-	return flag, list
+	return flag, flag != nil && flag.Value.Type() != "string"
 }
 
 // checkColumns checks the first line of a file, and converts the names of columns to lower case.
@@ -181,6 +181,10 @@ func (c *cli) readUser(columns, row []string, token bool) (admin.NewServiceUser,
 			}
 			if value == "" {
 				continue
+			}
+			if _, rest, _ := strings.Cut(value, ","); flag.Name == "label" && strings.Contains(rest, "=") {
+				return n.NewServiceUser, fmt.Errorf("%s: %q: separate labels by \";\", or use "+
+					"\"update --label\" for a value with \",\" and \"=\"", column, value)
 			}
 			if err := flag.Value.Set(value); err != nil {
 				return n.NewServiceUser, fmt.Errorf("%s: %q: %w", column, value, err)
