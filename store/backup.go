@@ -120,6 +120,22 @@ func ReadContents(ctx context.Context, path string) (c Contents, err error) {
 	return c, explainSQLite(err)
 }
 
+// Pristine reports whether the file at path is a backup that no program has opened as a store: its
+// last change is the backup, and no log and no note is beside it.
+func Pristine(ctx context.Context, path string) bool {
+	path, err := resolve(path)
+	if err != nil || len(filesOf(path)) > 1 || knownFile(path) != nil {
+		return false
+	}
+	ofdLocking()
+	var action string
+	err = checkSQLite(ctx, path, func(ctx context.Context, db *sql.DB) error {
+		return db.QueryRowContext(ctx, `
+			SELECT action FROM audit_events WHERE seq = (SELECT audit_seq FROM meta)`).Scan(&action)
+	})
+	return err == nil && action == "store.backup"
+}
+
 // knownFile rejects a path that cannot be a database, with an error that says why.
 func knownFile(path string) error {
 	info, err := os.Stat(path)
