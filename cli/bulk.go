@@ -175,6 +175,11 @@ func (c *cli) bulk(work *change) error {
 		}
 	}
 	if c.output == outputTable && work.Do != "create" {
+		if work.Filter != "" && r.Changed > 0 { // the caller has not seen the names
+			if err := c.printBulk(r, -1, ""); err != nil {
+				return err
+			}
+		}
 		return c.done("%s", work.summary(r))
 	}
 	return c.printBulk(r, -1, work.summary(r))

@@ -67,7 +67,11 @@ func (c *cli) userCommands(root *cobra.Command) {
 			note := fmt.Sprintf("It was %s; before that it was %s.", deletion(*u.Undeleted), was)
 			return c.printUser(u, nil, note)
 		},
-		many: func([]string) (*change, error) { return changeOf("undelete"), nil },
+		many: func([]string) (*change, error) {
+			work := changeOf("undelete")
+			work.done += " as inactive; \"reactivate\" accepts their tokens again"
+			return work, nil
+		},
 	})
 }
 
