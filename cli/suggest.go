@@ -20,7 +20,7 @@ var synonyms = map[string]string{
 	"deactivate": "disable lock suspend block", "reactivate": "enable activate unlock resume",
 	"refresh": "rotate renew regenerate", "revoke": "delete remove rm disable deactivate",
 	"show": "get describe view info members", "list": "ls", "update": "edit set modify patch change rename",
-	"backup": "dump export save", "restore": "import recover", "load": "import apply", "lint": "validate",
+	"backup": "dump export save", "restore": "recover", "load": "import apply", "lint": "validate",
 	"audit": "log logs trail history events", "verify": "check", "health": "status ping ready",
 	"explain": "why can test", "group": "role roles", "token": "key keys secret credential",
 }
@@ -32,6 +32,10 @@ func unknownCommand(cmd *cobra.Command, words []string) error {
 	if word == "version" {
 		return usagef("unknown command %q; "+
 			"\"caddy build-info\" has the versions of Caddy and of this plugin", word)
+	}
+	if word == "import" && cmd.Name() == "service-user" {
+		return usagef("unknown command %q; \"create --from FILE\" makes the service users of a CSV file, "+
+			"and \"permission load FILE\" reads the catalogue", word)
 	}
 	if len(words) > 1 && slices.Contains([]string{"user", "users", "service-user", "service-users"}, word) {
 		return usagef("unknown command %q; leave it out: %s", words[0], shellLine(cmd.CommandPath(), words[1:]))

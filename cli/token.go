@@ -273,7 +273,9 @@ func (c *cli) issueToken(uri string, in any) error {
 	if err := c.issue(request, &t.Secret); err != nil {
 		return err
 	}
-	rows := table{{"id", t.ID}, {"token", t.Secret}, {"expires", when(t.ExpiresAt)}}.known()
+	rows := table{
+		{"id", t.ID}, {"token", t.Secret}, {"begins", when(t.NotBefore)}, {"expires", when(t.ExpiresAt)},
+	}.known()
 	if old := t.Replaced; old != nil {
 		state := string(old.State)
 		if old.RetiresAt != nil {
