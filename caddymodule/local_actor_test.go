@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -98,6 +99,35 @@ func TestExampleSocket(t *testing.T) {
 	s.env = append(s.env, "CADDY_ADMIN=unix/caddy.sock")
 	if out, errs, code := s.cli("health"); code != 0 {
 		t.Errorf("with CADDY_ADMIN: got %d %s%s", code, out, errs)
+	}
+	// A reload with another text for the same socket removes it; the commands of the page do not.
+	text := strings.Replace(exampleCaddyfile(t), "Example API", "Another API", 1)
+	if err := os.WriteFile(filepath.Join(s.dir, "Caddyfile"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	shell := func(line, admin string) (string, error) {
+		line = strings.NewReplacer("/run/caddy/admin.sock", socket, "caddy ", caddyBinary()+" ").Replace(line)
+		cmd := exec.Command("sh", "-c", line)
+		cmd.Dir, cmd.Env = s.dir, append(s.env, "CADDY_ADMIN="+admin)
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	lines := readTroubles(t).commands("A reload removes the socket")
+	for _, line := range append(lines, lines...) {
+		if out, err := shell(line, "unix/caddy.sock|0600"); err != nil {
+			t.Errorf("%s: got %v: %s", line, err, out)
+		}
+	}
+	if out, err := shell(lines[1], "unix/"+socket); err != nil {
+		t.Errorf("another text: got %v: %s", err, out)
+	}
+	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		if _, err := os.Stat(socket); err != nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("Caddy did not remove the socket; the page says that it does")
+		}
 	}
 	files, err := filepath.Glob("../examples/*.Caddyfile")
 	more, _ := filepath.Glob("../examples/*/*.Caddyfile")

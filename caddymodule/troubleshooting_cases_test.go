@@ -132,6 +132,9 @@ func tryAdmins(t *testing.T, p *patient) {
 		t.Errorf("a service user without a group: got %d", got.StatusCode)
 	}
 	p.section("A new service user gets 403", []string{"billing-sync", "stranger"}, "No permission group that you may see has this member")
+	if got := p.get("/v1/people/7", stranger); got.StatusCode != 200 {
+		t.Errorf("a service user with a group of its own: got %d", got.StatusCode)
+	}
 
 	// FastCGI: the path has an allow, and its two parts, script and PATH_INFO, have none.
 	name, user := p.user("allow GET /app.php/info")
