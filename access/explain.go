@@ -298,7 +298,11 @@ func pathDistance(r *Rule, path string) (off int, text string) {
 			mismatch("the path is shorter than " + pattern)
 		case s.kind == literalSegment:
 			if s.text != parts[i] && !(r.Effect == Deny && foldCase(s.text) == foldCase(parts[i])) {
-				mismatch("the path has " + strconv.Quote(parts[i]) + " where " + pattern +
+				has := parts[i] // in the spelling of patterns, if they can spell it
+				if special, _ := isSpecial("/" + has); special {
+					has = PathText(has)
+				}
+				mismatch("the path has " + strconv.Quote(has) + " where " + pattern +
 					" has " + strconv.Quote(s.text))
 			}
 		case s.kind == paramSegment && parts[i] == "":

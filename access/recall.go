@@ -50,11 +50,19 @@ type Recalled struct {
 	At       time.Time
 	UserID   string
 	TokenID  string
-	Action   Action // without headers
+	Action   Action // without headers; Path is the one that was sent if ID is ""
 	Revision int64  // of the directory that decided
 	Reason   Reason
 	Rule     Rule   // the rule that decided; the zero value if none did
 	Group    string // the id of the rule's permission group
+}
+
+// PathText returns the path of the request as the function [PathText] writes it.
+func (r *Recalled) PathText() string {
+	if r.ID == "" {
+		return r.Action.Path
+	}
+	return PathText(r.Action.Path)
 }
 
 // NewRecall returns a Recall that keeps up to this number of decisions.
@@ -151,7 +159,7 @@ type Observed struct {
 	Count int64
 	First time.Time
 	Last  time.Time
-	Path  string // of the last request
+	Path  string // of the last request, see PathText
 }
 
 // ObservedKind is one service user, one method and one pattern of the path, with the decision that
@@ -204,7 +212,7 @@ func (m *Recall) Observe(p Principal, a Action, d Decision, passed bool, at time
 		m.counted.add(key.UserID, key)
 	}
 	o.Count++
-	o.Last, o.Path = at, strings.Clone(PlainPath(clip(a.Path)))
+	o.Last, o.Path = at, strings.Clone(PathText(clip(a.Path)))
 	return !known, true
 }
 

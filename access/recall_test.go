@@ -99,7 +99,7 @@ func TestRecallClips(t *testing.T) {
 		p := Principal{id: "service_1"}
 		m.ForgetObserved()
 		m.Observe(p, Action{Method: "GET", Path: row.path}, Decision{Reason: NoRule}, true, at(1))
-		if list, _ := m.Observed(); len(list) != 1 || list[0].Path != row.want {
+		if list, _ := m.Observed(); len(list) != 1 || list[0].Path != PathText(row.want) {
 			t.Errorf("%d bytes, observed: got %+v", len(row.path), list)
 		}
 	}

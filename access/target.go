@@ -3,6 +3,7 @@ package access
 import (
 	"cmp"
 	"fmt"
+	"regexp"
 	"strings"
 	"unicode/utf8"
 )
@@ -24,6 +25,27 @@ const dataSlash = '\x00'
 // PlainPath returns a matched path with a slash for each %2F, which [EncodedSlash] had kept apart
 // from other slashes.
 func PlainPath(path string) string { return strings.ReplaceAll(path, string(dataSlash), "/") }
+
+// PathText returns the text by which people see a matched path, or a segment of one. If they send this
+// text again, CheckTarget returns the same path. PathText escapes each byte that cannot be sent as it
+// is: the text of "/100%/é" is "/100%25/%C3%A9". It does not escape the marks of [MaskSecrets].
+func PathText(path string) string {
+	var text strings.Builder
+	for i := range len(path) {
+		switch c := path[i]; {
+		case c == dataSlash:
+			text.WriteString("%2F")
+		case pathBytes[c] == pathBad || pathBytes[c] == pathBracket || c == '%':
+			fmt.Fprintf(&text, "%%%02X", c)
+		default:
+			text.WriteByte(c)
+		}
+	}
+	return escapedMask.ReplaceAllString(text.String(), "${1}${2}…")
+}
+
+// escapedMask matches a mark of MaskSecrets with its "…" in the escaped form.
+var escapedMask = regexp.MustCompile(`(csu_)%E2%80%A6|(^|/)%E2%80%A6$`)
 
 // Forwarded returns the form in which a target goes upstream. With [MergedSlashes] each run of slashes
 // in its path is one slash. With [RawBrackets] a raw "|" or "^" is encoded: net/url would do so, and

@@ -203,6 +203,10 @@ func checkRelaxedPromises(target string, allow Relax) error {
 	if u, err := url.PathUnescape(raw); err != nil || u != PlainPath(path) {
 		return fmt.Errorf("%q: got %q, but %q is forwarded", target, path, raw)
 	}
+	// People send the text of a path again. "…" may be the mark of MaskSecrets.
+	if again, p := allow.CheckTarget(PathText(path)); again != path && !strings.Contains(path, "…") {
+		return fmt.Errorf("%q: the text %q of its path is %q, %v", target, PathText(path), again, p)
+	}
 	list, complete := readings(path)
 	for _, reading := range list {
 		for _, s := range strings.Split(PlainPath(reading), "/") {
@@ -227,7 +231,10 @@ func checkTargetPromises(target string) error {
 	if u, err := url.PathUnescape(raw); err != nil || u != path {
 		return fmt.Errorf("%q: got %q, but it decodes to %q, %v", target, path, u, err)
 	}
-	for _, escaped := range []string{percent(path), (&url.URL{Path: path}).EscapedPath()} {
+	if raw == path && PathText(path) != path {
+		return fmt.Errorf("%q: its text is %q", target, PathText(path))
+	}
+	for _, escaped := range []string{PathText(path), percent(path), (&url.URL{Path: path}).EscapedPath()} {
 		if again, p := CheckTarget(escaped); !p.OK() || again != path {
 			return fmt.Errorf("%q is accepted as %q, but its escaped form %q is %q, %v", target, path, escaped, again, p.Detail)
 		}
@@ -261,6 +268,19 @@ func TestTargetProperties(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
+}
+
+// TestPathText: the text of a path can be sent again, and keeps the marks of masked secrets.
+func TestPathText(t *testing.T) {
+	for path, want := range map[string]string{
+		"/v1/people/7;a=b:@!$&'()*+,~": "/v1/people/7;a=b:@!$&'()*+,~", "/queues/\x00/orders": "/queues/%2F/orders", "/a%2Fb": "/a%252Fb",
+		"/C#?\\ é\xe9[|^]{}<>\"`": "/C%23%3F%5C%20%C3%A9%E9%5B%7C%5E%5D%7B%7D%3C%3E%22%60", "/wait…/csu_x…": "/wait%E2%80%A6/csu_x%E2%80%A6",
+		"/v1/csu_…/x\x00csu_…y": "/v1/csu_…/x%2Fcsu_…y", "/v1/…": "/v1/…", "…": "…", "/…a": "/%E2%80%A6a",
+	} {
+		if got := PathText(path); got != want {
+			t.Errorf("%q: got %s, want %s", path, got, want)
+		}
+	}
 }
 
 func FuzzTarget(f *testing.F) {

@@ -53,7 +53,7 @@ type Explanation struct {
 	Method string `json:"method"`
 	// the host of the request; "" if the URL had none
 	Host string `json:"host"`
-	// the path of the request, decoded
+	// the path of the request, in a form that can be sent again
 	Path string `json:"path"`
 	// the rule that decided; null if none did
 	Rule *Rule `json:"rule"`
@@ -155,7 +155,7 @@ func (a *API) explain(c *call, in ExplainInput) (Explanation, error) {
 	}
 	out := Explanation{
 		ServiceUserID: in.ServiceUserID, Method: action.Method, Host: action.Host,
-		Path:       access.PlainPath(action.Path),
+		Path:       access.PathText(action.Path),
 		Considered: []ConsideredRule{}, NotAsked: []string{}, Revision: d.Revision(),
 	}
 	narrowed := ""
@@ -173,6 +173,7 @@ func (a *API) explain(c *call, in ExplainInput) (Explanation, error) {
 	}
 	out.Obstacle = obstacleText(reason)
 	if !problem.OK() {
+		out.Path = action.Path
 		out.Decision, out.Reason, out.Detail = "deny", "ambiguous", refusedEarly(problem)
 		if strings.Contains(in.URL, "{") {
 			out.Detail += "; who_can answers for every value of a parameter"
@@ -212,7 +213,7 @@ func (a *API) explainDecision(c *call, in ExplainInput) (Explanation, error) {
 	d := a.store.Directory()
 	out := Explanation{
 		ServiceUserID: r.UserID, Method: r.Action.Method, Host: r.Action.Host,
-		Path:       access.PlainPath(r.Action.Path),
+		Path:       r.PathText(),
 		Considered: []ConsideredRule{}, NotAsked: []string{}, DecisionID: r.ID, DecidedAt: new(r.At.UTC()),
 	}
 	r.Action.HeaderGone = true

@@ -266,7 +266,7 @@ func TestExplain(t *testing.T) {
 		}
 	}
 	for url, want := range map[string]string{
-		`/v1/pe%6Fple/a%20b?x=1`: ` /v1/people/a b`, `https://API.example.com.:8443/%C3%A9/`: `api.example.com /é/`, `http://h`: `h /`, `http://[::1]`: `[::1] /`, `/`: ` /`, `/a//b`: ` /a//b`,
+		`/v1/pe%6Fple/a%20b?x=1`: ` /v1/people/a%20b`, `https://API.example.com.:8443/%C3%A9/`: `api.example.com /%C3%A9/`, `http://h`: `h /`, `http://[::1]`: `[::1] /`, `/`: ` /`, `/a//b`: ` /a//b`,
 	} {
 		if e := s.explain(fmt.Sprintf(`{"service_user_id":"service_1","method":"GET","url":%q}`, url)); e.Host+" "+e.Path != want {
 			t.Errorf("%s: got host and path %q, want %q", url, e.Host+" "+e.Path, want)
@@ -294,7 +294,7 @@ func TestExplainSite(t *testing.T) {
 		r(post+`{`+user+`"url":"/v1//people/7","site":"API.example.com:8443"}`, `200 {"decision":"allow","host":"api.example.com","path":"/v1/people/7"}`),
 		r(post+`{`+user+`"url":"/h/1","site":"api.example.com"}`, `200 {"decision":"allow","host":"api.example.com"}`), // a rule with a host
 		r(post+`{`+user+`"url":"https://api.example.com:8443//h/1","site":"api.example.com"}`, `200 {"decision":"allow","host":"api.example.com","path":"/h/1"}`),
-		r(post+`{`+user+`"url":"/v1/people/a%2Fb","site":"api.example.com"}`, `200 {"decision":"allow","path":"/v1/people/a/b"}`),
+		r(post+`{`+user+`"url":"/v1/people/a%2Fb","site":"api.example.com"}`, `200 {"decision":"allow","path":"/v1/people/a%2Fb"}`),
 		r(post+`{`+user+`"url":"/v1/people%2F7","site":"api.example.com"}`, `200 {"decision":"deny","reason":"no_rule"}`),
 		r(post+`{`+user+`"url":"/v1/people/7;x","site":"api.example.com"}`, `200 {"decision":"deny","reason":"ambiguous"}`),
 		r(post+`{`+user+`"url":"/v1/../x","site":"api.example.com"}`, `200 {"decision":"deny","reason":"ambiguous"}`),
@@ -548,7 +548,7 @@ func TestExplainDecision(t *testing.T) {
 			`"grant":{"rule":"allow PUT /v1/7","permission_groups":[{"id":"group_3"}]},"revision":6,"decision_id":"decision_put","decided_at":"t+6s"}`),
 		r(decision("decision_me"), `200 {"decision":"deny","reason":"denied_by_rule","detail":"a rule denies it, and a deny wins over any allow","rule":{"id":"rule_2","uri":"/permission_groups/group_1/rules/rule_2","text":"deny GET /v1/me"},`+
 			`"permission_group":{"id":"group_1","uri":"/permission_groups/group_1","name":"readers","mode":"enforce"},"grant":null,"revision":6}`),
-		r(decision("decision_b"), `200 {"path":"/v2/x","service_user_id":"service_2"}`),
+		r(decision("decision_b"), `200 {"path":"/v2%2Fx","service_user_id":"service_2"}`),
 	)
 	for _, id := range []string{"decision_put", "decision_me", "decision_env", "decision_b"} {
 		if text := s.do(decision(id)).text; strings.Contains(text, `"now"`) {

@@ -57,7 +57,7 @@ func (a *API) listRefusals(c *call, _ None) (RefusalList, error) {
 		list.Refusals = append(list.Refusals, Refusal{
 			r.At.UTC().Truncate(time.Second), r.Status, reason, cmp.Or(r.Why, reasonText[r.Reason]),
 			r.ID, r.TokenID, access.AddressText(r.Action.Address),
-			r.Action.Method, r.Action.Host, access.PlainPath(r.Action.Path),
+			r.Action.Method, r.Action.Host, r.PathText(),
 		})
 	}
 	return list, nil

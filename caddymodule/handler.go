@@ -396,7 +396,7 @@ func (h *Handler) count(rq *request, action access.Action, decision access.Decis
 	if c := h.log.Check(level, "enforcing would decide otherwise"); c != nil {
 		c.Write(zap.String("would", string(would)), zap.String("service_user", rq.principal.ID()),
 			zap.String("rule", rule), zap.String("method", action.Method),
-			zap.String("path", access.PlainPath(action.Path)))
+			zap.String("path", access.PathText(action.Path)))
 	}
 }
 

@@ -1,11 +1,15 @@
 package caddymodule
 
 import (
+	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/serviceusers/caddy-service-users/access"
+	"github.com/serviceusers/caddy-service-users/admin"
 )
 
 // everyOption are the lines of a Caddyfile with all options for targets.
@@ -86,6 +90,72 @@ func TestClientTargets(t *testing.T) {
 		{name: "another host", path: "/%5Cevil.example", header: ours, status: 400},
 		{name: "braces", path: "/{x}", header: ours, status: 400},
 	})
+}
+
+// TestShownPath: the path of a refusal in the log, in the lists and in the explanation can be sent again:
+// explain then judges it as the guard has judged the request.
+func TestShownPath(t *testing.T) {
+	t.Parallel()
+	s, _, _ := withUpstream(t, guarded("", everyOption, ""))
+	s.mustCLI("group", "create", "secrets", "--rule", "allow GET /api/queues/secret/orders", "--rule", "deny GET /x/{y}")
+	s.mustCLI("group", "create", "trial", "--mode", "observe", "--rule", "allow GET /{rest...}")
+	user := s.create("scout", "--group", "secrets", "--group", "trial")
+	explain := func(question string) (e admin.Explanation) {
+		t.Helper()
+		s.local("POST", "/service_users/explain", question, &e)
+		return e
+	}
+	targets := append(slices.Sorted(maps.Keys(clientTargets)), "/api/queues/secret%2Forders", "/a%252Fb", "/%C3%A9/a%20b", "/x/%2F")
+	ids := make(map[string]string)
+	for _, target := range targets {
+		ids[target] = s.refusedRequest("GET", "API_PORT", target, user)
+		// Requests without an identity have no decision id.
+		if got := s.do("GET", "API_PORT", target, credentials{user.id, "wrong"}, ""); got.StatusCode < 401 {
+			t.Errorf("%s with a wrong secret: got %d", target, got.StatusCode)
+		}
+	}
+	logged, listed := make(map[string]string), make(map[string][]string)
+	for _, entry := range s.ourLog("not allowed") {
+		logged[entry["decision_id"].(string)] = entry["path"].(string)
+	}
+	var list admin.RefusalList
+	s.local("GET", "/service_users/"+user.id+"/refusals", "", &list)
+	for _, r := range list.Refusals {
+		listed[r.DecisionID] = append(listed[r.DecisionID], r.Path)
+	}
+	for _, target := range targets {
+		id := ids[target]
+		want := explain(`{"decision_id":"` + id + `"}`)
+		for _, path := range append([]string{logged[id], want.Path}, listed[id]...) {
+			again := explain(fmt.Sprintf(`{"service_user_id":%q,"method":"GET","url":%q,"site":"localhost"}`, user.id, path))
+			if path != want.Path || again.Path != want.Path || again.Decision != "deny" || again.Reason != want.Reason || again.Now != "" {
+				t.Errorf("%s: shown as %q: got %s %s %q, want %s %q", target, path, again.Decision, again.Reason, again.Path, want.Reason, want.Path)
+			}
+		}
+		if sent := strings.NewReplacer("%3A", ":", "%3B", ";", "[", "%5B", "]", "%5D").Replace(target); !strings.EqualFold(want.Path, sent) {
+			t.Errorf("%s: shown as %s", target, want.Path)
+		}
+		if !slices.ContainsFunc(listed[""], func(path string) bool { return path == target }) {
+			t.Errorf("%s: the requests with a wrong secret are %q", target, listed[""])
+		}
+	}
+	var counted admin.WouldDenyList
+	s.local("GET", "/service_users/would_deny?would=allow", "", &counted)
+	for _, row := range counted.WouldDeny {
+		again := explain(fmt.Sprintf(`{"service_user_id":%q,"method":"GET","url":%q,"site":"localhost"}`, user.id, row.Example))
+		if again.Path != row.Example || again.Reason != "no_rule" {
+			t.Errorf("would-deny: the example %s is %s %s", row.Example, again.Reason, again.Path)
+		}
+	}
+	if len(counted.WouldDeny) < 5 {
+		t.Errorf("would-deny has %d rows", len(counted.WouldDeny))
+	}
+	got := s.mustCLI("explain", user.id, "GET", "/api/queues/%2F/orders", "--site", "localhost")
+	for _, want := range []string{"GET localhost/api/queues/%2F/orders", `the path has "%2F" where /api/queues/secret/orders has "secret"`} {
+		if !strings.Contains(got, want) {
+			t.Errorf("explain: %q is not in\n%s", want, got)
+		}
+	}
 }
 
 // TestRefusalNamesNoOption: the caller learns the offence and its place in the target that it sent. The

@@ -289,7 +289,7 @@ func (h *Handler) record(r *http.Request, refused refusal) {
 				zap.String("decision_id", refused.decisionID),
 				zap.String("rule", refused.decision.RuleID()),
 				zap.String("method", refused.action.Method),
-				zap.String("path", access.PlainPath(refused.action.Path)),
+				zap.String("path", access.PathText(refused.action.Path)),
 				zap.String("host", refused.action.Host), zap.String("token", refused.token))
 		}
 		return

@@ -103,7 +103,11 @@ func (l *liveStore) remember(r *http.Request, login string, kept access.Recalled
 	if login == "" {
 		return
 	}
-	path := strings.ToValidUTF8(r.URL.Path[:min(len(r.URL.Path), maxFailedPath)], "")
+	path := rawPath(r)
+	if !strings.HasPrefix(path, "/") { // an absolute URL may contain a password
+		path = r.URL.Path
+	}
+	path = strings.ToValidUTF8(path[:min(len(path), maxFailedPath)], "")
 	kept.UserID, kept.At = l.store.Directory().UserID(login), l.store.Now()
 	kept.Action.Method, kept.Action.Path = r.Method, access.MaskSecrets(path)
 	kept.Action.Host, _ = access.CheckHost(r.Host)
