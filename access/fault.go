@@ -38,6 +38,10 @@ func ReadLogin(value string, bearer bool, reason Reason) (login, fault string) {
 	case !colon:
 		return login, "no colon is between id and token"
 	case reason == UnknownID:
+		if !strings.HasPrefix(id, userPrefix) { // true of a name, and of an alias that nobody has
+			idFault = cmp.Or(idFault, "the id is neither an alias nor begins with "+userPrefix+
+				"; the name of a service user is not its id")
+		}
 		return login, idFault
 	case reason == BadCredential:
 		return login, cmp.Or(idFault, tokenFault, "the base64 has another form than RFC 7617")

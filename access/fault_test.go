@@ -63,7 +63,7 @@ func TestReadLogin(t *testing.T) {
 		{"Bearer " + secret[:40], true, BadChecksum, "", "the token has another length"},
 
 		// An id that nobody has. A stranger's password is not examined.
-		{basicOf("admin:admin"), false, UnknownID, "admin", ""},
+		{basicOf("admin:admin"), false, UnknownID, "admin", "the id is neither an alias nor begins with service_; the name of a service user is not its id"},
 		{basicOf(id + ":" + secret), false, UnknownID, id, ""},
 		{basicOf("token_x:" + secret), false, UnknownID, "token_x", "the id is the id of a token"},
 		{basicOf(secret + ":" + id), false, UnknownID, secret, "the token is in the place of the id"},

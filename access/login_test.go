@@ -51,6 +51,10 @@ func TestLogins(t *testing.T) {
 		{"addresses that meet", func(u *User) {
 			u.AllowedIPs, u.Tokens = prefixes("192.0.2.0/24", "10.0.0.0/8"), tokens(from("10.1.0.0/16"))
 		}, netip.Addr{}, "[token_1] granted"},
+		// Without an address, a token that any address may use comes first.
+		{"one tied of two", func(u *User) { u.Tokens = tokens(from("10.0.0.0/8"), plain) }, netip.Addr{}, "[token_2] granted"},
+		{"tied ones only", func(u *User) { u.Tokens = tokens(from("10.0.0.0/8"), from("10.1.0.0/16")) }, netip.Addr{}, "[token_1] granted"},
+		{"tied, and narrowed", func(u *User) { u.Tokens = tokens(from("10.0.0.0/8"), narrowed) }, netip.Addr{}, "[token_2 token_1] granted"},
 	} {
 		u := user(1, "g")
 		row.user(&u)

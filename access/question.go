@@ -129,17 +129,17 @@ func intersection(a, b []segment, deny bool) (both []segment, ok bool) {
 }
 
 // Reach answers the question for a service user that can log in by each of the principals. The rule
-// is an allow that covers the paths, or some of them.
+// is an allow that covers the paths, or some of them, for the principal by.
 //
 // EveryPath and NoPath are true of every path. SomePaths may also mean no path if only several denies
 // together cover all, every path if only several allows do, and both if a condition reads the path.
-func (q *Question) Reach(logins []Principal) (reach Reach, rule *Rule, group *Group) {
+func (q *Question) Reach(logins []Principal) (reach Reach, rule *Rule, group *Group, by Principal) {
 	for _, p := range logins {
-		if r, by, of := q.reach(p); r > reach {
-			reach, rule, group = r, by, of
+		if r, decider, of := q.reach(p); r > reach {
+			reach, rule, group, by = r, decider, of, p
 		}
 	}
-	return reach, rule, group
+	return reach, rule, group, by
 }
 
 func (q *Question) reach(p Principal) (reach Reach, rule *Rule, group *Group) {

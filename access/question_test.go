@@ -77,7 +77,7 @@ func TestReach(t *testing.T) {
 						allowed++
 					}
 				}
-				reach, rule, group := question.Reach([]Principal{p})
+				reach, rule, group, _ := question.Reach([]Principal{p})
 				wrong := func(what string) {
 					t.Fatalf("%s: %s %s of %s, got %v by %v: %d of %d paths are allowed, in\n%v", what, a.Method, path, u.ID, reach, rule, allowed, len(paths), w)
 				}
@@ -171,7 +171,7 @@ func TestReachRules(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, _, _ := question.Reach([]Principal{enter(t, d, login(1))})
+		got, _, _, _ := question.Reach([]Principal{enter(t, d, login(1))})
 		if got != row.want {
 			t.Errorf("%s, %q: got %v, want %v", row.question, row.rules, got, row.want)
 		}

@@ -28,7 +28,7 @@ type ExplainInput struct {
 	Method string `json:"method,omitzero"`
 	// a path, or an absolute URL if rules name hosts
 	URL string `json:"url,omitzero"`
-	// the address of the client, for conditions and allowed_ips; "" matches every allowed_ips
+	// the address of the client, for conditions and allowed_ips; "" leaves both undecided
 	RemoteIP string `json:"remote_ip,omitzero"`
 	// the host name of a guarded site, for its options: without it, the request is judged by
 	// the strictest ones; a URL without a host gets this one
@@ -71,7 +71,8 @@ type Explanation struct {
 	// it or the service user cannot authenticate
 	Grant *Grant `json:"grant"`
 	// for a refusal, the fields of the question that the deny needs, or else the nearest allow:
-	// remote_ip, at, headers.NAME, and host for a URL with a host
+	// remote_ip, at, headers.NAME, and host for a URL with a host; for an allow, remote_ip if
+	// allowed_ips restrict it
 	NotAsked []string `json:"not_asked"`
 	// the reason why nobody can log in for this request; null if somebody can
 	Obstacle *string `json:"obstacle"`
@@ -164,11 +165,20 @@ func (a *API) explain(c *call, in ExplainInput) (Explanation, error) {
 		logins, reason = d.Logins(in.ServiceUserID, action.Address, action.Now)
 		if len(logins) > 0 {
 			allowed := func(p access.Principal) bool { return d.Authorize(p, action).Allowed() }
-			p = logins[max(slices.IndexFunc(logins, allowed), 0)]
-		}
-		if token := p.Token(); len(token.Groups) > 0 {
-			narrowed = "; this is for " + token.ID +
-				", since every usable token is narrowed to permission groups"
+			whole := func(p access.Principal) bool { return len(p.Token().Groups) == 0 }
+			i, unnarrowed := slices.IndexFunc(logins, allowed), slices.IndexFunc(logins, whole)
+			if i < 0 {
+				i = max(unnarrowed, 0)
+			}
+			p = logins[i]
+			switch token := p.Token(); {
+			case len(token.Groups) == 0:
+			case unnarrowed < 0:
+				narrowed = "; this is for " + token.ID +
+					", since every usable token is narrowed to permission groups"
+			default:
+				narrowed = "; this is for " + token.ID + ", which has no allowed_ips"
+			}
 		}
 	}
 	out.Obstacle = obstacleText(reason)
@@ -187,8 +197,39 @@ func (a *API) explain(c *call, in ExplainInput) (Explanation, error) {
 		out.Decision, out.Reason = "deny", reason.String()
 		// No rule decides, and no further rule would help.
 		out.Rule, out.PermissionGroup, out.Source, out.Grant = nil, nil, "", nil
+	} else if u, _ := d.User(p.ID()); out.Decision == "allow" && onlyFrom(u, p) != "" && in.RemoteIP == "" {
+		out.Detail += onlyFrom(u, p) + "; not asked: give remote_ip"
+		out.NotAsked = []string{"remote_ip"}
+	}
+	if m := foreignWildcard(in.URL); m != "" {
+		out.Detail += fmt.Sprintf("; %q is not a wildcard here: "+
+			"who_can with {name} in its place answers for every value", m)
 	}
 	return out, nil
+}
+
+// onlyFrom returns a text about the allowed_ips of a service user, and of the token of p; "" for any
+// address.
+func onlyFrom(u *access.User, p access.Principal) (text string) {
+	for _, list := range [][]netip.Prefix{u.AllowedIPs, p.Token().AllowedIPs} {
+		if len(list) > 0 {
+			text += "; only from " + strings.Join(strings.Fields(strings.Trim(fmt.Sprint(list), "[]")), ", ")
+		}
+	}
+	return text
+}
+
+// foreignWildcard returns the first segment of a URL that is a pattern in the notation of other
+// programs, such as "*" or ":id", or "".
+func foreignWildcard(url string) string {
+	path, _, _ := strings.Cut(url, "?")
+	_, path, _ = strings.Cut(strings.TrimPrefix(strings.TrimPrefix(path, "http://"), "https://"), "/")
+	for part := range strings.SplitSeq(path, "/") {
+		if len(part) > 1 && part[0] == ':' || strings.HasPrefix(part, "*") || strings.HasSuffix(part, "*") {
+			return part
+		}
+	}
+	return ""
 }
 
 // explainDecision explains a decision of the past. It requires the role admin, because the decision

@@ -330,9 +330,7 @@ func (u *modelUser) obstacle(now int64) any {
 		return "the service user has expired"
 	}
 	for _, k := range u.tokens {
-		// The two lists that the model has, one address and one network, do not meet.
-		apart := len(u.allowed) > 0 && len(k.allowed) > 0 && !slices.Equal(u.allowed, k.allowed)
-		if len(slices.DeleteFunc(u.refusals(k, now), fromAnywhere)) == 0 && !apart {
+		if len(slices.DeleteFunc(u.refusals(k, now), fromAnywhere)) == 0 {
 			return nil
 		}
 	}

@@ -66,7 +66,7 @@ func TestWhoCan(t *testing.T) {
 		`"permission_group":{"id":"group_2","uri":"/permission_groups/group_2","name":"readers","mode":"enforce"}`
 	s.run(
 		// The inactive and the expired are apart, and tokens narrow nothing.
-		r(who(`method=GET&url=/v1/people/8`), `200 = {"service_users":[`+user(5, "near", readers, "null")+`,`+user(1, "reader", readers, "null")+`],`+
+		r(who(`method=GET&url=/v1/people/8`), `200 = {"service_users":[`+user(5, "near", readers, `null,"not_asked":["remote_ip"]`)+`,`+user(1, "reader", readers, "null")+`],`+
 			`"cannot_log_in":[`+user(4, "expired", readers, `"the service user has expired"`)+`,`+user(3, "inactive", readers, `"the service user is deactivated"`)+`],"undecided":[],"uri":"/service_users/who_can","next_page_uri":null}`),
 		r(who(`method=GET&url=/v1/people/8&remote_ip=10.0.0.1`), `200 {"service_users":[{"name":"near"},{"name":"reader"}]}`),
 		r(who(`method=GET&url=/v1/people/8&remote_ip=192.0.2.1`), `200 {"service_users":[{"name":"reader"}]}`),

@@ -19,7 +19,9 @@ type Access struct {
 	PermissionGroups []AccessGroup `json:"permission_groups"` // all groups of the service user, from any source
 	// the reason why nobody can log in now; null if somebody can
 	Obstacle *string `json:"obstacle"`
-	URI      string  `json:"uri"` // the path of this answer
+	// true for a manager: rules of groups outside of its reach are not shown, and may apply too
+	Partial bool   `json:"partial,omitzero"`
+	URI     string `json:"uri"` // the path of this answer
 }
 
 // AccessGroup is a permission group of a service user, with the rules that apply through it.
@@ -38,7 +40,10 @@ func (a *API) access(c *call, _ None) (Access, error) {
 	if _, err := a.store.ServiceUser(c.Context(), c.by, id, false); err != nil {
 		return Access{}, err
 	}
-	out := Access{ServiceUserID: id, PermissionGroups: []AccessGroup{}, Obstacle: c.obstacle(id), URI: c.URL.Path}
+	out := Access{
+		ServiceUserID: id, PermissionGroups: []AccessGroup{}, Obstacle: c.obstacle(id),
+		Partial: c.by.Scope != nil, URI: c.URL.Path,
+	}
 	d := a.store.Directory()
 	u, ok := d.User(id)
 	if !ok {
@@ -65,9 +70,9 @@ type WhoCanQuery struct {
 	// the method of the request, such as GET
 	Method string `query:"method" required:"true"`
 	// a path, or an absolute URL if rules name hosts; a pattern such as /v1/people/{id} asks for
-	// every value of {id}, and {rest...} at the end for every rest
+	// every value of {id}, and {rest...} at the end for every rest; * and :id are not wildcards
 	URL string `query:"url" required:"true"`
-	// the address of the client; absent matches every allowed_ips
+	// the address of the client; absent leaves allowed_ips undecided
 	RemoteIP string `query:"remote_ip"`
 	// a header of the request as NAME=VALUE, for conditions; "NAME=" says that the request does not
 	// have the header; may be repeated
@@ -103,6 +108,9 @@ type WhoCanUser struct {
 	PermissionGroup *GroupRef `json:"permission_group"`
 	// the reason why nobody can log in for the request; null if somebody can
 	Obstacle *string `json:"obstacle"`
+	// remote_ip if it may make the request only from its allowed_ips and the question has no
+	// address; absent otherwise
+	NotAsked []string `json:"not_asked,omitempty"`
 }
 
 // Undecided counts the rules that a question leaves undecided.
@@ -170,6 +178,11 @@ func (a *API) whoCanAction(q WhoCanQuery) (action access.Action, pattern bool, e
 		in.Headers[name] = value
 	}
 	action, problem, err := a.action(in)
+	if m := foreignWildcard(q.URL); err == nil && m != "" {
+		literal := strings.NewReplacer("*", "%2A", ":", "%3A").Replace(m)
+		return action, false, invalidField("url", fmt.Sprintf("%q is not a wildcard here; write {name} for any "+
+			"segment, {rest...} at the end for all that follow, or %s for this very segment", m, literal))
+	}
 	if err == nil && !problem.OK() {
 		// The position in the message is that in q.URL, where a brace is one byte.
 		in.URL = strings.NewReplacer("{", "(", "}", ")").Replace(q.URL)
@@ -225,10 +238,13 @@ func (a *API) usersWhoCan(
 			p, _ := d.Principal(u.ID, "", action.Address, action.Now)
 			logins = append(logins, p)
 		}
-		reach, rule, group := asked.Reach(logins)
+		reach, rule, group, by := asked.Reach(logins)
 		who := WhoCanUser{
 			ID: u.ID, URI: "/service_users/" + u.ID, Name: u.Name,
 			Some: reach == access.SomePaths, Obstacle: obstacleText(reason),
+		}
+		if reason == access.Granted && !action.Address.IsValid() && onlyFrom(u, by) != "" {
+			who.NotAsked = []string{"remote_ip"}
 		}
 		switch {
 		case reach == access.NoPath:

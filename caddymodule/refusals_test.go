@@ -92,7 +92,8 @@ func TestFailedLogin(t *testing.T) {
 			{encoded(id), "", "bad_credential", "no colon is between id and token"},
 			{"Digest x", "", "bad_credential", "the scheme is neither Basic nor Bearer"},
 			{encoded(secret + ":" + id), "(a token in the place of the id)", "unknown_id", "the token is in the place of the id"},
-			{encoded("nobody:x"), "nobody", "unknown_id", ""},
+			{encoded("nobody:x"), "nobody", "unknown_id", "the id is neither an alias nor begins with service_; the name of a service user is not its id"},
+			{encoded("service_nobody:x"), "service_nobody", "unknown_id", ""},
 		} {
 			before := outcomes(t, tt.reason)
 			g.log.TakeAll()

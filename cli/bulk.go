@@ -123,7 +123,7 @@ const shownInQuestion = 20
 // bulk makes a change of many service users and prints its effect. Without --yes it first asks the
 // API for the effect, shows it and asks the user. Then the change is one of the service users that
 // were shown, also if the filter selects others by then.
-func (c *cli) bulk(work *change) error {
+func (c *cli) bulk(work *change) (err error) {
 	var r admin.BulkResult
 	send := func() (err error) {
 		_, end := c.progress("waiting for the answer", "")
@@ -174,6 +174,13 @@ func (c *cli) bulk(work *change) error {
 			return err
 		}
 	}
+	defer func() { // after the output
+		if err == nil && work.Remove != nil {
+			err = c.stillMembers(work.Remove.PermissionGroups, r.ServiceUsers...)
+		} else if err == nil && work.Do == "remove_from_group" {
+			err = c.stillMembers([]string{work.PermissionGroup}, r.ServiceUsers...)
+		}
+	}()
 	if c.output == outputTable && work.Do != "create" {
 		if work.Filter != "" && r.Changed > 0 { // the caller has not seen the names
 			if err := c.printBulk(r, -1, ""); err != nil {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -60,7 +61,16 @@ func (c *cli) groupCommands(root *cobra.Command) {
 				if err != nil {
 					return err
 				}
-				return c.change(method, g.URI+"/members/"+u.ID, past, u.Name, g.Name)
+				if err := c.do(method, g.URI+"/members/"+u.ID, nil, nil); err != nil {
+					return err
+				}
+				if method == http.MethodDelete {
+					err = c.stillMembers([]string{g.ID}, admin.BulkEntry{ID: u.ID, Name: u.Name})
+				}
+				if err != nil {
+					return err
+				}
+				return c.done(past, u.Name, g.Name)
 			}),
 			many: func(args []string) (*change, error) {
 				g, err := first(c.permissionGroup, args)
@@ -74,6 +84,47 @@ func (c *cli) groupCommands(root *cobra.Command) {
 		http.MethodPut, "%s is a member of %s", "Add %s to ", "added %s to ")
 	member("remove", "remove_from_group", "Ends memberships of a permission group",
 		http.MethodDelete, "%s is not a member of %s", "Remove %s from ", "removed %s from ")
+}
+
+// stillMembers returns an error if service users that were removed from permission groups remain members:
+// by the condition of a group, or because it is the default group.
+func (c *cli) stillMembers(groups []string, users ...admin.BulkEntry) error {
+	conditional := false
+	for _, id := range groups {
+		g, err := c.permissionGroup(id)
+		if err != nil {
+			return err
+		}
+		conditional = conditional || g.MemberCondition != ""
+	}
+	var found []string
+	for i, u := range users {
+		if len(groups) == 0 || i > 0 && !conditional { // the default group has either all users or none
+			break
+		}
+		var a admin.Access
+		if err := c.do(http.MethodGet, "/service_users/"+u.ID+"/access", nil, &a); err != nil {
+			return err
+		}
+		for _, g := range a.PermissionGroups {
+			switch source := access.Source(g.Source); {
+			case !slices.Contains(groups, g.ID):
+			case source == access.ByCondition:
+				found = append(found, fmt.Sprintf("%s remains a member of %s by its condition; "+
+					"change the condition, or the fields of the service user that it reads", u.Name, g.Name))
+			case source == access.ByDefault:
+				found = append(found, fmt.Sprintf("%s remains a member of %s, the default group of every "+
+					"service user; change default_group in the configuration", u.Name, g.Name))
+			}
+		}
+	}
+	if len(found) == 0 {
+		return nil
+	}
+	if more := len(found) - 1; more > 0 {
+		found[0] += fmt.Sprintf(" (and %d more)", more)
+	}
+	return admin.NewError(http.StatusConflict, "ERR_CONFLICT", found[0])
 }
 
 func (c *cli) listGroupsCommand(root *cobra.Command) {

@@ -35,10 +35,12 @@ func (c *cli) rightsCommands(root *cobra.Command) {
 					rows.add(g.Name, g.Mode, g.Source, r.Text, r.ID)
 				}
 			}
-			return c.print(a, rows, c.offlineNote(), doubtNote(a),
-				noneNote(len(a.PermissionGroups), "No permission group that you may see has this "+
-					"member, so none of their rules applies to it."),
-				obstacleNote(u.Name, a.Obstacle))
+			none := noneNote(len(a.PermissionGroups), "No permission group that you may see has this "+
+				"member, so none of their rules applies to it.")
+			if a.Partial {
+				none = "Rules of permission groups outside of your reach may apply too."
+			}
+			return c.print(a, rows, c.offlineNote(), doubtNote(a), none, obstacleNote(u.Name, a.Obstacle))
 		}))
 
 	c.whoCanCommand(root)
@@ -75,6 +77,9 @@ func (c *cli) whoCanCommand(root *cobra.Command) {
 				}
 				if u.Some {
 					may = "some ids"
+				}
+				if len(u.NotAsked) > 0 {
+					may += "; not asked: give " + asFlag(u.NotAsked[0])
 				}
 				if u.Obstacle != nil {
 					may = "no: " + *u.Obstacle

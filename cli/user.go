@@ -299,12 +299,18 @@ func (c *cli) updateUserCommand(root *cobra.Command) {
 			if err := check(); err != nil {
 				return err
 			}
-			return c.patchUser(args[0], func(u admin.ServiceUser) admin.ServiceUserPatch {
+			var user admin.BulkEntry
+			err := c.patchUser(args[0], func(u admin.ServiceUser) admin.ServiceUserPatch {
 				patch := fields()
 				patch.Teams, patch.AllowedIPs = teams.edit(u.Teams), addresses.edit(u.AllowedIPs)
 				patch.PermissionGroups = members.edit(u.PermissionGroups)
+				user.ID, user.Name = u.ID, u.Name
 				return patch
 			})
+			if err != nil {
+				return err
+			}
+			return c.stillMembers(members.remove, user)
 		},
 		many: func([]string) (*change, error) {
 			work, set := changeOf("update"), fields()

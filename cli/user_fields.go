@@ -87,18 +87,26 @@ func changes(before, after []userRow) (list []string) {
 // groupNames are names of permission groups by id.
 type groupNames map[string]string
 
-// of returns the names of groups, sorted.
+// of returns the names of groups, sorted, and the number of those without a name.
 func (n groupNames) of(ids []string) string {
 	var list []string
+	hidden := 0
 	for _, id := range ids {
+		if n[id] == "" {
+			hidden++
+			continue
+		}
 		list = append(list, n[id])
 	}
 	slices.Sort(list)
+	if hidden > 0 {
+		list = append(list, plural(hidden, "group")+" outside of your reach")
+	}
 	return strings.Join(list, ", ")
 }
 
-// groupNames finds the names of groups. With deleted, the name of a group that was deleted is its
-// id; otherwise it is an error.
+// groupNames finds the names of groups. With deleted, the name of a group that does not exist is its
+// id; otherwise it is "", since a manager does not see groups outside of its reach.
 func (c *cli) groupNames(ids []string, deleted bool) (groupNames, error) {
 	names := make(groupNames)
 	for _, id := range ids {
@@ -106,10 +114,12 @@ func (c *cli) groupNames(ids []string, deleted bool) (groupNames, error) {
 			continue
 		}
 		g, err := c.permissionGroup(id)
-		if err != nil && !(admin.IsNotFound(err) && deleted) {
+		if err != nil && !admin.IsNotFound(err) {
 			return nil, err
 		}
-		names[id] = cmp.Or(g.Name, id)
+		if names[id] = g.Name; deleted {
+			names[id] = cmp.Or(g.Name, id)
+		}
 	}
 	return names, nil
 }
