@@ -183,6 +183,7 @@ func (w *serverWalk) guard(h *Handler, in flow) flow {
 	out.judged, out.identified, out.certain = true, true, true
 	out.rewrite, out.unjudged, out.reader = 0, false, 0
 	out.waiting = h.Otherwise != "" && !in.authenticated
+	out.basicless = out.waiting && h.Otherwise == "pass" && !h.KeepAuthorization
 	return out
 }
 

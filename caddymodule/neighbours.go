@@ -58,7 +58,7 @@ func (w *serverWalk) neighbour(handler caddyhttp.MiddlewareHandler, in flow) flo
 	case *caddyhttp.VarsMiddleware, *intercept.Intercept:
 	case *caddyauth.Authentication:
 		w.basicAuth(h, in)
-		out.authenticated, out.waiting = true, false
+		out.authenticated, out.waiting, out.basicless = true, false, false
 	case *caddyhttp.StaticResponse:
 		if h.StatusCode.String() != "103" { // Early Hints, after which the request goes on
 			return flow{}
@@ -111,6 +111,10 @@ func (w *serverWalk) basicAuth(h *caddyauth.Authentication, in flow) {
 			"Authorization; remove basic_auth, or let people and service users in side by side "+
 			"with \"otherwise pass unknown\" and \"basic_auth @people\", where @people is \"not "+
 			"service_user\"", who)
+	case in.basicless:
+		w.addFinding(false, "basic_auth behind service_users with \"otherwise pass\" gets no Basic "+
+			"login in mode enforce, since service_users takes them all; write \"otherwise pass "+
+			"unknown\"")
 	case in.stripped:
 		w.addFinding(false, "basic_auth behind \"service_users sanitize\" lets nobody in: "+
 			"Authorization has been removed; put \"service_users sanitize\" behind it, in a "+

@@ -20,7 +20,7 @@ func (w *serverWalk) proxy(h *reverseproxy.Handler, in flow) flow {
 	text := configuration(h)
 	w.checkReader(h, text, &out, in)
 	if out.reached && h.Rewrite != nil && h.Rewrite.Method != "" && h.Rewrite.URI != "" {
-		out.waiting = false
+		out.waiting, out.basicless = false, false
 		return out // a forward_auth: its upstream gets a request about the request
 	}
 	c := candidate{site: w.site(), proxy: "reverse_proxy"}

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -127,6 +128,35 @@ func TestComingFromBasicAuthPage(t *testing.T) {
 		if err != nil || !strings.Contains(string(file), block) {
 			t.Errorf("%s (%v) does not hold\n%s", files[i], err, block)
 		}
+	}
+}
+
+// TestOldLoginsAreFound: the command of docs/coming-from-basic-auth.md for the clients that have not
+// moved lists logins of any characters, and neither ids of service users nor requests without a login.
+func TestOldLoginsAreFound(t *testing.T) {
+	dir, logins := t.TempDir(), []string{"Carol", "app1", "billing", "carol@example.com", "service_old", "web-app.2", "Zoë"}
+	var log strings.Builder
+	for _, login := range append(logins, "", "service_3MR7vBwJSkkyw3nVqXrLVPnYYbq") {
+		fmt.Fprintf(&log, `{"msg":"handled request","user_id":%q,"status":200}`+"\n", login)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "access.log"), []byte(log.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	steps := transcript(string(must(os.ReadFile("../docs/coming-from-basic-auth.md"))))
+	i := slices.IndexFunc(steps, func(s step) bool { return strings.Contains(s.command, `"user_id"`) })
+	if i < 0 {
+		t.Fatal("no command of the page looks for old logins")
+	}
+	cmd := exec.Command("sh", "-c", steps[i].command)
+	cmd.Dir = dir
+	out, err := cmd.CombinedOutput()
+	for _, login := range logins {
+		if !strings.Contains(string(out), `1 "user_id":"`+login+`"`+"\n") {
+			t.Errorf("%s is missing", login)
+		}
+	}
+	if err != nil || strings.Count(string(out), "\n") != len(logins) {
+		t.Errorf("got %v\n%s", err, out)
 	}
 }
 

@@ -44,7 +44,8 @@ func (w *serverWalk) byIdentity(sets caddyhttp.MatcherSets, in flow) (enter, pas
 		return in, in
 	}
 	programs, others := in, in
-	programs.reached, programs.unstripped, programs.waiting = in.reached && in.identified, false, false
+	programs.reached, programs.unstripped = in.reached && in.identified, false
+	programs.waiting, programs.basicless = false, false
 	others.identified = false
 	if inverted {
 		return others, programs

@@ -104,6 +104,7 @@ type flow struct {
 	judged        bool // it was judged by rules
 	identified    bool // it carries the identity of a service user
 	waiting       bool // "otherwise pass" has left it to another authenticator, which it has not passed yet
+	basicless     bool // a waiting request has no Basic login: "otherwise pass" refuses such logins in mode enforce
 	stripped      bool // "service_users sanitize" has removed its Authorization
 	authenticated bool // it has passed Caddy's authentication handler
 	nested        bool // it is inside of a handler that runs its own routes after the answer
@@ -476,6 +477,7 @@ func (w *serverWalk) join(a, b flow) flow {
 	out := flow{
 		reached: true, unstripped: a.unstripped || b.unstripped, unjudged: a.unjudged || b.unjudged,
 		judged: a.judged || b.judged, identified: a.identified || b.identified, waiting: a.waiting || b.waiting,
+		basicless: a.basicless || b.basicless,
 		certain: a.certain || b.certain, stripped: a.stripped || b.stripped,
 		authenticated: a.authenticated || b.authenticated,
 		nested:        a.nested || b.nested, carriesTarget: a.carriesTarget || b.carriesTarget,
