@@ -89,3 +89,27 @@ func shellWords(line string) (words []string) {
 	}
 	return words
 }
+
+// TestPagesNameCommands: each "caddy service-user COMMAND" of the pages is a command.
+func TestPagesNameCommands(t *testing.T) {
+	root := serviceUserCommand(t)
+	// Options may come before the command. The first word is of the command, unless a command is
+	// not named at all, as in "caddy service-user --store PATH --create".
+	command := regexp.MustCompile("caddy service-user(?: --[a-z-]+ [^ `]+)* ([a-z-]+(?: [a-z-]+)?)")
+	named := 0
+	for _, page := range append(must(filepath.Glob("../docs/*.md")), "../README.md", "../CHANGELOG.md") {
+		text := string(must(os.ReadFile(page)))
+		for _, found := range command.FindAllStringSubmatch(text, -1) {
+			if strings.HasPrefix(found[1], "-") {
+				continue
+			}
+			named++
+			if cmd, _, err := root.Find(strings.Fields(found[1])); err != nil || cmd == root {
+				t.Errorf("%s names %q, which is not a command", page, found[0])
+			}
+		}
+	}
+	if named < 100 {
+		t.Errorf("found %d commands, fewer than were there", named)
+	}
+}

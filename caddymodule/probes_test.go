@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"net/http"
 	"os"
 	"os/exec"
 	"regexp"
@@ -16,6 +17,12 @@ import (
 // its port everywhere.
 func startProbes(t *testing.T, option string) *server {
 	t.Helper()
+	return startServer(t, probesCaddyfile(t, option))
+}
+
+// probesCaddyfile returns the Caddyfile for startProbes.
+func probesCaddyfile(t *testing.T, option string) string {
+	t.Helper()
 	text := pageBlocks(t, "probes.md", "caddyfile")[0]
 	replaced := strings.NewReplacer(
 		"/var/lib/caddy/service_users.db", "{$SERVICE_USERS_STORE}\n\t\t"+option,
@@ -25,7 +32,7 @@ func startProbes(t *testing.T, option string) *server {
 	if strings.Count(replaced, "bind") != 2 {
 		t.Fatalf("the page has other sites than this test knows:\n%s", text)
 	}
-	return startServer(t, replaced)
+	return replaced
 }
 
 // end ends a server that would take the ten seconds of the page to end.
@@ -161,7 +168,7 @@ func kubernetesProbes(t *testing.T, s *server) {
 func breakStore(t *testing.T, s *server) {
 	t.Helper()
 	path := s.dir + "/service_users.db"
-	if err := os.Rename(path, path+".old"); err != nil {
+	if err := os.Rename(path, path+".old"); err != nil && !os.IsNotExist(err) {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(path, []byte("not a database"), 0o600); err != nil {
@@ -189,6 +196,67 @@ func TestProbesOfStaleGateway(t *testing.T) {
 		status, _ := s.probe("GET", "/ready")
 		return status, status == 200
 	})
+}
+
+// TestProbesOfAFailedStart: a gateway that cannot open its store ends with code 1. Caddy starts its
+// apps in any order, so the gateway may serve until then: it is live and not ready.
+func TestProbesOfAFailedStart(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	breakStore(t, s)
+	text := strings.Replace(probesCaddyfile(t, ""), "shutdown_delay 10s", "shutdown_delay 300ms", 1)
+	if err := os.WriteFile(s.dir+"/Caddyfile", []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 4 {
+		s.run(s.dir + "/Caddyfile")
+		served := 0
+		for ended := false; !ended; {
+			select {
+			case <-s.exited:
+				ended = true
+			case <-time.After(10 * time.Millisecond):
+			}
+			for target, want := range map[string]int{"ADMIN_PORT /ready": 503, "ADMIN_PORT /live": 200, "API_PORT /v1/x": 503} {
+				port, path, _ := strings.Cut(target, " ")
+				resp, err := http.Get("http://" + s.addr(port) + path)
+				if err != nil {
+					continue // not yet, or not any more
+				}
+				resp.Body.Close()
+				if served++; resp.StatusCode != want {
+					t.Errorf("%s: got %d, want %d", path, resp.StatusCode, want)
+				}
+			}
+		}
+		if code := s.cmd.ProcessState.ExitCode(); code != 1 || !strings.Contains(s.log.String(), "service_users.db") {
+			t.Errorf("got the exit code %d, want 1, and a log that names the file", code)
+		}
+		t.Logf("%d answers before the end", served)
+	}
+}
+
+// TestProbesOfAMissingVolume: a gateway with an empty directory is ready and lets nobody in. The
+// command of the page for that case finds it.
+func TestProbesOfAMissingVolume(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	fields := strings.Fields(strings.ReplaceAll(pageBlocks(t, "probes.md", "sh")[0], "/var/lib/caddy", s.dir))
+	if stdout, stderr, code := s.cli(fields[2:]...); code != 1 || !strings.Contains(stderr, "no such file") {
+		t.Errorf("before the start: got %d, %s%s, want 1", code, stdout, stderr)
+	}
+	if left := must(os.ReadDir(s.dir)); len(left) != 0 {
+		t.Errorf("the command has made %v", left)
+	}
+	if err := os.WriteFile(s.dir+"/Caddyfile", []byte(probesCaddyfile(t, "")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.start(s.dir + "/Caddyfile")
+	defer end(s)
+	s.states(t, "with a new store", 200, credentials{"service_3MR7vBwJSkkyw3nVqXrLVPnYYbq", "csu_x"}, 401)
+	if stdout, stderr, code := s.cli(fields[2:]...); code != 0 {
+		t.Errorf("with a store: got %d, %s%s, want 0", code, stdout, stderr)
+	}
 }
 
 // healthcheck runs the commands for Docker.

@@ -478,7 +478,7 @@ func (w *serverWalk) join(a, b flow) flow {
 		reached: true, unstripped: a.unstripped || b.unstripped, unjudged: a.unjudged || b.unjudged,
 		judged: a.judged || b.judged, identified: a.identified || b.identified, waiting: a.waiting || b.waiting,
 		basicless: a.basicless || b.basicless,
-		certain: a.certain || b.certain, stripped: a.stripped || b.stripped,
+		certain:   a.certain || b.certain, stripped: a.stripped || b.stripped,
 		authenticated: a.authenticated || b.authenticated,
 		nested:        a.nested || b.nested, carriesTarget: a.carriesTarget || b.carriesTarget,
 		guard: max(a.guard, b.guard), rewrite: a.rewrite, cache: a.cache, reader: max(a.reader, b.reader),
