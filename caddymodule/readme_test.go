@@ -211,6 +211,14 @@ func TestPermissionsPage(t *testing.T) {
 // "GET api.example.com/v1/x".
 func covered(t *testing.T, rule, request string) bool {
 	t.Helper()
+	method, target, _ := strings.Cut(request, " ")
+	host, path, _ := strings.Cut(target, "/")
+	return decides(t, rule, access.Action{Method: method, Host: host, Path: "/" + path})
+}
+
+// decides reports whether a rule decides about an action.
+func decides(t *testing.T, rule string, action access.Action) bool {
+	t.Helper()
 	r, err := access.ParseRule(rule)
 	if err != nil {
 		t.Fatal(err)
@@ -222,10 +230,26 @@ func covered(t *testing.T, rule, request string) bool {
 	if err != nil {
 		t.Fatal(err)
 	}
-	method, target, _ := strings.Cut(request, " ")
-	host, path, _ := strings.Cut(target, "/")
 	p, _ := d.Principal("user", "", netip.Addr{}, 0)
-	return d.Authorize(p, access.Action{Method: method, Host: host, Path: "/" + path}).Rule != nil
+	return d.Authorize(p, action).Rule != nil
+}
+
+// TestRuleOfTargetsPage: the rule of docs/targets.md for one value of a parameter covers this value
+// alone, in both spellings.
+func TestRuleOfTargetsPage(t *testing.T) {
+	rule := regexp.MustCompile("`(allow GET [^`]+ when [^`]+)`").FindStringSubmatch(string(must(os.ReadFile("../docs/targets.md"))))
+	if rule == nil {
+		t.Fatal("the page has no rule with a condition")
+	}
+	for target, want := range map[string]bool{
+		"/api/queues/%2F/orders": true, "/api/queues/%2f/orders": true,
+		"/api/queues/a/orders": false, "/api/queues/a%2Fb/orders": false,
+	} {
+		action, problem := access.Judge("GET", "localhost", target, must(access.FindOption("allow_encoded", "slash")).Relax)
+		if got := decides(t, rule[1], action); got != want || !problem.OK() {
+			t.Errorf("%s covers %s: got %v %v, want %v", rule[1], target, got, problem, want)
+		}
+	}
 }
 
 type step struct{ command, output string }

@@ -58,8 +58,8 @@ the standard input. It does not print queries and tokens of service users.`
 	for family, known := range words {
 		flags.Func(flagName(family), "assume that the site has these `WORDS` of "+family+": "+
 			strings.TrimSuffix(known, ", "), func(list string) error {
-			for word := range strings.SplitSeq(list, ",") {
-				option, err := access.FindOption(family, strings.TrimSpace(word))
+			for _, word := range strings.Fields(strings.ReplaceAll(list, ",", " ")) {
+				option, err := access.FindOption(family, word)
 				if err != nil {
 					return err
 				}

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -210,6 +211,9 @@ func (c *cli) updateGroupCommand(root *cobra.Command) {
 			return c.printGroup(after)
 		}))
 	flags := update.Flags()
+	rule := func(string) error { return errors.New("write \"rule add\" or \"rule remove\" to change the rules") }
+	flags.Var(setFlag(rule), "rule", "")
+	_ = flags.MarkHidden("rule") // cannot fail: the flag exists
 	flags.Var(optional(&in.Name), "name", "another name")
 	groupFlags(update, &in)
 	flags.StringSliceVar(&permissions, "permission", nil,
