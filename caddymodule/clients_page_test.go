@@ -104,6 +104,15 @@ func checkClientsCommands(t *testing.T, page, path string, s *server) {
 	script = strings.NewReplacer("https://api.example.com", "http://"+s.addr("API_PORT"),
 		"service_3MQkTyLfBmwNcJuBTVeoYRG1ZkP", user.id, "cat >", "echo "+user.secret+" >").Replace(script)
 	home := t.TempDir()
+	file := filepath.Join(home, ".config", "example-api", "token")
+	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, old := range []string{file, file + ".new"} { // other users may read them
+		if err := os.WriteFile(old, []byte("old"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
 	cmd := exec.Command("sh", "-c", script)
 	cmd.Env = append(os.Environ(), "PATH="+path, "HOME="+home)
 	out, err := cmd.CombinedOutput()
@@ -111,12 +120,40 @@ func checkClientsCommands(t *testing.T, page, path string, s *server) {
 	if err != nil || !strings.Contains(string(out), "7 for typist") || !strings.HasSuffix(string(out), header) {
 		t.Errorf("the commands: %v: got\n%s\nwant the answer of the API and the header %s", err, out, header)
 	}
-	file := filepath.Join(home, ".config", "example-api", "token")
 	if mode := modeOf(t, file); mode != 0o600 {
 		t.Errorf("the file of the token has the mode %o, want 600", mode)
 	}
 	if text, err := os.ReadFile(file); err != nil || string(text) != user.secret+"\n" {
 		t.Errorf("the file of the token: got %.8q… (%v)", text, err)
+	}
+	if lookPath("flock", path) != "" && lookPath("curl", path) != "" {
+		checkClientsCrontab(t, page, script, cmd.Env, home)
+	}
+}
+
+// checkClientsCrontab runs the line of the crontab, with the environment of the other commands.
+func checkClientsCrontab(t *testing.T, page, script string, env []string, home string) {
+	_, line, _ := strings.Cut(page, "\n```crontab\n0 3 1 * * ")
+	line, _, _ = strings.Cut(line, "\n```\n")
+	exports := strings.Join(regexp.MustCompile(`(?m)^export .*$`).FindAllString(script, -1), "\n")
+	token := filepath.Join(home, ".config", "example-api", "token")
+	old, err := os.ReadFile(token)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for file, text := range map[string]string{
+		filepath.Join(home, "api.sh"):             codeUnder(t, page, "curl"),
+		filepath.Join(filepath.Dir(token), "env"): exports,
+	} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := exec.Command("sh", "-c", strings.Replace(line, "sleep $s", ":", 1))
+	cmd.Env = env
+	out, err := cmd.CombinedOutput()
+	if text, _ := os.ReadFile(token); err != nil || string(text) == string(old) {
+		t.Errorf("the line of the crontab did not replace the token: %v: %s", err, out)
 	}
 }
 

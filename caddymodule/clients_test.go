@@ -14,9 +14,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/serviceusers/caddy-service-users/internal/testkit"
 )
@@ -70,7 +73,8 @@ func startClientsAPI(t *testing.T, port string) *clientsAPI {
 	})
 	mux.HandleFunc("GET /v1/export/{name}", func(w http.ResponseWriter, r *http.Request) {
 		// A stream of unknown length.
-		fmt.Fprintf(w, "%s for %s", r.PathValue("name"), r.Header.Get("X-Service-User-Name"))
+		query := r.URL.Query().Encode()
+		fmt.Fprintf(w, "%s?%s for %s", r.PathValue("name"), query, r.Header.Get("X-Service-User-Name"))
 		for piece := api.export; len(piece) > 0; {
 			n := min(len(piece), 256<<10)
 			_, _ = w.Write(piece[:n])
@@ -186,13 +190,26 @@ type clientRun struct {
 	tokenFile string
 }
 
+// cmd returns a command in a process group of its own.
+func (c *clientRun) cmd(url string, args ...string) *exec.Cmd {
+	cmd := exec.Command(c.command[0], slices.Concat(c.command[1:], args)...)
+	cmd.Dir, cmd.Env = c.dir, append(slices.Clip(c.env), "API_URL="+url)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	return cmd
+}
+
 // call returns the two outputs of the program, and whether it ended well.
 func (c *clientRun) call(url string, args ...string) (stdout, stderr string, ok bool) {
 	c.t.Helper()
-	cmd := exec.Command(c.command[0], append(c.command[1:], args...)...)
 	var out, errs bytes.Buffer
-	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = c.dir, append(c.env, "API_URL="+url), &out, &errs
-	err := cmd.Run()
+	cmd := c.cmd(url, args...)
+	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = &out, &errs, time.Second
+	err := cmd.Start()
+	if err == nil {
+		late := time.AfterFunc(time.Minute, func() { _ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) })
+		defer late.Stop()
+		err = cmd.Wait()
+	}
 	if exit := new(exec.ExitError); err != nil && !errors.As(err, &exit) {
 		c.t.Fatal(err)
 	}
@@ -329,7 +346,7 @@ func (s *server) owner(c *clientRun, name string) credentials {
 
 func (c *clientRun) store(token string) {
 	c.t.Helper()
-	if err := os.WriteFile(c.tokenFile, []byte(token+"\n"), 0o600); err != nil {
+	if err := os.WriteFile(c.tokenFile, []byte(token+" \r\n"), 0o600); err != nil { // as some editors do
 		c.t.Fatal(err)
 	}
 }
@@ -338,14 +355,22 @@ func (c *clientRun) store(token string) {
 func (c *clientRun) walk(program clientProgram, s, strict *server, api *clientsAPI, name string, user credentials) {
 	t, url := c.t, "http://"+s.addr("API_PORT")
 	const ends = `ends in 9 days|(?i)service-user-token-expires: \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ`
-	c.expect(url, []string{"GET", "/v1/export/a%20b%2Bc"}, true, "a b+c for "+name+string(api.export), ends)
+	export := "/v1/export/a%20b%2Bc?filter[name]=x&ids={1,2}"
+	if program.heading == "Java" {
+		export = strings.NewReplacer("{", "%7B", "}", "%7D").Replace(export)
+	}
+	want := "a b+c?filter%5Bname%5D=x&ids=%7B1%2C2%7D for " + name + string(api.export)
+	c.expect(url, []string{"GET", export}, true, want, ends)
+	if _, errs, ok := c.call(url, "HEAD", "/v1/people/7"); !ok {
+		t.Errorf("HEAD failed: %s", errs)
+	}
 
 	upload := filepath.Join(c.dir, "upload")
 	if err := os.WriteFile(upload, api.export[1:], 0o600); err != nil {
 		t.Fatal(err)
 	}
 	c.expect(url, []string{"PUT", "/v1/files/" + name, upload}, true, "")
-	want := fmt.Sprintf("%s application/octet-stream %d %x", name, len(api.export)-1, sha256.Sum256(api.export[1:]))
+	want = fmt.Sprintf("%s application/octet-stream %d %x", name, len(api.export)-1, sha256.Sum256(api.export[1:]))
 	api.mu.Lock()
 	if got := api.files[name]; got != want {
 		t.Errorf("upload: got %q, want %q", got, want)
@@ -356,6 +381,7 @@ func (c *clientRun) walk(program clientProgram, s, strict *server, api *clientsA
 	c.expect(url, []string{"GET", "/v1//people"}, false, "", "400", detail)
 	c.expect(url, []string{"PUT", "/v1/people/7", upload}, false, "", "403", detail, `"decision_id":"decision_`)
 	c.expect(url, []string{"GET", "/v1/moved"}, false, "", "302")
+	c.stumbles(program, s, name, user)
 	c.rotates(s, user)
 	// The first answer is a 503. The program sends the new token.
 	c.expect(url, []string{"GET", "/v1/busy"}, true, "done")
@@ -383,6 +409,10 @@ func (c *clientRun) walk(program clientProgram, s, strict *server, api *clientsA
 // rotates checks that the program replaces the token in its file, and that both tokens work.
 func (c *clientRun) rotates(s *server, user credentials) {
 	t, old := c.t, c.token()
+	leftover := c.tokenFile + ".new"
+	if err := os.WriteFile(leftover, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
 	c.expect("http://"+s.addr("API_PORT"), []string{"rotate", "/_service_user"}, true, "")
 	fresh := c.token()
 	if fresh == old || typedSecret.FindString(fresh) != fresh {
@@ -391,6 +421,7 @@ func (c *clientRun) rotates(s *server, user credentials) {
 	if mode := modeOf(t, c.tokenFile); mode != 0o600 {
 		t.Errorf("the new file has the mode %o, want 600", mode)
 	}
+	_ = os.Remove(leftover) // a program need not use this name
 	if files, err := os.ReadDir(filepath.Dir(c.tokenFile)); err != nil || len(files) != 1 {
 		t.Errorf("rotate left %v (%v), want one file", files, err)
 	}
