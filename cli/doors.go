@@ -196,9 +196,9 @@ func (c *cli) openStore() (*store.Store, error) {
 	}
 	if store.Pristine(ctx, c.store) {
 		file := store.ShellWord(c.store)
-		return nil, fmt.Errorf("--store: %q is a backup, which this command would change; to look into it, run "+
-			"\"%s--store NEW restore %s\" and name NEW here; to use the file itself as a store, run "+
-			"\"%[2]saccept-older --store %[3]s\"", c.store, commandName, file)
+		return nil, fmt.Errorf("--store: %q is a backup, which this command would change; "+
+			"to look into it, run \"%s--store NEW restore %s\" and name NEW here; "+
+			"to use the file itself as a store, run \"%[2]saccept-older --store %[3]s\"", c.store, commandName, file)
 	}
 	opts, err := c.offlineOptions()
 	if err != nil {
