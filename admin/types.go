@@ -373,7 +373,7 @@ type RuleList struct {
 
 // GroupInput is the body that creates or changes a permission group.
 type GroupInput struct {
-	// unique name of 1 to 64 letters, digits and " . _ : -"; a create requires it
+	// unique name of 1 to 64 ASCII letters, digits, spaces and ". _ : -"; a create requires it
 	Name Opt[string] `json:"name,omitzero"`
 	// free text for people
 	Description Opt[string] `json:"description,omitzero"`

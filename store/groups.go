@@ -21,7 +21,7 @@ func (s *Store) CreateGroup(ctx context.Context, by Actor, g Group) (Group, erro
 		if g.Mode == "" {
 			g.Mode = access.Enforce
 		}
-		if err := g.check(); err != nil {
+		if err := g.check(nil); err != nil {
 			return err
 		}
 		if err := t.checkGroupTaken("", g.Name); err != nil {
@@ -108,7 +108,7 @@ func (s *Store) UpdateGroup(
 			return err
 		}
 		g.copyManagedFields(before)
-		if err := g.check(); err != nil {
+		if err := g.check(&before); err != nil {
 			return err
 		}
 		if err := t.checkGroupTaken(id, g.Name); err != nil {

@@ -40,7 +40,17 @@ var (
 	errMappedPrefix = errors.New("an IPv4-mapped prefix shorter than /96")
 )
 
-const groupNameAdvice = "%q must be 1 to 64 letters, digits, spaces and \". _ : -\", and begin with a letter or digit"
+const groupNameAdvice = "%q must be 1 to 64 ASCII letters, digits, spaces and \". _ : -\", " +
+	"and begin with a letter or digit"
+
+// checkFinalSpace checks a new name of a permission group or team. HTTP drops the space at the end of
+// a list of names, so an upstream could read "admins " as "admins". Older names may have such a space.
+func checkFinalSpace(field, name string) error {
+	if strings.HasSuffix(name, " ") {
+		return invalid(field, "%q must not end in a space; write %q", name, strings.TrimRight(name, " "))
+	}
+	return nil
+}
 
 // ValidID reports whether s has the form of an id with this prefix, for example "token".
 func ValidID(prefix, s string) bool {
@@ -106,7 +116,7 @@ func (u *ServiceUser) check(now time.Time, before *ServiceUser) error {
 		return invalid("role", "%q is none of admin, manager, member", u.Role)
 	}
 	var err error
-	if u.Teams, err = checkTeams(u.Teams); err != nil {
+	if u.Teams, err = checkTeams(u.Teams, before); err != nil {
 		return err
 	}
 	if len(u.Labels) > maxLabels {
@@ -170,7 +180,7 @@ func (t *Token) check(now time.Time, before *Token) error {
 	return nil
 }
 
-func (g *Group) check() error {
+func (g *Group) check(before *Group) error {
 	if err := checkNoSecret("name", g.Name); err != nil {
 		return err
 	}
@@ -179,6 +189,11 @@ func (g *Group) check() error {
 	}
 	if idForm.MatchString(g.Name) {
 		return invalid("name", "must not look like an id")
+	}
+	if before == nil || g.Name != before.Name {
+		if err := checkFinalSpace("name", g.Name); err != nil {
+			return err
+		}
 	}
 	if err := checkText("description", g.Description, maxText); err != nil {
 		return err
@@ -260,7 +275,7 @@ func checkRule(r access.Rule) (access.Rule, error) {
 		checkText("rules.description", r.Description, maxText))
 }
 
-func checkTeams(teams []string) ([]string, error) {
+func checkTeams(teams []string, before *ServiceUser) ([]string, error) {
 	teams = sorted(teams)
 	if len(teams) > maxTeams {
 		return nil, invalid("teams", "has %d entries, at most %d are allowed", len(teams), maxTeams)
@@ -271,6 +286,11 @@ func checkTeams(teams []string) ([]string, error) {
 	for _, team := range teams {
 		if !groupName.MatchString(team) {
 			return nil, invalid("teams", groupNameAdvice, team)
+		}
+		if before == nil || !slices.Contains(before.Teams, team) {
+			if err := checkFinalSpace("teams", team); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return teams, nil

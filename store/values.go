@@ -208,7 +208,8 @@ func (c *checker) groups() {
 		c.mask(g.ID, "x", &g.Name, &g.Description)
 		c.mask(g.ID, "true", &g.MemberCondition)
 		g.Rules = sizes[g.ID] // check only counts the rules and their conditions
-		c.judge(g.ID, g.check(), nil)
+		before := g
+		c.judge(g.ID, g.check(&before), g.check(nil))
 		return err
 	})
 	c.each("the table rules", `
