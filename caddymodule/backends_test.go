@@ -58,6 +58,10 @@ func TestPagesLint(t *testing.T) {
 			if strings.Contains(block, "cache {") {
 				continue // tools/neighbours has the module
 			}
+			if strings.Contains(block, "tls_client_auth") {
+				checkFormat(t, page, []byte(block))
+				continue // the certificates are missing here
+			}
 			linted++
 			checkFormat(t, page, []byte(block))
 			want := "no findings\n"
@@ -224,6 +228,7 @@ func (e example) identifies(t *testing.T, s *server, users map[string]credential
 		expect(forged+" without a credential", got, 403, goneAround)
 	}
 	expect("a public path", s.get("/healthz", credentials{}, "Host: "+host), 200, "ok\n")
+	expect("a public path with a query", s.get("/healthz?x=1", credentials{}, "Host: "+host), 200, "ok\n")
 	expect("a credential on a public path", s.get("/v1/x", billing, "Host: open."+host), 403, goneAround)
 	if got := s.get("/v1/x", credentials{}, "Host: "+host); got.StatusCode != 401 {
 		t.Errorf("without a credential: got %d, want 401", got.StatusCode)
@@ -246,8 +251,13 @@ func (e example) refuses(t *testing.T, s *server, user credentials, port string)
 			t.Errorf("directly, with %q: got %d, want 403", header, got)
 		}
 	}
-	// The answer to a malformed name does not matter, but the program goes on.
-	around(t, port, []string{id, "X-Service-User-Name: UTF-8''%C3%zz", groups})
+	for _, malformed := range []string{"%C3%zz", "%C3"} {
+		got := around(t, port, []string{id, "X-Service-User-Name: UTF-8''" + malformed, groups})
+		// unquote and rawurldecode leave "%zz" as it is, and Java replaces wrong bytes.
+		if lenient := e.language == "java" && malformed == "%C3"; got != 403 && !lenient {
+			t.Errorf("directly, with the malformed name %s: got %d, want 403", malformed, got)
+		}
+	}
 	for _, step := range backendsSteps(t) {
 		cmd := exec.Command("sh", "-c", strings.ReplaceAll(step.command, "localhost:9000", "127.0.0.1:"+port))
 		cmd.Env = s.env

@@ -168,6 +168,37 @@ func TestPeopleAndProgramsForwardAuth(t *testing.T) {
 	}
 }
 
+// TestPublicPathsOfPeople: with the matcher of docs/people-and-programs.md, only public paths and
+// preflights get past the authenticator of people. "not service_user" alone sends them there too.
+func TestPublicPathsOfPeople(t *testing.T) {
+	t.Parallel()
+	login := httptest.NewServer(http.RedirectHandler("https://login.example.com/", http.StatusFound))
+	t.Cleanup(login.Close)
+	page := blockWith(t, "people-and-programs.md", "caddyfile", "cors_preflight")
+	checkFormat(t, "people-and-programs.md", []byte(page))
+	block := strings.NewReplacer("localhost:9091", login.Listener.Addr().String(), "/api/verify", "/").Replace(page)
+	s, up, user := withUpstream(t, backendsHead+hosted(block, "localhost", "127.0.0.1:{$UPSTREAM_PORT}"))
+	const preflight = "Origin: https://app.example.com\nAccess-Control-Request-Method: PUT"
+	ours := "Authorization: " + basic(user.id, user.secret)
+	s.try(t, up, []attempt{
+		{name: "a public path", path: "/healthz", status: 200, passes: true, hasNot: "X-Service-User"},
+		{name: "its query", path: "/healthz?x=1", status: 200, passes: true},
+		{name: "its HEAD", method: "HEAD", path: "/healthz", status: 200, passes: true},
+		{name: "a preflight", method: "OPTIONS", header: preflight, status: 200, passes: true, hasNot: "X-Service-User"},
+		{name: "a program", header: ours, status: 200, passes: true, has: "X-Service-User-Id: " + user.id},
+		{name: "a stranger", status: 302},
+		{name: "another method", method: "POST", path: "/healthz", status: 302},
+		{name: "another case", path: "/Healthz", status: 302},
+		{name: "a longer path", path: "/healthz/x", status: 302},
+		{name: "another OPTIONS", method: "OPTIONS", header: "Origin: https://app.example.com", status: 302},
+		{name: "a wrong token on a preflight", method: "OPTIONS", header: preflight + "\nAuthorization: " + basic(user.id, "x"), status: 401},
+	})
+	out, errs, _ := s.cli("lint", filepath.Join(s.dir, "Caddyfile"))
+	if !strings.Contains(out+errs, `"otherwise pass" hands them on`) {
+		t.Errorf("lint: got %s%s, want the warning that the page names", out, errs)
+	}
+}
+
 // TestMatchersThatAreWrong shows the harm that docs/people-and-programs.md tells of:
 // one matcher sends programs to the login of people, the other lets strangers in.
 func TestMatchersThatAreWrong(t *testing.T) {

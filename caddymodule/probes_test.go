@@ -74,7 +74,8 @@ func TestProbes(t *testing.T) {
 		{"HEAD /live", 200},
 		{"GET /", 404}, {"GET /ready/", 404}, {"GET /ready/x", 404}, {"GET /readyz", 404}, {"GET /live/x", 404},
 		{"GET /v1/x", 404}, {"POST /v1/x", 404}, {"GET /service_users", 404}, {"GET /metrics", 404},
-		{"GET /READY", 401}, // Caddy's matchers ignore case, the guard does not
+		{"POST /ready", 200}, {"DELETE /ready", 200}, {"OPTIONS /ready", 200}, {"GET //ready", 400},
+		{"GET /Ready", 401}, {"GET /READY", 401}, // Caddy's matchers ignore case, the guard does not
 	} {
 		method, path, _ := strings.Cut(tt.request, " ")
 		status, body := s.probe(method, path, "Authorization: Basic !") // a probe needs no credential
@@ -91,6 +92,7 @@ func TestProbes(t *testing.T) {
 		"GET /ready HTTP/1.1\r\nHost: [fd00::7]:8085\r\nConnection: close\r\n\r\n": 200,
 		check:                         200,
 		"GET /ready HTTP/1.0\r\n\r\n": 400, // the short form of HAProxy
+		"GET /live HTTP/1.0\r\n\r\n":  200,
 		"OPTIONS / HTTP/1.0\r\n\r\n":  404, // the default of HAProxy
 	} {
 		if got := exchange(t, s.addr("ADMIN_PORT"), request); got != want {
