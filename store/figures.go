@@ -101,7 +101,10 @@ func (u *usage) merge(o usage) {
 	}
 	// The zero usage has nil maps, to which nothing can be assigned.
 	if u.from == nil {
-		u.from, u.rules = make(map[string]int64), make(map[string]int64)
+		u.from = make(map[string]int64)
+	}
+	if u.rules == nil { // alone, after a use that no rule decided
+		u.rules = make(map[string]int64)
 	}
 	for k, at := range o.from {
 		u.from[k] = max(u.from[k], at)

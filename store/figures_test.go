@@ -56,6 +56,20 @@ func (w *world) reopen(t *testing.T) {
 	w.Store = open(t, w.path, opts)
 }
 
+// A use without a rule, once it is on disk, adds up with the next one.
+func TestUseWithoutRuleThenMore(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, still)
+	at := w.now().Unix()
+	w.use(w.token.Secret, "192.0.2.1", "")
+	w.reopen(t)
+	w.use(w.token.Secret, "192.0.2.1", "rule_a")
+	want := fmt.Sprintf("2 %d 192.0.2.1 from map[192.0.2.1:%d] by map[rule_a:%d]", at, at, at)
+	if got := used(must(w.tokensOf(w.user.ID))[0]); got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
 // Figures show at once, are on disk when they are flushed or the store closes, and
 // are no change of anything.
 func TestUseIsCounted(t *testing.T) {
