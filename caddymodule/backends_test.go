@@ -111,8 +111,8 @@ func (e example) start(t *testing.T, port string) {
 		t.Fatal(err)
 	}
 	cmd := exec.Command("sh", "-c", strings.ReplaceAll(first[2], "9000", port))
-	log := new(syncBuffer)
-	cmd.Dir, cmd.Stdout, cmd.Stderr = dir, log, log
+	log := newLog(t)
+	cmd.Dir, cmd.Stdout, cmd.Stderr = dir, log.file, log.file
 	// Java starts sooner so.
 	cmd.Env = append(os.Environ(), "JAVA_TOOL_OPTIONS=-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // "go run" starts another process

@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -38,7 +37,7 @@ type server struct {
 	env   []string // ports, store, and directories away from the home directory
 	ports map[string]string
 	cmd   *exec.Cmd
-	log   *syncBuffer
+	log   *processLog
 	as    *syscall.SysProcAttr // whom it runs as; nil is the user of the tests
 
 	exited <-chan struct{} // closed when the process has ended
@@ -88,9 +87,9 @@ func (s *server) start(caddyfile string) {
 // run starts the process; it is ended with the test.
 func (s *server) run(caddyfile string) {
 	s.t.Helper()
-	s.log = new(syncBuffer)
+	s.log = newLog(s.t)
 	s.cmd = exec.Command(caddyBinary(), "run", "--config", caddyfile, "--adapter", "caddyfile")
-	s.cmd.Dir, s.cmd.Env, s.cmd.Stdout, s.cmd.Stderr, s.cmd.SysProcAttr = s.dir, s.env, s.log, s.log, s.as
+	s.cmd.Dir, s.cmd.Env, s.cmd.Stdout, s.cmd.Stderr, s.cmd.SysProcAttr = s.dir, s.env, s.log.file, s.log.file, s.as
 	if s.as != nil {
 		s.cmd.Path = filepath.Join(s.dir, "caddy")
 	}
@@ -292,20 +291,24 @@ func freePort() string {
 	}
 }
 
-// syncBuffer is a buffer that a process may write while a test reads.
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
+// processLog is the output of a process, in a file: unlike a pipe, it has every line that the process
+// wrote before an answer once the answer is there.
+type processLog struct{ file *os.File }
+
+func newLog(t *testing.T) *processLog {
+	t.Helper()
+	file, err := os.Create(filepath.Join(t.TempDir(), "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { file.Close() })
+	return &processLog{file}
 }
 
-func (b *syncBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *syncBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
+func (l *processLog) String() string {
+	text, err := os.ReadFile(l.file.Name())
+	if err != nil {
+		return err.Error()
+	}
+	return string(text)
 }
