@@ -60,9 +60,10 @@ func Judge(method, host, target string, allow Relax) (Action, Problem) {
 	}
 	path, p := allow.CheckTarget(target)
 	if !p.OK() {
-		// The readings that the options open may be a problem too.
-		if _, other := (allow | p.Need).CheckTarget(target); !other.OK() {
-			p.Need = 0
+		if p.Need != 0 { // the readings that the options open may be a problem too
+			if _, other := (allow | p.Need).CheckTarget(target); !other.OK() {
+				p.Need = 0
+			}
 		}
 		p.Part = "path"
 		return Action{}, p
