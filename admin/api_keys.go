@@ -104,9 +104,6 @@ func (a *API) listAPIKeys(c *call, q APIKeyListQuery) (APIKeyList, error) {
 	return APIKeyList{keys, page}, err
 }
 
-// filteredAtOnce is how many tokens one transaction reads for a filter.
-const filteredAtOnce = 500
-
 // readTokens reads a page of tokens that are older than before, newest first.
 type readTokens = func(before string, limit int, count bool) (list []store.Token, more bool, err error)
 
@@ -116,7 +113,7 @@ func filtered(read readTokens, fits func(*store.Token) (bool, error)) readTokens
 	return func(before string, limit int, count bool) ([]store.Token, bool, error) {
 		found := []store.Token{}
 		for more := true; more; {
-			tokens, next, err := read(before, filteredAtOnce, count)
+			tokens, next, err := read(before, store.FilteredAtOnce, count)
 			if err != nil {
 				return nil, false, err
 			}

@@ -173,7 +173,7 @@ func TestFilterAPIKeys(t *testing.T) {
 
 // A filter reads the keys in several transactions, and stops when the page is full.
 func TestFilterManyKeys(t *testing.T) {
-	const keys = 3 * filteredAtOnce
+	const keys = 3 * store.FilteredAtOnce
 	var calls int
 	all := func(before string, limit int, _ bool) (list []store.Token, more bool, err error) {
 		calls++

@@ -43,11 +43,11 @@ var UserSorts = map[string]string{
 	"last_active_at": "last_active_at",
 }
 
-// maxFiltered limits how many rows a filter examines for one page. filteredAtOnce is how many of
+// maxFiltered limits how many rows a filter examines for one page. FilteredAtOnce is how many of
 // them one transaction reads.
 const (
 	maxFiltered    = 100_000
-	filteredAtOnce = 500
+	FilteredAtOnce = 500
 )
 
 // ServiceUsers lists service users. more reports whether more of them follow the last one. It
@@ -130,7 +130,7 @@ func (s *Store) filterUsers(ctx context.Context, by Actor, q UserQuery) (list []
 	// Not nil, like the list that collect returns.
 	list = []ServiceUser{}
 	beyond := len(ids) > maxFiltered
-	for chunk := range slices.Chunk(ids[:min(len(ids), maxFiltered)], filteredAtOnce) {
+	for chunk := range slices.Chunk(ids[:min(len(ids), maxFiltered)], FilteredAtOnce) {
 		rows, err := inReadWithUse(ctx, s, by, func(t *tx) (map[string]*ServiceUser, error) {
 			return t.usersOf(q, chunk)
 		})

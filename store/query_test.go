@@ -191,11 +191,11 @@ func TestSearch(t *testing.T) {
 func TestFilterHoldsNothing(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, still)
-	for i := range filteredAtOnce + 20 {
+	for i := range FilteredAtOnce + 20 {
 		w.clock.add(time.Second)
 		mustDo(third(w.CreateServiceUser(ctx, Local, ServiceUser{Profile: access.Profile{Name: fmt.Sprintf("user %03d", i), Teams: []string{"ops"}, Active: true}}, nil)))
 	}
-	newest := must(first2(w.ServiceUsers(ctx, Local, UserQuery{Limit: filteredAtOnce + 20})))
+	newest := must(first2(w.ServiceUsers(ctx, Local, UserQuery{Limit: FilteredAtOnce + 20})))
 	db, err := sql.Open("sqlite", w.path)
 	mustDo(err)
 	defer db.Close()
@@ -205,22 +205,22 @@ func TestFilterHoldsNothing(t *testing.T) {
 		asked++
 		if asked == 1 { // of the first part, which is read
 			w.clock.add(time.Second)
-			for _, behind := range []int{filteredAtOnce + 5, filteredAtOnce + 6} {
+			for _, behind := range []int{FilteredAtOnce + 5, FilteredAtOnce + 6} {
 				mustDo(w.deleteUser(ctx, Local, newest[behind].ID, 0))
 			}
-			mustDo(second(w.UpdateServiceUser(ctx, Local, newest[filteredAtOnce+7].ID, 0, func(u *ServiceUser) error { u.Teams = nil; return nil })))
+			mustDo(second(w.UpdateServiceUser(ctx, Local, newest[FilteredAtOnce+7].ID, 0, func(u *ServiceUser) error { u.Teams = nil; return nil })))
 			var busy, log, done int
 			mustDo(db.QueryRow(`PRAGMA wal_checkpoint(TRUNCATE)`).Scan(&busy, &log, &done))
 			if busy != 0 {
 				t.Error("a transaction is open while the filter is asked")
 			}
 		}
-		return asked > filteredAtOnce, nil
+		return asked > FilteredAtOnce, nil
 	}})
-	if err != nil || more || len(list) != 17 || asked != filteredAtOnce+17 {
+	if err != nil || more || len(list) != 17 || asked != FilteredAtOnce+17 {
 		t.Errorf("got %d of %d asked, %t, %v, want 17", len(list), asked, more, err)
 	}
-	if len(list) > 0 && (list[0].ID != newest[filteredAtOnce].ID || list[len(list)-1].ID != newest[len(newest)-1].ID) {
+	if len(list) > 0 && (list[0].ID != newest[FilteredAtOnce].ID || list[len(list)-1].ID != newest[len(newest)-1].ID) {
 		t.Errorf("got from %s to %s", list[0].Name, list[len(list)-1].Name)
 	}
 
