@@ -2,7 +2,6 @@ package access
 
 import (
 	"encoding/base64"
-	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"os"
@@ -109,11 +108,8 @@ func collect(done func() bool) {
 	}
 }
 
-// rowOf is a user as it stands in a table, in the first class.
-func rowOf(u User) userRow {
-	fields := append([]byte{1, 0}, appendUser(nil, &u, false)...)
-	return append(binary.AppendUvarint(nil, uint64(len(fields))), fields...)
-}
+// rowOf is a user as it is in a table, in the first class.
+func rowOf(u User) userRow { return alone(&u) }
 
 // action reads "METHOD [HOST]PATH".
 func action(text string) Action {

@@ -36,11 +36,7 @@ func (d *Directory) Authenticate(c Credential, address netip.Addr, now int64) (P
 // nobody is the placeholder account for a failed look-up, and for a user without tokens. It is
 // inactive and has one token, so that a miss costs as much as a hit. The token has an empty hash
 // and no id: account.find never returns it.
-var nobody = func() userRow {
-	// The bytes 1 and 0 are the list of group set ids: a list of one id, 0.
-	fields := append([]byte{1, 0}, appendUser(nil, &User{Tokens: make([]Token, 1)}, false)...)
-	return append([]byte{byte(len(fields))}, fields...)
-}()
+var nobody = alone(&User{Tokens: make([]Token, 1)})
 
 // candidate returns the id and the account of the user that the credential names. If the user does
 // not exist, candidate returns "" and the account of nobody. A Bearer credential does not contain

@@ -281,7 +281,7 @@ func (d *Directory) MemberCount(group string) (n int) {
 
 // CountMembers returns, by group id, how many members by name or by condition satisfy f. It calls f
 // at most once for each service user.
-func (d *Directory) CountMembers(groups []string, f func(*User) bool) map[string]int {
+func (d *Directory) CountMembers(groups []string, f func(*Sketch) bool) map[string]int {
 	in := make([][]string, len(d.sets)) // those of the groups that a group set contains
 	for i, s := range d.sets {
 		for _, id := range groups {
@@ -291,9 +291,9 @@ func (d *Directory) CountMembers(groups []string, f func(*User) bool) map[string
 		}
 	}
 	counts := make(map[string]int)
-	d.users.each(d.sets, func(u *User) {
-		if len(in[u.groupSetID]) > 0 && f(u) {
-			for _, id := range in[u.groupSetID] {
+	d.Sketches(0, func(k *Sketch) {
+		if len(in[k.groupSetID]) > 0 && f(k) {
+			for _, id := range in[k.groupSetID] {
 				counts[id]++
 			}
 		}

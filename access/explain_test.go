@@ -620,12 +620,12 @@ func TestCountMembers(t *testing.T) {
 		c.Users = append(c.Users, u)
 	}
 	d := with(t, NewDirectory(Peppers{}, ""), c)
-	some := func(u *User) bool { return u.ID < "service_3" }
+	some := func(k *Sketch) bool { return string(k.ID) < "service_3" }
 	counts := d.CountMembers([]string{"group_a", "group_c", "group_b", "group_x", "group_y"}, some)
 	for _, id := range []string{"group_a", "group_b", "group_c", "group_x", "group_y"} {
 		want := 0
 		d.Members(id, func(u *User, _ Source) {
-			if some(u) {
+			if u.ID < "service_3" {
 				want++
 			}
 		})

@@ -6,7 +6,7 @@ type Profile struct {
 	ID          string            `json:"id"`                     // service_…
 	Name        string            `json:"name"`                   // unique, 1-255 characters
 	DisplayName string            `json:"display_name,omitempty"` // for people
-	Description string            `json:"description,omitempty"`  // for people; the directory does not keep it
+	Description string            `json:"description,omitempty"`  // for people
 	Owner       string            `json:"owner,omitempty"`        // the contact for questions
 	Alias       string            `json:"alias,omitempty"`        // a second login id, unique; "" for none
 	Active      bool              `json:"active"`                 // false: its tokens are refused

@@ -22,7 +22,7 @@ import (
 // userRow is a service user encoded as bytes:
 //
 //	length │ n, n group set ids │ bits │ id │ name │ [expires] │ [allowed IPs] │
-//	n, n tokens │ created │ [each of otherTexts] │ [teams] │ [labels]
+//	n, n tokens │ created │ [each of otherTexts] │ [teams] │ [labels] │ [description]
 //
 // The length is the number of bytes after it. Numbers are varints, and a text is its length
 // followed by its bytes. The bits say which of the fields in brackets are present; most of these
@@ -72,7 +72,8 @@ const (
 	userExpires
 	hasUserIPs
 	hasNamedSet // the groups that list the user by name differ from the groups that it is in
-	hasText     // the first of otherTexts; each of the next ones has the next bit
+	hasDescription
+	hasText // the first of otherTexts; each of the next ones has the next bit
 )
 
 // The bits of a token.
@@ -114,6 +115,7 @@ func appendUser(b []byte, u *User, hasNamed bool) []byte {
 	bits.mark(len(u.AllowedIPs) > 0, hasUserIPs)
 	bits.mark(u.ExpiresAt != 0, userExpires)
 	bits.mark(hasNamed, hasNamedSet)
+	bits.mark(u.Description != "", hasDescription)
 	for i, text := range otherTexts {
 		bits.mark(*text.of(&u.Profile) != "", hasText<<i)
 	}
@@ -152,7 +154,16 @@ func appendUser(b []byte, u *User, hasNamed bool) []byte {
 			b = appendText(appendText(b, key), value)
 		}
 	}
+	if bits&hasDescription != 0 {
+		b = appendText(b, u.Description)
+	}
 	return b
+}
+
+// alone returns the row of a user that is in no directory, with the group set 0.
+func alone(u *User) userRow {
+	fields := append([]byte{1, 0}, appendUser(nil, u, false)...) // a list of one group set id
+	return append(binary.AppendUvarint(nil, uint64(len(fields))), fields...)
 }
 
 // appendToken appends a token: its bits, its id, its hash, and the fields that the bits announce.
@@ -399,9 +410,9 @@ func (t *tokenRow) longID() string {
 // longID returns the id in its public form, "service_…".
 func (a *account) longID() string { return a.prefix + string(a.id) }
 
-// profile returns the user without groups and tokens. rest is a reader at the fields after the
-// tokens.
-func (a *account) profile(rest reader) *User {
+// profile returns the user without groups, tokens and description. rest is a reader at the fields
+// after the tokens, and then at the description.
+func (a *account) profile(rest *reader) *User {
 	u := &User{
 		Profile:   Profile{ID: a.longID(), Name: string(a.name), Role: a.role(), Active: a.bits&isActive != 0},
 		ExpiresAt: a.expires, AllowedIPs: prefixesOf(a.allowed),
@@ -439,13 +450,13 @@ func (a *account) role() Role {
 	return Member
 }
 
-// profile returns the user without groups and tokens.
+// profile returns the user without groups, tokens and description.
 func (r userRow) profile() *User {
 	a := r.account()
 	for range a.count { // skip the tokens
 		a.tokens.token()
 	}
-	return a.profile(a.tokens)
+	return a.profile(&a.tokens)
 }
 
 // decode returns the user of a row. sets is Directory.sets, which the group set ids of the row
@@ -458,7 +469,10 @@ func (r userRow) decode(sets []*groupSet) *User {
 		t := a.tokens.token()
 		tokens[i], narrowed[i] = t.decode(), t.bits&isNarrowed != 0
 	}
-	u := a.profile(a.tokens)
+	u := a.profile(&a.tokens)
+	if a.bits&hasDescription != 0 {
+		u.Description = string(a.tokens.text())
+	}
 	u.Tokens = tokens
 	u.groupSetID = int(a.setIDs.number())
 	named := u.groupSetID

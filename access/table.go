@@ -117,10 +117,15 @@ func (t *table) owner(hash *Hash) userRow {
 
 // each calls f for every user, in no particular order. f may keep the user.
 func (t *table) each(sets []*groupSet, f func(*User)) {
+	t.rows(func(row userRow) { f(row.decode(sets)) })
+}
+
+// rows calls f for the row of every user, in no particular order.
+func (t *table) rows(f func(userRow)) {
 	t.shards.each(func(s *userShard) {
 		for place := range s.rows {
 			if s.rows[place] != 0 {
-				f(s.rowAt(uint32(place)).decode(sets))
+				f(s.rowAt(uint32(place)))
 			}
 		}
 	})

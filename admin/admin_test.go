@@ -254,7 +254,7 @@ func checkAnswer(method string, status int, h http.Header, body []byte) (problem
 		wrong("got operation_id %q in the body and %q in the header", got, operation)
 	}
 	for field, msg := range e.Details {
-		if field != "operation_id" && e.Code != "ERR_IN_USE" && e.Code != "ERR_NOT_READY" && e.Msg != field+": "+msg {
+		if field != "operation_id" && e.Code != "ERR_IN_USE" && e.Code != "ERR_ANSWERED" && e.Code != "ERR_NOT_READY" && e.Msg != field+": "+msg {
 			wrong("got msg %q, want the field %q and its message %q", e.Msg, field, msg)
 		}
 	}

@@ -37,6 +37,9 @@ type API struct {
 	// which they are not known. It is nil where no Caddy runs, as over a store file.
 	Sites func(host string) (access.Relax, error)
 
+	// Traffic has the requests of this node. It is nil where no Caddy runs.
+	Traffic *Traffic
+
 	store  *store.Store
 	recall *access.Recall
 	log    *zap.Logger
@@ -99,6 +102,7 @@ func (a *API) routes() []route {
 		handle(a, "GET", "/permission_groups/{id}", 200, a.getGroup),
 		versioned(handle(a, "PATCH", "/permission_groups/{id}", 200, a.updateGroup)),
 		versioned(handle(a, "DELETE", "/permission_groups/{id}", 204, a.deleteGroup)),
+		handle(a, "POST", "/permission_groups/{id}/preview", 200, a.previewGroup),
 		handle(a, "POST", "/permission_groups/{id}/undelete", 200, a.undeleteGroup),
 
 		handle(a, "POST", "/permission_groups/{id}/rules", 201, a.addRule),
@@ -136,6 +140,7 @@ func (a *API) routes() []route {
 		// Probes: the state of this Caddy, for supervisors and load balancers.
 		handle(a, "GET", "/service_users/healthz", 200, a.healthz),
 		handle(a, "GET", "/service_users/readyz", 200, a.readyz),
+		handle(a, "GET", "/service_users/traffic", 200, a.traffic),
 
 		// Names of ngrok: the same operations under the names of the ngrok API, for its clients.
 		issuing(handle(a, "POST", "/bot_users", 201, a.createServiceUser)),
@@ -314,10 +319,12 @@ func (a *API) refuse(c *call, w http.ResponseWriter, route string, err error) {
 
 // Refuse answers a request whose caller may not use the API, and records the attempt in the audit
 // trail. by is the actor that is not entitled; its name is store.Anonymous if the caller could not
-// be authenticated. login is the login name that the caller gave.
-func (a *API) Refuse(w http.ResponseWriter, r *http.Request, by store.Actor, login string, err error) {
+// be authenticated. login is the login name that the caller gave. write writes the answer.
+func (a *API) Refuse(
+	w http.ResponseWriter, r *http.Request, by store.Actor, login string, err error, write ErrorWriter,
+) {
 	by.Operation = store.NewOperationID()
-	WriteError(w, a.log, by.Operation, err)
+	write(w, a.log, by.Operation, err)
 	_, pattern := a.mux.Handler(r)
 	if pattern == "" {
 		pattern = r.Method + " " + "/…" // never the path itself, which the client chose

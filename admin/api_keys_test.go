@@ -150,7 +150,7 @@ func TestNoFirstTokenForNgrok(t *testing.T) {
 			t.Fatalf("%+v: got %d, %s", row, made.status, made.text)
 		}
 		list := s.must(fmt.Sprintf("GET /service_users/service_%d/tokens", i+1))["tokens"].([]any)
-		if shown := strings.Contains(made.text, `"token`); len(list) != row.tokens || shown != (row.tokens > 0) {
+		if shown := strings.Contains(made.text, `"token"`); len(list) != row.tokens || shown != (row.tokens > 0) {
 			t.Errorf("%+v: got %d tokens, the answer %s", row, len(list), made.text)
 		}
 	}

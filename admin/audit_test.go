@@ -126,7 +126,7 @@ func TestRefusedAtTheDoor(t *testing.T) {
 			`{"actor":"service_1","resource_id":"","after":{"operation":"GET /…","status":403,"code":"ERR_NGROK_4111"}}`},
 	} {
 		w := httptest.NewRecorder()
-		s.api.Refuse(w, httptest.NewRequest(row.method, row.path, nil), row.by, row.login, row.err)
+		s.api.Refuse(w, httptest.NewRequest(row.method, row.path, nil), row.by, row.login, row.err, WriteError)
 		if w.Code != row.err.Status || !strings.Contains(w.Body.String(), row.err.Code) {
 			t.Errorf("%s %s: got %d %s, want %d", row.method, row.path, w.Code, w.Body, row.err.Status)
 		}

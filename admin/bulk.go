@@ -11,11 +11,12 @@ import (
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
-// BulkInput is the body that changes many service users at once. Exactly one of ids, filter and users
-// chooses them, at most 1,000.
+// BulkInput is the body that changes many service users at once. Exactly one of ids, filter and
+// users chooses them, at most 1,000.
 type BulkInput struct {
-	// create, update, deactivate, reactivate, delete, undelete, add_to_group or
-	// remove_from_group
+	// create, update, deactivate, reactivate, delete, undelete, add_to_group,
+	// remove_from_group or rotate. rotate refreshes each token that is valid and not retiring,
+	// at most 1,000 tokens
 	Do string `json:"do"`
 	// the ids of the service users
 	IDs []string `json:"ids,omitempty"`
@@ -35,6 +36,8 @@ type BulkInput struct {
 	// only with delete: fails if one of the service users was used within this duration, such
 	// as 24h
 	UnlessUsedWithin string `json:"unless_used_within,omitempty"`
+	// only with rotate, which needs it: how long the old tokens stay valid, such as 24h
+	Grace string `json:"grace,omitempty"`
 	// true makes the whole change and then undoes it, so that the answer shows its effect
 	DryRun bool `json:"dry_run,omitempty"`
 }
@@ -79,6 +82,9 @@ type BulkEntry struct {
 	TokenID string `json:"token_id,omitempty"`
 	// the secret of the first token; shown only once, in the answer that creates it
 	Token string `json:"token,omitempty"`
+	// only of a rotate: the new tokens, as in the answer to a refresh; those of a dry run have
+	// no id and no secret
+	Tokens []Token `json:"tokens,omitempty"`
 }
 
 var errTooMany = NewError(http.StatusBadRequest, "ERR_INVALID_VALUE", fmt.Sprintf(
@@ -95,8 +101,8 @@ func (a *API) bulkServiceUsers(c *call, in BulkInput) (BulkResult, error) {
 		return BulkResult{}, err
 	}
 	defer done()
-	issued := make([]store.Issued, len(in.Users))
-	entries, err := a.bulkEntries(c, &in, issued)
+	issued := made{first: make([]store.Issued, len(in.Users))}
+	entries, err := a.bulkEntries(c, &in, &issued)
 	if err != nil {
 		return BulkResult{}, err
 	}
@@ -113,7 +119,7 @@ func (a *API) bulkServiceUsers(c *call, in BulkInput) (BulkResult, error) {
 	for i, changed := range list {
 		// The directory in force has one of the two states, and after a dry run the first.
 		before, after := c.showUserIn(was, changed.Before), c.showUserIn(is, changed.After)
-		e := showEntry(in, before, after, issued, i)
+		e := a.showEntry(in, before, after, &issued, i)
 		if e.Changed {
 			out.Changed++
 		}
@@ -123,10 +129,16 @@ func (a *API) bulkServiceUsers(c *call, in BulkInput) (BulkResult, error) {
 	return out, nil
 }
 
-// bulkEntries returns the change of each service user. The changes of a create write its tokens to
-// issued.
-func (a *API) bulkEntries(c *call, in *BulkInput, issued []store.Issued) (entries []store.Entry, err error) {
-	change, err := a.bulkChange(c, in)
+// made has the tokens that a bulk issues.
+type made struct {
+	first    []store.Issued   // of a create, by the place of its service user
+	replaced []store.Replaced // of a rotate
+}
+
+// bulkEntries returns the change of each service user. The changes write the tokens that they issue
+// to issued.
+func (a *API) bulkEntries(c *call, in *BulkInput, issued *made) (entries []store.Entry, err error) {
+	change, err := a.bulkChange(c, in, issued)
 	if err != nil {
 		return nil, err
 	}
@@ -139,7 +151,8 @@ func (a *API) bulkEntries(c *call, in *BulkInput, issued []store.Issued) (entrie
 		if err != nil {
 			return nil, within(err, part)
 		}
-		entries = append(entries, store.Entry{Part: part, Change: store.CreateUser(user, token, &issued[i])})
+		change := store.CreateUser(user, token, &issued.first[i])
+		entries = append(entries, store.Entry{Part: part, Change: change})
 	}
 	for i, id := range in.IDs {
 		field := fmt.Sprintf("ids.%d", i)
@@ -171,12 +184,12 @@ func (a *API) bulkEntries(c *call, in *BulkInput, issued []store.Issued) (entrie
 }
 
 // bulkChange checks the fields of a bulk and returns its change, which is nil for a create.
-func (a *API) bulkChange(c *call, in *BulkInput) (store.UserChange, error) {
-	const others = "update, deactivate, reactivate, delete, undelete, add_to_group, remove_from_group"
+func (a *API) bulkChange(c *call, in *BulkInput, issued *made) (store.UserChange, error) {
+	const others = "update, deactivate, reactivate, delete, undelete, add_to_group, remove_from_group, rotate"
 	if !slices.Contains(strings.Split("create, "+others, ", "), in.Do) {
 		return nil, invalidField("do", fmt.Sprintf("%q is none of create, %s", in.Do, others))
 	}
-	if c.by.Once != nil && in.Do != "create" {
+	if c.by.Once != nil && in.Do != "create" && in.Do != "rotate" {
 		return nil, errUselessKey
 	}
 	chosen := 0
@@ -193,6 +206,7 @@ func (a *API) bulkChange(c *call, in *BulkInput) (store.UserChange, error) {
 		{"remove", in.Remove != nil, "update"},
 		{"permission_group", in.PermissionGroup != "", "add_to_group, remove_from_group"},
 		{"unless_used_within", in.UnlessUsedWithin != "", "delete"},
+		{"grace", in.Grace != "", "rotate"},
 	} {
 		if f.given && !slices.Contains(strings.Split(f.with, ", "), in.Do) {
 			return nil, invalidField(f.field, "goes only with \"do\": "+f.with+"; leave it out")
@@ -226,6 +240,9 @@ func (a *API) bulkChange(c *call, in *BulkInput) (store.UserChange, error) {
 		return store.DeleteUser(unused), err
 	case "undelete":
 		return store.UndeleteUser, nil
+	case "rotate":
+		grace, err := parseDuration("grace", in.Grace)
+		return store.RefreshTokens(grace, &issued.replaced), err
 	case "add_to_group", "remove_from_group":
 		if !store.ValidID("group", in.PermissionGroup) {
 			return nil, invalidField("permission_group", "must be the id of a permission group, group_…")
@@ -281,7 +298,7 @@ func (in *BulkInput) edit(u *store.ServiceUser) error {
 }
 
 // showEntry returns the effect of entry i of a bulk.
-func showEntry(in BulkInput, before, after ServiceUser, issued []store.Issued, i int) BulkEntry {
+func (a *API) showEntry(in BulkInput, before, after ServiceUser, issued *made, i int) BulkEntry {
 	e := BulkEntry{ID: after.ID, Name: after.Name, Changed: before.ETag != after.ETag}
 	if before.ID != "" {
 		e.Before = &before
@@ -289,12 +306,21 @@ func showEntry(in BulkInput, before, after ServiceUser, issued []store.Issued, i
 	if after.DeletedAt == nil {
 		e.After = &after
 	}
+	for _, r := range issued.replaced {
+		if r.Old.UserID == after.ID {
+			t := showRefreshed(r.New, r.Old, a.store.Now())
+			if in.DryRun { // the rotate itself gives other ids and secrets
+				t.ID, t.URI, t.Hint, t.Secret, t.Replaced.ReplacedBy = "", "", "", "", ""
+			}
+			e.Changed, e.Tokens = true, append(e.Tokens, t)
+		}
+	}
 	switch {
 	case in.Do != "create":
 	case in.DryRun: // the create itself gives other ids
 		e.ID, after.ID, after.URI = "", "", ""
 	default:
-		e.TokenID, e.Token = issued[i].ID, issued[i].Secret
+		e.TokenID, e.Token = issued.first[i].ID, issued.first[i].Secret
 	}
 	return e
 }

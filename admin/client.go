@@ -11,6 +11,7 @@ import (
 	"maps"
 	"net/http"
 	"net/url"
+	"runtime/debug"
 	"strings"
 	"sync"
 
@@ -27,8 +28,10 @@ type Client struct {
 
 // Offline returns a client that answers its own requests from an open store, on behalf of an actor.
 // It sends nothing over the network.
-func Offline(s *store.Store, by store.Actor) *Client {
-	api := New(s, nil, nil)
+func Offline(s *store.Store, by store.Actor) *Client { return New(s, nil, nil).Client(by) }
+
+// Client returns a client whose requests the API answers in this process, on behalf of an actor.
+func (a *API) Client(by store.Actor) *Client {
 	transport := roundTrip(func(r *http.Request) *http.Response {
 		body, text := io.Pipe()
 		w := &answer{
@@ -38,8 +41,13 @@ func Offline(s *store.Store, by store.Actor) *Client {
 		// Serve has its own goroutine, because each write to the pipe waits for the reader.
 		go func() {
 			defer text.Close() // the end of the body comes after Serve: the reader may then close the store
-			api.Serve(w, r, by)
-			w.begin()
+			defer w.begin()
+			defer func() { // a panic ends the answer, as in net/http, and not the process
+				if fault := recover(); fault != nil {
+					text.CloseWithError(fmt.Errorf("panic: %v\n%s", fault, debug.Stack()))
+				}
+			}()
+			a.Serve(w, r, by)
 		}()
 		<-w.begun
 		return &w.Response
@@ -103,6 +111,13 @@ func (c *Client) PostOnce(ctx context.Context, key, uri string, in, out any) err
 	if key != "" {
 		header.Set(keyHeader, key)
 	}
+	return c.do(ctx, http.MethodPost, uri, header, in, out)
+}
+
+// PostNew is PostOnce without another secret: after an earlier call with the same key, the error is
+// an [*Error] with the status 412, and its details have token_id and service_user_id.
+func (c *Client) PostNew(ctx context.Context, key, uri string, in, out any) error {
+	header := http.Header{"Content-Type": {"application/json"}, keyHeader: {key}, "If-None-Match": {"*"}}
 	return c.do(ctx, http.MethodPost, uri, header, in, out)
 }
 

@@ -290,3 +290,13 @@ func TestWriteError(t *testing.T) {
 		t.Errorf("a shared error was written to: %+v", ErrNotEntitled)
 	}
 }
+
+// TestPanicInThisProcess checks that a panic of an operation that a client calls in this process is an
+// error. net/http would catch it at a request of its own; here it would end Caddy.
+func TestPanicInThisProcess(t *testing.T) {
+	api := New(nil, nil, nil) // every operation panics
+	err := api.Client(store.Local).Do(t.Context(), http.MethodGet, "/service_users", nil, nil)
+	if err == nil || !strings.Contains(err.Error(), "panic: ") || !strings.Contains(err.Error(), "listServiceUsers") {
+		t.Errorf("got %v, want the panic with its place", err)
+	}
+}

@@ -28,7 +28,7 @@ import (
 
 // What every service user shows, whose values are those of a fresh one.
 const fresh = `"display_name":"","description":"","owner":"","alias":"","active":true,"role":"member","teams":[],"labels":{},"allowed_ips":[],` +
-	`"expires_at":null,"created_at":"t+1s","created_by":"local","updated_at":"t+1s","last_active_at":null,"permission_groups":[],"obstacle":null,"etag":"\"1\""`
+	`"expires_at":null,"created_at":"t+1s","created_by":"local","updated_at":"t+1s","last_active_at":null,"permission_groups":[],"obstacle":null,"token_count":1,"next_token_end":null,"editable":true,"etag":"\"1\""`
 
 // The contract of a client that was written for the ngrok API.
 func TestContract(t *testing.T) {
@@ -45,7 +45,7 @@ func TestContract(t *testing.T) {
 		// A create: active is true when it is absent. Both slash forms, no redirect.
 		r(`POST /service_users {"name":"b","active":false}`, `201 {"name":"b","active":false,"token":"csu_2"}`),
 		r(`POST /service_users/ {"name":"c","active":true,"create_token":true}`, `201 {"active":true,"token":"csu_3"}`),
-		r(`POST /service_users {"name":"d","create_token":false}`, `201 = {"id":"service_4","uri":"/service_users/service_4","name":"d",`+strings.NewReplacer("t+1s", "t+10s", `"obstacle":null`, `"obstacle":"the service user has no token"`).Replace(fresh)+`}`),
+		r(`POST /service_users {"name":"d","create_token":false}`, `201 = {"id":"service_4","uri":"/service_users/service_4","name":"d",`+strings.NewReplacer("t+1s", "t+10s", `"obstacle":null`, `"obstacle":"the service user has no token"`, `"token_count":1`, `"token_count":0`).Replace(fresh)+`}`),
 		r(`POST /service_users {}`, `400 ERR_NGROK_4109 [name] must not be empty`),
 		r(`POST /service_users`, `400 ERR_NGROK_4109 [name] must not be empty`),
 		r(`POST /service_users {"name":""}`, `400 ERR_NGROK_4109 [name]`),
@@ -60,7 +60,7 @@ func TestContract(t *testing.T) {
 		// An update: absent is keep, present is set. The id is never in the body.
 		r(`PATCH /service_users/service_1 {"display_name":"A","description":"d\ne","owner":"o","alias":"al","role":"manager","teams":["y","x","x"],"labels":{"k":"v"},"allowed_ips":["10.1.2.3/8","::1"],"expires_at":"t+999s"}`,
 			`200 = {"id":"service_1","uri":"/service_users/service_1","name":"a","display_name":"A","description":"d\ne","owner":"o","alias":"al","active":true,"role":"manager","teams":["x","y"],"labels":{"k":"v"},`+
-				`"allowed_ips":["10.0.0.0/8","::1/128"],"expires_at":"t+999s","created_at":"t+1s","created_by":"local","updated_at":"t+21s","last_active_at":null,"permission_groups":[],"obstacle":null,"etag":"\"2\""}`),
+				`"allowed_ips":["10.0.0.0/8","::1/128"],"expires_at":"t+999s","created_at":"t+1s","created_by":"local","updated_at":"t+21s","last_active_at":null,"permission_groups":[],"obstacle":null,"token_count":1,"next_token_end":"t+999s","editable":true,"etag":"\"2\""}`),
 		r(`PATCH /service_users/service_1/ {"active":false}`, `200 {"name":"a","display_name":"A","active":false,"role":"manager","teams":["x","y"],"labels":{"k":"v"},"alias":"al","expires_at":"t+999s","etag":"\"3\""}`),
 		r(`PATCH /service_users/service_1 {}`, `200 {"display_name":"A","updated_at":"t+22s","etag":"\"3\""}`),
 		r(`PATCH /service_users/service_1`, `200 {"display_name":"A","updated_at":"t+22s","etag":"\"3\""}`),

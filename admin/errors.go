@@ -75,6 +75,15 @@ func toError(err error) *Error {
 		}
 		return e
 	}
+	var answered *store.Answered
+	if errors.As(err, &answered) {
+		e = NewError(http.StatusPreconditionFailed, "ERR_ANSWERED", answered.Error())
+		e.Details = map[string]string{
+			"token_id":        strings.Join(answered.Tokens, ","),
+			"service_user_id": strings.Join(answered.Users, ","),
+		}
+		return e
+	}
 	var fault *store.Error
 	if !errors.As(err, &fault) {
 		// The database or the disk failed. The log has the cause; the caller can only try
@@ -122,10 +131,10 @@ var kinds = []struct {
 	{store.ErrChanged, "", http.StatusPreconditionFailed, "ERR_CHANGED"},
 }
 
-// WriteError answers with an error under an operation id, and logs it: a status of 500 or above at
-// level error with its cause, others at level debug. The log line of a refusal contains no text of
-// the client, because the client may have pasted a secret into the wrong field.
-func WriteError(w http.ResponseWriter, log *zap.Logger, operation string, err error) {
+// Report logs an error under an operation id, and returns the answer for the caller: a status of 500
+// or above is logged at level error with its cause, others at level debug. The log line of a refusal
+// contains no text of the client, because the client may have pasted a secret into the wrong field.
+func Report(log *zap.Logger, operation string, err error) *Error {
 	e := *toError(err)
 	details := make(map[string]string)
 	for field, text := range e.Details {
@@ -143,6 +152,12 @@ func WriteError(w http.ResponseWriter, log *zap.Logger, operation string, err er
 		c.Write(zap.String("operation_id", operation), zap.Int("status", e.Status),
 			zap.String("code", e.Code), cause)
 	}
+	return &e
+}
+
+// WriteError reports an error, and answers with it as JSON.
+func WriteError(w http.ResponseWriter, log *zap.Logger, operation string, err error) {
+	e := Report(log, operation, err)
 	h := w.Header()
 	h.Set(OperationHeader, operation)
 	h.Set("Content-Type", "application/problem+json")
@@ -152,3 +167,6 @@ func WriteError(w http.ResponseWriter, log *zap.Logger, operation string, err er
 	w.WriteHeader(e.Status)
 	_ = json.NewEncoder(w).Encode(e) // the client may be gone
 }
+
+// ErrorWriter answers with an error: [WriteError], or a function that writes a page.
+type ErrorWriter func(w http.ResponseWriter, log *zap.Logger, operation string, err error)

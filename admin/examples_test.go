@@ -36,6 +36,7 @@ var examples = []row{
 	r(`PUT /permission_groups/group_1/permissions/people.view`, ``),
 	r(`POST /permission_groups/group_1/rules {"effect":"allow","methods":["GET"],"path":"/v1/teams/{id}"}`, ``),
 	r(`GET /permission_groups/group_1/rules`, ``),
+	r(`POST /permission_groups/group_1/preview {"mode":"observe"}`, ``),
 	r(`PATCH /permission_groups/group_1 {"description":"Reads people and teams."}`, ``),
 	r(`GET /permission_groups/group_1`, ``),
 	r(`GET /permission_groups?name=people-readers`, ``),
@@ -69,6 +70,7 @@ var examples = []row{
 	r(`GET /service_users/check`, ``),
 	r(`GET /service_users/healthz`, ``),
 	r(`GET /service_users/readyz`, ``),
+	r(`GET /service_users/traffic`, ``),
 
 	r(`POST /bot_users {"name":"report-mailer"}`, ``),
 	r(`GET /bot_users?limit=1`, ``),
@@ -115,6 +117,10 @@ func TestExamples(t *testing.T) {
 				At: s.now(), UserID: s.real["service_1"], Status: 401, Reason: access.BadCredential, Why: "the token ends in a line break",
 				Action: access.Action{Method: "GET", Host: "api.example.com", Path: "/v1/people/7", Address: netip.MustParseAddr("192.0.2.7")},
 			})
+		}
+		if strings.HasSuffix(target, "/traffic") {
+			s.api.Traffic = new(Traffic)
+			s.api.Traffic.Add(Minute{At: s.now().UTC(), Allowed: 1482, Denied: 3, NoLogin: 1})
 		}
 		s.clock.Add(int64(1e9))
 		got := s.exchange(method, target, strings.NewReader(body), headers...)

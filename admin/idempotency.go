@@ -37,7 +37,14 @@ func (c *call) takeKey(decode func() error) error {
 		io.Reader
 		io.Closer
 	}{io.TeeReader(c.Body, sum), c.Body}
+	unlessKnown := c.Header.Values("If-None-Match")
+	if len(unlessKnown) > 1 || len(unlessKnown) == 1 && unlessKnown[0] != "*" {
+		return invalidField("If-None-Match", "beside "+keyHeader+" it can only be *; leave it out to get "+
+			"the token of a lost answer with another secret")
+	}
 	err := decode()
-	c.by.Once = &store.Once{Key: m[1] + m[2], Request: hex.EncodeToString(sum.Sum(nil))}
+	c.by.Once = &store.Once{
+		Key: m[1] + m[2], Request: hex.EncodeToString(sum.Sum(nil)), New: len(unlessKnown) > 0,
+	}
 	return err
 }

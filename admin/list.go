@@ -1,16 +1,14 @@
 package admin
 
 import (
-	"context"
 	"crypto/sha256"
 	"encoding/base64"
-	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"maps"
 	"slices"
-	"strconv"
 	"strings"
-	"time"
 	"unicode/utf8"
 
 	"github.com/serviceusers/caddy-service-users/access"
@@ -21,9 +19,9 @@ import (
 const maxSearch = 255
 
 // query checks the parameters and converts them to a query for the store.
-func (q *UserListQuery) query(ctx context.Context, now time.Time) (out store.UserQuery, err error) {
+func (q *UserListQuery) query(c *call) (out store.UserQuery, err error) {
 	out = store.UserQuery{
-		Name: q.Name, Search: q.Q, Role: q.Role, Team: q.Team, Status: q.Status,
+		Name: q.Name, Search: q.Q, Role: q.Role, Team: q.Team, Owner: q.Owner, Status: q.Status,
 		Sort: q.Sort, Creator: q.CreatedBy,
 	}
 	if out.Limit, err = q.limit(); err != nil {
@@ -45,14 +43,32 @@ func (q *UserListQuery) query(ctx context.Context, now time.Time) (out store.Use
 		return out, invalidField("status", fmt.Sprintf("%q is none of active, inactive, expired", q.Status))
 	}
 	if _, known := store.UserSorts[strings.TrimPrefix(q.Sort, "-")]; q.Sort != "" && !known {
-		return out, invalidField("sort", fmt.Sprintf("%q is none of name, role, created_at, last_active_at, "+
-			"with \"-\" before it for descending", q.Sort))
+		known := strings.Join(slices.Sorted(maps.Keys(store.UserSorts)), ", ")
+		return out, invalidField("sort",
+			fmt.Sprintf("%q is none of %s, with \"-\" before it for descending", q.Sort, known))
+	}
+	if key, value, given := strings.Cut(q.Label, "="); q.Label != "" {
+		if out.Label = key; given {
+			out.Value = &value
+		}
+		if key == "" {
+			return out, invalidField("label", "begins with the value; give KEY or KEY=VALUE")
+		}
+	}
+	if q.Group != "" {
+		if out.Deleted {
+			return out, invalidField("group",
+				"works only without deleted: a tombstone is in no permission group")
+		}
+		if out.Group, err = c.groupNamed(q.Group); err != nil {
+			return out, err
+		}
 	}
 	if q.Sort == "-created_at" {
 		out.Sort = "" // the default order, whose cursor before_id clients of the ngrok API know
 	}
 	if q.Filter != "" {
-		if out.Filter, err = userFilter.compile(ctx, q.Filter, now); err != nil {
+		if out.Filter, err = userFilter.compile(c.Context(), q.Filter, c.store.Now()); err != nil {
 			return out, err
 		}
 	}
@@ -63,18 +79,29 @@ func (q *UserListQuery) query(ctx context.Context, now time.Time) (out store.Use
 	case before != "" && (out.Sort != "" || q.Cursor != ""):
 		return out, invalidField("before_id", "works only in the default order; follow next_page_uri")
 	case before != "":
-		out.After = &store.Place{Key: before, ID: before}
+		out.After = store.PlaceOf("", before)
 	case q.Cursor != "":
 		out.After, err = q.place()
 	}
 	return out, err
 }
 
-// cursor is the position of a row in a list. Clients get it as base64 of its JSON.
-type cursor struct {
-	List string `json:"l"` // the digest of sort and filters
-	Key  string `json:"k"` // the value of the row in the column of sort
-	ID   string `json:"i"` // decides between rows with the same key
+// groupNamed returns the id of a permission group with this id or name that the actor may see.
+func (c *call) groupNamed(idOrName string) (string, error) {
+	ids := []string{idOrName}
+	if !store.ValidID("group", idOrName) {
+		ids = c.store.Directory().GroupIDs(ids)
+	}
+	for _, id := range ids {
+		switch _, err := c.store.Group(c.Context(), c.by, id); {
+		case err == nil:
+			return id, nil
+		case !errors.Is(err, store.ErrNotFound):
+			return "", err
+		}
+	}
+	return "", invalidField("group", fmt.Sprintf(
+		"there is no permission group %q; GET /permission_groups lists them", idOrName))
 }
 
 // digest identifies the list by its sort and filters. It prevents the use of a cursor with another
@@ -82,36 +109,26 @@ type cursor struct {
 func (q *UserListQuery) digest() string {
 	text, _ := json.Marshal([]string{ // cannot fail for strings
 		q.Sort, q.Name, q.Q, q.Role, q.Team, q.Status, q.Filter, q.Deleted, q.CreatedBy,
+		q.Owner, q.Group, q.Label,
 	})
 	sum := sha256.Sum256(text)
-	return hex.EncodeToString(sum[:8])
+	return string(sum[:8])
 }
 
-// cursor encodes a position as the parameter cursor.
+// cursor encodes a position as the parameter cursor, after the digest of the list.
 func (q *UserListQuery) cursor(at store.Place) string {
-	text, _ := json.Marshal(cursor{q.digest(), fmt.Sprint(at.Key), at.ID}) // cannot fail for strings
-	return base64.RawURLEncoding.EncodeToString(text)
+	return base64.RawURLEncoding.EncodeToString([]byte(q.digest() + string(at)))
 }
 
 // place decodes the parameter cursor.
-func (q *UserListQuery) place() (*store.Place, error) {
-	bad := invalidField("cursor",
-		"is not from a next_page_uri of this list; a cursor is valid only with the same sort and filters")
+func (q *UserListQuery) place() (store.Place, error) {
 	text, err := base64.RawURLEncoding.DecodeString(q.Cursor)
-	if err != nil {
-		return nil, bad
+	at, found := strings.CutPrefix(string(text), q.digest())
+	if err != nil || !found || !store.ValidID("service", store.Place(at).ID()) {
+		return "", invalidField("cursor",
+			"is not from a next_page_uri of this list; a cursor is valid only with the same sort and filters")
 	}
-	var c cursor
-	if json.Unmarshal(text, &c) != nil || c.List != q.digest() || !store.ValidID("service", c.ID) {
-		return nil, bad
-	}
-	at := &store.Place{Key: c.Key, ID: c.ID}
-	if strings.TrimPrefix(q.Sort, "-") == "last_active_at" { // the only column of numbers
-		if at.Key, err = strconv.ParseInt(c.Key, 10, 64); err != nil {
-			return nil, bad
-		}
-	}
-	return at, nil
+	return store.Place(at), nil
 }
 
 // total parses the parameter total_count. It returns a place for the number, or nil if the caller

@@ -151,8 +151,9 @@ func (m *model) showUser(u *modelUser, collection string) map[string]any {
 		"id": u.id, "uri": collection + "/" + u.id, "name": u.name, "display_name": u.display, "description": u.description, "owner": u.owner, "alias": u.alias,
 		"active": u.active, "role": u.role, "teams": list(u.teams), "labels": u.labels, "allowed_ips": list(u.allowed), "permission_groups": u.groups,
 		"expires_at": at(u.expires), "created_at": at(u.created), "created_by": "local", "updated_at": at(u.updated), "last_active_at": at(u.used), "etag": tag(u.version),
-		"obstacle": u.obstacle(m.now),
+		"obstacle": u.obstacle(m.now), "editable": true,
 	}
+	shown["token_count"], shown["next_token_end"] = u.usable(m.now)
 	if u.deleted != 0 {
 		maps.Copy(shown, deletion(u))
 	}
@@ -315,6 +316,29 @@ func (u *modelUser) refusals(k *modelToken, now int64) (why []access.Reason) {
 	add(u.expires != 0 && now >= u.expires, access.UserExpired)
 	add(outside(u.allowed), access.UserAddress)
 	return why
+}
+
+// ends reports whether a token of u has ended in the last seconds.
+func (m *model) ends(u *modelUser, seconds int64) bool {
+	before, _ := u.usable(m.now - seconds)
+	now, _ := u.usable(m.now)
+	return before != now
+}
+
+// usable counts the tokens that can be used, now or later, and says when the first of them ends.
+func (u *modelUser) usable(now int64) (count int, end any) {
+	var ends []int64
+	for _, k := range u.tokens {
+		if state := k.state(now); state == "revoked" || state == "expired" || u.deleted != 0 || u.expires != 0 && now >= u.expires {
+			continue
+		}
+		count++
+		ends = append(ends, slices.DeleteFunc([]int64{k.expires, k.retires, u.expires}, func(at int64) bool { return at == 0 })...)
+	}
+	if len(ends) == 0 {
+		return count, nil
+	}
+	return count, at(slices.Min(ends))
 }
 
 // obstacle says why nobody can log in from anywhere. Why a token is of no use is
@@ -896,6 +920,7 @@ func (m *model) steps() map[string]func(*rapid.T) {
 					shown["token_id"], shown["token"] = k.id, k.secret
 				}
 				shown["obstacle"] = u.obstacle(m.now) // after its token is there
+				shown["token_count"], shown["next_token_end"] = u.usable(m.now)
 				return shown
 			})
 		},
@@ -1439,7 +1464,7 @@ func (m *model) listUsers(t *rapid.T) {
 	var found []*modelUser
 	for _, u := range slices.Backward(m.users) {
 		expired := u.expires != 0 && m.now >= u.expires
-		if expired != (u.expires != 0 && m.now-20 >= u.expires) || u.obstacle(m.now) != u.obstacle(m.now-20) {
+		if expired != (u.expires != 0 && m.now-20 >= u.expires) || u.obstacle(m.now) != u.obstacle(m.now-20) || m.ends(u, 20) {
 			return // it would change on the way
 		}
 		fits := (u.deleted != 0) == (deleted == "true") && (name == "" || u.name == name) && (role == "" || u.role == role) && (team == "" || slices.Contains(u.teams, team))

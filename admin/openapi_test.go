@@ -531,6 +531,7 @@ func TestOpenAPIFailures(t *testing.T) {
 		"createAPIKey":                `POST /api_keys {"owner_id":"service_1"}`,
 		"createGroup":                 `POST /permission_groups {"name":"taken"}`,
 		"updateGroup":                 `PATCH /permission_groups/group_2 {"name":"taken"}`,
+		"previewGroup":                `POST /permission_groups/group_2/preview {"name":"taken"}`,
 		"loadPermissions":             `PUT /service_users/permissions {"permissions":[],"replace":true}`,
 		"deletePermission":            `DELETE /service_users/permissions?key=p`,
 	}

@@ -19,13 +19,14 @@ func (a *API) createGroup(c *call, in GroupInput) (Group, error) {
 	if err != nil {
 		return Group{}, err
 	}
-	return a.showWritten(g), nil
+	return showWritten(a.store.Directory(), g), nil
 }
 
-// showWritten converts a group for the answer to a write, with warnings about its rules.
-func (a *API) showWritten(g store.Group) Group {
+// showWritten converts a group for the answer to a write, with warnings about its rules. d is the
+// directory after the write.
+func showWritten(d *access.Directory, g store.Group) Group {
 	out := showGroup(g)
-	out.Warnings = a.warnings(g.ID, func(access.Rule, string) bool { return true })
+	out.Warnings = warnings(d, g.ID, func(access.Rule, string) bool { return true })
 	for _, text := range access.Doubts(access.Rule{When: g.MemberCondition}) {
 		out.Warnings = append(out.Warnings, fmt.Sprintf("member_condition %q %s", g.MemberCondition, text))
 	}
@@ -33,10 +34,10 @@ func (a *API) showWritten(g store.Group) Group {
 }
 
 // warnings returns warnings about rules of a group, see [access.Warnings]. about chooses
-// the warnings by their rule and text. The group is the one in the directory, so a write comes
-// first.
-func (a *API) warnings(group string, about func(r access.Rule, text string) bool) (texts []string) {
-	d := a.store.Directory()
+// the warnings by their rule and text. The group is the one in the directory d.
+func warnings(
+	d *access.Directory, group string, about func(r access.Rule, text string) bool,
+) (texts []string) {
 	g, ok := d.Group(group)
 	if !ok {
 		return nil
@@ -126,7 +127,7 @@ func (a *API) updateGroup(c *call, in GroupInput) (Group, error) {
 	if err != nil {
 		return Group{}, err
 	}
-	return a.showWritten(g), nil
+	return showWritten(a.store.Directory(), g), nil
 }
 
 // deleteGroup deletes a permission group. Its allows and its denies no longer apply to its members.
@@ -145,7 +146,7 @@ func (a *API) undeleteGroup(c *call, _ None) (Group, error) {
 	if err != nil {
 		return Group{}, err
 	}
-	out := a.showWritten(g)
+	out := showWritten(a.store.Directory(), g)
 	out.Undeleted, out.NotRestored = &Deletion{DeletedAt: &was.DeletedAt, DeletedBy: was.DeletedBy}, lost
 	return out, nil
 }
@@ -165,7 +166,7 @@ func (a *API) addRule(c *call, in RuleInput) (Rule, error) {
 	out := showRule(id, r)
 	// The new rule can also make an older one superfluous. The warning about that rule names
 	// the new one.
-	out.Warnings = a.warnings(id, func(about access.Rule, text string) bool {
+	out.Warnings = warnings(a.store.Directory(), id, func(about access.Rule, text string) bool {
 		return about.ID == r.ID || strings.Contains(text, r.ID)
 	})
 	return out, nil

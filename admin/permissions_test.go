@@ -205,3 +205,29 @@ func TestExampleCatalogue(t *testing.T) {
 		t.Errorf("all in one group: got the warnings %v, want none", warnings)
 	}
 }
+
+// TestGroupPreview: a preview shows the members and the rules that come and go, and changes nothing.
+func TestGroupPreview(t *testing.T) {
+	s := serve(t, store.Options{})
+	s.run(
+		r(`POST /permission_groups {"name":"readers","rules":["allow GET /a"]}`, `201`),
+		r(`POST /permission_groups {"name":"others","rules":["allow GET /a"]}`, `201`),
+		r(`POST /service_users {"name":"a","permission_groups":["group_1"]}`, `201`),
+		r(`POST /service_users {"name":"b","labels":{"env":"prod"},"permission_groups":["group_2"]}`, `201`),
+		r(`POST /service_users {"name":"c"}`, `201`), // its label is missing, so the condition is in doubt
+	)
+	const uri = `POST /permission_groups/group_1/preview `
+	const none = `{"count":0,"service_users":[]}`
+	const b = `"count":1,"service_users":[{"id":"service_2","name":"b"}]`
+	s.run(
+		r(uri+`{}`, `200 {"effects":[],"joins":`+none+`,"leaves":`+none+`}`),
+		r(uri+`{"member_condition":"user.labels.env == \"prod\""}`,
+			`200 {"permission_group":{"member_count":2},"effects":[],"joins":{`+b+`},"leaves":`+none+`}`),
+		r(uri+`{"member_condition":"user.labels.env == \"prod\"","rules":["deny GET /b"]}`,
+			`200 {"effects":[{"gains":[],"loses":["deny GET /b"],"count":2},{"gains":[],"loses":["allow GET /a","deny GET /b"],"count":1}],"joins":{`+b+`}}`),
+		r(uri+`{"mode":"observe"}`, `200 {"effects":[{"gains":[],"loses":["allow GET /a"],"count":1,"service_users":[{"id":"service_1","name":"a"}]}]}`),
+		r(`PATCH /permission_groups/group_1 {"member_condition":"user.name != \"a\""}`, `200 {"member_count":3}`),
+		r(uri+`{"member_condition":""}`, `200 {"joins":`+none+`,"leaves":{"count":2}}`),
+		r(`GET /permission_groups/group_1`, `200 {"member_condition":"user.name != \"a\"","rules":[{"text":"allow GET /a"}]}`),
+	)
+}

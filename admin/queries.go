@@ -27,16 +27,27 @@ type GroupListQuery struct {
 type UserListQuery struct {
 	NamedListQuery
 	// only service users that have this text in the name, display name, alias, owner or
-	// description, or whose id begins with it
+	// description, or whose id begins with it, or that have a token with this hint; tokens that
+	// have ended count only if no other token has the hint
 	Q string `query:"q"`
 	// only service users with this role: admin, manager or member
 	Role string `query:"role"`
 	// only service users of exactly this team
 	Team string `query:"team"`
+	// only service users with exactly this owner
+	Owner string `query:"owner"`
+	// only members of the permission group with this id or name: those that it names, those that
+	// meet its condition, and all for the default group
+	Group string `query:"group"`
+	// only service users that have this label: KEY, or KEY=VALUE
+	Label string `query:"label"`
 	// only service users with this status: active, inactive or expired
 	Status string `query:"status"`
-	// name, role, created_at or last_active_at, with "-" before it for descending order;
-	// default -created_at
+	// name, display_name, role, teams, status, created_at, last_active_at, next_token_end or
+	// usable, with "-" before it for descending order; default -created_at. next_token_end has
+	// service users without an end last in both directions. usable has service users first of
+	// which a token ends within 14 days, then others that somebody can log in as, then the
+	// rest, each newest first.
 	Sort string `query:"sort"`
 	// a condition in CEL over obj and now, such as
 	// obj.role == "admin" && obj.created_at > timestamp("2026-01-01T00:00:00Z")

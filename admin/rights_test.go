@@ -208,6 +208,9 @@ func TestWouldDeny(t *testing.T) {
 		r(uri+`?service_user_id=service_1`, list(deleted, me("service_1", "a", 1))),
 		r(uri+`?would=allow&service_user_id=service_1`, list()),
 		r(uri+`?service_user_id=a`, list(deleted, me("service_1", "a", 1))),
+		r(uri+`?permission_group_id=group_1`, list(deleted)), // by its member, and no rule allows it
+		r(uri+`?permission_group_id=group_2&service_user_id=b`, list(me("service_2", "b", 2))),
+		r(uri+`?permission_group_id=group_0`, `400 ERR_INVALID_VALUE [permission_group_id] there is no permission group`),
 
 		r(uri+`?would=refuse`, `400 ERR_INVALID_VALUE [would] must be deny or allow`),
 		r(uri+`?would=Deny`, `400 ERR_INVALID_VALUE [would] must be deny or allow`),

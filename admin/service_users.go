@@ -113,11 +113,11 @@ func (a *API) listUsers(c *call, q UserListQuery) ([]ServiceUser, Page, error) {
 		}
 		defer done()
 	}
-	chosen, err := q.query(c.Context(), a.store.Now())
+	chosen, err := q.query(c)
 	if err != nil {
 		return nil, Page{}, err
 	}
-	users, more, err := a.store.ServiceUsers(c.Context(), c.by, chosen)
+	users, next, err := a.store.ServiceUsers(c.Context(), c.by, chosen)
 	if err != nil {
 		return nil, Page{}, err
 	}
@@ -127,10 +127,11 @@ func (a *API) listUsers(c *call, q UserListQuery) ([]ServiceUser, Page, error) {
 	}
 	links := lastPage(c)
 	switch {
-	case more && chosen.Sort == "":
-		links = nextPage(c, "before_id", users[len(users)-1].ID, chosen.Limit)
-	case more:
-		links = nextPage(c, "cursor", q.cursor(chosen.KeyOf(users[len(users)-1])), chosen.Limit)
+	case next == "":
+	case chosen.Sort == "":
+		links = nextPage(c, "before_id", next.ID(), chosen.Limit)
+	default:
+		links = nextPage(c, "cursor", q.cursor(next), chosen.Limit)
 	}
 	links.TotalCount = chosen.Total
 	return list, links, nil
@@ -207,17 +208,23 @@ func (c *call) collection() string {
 
 func (c *call) showUser(u store.ServiceUser) ServiceUser { return c.showUserIn(c.store.Directory(), u) }
 
-// showUserIn is showUser with the obstacle by the state of a directory.
+// showUserIn is showUser with the obstacle and the tokens by the state of a directory.
 func (c *call) showUserIn(d *access.Directory, u store.ServiceUser) ServiceUser {
-	return ServiceUser{
+	k, _ := d.Sketch(u.ID, c.store.Now().Unix()) // a tombstone is not in the directory, and has no token
+	out := ServiceUser{
 		ID: u.ID, URI: c.collection() + "/" + u.ID,
 		Name: u.Name, DisplayName: u.DisplayName, Description: u.Description, Owner: u.Owner, Alias: u.Alias,
 		Active: u.Active, Role: u.Role, Teams: nonNil(u.Teams), Labels: u.Labels,
 		AllowedIPs: nonNil(u.AllowedIPs), ExpiresAt: OrNull(u.ExpiresAt),
 		CreatedAt: u.CreatedAt, CreatedBy: u.CreatedBy, UpdatedAt: u.UpdatedAt,
 		LastActiveAt: OrNull(u.LastActiveAt), Deletion: showDeletion(u),
-		PermissionGroups: nonNil(u.Groups), Obstacle: c.obstacleIn(d, u.ID), ETag: etag(u.Version),
+		PermissionGroups: nonNil(u.Groups), Obstacle: c.obstacleIn(d, u.ID), TokenCount: k.Tokens,
+		Editable: c.store.MayChange(c.by, u), ETag: etag(u.Version),
 	}
+	if k.NextEnd != 0 {
+		out.NextTokenEnd = new(time.Unix(k.NextEnd, 0).UTC())
+	}
+	return out
 }
 
 // filterFields returns the fields of obj for a service user.

@@ -11,6 +11,10 @@ import (
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
+// TokenTTL returns the lifetime of a token that is created without an end, and the longest lifetime; 0
+// is unlimited.
+func (a *API) TokenTTL() (usual, longest time.Duration) { return a.store.TokenTTL() }
+
 // createToken issues a token for a service user. Only this answer contains the secret. The answer is
 // 409 if the service user has 100 live tokens already.
 func (a *API) createToken(c *call, in TokenInput) (Token, error) {
@@ -86,8 +90,8 @@ func (a *API) chooseTokens(c *call, in TokenListQuery, user string) (TokenList, 
 		return TokenList{}, err
 	}
 	q.Live = q.EndsWithin > 0 || q.UnusedFor > 0
-	read := func(before string, limit int, _ bool) ([]store.Token, bool, error) {
-		q.Before, q.Limit = before, limit
+	read := func(before string, limit int, count bool) ([]store.Token, bool, error) {
+		q.Before, q.Limit, q.Bare = before, limit, count
 		return a.store.FindTokens(c.Context(), c.by, q)
 	}
 	show := func(t store.Token) (Token, string) { return showToken(t, a.store.Now()), t.ID }
@@ -143,9 +147,14 @@ func (a *API) refreshToken(c *call, in RefreshInput) (Token, error) {
 	if err != nil {
 		return Token{}, err
 	}
-	out := showIssued(issued, a.store.Now())
-	out.Replaces, out.Replaced = id, new(showToken(old, a.store.Now()))
-	return out, nil
+	return showRefreshed(issued, old, a.store.Now()), nil
+}
+
+// showRefreshed is showIssued for the successor of a token.
+func showRefreshed(issued *store.Issued, old store.Token, now time.Time) Token {
+	out := showIssued(issued, now)
+	out.Replaces, out.Replaced = old.ID, new(showToken(old, now))
+	return out
 }
 
 // showIssued is showToken for a new token, with its secret.

@@ -143,6 +143,13 @@ type ServiceUser struct {
 	PermissionGroups []string `json:"permission_groups"`
 	// the reason why nobody can log in as the service user now; null if somebody can
 	Obstacle *string `json:"obstacle"`
+	// the number of tokens that can be used, now or later: neither revoked nor expired
+	TokenCount int `json:"token_count"`
+	// the earliest end of one of these tokens: its expires_at, the end of its grace, or the
+	// expires_at of the service user; null means never
+	NextTokenEnd *time.Time `json:"next_token_end"`
+	// whether the caller may change the service user
+	Editable bool `json:"editable"`
 	// the version, for If-Match
 	ETag string `json:"etag"`
 	// the id of the first token; only in the answer that creates it

@@ -3,6 +3,7 @@ package admin
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/serviceusers/caddy-service-users/access"
@@ -13,6 +14,9 @@ import (
 type WouldDenyQuery struct {
 	Would         access.Effect `query:"would" default:"deny"` // the decision of mode enforce: deny or allow
 	ServiceUserID string        `query:"service_user_id"`      // only of the service user with this id or name
+
+	// only requests that this group decides, or that its members make and that no rule decides
+	PermissionGroupID string `query:"permission_group_id"`
 }
 
 // WouldDenyList is the list of counts of observe mode on this node, since the node started or its
@@ -73,10 +77,19 @@ func (a *API) wouldDeny(c *call, q WouldDenyQuery) (WouldDenyList, error) {
 				fmt.Sprintf("there is no service user %q", named))
 		}
 	}
+	if id := q.PermissionGroupID; id != "" {
+		if g, ok := d.Group(id); !ok || !c.sees(g) {
+			return WouldDenyList{}, invalidField("permission_group_id", fmt.Sprintf("there is no permission group %q", id))
+		}
+	}
 	for _, o := range counted {
 		u, ok := d.User(o.UserID)
 		if o.Effect != effect || q.ServiceUserID != "" && o.UserID != q.ServiceUserID ||
 			!ok || c.by.Scope != nil && !c.by.Scope.Shares(u.Teams) {
+			continue
+		}
+		if id := q.PermissionGroupID; id != "" && id != o.GroupID &&
+			(o.GroupID+o.RuleID != "" || !slices.Contains(d.EffectiveGroups(u), id)) {
 			continue
 		}
 		w := WouldDeny{

@@ -34,20 +34,26 @@ type rotation struct {
 const resultDue = "to be rotated"
 
 func (c *cli) rotateTokensCommand(root *cobra.Command) {
-	var within, grace, dir string
+	var within, filter, grace, dir string
 	var dryRun bool
-	rotate := c.command(root, "rotate",
-		"Replaces the tokens of all service users that end soon, "+
-			"and writes each new secret to a file of its own",
+	rotate := c.command(root, "rotate [USER…]",
+		"Replaces the tokens of service users, or all that end soon, "+
+			"and writes each new secret to its own file",
 		"token rotate --ends-within 14d --grace 24h --secret-dir secrets --dry-run",
-		func([]string) error {
-			window, err := admin.ParseDuration(within)
+		func(users []string) error {
+			_, err := admin.ParseDuration(cmp.Or(within, "1d"))
 			_, bad := admin.ParseDuration(grace)
-			if err != nil || bad != nil || graceless(grace) || dir == "" {
-				return usagef("give --ends-within, --grace and --secret-dir, " +
-					"such as --ends-within 14d --grace 24h --secret-dir secrets")
+			chosen := min(len(users), 1) + min(len(filter), 1) + min(len(within), 1)
+			if err != nil || bad != nil || chosen != 1 || graceless(grace) || dir == "" {
+				return usagef("name service users or give --filter or --ends-within, and give --grace " +
+					"and --secret-dir, such as --ends-within 14d --grace 24h --secret-dir secrets")
 			}
-			list, err := c.rotations(within, window, dir)
+			list, err := c.rotations(dir, func() ([]*rotation, error) {
+				if within != "" {
+					return c.rotationsWithin(within, dir)
+				}
+				return c.rotationsOf(users, filter, dir)
+			})
 			if err != nil {
 				return err
 			}
@@ -68,6 +74,8 @@ func (c *cli) rotateTokensCommand(root *cobra.Command) {
 		})
 	flags := rotate.Flags()
 	flags.StringVar(&within, "ends-within", "", "the tokens that end within this time, such as 14d")
+	flags.StringVar(&filter, "filter", "", "in place of names: the tokens of every service user that meets this "+
+		"`EXPR` in CEL over obj")
 	flags.StringVar(&grace, "grace", "", "how long the old tokens stay valid, such as 24h")
 	flags.StringVar(&dir, "secret-dir", "", "the directory for the files, each named NAME.TOKEN after "+
 		"the old token; group and others must not be able to write into it")
@@ -78,9 +86,9 @@ func (c *cli) rotateTokensCommand(root *cobra.Command) {
 // secretName is the name of a file for the secret that replaces a token.
 var secretName = regexp.MustCompile(`^(.+)\.(token_[0-9A-Za-z]{27})$`)
 
-// rotations lists the tokens that end within a time, and those whose rotation an earlier run did
-// not complete.
-func (c *cli) rotations(within string, window time.Duration, dir string) ([]*rotation, error) {
+// rotations lists the tokens that find returns, and those whose rotation an earlier run did not
+// complete.
+func (c *cli) rotations(dir string, find func() ([]*rotation, error)) ([]*rotation, error) {
 	if err := checkSecretDir(dir); err != nil {
 		return nil, err
 	}
@@ -105,14 +113,20 @@ func (c *cli) rotations(within string, window time.Duration, dir string) ([]*rot
 			uri: u.URI + "/tokens/" + m[2], begun: true,
 		})
 	}
-	found, err := c.tokensAt(withQuery("/service_users/tokens", url.Values{"ends_within": {within}}))
-	if err != nil {
-		return nil, err
-	}
-	for _, t := range found.Tokens {
-		if slices.ContainsFunc(list, func(r *rotation) bool { return r.TokenID == t.ID }) {
-			continue
+	found, err := find()
+	for _, r := range found {
+		if !slices.ContainsFunc(list, func(begun *rotation) bool { return begun.TokenID == r.TokenID }) {
+			list = append(list, r)
 		}
+	}
+	return list, err
+}
+
+// rotationsWithin lists the tokens of all service users that end within a time.
+func (c *cli) rotationsWithin(within, dir string) (list []*rotation, err error) {
+	window, _ := admin.ParseDuration(within) // which was checked
+	found, err := c.tokensAt(withQuery("/service_users/tokens", url.Values{"ends_within": {within}}))
+	for _, t := range found.Tokens {
 		r := &rotation{User: t.ServiceUserName, TokenID: t.ID, uri: t.URI}
 		if r.Result, err = c.whyNotDue(t, window); err != nil {
 			return nil, err
@@ -122,7 +136,39 @@ func (c *cli) rotations(within string, window time.Duration, dir string) ([]*rot
 		}
 		list = append(list, r)
 	}
-	return list, nil
+	return list, err
+}
+
+// rotationsOf lists the tokens that are valid and not retiring, of the named service users or of
+// those that a filter selects.
+func (c *cli) rotationsOf(names []string, filter, dir string) (list []*rotation, err error) {
+	var chosen admin.ServiceUserList
+	if filter != "" {
+		chosen, err = all(c, withQuery("/service_users", url.Values{"filter": {filter}}),
+			func(l *admin.ServiceUserList) (*[]admin.ServiceUser, *admin.Page) {
+				return &l.ServiceUsers, &l.Page
+			})
+	}
+	for _, name := range names {
+		u, err := c.user(name)
+		if err != nil {
+			return nil, err
+		}
+		chosen.ServiceUsers = append(chosen.ServiceUsers, u)
+	}
+	for _, u := range chosen.ServiceUsers {
+		found, err := c.tokensAt(withQuery(u.URI+"/tokens", url.Values{"state": {string(store.TokenActive)}}))
+		if err != nil {
+			return nil, err
+		}
+		for _, t := range found.Tokens {
+			list = append(list, &rotation{
+				User: u.Name, TokenID: t.ID, Result: resultDue, uri: t.URI,
+				File: secretPath(dir, u.Name+"."+t.ID),
+			})
+		}
+	}
+	return list, err
 }
 
 // whyNotDue returns the reason not to rotate a token that ends soon, or "".
@@ -169,9 +215,9 @@ func (c *cli) rotateAll(due []*rotation, grace, dir string) error {
 	return nil
 }
 
-// rotate replaces a token, and writes the new secret to its file. The file exists, empty, before the
-// request. If the answer is lost, a later run finds the empty file and repeats the request with the
-// same key, and gets the token of the lost answer with another secret.
+// rotate replaces a token, and writes the new secret to its file. The file exists, empty, before
+// the request. If the answer is lost, a later run finds the empty file and repeats the request with
+// the same key, and gets the token of the lost answer with another secret.
 func (c *cli) rotate(r *rotation, grace, dir string) error {
 	if !r.begun {
 		if err := cmp.Or(newSecretFile("--secret-dir", r.File), store.SyncDir(dir)); err != nil {

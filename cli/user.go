@@ -237,7 +237,8 @@ func (c *cli) listUsersCommand(root *cobra.Command) {
 			if err != nil {
 				return err
 			}
-			rows := table{{"ID", "NAME", "ACTIVE", "ROLE", "TEAMS", "LAST ACTIVE", "EXPIRES", "CREATED"}}
+			rows := table{{"ID", "NAME", "ACTIVE", "ROLE", "TEAMS", "LAST ACTIVE", "EXPIRES",
+				"NEXT TOKEN END", "CREATED"}}
 			if deleted {
 				rows = table{{"ID", "NAME", "ROLE", "TEAMS", "DELETED", "BY", "WAS ACTIVE"}}
 				for _, u := range list.ServiceUsers {
@@ -252,7 +253,7 @@ func (c *cli) listUsersCommand(root *cobra.Command) {
 					active += ", no login"
 				}
 				rows.add(u.ID, u.Name, active, u.Role, strings.Join(u.Teams, ", "),
-					when(u.LastActiveAt), when(u.ExpiresAt), when(&u.CreatedAt))
+					when(u.LastActiveAt), when(u.ExpiresAt), when(u.NextTokenEnd), when(&u.CreatedAt))
 			}
 			if query.Has("team") {
 				return c.print(list, rows,
@@ -262,14 +263,18 @@ func (c *cli) listUsersCommand(root *cobra.Command) {
 		})
 	for _, f := range []struct{ flag, parameter, usage string }{
 		{"search", "q", "only those with this in their name, display name, alias, owner or description, " +
-			"or at the start of their id"},
+			"or at the start of their id, or with a token of which these are the last four characters"},
 		{"role", "role", "only this role: admin, manager or member"},
 		{"team", "team", "only this team"},
+		{"owner", "owner", "only this owner"},
+		{"group", "group", "only members of this permission group (id or name), by name or by its condition"},
+		{"label", "label", "only those with this label: KEY or KEY=VALUE"},
 		{"status", "status", "only active, inactive or expired ones"},
 		{"created-by", "created_by",
 			"only those with this creator: the name or id of a service user, human:NAME, local:USER, " +
 				"or local (any user)"},
-		{"sort", "sort", "by name, role, created_at or last_active_at; \"-\" before it is descending"},
+		{"sort", "sort", "by name, display_name, role, teams, status, created_at, last_active_at, next_token_end " +
+			"or usable (those of which a token ends soon first); \"-\" before it is descending"},
 		{"filter", "filter",
 			"a CEL expression over obj and now, such as 'obj.created_at > now.subtract(\"7d\")'"},
 	} {

@@ -34,8 +34,8 @@ type AuditEvent struct {
 	ResourceName string // likewise; for a token it is the name of its service user
 }
 
-// auditActions lists the actions of the audit trail.
-var auditActions = strings.Fields(`
+// AuditActions lists the actions of the audit trail, those of one kind together.
+var AuditActions = strings.Fields(`
 	service_user.create service_user.update service_user.deactivate service_user.reactivate
 	service_user.delete service_user.undelete service_user.purge
 	token.create token.reissue token.update token.refresh token.rotate token.revoke token.first_use
@@ -60,7 +60,7 @@ func (e *AuditEvent) digest() string {
 // JSON can represent. before is nil when the action creates the resource, after is nil when the
 // action removes it.
 func (t *tx) audit(action, resource string, before, after any) error {
-	if !slices.Contains(auditActions, action) {
+	if !slices.Contains(AuditActions, action) {
 		return fmt.Errorf("%q is not among the actions of the audit trail", action)
 	}
 	e := AuditEvent{
@@ -140,25 +140,32 @@ func (s *Store) AuditEvents(ctx context.Context, by Actor, q AuditQuery) (list [
 		if err != nil {
 			return nil, err
 		}
-		args := params{q.Actor, q.Action, q.Resource, unix(q.Since), unix(q.Until)}
-		named := args.list(resources)
-		where := `
-			WHERE ($1 = '' OR ` + madeBy("actor", "$1") + ` OR actor IN (` + args.list(actors) + `))
-				AND ($2 = '' OR action = $2 OR $2 LIKE '%.' AND SUBSTR(action, 1, LENGTH($2)) = $2)
-				AND ($3 = '' OR resource_id = $3 OR resource_id IN (` + named + `)
-					OR seq IN (SELECT seq FROM audit_subjects
-						WHERE resource_id = $3 OR resource_id IN (` + named + `)))
-				AND at >= $4 AND ($5 = 0 OR at < $5)`
+		args := params{unix(q.Since), unix(q.Until)}
+		where := ` WHERE at >= $1 AND ($2 = 0 OR at < $2)`
+		if q.Actor != "" {
+			where += ` AND (` + madeBy("actor", args.add(q.Actor)) + ` OR actor IN (` + args.list(actors) + `))`
+		}
+		if q.Action != "" {
+			action := args.add(q.Action)
+			where += ` AND (action = ` + action + `
+				OR ` + action + ` LIKE '%.' AND SUBSTR(action, 1, LENGTH(` + action + `)) = ` + action + `)`
+		}
+		if q.Resource != "" {
+			named := args.list(append(resources, q.Resource))
+			where += ` AND seq IN (SELECT seq FROM audit_events WHERE resource_id IN (` + named + `)
+				UNION SELECT seq FROM audit_subjects WHERE resource_id IN (` + named + `))`
+		}
 		if q.Total != nil {
 			err := t.row(`SELECT COUNT(*) FROM audit_events`+where, args...).Scan(q.Total)
 			if err != nil {
 				return nil, fmt.Errorf("counting the audit trail: %w", err)
 			}
 		}
-		before := args.add(q.Before)
+		if q.Before != 0 {
+			where += ` AND seq < ` + args.add(q.Before)
+		}
 		// One more record than the limit shows whether there is another page.
-		where += ` AND (` + before + ` = 0 OR seq < ` + before + `)
-			ORDER BY seq DESC LIMIT ` + args.add(q.Limit+1)
+		where += ` ORDER BY seq DESC LIMIT ` + args.add(q.Limit+1)
 		list, err := all(t, "reading the audit trail", scanAudit, selectAudit+where, args...)
 		for i := range list {
 			if e := &list[i]; q.Names && err == nil {
@@ -179,11 +186,11 @@ func (s *Store) AuditEvents(ctx context.Context, by Actor, q AuditQuery) (list [
 // auditNames returns the ids of the actors and the resources that a query names. It rejects values
 // that the trail does not know: they would select nothing, as if nothing had happened.
 func (t *tx) auditNames(q AuditQuery) (actors, resources []string, err error) {
-	if q.Action != "" && !slices.ContainsFunc(auditActions, func(a string) bool {
+	if q.Action != "" && !slices.ContainsFunc(AuditActions, func(a string) bool {
 		return a == q.Action || strings.HasSuffix(q.Action, ".") && strings.HasPrefix(a, q.Action)
 	}) {
 		return nil, nil, invalid("action", "there is no action %q; the actions are %s; "+
-			`"token." selects all that begin so`, q.Action, strings.Join(auditActions, ", "))
+			`"token." selects all that begin so`, q.Action, strings.Join(AuditActions, ", "))
 	}
 	if q.Resource != "" {
 		resources, err = t.inTrail("resource_id", q.Resource, "resource_id = $1", "name a service user or "+

@@ -177,7 +177,7 @@ func TestAuditActions(t *testing.T) {
 			return true
 		})
 	}
-	if got, want := slices.Sorted(maps.Keys(written)), sorted(auditActions); !slices.Equal(got, want) {
+	if got, want := slices.Sorted(maps.Keys(written)), sorted(AuditActions); !slices.Equal(got, want) {
 		t.Errorf("got the actions %q in the source, and in the table %q", got, want)
 	}
 	w := newWorld(t, still)

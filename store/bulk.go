@@ -11,8 +11,8 @@ import (
 const MaxBulk = 1000
 
 // UserChange is a change of one service user in a transaction: [CreateUser], [UpdateUser],
-// [DeleteUser], [UndeleteUser] or [SetMember]. version is as in [Store.UpdateServiceUser]. Without a
-// change, before and after have the same Version.
+// [DeleteUser], [UndeleteUser], [SetMember] or [RefreshTokens]. version is as in
+// [Store.UpdateServiceUser]. Without a change, before and after have the same Version.
 type UserChange func(t *tx, id string, version int64) (before, after ServiceUser, err error)
 
 // changeUser makes one change in a transaction of its own.
@@ -30,7 +30,8 @@ func (s *Store) changeUser(
 // Bulk is several changes in one transaction: all of them take effect, or none.
 type Bulk struct {
 	Entries []Entry
-	// DryRun undoes the changes at the end. The results and the errors are those of the changes.
+	// DryRun undoes the changes at the end. The results and the errors are those of the
+	// changes.
 	DryRun bool
 	// Directories, if not nil, gets the directory before the changes and the one after them, which
 	// a dry run does not put in force.
@@ -61,6 +62,11 @@ func (s *Store) ChangeUsers(ctx context.Context, by Actor, b Bulk) (list []Chang
 			s.withActivity(&before)
 			list = append(list, Changed{before, after})
 		}
+		// The service users of a filter may be others than those of the first request.
+		if len(t.again) > 0 {
+			return conflict("", "the request was answered before, for service users that are not chosen "+
+				"any more, such as %s; send the request with a new key", t.again[0].UserID)
+		}
 		return nil
 	})
 	if err == nil && b.Directories != nil {
@@ -69,20 +75,18 @@ func (s *Store) ChangeUsers(ctx context.Context, by Actor, b Bulk) (list []Chang
 	return list, err
 }
 
-// UsersWhere returns service users, or with deleted tombstones, that meet a filter: all, or MaxBulk + 1
-// of them if there are more. They are as the filter gets them.
+// UsersWhere returns service users, or with deleted tombstones, that meet a filter: all, or MaxBulk
+// + 1 of them if there are more. They are as the filter gets them.
 func (s *Store) UsersWhere(
 	ctx context.Context, by Actor, deleted bool, filter func(*ServiceUser) (bool, error),
 ) (found []ServiceUser, err error) {
 	q := UserQuery{Deleted: deleted, Filter: filter, Limit: MaxBulk + 1}
-	for more := true; more && len(found) <= MaxBulk; {
-		var some []ServiceUser
-		if some, more, err = s.filterUsers(ctx, by, q); err != nil {
-			return nil, err
+	for {
+		some, next, err := s.ServiceUsers(ctx, by, q)
+		found = append(found, some...)
+		if err != nil || next == "" || len(found) > MaxBulk {
+			return found, err
 		}
-		if found = append(found, some...); more {
-			q.After = new(q.KeyOf(some[len(some)-1]))
-		}
+		q.After = next
 	}
-	return found, nil
 }

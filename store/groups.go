@@ -96,42 +96,62 @@ func (t *tx) filledGroups(where string, args ...any) ([]Group, error) {
 // is [ErrChanged]. Only admins may call it.
 func (s *Store) UpdateGroup(
 	ctx context.Context, by Actor, id string, version int64, edit func(*Group) error,
-) (Group, error) {
-	var g Group
-	err := s.change(ctx, by, func(t *tx) error {
-		before, err := t.groupToChange(id, version, "change a permission group")
-		if err != nil {
-			return err
-		}
-		g = before.clone()
-		if err := edit(&g); err != nil {
-			return err
-		}
-		g.copyManagedFields(before)
-		if err := g.check(&before); err != nil {
-			return err
-		}
-		if err := t.checkGroupTaken(id, g.Name); err != nil {
-			return err
-		}
-		if g.Rules, err = t.setRules(id, before.Rules, g.Rules); err != nil {
-			return err
-		}
-		if err := t.setPermissions(id, before.Permissions, g.Permissions); err != nil {
-			return err
-		}
-		// The audit trail shows every field that a caller may choose, so equal records mean
-		// no change.
-		if toJSON(auditGroup(g)) == toJSON(auditGroup(before)) {
-			return nil
-		}
-		if g, err = t.writeGroup(g); err != nil {
-			return err
-		}
-		return t.audit("permission_group.update", id, auditGroup(before), auditGroup(g))
+) (g Group, err error) {
+	err = s.change(ctx, by, func(t *tx) error {
+		g, err = t.updateGroup(id, version, edit)
+		return err
 	})
 	g.MemberCount = s.memberCounts(by, id)[id]
 	return g, err
+}
+
+// PreviewGroup makes the change of UpdateGroup and undoes it. It returns the directory before the
+// change and the one after it.
+func (s *Store) PreviewGroup(
+	ctx context.Context, by Actor, id string, edit func(*Group) error,
+) (g Group, before, after *access.Directory, err error) {
+	var work *tx
+	err = s.change(ctx, by, func(t *tx) error {
+		work, t.dryRun = t, true
+		g, err = t.updateGroup(id, 0, edit)
+		return err
+	})
+	if err != nil {
+		return g, nil, nil, err
+	}
+	return g, work.directory, cmp.Or(work.next, work.directory), nil // without a change, there is no next
+}
+
+func (t *tx) updateGroup(id string, version int64, edit func(*Group) error) (Group, error) {
+	before, err := t.groupToChange(id, version, "change a permission group")
+	if err != nil {
+		return before, err
+	}
+	g := before.clone()
+	if err := edit(&g); err != nil {
+		return g, err
+	}
+	g.copyManagedFields(before)
+	if err := g.check(&before); err != nil {
+		return g, err
+	}
+	if err := t.checkGroupTaken(id, g.Name); err != nil {
+		return g, err
+	}
+	if g.Rules, err = t.setRules(id, before.Rules, g.Rules); err != nil {
+		return g, err
+	}
+	if err := t.setPermissions(id, before.Permissions, g.Permissions); err != nil {
+		return g, err
+	}
+	// The audit trail shows every field that a caller may choose, so equal records mean no change.
+	if toJSON(auditGroup(g)) == toJSON(auditGroup(before)) {
+		return g, nil
+	}
+	if g, err = t.writeGroup(g); err != nil {
+		return g, err
+	}
+	return g, t.audit("permission_group.update", id, auditGroup(before), auditGroup(g))
 }
 
 // writeGroup writes the row of a group after any change of the group, with a new version.

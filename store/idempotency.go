@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -13,6 +14,16 @@ import (
 type Once struct {
 	Key     string // the header Idempotency-Key
 	Request string // a digest of the method, the path and the body
+	New     bool   // the error for a repetition is an [Answered], and no token gets another secret
+}
+
+// Answered is the error for a request that was answered before, see [Once]. It has the tokens that
+// the request issued, and their service users, in the same order.
+type Answered struct{ Tokens, Users []string }
+
+func (e *Answered) Error() string {
+	return "the request was answered before, and its secret is not shown again; refresh the token " +
+		strings.Join(e.Tokens, ", ") + " if the secret is lost"
 }
 
 // keyLife is how long a key is known.
@@ -44,6 +55,9 @@ func (t *tx) findKey() error {
 		return &Error{ErrKeyUsed, "Idempotency-Key", "the key was sent before with another request " +
 			"(method, path or body); send each new request with a new key"}
 	}
+	if once.New {
+		return t.answered(ids)
+	}
 	for _, id := range ids {
 		issued, err := t.reissue(id)
 		if err != nil {
@@ -52,6 +66,22 @@ func (t *tx) findKey() error {
 		t.again = append(t.again, issued)
 	}
 	return nil
+}
+
+// answered returns the error for a request that issued these tokens.
+func (t *tx) answered(tokens []string) error {
+	done := &Answered{Tokens: tokens}
+	for _, id := range tokens {
+		owner, err := one(t, scanString, "token", id, `SELECT service_user_id FROM tokens WHERE id = $1`, id)
+		if err == nil {
+			err = t.reachUser(owner)
+		}
+		if err != nil {
+			return err
+		}
+		done.Users = append(done.Users, owner)
+	}
+	return done
 }
 
 // reissue gives a token that was never used another secret.

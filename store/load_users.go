@@ -203,14 +203,11 @@ func (s *Store) loadPart(
 	} else if p.atOnce > 0 {
 		which, args = `WHERE +revision > $1 AND id > $2 ORDER BY id LIMIT $3`, []any{p.since, p.after, p.atOnce}
 	}
-	// Descriptions are not in the directory. Their size is checked all the same, since a
-	// description that is too large is damage.
-	const described = `octet_length(description) AS described`
 	var u access.User
-	shared := slices.DeleteFunc(profileColumns(&u.Profile), func(c column) bool { return c.name == "description" })
+	shared := profileColumns(&u.Profile)
 	columns := strings.Join(append(names(shared), "allowed_ips", "expires_at", "created_at", "deleted_at"), ", ")
-	from := `(SELECT ` + columns + `, ` + described + ` FROM service_users ` + which + `) t`
-	err = eachPacked(ctx, q, columns+`, described`, from, args, func(row *fields) error {
+	from := `(SELECT ` + columns + ` FROM service_users ` + which + `) t`
+	err = eachPacked(ctx, q, columns, from, args, func(row *fields) error {
 		if err := bearable(row.values...); err != nil {
 			return err
 		}
@@ -222,11 +219,7 @@ func (s *Store) loadPart(
 		}
 		allowed := row.text()
 		u.ExpiresAt, u.CreatedAt = row.number(), row.number()
-		deleted := row.number() != 0
-		if err := bearableSize(row.number()); err != nil {
-			return err
-		}
-		if deleted {
+		if row.number() != 0 {
 			removed = append(removed, u.ID)
 			return nil
 		}

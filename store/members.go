@@ -38,7 +38,7 @@ func (s *Store) Members(
 // service user once.
 func (s *Store) memberCounts(by Actor, groups ...string) map[string]int {
 	if by.Scope != nil {
-		return s.Directory().CountMembers(groups, func(u *access.User) bool { return by.Scope.Shares(u.Teams) })
+		return s.Directory().CountMembers(groups, by.Scope.reaches)
 	}
 	counts := make(map[string]int)
 	for _, id := range groups {

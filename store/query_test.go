@@ -23,11 +23,38 @@ func TestSorts(t *testing.T) {
 		for limit := 1; limit <= 4; limit++ {
 			s := open(t, place(t), still)
 			var users []ServiceUser
+			number := map[string]int{}
+			end := func(u ServiceUser) int { // in days
+				if i := number[u.ID]; i%3 == 2 {
+					return 2 + i%5*10
+				}
+				return 0
+			}
+			rank := func(u ServiceUser) int { // 0 is at the edge
+				switch {
+				case !u.Active || number[u.ID]%3 == 0:
+					return 2
+				case end(u) == 0 || end(u) > 14:
+					return 1
+				}
+				return 0
+			}
+			never := func(u ServiceUser) bool { return end(u) == 0 }
 			add := func(i int) {
 				// Names of either case, in an order that is not that of their making.
 				name := fmt.Sprint(string("bBaA"[i%4]), i*7%5, "-", i)
-				u, _, err := s.CreateServiceUser(ctx, Local, ServiceUser{Profile: access.Profile{Name: name, Role: roles[i%3], Active: true}}, nil)
+				u, _, err := s.CreateServiceUser(ctx, Local, ServiceUser{Profile: access.Profile{
+					Name: name, DisplayName: fmt.Sprint(i % 2), Role: roles[i%3], Active: i%4 > 0, Teams: [][]string{nil, {"a"}, {"a", "b"}, {"b"}}[i%4],
+				}}, nil)
 				mustDo(err)
+				switch i % 3 { // no token, one that has no end, and two of which one ends
+				case 2:
+					must(s.CreateToken(ctx, Local, u.ID, Token{ExpiresAt: s.Now().Add(time.Duration(2+i%5*10) * 24 * time.Hour)}))
+					fallthrough
+				case 1:
+					must(s.CreateToken(ctx, Local, u.ID, Token{}))
+				}
+				number[u.ID] = i
 				u.LastActiveAt = fromUnix(int64(i % 3 * 100))
 				must(s.write.ExecContext(ctx, `UPDATE service_users SET last_active_at = $1 WHERE id = $2`, unix(u.LastActiveAt), u.ID))
 				users = append(users, u)
@@ -41,7 +68,16 @@ func TestSorts(t *testing.T) {
 				want := slices.SortedFunc(slices.Values(users), func(a, b ServiceUser) int {
 					c := cmp.Or(map[string]int{
 						"name": strings.Compare(a.Name, b.Name), "role": strings.Compare(string(a.Role), string(b.Role)), "last_active_at": a.LastActiveAt.Compare(b.LastActiveAt),
+						"display_name": strings.Compare(a.DisplayName, b.DisplayName), "teams": slices.Compare(a.Teams, b.Teams),
+						"status": strings.Compare(fmt.Sprint(!a.Active), fmt.Sprint(!b.Active)), "next_token_end": cmp.Compare(end(a), end(b)),
+						"usable": cmp.Compare(rank(a), rank(b)),
 					}[field], strings.Compare(a.ID, b.ID))
+					if field == "usable" && rank(a) == rank(b) { // the newest first
+						c = -c
+					}
+					if field == "next_token_end" && never(a) != never(b) { // last in both directions
+						return strings.Compare(fmt.Sprint(never(a)), fmt.Sprint(never(b)))
+					}
 					if sort[0] == '-' {
 						return -c
 					}
@@ -52,14 +88,13 @@ func TestSorts(t *testing.T) {
 				var got []string
 				for more := true; more; {
 					page, next, err := s.ServiceUsers(ctx, Local, q)
-					if err != nil || len(page) > limit || next && len(page) < limit || !change && len(page) == 0 {
-						t.Fatalf("%s by %d: got a page of %d, %t, %v", sort, limit, len(page), next, err)
+					if err != nil || len(page) > limit || next != "" && len(page) < limit || !change && len(page) == 0 {
+						t.Fatalf("%s by %d: got a page of %d, %v, %v", sort, limit, len(page), next, err)
 					}
 					for _, u := range page {
-						at := q.KeyOf(u)
-						q.After, got = &at, append(got, u.Name)
+						got = append(got, u.Name)
 					}
-					if more = next; !change || !more {
+					if more, q.After = next != "", next; !change || !more {
 						continue
 					}
 					last := page[len(page)-1]
@@ -166,14 +201,13 @@ func TestSearch(t *testing.T) {
 			var got []string
 			for more := true; more; {
 				page, next, err := w.ServiceUsers(ctx, row.by, q)
-				if err != nil || next && len(page) != limit {
-					t.Fatalf("%s %+v by %d: got %v, %t, %v", row.by.Name, row.q, limit, page, next, err)
+				if err != nil || next != "" && len(page) != limit {
+					t.Fatalf("%s %+v by %d: got %v, %v, %v", row.by.Name, row.q, limit, page, next, err)
 				}
 				for _, u := range page {
-					at := q.KeyOf(u)
-					q.After, got = &at, append(got, u.Name)
+					got = append(got, u.Name)
 				}
-				more = next
+				more, q.After = next != "", next
 			}
 			if strings.Join(got, " ") != row.want {
 				t.Errorf("%s %+v by %d: got %q, want %q", row.by.Name, row.q, limit, got, row.want)
@@ -183,6 +217,72 @@ func TestSearch(t *testing.T) {
 	fault := invalid("filter", "x")
 	if _, _, err := w.ServiceUsers(ctx, Local, UserQuery{Limit: 1, Filter: func(*ServiceUser) (bool, error) { return false, fault }}); err != fault {
 		t.Errorf("a filter that fails: got %v, want its error", err)
+	}
+}
+
+// A hint finds tokens that have ended if no other token has it that the actor sees.
+func TestSearchHint(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, still)
+	for _, team := range []string{"hr", "ops"} {
+		u, k, err := w.CreateServiceUser(ctx, Local, ServiceUser{Profile: access.Profile{Name: "of " + team, Teams: []string{team}, Active: true}}, &Token{})
+		mustDo(err)
+		must(w.write.ExecContext(ctx, `UPDATE tokens SET hint = 'Ab1z' WHERE id = $1`, k.ID))
+		if team == "hr" {
+			mustDo(w.revoke(ctx, Local, u.ID, k.ID))
+		}
+	}
+	manager := func(team string) Actor { return Actor{Name: "human:carol", Scope: &Scope{Teams: []string{team}}} }
+	for _, row := range []struct {
+		by         Actor
+		text, want string
+	}{
+		{Local, "Ab1z", "of ops"}, {Local, "ab1z", ""}, {Local, "b1z", ""}, {manager("ops"), "Ab1z", "of ops"}, {manager("hr"), "Ab1z", "of hr"}, {manager("it"), "Ab1z", ""},
+	} {
+		list := must(first2(w.ServiceUsers(ctx, row.by, UserQuery{Search: row.text, Limit: 9})))
+		if got := strings.Join(ids(list, func(u ServiceUser) string { return u.Name }), " "); got != row.want {
+			t.Errorf("%s by %+v: got %q, want %q", row.text, row.by.Scope, got, row.want)
+		}
+	}
+}
+
+// SQL finds tokens by the states that they have in Go.
+func TestFindTokensByState(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, still)
+	now := unix(w.now())
+	times := []int64{0, now - 1, now, now + 1}
+	for _, revoked := range times {
+		for _, retires := range times {
+			for _, expires := range times {
+				for _, begins := range times {
+					k := must(w.CreateToken(ctx, Local, w.user.ID, Token{}))
+					must(w.write.ExecContext(ctx, `UPDATE tokens SET revoked_at = $1, retires_at = $2, expires_at = $3, not_before = $4 WHERE id = $5`, revoked, retires, expires, begins, k.ID))
+				}
+			}
+		}
+	}
+	var want, got []string
+	for _, k := range must(first2(w.FindTokens(ctx, Local, TokenQuery{Limit: 1000}))) {
+		want = append(want, k.ID+" "+string(k.State(w.now())))
+	}
+	for _, state := range TokenStates {
+		for before, more := "", true; more; {
+			list, next, err := w.FindTokens(ctx, Local, TokenQuery{State: state, Limit: 7, Before: before, Bare: state == TokenExpired})
+			mustDo(err)
+			for _, k := range list {
+				got, before = append(got, k.ID+" "+string(state)), k.ID
+			}
+			more = next
+		}
+	}
+	slices.Sort(want)
+	if slices.Sort(got); !slices.Equal(got, want) || len(got) < 256 {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	live := must(first2(w.FindTokens(ctx, Local, TokenQuery{Live: true, Limit: 1000})))
+	if n := len(slices.DeleteFunc(want, func(s string) bool { return strings.HasSuffix(s, "expired") || strings.HasSuffix(s, "revoked") })); len(live) != n {
+		t.Errorf("live: got %d, want %d", len(live), n)
 	}
 }
 
@@ -217,8 +317,8 @@ func TestFilterHoldsNothing(t *testing.T) {
 		}
 		return asked > FilteredAtOnce, nil
 	}})
-	if err != nil || more || len(list) != 17 || asked != FilteredAtOnce+17 {
-		t.Errorf("got %d of %d asked, %t, %v, want 17", len(list), asked, more, err)
+	if err != nil || more != "" || len(list) != 17 || asked != FilteredAtOnce+17 {
+		t.Errorf("got %d of %d asked, %v, %v, want 17", len(list), asked, more, err)
 	}
 	if len(list) > 0 && (list[0].ID != newest[FilteredAtOnce].ID || list[len(list)-1].ID != newest[len(newest)-1].ID) {
 		t.Errorf("got from %s to %s", list[0].Name, list[len(list)-1].Name)
@@ -238,4 +338,4 @@ func TestFilterHoldsNothing(t *testing.T) {
 }
 
 // first2 leaves out whether there are more.
-func first2[T any](list T, _ bool, err error) (T, error) { return list, err }
+func first2[T, N any](list T, _ N, err error) (T, error) { return list, err }

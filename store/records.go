@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/segmentio/ksuid"
@@ -123,6 +124,17 @@ func (t Token) State(now time.Time) TokenState {
 	default:
 		return TokenActive
 	}
+}
+
+// tokenState returns [Token.State] at an instant in Unix seconds, in SQL.
+func tokenState(now string) string {
+	return strings.ReplaceAll(`CASE
+		WHEN revoked_at > 0 AND revoked_at <= NOW
+			OR retires_at > 0 AND retires_at <= NOW AND retires_at <> expires_at THEN 'revoked'
+		WHEN expires_at > 0 AND expires_at <= NOW THEN 'expired'
+		WHEN retires_at > 0 THEN 'retiring'
+		WHEN not_before > NOW THEN 'pending'
+		ELSE 'active' END`, "NOW", now)
 }
 
 // Group is a permission group. Rules are in the order in which people gave them. The order has no

@@ -1,7 +1,9 @@
 package store
 
 import (
+	"cmp"
 	"context"
+	"slices"
 	"time"
 
 	"github.com/serviceusers/caddy-service-users/access"
@@ -24,54 +26,114 @@ func (s *Store) RefreshToken(
 		if err != nil {
 			return err
 		}
-		if err := checkGrace(grace); err != nil {
-			return err
-		}
-		switch state := before.State(t.now); {
-		case state == TokenRevoked || state == TokenRetiring:
-			return conflict("",
-				"the token is %s and has been replaced or ended already; create a new one instead",
-				state)
-		// An expired token has no use for a grace: it is revoked.
-		case state == TokenExpired:
-			grace = 0
-		}
-		next := before.successor()
-		if before.NotBefore.After(t.now) {
-			next.NotBefore = before.NotBefore
-		}
-		if ttl > 0 {
-			next.ExpiresAt = t.now.Add(ttl)
-		} else if !before.ExpiresAt.IsZero() {
-			// The successor gets the whole lifetime of the old token again, not the
-			// rest of it.
-			lifetime := before.ExpiresAt.Sub(before.CreatedAt)
-			if limit := s.opts.MaxTokenTTL; limit > 0 {
-				lifetime = min(lifetime, limit)
-			}
-			next.ExpiresAt = t.now.Add(lifetime)
-		}
-		if issued, err = t.createToken(next, before.Groups); err != nil {
-			return err
-		}
-		s.withUse(userID, &before)
-		old = before
-		old.ReplacedBy = issued.ID
-		old.RefreshedAt, old.CountAtRefresh = t.now, before.UseCount
-		if grace > 0 {
-			old.RetiresAt = earlier(t.now.Add(grace), before.ExpiresAt)
-		} else {
-			old.RevokedAt = t.now
-		}
-		if err := t.writeToken(&old); err != nil {
-			return err
-		}
-		if err := t.checkLive(userID, ""); err != nil {
-			return err
-		}
-		return t.audit("token.refresh", id, before, old)
+		issued, old, err = t.refresh(before, grace, ttl)
+		return err
 	})
 	return issued, old, err
+}
+
+// refresh makes the change of RefreshToken.
+func (t *tx) refresh(before Token, grace, ttl time.Duration) (issued *Issued, old Token, err error) {
+	if err := checkGrace(grace); err != nil {
+		return nil, old, err
+	}
+	switch state := before.State(t.now); {
+	case state == TokenRevoked || state == TokenRetiring:
+		return nil, old, conflict("",
+			"the token is %s and has been replaced or ended already; create a new one instead",
+			state)
+	// An expired token has no use for a grace: it is revoked.
+	case state == TokenExpired:
+		grace = 0
+	}
+	next := before.successor()
+	if before.NotBefore.After(t.now) {
+		next.NotBefore = before.NotBefore
+	}
+	if ttl > 0 {
+		next.ExpiresAt = t.now.Add(ttl)
+	} else if !before.ExpiresAt.IsZero() {
+		// The successor gets the whole lifetime of the old token again, not the
+		// rest of it.
+		lifetime := before.ExpiresAt.Sub(before.CreatedAt)
+		if limit := t.store.opts.MaxTokenTTL; limit > 0 {
+			lifetime = min(lifetime, limit)
+		}
+		next.ExpiresAt = t.now.Add(lifetime)
+	}
+	if issued, err = t.createToken(next, before.Groups); err != nil {
+		return nil, old, err
+	}
+	t.store.withUse(before.UserID, &before)
+	old = before
+	old.ReplacedBy = issued.ID
+	old.RefreshedAt, old.CountAtRefresh = t.now, before.UseCount
+	if grace > 0 {
+		old.RetiresAt = earlier(t.now.Add(grace), before.ExpiresAt)
+	} else {
+		old.RevokedAt = t.now
+	}
+	if err := t.writeToken(&old); err != nil {
+		return nil, old, err
+	}
+	if err := t.checkLive(before.UserID, ""); err != nil {
+		return nil, old, err
+	}
+	return issued, old, t.audit("token.refresh", before.ID, before, old)
+}
+
+// Replaced is a token that a refresh has replaced, and its successor.
+type Replaced struct {
+	Old Token
+	New *Issued
+}
+
+// RefreshTokens returns a change that refreshes each token of a service user that is valid now and
+// not retiring, as [Store.RefreshToken] does. It appends them to done, oldest first, and fails if
+// that makes more than MaxBulk.
+func RefreshTokens(grace time.Duration, done *[]Replaced) UserChange {
+	return func(t *tx, id string, version int64) (before, after ServiceUser, err error) {
+		before, err = t.visibleUser(id, false)
+		if err := cmp.Or(err, checkVersion(before.Version, version), t.withinScope(&before, &before)); err != nil {
+			return before, after, err
+		}
+		if t.again != nil {
+			return before, before, t.replacedBefore(id, done)
+		}
+		tokens, err := all(t, "reading tokens", scanToken, selectToken+` WHERE service_user_id = $1 ORDER BY id`, id)
+		for _, k := range tokens {
+			if k.State(t.now) != TokenActive {
+				continue
+			}
+			if len(*done) == MaxBulk {
+				return before, after, invalid("", "more than %d tokens are too many for one request; "+
+					"choose fewer service users", MaxBulk)
+			}
+			issued, old, err := t.refresh(k, grace, 0)
+			if err != nil {
+				return before, after, err
+			}
+			*done = append(*done, Replaced{old, issued})
+		}
+		return before, before, err
+	}
+}
+
+// replacedBefore appends the tokens of a service user to done that a request with the same
+// idempotency key has replaced before.
+func (t *tx) replacedBefore(id string, done *[]Replaced) error {
+	for i := range t.again {
+		if issued := t.again[i]; issued.UserID == id {
+			old, err := one(t, scanToken, "token", issued.ID,
+				selectToken+` WHERE service_user_id = $1 AND replaced_by = $2`, id, issued.ID)
+			if err != nil {
+				return err
+			}
+			*done = append(*done, Replaced{old, issued})
+		}
+	}
+	t.again = slices.DeleteFunc(t.again, func(k *Issued) bool { return k.UserID == id })
+	return nil
 }
 
 // successor returns a new token with the fields of k that a replacement keeps.

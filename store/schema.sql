@@ -1,4 +1,4 @@
--- The store of service users, version 7. Times are Unix seconds in UTC; 0 means "never" or "not
+-- The store of service users, version 8. Times are Unix seconds in UTC; 0 means "never" or "not
 -- yet". Lists and maps are JSON text. The same text serves SQLite and PostgreSQL.
 --
 -- A revision is the number of a change. The column revision has the last change that affected the
@@ -54,6 +54,7 @@ CREATE UNIQUE INDEX service_users_alias ON service_users (alias) WHERE deleted_a
 CREATE INDEX service_users_name_key ON service_users (name_key) WHERE deleted_at = 0;
 CREATE INDEX service_users_revision ON service_users (revision);
 CREATE INDEX service_users_deleted ON service_users (deleted_at) WHERE deleted_at > 0;
+CREATE INDEX service_users_activity ON service_users (last_active_at, id) WHERE deleted_at = 0;
 
 CREATE TABLE tokens (
 	id                TEXT   PRIMARY KEY, -- token_…
@@ -84,6 +85,8 @@ CREATE TABLE tokens (
 );
 CREATE UNIQUE INDEX tokens_hash ON tokens (hash);
 CREATE INDEX tokens_service_user ON tokens (service_user_id, id);
+CREATE INDEX tokens_hint ON tokens (hint);
+CREATE INDEX tokens_ends ON tokens (id, expires_at, retires_at) WHERE expires_at > 0 OR retires_at > 0;
 
 -- The idempotency keys of requests that issued tokens. A row has ended 24 hours later, and
 -- the next key removes it.

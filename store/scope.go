@@ -12,6 +12,11 @@ func (s *Scope) Shares(teams []string) bool {
 	return slices.ContainsFunc(teams, func(team string) bool { return slices.Contains(s.Teams, team) })
 }
 
+// reaches is Shares for a service user of the directory. A nil scope reaches all.
+func (s *Scope) reaches(k *access.Sketch) bool {
+	return s == nil || slices.ContainsFunc(s.Teams, k.Team)
+}
+
 // sees returns a condition that a row of service_users meets if an actor with the scope may see it.
 func (s *Scope) sees(args *params) string {
 	if s == nil {
@@ -89,6 +94,13 @@ func (t *tx) withinScope(before, after *ServiceUser) error {
 		return t.writesNoCondition(before, after)
 	}
 	return nil
+}
+
+// MayChange reports whether the actor may change a service user that it sees. Some changes, such as
+// another team, can be refused all the same.
+func (s *Store) MayChange(by Actor, u ServiceUser) bool {
+	t := &tx{store: s, by: by, directory: s.Directory()}
+	return by.Scope == nil || u.DeletedAt.IsZero() && t.renewScope() == nil && t.checkHolds(&u) == nil
 }
 
 // checkHolds rejects a service user with a right that the manager does not have.

@@ -239,12 +239,13 @@ func (e *InUse) Unwrap() error { return &Error{ErrConflict, "unless_used_within"
 
 func (t *tx) checkUnused(id string, within time.Duration) error {
 	// The uses of all tokens count, also of those that have ended.
-	tokens, err := t.tokensWithUse(` WHERE service_user_id = $1`, id)
+	tokens, err := all(t, "reading tokens", scanToken, selectToken+` WHERE service_user_id = $1`, id)
 	if err != nil {
 		return err
 	}
 	var all usage
 	for _, k := range tokens {
+		t.store.withUse(id, &k)
 		all.merge(usage{last: unix(k.LastUsedAt), from: k.UsedFrom, rules: k.UsedRules})
 	}
 	if last := fromUnix(all.last); !last.IsZero() && last.After(t.now.Add(-within)) {

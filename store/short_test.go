@@ -33,9 +33,10 @@ type userPage struct {
 func (s *Store) page(ctx context.Context, by Actor, p userPage) ([]ServiceUser, bool, error) {
 	q := UserQuery{Name: p.Name, Limit: p.Limit}
 	if p.Before != "" {
-		q.After = &Place{p.Before, p.Before}
+		q.After = PlaceOf("", p.Before)
 	}
-	return s.ServiceUsers(ctx, by, q)
+	list, next, err := s.ServiceUsers(ctx, by, q)
+	return list, next != "", err
 }
 
 // trail returns up to limit records of the audit trail, of one resource or, with

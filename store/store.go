@@ -57,6 +57,12 @@ func (o Options) filled() Options {
 	return o
 }
 
+// TokenTTL returns the lifetime of a token that is created without an end, and the longest lifetime; 0
+// is unlimited.
+func (s *Store) TokenTTL() (usual, longest time.Duration) {
+	return s.opts.defaultTTL(), s.opts.MaxTokenTTL
+}
+
 // defaultTTL returns the lifetime of a token that is created without an end; 0 is unlimited.
 func (o *Options) defaultTTL() time.Duration {
 	if o.MaxTokenTTL > 0 && (o.TokenTTL == 0 || o.TokenTTL > o.MaxTokenTTL) {

@@ -54,6 +54,7 @@ type TokenQuery struct {
 	UnusedFor  time.Duration // only tokens that were usable for this time, without a use in it; 0 is any
 	Before     string        // only tokens older than the one with this id; "" is all
 	Limit      int
+	Bare       bool // reads only ID, UserID and LastUsedAt of the tokens, to count many in little time
 }
 
 // FindTokens lists tokens of service users that the actor sees. more reports whether the limit cut
@@ -73,17 +74,22 @@ func (s *Store) FindTokens(ctx context.Context, by Actor, q TokenQuery) (list []
 
 // findTokens reads up to one token more than the limit.
 func (t *tx) findTokens(q TokenQuery) (list []Token, err error) {
-	args := params{q.Before, q.Limit + 1}
-	where := ` WHERE ($1 = '' OR id < $1)`
+	args := params{cmp.Or(q.Before, "token_~"), q.Limit + 1} // no id is after token_~
+	where := ` WHERE id < $1`
 	if q.UserID != "" {
 		where += ` AND service_user_id = ` + args.add(q.UserID)
 	} else { // a deleted service user keeps its tokens until it is purged
-		where += ` AND service_user_id IN (
-			SELECT id FROM service_users WHERE deleted_at = 0 AND ` + t.by.Scope.sees(&args) + `)`
+		where += ` AND EXISTS (SELECT 1 FROM service_users u
+			WHERE u.id = service_user_id AND deleted_at = 0 AND ` + t.by.Scope.sees(&args) + `)`
 	}
-	if q.EndsWithin > 0 {
+	if q.State != "" {
+		where += ` AND ` + tokenState(args.add(t.now.Unix())) + ` = ` + args.add(string(q.State))
+	} else if q.Live {
+		where += ` AND ` + tokenState(args.add(t.now.Unix())) + ` NOT IN ('expired', 'revoked')`
+	}
+	if q.EndsWithin > 0 { // the first condition is that of an index
 		end := args.add(t.now.Add(q.EndsWithin).Unix())
-		where += ` AND (expires_at > 0 AND expires_at <= ` + end + `
+		where += ` AND (expires_at > 0 OR retires_at > 0) AND (expires_at > 0 AND expires_at <= ` + end + `
 			OR retires_at > 0 AND retires_at <= ` + end + `)`
 	}
 	since := t.now.Add(-q.UnusedFor)
@@ -91,13 +97,19 @@ func (t *tx) findTokens(q TokenQuery) (list []Token, err error) {
 		at := args.add(since.Unix())
 		where += ` AND created_at <= ` + at + ` AND not_before <= ` + at + ` AND last_used_at <= ` + at
 	}
+	selection, scan := selectToken, scanToken
+	if q.Bare {
+		selection = `SELECT id, service_user_id, last_used_at FROM tokens`
+		scan = func(rows *sql.Rows) (k Token, err error) {
+			err = rows.Scan(&k.ID, &k.UserID, (*unixTime)(&k.LastUsedAt))
+			return k, err
+		}
+	}
 	for {
-		page, err := t.tokensWithUse(where+` ORDER BY id DESC LIMIT $2`, args...)
+		page, err := all(t, "reading tokens", scan, selection+where+` ORDER BY id DESC LIMIT $2`, args...)
 		for _, k := range page {
-			state := k.State(t.now)
-			ended := state == TokenRevoked || state == TokenExpired
-			unused := q.UnusedFor == 0 || !k.LastUsedAt.After(since) // a use may not be on disk yet
-			if unused && (state == q.State || q.State == "" && !(q.Live && ended)) {
+			t.store.withUse(k.UserID, &k)
+			if q.UnusedFor == 0 || !k.LastUsedAt.After(since) { // a use may not be on disk yet
 				list = append(list, k)
 			}
 		}
@@ -106,15 +118,6 @@ func (t *tx) findTokens(q TokenQuery) (list []Token, err error) {
 		}
 		args[0] = page[len(page)-1].ID
 	}
-}
-
-// tokensWithUse reads tokens, with the usage that is not on disk yet.
-func (t *tx) tokensWithUse(where string, args ...any) ([]Token, error) {
-	list, err := all(t, "reading tokens", scanToken, selectToken+where, args...)
-	for i := range list {
-		t.store.withUse(list[i].UserID, &list[i])
-	}
-	return list, err
 }
 
 // TokenOwner returns the id of the service user that a token belongs to.

@@ -79,6 +79,10 @@ var upgrades = []string{
 	upgradeTrail + `;
 	CREATE TABLE idempotency_keys (digest TEXT PRIMARY KEY, request TEXT NOT NULL, tokens TEXT NOT NULL,
 		created_at BIGINT NOT NULL);`,
+	// 8: lists by last activity, the search for the hint of a token, and tokens that end soon.
+	`CREATE INDEX service_users_activity ON service_users (last_active_at, id) WHERE deleted_at = 0;
+	CREATE INDEX tokens_hint ON tokens (hint);
+	CREATE INDEX tokens_ends ON tokens (id, expires_at, retires_at) WHERE expires_at > 0 OR retires_at > 0;`,
 }
 
 // upgradeTrail fills the new columns from the audit trail. Earlier versions did not keep the members

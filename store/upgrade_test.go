@@ -35,16 +35,22 @@ import (
 // testdata/schema-6.db is that one, upgraded and used by the last program with schema
 // version 6: with a service user that was deleted twice, one that was inactive when it
 // was deleted, and a deleted group with a member and a permission. Nor is it made again.
+//
+// testdata/schema-7.db is that one, upgraded and used by the last program with schema
+// version 7: with an idempotency key, a token that retires, and another service user and
+// another group that were deleted. Nor is it made again.
 const (
 	schema1 = "testdata/schema-1.db"
 	schema3 = "testdata/schema-3.db"
 	schema4 = "testdata/schema-4.db"
 	schema6 = "testdata/schema-6.db"
+	schema7 = "testdata/schema-7.db"
 )
 
 var (
 	tables1 = []string{"meta", "service_users", "tokens", "permission_groups", "rules", "members", "audit_events"}
 	tables3 = append([]string{"permissions", "group_permissions"}, tables1...)
+	tables7 = append([]string{"deleted_links", "audit_subjects", "idempotency_keys"}, tables3...)
 )
 
 // atSchema1 is an instant a little behind the last change in them.
@@ -112,6 +118,7 @@ func TestUpgrade(t *testing.T) {
 		{schema3, 3, tables3, []string{"people.export", `{"192.0.2.9":`, "service_user.delete"}},
 		{schema4, 4, tables3, []string{"| Root |", "| human:admin |", "narrowed admin", "made-by-lead"}},
 		{schema6, 6, tables3, []string{"gone-active", "gone-inactive", "permission_group.delete", "salary.view"}},
+		{schema7, 7, tables7, []string{"request-7", "gone-keyed", "| human:carol |", "made with a key"}},
 	} {
 		t.Run(row.file, func(t *testing.T) { testUpgrade(t, row.file, row.version, row.tables, row.holds) })
 	}

@@ -118,7 +118,7 @@ var failures = []struct{ status, name, text string }{
 	{"404", "NotFound", "there is no such resource, or the caller may not see it"},
 	{"409", "Conflict", "the present state does not allow it"},
 	{"412", "PreconditionFailed", "If-Match is not the present version of the resource, " +
-		"or the operation compares no versions"},
+		"or the operation compares no versions; or the request has If-None-Match and was answered before"},
 	{"413", "PayloadTooLarge", "the body is too large"},
 	{"415", "UnsupportedMediaType", "the Content-Type is missing or wrong, or the body is compressed"},
 	{"422", "UnprocessableContent", "the Idempotency-Key was sent before with another request"},
@@ -164,6 +164,10 @@ func (d *describer) operation(r route) *operation {
 			Description: "1 to 255 characters, such as a UUID. Within 24 hours the same request with the same key " +
 				"issues no further token: it answers with the first one and another secret, and the first secret " +
 				"ends. The answer is 409 if the token was used or has ended",
+		}, parameter{
+			Name: "If-None-Match", In: "header", Schema: &schema{Type: "string", Enum: []string{"*"}},
+			Description: "only beside Idempotency-Key: the repetition of a request changes nothing, and its " +
+				"answer is 412 with token_id and service_user_id in details",
 		})
 	}
 	done := d.done(r, source.out)
