@@ -229,6 +229,7 @@ func parseSiteDoor(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error) 
 //		admins       <id...>
 //		managers     <id...> team=<team>... [group=<group>...]
 //		actor_header <header>
+//		console      off
 //	}
 //
 // admins and managers may be repeated.
@@ -242,6 +243,7 @@ func (s *SiteDoor) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		"*admins alice":                func() error { return args(d, &s.Admins) },
 		"*managers carol team=finance": func() error { return s.managers(d) },
 		"actor_header Remote-User":     func() error { return oneArg(d, &s.ActorHeader) },
+		"console off":                  func() error { return off(d, &s.NoConsole) },
 	})
 }
 
@@ -379,6 +381,18 @@ func flag(d *caddyfile.Dispenser, into *bool) error {
 	*into = true
 	if d.NextArg() {
 		return errArguments
+	}
+	return nil
+}
+
+// off reads the word "off".
+func off(d *caddyfile.Dispenser, into *bool) error {
+	var word string
+	if err := oneArg(d, &word); err != nil {
+		return err
+	}
+	if *into = word == "off"; !*into {
+		return d.Errf("the only value is off (got %q); without the line it is on", word)
 	}
 	return nil
 }

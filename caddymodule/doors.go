@@ -16,6 +16,7 @@ import (
 
 	"github.com/serviceusers/caddy-service-users/access"
 	"github.com/serviceusers/caddy-service-users/admin"
+	"github.com/serviceusers/caddy-service-users/admin/console"
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
@@ -94,9 +95,13 @@ var ErrNotConfigured = admin.NewError(http.StatusNotFound, "ERR_NOT_CONFIGURED",
 		"its configuration has neither the global option nor a directive service_users")
 
 var (
-	errNotOpen     = admin.NewError(http.StatusServiceUnavailable, "ERR_STORE_UNAVAILABLE", "the store is not open")
-	errTwoFields   = admin.NewError(TwoCredentials.Status, "ERR_AMBIGUOUS", TwoCredentials.Detail)
-	errThrottled   = admin.NewError(http.StatusTooManyRequests, "ERR_NGROK_226", tooManyAttempts)
+	errNotOpen   = admin.NewError(http.StatusServiceUnavailable, "ERR_STORE_UNAVAILABLE", "the store is not open")
+	errTwoFields = admin.NewError(TwoCredentials.Status, "ERR_AMBIGUOUS", TwoCredentials.Detail)
+	errThrottled = admin.NewError(http.StatusTooManyRequests, "ERR_NGROK_226", tooManyAttempts)
+	errNoPerson  = admin.NewError(http.StatusForbidden, "ERR_NGROK_4111",
+		"a service user has no interactive login: programs use the API, and the console is for people")
+	errNoLogin = admin.NewError(http.StatusUnauthorized, "ERR_UNAUTHENTICATED",
+		"log in as a person whom the operator has named in admins or managers, and open this page again")
 	errCrossOrigin = admin.NewError(http.StatusForbidden, "ERR_CROSS_ORIGIN",
 		"a page of another origin must not use the admin API")
 )
@@ -116,6 +121,9 @@ type SiteDoor struct {
 	// {http.auth.user.id}. The door believes the header only if the handler directly before it
 	// is such a forward_auth; otherwise the load fails. Default: none.
 	ActorHeader string `json:"actor_header,omitempty"`
+
+	// Whether the pages for people, at /console/, are switched off. Default: false.
+	NoConsole bool `json:"no_console,omitempty"`
 
 	storeHandle
 	believes bool // the walk of the routes has proven every way to the door
@@ -202,15 +210,24 @@ func (d *SiteDoor) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp
 	if ready, probe := admin.IsProbe(r); probe && err != nil {
 		return writeReady(w, !ready || live != nil && !live.store.Stale()) // strangers learn no more
 	}
-	if err == nil && d.origin.Check(r) != nil {
+	pages := !d.NoConsole && console.Takes(r)
+	switch {
+	case err != nil:
+	case d.origin.Check(r) != nil:
 		err = errCrossOrigin
+	case pages && strings.HasPrefix(by.Name, "service_"):
+		err = errNoPerson
 	}
 	r.Header.Del("Authorization")
-	if err != nil {
-		d.refuse(w, r, live, by, login, err)
-		return nil
+	switch {
+	case pages && console.ServeAsset(w, r): // an error page needs its style too
+	case err != nil:
+		d.refuse(w, r, live, by, login, err, pages)
+	case pages:
+		live.console.Serve(w, r, by)
+	default:
+		live.api.Serve(w, atShortPath(r), by)
 	}
-	live.api.Serve(w, atShortPath(r), by)
 	return nil
 }
 
@@ -289,13 +306,25 @@ func (d *SiteDoor) human(live *liveStore, id string) (store.Actor, error) {
 // if it has an identity or a credential.
 func (d *SiteDoor) refuse(
 	w http.ResponseWriter, r *http.Request, live *liveStore, by store.Actor, login string, err error,
+	pages bool,
 ) {
+	write := admin.WriteError
+	challenges := []string{
+		`Basic realm="service users admin", charset="UTF-8"`, `Bearer realm="service users admin"`,
+	}
+	unauthenticated := errors.Is(err, admin.ErrUnauthenticated)
+	if pages {
+		// A browser would ask people for the Basic credentials of a service user, which cannot
+		// open the console. No browser asks for Bearer.
+		write, challenges = console.ErrorPage(r), challenges[1:]
+		if unauthenticated {
+			err = errNoLogin
+		}
+	}
 	h := w.Header()
 	h.Set("Cache-Control", "no-store")
-	if errors.Is(err, admin.ErrUnauthenticated) {
-		h["Www-Authenticate"] = []string{
-			`Basic realm="service users admin", charset="UTF-8"`, `Bearer realm="service users admin"`,
-		}
+	if unauthenticated {
+		h["Www-Authenticate"] = challenges
 	}
 	linger := closeUnread(w, r)
 	if errors.Is(err, errThrottled) {
@@ -304,10 +333,10 @@ func (d *SiteDoor) refuse(
 		defer linger()
 	}
 	if live == nil || by.Name == store.Anonymous && login == "" {
-		admin.WriteError(w, d.log, store.NewOperationID(), err)
+		write(w, d.log, store.NewOperationID(), err)
 		return
 	}
-	live.api.Refuse(w, r, by, login, err)
+	live.api.Refuse(w, r, by, login, err, write)
 }
 
 // Interface guards

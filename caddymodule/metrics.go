@@ -5,10 +5,14 @@ import (
 	"fmt"
 	"math"
 	"strconv"
+	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 
 	"github.com/serviceusers/caddy-service-users/access"
+	"github.com/serviceusers/caddy-service-users/admin"
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
@@ -120,6 +124,56 @@ func (c *collectors) showAudit(head store.AuditHead) {
 	if bits, err := strconv.ParseUint(head.Hash[:min(12, len(head.Hash))], 16, 64); err == nil {
 		c.auditHash.Set(float64(bits)) // exact: a float64 represents integers of up to 53 bits
 	}
+}
+
+// traffic returns the numbers of requests so far, since the process started.
+func (c *collectors) traffic() (m admin.Minute) {
+	for _, reason := range access.Reasons() {
+		n := count(c.reasons[reason])
+		switch {
+		case reason == access.Granted:
+			m.Allowed += n
+		case reason >= access.NoRule:
+			m.Denied += n
+		default:
+			m.NoLogin += n
+		}
+	}
+	m.Allowed += count(c.observed) + count(c.public) + count(c.passed)
+	m.NoLogin += count(c.throttled)
+	m.Refused, m.NotReady = count(c.ambiguous), count(c.unavailable)
+	return m
+}
+
+func count(c prometheus.Counter) int64 {
+	var m dto.Metric
+	if c.Write(&m) != nil {
+		return 0
+	}
+	return int64(m.GetCounter().GetValue())
+}
+
+// traffic outlives a configuration, as metrics do. The first store that opens starts to watch it.
+var (
+	traffic  admin.Traffic
+	watching sync.Once
+)
+
+// watchTraffic adds a minute to t at the end of every minute of the clock, for as long as the process
+// runs. read returns the numbers of requests so far, and before has those of the last minute. No
+// request waits for it, and it keeps no goroutine.
+func watchTraffic(t *admin.Traffic, read func() admin.Minute, before admin.Minute) {
+	// A timer can end a little before its time by the clock, which a time server may slow down.
+	minute := func() time.Time { return time.Now().Add(time.Second).Truncate(time.Minute) }
+	time.AfterFunc(time.Until(minute().Add(time.Minute)), func() {
+		n := read()
+		t.Add(admin.Minute{
+			At: minute().UTC(), Allowed: n.Allowed - before.Allowed, Denied: n.Denied - before.Denied,
+			NoLogin: n.NoLogin - before.NoLogin, Refused: n.Refused - before.Refused,
+			NotReady: n.NotReady - before.NotReady,
+		})
+		watchTraffic(t, read, n)
+	})
 }
 
 // register adds the collectors to the registry of a configuration.

@@ -22,6 +22,7 @@ import (
 
 	"github.com/serviceusers/caddy-service-users/access"
 	"github.com/serviceusers/caddy-service-users/admin"
+	"github.com/serviceusers/caddy-service-users/admin/console"
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
@@ -42,6 +43,7 @@ type shared struct {
 type liveStore struct {
 	store    *store.Store
 	api      *admin.API
+	console  *console.Console
 	recall   *access.Recall
 	streams  *streams
 	throttle *access.Throttle // nil is off
@@ -166,6 +168,9 @@ func (s *shared) open() error {
 		streams: newStreams(db),
 	}
 	live.api.Sites = siteOptions
+	live.api.Traffic = &traffic
+	watching.Do(func() { watchTraffic(&traffic, metrics.traffic, admin.Minute{}) })
+	live.console = console.New(live.api, db.Now, opts.Log.Named("console"))
 	if s.throttle.Attempts > 0 {
 		live.throttle = access.NewThrottle(s.throttle.Attempts, time.Duration(s.throttle.Within))
 	}

@@ -1,5 +1,6 @@
 // Prose counts five habits that make a reader search for the noun of a sentence, in the
-// comments of hand-written production code and in Markdown outside of code blocks.
+// comments of hand-written production code, in Markdown outside of code blocks, and in the texts
+// of HTML templates.
 // CONTRIBUTING.md shows the words to write instead. Prose fails when one habit is more
 // frequent than the limit.
 package main
@@ -30,6 +31,9 @@ var habits = []struct {
 }
 
 var codeBlock = regexp.MustCompile("(?s)```.*?```")
+
+// markup is all of a template but its texts.
+var markup = regexp.MustCompile("(?s){{.*?}}|<[^>]*>")
 
 func main() {
 	limit := flag.Float64("limit", 0.5, "the most that is accepted, per 1,000 words")
@@ -65,6 +69,11 @@ func run(roots []string, limit float64, show bool) error {
 				for i, line := range strings.Split(string(text), "\n") {
 					comment(token.Position{Filename: path, Line: i + 1}, line)
 				}
+				return err
+			}
+			if err == nil && filepath.Base(filepath.Dir(path)) == "templates" && strings.HasSuffix(path, ".html") {
+				text, err := os.ReadFile(path)
+				comment(token.Position{Filename: path}, string(markup.ReplaceAll(text, []byte(" "))))
 				return err
 			}
 			if err != nil || d.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
