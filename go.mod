@@ -6,6 +6,8 @@ require (
 	cel.dev/cel-go v0.32.0 // conditions, in the language and version that Caddy has
 	github.com/anishathalye/porcupine v1.3.1 // tests: histories that have to be linearizable
 	github.com/caddyserver/caddy/v2 v2.11.9 // what this is a plugin of
+	github.com/chromedp/cdproto v0.160.1 // tests: the protocol of chromedp
+	github.com/chromedp/chromedp v0.23.1 // tests: the console in a real Chromium
 	github.com/fsnotify/fsnotify v1.10.1 // notices changes of the database by other processes without a fast poll
 	github.com/go-json-experiment/json v0.0.0-20260820222146-c27c302e5fc3 // strict JSON: repeated names, letter case, UTF-8, and the place of the fault
 	github.com/prometheus/client_golang v1.24.1 // Caddy's metrics
