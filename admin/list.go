@@ -30,6 +30,9 @@ func (q *UserListQuery) query(c *call) (out store.UserQuery, err error) {
 	if out.Total, err = total(q.TotalCount); err != nil {
 		return out, err
 	}
+	if out.Total != nil && q.Status != "" && q.Filter == "" {
+		out.Hidden = new(int)
+	}
 	if out.Deleted, err = boolean("deleted", q.Deleted); err != nil {
 		return out, err
 	}

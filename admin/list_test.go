@@ -2,6 +2,7 @@ package admin
 
 import (
 	"encoding/base64"
+	"fmt"
 	"net/url"
 	"slices"
 	"strings"
@@ -65,6 +66,26 @@ func (s *server) follow(uri, member string) (names []string) {
 	}
 	s.t.Fatalf("%s: the walk does not end", uri)
 	return nil
+}
+
+// TestHiddenCount checks the number of service users that only the parameter status leaves out.
+func TestHiddenCount(t *testing.T) {
+	s := crowd(t)
+	for query, want := range map[string]string{
+		"status=active&total_count=true&limit=1":                      "3 2",
+		"status=active&total_count=true&limit=1&sort=-last_active_at": "3 2",
+		"status=inactive&total_count=true":                            "1 4",
+		"status=active&total_count=true&team=ops":                     "1 2",
+		"status=active&total_count=true&q=gamma":                      "0 1",
+		"total_count=true":                                            "5 <nil>",
+		"status=active":                                               "<nil> <nil>",
+		"status=active&total_count=true&filter=true":                  "3 <nil>",
+	} {
+		page := parse(s.do("GET /service_users?" + query).raw).(map[string]any)
+		if got := fmt.Sprint(page["total_count"], page["hidden_count"]); got != want {
+			t.Errorf("%s: got %s, want %s", query, got, want)
+		}
+	}
 }
 
 func TestLists(t *testing.T) {

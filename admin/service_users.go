@@ -95,31 +95,30 @@ func merge(target map[string]string, patch map[string]*string) map[string]string
 // listServiceUsers lists service users, newest first unless sort asks for another order. With
 // deleted it lists tombstones of deleted service users instead.
 func (a *API) listServiceUsers(c *call, q UserListQuery) (ServiceUserList, error) {
-	users, page, err := a.listUsers(c, q)
-	return ServiceUserList{users, page}, err
+	return a.listUsers(c, q)
 }
 
 // listBotUsers lists service users under their name in the ngrok API.
 func (a *API) listBotUsers(c *call, q UserListQuery) (BotUserList, error) {
-	users, page, err := a.listUsers(c, q)
-	return BotUserList{users, page}, err
+	list, err := a.listUsers(c, q)
+	return BotUserList{list.ServiceUsers, list.Page}, err
 }
 
-func (a *API) listUsers(c *call, q UserListQuery) ([]ServiceUser, Page, error) {
+func (a *API) listUsers(c *call, q UserListQuery) (ServiceUserList, error) {
 	if q.Filter != "" {
 		done, err := a.heavy.take(c.Context(), c.by.Name)
 		if err != nil {
-			return nil, Page{}, err
+			return ServiceUserList{}, err
 		}
 		defer done()
 	}
 	chosen, err := q.query(c)
 	if err != nil {
-		return nil, Page{}, err
+		return ServiceUserList{}, err
 	}
 	users, next, err := a.store.ServiceUsers(c.Context(), c.by, chosen)
 	if err != nil {
-		return nil, Page{}, err
+		return ServiceUserList{}, err
 	}
 	list := make([]ServiceUser, len(users))
 	for i, u := range users {
@@ -134,7 +133,7 @@ func (a *API) listUsers(c *call, q UserListQuery) ([]ServiceUser, Page, error) {
 		links = nextPage(c, "cursor", q.cursor(next), chosen.Limit)
 	}
 	links.TotalCount = chosen.Total
-	return list, links, nil
+	return ServiceUserList{list, links, chosen.Hidden}, nil
 }
 
 // getServiceUser returns a service user.

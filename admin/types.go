@@ -172,6 +172,9 @@ type Deletion struct {
 type ServiceUserList struct {
 	ServiceUsers []ServiceUser `json:"service_users"` // newest first, or in the order of sort
 	Page
+	// the number of service users that only the parameter status leaves out; only with it and
+	// total_count, and without filter
+	HiddenCount *int `json:"hidden_count,omitempty"`
 }
 
 // BotUserList is one page of service users, with the field name of the ngrok API.

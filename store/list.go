@@ -33,6 +33,7 @@ type UserQuery struct {
 	Filter func(*ServiceUser) (bool, error)
 	Limit  int  // the most service users in the page; at least 1
 	Total  *int // if not nil, it gets the number of service users of all pages
+	Hidden *int // if not nil, it gets the number of service users that only Status leaves out; not with Filter
 }
 
 func expired(k *access.Sketch, now int64) bool { return k.ExpiresAt != 0 && k.ExpiresAt <= now }
@@ -130,11 +131,15 @@ func (t *tx) choose(q UserQuery, most int) (places []Place, err error) {
 	}
 	field, down := strings.CutPrefix(cmp.Or(q.Sort, "-created_at"), "-")
 	byActivity := field == "last_active_at" && !q.Deleted
-	now, key, total, few := t.now.Unix(), UserSorts[field], 0, []string{}
+	now, key, total, hidden, few := t.now.Unix(), UserSorts[field], 0, 0, []string{}
 	list := firstPlaces{most: most, down: down != (field == "usable"), after: q.After}
 	var place []byte
 	look := func(k *access.Sketch) {
 		if !fits(k) {
+			return
+		}
+		if !q.hasStatus(k, now) {
+			hidden++
 			return
 		}
 		if total++; byActivity {
@@ -173,13 +178,17 @@ func (t *tx) choose(q UserQuery, most int) (places []Place, err error) {
 	if q.Total != nil {
 		*q.Total = total
 	}
+	if q.Hidden != nil {
+		*q.Hidden = hidden
+	}
 	switch {
 	case !byActivity:
 		return list.cut(), nil
 	case total > fewPlaces:
 		few = nil
 	}
-	return t.chooseByActivity(q.After, most, down, few, fits)
+	return t.chooseByActivity(q.After, most, down, few,
+		func(k *access.Sketch) bool { return fits(k) && q.hasStatus(k, now) })
 }
 
 // chooseByActivity returns the first places in the order by last activity, which changes too often
@@ -225,10 +234,23 @@ func (t *tx) chooseByActivity(
 	}
 }
 
-// chosenBy returns a function that reports whether a service user belongs to a list. Unless among
-// is nil, only service users with these ids can.
+// hasStatus reports whether a service user has the status that a list asks for.
+func (q *UserQuery) hasStatus(k *access.Sketch, now int64) bool {
+	switch q.Status {
+	case "active":
+		return k.Active && !expired(k, now)
+	case "inactive":
+		return !k.Active
+	case "expired":
+		return expired(k, now)
+	}
+	return true
+}
+
+// chosenBy returns a function that reports whether a service user meets everything but the status of
+// a list. Unless among is nil, only service users with these ids can.
 func (t *tx) chosenBy(q UserQuery) (fits func(*access.Sketch) bool, among map[string]bool, err error) {
-	scope, now := t.by.Scope, t.now.Unix()
+	scope := t.by.Scope
 	if q.Name != "" || q.Creator != "" {
 		if among, err = t.among(q); err != nil {
 			return nil, nil, err
@@ -247,10 +269,7 @@ func (t *tx) chosenBy(q UserQuery) (fits func(*access.Sketch) bool, among map[st
 			q.Role != "" && string(k.Role) != q.Role,
 			q.Team != "" && !k.Team(q.Team),
 			q.Owner != "" && string(k.Owner) != q.Owner,
-			q.Group != "" && !inGroup(k),
-			q.Status == "active" && (!k.Active || expired(k, now)),
-			q.Status == "inactive" && k.Active,
-			q.Status == "expired" && !expired(k, now):
+			q.Group != "" && !inGroup(k):
 			return false
 		}
 		if q.Label != "" {

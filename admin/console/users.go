@@ -44,15 +44,7 @@ func listUsers(p *page) (err error) {
 		return p.form("users", "Service users", data, err)
 	}
 	if p.Input.Get("status") == "" {
-		for _, name := range []string{"status", "before_id", "cursor"} {
-			query.Del(name)
-		}
-		query.Set("limit", "1")
-		var all admin.ServiceUserList
-		if err := p.get("/service_users?"+query.Encode(), &all); err != nil {
-			return err
-		}
-		data.Hidden = *all.TotalCount - *data.TotalCount
+		data.Hidden = *data.HiddenCount
 	}
 	return p.show("users", "Service users", data)
 }
