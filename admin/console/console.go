@@ -79,7 +79,7 @@ func routes() []route {
 		{"permission_groups/{id}/delete", forAdmins(askDeleteGroup), deleteGroup},
 
 		{"explain", explain, grant},
-		{"audit", showAudit, nil},
+		{"audit", forAdmins(showAudit), nil},
 		{"health", showHealth, nil},
 	}
 }
