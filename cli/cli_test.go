@@ -60,8 +60,9 @@ func TestCSVCell(t *testing.T) {
 	for in, want := range map[string]string{
 		"": "", "plain": "plain", "a=b": "a=b", "=1+1": "'=1+1", "+1": "'+1", "-1": "'-1", "-": "'-", "@SUM(A1)": "'@SUM(A1)",
 		" =1": "' =1", "\u00a0 =1": "'\u00a0 =1", " x": " x", "'=1": "'=1", "é": "é", "csu_x,\"y\"; ": "csu_x,\"y\"; ",
+		"a;=2": "a;'=2", "a; -3": "a;' -3", "a;\"=4": "a;\"'=4", "＝5": "'＝5", "a;b-c": "a;b-c",
 	} {
-		if got := csvCell(in); got != want {
+		if got := admin.CSVCell(in); got != want {
 			t.Errorf("%q: got %q, want %q", in, got, want)
 		}
 	}

@@ -9,6 +9,8 @@ import (
 	"text/tabwriter"
 	"time"
 	"unicode"
+
+	"github.com/serviceusers/caddy-service-users/admin"
 )
 
 // The forms in which results are printed.
@@ -94,20 +96,12 @@ func (c *cli) printCSV(rows table) error {
 	for _, row := range rows {
 		line := texts(row)
 		for i := range line {
-			line[i] = csvCell(line[i])
+			line[i] = admin.CSVCell(line[i])
 		}
 		_ = w.Write(line) // Error below returns its error, too
 	}
 	w.Flush()
 	return w.Error()
-}
-
-// csvCell puts a "'" before a text that a spreadsheet would read as a formula, such as "=1+1".
-func csvCell(s string) string {
-	if first := strings.TrimLeftFunc(s, unicode.IsSpace); first != "" && strings.ContainsAny(first[:1], "=+-@") {
-		return "'" + s
-	}
-	return s
 }
 
 // done confirms a command that has no result, such as "deleted people.view". It prints nothing

@@ -122,8 +122,8 @@ func (s *Store) countFiltered(ctx context.Context, by Actor, q UserQuery) (int, 
 // fewPlaces is the number of service users up to which chooseByActivity reads the activity of each.
 const fewPlaces = 1000
 
-// choose returns the first places of a list, in their order, and sets q.Total. It looks at every
-// service user of the directory, which takes less time than any query on the table.
+// choose returns the first places of a list, in their order, and sets q.Total and q.Hidden. It looks
+// at every service user of the directory, which takes less time than any query on the table.
 func (t *tx) choose(q UserQuery, most int) (places []Place, err error) {
 	fits, among, err := t.chosenBy(q)
 	if err != nil {

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"encoding/csv"
 	"net/http"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -124,11 +123,7 @@ func exported(u admin.ServiceUser) []string {
 		at(u.LastActiveAt), at(u.NextTokenEnd), at(u.CreatedAt), u.CreatedBy,
 	}
 	for i, cell := range row {
-		row[i] = formula.ReplaceAllString(cell, "$1'$2")
+		row[i] = admin.CSVCell(cell)
 	}
 	return row
 }
-
-// formula finds a sign after which a spreadsheet would run a cell as a formula. Some begin a cell after
-// a semicolon too, or take signs of full width.
-var formula = regexp.MustCompile(`((?:^|;)[\s"]*)([=+@＝＋－＠-])`)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/serviceusers/caddy-service-users/access"
 	"github.com/serviceusers/caddy-service-users/admin"
+	"github.com/serviceusers/caddy-service-users/store"
 )
 
 // functions are those that templates call.
@@ -116,13 +117,13 @@ func date(preset string, now time.Time) string {
 	return now.Add(d).UTC().Format("2006-01-02 15:04 UTC")
 }
 
-// soon returns the class of the badge of an end: one that comes within 14 days needs attention.
+// soon returns the class of the badge of an end: one that the order "usable" puts first needs attention.
 func soon(at any, now time.Time) string {
 	t, _ := instant(at)
 	switch left := t.Sub(now); {
 	case left <= 0:
 		return "bad"
-	case left < 14*24*time.Hour:
+	case left < store.SoonEnding:
 		return "warn"
 	}
 	return "off"
