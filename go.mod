@@ -10,7 +10,9 @@ require (
 	github.com/chromedp/chromedp v0.23.1 // tests: the console in a real Chromium
 	github.com/fsnotify/fsnotify v1.10.1 // notices changes of the database by other processes without a fast poll
 	github.com/go-json-experiment/json v0.0.0-20260820222146-c27c302e5fc3 // strict JSON: repeated names, letter case, UTF-8, and the place of the fault
+	github.com/jackc/pgx/v5 v5.12.0 // the store in PostgreSQL
 	github.com/prometheus/client_golang v1.24.1 // Caddy's metrics
+	github.com/prometheus/client_model v0.6.3 // the format of metrics
 	github.com/quic-go/qpack v0.6.0 // tests: HTTP/3 field by field
 	github.com/quic-go/quic-go v0.63.0 // tests: HTTP/3
 	github.com/rogpeppe/go-internal v1.16.0 // tests: CLI sessions
@@ -86,8 +88,7 @@ require (
 	github.com/inconshreveable/mousetrap v1.1.0 // indirect
 	github.com/jackc/pgpassfile v1.0.0 // indirect
 	github.com/jackc/pgservicefile v0.0.0-20240606120523-5a60cdf6a761 // indirect
-	github.com/jackc/pgx/v5 v5.11.0 // indirect
-	github.com/jackc/puddle/v2 v2.2.2 // indirect
+	github.com/jackc/puddle/v2 v2.2.3 // indirect
 	github.com/klauspost/compress v1.20.1 // indirect
 	github.com/klauspost/cpuid/v2 v2.4.0 // indirect
 	github.com/libdns/libdns v1.1.1 // indirect
@@ -106,7 +107,6 @@ require (
 	github.com/pbnjay/memory v0.0.0-20210728143218-7b4eea64cf58 // indirect
 	github.com/pires/go-proxyproto v0.15.0 // indirect
 	github.com/pkg/errors v0.9.1 // indirect
-	github.com/prometheus/client_model v0.6.3 // indirect
 	github.com/prometheus/common v0.71.0 // indirect
 	github.com/prometheus/otlptranslator v1.0.0 // indirect
 	github.com/prometheus/procfs v0.22.0 // indirect

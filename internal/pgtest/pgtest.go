@@ -1,0 +1,337 @@
+//go:build unix
+
+// Package pgtest runs a PostgreSQL server for tests. [URL] is the function to call: it returns an empty
+// schema of a server that belongs to the test binary.
+package pgtest
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/serviceusers/caddy-service-users/internal/testkit"
+)
+
+// Advice says how to get PostgreSQL.
+const Advice = "PostgreSQL is missing: apt-get install postgresql"
+
+// Roles of a server. Both may log in by the socket without a password, and by TCP with Password.
+const (
+	Superuser = "superuser"
+	Role      = "store" // has no right but those to its schemas
+	Password  = "only-for-tests"
+)
+
+// Server is a running PostgreSQL server with the database "test".
+type Server struct {
+	Dir  string // has the data, the socket and the log
+	Port int    // of the socket, and of 127.0.0.1
+
+	hold  io.Closer // closing it ends the server
+	mu    sync.Mutex
+	admin *pgx.Conn
+	made  int // the number of schemas
+}
+
+var shared = sync.OnceValues(Start)
+
+var errMissing = errors.New(Advice)
+
+// URL returns the address of a new schema, which is dropped at the end of the test. The first call
+// starts the server. Without PostgreSQL it skips the test, or with CI=true fails it.
+func URL(t testing.TB) string {
+	t.Helper()
+	s := Shared(t)
+	return s.SocketURL(Role, s.NewSchema(t, Role))
+}
+
+// Shared returns the server of the test binary. It skips or fails the test as [URL] does.
+func Shared(t testing.TB) *Server {
+	t.Helper()
+	s, err := shared()
+	if errors.Is(err, errMissing) {
+		testkit.Missing(t, Advice)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// NewSchema returns the name of a new schema of a role, which is dropped at the end of the test.
+func (s *Server) NewSchema(t testing.TB, role string) (name string) {
+	t.Helper()
+	s.mu.Lock()
+	s.made++
+	name = fmt.Sprintf("test_%d", s.made)
+	s.mu.Unlock()
+	if err := s.Exec("CREATE SCHEMA " + name + " AUTHORIZATION " + role); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Exec("DROP SCHEMA " + name + " CASCADE"); err != nil {
+			t.Error(err)
+		}
+	})
+	return name
+}
+
+// SocketURL returns the URL of a schema, by the socket.
+func (s *Server) SocketURL(role, schema string) string {
+	return fmt.Sprintf("postgres://%s@/test?host=%s&port=%d&search_path=%s",
+		role, url.QueryEscape(s.Dir), s.Port, schema)
+}
+
+// TCPURL is like SocketURL, by TCP, with the password.
+func (s *Server) TCPURL(role, schema string) string {
+	return fmt.Sprintf("postgres://%s:%s@127.0.0.1:%d/test?sslmode=disable&search_path=%s",
+		role, Password, s.Port, schema)
+}
+
+// Exec runs statements as the superuser.
+func (s *Server) Exec(statements string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, err := s.admin.Exec(context.Background(), statements)
+	return err
+}
+
+// Start starts a server. It ends, and its files are removed, when this process ends in any way.
+func Start() (s *Server, err error) {
+	bin, err := binaries()
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp("", "pgtest-*")
+	if err != nil {
+		return nil, err
+	}
+	s = &Server{Dir: dir}
+	if err := s.run(bin); err != nil {
+		log, _ := os.ReadFile(filepath.Join(dir, "log"))
+		os.RemoveAll(dir)
+		return nil, fmt.Errorf("starting PostgreSQL: %w\n%s", err, log)
+	}
+	return s, nil
+}
+
+// binaries returns the directory of initdb and postgres.
+func binaries() (dir string, err error) {
+	if path, err := exec.LookPath("postgres"); err == nil {
+		if path, err = filepath.EvalSymlinks(path); err == nil {
+			return filepath.Dir(path), nil
+		}
+	}
+	// Debian does not put the server into PATH.
+	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/postgres")
+	if len(found) == 0 {
+		return "", errMissing
+	}
+	version := func(path string) int {
+		n, _ := strconv.Atoi(strings.Split(path, "/")[4])
+		return n
+	}
+	return filepath.Dir(slices.MaxFunc(found, func(a, b string) int { return cmp.Compare(version(a), version(b)) })), nil
+}
+
+// credential returns a user for the server if this process is root, which PostgreSQL refuses.
+func credential() (*syscall.Credential, error) {
+	if os.Geteuid() != 0 {
+		return nil, nil
+	}
+	u, err := user.Lookup("postgres")
+	if err != nil {
+		if u, err = user.Lookup("nobody"); err != nil {
+			return nil, err
+		}
+	}
+	uid, err := strconv.ParseUint(u.Uid, 10, 32)
+	gid, err2 := strconv.ParseUint(u.Gid, 10, 32)
+	return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, errors.Join(err, err2)
+}
+
+func (s *Server) run(bin string) error {
+	as, err := credential()
+	if err != nil {
+		return err
+	}
+	data, password := filepath.Join(s.Dir, "data"), filepath.Join(s.Dir, "password")
+	if err := os.WriteFile(password, []byte(Password), 0o600); err != nil {
+		return err
+	}
+	log, err := os.OpenFile(filepath.Join(s.Dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	if as != nil {
+		for _, path := range []string{s.Dir, password, log.Name()} {
+			if err := os.Chown(path, int(as.Uid), int(as.Gid)); err != nil {
+				return err
+			}
+		}
+	}
+	command := func(name string, args ...string) *exec.Cmd {
+		c := exec.Command(name, args...)
+		c.Dir, c.Stdout, c.Stderr = s.Dir, log, log
+		c.SysProcAttr = &syscall.SysProcAttr{Credential: as, Setpgid: true}
+		return c
+	}
+	initdb := []string{"-D", data, "-U", Superuser, "--pwfile=" + password, "-E", "UTF8", "--locale=C.UTF-8",
+		"--auth-local=trust", "--auth-host=scram-sha-256", "--no-sync", "--no-instructions"}
+	// In the order of English "a" comes before "B", so a comparison that needs the order of
+	// bytes, and does not say so, fails a test. Before version 15, initdb knows no such order.
+	english := append(initdb, "--locale-provider=icu", "--icu-locale=en")
+	if command(filepath.Join(bin, "initdb"), english...).Run() != nil {
+		if err := command(filepath.Join(bin, "initdb"), initdb...).Run(); err != nil {
+			return err
+		}
+	}
+	if s.Port, err = freePort(); err != nil {
+		return err
+	}
+	// The shell outlives this process, however it ends: its standard input is then closed.
+	server := command("/bin/sh", "-c", `"$@" & cat >/dev/null; kill -QUIT $!; wait; rm -rf "`+s.Dir+`"`, "sh",
+		filepath.Join(bin, "postgres"), "-D", data, "-k", s.Dir, "-p", strconv.Itoa(s.Port),
+		"-c", "listen_addresses=127.0.0.1", "-c", "max_connections=200", "-c", "fsync=off",
+		"-c", "full_page_writes=off", "-c", "shared_buffers=32MB", "-c", "autovacuum_naptime=10")
+	if s.hold, err = server.StdinPipe(); err != nil {
+		return err
+	}
+	if err := server.Start(); err != nil {
+		return err
+	}
+	return s.connect()
+}
+
+func freePort() (int, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, err
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port, nil
+}
+
+// connect waits for the server, and makes the database and the role.
+func (s *Server) connect() error {
+	ctx := context.Background()
+	at := fmt.Sprintf("postgres://%s@/postgres?host=%s&port=%d", Superuser, url.QueryEscape(s.Dir), s.Port)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	conn, err := pgx.Connect(ctx, at)
+	for deadline := time.Now().Add(time.Minute); err != nil && time.Now().Before(deadline); <-tick.C {
+		conn, err = pgx.Connect(ctx, at)
+	}
+	if err != nil {
+		return err
+	}
+	defer conn.Close(ctx)
+	for _, statement := range []string{
+		`CREATE ROLE ` + Role + ` LOGIN PASSWORD '` + Password + `'`, `CREATE DATABASE test`,
+	} {
+		if _, err := conn.Exec(ctx, statement); err != nil {
+			return err
+		}
+	}
+	s.admin, err = pgx.Connect(ctx, strings.Replace(at, "/postgres?", "/test?", 1))
+	return err
+}
+
+// Rows returns all rows of the tables at a URL, as text.
+func Rows(t testing.TB, at string) string {
+	t.Helper()
+	conn, err := pgx.Connect(context.Background(), at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	var text string
+	if err := conn.QueryRow(context.Background(), `
+		SELECT string_agg(query_to_xml('SELECT * FROM ' || quote_ident(tablename), false, true, '')::text, '')
+		FROM pg_tables WHERE schemaname = current_schema()`).Scan(&text); err != nil {
+		t.Fatal(err)
+	}
+	return text
+}
+
+// Pooler starts pgbouncer before the server, in the mode that gives each transaction another connection
+// to the server. It returns the URL of a role; pgbouncer passes no search_path, so the role itself has
+// that of a schema.
+func (s *Server) Pooler(t testing.TB) (at string) {
+	t.Helper()
+	bin, err := exec.LookPath("pgbouncer")
+	if err != nil {
+		if bin, err = exec.LookPath("/usr/sbin/pgbouncer"); err != nil {
+			testkit.Missing(t, "pgbouncer is missing: apt-get install pgbouncer")
+		}
+	}
+	as, err := credential()
+	if err != nil {
+		t.Fatal(err)
+	}
+	port, err := freePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	schema := s.NewSchema(t, Role)
+	role := "pooled_" + schema
+	if err := s.Exec("CREATE ROLE " + role + " LOGIN; ALTER ROLE " + role + " SET search_path = " + schema +
+		"; GRANT " + Role + " TO " + role); err != nil {
+		t.Fatal(err)
+	}
+	// auth_type "any" ignores the name of the client: the role is that of the database.
+	config := filepath.Join(s.Dir, role+".ini")
+	if err := os.WriteFile(config, fmt.Appendf(nil, `[databases]
+test = user=%s dbname=test host=%s port=%d
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = %d
+unix_socket_dir =
+auth_type = any
+pool_mode = transaction
+default_pool_size = 5
+`, role, s.Dir, s.Port, port), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	command := exec.Command(bin, "-q", config)
+	command.Dir = s.Dir
+	command.SysProcAttr = &syscall.SysProcAttr{Credential: as}
+	if err := command.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = command.Process.Kill()
+		_ = command.Wait()
+	})
+	at = fmt.Sprintf("postgres://%s@127.0.0.1:%d/test?sslmode=disable", role, port)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(time.Minute); ; <-tick.C {
+		conn, err := pgx.Connect(context.Background(), at+"&default_query_exec_mode=exec")
+		if err == nil {
+			conn.Close(context.Background())
+			return at
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("pgbouncer: %v", err)
+		}
+	}
+}
