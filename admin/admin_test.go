@@ -24,6 +24,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/serviceusers/caddy-service-users/access"
+	"github.com/serviceusers/caddy-service-users/internal/pgtest"
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
@@ -48,6 +49,7 @@ type server struct {
 	real   map[string]string
 	count  map[string]int
 	issued map[string]int // secret: how often it was in an answer
+	place  string
 }
 
 // start is the instant t+0s.
@@ -62,7 +64,8 @@ func serve(t testing.TB, opts store.Options) *server {
 	}
 	opts.Now, opts.Log, opts.Poll = s.now, zap.New(core), time.Hour // nobody else writes
 	var err error
-	if s.store, err = store.Open(t.Context(), filepath.Join(t.TempDir(), "store.db"), opts); err != nil {
+	s.place = pgtest.Place(t)
+	if s.store, err = store.Open(t.Context(), s.place, opts); err != nil {
 		t.Fatal(err)
 	}
 	s.recall.Since = start
@@ -83,9 +86,13 @@ func (s *server) now() time.Time { return start.Add(time.Duration(s.clock.Load()
 // checkSecrets: every secret is in exactly one answer, and in no log, audit
 // record or file.
 func (s *server) checkSecrets() {
-	files, err := filepath.Glob(s.store.Path() + "*") // which is closed
-	if err != nil || len(files) == 0 {
-		s.t.Errorf("files of the store: got %q, %v", files, err)
+	var files []string
+	if *pgtest.On {
+		if rows := pgtest.Rows(s.t, s.place); !strings.Contains(rows, "audit_seq") || strings.Contains(rows, "csu_") {
+			s.t.Errorf("a secret stands in the rows, or they are missing: %s", rows)
+		}
+	} else if files, _ = filepath.Glob(s.place + "*"); len(files) == 0 { // it is closed
+		s.t.Error("the store has no files")
 	}
 	for _, file := range files {
 		if text, err := os.ReadFile(file); err != nil || bytes.Contains(text, []byte("csu_")) {

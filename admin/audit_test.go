@@ -1,13 +1,13 @@
 package admin
 
 import (
-	"database/sql"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/serviceusers/caddy-service-users/internal/pgtest"
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
@@ -88,11 +88,7 @@ func TestAuditTrail(t *testing.T) {
 		r(`GET /audit_events/verify?head=3:`+hash, `200 {"ok":false,"records":2,"first_bad":3}`),
 		r(`GET /audit_events/verify?head=10:`+hash, `200 {"ok":false,"records":9,"first_bad":10,"problem":"the trail was cut: it ends with record 9, and record 10 was known"}`),
 	)
-	db, err := sql.Open("sqlite", s.store.Path())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.Close()
+	db := pgtest.DB(t, s.place)
 	tamper := func(statement string) {
 		t.Helper()
 		if _, err := db.ExecContext(t.Context(), statement); err != nil {
@@ -195,6 +191,9 @@ func TestHealth(t *testing.T) {
 		r(`GET /service_users/readyz/`, `200 {"status":"ok","store":"ok","revision":1}`),
 		r(`GET /service_users/healthz?x=1`, `400 ERR_NGROK_231 [x]`),
 	)
+	if *pgtest.On {
+		return // its watcher looks at once
+	}
 	s = serve(t, store.Options{MaxStaleness: time.Hour})
 	s.clock.Add(int64(2 * time.Hour)) // nobody looks at the store meanwhile
 	for deadline := time.Now().Add(20 * time.Second); !s.store.Stale() && time.Now().Before(deadline); {

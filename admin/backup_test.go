@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/serviceusers/caddy-service-users/internal/pgtest"
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
@@ -21,6 +22,7 @@ func (s *server) send(path string, body []byte, headers ...string) (reply, []byt
 }
 
 func TestBackup(t *testing.T) {
+	pgtest.SQLiteOnly(t, "pg_dump makes the backups of PostgreSQL")
 	s := serve(t, store.Options{})
 	s.must(`POST /service_users {"name":"a"}`)
 	got, copied := s.send("/service_users/backup", nil)
@@ -52,6 +54,7 @@ func TestBackup(t *testing.T) {
 
 // A manager neither takes a backup nor checks the store.
 func TestBackupIsForAdmins(t *testing.T) {
+	pgtest.SQLiteOnly(t, "pg_dump makes the backups of PostgreSQL")
 	s := serve(t, store.Options{})
 	for _, row := range []struct {
 		by     store.Actor
@@ -74,6 +77,7 @@ func TestBackupIsForAdmins(t *testing.T) {
 
 // What comes is what was sent, or an error.
 func TestClientBackup(t *testing.T) {
+	pgtest.SQLiteOnly(t, "pg_dump makes the backups of PostgreSQL")
 	s := serve(t, store.Options{})
 	for name, client := range map[string]*Client{"a listener": {Base: s.URL}, "a store": Offline(s.store, store.Local)} {
 		var copied bytes.Buffer

@@ -646,7 +646,7 @@ func TestModel(t *testing.T) {
 	rapid.Check(t, func(t0 *rapid.T) {
 		p := &property{TB: t, t: t0}
 		defer func() {
-			for _, f := range p.after {
+			for _, f := range slices.Backward(p.after) {
 				f()
 			}
 		}()

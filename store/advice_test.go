@@ -9,11 +9,14 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/serviceusers/caddy-service-users/internal/pgtest"
 )
 
 // TestOpenAdvice: an error of a start says what to do, for faults that the database reports and for
 // those of the files.
 func TestOpenAdvice(t *testing.T) {
+	pgtest.SQLiteOnly(t, "the errors are those of SQLite")
 	path := filepath.Join(t.TempDir(), "store.db")
 	sqliteFile(t, path, `CREATE TABLE t (a)`)
 	exec := func(options, statement string) error {

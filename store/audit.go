@@ -56,9 +56,9 @@ func (e *AuditEvent) digest() string {
 	return hex.EncodeToString(sum[:])
 }
 
-// audit adds a record to the audit trail in this transaction. before and after are any values that
-// JSON can represent. before is nil when the action creates the resource, after is nil when the
-// action removes it.
+// audit adds a record to the audit trail. writeTrail writes it at the end of the transaction. before and
+// after are any values that JSON can represent. before is nil when the action creates the resource,
+// after is nil when the action removes it.
 func (t *tx) audit(action, resource string, before, after any) error {
 	if !slices.Contains(AuditActions, action) {
 		return fmt.Errorf("%q is not among the actions of the audit trail", action)
@@ -73,34 +73,42 @@ func (t *tx) audit(action, resource string, before, after any) error {
 	if after != nil {
 		e.After = json.RawMessage(toJSON(after))
 	}
-	if err := t.row(`SELECT audit_seq + 1, audit_hash FROM meta`).Scan(&e.Seq, &e.PrevHash); err != nil {
-		return fmt.Errorf("reading the head of the audit trail: %w", err)
-	}
-	// SQLite allows one writing transaction at a time, so no other record can get the same
-	// number.
+	// Changes run one after another, in all processes, so no other record can get the same number.
+	e.Seq, e.PrevHash = t.head.Seq+1, t.head.Hash
 	e.Hash = e.digest()
-	if err := t.writeAudit(e); err != nil {
-		return err
-	}
+	t.head = AuditHead{e.Seq, e.Hash}
 	t.events = append(t.events, e)
 	return nil
 }
 
-// writeAudit writes a record behind the last one of the audit trail.
-func (t *tx) writeAudit(e AuditEvent) error {
-	if err := t.exec("writing the audit trail", `
-		INSERT INTO audit_events (
-			seq, id, at, actor, action, resource_id, before, after, operation_id, prev_hash, hash)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)`,
-		e.Seq, e.ID, e.At.Unix(), e.Actor, e.Action, e.Resource, string(e.Before), string(e.After), e.Operation,
-		e.PrevHash, e.Hash); err != nil {
+// writeTrail writes the audit records, the new head of the trail and the revision.
+func (t *tx) writeTrail() error {
+	if err := t.writeAudit(t.events...); err != nil {
 		return err
 	}
-	if err := t.exec("indexing the audit trail", indexSubjects(`$1`), e.Seq); err != nil {
-		return err
+	return t.exec("writing the head of the audit trail", `
+		UPDATE meta SET revision = $1, audit_seq = $2, audit_hash = $3`, t.revision, t.head.Seq, t.head.Hash)
+}
+
+// recordsAtOnce is how many records one statement writes.
+const recordsAtOnce = 500
+
+// writeAudit writes records behind the last one of the audit trail.
+func (t *tx) writeAudit(events ...AuditEvent) error {
+	for some := range slices.Chunk(events, recordsAtOnce) {
+		var rows rowValues
+		for _, e := range some {
+			rows.add(e.Seq, e.ID, e.At.Unix(), e.Actor, e.Action, e.Resource, string(e.Before), string(e.After),
+				e.Operation, e.PrevHash, e.Hash)
+		}
+		if err := t.exec("writing the audit trail", `
+			INSERT INTO audit_events (
+				seq, id, at, actor, action, resource_id, before, after, operation_id, prev_hash, hash)
+			VALUES `+rows.text, rows.params...); err != nil {
+			return err
+		}
 	}
-	return t.exec("writing the head of the audit trail",
-		`UPDATE meta SET audit_seq = $1, audit_hash = $2`, e.Seq, e.Hash)
+	return t.indexSubjects(events)
 }
 
 // logAudit writes committed audit records to the log. If somebody later cuts or rewrites the audit
@@ -141,7 +149,7 @@ func (s *Store) AuditEvents(ctx context.Context, by Actor, q AuditQuery) (list [
 			return nil, err
 		}
 		args := params{unix(q.Since), unix(q.Until)}
-		where := ` WHERE at >= $1 AND ($2 = 0 OR at < $2)`
+		where := ` WHERE at >= $1 AND (at < $2 OR $2 = 0)`
 		if q.Actor != "" {
 			where += ` AND (` + madeBy("actor", args.add(q.Actor)) + ` OR actor IN (` + args.list(actors) + `))`
 		}
@@ -216,24 +224,23 @@ func madeBy(column, arg string) string {
 // The column of the trail may have the text, too: then records meet the condition is. advice completes
 // the error for a text that is neither.
 func (t *tx) inTrail(column, text, is, advice string) (ids []string, err error) {
-	for _, query := range []string{
-		`SELECT id FROM service_users WHERE id = $1 OR name = $1
-		UNION SELECT id FROM permission_groups WHERE $2 = 'resource_id' AND (id = $1 OR name = $1)`,
-		`SELECT ` + column + ` FROM audit_events WHERE ` + is + `
-		UNION SELECT resource_id FROM audit_subjects WHERE $2 = 'resource_id' AND resource_id = $1 LIMIT 1`,
+	for _, q := range [][2]string{
+		{text, `SELECT id FROM service_users WHERE id = $1 OR name = $1
+		UNION SELECT id FROM permission_groups WHERE $2 = 'resource_id' AND (id = $1 OR name = $1)`},
+		{text, `SELECT ` + column + ` FROM audit_events WHERE ` + is + `
+		UNION SELECT resource_id FROM audit_subjects WHERE $2 = 'resource_id' AND resource_id = $1 LIMIT 1`},
 		// Only the trail has the name of a purged service user, and the former name of a
 		// renamed one. The JSON of their records begins with id and name.
-		`SELECT DISTINCT resource_id FROM audit_events
+		{`","name":` + toJSON(text) + `,`, `SELECT DISTINCT resource_id FROM audit_events
 		WHERE ($2 = 'resource_id' OR SUBSTR(resource_id, 1, 8) = 'service_')
-			AND '{"id":"' || resource_id || $3 IN (
-				SUBSTR(before, 1, 7 + LENGTH(resource_id || $3)),
-				SUBSTR(after, 1, 7 + LENGTH(resource_id || $3)))`,
+			AND '{"id":"' || resource_id || $1 IN (
+				SUBSTR(before, 1, 7 + LENGTH(resource_id || $1)),
+				SUBSTR(after, 1, 7 + LENGTH(resource_id || $1)))`},
 	} {
 		if len(ids) > 0 && idForm.MatchString(text) { // no name looks like an id
 			break
 		}
-		found, err := all(t, "looking for the "+column, scanString, query,
-			text, column, `","name":`+toJSON(text)+`,`)
+		found, err := all(t, "looking for the "+column, scanString, q[1], q[0], column)
 		if err != nil {
 			return nil, err
 		}

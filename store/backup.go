@@ -47,6 +47,9 @@ func (s *Store) Backup(ctx context.Context, by Actor) (*Backup, error) {
 	if by.Scope != nil {
 		return nil, notAllowed("only an admin may back up the store")
 	}
+	if err := s.canCopy(); err != nil {
+		return nil, err
+	}
 	if err := s.flushAll(ctx); err != nil {
 		return nil, err
 	}
@@ -162,7 +165,7 @@ func openAtRest(path string) (*sql.DB, error) {
 }
 
 func (t *tx) contents() (c Contents, err error) {
-	if err = t.row(`PRAGMA user_version`).Scan(&c.Schema); err == nil {
+	if c.Schema, err = t.database().version(t.ctx, t.Tx); err == nil {
 		err = t.row(`SELECT revision, audit_seq, audit_hash FROM meta`).
 			Scan(&c.Revision, &c.Head.Seq, &c.Head.Hash)
 	}

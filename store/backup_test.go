@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/serviceusers/caddy-service-users/access"
+	"github.com/serviceusers/caddy-service-users/internal/pgtest"
 )
 
 // backupTo backs a store up into a file.
@@ -91,6 +92,7 @@ func tidy(t tb, path string) {
 
 // A backup is a state between two changes, however many there are at once.
 func TestBackupWhileChanging(t *testing.T) {
+	pgtest.SQLiteOnly(t, "the backup is a file; PostgreSQL has pg_dump")
 	w := newWorld(t, Options{})
 	var busy sync.WaitGroup
 	stop := make(chan struct{})
@@ -155,6 +157,7 @@ func TestBackupWhileChanging(t *testing.T) {
 // A restore brings back the state of the backup, and loses no record of the changes since. A process
 // that has the store open keeps it from being restored.
 func TestRestore(t *testing.T) {
+	pgtest.SQLiteOnly(t, "the backup is a file; PostgreSQL has pg_dump")
 	w := newWorld(t, Options{})
 	must(w.LoadPermissions(ctx, alice, []Permission{{Key: "a.b", Name: "A", Rules: rules("allow GET /v3")}}, false))
 	mustDo(w.GrantPermission(ctx, alice, w.readers.ID, "a.b"))
@@ -235,6 +238,7 @@ func TestRestore(t *testing.T) {
 // A running store whose file gets the content of a restored copy of it reads all of its rows again:
 // the rows of a backup have old revisions.
 func TestRestoredUnderfoot(t *testing.T) {
+	pgtest.SQLiteOnly(t, "the backup is a file; PostgreSQL has pg_dump")
 	w := newWorld(t, Options{})
 	path, _ := backupTo(t, w.Store)
 	mustDo(w.revoke(ctx, alice, w.user.ID, w.token.ID))
@@ -254,6 +258,7 @@ func TestRestoredUnderfoot(t *testing.T) {
 
 // A running store whose file was replaced by a restored one keeps its directory, and says so.
 func TestRestoredInPlaceOfAnOpenOne(t *testing.T) {
+	pgtest.SQLiteOnly(t, "the backup is a file; PostgreSQL has pg_dump")
 	w := newWorld(t, Options{})
 	path, _ := backupTo(t, w.Store)
 	mustDo(w.revoke(ctx, alice, w.user.ID, w.token.ID))
@@ -272,6 +277,7 @@ func TestRestoredInPlaceOfAnOpenOne(t *testing.T) {
 // A backup that is newer than the store is restored as well: the store was put back to an older file
 // before. A store that was never changed takes any backup.
 func TestRestoreAhead(t *testing.T) {
+	pgtest.SQLiteOnly(t, "the backup is a file; PostgreSQL has pg_dump")
 	w := newWorld(t, Options{})
 	old := backup(t, w.Store)
 	addUser(w.Store, "later", w.readers.ID)
@@ -309,6 +315,7 @@ func TestRestoreAhead(t *testing.T) {
 // A database that cannot be opened makes room for a backup, and is kept. One that
 // somebody has open does not.
 func TestRestoreInPlaceOf(t *testing.T) {
+	pgtest.SQLiteOnly(t, "the backup is a file; PostgreSQL has pg_dump")
 	w := newWorld(t, Options{})
 	path, b := backupTo(t, w.Store)
 	seen := withoutRevision(t, w.Store)
@@ -357,6 +364,7 @@ func TestRestoreInPlaceOf(t *testing.T) {
 
 // A store that was killed leaves a log, which is part of what is moved aside.
 func TestRestoreInPlaceOfAKilled(t *testing.T) {
+	pgtest.SQLiteOnly(t, "the backup is a file; PostgreSQL has pg_dump")
 	w := newWorld(t, Options{})
 	path, _ := backupTo(t, w.Store)
 	killed := copyOf(t, w.path)
@@ -384,6 +392,7 @@ func TestRestoreInPlaceOfAKilled(t *testing.T) {
 // What is left of a store that is gone keeps another one from beginning in its place,
 // but not a backup of it.
 func TestRestoreInPlaceOfOneThatIsGone(t *testing.T) {
+	pgtest.SQLiteOnly(t, "the backup is a file; PostgreSQL has pg_dump")
 	w := newWorld(t, Options{})
 	path, b := backupTo(t, w.Store)
 	for _, suffix := range []string{"-wal", "-shm", ".seen"} {
@@ -403,6 +412,7 @@ func TestRestoreInPlaceOfOneThatIsGone(t *testing.T) {
 
 // An older schema is brought up to date before it is taken.
 func TestRestoreOlderSchema(t *testing.T) {
+	pgtest.SQLiteOnly(t, "the backup is a file; PostgreSQL has pg_dump")
 	path, opts := copyOfSchema1(t)
 	before := must(os.ReadFile(path))
 	report, err := CheckFile(ctx, path, opts, AuditHead{})
@@ -489,6 +499,7 @@ func execute(text string) func(string) {
 
 // A bad backup is refused with every finding, and nothing at all changes.
 func TestRestoreRefuses(t *testing.T) {
+	pgtest.SQLiteOnly(t, "the backup is a file; PostgreSQL has pg_dump")
 	w := newWorld(t, Options{})
 	good, backup := backupTo(t, w.Store)
 	mustDo(w.revoke(ctx, alice, w.user.ID, w.token.ID))
@@ -555,6 +566,7 @@ func TestRestoreRefuses(t *testing.T) {
 // The backup of a store that went another way, or of another one, is told from one
 // that the store in force goes on from.
 func TestRestoreOfAnother(t *testing.T) {
+	pgtest.SQLiteOnly(t, "the backup is a file; PostgreSQL has pg_dump")
 	w := newWorld(t, Options{})
 	fork := backup(t, w.Store)
 	for name, path := range map[string]string{"another store": place(t), "another way": fork} {
@@ -586,6 +598,7 @@ func TestRestoreOfAnother(t *testing.T) {
 
 // A restore that fails, at any step before the last, leaves the store as it was.
 func TestRestoreFails(t *testing.T) {
+	pgtest.SQLiteOnly(t, "the backup is a file; PostgreSQL has pg_dump")
 	w := newWorld(t, Options{})
 	path, _ := backupTo(t, w.Store)
 	addUser(w.Store, "later")
@@ -631,6 +644,7 @@ func (f brokenReader) Read([]byte) (int, error) { return 0, f.err }
 
 // A process that is killed leaves the old store or the new one, whole.
 func TestRestoreIsKilled(t *testing.T) {
+	pgtest.SQLiteOnly(t, "the backup is a file; PostgreSQL has pg_dump")
 	for at, want := range map[string]access.Reason{"received": access.DeniedByRule, "made": access.DeniedByRule, "placed": access.Granted} {
 		w := newWorld(t, Options{})
 		path, _ := backupTo(t, w.Store)
@@ -654,6 +668,7 @@ func TestRestoreIsKilled(t *testing.T) {
 // A store that was killed has a log. A restore into it writes the log into the old file before the
 // new one takes its place.
 func TestRestoreIntoAKilled(t *testing.T) {
+	pgtest.SQLiteOnly(t, "the backup is a file; PostgreSQL has pg_dump")
 	w := newWorld(t, Options{})
 	path, b := backupTo(t, w.Store)
 	addUser(w.Store, "later")
@@ -731,6 +746,7 @@ var unwritable = []struct {
 // What no API takes is a finding, and refused by a restore; a start refuses only what
 // harms it.
 func TestUnwritable(t *testing.T) {
+	pgtest.SQLiteOnly(t, "the backup is a file; PostgreSQL has pg_dump")
 	t.Parallel()
 	w := newWorld(t, Options{})
 	good, _ := backupTo(t, w.Store)
@@ -764,6 +780,7 @@ func TestUnwritable(t *testing.T) {
 
 // Who has a time that JSON cannot show is shown all the same, and can be ended.
 func TestTimeBeyondText(t *testing.T) {
+	pgtest.SQLiteOnly(t, "the backup is a file; PostgreSQL has pg_dump")
 	t.Parallel()
 	for _, at := range []int64{math.MaxInt64, 300000000000, -300000000000, math.MinInt64} {
 		w := newWorld(t, Options{})
@@ -786,6 +803,7 @@ func TestTimeBeyondText(t *testing.T) {
 
 // What could be written once is a note of the check; it restores, and goes on.
 func TestNotes(t *testing.T) {
+	pgtest.SQLiteOnly(t, "the backup is a file; PostgreSQL has pg_dump")
 	t.Parallel()
 	w := newWorld(t, Options{})
 	secret := w.token.Secret

@@ -53,7 +53,7 @@ type Changed struct{ Before, After ServiceUser }
 func (s *Store) ChangeUsers(ctx context.Context, by Actor, b Bulk) (list []Changed, err error) {
 	var work *tx
 	err = s.change(ctx, by, func(t *tx) error {
-		work, t.dryRun = t, b.DryRun
+		work, t.dryRun, list = t, b.DryRun, nil
 		for _, e := range b.Entries {
 			before, after, err := e.Change(t, e.ID, e.Version)
 			if err != nil {

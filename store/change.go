@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"database/sql"
-	"errors"
 	"fmt"
 	"time"
 
@@ -20,7 +19,8 @@ type tx struct {
 	directory *access.Directory // the directory before the change
 	next      *access.Directory // the directory after the change, if finish has built it
 	revision  int64             // the number of this change
-	events    []AuditEvent      // audit records written
+	events    []AuditEvent      // audit records, which writeTrail writes
+	head      AuditHead         // the last of them, or of the trail before
 	dryRun    bool              // finish does everything but the commit
 	issued    []string          // the ids of the tokens made
 	again     []*Issued         // the answer to an earlier request with the same idempotency key
@@ -28,7 +28,7 @@ type tx struct {
 
 // exec runs a statement. what names its purpose in an error, for example "writing the rule".
 func (t *tx) exec(what, query string, args ...any) error {
-	if _, err := t.ExecContext(t.ctx, query, args...); err != nil {
+	if _, err := t.ExecContext(t.ctx, query, t.database().arguments(args)...); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	return nil
@@ -45,11 +45,11 @@ func (t *tx) execAll(what string, arg any, statements ...string) error {
 }
 
 func (t *tx) query(query string, args ...any) (*sql.Rows, error) {
-	return t.QueryContext(t.ctx, query, args...)
+	return t.QueryContext(t.ctx, query, t.database().arguments(args)...)
 }
 
 func (t *tx) row(query string, args ...any) *sql.Row {
-	return t.QueryRowContext(t.ctx, query, args...)
+	return t.QueryRowContext(t.ctx, query, t.database().arguments(args)...)
 }
 
 func (t *tx) newID(prefix string) string { return newID(prefix, t.store.Now()) }
@@ -87,6 +87,9 @@ func (s *Store) install(next *loaded) {
 // change runs one transaction: the statements of f, its audit records, and revision + 1. It builds
 // the new directory inside the transaction. So a change that cannot be enforced is rolled back, and
 // a committed change applies at once. If f writes no audit record, change rolls back.
+//
+// After a fault of the connection to the database, change calls f again, in another transaction. So f
+// assigns its results, and appends nothing to those of an earlier call.
 func (s *Store) change(ctx context.Context, by Actor, f func(*tx) error) (err error) {
 	by.Name = access.MaskSecrets(by.Name) // the name goes to the audit trail and the log
 	if err := s.turn(ctx); err != nil {
@@ -108,21 +111,27 @@ func (s *Store) change(ctx context.Context, by Actor, f func(*tx) error) (err er
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeTimeout)
 	defer cancel()
 
-	if s.Fault() != "" {
-		// The write connection caches pages, which can hide that the file is damaged. The
-		// change would succeed, and be lost at the next start. The reload reads the file.
-		if err := s.reload(ctx); err != nil {
-			return fmt.Errorf("the store cannot be read: %w", err)
+	for tries := 1; ; tries++ {
+		err := s.tryChange(ctx, by, f)
+		if err == nil || tries == changeTries || !s.passing(err) || ctx.Err() != nil {
+			return err
 		}
+		time.Sleep(jitter(changePause))
 	}
-	sqlTx, err := s.write.BeginTx(ctx, nil)
+}
+
+const (
+	changeTries = 3
+	changePause = 50 * time.Millisecond
+)
+
+// tryChange does the work of change in one transaction.
+func (s *Store) tryChange(ctx context.Context, by Actor, f func(*tx) error) error {
+	sqlTx, err := s.beginChange(ctx)
 	if err != nil {
-		return fmt.Errorf("beginning a change: %w", err)
-	}
-	defer sqlTx.Rollback()
-	if err := s.logInPlace(); err != nil {
 		return err
 	}
+	defer sqlTx.Rollback()
 	before, err := s.load(ctx, sqlTx) // another process may have changed the store
 	if err != nil {
 		return fmt.Errorf("building the directory: %w", err)
@@ -130,7 +139,7 @@ func (s *Store) change(ctx context.Context, by Actor, f func(*tx) error) (err er
 	s.install(before)
 	t := &tx{
 		Tx: sqlTx, store: s, ctx: ctx, by: by, now: s.Now().UTC().Truncate(time.Second),
-		directory: before.directory, revision: before.revision + 1,
+		directory: before.directory, revision: before.revision + 1, head: AuditHead{before.seq, before.hash},
 	}
 	// The directory is up to date now; the scope was determined before the turn.
 	if err := t.renewScope(); err != nil {
@@ -145,7 +154,7 @@ func (s *Store) change(ctx context.Context, by Actor, f func(*tx) error) (err er
 	if err := t.keepKey(); err != nil {
 		return err
 	}
-	if err := t.exec("counting the revision", `UPDATE meta SET revision = $1`, t.revision); err != nil {
+	if err := t.writeTrail(); err != nil {
 		return err
 	}
 	return s.finish(t)
@@ -161,9 +170,8 @@ func (s *Store) finish(t *tx) error {
 	if t.next = next.directory; t.dryRun {
 		return nil // the caller rolls back
 	}
-	if err := t.Commit(); err != nil {
-		// After a failed commit SQLite may still have written the change to the log.
-		return fmt.Errorf("%w: committing: %w", ErrUncertain, errors.Join(err, t.ctx.Err()))
+	if err := s.commit(t); err != nil {
+		return err
 	}
 	s.install(next)
 	s.logAudit(t.events)
@@ -181,7 +189,14 @@ func (s *Store) refresh(ctx context.Context) error {
 
 // reload is like refresh, for a caller that has the turn.
 func (s *Store) reload(ctx context.Context) error {
-	sqlTx, err := s.read.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+	return s.reloadFrom(ctx, s.read)
+}
+
+// reloadFrom is like reload, on one connection.
+func (s *Store) reloadFrom(ctx context.Context, conn interface {
+	BeginTx(context.Context, *sql.TxOptions) (*sql.Tx, error)
+}) error {
+	sqlTx, err := conn.BeginTx(ctx, snapshot)
 	if err != nil {
 		return err
 	}

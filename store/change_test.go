@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/serviceusers/caddy-service-users/access"
+	"github.com/serviceusers/caddy-service-users/internal/pgtest"
 )
 
 // world is a store in which one service user may GET /v1/… by one token.
@@ -1067,6 +1068,7 @@ func TestPanicInEdit(t *testing.T) {
 
 // A full disk refuses changes and nothing else, and recovers by itself.
 func TestDiskFull(t *testing.T) {
+	pgtest.SQLiteOnly(t, "the disk of PostgreSQL is elsewhere")
 	w := newWorld(t, Options{})
 	limit := func(pages int) {
 		_, err := w.write.ExecContext(ctx, fmt.Sprintf(`PRAGMA max_page_count = %d`, pages))

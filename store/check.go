@@ -3,8 +3,10 @@ package store
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"os"
 	"path/filepath"
 	"slices"
@@ -127,11 +129,11 @@ func checkAtRest(
 		return c.CheckReport, false, ctx.Err()
 	}
 	c.tx = &tx{Tx: sqlTx, ctx: ctx}
-	if err := c.row(`PRAGMA user_version`).Scan(&c.Schema); err != nil {
+	if c.Schema, err = sqliteVersion(ctx, sqlTx); err != nil {
 		return c.CheckReport, false, explainSQLite(err)
 	}
 	if c.Schema < schemaVersion {
-		c.pages()
+		c.database().checkPages(&c)
 		return c.CheckReport, len(c.Findings) == 0, ctx.Err()
 	}
 	c.all(opts, known)
@@ -182,7 +184,7 @@ func (c *checker) each(what, query string, row func(*sql.Rows) error) {
 }
 
 func (c *checker) all(opts Options, known AuditHead) {
-	c.pages()
+	c.database().checkPages(c)
 	want, err := newSchema(c.ctx)
 	if err != nil {
 		c.addFinding("the schema cannot be made: %v", err)
@@ -246,36 +248,30 @@ func (c *checker) all(opts Options, known AuditHead) {
 // subjects looks for records of the audit trail that a search by a resource would not find. The chain
 // does not cover the table audit_subjects.
 func (c *checker) subjects() {
-	c.each("the table audit_subjects", subjects(`0`)+` EXCEPT SELECT resource_id, seq FROM audit_subjects`,
-		func(rows *sql.Rows) error {
-			var resource string
-			var seq int64
-			err := rows.Scan(&resource, &seq)
-			if err == nil {
-				c.addFinding("%s: audit_subjects lacks the record %d of the audit trail; "+
-					"find out who removed it, and %s", clip(resource), seq, mendByRestore)
-			}
-			return err
-		})
-}
-
-// pages runs SQLite's checks of its pages and indexes, and of foreign keys.
-func (c *checker) pages() {
-	c.each("the database", fmt.Sprintf(`PRAGMA integrity_check(%d)`, maxFindings), func(rows *sql.Rows) error {
-		text, err := scanString(rows)
-		if err == nil && text != "ok" {
-			c.addFinding("the database is damaged: %s; %s", text, mendByRestore)
-		}
+	type subject struct {
+		resource string
+		seq      int64
+	}
+	// A trail can have millions of subjects: their hashes take less memory.
+	seed, there := maphash.MakeSeed(), make(map[uint64]struct{})
+	c.each("the table audit_subjects", `SELECT resource_id, seq FROM audit_subjects`, func(rows *sql.Rows) error {
+		var s subject
+		err := rows.Scan(&s.resource, &s.seq)
+		there[maphash.Comparable(seed, s)] = struct{}{}
 		return err
 	})
-	c.each("references", `PRAGMA foreign_key_check`, func(rows *sql.Rows) error {
-		var table, parent string
-		var row sql.NullInt64
-		var key int
-		err := rows.Scan(&table, &row, &parent, &key)
-		if err == nil {
-			c.addFinding("row %d of %s belongs to none of the %s; delete it, or %s",
-				row.Int64, table, parent, mendByRestore)
+	c.each("the audit trail", selectAudit+` ORDER BY seq`, func(rows *sql.Rows) error {
+		e, err := scanAudit(rows)
+		for _, state := range []json.RawMessage{e.Before, e.After} {
+			if len(state) > 0 && !json.Valid(state) {
+				c.addFinding("record %d of the audit trail has a state that is not JSON; %s", e.Seq, mendByRestore)
+			}
+		}
+		for _, id := range e.subjects() {
+			if _, ok := there[maphash.Comparable(seed, subject{id, e.Seq})]; !ok {
+				c.addFinding("%s: audit_subjects lacks the record %d of the audit trail; "+
+					"find out who removed it, and %s", clip(id), e.Seq, mendByRestore)
+			}
 		}
 		return err
 	})
@@ -287,6 +283,7 @@ func (c *checker) load(opts Options) {
 	opts = quiet(opts)
 	// This Store is not open: load needs only its options, log and clock.
 	s := &Store{opts: opts, log: opts.Log, clock: wall{read: opts.Now}}
+	s.engine = c.database()
 	s.inForce.Store(&loaded{directory: access.NewDirectory(opts.Peppers, opts.DefaultGroup)})
 	if _, err := s.load(c.ctx, c.Tx); err != nil {
 		c.addFinding("the directory cannot be built: %v; write it again, or %s", err, mendByRestore)

@@ -3,7 +3,6 @@ package store
 import (
 	"fmt"
 	"maps"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -25,8 +24,8 @@ type ladder struct {
 // The manager holds base, readers and own; the person may give the same. Another
 // manager, bound, holds readers and what refuses it something: closers, which
 // names it, and sealed, by its label env. All of them are in finance and ops.
-func newLadder(t *testing.T) (l *ladder, content []byte) {
-	path := place(t)
+func newLadder(t *testing.T) (l *ladder, path string) {
+	path = place(t)
 	clock := newClock()
 	s := must(Open(ctx, path, Options{Now: clock.Now}))
 	l = &ladder{Store: s, ids: map[string]string{"nogroup": newID("group", s.Now())}, tokens: make(map[string]*Issued)}
@@ -72,7 +71,7 @@ func newLadder(t *testing.T) (l *ladder, content []byte) {
 	add("peer", access.Manager, "finance", "")
 	add("outsider", "", "hr", "readers")
 	mustDo(s.Close())
-	return l, readFile(path)
+	return l, path
 }
 
 // groups are the ids of groups by their names.
@@ -601,14 +600,12 @@ func rungs() []rung {
 
 func TestClimbs(t *testing.T) {
 	t.Parallel()
-	l, content := newLadder(t)
+	l, first := newLadder(t)
 	for _, r := range rungs() {
 		for _, by := range strings.Fields(r.by) {
 			t.Run(by+", "+r.name, func(t *testing.T) {
 				t.Parallel()
-				path := place(t)
-				mustDo(os.WriteFile(path, content, 0o600))
-				l := &ladder{open(t, path, Options{}), maps.Clone(l.ids), l.tokens}
+				l := &ladder{open(t, clone(t, first), Options{}), maps.Clone(l.ids), l.tokens}
 				if r.before != nil {
 					r.before(l)
 				}
@@ -644,10 +641,8 @@ func TestClimbs(t *testing.T) {
 // A refusal does not tell a group that a manager does not hold from one that does
 // not exist, or does no longer.
 func TestRefusalTellsNothing(t *testing.T) {
-	l, content := newLadder(t)
-	path := place(t)
-	mustDo(os.WriteFile(path, content, 0o600))
-	l.Store = open(t, path, Options{})
+	l, first := newLadder(t)
+	l.Store = open(t, clone(t, first), Options{})
 	for name, way := range map[string]func(by Actor, group string) error{
 		"create": func(by Actor, g string) error {
 			return l.create(by, ServiceUser{Profile: access.Profile{Name: "n"}, Groups: []string{g}}, Token{})

@@ -9,10 +9,12 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/serviceusers/caddy-service-users/access"
+	"github.com/serviceusers/caddy-service-users/internal/pgtest"
 )
 
 // What has expired stays expired, whatever the clock does.
 func TestClockNeverGoesBack(t *testing.T) {
+	pgtest.SQLiteOnly(t, "the note beside the file has the time")
 	w := newWorld(t, Options{})
 	made := w.clock.Now()
 	k := must(w.CreateToken(ctx, Local, w.user.ID, Token{ExpiresAt: made.Add(time.Hour)}))

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/serviceusers/caddy-service-users/access"
+	"github.com/serviceusers/caddy-service-users/internal/pgtest"
 )
 
 var flips = flag.Int("flips", 8, "how many damaged copies of each kind the tests of damage open")
@@ -206,6 +207,7 @@ const pageSize = 4096
 // A store that is damaged is refused, or opens with what it was at a revision;
 // only a byte inside of a value can change what nobody can tell.
 func TestDamaged(t *testing.T) {
+	pgtest.SQLiteOnly(t, "the test damages files")
 	t.Parallel()
 	c := newChronicle(t)
 	draw := random(t)
@@ -281,6 +283,7 @@ func TestDamaged(t *testing.T) {
 // see for as long as it answers out of the log and of what it remembers, and when it
 // has seen it, it may remember that.
 func TestDamagedUnderfoot(t *testing.T) {
+	pgtest.SQLiteOnly(t, "the test damages files")
 	t.Parallel()
 	aside := func(suffixes ...string) func(path string, old map[string][]byte) {
 		return func(path string, _ map[string][]byte) {
@@ -347,7 +350,7 @@ func TestDamagedUnderfoot(t *testing.T) {
 					checkpoint()
 				}
 				// A connection that is opened just then would make a new log.
-				eventually(t, "both connections of the watcher", func() bool { return w.read.Stats().OpenConnections >= 2 && w.logged.Load() != nil })
+				eventually(t, "both connections of the watcher", func() bool { return w.read.Stats().OpenConnections >= 2 && onSQLite(w.Store).logged.Load() != nil })
 				answers := func(when string) {
 					t.Helper()
 					if got := probe(w.Store, stays.ID, token.Secret, "GET /v1/x"); got != access.Granted {

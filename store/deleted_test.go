@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/serviceusers/caddy-service-users/access"
+	"github.com/serviceusers/caddy-service-users/internal/pgtest"
 )
 
 // A deleted service user comes back inactive, with its tokens and groups as they
@@ -190,12 +191,13 @@ func TestPurge(t *testing.T) {
 	same(t, "again", dump(t, w.Store), before)
 
 	// What is left of them is no damage: a backup comes back.
-	path, _ := backupTo(t, w.Store)
-	report, err := CheckFile(ctx, path, w.opts, AuditHead{})
+	path, report, err := examined(t, w.Store)
 	if err != nil || len(report.Findings)+len(report.Notes) > 0 {
 		t.Errorf("the check: got %q, %q, %v, want none", report.Findings, report.Notes, err)
 	}
-	must(w.restore(t, path))
+	if !*pgtest.On {
+		must(w.restore(t, path))
+	}
 
 	// Names are free, ids are not.
 	if _, _, err := w.CreateServiceUser(ctx, Local, private, nil); err != nil {

@@ -103,7 +103,15 @@ var ErrUncertain = errors.New("whether the change was made is not known")
 // reveal no path or other detail, and whether the disk is full. reason is "" for an unknown fault.
 func FaultReason(err error) (reason string, full bool) {
 	code := sqliteCode(err)
-	switch {
+	switch answer := postgresCode(err); {
+	case answer == "53100":
+		return "its disk is full", true
+	case answer == "25006":
+		return "its database cannot be written", false
+	case answer == "40001" || answer == "40P01" || answer == "57014" || answer == "53300":
+		return "it is busy", false
+	case isLost(err):
+		return "its database cannot be reached", false
 	case code == sqliteFull || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT):
 		return "its disk is full", true
 	case errors.Is(err, errGone):

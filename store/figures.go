@@ -4,8 +4,8 @@ import (
 	"cmp"
 	"context"
 	"database/sql"
-	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -247,62 +247,98 @@ func (s *Store) writeBatch(ctx context.Context, rows []usageRow) error {
 		return err
 	}
 	defer sqlTx.Rollback()
-	w, err := newUsageWriter(ctx, sqlTx)
+	done, err := (&tx{Tx: sqlTx, store: s, ctx: ctx}).addUsage(rows)
 	if err != nil {
 		return err
 	}
+	return s.uses.commit(sqlTx, done)
+}
+
+// addUsage adds to the figures of tokens and service users. done has the rows that need not be written
+// again: their figures are added, or their token is gone. It never waits for a row that another
+// transaction writes: two that wait for each other would get nowhere.
+func (t *tx) addUsage(rows []usageRow) (done []usageRow, err error) {
+	var users, tokens params
+	byToken, last := make(map[string]usageRow, len(rows)), make(map[string]int64)
+	var ofUsers, ofTokens []string
 	for _, row := range rows {
-		if err := w.add(ctx, row); err != nil {
-			return err
-		}
+		byToken[row.token] = row
+		ofUsers, ofTokens = append(ofUsers, row.user), append(ofTokens, row.token)
 	}
-	return s.uses.commit(sqlTx, rows)
-}
-
-// usageWriter adds to the figures of tokens in one transaction. Its statements are prepared,
-// because parsing them for each token took most of the time.
-type usageWriter struct {
-	read, write, active *sql.Stmt
-}
-
-func newUsageWriter(ctx context.Context, q *sql.Tx) (w usageWriter, err error) {
-	for stmt, text := range map[**sql.Stmt]string{
-		&w.read: `
-			SELECT last_used_at, last_used_ip, use_count, used_from, used_rules
-			FROM tokens WHERE id = $1 AND service_user_id = $2`,
-		&w.write: `
-			UPDATE tokens
-			SET last_used_at = $2, last_used_ip = $3, use_count = $4, used_from = $5, used_rules = $6
-			WHERE id = $1`,
-		&w.active: `UPDATE service_users SET last_active_at = $2 WHERE id = $1 AND last_active_at < $2`,
-	} {
-		if *stmt, err = q.PrepareContext(ctx, text); err != nil { // the end of the transaction closes it
-			return w, err
-		}
-	}
-	return w, nil
-}
-
-func (w *usageWriter) add(ctx context.Context, row usageRow) error {
-	var now usage
-	var from, rules string
-	err := w.read.QueryRowContext(ctx, row.token, row.user).Scan(&now.last, &now.lastIP, &now.count, &from, &rules)
-	if errors.Is(err, sql.ErrNoRows) {
-		return nil // the token was purged since its use
-	}
-	if err == nil {
-		err = errors.Join(fromJSON(from, &now.from), fromJSON(rules, &now.rules))
-	}
+	list, err := all(t, "reading service users", scanString,
+		`SELECT id FROM service_users WHERE id IN (`+users.list(ofUsers)+`)`+t.store.lockRows(), users...)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	now.merge(row.usage)
-	if _, err := w.write.ExecContext(ctx, row.token, now.last, now.lastIP, now.count, toJSON(now.from),
-		toJSON(now.rules)); err != nil {
-		return err
+	held := setOf(list)
+	known := tokens.list(ofTokens)
+	found, err := all(t, "reading the use of tokens", func(rows *sql.Rows) (row usageRow, err error) {
+		err = rows.Scan(&row.token, &row.user, &row.last, &row.lastIP, &row.count,
+			(*seenTimes)(&row.from), (*seenTimes)(&row.rules))
+		return row, err
+	}, `SELECT id, service_user_id, last_used_at, last_used_ip, use_count, used_from, used_rules
+		FROM tokens WHERE id IN (`+known+`)`+t.store.lockRows(), tokens...)
+	if err != nil {
+		return nil, err
 	}
-	_, err = w.active.ExecContext(ctx, row.user, now.last)
-	return err
+	var used, active rowValues
+	for _, row := range found {
+		if use := byToken[row.token]; held[row.user] {
+			row.merge(use.usage)
+			used.add(row.token, row.last, row.lastIP, row.count, toJSON(row.from), toJSON(row.rules))
+			last[row.user] = max(last[row.user], row.last)
+			done = append(done, use)
+			delete(byToken, row.token)
+		}
+	}
+	for user, at := range last {
+		active.add(user, at)
+	}
+	if len(done) > 0 {
+		if err := t.exec("writing the use of tokens", `
+			UPDATE tokens SET last_used_at = v.column2, last_used_ip = v.column3, use_count = v.column4,
+				used_from = v.column5, used_rules = v.column6
+			FROM (VALUES `+used.text+`) v WHERE id = v.column1`, used.params...); err != nil {
+			return nil, err
+		}
+		if err := t.exec("writing the last activity", `
+			UPDATE service_users SET last_active_at = v.column2
+			FROM (VALUES `+active.text+`) v WHERE id = v.column1 AND last_active_at < v.column2`,
+			active.params...); err != nil {
+			return nil, err
+		}
+	}
+	if len(byToken) == 0 {
+		return done, nil
+	}
+	there, err := all(t, "looking for purged tokens", scanString,
+		`SELECT id FROM tokens WHERE id IN (`+known+`)`, tokens...)
+	for _, id := range there {
+		delete(byToken, id)
+	}
+	return slices.AppendSeq(done, maps.Values(byToken)), err
+}
+
+// rowValues are the texts and numbers of rows for a statement. PostgreSQL takes the types from the first
+// row, and those of parameters are TEXT.
+type rowValues struct {
+	params
+	text string
+}
+
+func (r *rowValues) add(values ...any) {
+	first := r.text == ""
+	places := make([]string, len(values))
+	for i, v := range values {
+		places[i] = r.params.add(v)
+		if _, number := v.(int64); first && number {
+			places[i] = `CAST(` + places[i] + ` AS BIGINT)`
+		}
+	}
+	if !first {
+		r.text += `, `
+	}
+	r.text += `(` + strings.Join(places, ", ") + `)`
 }
 
 // inReadWithUse is like inRead, for a function that adds figures in memory to figures on disk. It

@@ -350,7 +350,7 @@ func TestUseCannotBeWritten(t *testing.T) {
 	t.Parallel()
 	core, log := observer.New(zap.ErrorLevel)
 	w := newWorld(t, Options{UseInterval: time.Hour, Log: zap.New(core)})
-	must(w.write.ExecContext(ctx, `CREATE TEMP TRIGGER full BEFORE UPDATE ON main.service_users BEGIN SELECT RAISE(ABORT, 'no space'); END`))
+	space := noSpace(w.Store, "service_users")
 	disk := w.onDisk(w.token.ID)
 	for i := range int64(3) {
 		w.use(w.token.Secret, "192.0.2.1", "rule_a")
@@ -364,7 +364,7 @@ func TestUseCannotBeWritten(t *testing.T) {
 	if n := log.FilterMessageSnippet("tries again").Len(); n != 1 {
 		t.Errorf("got %d log entries, want one", n)
 	}
-	must(w.write.ExecContext(ctx, `DROP TRIGGER full`))
+	space()
 	w.reopen(t)
 	if got := w.row(w.token.ID); got.UseCount != 3 || !strings.HasPrefix(w.onDisk(w.token.ID), used(got)) {
 		t.Errorf("with space again: got %s, on disk %s", used(got), w.onDisk(w.token.ID))
@@ -382,7 +382,7 @@ func TestUseCannotBeWritten(t *testing.T) {
 
 	// Close reports a loss.
 	w.clock.add(time.Second)
-	must(w.write.ExecContext(ctx, `CREATE TEMP TRIGGER full BEFORE UPDATE ON main.service_users BEGIN SELECT RAISE(ABORT, 'no space'); END`))
+	noSpace(w.Store, "service_users")
 	w.use(w.token.Secret, "192.0.2.1", "rule_a")
 	if err := w.Close(); err == nil || !strings.Contains(err.Error(), "no space") {
 		t.Errorf("closed without space: got %v, want that there is no space", err)

@@ -17,9 +17,6 @@ type files struct {
 	logged atomic.Pointer[logPair] // set while the watcher has both files open; nil if unknown
 }
 
-// Path returns the absolute path of the database.
-func (f *files) Path() string { return f.path }
-
 // inPlace returns an error if the file of the database is not at its path any more. SQLite would go
 // on writing to the open file, and these changes would be lost.
 func (f *files) inPlace() error {

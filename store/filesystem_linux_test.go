@@ -6,10 +6,13 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/serviceusers/caddy-service-users/internal/pgtest"
 )
 
 // A file system that does not keep a store is known.
 func TestDoubtfulFileSystem(t *testing.T) {
+	pgtest.SQLiteOnly(t, "it is about files")
 	var fs syscall.Statfs_t
 	if err := syscall.Statfs("/dev/shm", &fs); err != nil || uint32(fs.Type) != 0x01021994 {
 		t.Skip("run this where /dev/shm is a tmpfs: mount -t tmpfs tmpfs /dev/shm")

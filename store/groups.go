@@ -14,10 +14,12 @@ import (
 
 // CreateGroup creates a permission group with its rules. Only admins may call it.
 func (s *Store) CreateGroup(ctx context.Context, by Actor, g Group) (Group, error) {
+	asked := g
 	err := s.change(ctx, by, func(t *tx) error {
 		if err := t.admit("create a permission group"); err != nil {
 			return err
 		}
+		g = asked
 		if g.Mode == "" {
 			g.Mode = access.Enforce
 		}
@@ -212,11 +214,15 @@ func (s *Store) AddRule(ctx context.Context, by Actor, groupID string, r access.
 			return conflict("rules", "the permission group has %d rules, the most there can be",
 				len(g.Rules))
 		}
-		if made, err = t.addRule(groupID, r); err != nil {
+		if made, err = t.newRule(r); err != nil {
 			return err
 		}
 		g.Rules = append(slices.Clone(g.Rules), made)
-		return checkRuleCount(g.Rules)
+		if err := checkRuleCount(g.Rules); err != nil {
+			return err
+		}
+		last, err := t.lastPosition(groupID)
+		return cmp.Or(err, t.writeRules(groupID, []placedRule{{made, last + 1}}))
 	})
 	return made, err
 }
@@ -229,7 +235,7 @@ func (s *Store) RemoveRule(ctx context.Context, by Actor, groupID, ruleID string
 			return notFound("rule", ruleID)
 		}
 		g.Rules = slices.Delete(slices.Clone(g.Rules), i, i+1)
-		return t.removeRule(ruleID)
+		return t.removeRules(ruleID)
 	})
 }
 
@@ -250,28 +256,68 @@ func (s *Store) editRules(ctx context.Context, by Actor, groupID, action string,
 	})
 }
 
-// addRule checks a rule and writes it after the last rule of the group.
-func (t *tx) addRule(group string, r access.Rule) (access.Rule, error) {
-	r, err := checkRule(r)
-	if err != nil {
-		return r, err
-	}
-	r.ID = t.newID("rule")
-	if err := t.exec("writing the rule", `
-		INSERT INTO rules (
-			id, group_id, position, effect, methods, host, path, condition, name, description, created_at)
-		VALUES (
-			$1, $2, (SELECT COALESCE(MAX(position), 0) + 1 FROM rules WHERE group_id = $2),
-			$3, $4, $5, $6, $7, $8, $9, $10)`,
-		r.ID, group, r.Effect, strings.Join(r.Methods, ","), r.Host, r.Path, r.When, r.Name,
-		r.Description, t.now.Unix()); err != nil {
-		return r, err
-	}
-	return r, nil
+// placedRule is a rule with its position in its group.
+type placedRule struct {
+	access.Rule
+	position int64
 }
 
-func (t *tx) removeRule(id string) error {
-	return t.exec("removing the rule", `DELETE FROM rules WHERE id = $1`, id)
+// lastPosition returns the position of the last rule of a group, and 0 without a rule.
+func (t *tx) lastPosition(group string) (position int64, err error) {
+	err = t.row(`SELECT COALESCE(MAX(position), 0) FROM rules WHERE group_id = $1`, group).Scan(&position)
+	return position, err
+}
+
+// newRule checks a rule and gives it an id.
+func (t *tx) newRule(r access.Rule) (access.Rule, error) {
+	r, err := checkRule(r)
+	r.ID = t.newID("rule")
+	return r, err
+}
+
+// rulesAtOnce is how many rules one statement writes.
+const rulesAtOnce = 500
+
+func (t *tx) writeRules(group string, rules []placedRule) error {
+	for some := range slices.Chunk(rules, rulesAtOnce) {
+		var rows rowValues
+		for _, r := range some {
+			rows.add(r.ID, group, r.position, string(r.Effect), strings.Join(r.Methods, ","), r.Host, r.Path, r.When,
+				r.Name, r.Description, t.now.Unix())
+		}
+		if err := t.exec("writing the rules", `
+			INSERT INTO rules (
+				id, group_id, position, effect, methods, host, path, condition, name, description, created_at)
+			VALUES `+rows.text, rows.params...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (t *tx) moveRules(rules []placedRule) error {
+	for some := range slices.Chunk(rules, rulesAtOnce) {
+		var rows rowValues
+		for _, r := range some {
+			rows.add(r.ID, r.position)
+		}
+		if err := t.exec("moving the rules", `
+			UPDATE rules SET position = v.column2 FROM (VALUES `+rows.text+`) v WHERE id = v.column1`,
+			rows.params...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (t *tx) removeRules(ids ...string) error {
+	for some := range slices.Chunk(ids, rulesAtOnce) {
+		args := params{}
+		if err := t.exec("removing the rules", `DELETE FROM rules WHERE id IN (`+args.list(some)+`)`, args...); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // setRules makes list, in its order, the rules of a group. A rule of before with the same content
@@ -288,36 +334,33 @@ func (t *tx) setRules(group string, before, list []access.Rule) ([]access.Rule, 
 	for _, r := range before {
 		left[contentOf(r)] = append(left[contentOf(r)], r.ID)
 	}
+	last, err := t.lastPosition(group)
+	if err != nil {
+		return nil, fmt.Errorf("reading the rules: %w", err)
+	}
 	rules := make([]access.Rule, len(list))
+	var added, moved []placedRule
 	for i, r := range list {
-		r, err := checkRule(r)
+		r, err := t.newRule(r)
 		if err != nil {
 			return nil, err
 		}
-		// Each rule in turn gets the highest position, so the rules end in the order of
-		// list.
-		// checkRule may have brought the rule into its normal form, so the content is
-		// computed again.
+		// Each rule in turn gets the highest position, so the rules end in the order of list.
+		at := placedRule{r, last + 1 + int64(i)}
+		// newRule may have brought the rule into its normal form, so its content is computed again.
 		if ids := left[contentOf(r)]; len(ids) > 0 {
-			r.ID, left[contentOf(r)] = ids[0], ids[1:]
-			if err := t.exec("moving the rule", `
-				UPDATE rules SET position = (SELECT MAX(position) + 1 FROM rules WHERE group_id = $2)
-				WHERE id = $1`, r.ID, group); err != nil {
-				return nil, err
-			}
-		} else if r, err = t.addRule(group, r); err != nil {
-			return nil, err
+			at.ID, left[contentOf(r)] = ids[0], ids[1:]
+			moved = append(moved, at)
+		} else {
+			added = append(added, at)
 		}
-		rules[i] = r
+		rules[i] = at.Rule
 	}
+	var gone []string
 	for _, ids := range left {
-		for _, id := range ids {
-			if err := t.removeRule(id); err != nil {
-				return nil, err
-			}
-		}
+		gone = append(gone, ids...)
 	}
-	return rules, nil
+	return rules, cmp.Or(t.writeRules(group, added), t.moveRules(moved), t.removeRules(gone...))
 }
 
 func (t *tx) group(id string) (Group, error) {

@@ -18,15 +18,16 @@ type health struct {
 	stale   atomic.Bool
 }
 
-func (h *health) begin(clock *wall) {
+// begin records that the store was opened, with the state of an instant of the machine's clock.
+func (h *health) begin(clock *wall, asOf time.Time) {
 	h.clock, h.begun = clock, clock.read()
-	h.succeed()
+	h.succeed(asOf)
 }
 
-// succeed records a successful poll.
-func (h *health) succeed() {
+// succeed records that the directory was up to date at an instant of the machine's clock.
+func (h *health) succeed(asOf time.Time) {
 	h.checked.Store(h.clock.Now().UnixNano())
-	h.fresh.Store(int64(h.clock.read().Sub(h.begun)))
+	h.fresh.Store(int64(asOf.Sub(h.begun)))
 }
 
 // Fault returns the error of the last attempt to read the store, or "" if it succeeded.
@@ -42,8 +43,11 @@ func (h *health) Fault() string {
 func (h *health) Checked() time.Time { return time.Unix(0, h.checked.Load()) }
 
 // Stale reports whether the last successful poll is longer ago than Options.MaxStaleness, so that
-// the directory must not be used for decisions any more. Stale never blocks and reads no clock.
-func (h *health) Stale() bool { return h.stale.Load() }
+// the directory must not be used for decisions any more. Stale never blocks. With a limit it reads the
+// clock: a process that was paused must not decide before watchAge looks.
+func (s *Store) Stale() bool {
+	return s.stale.Load() || s.opts.MaxStaleness > 0 && s.Age() > s.opts.MaxStaleness
+}
 
 // Age returns the time since the last successful poll.
 func (h *health) Age() time.Duration {
@@ -69,11 +73,12 @@ func (s *Store) setStale(stale bool) {
 	_ = s.safely("announcing a stale directory", func() error { s.announce(); return nil })
 }
 
-// report stores the result of a poll, and logs it when it differs from the one before.
-func (s *Store) report(err error) {
+// report stores the result of a poll, and logs it when it differs from the one before. asOf is as in
+// health.succeed.
+func (s *Store) report(err error, asOf time.Time) {
 	before := s.Fault()
 	if err == nil {
-		s.succeed()
+		s.succeed(asOf)
 		s.setStale(false)
 	}
 	switch {

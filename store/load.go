@@ -24,9 +24,9 @@ const revokedShown = 7 * 24 * time.Hour
 func (s *Store) load(ctx context.Context, q *sql.Tx) (*loaded, error) {
 	current := s.inForce.Load()
 	next := &loaded{}
-	var version int // a newer program may have upgraded the database since Open
-	if err := q.QueryRowContext(ctx, `PRAGMA user_version`).Scan(&version); err != nil {
-		return next, fmt.Errorf("reading the schema version: %w", err)
+	version, err := s.version(ctx, q) // a newer program may have upgraded the database since Open
+	if err != nil {
+		return next, err
 	}
 	if err := checkSchema(version); err != nil {
 		return next, err
@@ -149,9 +149,8 @@ func (s *Store) leadsTo(ctx context.Context, q *sql.Tx, p, next position) (repla
 	case hash != p.hash || next.revision <= p.revision:
 		return false, fmt.Errorf("%w: the database is an older or another one: "+
 			"its revision %d does not follow revision %d, which is in force; "+
-			"put the newer one back, or, if you have restored it on purpose, stop Caddy, run: "+
-			"caddy service-user accept-older --store %s, and start it again",
-			ErrOlder, next.revision, p.revision, ShellWord(s.path))
+			"put the newer one back, or, if you have restored it on purpose, %s",
+			ErrOlder, next.revision, p.revision, s.older())
 	}
 	return replaced, nil
 }
@@ -191,7 +190,7 @@ func loadGroups(ctx context.Context, q *sql.Tx, since int64, edit *access.Edit, 
 	read[groupRows] = int64(len(c.Groups))
 	// A load of everything reads the rules without the join. A join through a damaged index
 	// would skip rows silently; this way the counts show that they are missing.
-	which := ``
+	which := `WHERE $1 = 0`
 	if since > 0 {
 		which = `JOIN permission_groups g ON g.id = r.group_id WHERE g.revision > $1 AND g.deleted_at = 0`
 	}

@@ -38,7 +38,7 @@ func (s *Store) loadUsers(
 		s.countLostPeppers(users, lost)
 		return edit.Users(users, removed)
 	}
-	readers, parts, end, err := s.readers(ctx, q, at, kept[userRows])
+	readers, parts, end, err := s.moreReaders(ctx, q, at, kept[userRows])
 	defer end()
 	if err != nil {
 		return err
@@ -109,10 +109,10 @@ func (s *Store) loadChanged(
 // usersPerReader is how many service users justify one more connection for reading.
 const usersPerReader = 20_000
 
-// readers returns q and, if there are many service users, more transactions that see the same state
+// moreReaders returns q and, if there are many service users, more transactions that see the same state
 // of the store. parts has the range of service users for each of them. The caller must call end,
 // also after an error.
-func (s *Store) readers(
+func (s *Store) moreReaders(
 	ctx context.Context, q *sql.Tx, at position, users int64,
 ) (readers []*sql.Tx, parts []part, end func(), err error) {
 	readers = []*sql.Tx{q}
@@ -122,9 +122,9 @@ func (s *Store) readers(
 		}
 	}
 	// A second transaction sees the last commit, so it helps only while that is the state of q.
-	want := min(int64(runtime.GOMAXPROCS(0)), maxReaders, 1+users/usersPerReader)
+	want := min(int64(runtime.GOMAXPROCS(0)), int64(s.readers()), 1+users/usersPerReader)
 	for int64(len(readers)) < want {
-		another, err := s.read.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+		another, err := s.read.BeginTx(ctx, snapshot)
 		if err != nil {
 			return readers, nil, end, err
 		}

@@ -12,6 +12,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/serviceusers/caddy-service-users/access"
+	"github.com/serviceusers/caddy-service-users/internal/pgtest"
 )
 
 // Names that read alike are one name, whoever comes second, and the refusal does not
@@ -109,6 +110,7 @@ func TestNameKey(t *testing.T) {
 // A store from before the rules loads, keeps its names, and says which they are; what
 // is new keeps to the rules, and a backup of it comes back.
 func TestOlderNames(t *testing.T) {
+	pgtest.SQLiteOnly(t, "PostgreSQL has no store with an older schema")
 	path, opts := copyOfSchema(t, schema4)
 	s := open(t, path, opts)
 	named := make(map[string]ServiceUser)

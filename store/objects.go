@@ -35,8 +35,8 @@ func newSchema(ctx context.Context) (o objects, err error) {
 }
 
 func (t *tx) objects() (o objects, err error) {
-	list, err := all(t, "reading the schema", scanPair,
-		`SELECT type, name FROM sqlite_schema WHERE name NOT LIKE 'sqlite\_%' ESCAPE '\' ORDER BY name`)
+	names, columns := t.database().catalogue()
+	list, err := all(t, "reading the schema", scanPair, names)
 	if err != nil {
 		return o, err
 	}
@@ -48,8 +48,7 @@ func (t *tx) objects() (o objects, err error) {
 			continue
 		}
 		o.tables = append(o.tables, name)
-		if o.columns[name], err = all(t, "reading the columns of "+name, scanString,
-			`SELECT name FROM pragma_table_info($1)`, name); err != nil {
+		if o.columns[name], err = all(t, "reading the columns of "+name, scanString, columns, name); err != nil {
 			return o, err
 		}
 	}

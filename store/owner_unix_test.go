@@ -14,6 +14,8 @@ import (
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/serviceusers/caddy-service-users/internal/pgtest"
 )
 
 // server is the user, and the group, that the unprivileged server of a test has.
@@ -46,6 +48,7 @@ func given(names ...string) (list []string) {
 // Root leaves nothing beside the store of an unprivileged server that this server
 // cannot read.
 func TestRootGivesFilesToTheOwner(t *testing.T) {
+	pgtest.SQLiteOnly(t, "it is about files")
 	asRoot(t)
 	for _, row := range []struct {
 		name string
@@ -130,22 +133,23 @@ func restorable(t *testing.T) io.Reader {
 
 // A note that the server cannot read names the command that helps.
 func TestNoteOfRoot(t *testing.T) {
+	pgtest.SQLiteOnly(t, "it is about files")
 	asRoot(t)
 	path, opts := copyOfSchema(t, schema3)
 	mustDo(os.Chown(path, server, server))
 	core, logs := observer.New(zap.WarnLevel)
 	opts.Log = zap.New(core)
-	s := &Store{files: files{path: path}, log: opts.Log}
+	e := &sqliteEngine{files: files{path: path}, store: &Store{log: opts.Log}}
 	advice := fmt.Sprintf("chown %d:%d %s.seen && chmod 600 %[3]s.seen", server, server, path)
 	denied := &os.PathError{Op: "open", Path: path + ".seen", Err: syscall.EACCES}
-	if err := s.unread(ctx, unopened(t, path), denied); err != nil {
+	if err := e.unread(ctx, unopened(t, path), denied); err != nil {
 		t.Errorf("a store of an earlier version: got %v, want a warning", err)
 	}
 	if told := logs.FilterField(zap.String("advice", "run: "+advice)).Len(); told != 1 {
 		t.Errorf("lines of the log with the advice: got %d, want 1: %v", told, logs.All())
 	}
 	mustDo(must(Open(ctx, path, opts)).Close())
-	if err := s.unread(ctx, unopened(t, path), denied); err == nil || !strings.Contains(err.Error(), advice) {
+	if err := e.unread(ctx, unopened(t, path), denied); err == nil || !strings.Contains(err.Error(), advice) {
 		t.Errorf("got %v, want a refusal with %q", err, advice)
 	}
 }

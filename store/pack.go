@@ -121,7 +121,12 @@ func (r *fields) number() int64 {
 	return n
 }
 
+// bool reads what PostgreSQL writes for a BOOLEAN, and SQLite.
 func (r *fields) bool() bool {
+	if text := r.values[r.next]; text == "true" || text == "false" {
+		r.next++
+		return text == "true"
+	}
 	n := r.number()
 	if n != 0 && n != 1 && r.err == nil {
 		r.err = fmt.Errorf("%w: %d is neither true nor false", errRowDamaged, n)

@@ -23,6 +23,7 @@ func (s *Store) LoadPermissions(
 	ctx context.Context, by Actor, list []Permission, replace bool,
 ) (n CatalogueChange, err error) {
 	err = s.change(ctx, by, func(t *tx) error {
+		n = CatalogueChange{}
 		if err := t.admit("change the permission catalogue"); err != nil {
 			return err
 		}
@@ -33,6 +34,7 @@ func (s *Store) LoadPermissions(
 		if err := checkCatalogue(list); err != nil {
 			return err
 		}
+		var written []Permission
 		// The loop below removes the keys in list; with replace, the rest is deleted.
 		left := make(map[string]Permission)
 		for _, p := range known {
@@ -56,12 +58,13 @@ func (s *Store) LoadPermissions(
 			} else {
 				n.Created++
 			}
-			if err := t.writePermission(p); err != nil {
-				return err
-			}
+			written = append(written, p)
 			if err := t.audit(action, p.Key, was, auditPermission(p)); err != nil {
 				return err
 			}
+		}
+		if err := t.writePermissions(written); err != nil {
+			return err
 		}
 		after := list
 		if replace {
@@ -221,9 +224,16 @@ func (t *tx) orderPermissions(before, after []Permission) error {
 	}
 	is := slices.Clone(was)
 	slices.SortFunc(is, func(a, b string) int { return place[a] - place[b] })
-	for i, key := range keys {
-		if err := t.exec("ordering the permissions",
-			`UPDATE permissions SET position = $2 WHERE key = $1 AND position <> $2`, key, i); err != nil {
+	at := int64(0)
+	for some := range slices.Chunk(keys, permissionsAtOnce) {
+		var rows rowValues
+		for _, key := range some {
+			rows.add(key, at)
+			at++
+		}
+		if err := t.exec("ordering the permissions", `
+			UPDATE permissions SET position = v.column2 FROM (VALUES `+rows.text+`) v
+			WHERE key = v.column1 AND position <> v.column2`, rows.params...); err != nil {
 			return err
 		}
 	}
@@ -236,23 +246,38 @@ func (t *tx) orderPermissions(before, after []Permission) error {
 	return t.audit("permission.reorder", "permissions", order{was}, order{is})
 }
 
-func (t *tx) writePermission(p Permission) error {
-	// orderPermissions sets the position afterwards.
-	if err := t.exec("writing the permission", `
-		INSERT INTO permissions (
-			key, name, description, category, position, rules, created_at, created_by, updated_at)
-		VALUES ($1, $2, $3, $4, 0, $5, $6, $7, $8)
-		ON CONFLICT (key) DO UPDATE
-		SET name = $2, description = $3, category = $4, rules = $5, updated_at = $8`,
-		p.Key, p.Name, p.Description, p.Category, toJSON(p.ruleTexts()), unix(p.CreatedAt), p.CreatedBy,
-		unix(p.UpdatedAt)); err != nil {
-		return err
+// permissionsAtOnce is how many permissions one statement writes.
+const permissionsAtOnce = 500
+
+func (t *tx) writePermissions(list []Permission) error {
+	for some := range slices.Chunk(list, permissionsAtOnce) {
+		var rows rowValues
+		var keys []string
+		for _, p := range some {
+			// orderPermissions sets the position afterwards.
+			rows.add(p.Key, p.Name, p.Description, p.Category, int64(0), toJSON(p.ruleTexts()), unix(p.CreatedAt),
+				p.CreatedBy, unix(p.UpdatedAt))
+			keys = append(keys, p.Key)
+		}
+		if err := t.exec("writing the permissions", `
+			INSERT INTO permissions (
+				key, name, description, category, position, rules, created_at, created_by, updated_at)
+			VALUES `+rows.text+`
+			ON CONFLICT (key) DO UPDATE
+			SET name = excluded.name, description = excluded.description, category = excluded.category,
+				rules = excluded.rules, updated_at = excluded.updated_at`, rows.params...); err != nil {
+			return err
+		}
+		// The directory has a copy of the rules in each group, so it must read these groups again.
+		args := params{t.revision}
+		if err := t.exec("counting the revision", `
+			UPDATE permission_groups SET revision = $1
+			WHERE id IN (SELECT group_id FROM group_permissions WHERE permission_key IN (`+args.list(keys)+`))`,
+			args...); err != nil {
+			return err
+		}
 	}
-	// The directory has a copy of the rules in each group, so it must read these groups again.
-	return t.exec("counting the revision", `
-		UPDATE permission_groups SET revision = $2
-		WHERE id IN (SELECT group_id FROM group_permissions WHERE permission_key = $1)`,
-		p.Key, t.revision)
+	return nil
 }
 
 func (t *tx) deletePermission(p Permission) error {

@@ -198,6 +198,7 @@ func (t *tx) appendTrail(from *tx, seq int64) error {
 		if err != nil {
 			return err
 		}
+		t.head = AuditHead{e.Seq, e.Hash}
 	}
 	return rows.Err()
 }

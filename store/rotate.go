@@ -93,6 +93,7 @@ type Replaced struct {
 // that makes more than MaxBulk.
 func RefreshTokens(grace time.Duration, done *[]Replaced) UserChange {
 	return func(t *tx, id string, version int64) (before, after ServiceUser, err error) {
+		*done = slices.DeleteFunc(*done, func(r Replaced) bool { return r.Old.UserID == id }) // of another try
 		before, err = t.visibleUser(id, false)
 		if err := cmp.Or(err, checkVersion(before.Version, version), t.withinScope(&before, &before)); err != nil {
 			return before, after, err

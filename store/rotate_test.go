@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/serviceusers/caddy-service-users/access"
+	"github.com/serviceusers/caddy-service-users/internal/pgtest"
 )
 
 // itself is the service user of the world as an actor.
@@ -611,8 +612,7 @@ func TestFirstUseCannotBeWritten(t *testing.T) {
 	w := newWorld(t, Options{})
 	next, _, err := w.rotate(w.token.ID, time.Hour)
 	mustDo(err)
-	_, err = w.write.ExecContext(ctx, `CREATE TEMP TRIGGER full BEFORE UPDATE ON main.tokens BEGIN SELECT RAISE(ABORT, 'no space'); END`)
-	mustDo(err)
+	space := noSpace(w.Store, "tokens")
 	w.usedUnwritten(next.ID)
 	if err := w.writeUses(ctx); err == nil || !strings.Contains(err.Error(), "no space") {
 		t.Errorf("got %v, want that there is no space", err)
@@ -620,8 +620,7 @@ func TestFirstUseCannotBeWritten(t *testing.T) {
 	if _, _, err := w.rotate(w.token.ID, time.Hour); !errors.Is(err, ErrReplaced) {
 		t.Errorf("rotated meanwhile: got %v, want that it is replaced", err)
 	}
-	_, err = w.write.ExecContext(ctx, `DROP TRIGGER full`)
-	mustDo(err)
+	space()
 	w.noteFirst(w.user.ID, next.ID) // nothing new: nobody is woken
 	if !w.uses.first.has(next.ID) {
 		t.Error("forgotten before it was written")
@@ -646,12 +645,10 @@ func TestFirstUseIsTriedAgain(t *testing.T) {
 	w := newWorld(t, Options{Log: zap.New(core)})
 	next, _, err := w.rotate(w.token.ID, time.Hour)
 	mustDo(err)
-	_, err = w.write.ExecContext(ctx, `CREATE TEMP TRIGGER full BEFORE UPDATE ON main.tokens BEGIN SELECT RAISE(ABORT, 'no space'); END`)
-	mustDo(err)
+	space := noSpace(w.Store, "tokens")
 	w.noteFirst(w.user.ID, next.ID)
 	eventually(t, "the attempt to write it", func() bool { return log.FilterMessageSnippet("first use").Len() == 1 })
-	_, err = w.write.ExecContext(ctx, `DROP TRIGGER full`)
-	mustDo(err)
+	space()
 	w.written(t, next.ID)
 	if w.row(next.ID).LastUsedAt.IsZero() {
 		t.Error("not written")
@@ -670,4 +667,17 @@ func TestFirstUseAtTheEnd(t *testing.T) {
 	if w.row(next.ID).LastUsedAt.IsZero() {
 		t.Error("lost")
 	}
+}
+
+// noSpace makes every update of a table fail, with the text "no space", until the returned function is
+// called.
+func noSpace(s *Store, table string) (space func()) {
+	if *pgtest.On {
+		must(s.write.ExecContext(ctx, `
+			CREATE OR REPLACE FUNCTION no_space() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no space'; END $$;
+			CREATE TRIGGER no_space BEFORE UPDATE ON `+table+` FOR EACH ROW EXECUTE FUNCTION no_space()`))
+		return func() { must(s.write.ExecContext(ctx, `DROP TRIGGER no_space ON `+table)) }
+	}
+	must(s.write.ExecContext(ctx, `CREATE TEMP TRIGGER full BEFORE UPDATE ON main.`+table+` BEGIN SELECT RAISE(ABORT, 'no space'); END`))
+	return func() { must(s.write.ExecContext(ctx, `DROP TRIGGER full`)) }
 }

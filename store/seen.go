@@ -116,10 +116,10 @@ func AcceptOlder(ctx context.Context, path string, now time.Time) error {
 
 // compareWithNote compares the database with its note before [Open] uses it. It rejects an older
 // copy, and sets the clock to the latest time in the note.
-func (s *Store) compareWithNote(ctx context.Context, db *sql.DB) error {
-	seen, err := Seen(s.path)
+func (e *sqliteEngine) compareWithNote(ctx context.Context, db *sql.DB) error {
+	seen, err := Seen(e.path)
 	if err != nil {
-		if err := s.unread(ctx, db, err); err != nil {
+		if err := e.unread(ctx, db, err); err != nil {
 			return err
 		}
 	}
@@ -127,18 +127,18 @@ func (s *Store) compareWithNote(ctx context.Context, db *sql.DB) error {
 	if err != nil {
 		return err
 	}
-	s.progress.instance = held.Instance
+	e.progress.instance = held.Instance
 	if seen.Instance != held.Instance {
 		if seen.Instance != "" {
-			s.log.Warn("this store is not the one that was at this path before; "+
+			e.store.log.Warn("this store is not the one that was at this path before; "+
 				"if that is a mistake, put the earlier one back",
-				zap.String("store", s.path), zap.String("instance", held.Instance),
+				zap.String("store", e.path), zap.String("instance", held.Instance),
 				zap.String("before", seen.Instance), zap.Int64("revision_before", seen.Revision))
 		}
 		return nil
 	}
 	again := fmt.Sprintf("if you have restored it on purpose, run: caddy service-user accept-older --store %s",
-		ShellWord(s.path))
+		ShellWord(e.path))
 	if held.Revision < seen.Revision {
 		return fmt.Errorf("%w: the store holds revision %d, and revision %d was in force before: "+
 			"it is an older copy, or its log was lost; %s", ErrOlder, held.Revision, seen.Revision, again)
@@ -157,11 +157,11 @@ func (s *Store) compareWithNote(ctx context.Context, db *sql.DB) error {
 			"it is an older copy that was changed since; %s",
 			ErrOlder, held.Revision, seen.AuditSeq, seen.Revision, again)
 	}
-	s.clock.raise(seen.Clock)
+	e.store.clock.raise(seen.Clock)
 	// Otherwise noted stays zero, so that keepNote writes a note that the owner of the store
 	// can read.
-	if ownNote(s.path) {
-		s.progress.noted = seen
+	if ownNote(e.path) {
+		e.progress.noted = seen
 	}
 	return nil
 }
@@ -173,11 +173,11 @@ const noteSince = 5
 // unread rejects a start if the note exists and cannot be read, because an older copy of the store
 // would not be noticed. Stores with a schema before noteSince are an exception: root may have left
 // a note that the owner cannot read. The first start replaces it.
-func (s *Store) unread(ctx context.Context, db *sql.DB, cause error) error {
+func (e *sqliteEngine) unread(ctx context.Context, db *sql.DB, cause error) error {
 	mend := fmt.Sprintf("if this is the newest copy of the store, run: caddy service-user accept-older --store %s",
-		ShellWord(s.path))
+		ShellWord(e.path))
 	if errors.Is(cause, fs.ErrPermission) {
-		mend = "run: " + giveNote(s.path)
+		mend = "run: " + giveNote(e.path)
 	}
 	var version int
 	if err := db.QueryRowContext(ctx, `PRAGMA user_version`).Scan(&version); err != nil {
@@ -187,10 +187,10 @@ func (s *Store) unread(ctx context.Context, db *sql.DB, cause error) error {
 		return fmt.Errorf("the note of how far the store has come cannot be read, "+
 			"and without it an older copy of the store would not be noticed: %w; %s", cause, mend)
 	}
-	s.log.Warn("the note of how far the store has come cannot be read: "+
+	e.store.log.Warn("the note of how far the store has come cannot be read: "+
 		"this start does not notice an older copy of the store, and writes a new note; "+
 		"from the next start on a note that cannot be read is refused",
-		zap.String("store", s.path), zap.Error(cause), zap.String("advice", mend))
+		zap.String("store", e.path), zap.Error(cause), zap.String("advice", mend))
 	return nil
 }
 
@@ -209,26 +209,26 @@ const (
 )
 
 // keepNote keeps the note up to date.
-func (s *Store) keepNote(context.Context) {
-	_ = s.safely("noting", func() error { s.writeNote(clockEvery); return nil })
+func (e *sqliteEngine) keepNote(context.Context) {
+	_ = e.store.safely("noting", func() error { e.writeNote(clockEvery); return nil })
 }
 
 // writeNote writes the note if the revision has changed, or if the clock has advanced by more than
 // after since the last note. It does not write while the store has a fault: an operator may be
 // accepting an older database at that moment.
-func (s *Store) writeNote(after time.Duration) {
-	s.clock.logBack(s.log, s.path)
-	at, noted := s.inForce.Load(), s.progress.noted
+func (e *sqliteEngine) writeNote(after time.Duration) {
+	e.store.clock.logBack(e.store.log, e.path)
+	at, noted := e.store.inForce.Load(), e.progress.noted
 	m := Mark{
-		Instance: s.progress.instance, Revision: at.revision, AuditSeq: at.seq, AuditHash: at.hash,
-		Clock: s.Now().UTC().Truncate(time.Second),
+		Instance: e.progress.instance, Revision: at.revision, AuditSeq: at.seq, AuditHash: at.hash,
+		Clock: e.store.Now().UTC().Truncate(time.Second),
 	}
-	if s.Fault() != "" ||
+	if e.store.Fault() != "" ||
 		m.Revision == noted.Revision && m.Instance == noted.Instance && m.Clock.Sub(noted.Clock) <= after {
 		return
 	}
 	// Another process with the same store may have written a later note.
-	if other, err := Seen(s.path); err == nil && other.Instance == m.Instance {
+	if other, err := Seen(e.path); err == nil && other.Instance == m.Instance {
 		if other.Revision > m.Revision {
 			m.Revision, m.AuditSeq, m.AuditHash = other.Revision, other.AuditSeq, other.AuditHash
 		}
@@ -236,14 +236,14 @@ func (s *Store) writeNote(after time.Duration) {
 			m.Clock = other.Clock
 		}
 	}
-	err := m.write(s.path)
+	err := m.write(e.path)
 	if err == nil {
-		s.progress.noted = m
+		e.progress.noted = m
 	}
-	s.progress.failure.report(err, func() {
-		s.log.Error("the note of how far the store has come cannot be written; "+
+	e.progress.failure.report(err, func() {
+		e.store.log.Error("the note of how far the store has come cannot be written; "+
 			"after a restart an older copy of the store might not be noticed",
-			zap.String("store", s.path), zap.Error(err))
+			zap.String("store", e.path), zap.Error(err))
 	})
 }
 

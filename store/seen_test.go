@@ -13,10 +13,12 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/serviceusers/caddy-service-users/access"
+	"github.com/serviceusers/caddy-service-users/internal/pgtest"
 )
 
 // An older copy in the place of a store is refused at a start until it is accepted.
 func TestOlderCopyIsRefused(t *testing.T) {
+	pgtest.SQLiteOnly(t, "the note is beside the file")
 	for _, row := range []struct {
 		name string
 		do   func(t *testing.T, w *world, copied string) // puts something in the place of the closed store
@@ -88,6 +90,7 @@ func TestOlderCopyIsRefused(t *testing.T) {
 
 // A database without its log has lost what was in it.
 func TestLostLogIsNoticed(t *testing.T) {
+	pgtest.SQLiteOnly(t, "the note is beside the file")
 	w := newWorld(t, Options{})
 	mustDo(must(Open(ctx, w.path, w.opts)).Close()) // a note
 	mustDo(must(readMark(ctx, w.read)).write(w.path))
@@ -104,24 +107,26 @@ func TestLostLogIsNoticed(t *testing.T) {
 
 // Another store starts; the log names both.
 func TestAnotherStoreIsNamed(t *testing.T) {
+	pgtest.SQLiteOnly(t, "the note is beside the file")
 	path := place(t)
 	mustDo(must(Open(ctx, path, Options{})).Close())
 	before := Mark{Instance: "store_before", Revision: 57}
 	mustDo(before.write(path))
 	core, logs := observer.New(zap.WarnLevel)
 	s := open(t, path, Options{Log: zap.New(core)})
-	told := logs.FilterMessageSnippet("is not the one that was at this path").FilterField(zap.String("before", "store_before")).FilterField(zap.String("instance", s.progress.instance))
+	told := logs.FilterMessageSnippet("is not the one that was at this path").FilterField(zap.String("before", "store_before")).FilterField(zap.String("instance", onSQLite(s).progress.instance))
 	if told.Len() != 1 {
 		t.Errorf("lines of the log that name both: got %d, want 1; %v", told.Len(), logs.All())
 	}
 	mustDo(s.Close())
-	if got := must(Seen(path)); got.Instance != s.progress.instance || got.Revision != 0 {
+	if got := must(Seen(path)); got.Instance != onSQLite(s).progress.instance || got.Revision != 0 {
 		t.Errorf("the note: got %+v, want the one of the new store", got)
 	}
 }
 
 // A note that cannot be read refuses the start: an older copy would not be noticed.
 func TestUnreadableNote(t *testing.T) {
+	pgtest.SQLiteOnly(t, "the note is beside the file")
 	for name, spoil := range map[string]func(note string){
 		"cut":         func(note string) { mustDo(os.WriteFile(note, readFile(note)[:20], 0o600)) },
 		"empty":       func(note string) { mustDo(os.Truncate(note, 0)) },
@@ -157,6 +162,7 @@ func TestUnreadableNote(t *testing.T) {
 // The first start after an upgrade warns of a note that cannot be read, and writes a
 // new one; the next start relies on it.
 func TestUnreadableNoteOfAnEarlierVersion(t *testing.T) {
+	pgtest.SQLiteOnly(t, "the note is beside the file")
 	path, opts := copyOfSchema(t, schema3)
 	mustDo(os.WriteFile(path+".seen", []byte("{"), 0o600))
 	core, logs := observer.New(zap.WarnLevel)
@@ -178,6 +184,7 @@ func TestUnreadableNoteOfAnEarlierVersion(t *testing.T) {
 // While the database is not what is in force nothing is noted: an operator may be
 // accepting another one.
 func TestNothingIsNotedWithAFault(t *testing.T) {
+	pgtest.SQLiteOnly(t, "the note is beside the file")
 	w := newWorld(t, Options{})
 	old := backup(t, w.Store)
 	addUser(w.Store, "later")
@@ -193,6 +200,7 @@ func TestNothingIsNotedWithAFault(t *testing.T) {
 
 // Of two processes the one that has come further is noted.
 func TestNoteOnlyRises(t *testing.T) {
+	pgtest.SQLiteOnly(t, "the note is beside the file")
 	w := newWorld(t, Options{})
 	mustDo(w.Close())
 	m := must(Seen(w.path))
@@ -208,6 +216,7 @@ func TestNoteOnlyRises(t *testing.T) {
 
 // What cannot be noted leaves nothing behind.
 func TestMarkThatCannotBeWritten(t *testing.T) {
+	pgtest.SQLiteOnly(t, "the note is beside the file")
 	path := place(t)
 	m := Mark{Instance: "store_x", Clock: time.Date(10_000, 1, 1, 0, 0, 0, 0, time.UTC)}
 	if err := m.write(path); err == nil {

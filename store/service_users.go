@@ -308,26 +308,26 @@ func (t *tx) checkRestorable(kind, name string, deleted time.Time) error {
 // and all contents of deleted groups. Their ids stay in the tables, so that no id is used again, and
 // so does the audit trail.
 func (s *Store) purge(ctx context.Context) error {
-	if err := s.inPlace(); err != nil {
-		return err
-	}
 	for {
 		// Each round purges up to 100 tombstones, so that other changes get their turn in
 		// between.
 		cutoff := s.Now().Add(-s.opts.Retention).Unix()
-		rows, err := s.read.QueryContext(ctx, `
-			SELECT id FROM service_users WHERE deleted_at > 0 AND deleted_at <= $1 AND name <> ''
-			UNION ALL
-			SELECT id FROM permission_groups WHERE deleted_at > 0 AND deleted_at <= $1 AND name <> ''
-			ORDER BY id LIMIT 100`, cutoff)
-		if err != nil {
-			return fmt.Errorf("looking for tombstones: %w", err)
+		tombstones := func(t *tx) ([]string, error) {
+			return all(t, "looking for tombstones", scanString, `
+				SELECT id FROM service_users WHERE deleted_at > 0 AND deleted_at <= $1 AND name <> ''
+				UNION ALL
+				SELECT id FROM permission_groups WHERE deleted_at > 0 AND deleted_at <= $1 AND name <> ''
+				ORDER BY id LIMIT 100`, cutoff)
 		}
-		ids, err := collect(rows, scanString)
+		ids, err := inRead(ctx, s, Local, tombstones)
 		if err != nil || len(ids) == 0 {
 			return err
 		}
 		err = s.change(ctx, Actor{Name: "system", Operation: NewOperationID()}, func(t *tx) error {
+			ids, err := tombstones(t) // another node may have purged some since
+			if err != nil {
+				return err
+			}
 			for _, id := range ids {
 				purge := t.purgeUser
 				if ValidID("group", id) {
@@ -478,7 +478,7 @@ func inRead[T any](ctx context.Context, s *Store, by Actor, f func(*tx) (T, erro
 	if err := s.inPlace(); err != nil {
 		return v, err
 	}
-	sqlTx, err := s.read.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+	sqlTx, err := s.read.BeginTx(ctx, snapshot)
 	if err != nil {
 		return v, fmt.Errorf("reading the store: %w", err)
 	}

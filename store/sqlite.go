@@ -34,6 +34,119 @@ var (
 // database is opened. Where the system lacks such locks, SQLite uses POSIX locks as usual.
 var ofdLocking = sync.OnceFunc(func() { _, _ = sqlite.OFDLocking(true) })
 
+// sqliteEngine is the [engine] of a store in a SQLite file.
+type sqliteEngine struct {
+	files
+	progress progress
+	store    *Store
+}
+
+func (e *sqliteEngine) open(ctx context.Context) (read, write *sql.DB, err error) {
+	s := e.store
+	read, write, e.opened, err = openSQLite(ctx, e.path, s.Now(), s.log, s.opts.Existing, e.compareWithNote)
+	return read, write, err
+}
+
+func (e *sqliteEngine) advise(err error) error { return withRecovery(err, e.path) }
+
+func (e *sqliteEngine) older() string {
+	return "stop Caddy, run: caddy service-user accept-older --store " + ShellWord(e.path) + ", and start it again"
+}
+
+func (e *sqliteEngine) version(ctx context.Context, q *sql.Tx) (int, error) {
+	return sqliteVersion(ctx, q)
+}
+
+// beginChange relies on _txlock=immediate: BEGIN takes the lock that only one writer can have.
+func (e *sqliteEngine) beginChange(ctx context.Context) (*sql.Tx, error) {
+	if e.store.Fault() != "" {
+		// The write connection caches pages, which can hide that the file is damaged. The
+		// change would succeed, and be lost at the next start. The reload reads the file.
+		if err := e.store.reload(ctx); err != nil {
+			return nil, fmt.Errorf("the store cannot be read: %w", err)
+		}
+	}
+	sqlTx, err := e.store.write.BeginTx(ctx, nil)
+	if err != nil {
+		return nil, fmt.Errorf("beginning a change: %w", err)
+	}
+	if err := e.logInPlace(); err != nil {
+		return nil, errors.Join(err, sqlTx.Rollback())
+	}
+	return sqlTx, nil
+}
+
+// passing is false: SQLite itself waits for locks.
+func (e *sqliteEngine) passing(error) bool { return false }
+
+func (e *sqliteEngine) arguments(args []any) []any { return args }
+
+// lockRows is empty: a transaction that writes has all rows.
+func (e *sqliteEngine) lockRows() string { return "" }
+
+func (e *sqliteEngine) commit(t *tx) error {
+	if err := t.Commit(); err != nil {
+		// After a failed commit SQLite may still have written the change to the log.
+		return fmt.Errorf("%w: committing: %w", ErrUncertain, errors.Join(err, t.ctx.Err()))
+	}
+	return nil
+}
+
+func (e *sqliteEngine) catalogue() (objects, columns string) {
+	return `SELECT type, name FROM sqlite_schema WHERE name NOT LIKE 'sqlite\_%' ESCAPE '\' ORDER BY name`,
+		`SELECT name FROM pragma_table_info($1)`
+}
+
+// checkPages runs SQLite's checks of its pages and indexes, and of foreign keys.
+func (e *sqliteEngine) checkPages(c *checker) {
+	c.each("the database", fmt.Sprintf(`PRAGMA integrity_check(%d)`, maxFindings), func(rows *sql.Rows) error {
+		text, err := scanString(rows)
+		if err == nil && text != "ok" {
+			c.addFinding("the database is damaged: %s; %s", text, mendByRestore)
+		}
+		return err
+	})
+	c.each("references", `PRAGMA foreign_key_check`, func(rows *sql.Rows) error {
+		var table, parent string
+		var row sql.NullInt64
+		var key int
+		err := rows.Scan(&table, &row, &parent, &key)
+		if err == nil {
+			c.addFinding("row %d of %s belongs to none of the %s; delete it, or %s",
+				row.Int64, table, parent, mendByRestore)
+		}
+		return err
+	})
+}
+
+func (e *sqliteEngine) canCopy() error { return nil }
+
+func (e *sqliteEngine) forms() map[string]string {
+	return map[string]string{
+		"blob": `typeof(COLUMN) = 'blob'`,
+		"id":   `COLUMN NOT GLOB 'KIND_` + strings.Repeat("[0-9A-Za-z]", 27) + `'`,
+		"control": `COLUMN GLOB '*[' || char(1) || '-' || char(31) || char(127) || ']*'
+			OR instr(COLUMN, char(0)) > 0`,
+		"hash": `length(COLUMN) <> 64 OR COLUMN GLOB '*[^0-9a-f]*'`,
+	}
+}
+
+func (e *sqliteEngine) readers() int { return maxReaders }
+
+func (e *sqliteEngine) work() []func(context.Context) {
+	return []func(context.Context){e.watch, every(noteEvery, e.keepNote)}
+}
+
+func (e *sqliteEngine) end() { e.writeNote(0) }
+
+// sqliteVersion returns the schema version of a database.
+func sqliteVersion(ctx context.Context, q *sql.Tx) (version int, err error) {
+	if err = q.QueryRowContext(ctx, `PRAGMA user_version`).Scan(&version); err != nil {
+		err = fmt.Errorf("reading the schema version: %w", err)
+	}
+	return version, err
+}
+
 // sqliteDriver is a variable so that tests can insert a driver that fails.
 var sqliteDriver = "sqlite"
 
@@ -217,10 +330,7 @@ func initSQLite(ctx context.Context, db *sql.DB, now time.Time) error {
 	if _, err := tx.ExecContext(ctx, schema+counts); err != nil {
 		return err
 	}
-	if _, err := tx.ExecContext(ctx, `
-		INSERT INTO meta (id, instance_id, revision, audit_seq, audit_hash, created_at)
-		VALUES (1, $1, 0, 0, '', $2)`,
-		newID("store", now), now.Unix()); err != nil {
+	if err := insertMeta(ctx, tx, now); err != nil {
 		return err
 	}
 	if _, err := tx.ExecContext(ctx, fmt.Sprintf(`PRAGMA application_id = %d; PRAGMA user_version = %d`,
@@ -332,7 +442,7 @@ func isExternalFault(err error) bool {
 		return true
 	}
 	var p *fs.PathError
-	return errors.As(err, &p) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+	return isPostgresFault(err) || errors.As(err, &p) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }
 
 // markDamaged adds [ErrDamaged] to an error of a load that the contents of the store caused.

@@ -34,8 +34,11 @@ type Options struct {
 	MaxTokenTTL  time.Duration    // the longest lifetime of a token; 0 is unlimited
 	UseInterval  time.Duration    // how often the use of tokens is written; 0 is 10 s
 	Retention    time.Duration    // how long a deleted service user can be brought back; 0 is 30 days
-	MaxStaleness time.Duration    // how long requests are answered after the last successful poll; 0 is for ever
+	MaxStaleness time.Duration    // how long requests are answered after the last successful poll; 0 is for ever, in PostgreSQL 1 h
 	Poll         time.Duration    // look for changes by other processes this often; 0: when a file changes
+	NodeID       string           // of this process, for its row in PostgreSQL; "" is a new one
+	NodeName     string           // of this machine, for people
+	Version      string           // of the program, for people
 	Existing     bool             // if the path has no store, fail with fs.ErrNotExist instead of creating one
 	Now          func() time.Time // nil is time.Now
 	Log          *zap.Logger      // nil logs nothing
@@ -78,9 +81,10 @@ const (
 
 // Store is an open store. Its methods may be called concurrently.
 type Store struct {
-	files      // the files at the path
+	engine     // the database
 	health     // whether the store can be read
 	background // the goroutines
+	path       string
 	opts       Options
 	log        *zap.Logger
 	clock      wall
@@ -90,7 +94,6 @@ type Store struct {
 	inForce    atomic.Pointer[loaded] // changed only by the goroutine that has the value of writing
 	changed    atomic.Pointer[func()] // called after a change of inForce
 	uses       recorder
-	progress   progress
 	attempts   attempts
 }
 
@@ -111,34 +114,51 @@ func Create(ctx context.Context, path string, now time.Time) (made bool, err err
 	return made, nil
 }
 
-// Open opens the SQLite database at path and starts to watch it. It creates a missing database,
-// unless opts.Existing is set. A file that exists must be a store: Open rejects an empty file,
-// another program's database and a store of a newer version, and does not change them.
+// Open opens a store and starts to watch it for the changes of other processes. path is the path of a
+// SQLite database, or the URL of a PostgreSQL database ([IsURL]). Open creates a missing store, unless
+// opts.Existing is set. It rejects an empty file, another program's database or schema, and a store
+// of a newer version, and does not change them.
 func Open(ctx context.Context, path string, opts Options) (*Store, error) {
-	place, err := resolve(path)
-	if err != nil {
-		return nil, fmt.Errorf("opening the store %q: %w", path, ExplainPath(path, err))
-	}
 	opts = opts.filled()
 	s := &Store{
-		files: files{path: place}, opts: opts, log: opts.Log, clock: wall{read: opts.Now},
+		opts: opts, log: opts.Log, clock: wall{read: opts.Now},
 		writing: make(chan struct{}, 1), uses: newRecorder(),
 	}
-	if s.read, s.write, s.opened, err = openSQLite(ctx, place, s.Now(), s.log, opts.Existing,
-		s.compareWithNote); err != nil {
-		return nil, fmt.Errorf("opening the store %q: %w", path, withRecovery(err, place))
+	if IsURL(path) {
+		pg, err := newPostgres(path)
+		if err != nil {
+			return nil, err
+		}
+		pg.store, path = s, pg.name // without the password
+		s.engine, s.path = pg, path
+	} else {
+		place, err := resolve(path)
+		if err != nil {
+			return nil, fmt.Errorf("opening the store %q: %w", path, ExplainPath(path, err))
+		}
+		s.engine, s.path = &sqliteEngine{files: files{path: place}, store: s}, place
+	}
+	var err error
+	if s.read, s.write, err = s.open(ctx); err != nil {
+		return nil, fmt.Errorf("opening the store %q: %w", path, s.advise(err))
 	}
 	s.install(&loaded{directory: access.NewDirectory(opts.Peppers, opts.DefaultGroup)})
 	// The turn can be taken from here on; refresh is the first to take it.
 	s.writing <- struct{}{}
 	if err := s.refresh(ctx); err != nil {
 		s.closeDBs()
-		return nil, fmt.Errorf("loading the store %q: %w", path, withRecovery(markDamaged(err), place))
+		return nil, fmt.Errorf("loading the store %q: %w", path, s.advise(markDamaged(err)))
+	}
+	asOf, err := s.join(ctx)
+	if err != nil {
+		s.closeDBs()
+		return nil, fmt.Errorf("loading the store %q: %w", path, s.advise(err))
 	}
 	s.clock.logBack(s.log, s.path)
-	s.health.begin(&s.clock)
-	s.start(s.watch, s.recordUses, every(opts.UseInterval, s.keepFigures), every(noteEvery, s.keepNote))
-	if limit := opts.MaxStaleness; limit > 0 {
+	s.health.begin(&s.clock, asOf)
+	s.start(s.recordUses, every(opts.UseInterval, s.keepFigures))
+	s.start(s.work()...)
+	if limit := s.opts.MaxStaleness; limit > 0 {
 		s.start(every(min(max(limit/10, time.Millisecond), time.Second), s.watchAge))
 	}
 	return s, nil
@@ -149,10 +169,10 @@ func Open(ctx context.Context, path string, opts Options) (*Store, error) {
 // directory that they have. Closing again does nothing.
 func (s *Store) Close() (err error) {
 	s.closing.Do(func() {
-		s.end()
+		s.stop()
 		err = s.safely("closing the store", func() error {
 			err := s.flushAll(context.Background())
-			s.writeNote(0) // after the first uses, which raise the revision
+			s.end() // after the first uses, which raise the revision
 			return err
 		})
 		err = errors.Join(err, s.closeDBs())
@@ -163,6 +183,9 @@ func (s *Store) Close() (err error) {
 func (s *Store) closeDBs() error {
 	return errors.Join(s.read.Close(), s.write.Close())
 }
+
+// Path returns the absolute path of the database file, or the URL of the database without its password.
+func (s *Store) Path() string { return s.path }
 
 // Directory returns the directory in force, which requests are checked against. It never blocks.
 func (s *Store) Directory() *access.Directory { return s.inForce.Load().directory }
@@ -219,8 +242,8 @@ func every(interval time.Duration, f func(context.Context)) func(context.Context
 	}
 }
 
-// end stops all goroutines and waits for them.
-func (b *background) end() {
+// stop stops all goroutines and waits for them.
+func (b *background) stop() {
 	b.cancel()
 	b.running.Wait()
 }

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,6 +20,7 @@ import (
 	"time"
 
 	"github.com/serviceusers/caddy-service-users/access"
+	"github.com/serviceusers/caddy-service-users/internal/pgtest"
 )
 
 var ctx = context.Background()
@@ -63,7 +65,7 @@ type tb interface {
 }
 
 // place names a database that does not exist yet.
-func place(t testing.TB) string { return filepath.Join(t.TempDir(), "store.db") }
+func place(t testing.TB) string { return pgtest.Place(t) }
 
 // open opens a store that is closed when the test ends.
 func open(t testing.TB, path string, opts Options) *Store {
@@ -79,6 +81,50 @@ func open(t testing.TB, path string, opts Options) *Store {
 	})
 	return s
 }
+
+// clone copies a closed store to a new place.
+func clone(t testing.TB, path string) (to string) {
+	to = place(t)
+	if !IsURL(path) {
+		mustDo(os.WriteFile(to, readFile(path), 0o600))
+		return to
+	}
+	mustDo(must(Open(ctx, to, Options{})).Close())
+	from := must(url.Parse(path)).Query().Get("search_path")
+	statements := "DELETE FROM meta;"
+	for _, table := range []string{
+		"service_users", "tokens", "permission_groups", "rules", "permissions", "group_permissions", "members",
+		"deleted_links", "audit_events", "audit_subjects", "meta", // last, since triggers change it
+	} {
+		statements += fmt.Sprintf("INSERT INTO %s SELECT * FROM %s.%[1]s;", table, from)
+	}
+	sqliteFile(t, to, statements)
+	return to
+}
+
+// hide takes the database of a store away until back is called.
+func hide(t testing.TB, path string) (back func()) {
+	if IsURL(path) {
+		sqliteFile(t, path, `ALTER TABLE meta RENAME TO meta_aside`)
+		return func() { sqliteFile(t, path, `ALTER TABLE meta_aside RENAME TO meta`) }
+	}
+	mustDo(os.Rename(path, path+".aside"))
+	return func() { mustDo(os.Rename(path+".aside", path)) }
+}
+
+// examined is the result of a check, in SQLite that of a backup at path.
+func examined(t *testing.T, s *Store) (path string, r CheckReport, err error) {
+	if *pgtest.On {
+		r, err = s.Check(ctx, Local, AuditHead{})
+		return "", r, err
+	}
+	path, _ = backupTo(t, s)
+	r, err = CheckFile(ctx, path, s.opts, AuditHead{})
+	return path, r, err
+}
+
+// onSQLite returns the engine of a store in a SQLite file.
+func onSQLite(s *Store) *sqliteEngine { return s.engine.(*sqliteEngine) }
 
 func rules(texts ...string) []access.Rule {
 	list := []access.Rule{}
@@ -126,8 +172,10 @@ func same(t tb, what, got, want string) {
 // dump is every row of every table, as text.
 func dump(t tb, s *Store) string {
 	t.Helper()
-	return dumpTables(s.read, "meta", "service_users", "tokens", "permission_groups", "rules", "permissions", "group_permissions", "members", "deleted_links", "audit_events", "audit_subjects")
+	return dumpTables(s.read, allTables...)
 }
+
+var allTables = []string{"meta", "service_users", "tokens", "permission_groups", "rules", "permissions", "group_permissions", "members", "deleted_links", "audit_events", "audit_subjects"}
 
 func dumpTables(db *sql.DB, tables ...string) string {
 	var out strings.Builder
@@ -141,7 +189,14 @@ func dumpTables(db *sql.DB, tables ...string) string {
 			mustDo(rows.Scan(values...))
 			out.WriteString(table)
 			for _, v := range values {
-				fmt.Fprintf(&out, " | %v", *v.(*any))
+				text := fmt.Sprint(*v.(*any))
+				switch text { // SQLite has numbers
+				case "false":
+					text = "0"
+				case "true":
+					text = "1"
+				}
+				out.WriteString(" | " + text)
 			}
 			out.WriteByte('\n')
 		}
@@ -236,10 +291,17 @@ func mended(t tb, s *Store) {
 	eventually(t, "the end of the fault", func() bool { return s.Fault() == "" })
 }
 
-// filesAt returns the files of a database: itself, its log, its index.
+// filesAt returns the files of a database: itself, its log, its index. In PostgreSQL it returns the
+// rows.
 func filesAt(t tb, path string) map[string][]byte {
 	t.Helper()
 	files := make(map[string][]byte)
+	if IsURL(path) {
+		db := must(sql.Open("pgx", path))
+		defer db.Close()
+		files["rows"] = []byte(dumpTables(db, allTables...))
+		return files
+	}
 	for _, e := range must(os.ReadDir(filepath.Dir(path))) {
 		if strings.HasPrefix(e.Name(), filepath.Base(path)) {
 			files[e.Name()] = must(os.ReadFile(filepath.Join(filepath.Dir(path), e.Name())))

@@ -1,27 +1,76 @@
 package store
 
-// indexSubjects returns a statement that fills audit_subjects from the records of the audit trail
-// that have the number from or a higher one.
-func indexSubjects(from string) string {
-	return `
-	INSERT INTO audit_subjects (resource_id, seq)` + subjects(from) + `
-	ON CONFLICT DO NOTHING` // rows may be left of a trail that was cut
+import (
+	"encoding/json"
+	"slices"
+)
+
+// subjectFields are the fields of a state in the audit trail that have ids of further resources.
+var subjectFields = []string{
+	"permission_groups", "permissions", "members", "members_by_condition", "of", "service_user_id",
 }
 
-// subjects returns a query for the rows of audit_subjects. It reads only the states in the records, so
-// that it gives the same result for new records, for those of earlier versions and after a restore.
+// subjects returns the further resources that a record concerns, each once, for audit_subjects. It reads
+// only the states in the record, so that it gives the same result for new records, for those of earlier
+// versions and after a restore.
 //
 // A list in both states of a record, such as the groups of a service user, concerns the ids that are
 // in one of them only. A list in one state, such as the members of a deleted group, concerns all. A
 // tombstone counts as a state without lists.
-func subjects(from string) string {
-	return `
-	SELECT id.value, seq
-	FROM (SELECT seq, before AS state FROM audit_events UNION ALL SELECT seq, after FROM audit_events),
-		json_each('["permission_groups","permissions","members","members_by_condition","of",
-			"service_user_id"]') field,
-		json_each(CASE WHEN NOT json_valid(state) THEN '{}'
-			WHEN json_extract(state, '$.deleted_at') <> '' THEN '{}' ELSE state END, '$.' || field.value) id
-	WHERE seq >= ` + from + ` AND id.type = 'text'
-	GROUP BY id.value, seq, field.value HAVING COUNT(*) = 1 OR field.value = 'service_user_id'`
+func (e *AuditEvent) subjects() (ids []string) {
+	times := make(map[[2]string]int) // by field and id
+	for _, text := range []json.RawMessage{e.Before, e.After} {
+		var state map[string]any
+		if json.Unmarshal(text, &state) != nil || state["deleted_at"] != nil && state["deleted_at"] != "" {
+			continue
+		}
+		for _, field := range subjectFields {
+			list, ok := state[field].([]any)
+			if !ok {
+				list = []any{state[field]}
+			}
+			for _, v := range list {
+				if id, ok := v.(string); ok {
+					times[[2]string{field, id}]++
+				}
+			}
+		}
+	}
+	for of, n := range times {
+		if n == 1 || of[0] == "service_user_id" {
+			ids = append(ids, of[1])
+		}
+	}
+	slices.Sort(ids)
+	return slices.Compact(ids)
+}
+
+// subjectsAtOnce is how many rows one statement writes. A statement can have 32,766 arguments.
+const subjectsAtOnce = 1000
+
+// indexSubjects writes the subjects of records.
+func (t *tx) indexSubjects(events []AuditEvent) error {
+	type subject struct {
+		id  string
+		seq int64
+	}
+	var list []subject
+	for i := range events {
+		for _, id := range events[i].subjects() {
+			list = append(list, subject{id, events[i].Seq})
+		}
+	}
+	for some := range slices.Chunk(list, subjectsAtOnce) {
+		var rows rowValues
+		for _, s := range some {
+			rows.add(s.id, s.seq)
+		}
+		// Rows may be left of a trail that was cut.
+		if err := t.exec("indexing the audit trail",
+			`INSERT INTO audit_subjects (resource_id, seq) VALUES `+rows.text+` ON CONFLICT DO NOTHING`,
+			rows.params...); err != nil {
+			return err
+		}
+	}
+	return nil
 }

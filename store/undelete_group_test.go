@@ -245,8 +245,7 @@ func TestPurgeGroups(t *testing.T) {
 		t.Errorf("deleted groups: got %v, want none", list)
 	}
 	checkCounts(t, w.Store)
-	path, _ := backupTo(t, w.Store)
-	report, err := CheckFile(ctx, path, w.opts, AuditHead{})
+	_, report, err := examined(t, w.Store)
 	if err != nil || len(report.Findings)+len(report.Notes) > 0 {
 		t.Errorf("the check: got %q, %q, %v, want none", report.Findings, report.Notes, err)
 	}
@@ -314,7 +313,9 @@ func TestAuditSubjects(t *testing.T) {
 	// The index can be made again from the records.
 	want := dumpTables(w.read, "audit_subjects")
 	must(w.write.ExecContext(ctx, `DELETE FROM audit_subjects`))
-	must(w.write.ExecContext(ctx, indexSubjects(`0`)))
+	sqlTx := must(w.write.BeginTx(ctx, nil))
+	mustDo((&tx{Tx: sqlTx, ctx: ctx}).indexSubjects(must(w.trail(ctx, "", 0, 1<<30))))
+	mustDo(sqlTx.Commit())
 	same(t, "made again", dumpTables(w.read, "audit_subjects"), want)
 	if r := must(w.VerifyAudit(ctx, Local, AuditHead{})); r.BadSeq != 0 {
 		t.Errorf("verify: got %+v", r)

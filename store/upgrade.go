@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"go.uber.org/zap"
 )
@@ -111,13 +112,30 @@ var upgradeTrail = `
 	INSERT INTO deleted_links SELECT id, 'member', '' FROM permission_groups WHERE deleted_at > 0;
 	INSERT OR IGNORE INTO deleted_links SELECT g.id, 'permission', value
 	FROM permission_groups g JOIN ` + lastDeletions + ` ON d.resource_id = g.id AND g.deleted_at > 0,
-		json_each(CASE WHEN json_valid(before) THEN before ELSE '{}' END, '$.permissions');` +
-	indexSubjects(`0`)
+		json_each(CASE WHEN json_valid(before) THEN before ELSE '{}' END, '$.permissions');
+	INSERT INTO audit_subjects (resource_id, seq)
+	SELECT id.value, seq
+	FROM (SELECT seq, before AS state FROM audit_events UNION ALL SELECT seq, after FROM audit_events),
+		json_each('["permission_groups","permissions","members","members_by_condition","of",
+			"service_user_id"]') field,
+		json_each(CASE WHEN NOT json_valid(state) THEN '{}'
+			WHEN json_extract(state, '$.deleted_at') <> '' THEN '{}' ELSE state END, '$.' || field.value) id
+	WHERE id.type = 'text'
+	GROUP BY id.value, seq, field.value HAVING COUNT(*) = 1 OR field.value = 'service_user_id'
+	ON CONFLICT DO NOTHING`
 
 // lastDeletions has the last deletion of each permission group. After a restore of a backup the trail
 // also has deletions of groups that exist again, and of groups that the store does not have.
 const lastDeletions = `(SELECT resource_id, actor, before, MAX(seq) FROM audit_events
 		WHERE action = 'permission_group.delete' GROUP BY resource_id) d`
+
+// insertMeta gives a new store its id.
+func insertMeta(ctx context.Context, q *sql.Tx, now time.Time) error {
+	_, err := q.ExecContext(ctx, `
+		INSERT INTO meta (id, instance_id, revision, audit_seq, audit_hash, created_at)
+		VALUES (1, $1, 0, 0, '', $2)`, newID("store", now), now.Unix())
+	return err
+}
 
 // schemaVersion is the schema version that this program reads and writes.
 var schemaVersion = 1 + len(upgrades)

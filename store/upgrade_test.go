@@ -16,6 +16,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/serviceusers/caddy-service-users/access"
+	"github.com/serviceusers/caddy-service-users/internal/pgtest"
 )
 
 // testdata/schema-1.db is a store as the last program with schema version 1 left
@@ -108,6 +109,7 @@ func dumpColumns(db *sql.DB, tables []string, columns map[string]string) string 
 }
 
 func TestUpgrade(t *testing.T) {
+	pgtest.SQLiteOnly(t, "PostgreSQL has no store with an older schema")
 	for _, row := range []struct {
 		file    string
 		version int
@@ -221,6 +223,7 @@ func testUpgrade(t *testing.T, file string, version int, tables, holds []string)
 // The upgrade to version 7 takes from the audit trail what that has of deletions, and of the resources
 // that a record concerns.
 func TestUpgradeTrail(t *testing.T) {
+	pgtest.SQLiteOnly(t, "PostgreSQL has no store with an older schema")
 	path, opts := copyOfSchema(t, schema6)
 	opts.Retention = 100 * 365 * 24 * time.Hour
 	s := open(t, path, opts)
@@ -262,6 +265,7 @@ func TestUpgradeTrail(t *testing.T) {
 // After a restore of an older backup the trail has deletions that the tables do not have: of a group
 // that exists again, or of one that the backup did not have yet.
 func TestUpgradeAfterRestore(t *testing.T) {
+	pgtest.SQLiteOnly(t, "PostgreSQL has no store with an older schema")
 	for name, statements := range map[string][]string{
 		"the group is back": {
 			`UPDATE permission_groups SET deleted_at = 0 WHERE name = 'auditors'`,
@@ -348,6 +352,7 @@ func checkSchema1(t *testing.T, s *Store) {
 
 // A copy that is there already is not written over.
 func TestUpgradeKeepsOlderCopies(t *testing.T) {
+	pgtest.SQLiteOnly(t, "PostgreSQL has no store with an older schema")
 	path, opts := copyOfSchema(t, schema3)
 	mustDo(os.WriteFile(path+".v3-backup", []byte("older"), 0o600))
 	open(t, path, opts)
@@ -361,6 +366,7 @@ func TestUpgradeKeepsOlderCopies(t *testing.T) {
 
 // Several programs that start at once upgrade it once.
 func TestUpgradeAtOnce(t *testing.T) {
+	pgtest.SQLiteOnly(t, "PostgreSQL has no store with an older schema")
 	path, opts := copyOfSchema1(t)
 	stores := make([]*Store, 6)
 	errs := make([]error, len(stores))
@@ -384,6 +390,7 @@ func TestUpgradeAtOnce(t *testing.T) {
 
 // An upgrade that fails leaves the database to the older program.
 func TestUpgradeFails(t *testing.T) {
+	pgtest.SQLiteOnly(t, "PostgreSQL has no store with an older schema")
 	path, opts := copyOfSchema1(t)
 	// Only the second table of the upgrade is in its way.
 	sqliteFile(t, path, `CREATE TABLE group_permissions (a)`)

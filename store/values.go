@@ -31,7 +31,7 @@ func (c *checker) texts(want objects) {
 				most = math.MaxInt32
 			}
 			// SQLite measures the value, so that a huge one never reaches this process.
-			chosen[i] = fmt.Sprintf(`CASE WHEN octet_length(%[1]s) > %[2]d THEN NULL ELSE %[1]s END`,
+			chosen[i] = fmt.Sprintf(`CASE WHEN octet_length(CAST(%[1]s AS TEXT)) > %[2]d THEN NULL ELSE %[1]s END`,
 				column, most)
 		}
 		values, into := make([]sql.NullString, len(columns)), make([]any, len(columns))
@@ -68,33 +68,31 @@ func (c *checker) forms(want objects) {
 	ids := map[string]string{
 		"service_users": "service", "tokens": "token", "permission_groups": "group", "rules": "rule",
 	}
+	forms := c.database().forms()
 	for _, table := range want.tables {
 		var wrong strings.Builder
 		for _, column := range want.columns[table] {
-			is := `typeof(` + column + `) = 'blob'`
+			is := forms["blob"]
 			switch {
 			case column == "expires_at":
-				is = `expires_at < 0` // a time after the year 9999 is a note
+				is = `COLUMN < 0` // a time after the year 9999 is a note
 			case column == "at" || strings.HasSuffix(column, "_at"):
-				is = fmt.Sprintf(`%s NOT BETWEEN 0 AND %d`, column, lastInstant)
+				is = fmt.Sprintf(`COLUMN NOT BETWEEN 0 AND %d`, lastInstant)
 			case column == "version" || strings.HasSuffix(column, "_count") || column == "count_at_refresh":
-				is = column + ` < 0`
+				is = `COLUMN < 0`
 			case column == "id" && ids[table] != "":
-				is += ` OR id NOT GLOB '` + ids[table] + `_` + strings.Repeat("[0-9A-Za-z]", 27) + `'`
+				is += ` OR ` + strings.ReplaceAll(forms["id"], "KIND", ids[table])
 			case slices.Contains(written, column):
-				is += fmt.Sprintf(` OR %[1]s GLOB '*[' || char(1) || '-' || char(31) || char(127) `+
-					`|| ']*' OR instr(%[1]s, char(0)) > 0`, column)
+				is += ` OR ` + forms["control"]
 			case column == "hash" && table == "tokens": // the directory has no tokens that ended long ago
-				is += ` OR length(hash) <> 64 OR hash GLOB '*[^0-9a-f]*'`
+				is += ` OR ` + forms["hash"]
 			case column == "revision" && table != "meta": // a revision above the last is never read
-				is += ` OR revision > (SELECT revision FROM meta)`
-			case column == "before" || column == "after": // the states in the audit trail
-				is += fmt.Sprintf(` OR %[1]s <> '' AND NOT json_valid(%[1]s)`, column)
+				is += ` OR COLUMN > (SELECT revision FROM meta)`
 			}
-			fmt.Fprintf(&wrong, ` WHEN %s THEN '%s'`, is, column)
+			fmt.Fprintf(&wrong, ` WHEN %s THEN '%s'`, strings.ReplaceAll(is, "COLUMN", column), column)
 		}
-		query := `SELECT row, wrong FROM (SELECT ` + want.columns[table][0] + ` AS row, CASE` + wrong.String() +
-			` END AS wrong FROM ` + table + `) WHERE wrong <> ''`
+		query := `SELECT place, wrong FROM (SELECT ` + want.columns[table][0] + ` AS place, CASE` + wrong.String() +
+			` END AS wrong FROM ` + table + `) t WHERE wrong <> ''`
 		c.each("the table "+table, query, func(rows *sql.Rows) error {
 			var row, column string
 			err := rows.Scan(&row, &column)
@@ -269,11 +267,10 @@ func checkFigures(k Token) error {
 // the store finds such names.
 func (c *checker) names() {
 	c.each("the table service_users", `
-		SELECT id, name FROM service_users WHERE name_key <> service_user_name_key(name)
-		ORDER BY id`, func(rows *sql.Rows) error {
-		var id, name string
-		err := rows.Scan(&id, &name)
-		if err == nil {
+		SELECT id, name, name_key FROM service_users ORDER BY id`, func(rows *sql.Rows) error {
+		var id, name, key string
+		err := rows.Scan(&id, &name, &key)
+		if err == nil && key != nameKey(name) {
 			c.addNote("%s: the store has no key for names that read like %q; rename the service user",
 				id, name)
 		}

@@ -25,7 +25,7 @@ const (
 // counter in shared memory that increases with every commit of another connection. A notification
 // starts a look: each commit writes to the log.
 type watcher struct {
-	store   *Store
+	*sqliteEngine
 	notes   *fsnotify.Watcher // nil without notifications
 	conn    *sql.Conn         // values of data_version can be compared on one connection only
 	seen    int64             // the last data_version of conn; -1 for none
@@ -34,12 +34,12 @@ type watcher struct {
 }
 
 // watch looks for changes until the store closes.
-func (s *Store) watch(ctx context.Context) {
-	w := watcher{store: s}
+func (e *sqliteEngine) watch(ctx context.Context) {
+	w := watcher{sqliteEngine: e}
 	defer w.release()
 	var events <-chan fsnotify.Event
 	var lost <-chan error
-	if w.notes = newNotifier(s.opts); w.notes != nil {
+	if w.notes = newNotifier(e.store.opts); w.notes != nil {
 		defer w.notes.Close()
 		events, lost = w.notes.Events, w.notes.Errors
 	}
@@ -54,9 +54,9 @@ func (s *Store) watch(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case e := <-events:
-			switch e.Name {
-			case s.path, s.path + "-wal", s.path + "-shm", filepath.Dir(s.path):
+		case event := <-events:
+			switch event.Name {
+			case e.path, e.path + "-wal", e.path + "-shm", filepath.Dir(e.path):
 				w.written = time.Now()
 				timer.Reset(minPoll - time.Since(looked))
 			}
@@ -95,7 +95,7 @@ func (w *watcher) pause() time.Duration {
 		return fastPoll
 	// Adding a directory again costs one system call. It also finds a directory that was
 	// replaced.
-	case w.notes == nil || w.notes.Add(filepath.Dir(s.path)) != nil:
+	case w.notes == nil || w.notes.Add(filepath.Dir(w.path)) != nil:
 		w.written = time.Now() // a change before the next Add has no notification
 		return fastPoll
 	}
@@ -120,12 +120,12 @@ func (w *watcher) look(ctx context.Context) {
 		return w.catchUp(ctx)
 	})
 	if ctx.Err() == nil {
-		s.report(err)
+		s.report(err, s.clock.read())
 	}
 	// A connection that was opened while another file was at the path still reads that file,
 	// even if the right one has come back since. A new connection would create a new log, so it
 	// must wait until the right log is there.
-	if err != nil && !errors.Is(err, errGone) && s.inPlace() == nil && s.logInPlace() == nil &&
+	if err != nil && !errors.Is(err, errGone) && w.inPlace() == nil && w.logInPlace() == nil &&
 		time.Since(w.renewed) > renewInterval {
 		w.renewed = time.Now()
 		w.release()
@@ -136,7 +136,7 @@ func (w *watcher) look(ctx context.Context) {
 // catchUp loads the changes of other processes, if there are any.
 func (w *watcher) catchUp(ctx context.Context) error {
 	s := w.store
-	if err := s.inPlace(); err != nil {
+	if err := w.inPlace(); err != nil {
 		return err
 	}
 	if w.conn == nil {
@@ -153,12 +153,12 @@ func (w *watcher) catchUp(ctx context.Context) error {
 		return err
 	}
 	// While the connection has both files open, no process creates them again.
-	pair, err := s.statLog()
+	pair, err := w.statLog()
 	if err != nil {
 		return err
 	}
-	if s.logged.Load() == nil {
-		s.logged.Store(&pair)
+	if w.logged.Load() == nil {
+		w.logged.Store(&pair)
 	}
 	if version == w.seen {
 		return nil
@@ -172,7 +172,7 @@ func (w *watcher) catchUp(ctx context.Context) error {
 
 // release closes the connection.
 func (w *watcher) release() {
-	w.store.logged.Store(nil)
+	w.logged.Store(nil)
 	if w.conn != nil {
 		w.conn.Close()
 		w.conn = nil

@@ -21,6 +21,7 @@ import (
 	"modernc.org/sqlite"
 
 	"github.com/serviceusers/caddy-service-users/access"
+	"github.com/serviceusers/caddy-service-users/internal/pgtest"
 	"github.com/serviceusers/caddy-service-users/internal/testkit"
 )
 
@@ -147,6 +148,7 @@ func TestOnChange(t *testing.T) {
 
 // While another process holds the lock, reads go on and a change waits for it.
 func TestLockedByAnother(t *testing.T) {
+	pgtest.SQLiteOnly(t, "it is about files")
 	w := newWorld(t, Options{})
 	db := must(sql.Open("sqlite", sqliteDSN(w.path, "rw", "_txlock=immediate")))
 	defer db.Close()
@@ -224,6 +226,7 @@ func restore(t testing.TB, path, from string) {
 // What is read must go on from what is in force: an older or another store that
 // takes the place of the present one is not served, even after it was changed.
 func TestRollbackIsRefused(t *testing.T) {
+	pgtest.SQLiteOnly(t, "it is about files")
 	for _, row := range []struct {
 		name    string
 		changes int // made after the backup
@@ -302,6 +305,7 @@ func TestRollbackIsRefused(t *testing.T) {
 
 // A database whose file is taken away or replaced would swallow changes.
 func TestFileIsReplaced(t *testing.T) {
+	pgtest.SQLiteOnly(t, "it is about files")
 	for _, row := range []struct {
 		name    string
 		replace func(path, other string)
@@ -350,6 +354,9 @@ func TestBadRowIsRefused(t *testing.T) {
 		{"schema", `ALTER TABLE members RENAME TO members2; UPDATE service_users SET revision = 100`, `ALTER TABLE members2 RENAME TO members; UPDATE service_users SET revision = 101`, "members"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
+			if row.name == "active" {
+				pgtest.SQLiteOnly(t, "a BOOLEAN of PostgreSQL is true or false")
+			}
 			w := newWorld(t, Options{})
 			change := func(statements, revision string) {
 				sqliteFile(t, w.path, `PRAGMA busy_timeout = 5000; BEGIN IMMEDIATE;`+statements+`;`+revision+`COMMIT`)
@@ -416,13 +423,14 @@ func notifications(t *testing.T) *fsnotify.Watcher {
 // Notifications alone bring changes of others into force: of a commit, and after the directory was
 // away for a while.
 func TestNotifications(t *testing.T) {
+	pgtest.SQLiteOnly(t, "it is about files")
 	notifications(t)
 	dir := filepath.Join(t.TempDir(), "a")
 	mustDo(os.Mkdir(dir, 0o700))
 	opts := Options{idlePoll: time.Hour, Now: newClock().Now}
 	s := open(t, filepath.Join(dir, "store.db"), opts)
 	other := open(t, s.path, opts)
-	watches := func(s *Store) bool { return s.logged.Load() != nil && s.Fault() == "" }
+	watches := func(s *Store) bool { return onSQLite(s).logged.Load() != nil && s.Fault() == "" }
 	for _, name := range []string{"a", "b", "c"} {
 		eventually(t, "the look before the first notification", func() bool { return watches(s) && watches(other) })
 		g := must(other.CreateGroup(ctx, Local, Group{Name: name}))
@@ -435,6 +443,7 @@ func TestNotifications(t *testing.T) {
 
 // The pause between two looks grows after a notification, and is short without notifications.
 func TestPauseBetweenLooks(t *testing.T) {
+	pgtest.SQLiteOnly(t, "PostgreSQL has its own watcher")
 	t.Parallel()
 	s := open(t, place(t), Options{Poll: time.Hour})
 	notes := notifications(t)
@@ -458,15 +467,16 @@ func TestPauseBetweenLooks(t *testing.T) {
 		{"idle with max_staleness", stale, s.path, notes, time.Hour, time.Second / 2, time.Second / 2},
 	} {
 		w := watcher{
-			store: &Store{opts: row.opts, files: files{path: row.path}}, notes: row.notes,
-			written: time.Now().Add(-row.written),
+			sqliteEngine: &sqliteEngine{store: &Store{opts: row.opts}, files: files{path: row.path}},
+			notes:        row.notes,
+			written:      time.Now().Add(-row.written),
 		}
 		if got := w.pause(); got < row.least || got > row.end {
 			t.Errorf("%s: got %v, want %v to %v", row.name, got, row.least, row.end)
 		}
 	}
 	text := "a fault"
-	w := watcher{store: &Store{opts: idle, files: files{path: s.path}}, notes: notes}
+	w := watcher{sqliteEngine: &sqliteEngine{store: &Store{opts: idle}, files: files{path: s.path}}, notes: notes}
 	w.store.fault.Store(&text)
 	if got := w.pause(); got != fastPoll {
 		t.Errorf("with a fault: got %v, want %v", got, fastPoll)

@@ -1,0 +1,195 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/stdlib"
+	"go.uber.org/zap"
+)
+
+const (
+	// slowPoll is the time between two looks at the revision, since notifications can be lost.
+	slowPoll = time.Second
+	// deafPoll is that time while notifications do not arrive at all.
+	deafPoll = 250 * time.Millisecond
+	// echoDelay is how long after its last statement the listener is sure to be idle, and echoWait
+	// how long a notification may take.
+	echoDelay = 100 * time.Millisecond
+	echoWait  = 3 * time.Second
+	// lookTimeout is how long one look may take.
+	lookTimeout = 5 * time.Second
+	// reconnect is the pause before the watcher connects again.
+	reconnect = 250 * time.Millisecond
+)
+
+// watch loads the changes of other nodes until the store closes. It keeps one connection, which listens
+// for notifications, and reads the newer rows.
+func (e *postgresEngine) watch(ctx context.Context) {
+	for ctx.Err() == nil {
+		err := e.store.safely("looking for changes", func() error { return e.listen(ctx) })
+		if ctx.Err() != nil {
+			return
+		}
+		e.store.report(err, time.Time{})
+		select {
+		case <-ctx.Done():
+		case <-time.After(jitter(reconnect)):
+		}
+	}
+}
+
+// jitter returns a time of about d, so that nodes do not act at the same moment.
+func jitter(d time.Duration) time.Duration { return d*4/5 + rand.N(d*2/5) }
+
+// listener is the connection that listens.
+type listener struct {
+	*postgresEngine
+	conn  *sql.Conn
+	known int64     // the revision at the last look
+	due   time.Time // until then the echo must arrive; zero if none is expected
+	heard bool      // a notification has arrived since the last look, while no statement ran
+	deaf  bool      // notifications do not arrive
+}
+
+// listen looks for changes on one connection until it is lost, or ctx ends.
+func (e *postgresEngine) listen(ctx context.Context) error {
+	conn, err := e.store.read.Conn(ctx)
+	if err != nil {
+		return err
+	}
+	// The connection is closed, not returned: it listens.
+	defer func() {
+		_ = conn.Raw(func(any) error { return driver.ErrBadConn })
+		conn.Close()
+	}()
+	l := listener{postgresEngine: e, conn: conn}
+	// LISTEN comes before the first look, so that no change falls between them.
+	if _, err := conn.ExecContext(ctx, `LISTEN `+pgx.Identifier{e.channel}.Sanitize()); err != nil {
+		return err
+	}
+	l.ask()
+	for ctx.Err() == nil {
+		if err := e.catchUp(ctx, conn); err != nil {
+			return err
+		}
+		if err := e.reportRevision(ctx, conn); err != nil {
+			return err
+		}
+		if err := l.wait(ctx, jitter(min(l.pause(), e.reportEvery()))); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ask makes another connection send a notification while the listener is idle. A pooler can pass one on
+// that arrives while a statement of the listener runs, or that the listener itself sends, and lose
+// all others.
+func (l *listener) ask() {
+	l.due = time.Now().Add(echoWait)
+	e := l.postgresEngine
+	e.store.start(func(ctx context.Context) {
+		select {
+		case <-ctx.Done():
+		case <-time.After(echoDelay):
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lookTimeout)
+			defer cancel()
+			// Without the echo the listener looks more often, which is right after an error.
+			_, _ = e.store.read.ExecContext(ctx, `SELECT pg_notify($1, 'echo')`, e.channel)
+		}
+	})
+}
+
+// pause returns the time until the next look. It is shorter while notifications do not arrive, as behind
+// a pooler of transactions.
+func (l *listener) pause() time.Duration {
+	s := l.store
+	revision := s.inForce.Load().revision
+	if revision > l.known && !l.heard && l.due.IsZero() {
+		l.ask() // nobody has announced it
+	}
+	deaf := l.deaf && !l.heard
+	if l.heard {
+		l.due = time.Time{}
+	} else if !l.due.IsZero() && time.Now().After(l.due) {
+		deaf, l.due = true, time.Time{}
+	}
+	l.known, l.heard = revision, false
+	if deaf != l.deaf {
+		l.deaf = deaf
+		if deaf {
+			s.log.Warn("notifications of the database do not arrive; is there a pooler that drops LISTEN? "+
+				"Changes of other nodes are found by asking for them",
+				zap.String("store", s.path), zap.Duration("every", deafPoll))
+		} else {
+			s.log.Info("notifications of the database arrive", zap.String("store", s.path))
+		}
+	}
+	switch {
+	case s.opts.Poll > 0:
+		return s.opts.Poll
+	case deaf:
+		return deafPoll
+	}
+	return slowPoll
+}
+
+// catchUp loads the changes of other nodes, if there are any.
+func (e *postgresEngine) catchUp(ctx context.Context, conn *sql.Conn) error {
+	looking, cancel := context.WithTimeout(context.WithoutCancel(ctx), lookTimeout)
+	defer cancel()
+	var at position
+	if err := conn.QueryRowContext(looking, `SELECT revision, audit_seq, audit_hash FROM meta`).
+		Scan(&at.revision, &at.seq, &at.hash); err != nil {
+		return fmt.Errorf("reading the revision: %w", err)
+	}
+	s := e.store
+	if at == s.inForce.Load().position {
+		return nil
+	}
+	loading, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeTimeout)
+	defer cancel()
+	if err := s.lock(loading); err != nil {
+		return err
+	}
+	defer s.unlock()
+	return s.reloadFrom(loading, conn)
+}
+
+// wait returns when another node announces a revision that is not in force here, or after a time.
+func (l *listener) wait(ctx context.Context, most time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, most)
+	defer cancel()
+	return l.conn.Raw(func(c any) error {
+		conn := c.(*stdlib.Conn).Conn()
+		over, cancel := context.WithCancel(ctx)
+		cancel()
+		for waiting := over; ; {
+			// First come those that arrived while a statement ran.
+			note, err := conn.WaitForNotification(waiting)
+			if err != nil && waiting == over {
+				waiting = ctx
+				continue
+			}
+			switch {
+			case err != nil && (ctx.Err() != nil || pgconn.Timeout(err)):
+				return nil
+			case err != nil:
+				return err
+			}
+			l.heard = l.heard || waiting == ctx
+			revision, err := strconv.ParseInt(note.Payload, 10, 64)
+			if err == nil && revision > l.reported {
+				return nil
+			}
+		}
+	})
+}

@@ -1,0 +1,436 @@
+package store
+
+import (
+	"cmp"
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	_ "embed"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/url"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/stdlib"
+	"go.uber.org/zap"
+)
+
+// postgresEngine is the [engine] of a store in a PostgreSQL database. It uses no prepared statement, no
+// lock of a session and no SET, so that any pooler may be between.
+type postgresEngine struct {
+	store   *Store
+	config  *pgx.ConnConfig
+	name    string // the URL without its password
+	node    string // the id of this process
+	channel string // of notifications: the id of the store, since several stores can share a database
+	// The last report, which only join and the watcher touch.
+	reported   int64
+	reportedAt time.Time
+}
+
+// IsURL reports whether a place is the URL of a PostgreSQL database, and not the path of a file.
+func IsURL(place string) bool {
+	scheme, _, ok := strings.Cut(place, "://")
+	return ok && (scheme == "postgres" || scheme == "postgresql")
+}
+
+const (
+	connectTimeout = 5 * time.Second // unless the URL has one
+	idleTime       = 5 * time.Second // how long a connection stays open that is not used
+)
+
+// newPostgres returns the engine for a URL. Its errors never contain the URL, which may have a password.
+func newPostgres(place string) (*postgresEngine, error) {
+	config, err := pgx.ParseConfig(place)
+	if err != nil {
+		return nil, fmt.Errorf("the URL of the store is not valid: %s; it is like "+
+			"postgres://ROLE:PASSWORD@HOST:5432/DATABASE, and in the password each of / ? # @ %% : is written "+
+			"as %% and two digits, such as %%2F for /", urlProblem(err))
+	}
+	// The parameters of a statement get their types from the statement, as in SQLite.
+	config.DefaultQueryExecMode = pgx.QueryExecModeExec
+	config.StatementCacheCapacity, config.DescriptionCacheCapacity = 0, 0
+	config.ConnectTimeout = cmp.Or(config.ConnectTimeout, connectTimeout)
+	if config.RuntimeParams["application_name"] == "" {
+		config.RuntimeParams["application_name"] = "service_users"
+	}
+	u := url.URL{Scheme: "postgres", User: url.User(config.User), Path: "/" + config.Database}
+	query := make(url.Values)
+	if strings.HasPrefix(config.Host, "/") { // the directory of a socket
+		query.Set("host", config.Host)
+		query.Set("port", strconv.Itoa(int(config.Port)))
+	} else {
+		u.Host = net.JoinHostPort(config.Host, strconv.Itoa(int(config.Port)))
+	}
+	if path := config.RuntimeParams["search_path"]; path != "" {
+		query.Set("search_path", path)
+	}
+	u.RawQuery = query.Encode()
+	return &postgresEngine{config: config, name: u.String()}, nil
+}
+
+// urlProblem returns the part of an error of pgx that has no part of the URL.
+func urlProblem(err error) string {
+	var syntax *url.Error
+	var config *pgconn.ParseConfigError
+	switch {
+	case errors.As(err, &syntax):
+		err = syntax.Err
+	case errors.As(err, &config) && errors.Unwrap(config) != nil:
+		err = errors.Unwrap(config)
+	case errors.As(err, &config):
+		return "a setting has a wrong value"
+	}
+	return quoted.ReplaceAllString(err.Error(), "…")
+}
+
+var quoted = regexp.MustCompile("\"[^\"]*\"?|'[^']*'?|`[^`]*`?")
+
+// open opens one connection for changes, and two for reading, of which the watcher keeps one.
+func (e *postgresEngine) open(ctx context.Context) (read, write *sql.DB, err error) {
+	s := e.store
+	e.node = cmp.Or(s.opts.NodeID, newID("node", s.Now()))
+	s.opts.MaxStaleness = cmp.Or(max(s.opts.MaxStaleness, 0), time.Hour)
+	// A change whose connection was lost begins again; a read looks whether there is still one.
+	always := stdlib.OptionShouldPing(func(context.Context, stdlib.ShouldPingParams) bool { return true })
+	write, read = stdlib.OpenDB(*e.config), stdlib.OpenDB(*e.config, always)
+	write.SetMaxOpenConns(1)
+	read.SetMaxOpenConns(2)
+	for _, db := range []*sql.DB{write, read} {
+		db.SetConnMaxIdleTime(idleTime)
+	}
+	if err := e.prepare(ctx, write); err != nil {
+		return nil, nil, errors.Join(err, read.Close(), write.Close())
+	}
+	return read, write, nil
+}
+
+// prepare makes the tables of a new store, or upgrades an older schema, in one transaction. Nodes that
+// start together wait for the first of them.
+func (e *postgresEngine) prepare(ctx context.Context, db *sql.DB) error {
+	s := e.store
+	sqlTx, err := db.BeginTx(ctx, readCommitted)
+	if err != nil {
+		return err
+	}
+	defer sqlTx.Rollback()
+	var schemaName sql.NullString
+	if err := sqlTx.QueryRowContext(ctx, `SELECT current_schema()`).Scan(&schemaName); err != nil {
+		return err
+	}
+	if !schemaName.Valid {
+		return fmt.Errorf("search_path names no schema that the role %q can use; "+
+			"make one: CREATE SCHEMA service_users AUTHORIZATION %s", e.config.User,
+			pgx.Identifier{e.config.User}.Sanitize())
+	}
+	const lock = `SELECT pg_advisory_xact_lock(hashtextextended('service users ' || $1, 0))`
+	if _, err := sqlTx.ExecContext(ctx, lock, schemaName.String); err != nil {
+		return err
+	}
+	// Only a statement after the lock sees the tables that another node has made meanwhile.
+	var ours bool
+	if err := sqlTx.QueryRowContext(ctx, `SELECT to_regclass('store_schema') IS NOT NULL`).Scan(&ours); err != nil {
+		return err
+	}
+	version := schemaVersion
+	switch {
+	case ours:
+		if version, err = e.version(ctx, sqlTx); err == nil {
+			err = e.upgrade(ctx, sqlTx, version)
+		}
+	case s.opts.Existing:
+		err = fmt.Errorf("the schema %q has no store: %w", schemaName.String, fs.ErrNotExist)
+	default:
+		err = e.create(ctx, sqlTx, schemaName.String)
+	}
+	if err == nil {
+		err = sqlTx.QueryRowContext(ctx, `SELECT instance_id FROM meta`).Scan(&e.channel)
+	}
+	if err == nil {
+		err = sqlTx.Commit()
+	}
+	switch {
+	case err != nil:
+		return err
+	case !ours:
+		s.log.Warn("there was no store, and a new one without any service user was made; "+
+			"if clients have credentials already, name the right database and schema, or restore a dump",
+			zap.String("store", e.name))
+	case version < schemaVersion:
+		s.log.Info("the store was upgraded", zap.String("store", e.name),
+			zap.Int("from", version), zap.Int("to", schemaVersion))
+	}
+	return nil
+}
+
+// create makes a store in an empty schema.
+func (e *postgresEngine) create(ctx context.Context, sqlTx *sql.Tx, schemaName string) error {
+	var foreign string
+	switch err := sqlTx.QueryRowContext(ctx, `
+		SELECT relname FROM pg_class
+		WHERE relnamespace = to_regnamespace(quote_ident($1)) AND relkind IN ('r', 'p', 'v', 'm')
+		ORDER BY relname LIMIT 1`, schemaName).Scan(&foreign); {
+	case err == nil:
+		return fmt.Errorf("%w: the schema %q has tables of another program, such as %q; make a schema for the store, "+
+			"CREATE SCHEMA service_users AUTHORIZATION %s, and add search_path=service_users to the URL",
+			ErrNotOurs, schemaName, foreign, pgx.Identifier{e.config.User}.Sanitize())
+	case !errors.Is(err, sql.ErrNoRows):
+		return err
+	}
+	if _, err := sqlTx.ExecContext(ctx, inPostgres(schema+postgresTables)+postgresCounts+
+		fmt.Sprintf(`INSERT INTO store_schema VALUES (%d)`, schemaVersion)); err != nil {
+		return err
+	}
+	return insertMeta(ctx, sqlTx, e.store.Now())
+}
+
+//go:embed counts_postgres.sql
+var postgresCounts string
+
+// postgresTables are the tables that only stores in PostgreSQL have. The version of the schema is that
+// of their rows too.
+const postgresTables = `
+CREATE TABLE store_schema (
+	version BIGINT NOT NULL
+);
+
+-- The processes that have the store open. Times are in milliseconds.
+CREATE TABLE nodes (
+	id            TEXT   PRIMARY KEY,
+	name          TEXT   NOT NULL,
+	version       TEXT   NOT NULL,
+	address       TEXT   NOT NULL,
+	started_at    BIGINT NOT NULL,
+	seen_at       BIGINT NOT NULL,
+	revision      BIGINT NOT NULL,
+	max_staleness BIGINT NOT NULL
+);
+`
+
+// inPostgres returns the text of a schema for PostgreSQL. There the order of texts depends on the
+// database, unless a column says that it is that of the bytes.
+func inPostgres(schema string) string { return textType.ReplaceAllString(schema, `TEXT COLLATE "C"`) }
+
+var textType = regexp.MustCompile(`\bTEXT\b`)
+
+func (e *postgresEngine) upgrade(ctx context.Context, sqlTx *sql.Tx, version int) error {
+	if err := checkSchema(version); err != nil {
+		return err
+	}
+	for v := version; v < schemaVersion; v++ {
+		if _, err := sqlTx.ExecContext(ctx, inPostgres(upgrades[v-1])); err != nil {
+			return fmt.Errorf("upgrading the schema from version %d: %w", v, err)
+		}
+	}
+	_, err := sqlTx.ExecContext(ctx, `UPDATE store_schema SET version = $1`, schemaVersion)
+	return err
+}
+
+// version reads the version that prepare keeps.
+func (e *postgresEngine) version(ctx context.Context, q *sql.Tx) (version int, err error) {
+	if err = q.QueryRowContext(ctx, `SELECT version FROM store_schema`).Scan(&version); err != nil {
+		err = fmt.Errorf("reading the schema version: %w", err)
+	}
+	return version, err
+}
+
+// readCommitted makes each statement see the changes that were committed before it. A role can have
+// another level as its default.
+var readCommitted = &sql.TxOptions{Isolation: sql.LevelReadCommitted}
+
+// beginChange takes the lock of the only row of meta.
+func (e *postgresEngine) beginChange(ctx context.Context) (*sql.Tx, error) {
+	sqlTx, err := e.store.write.BeginTx(ctx, readCommitted)
+	if err == nil {
+		var id int
+		if err = sqlTx.QueryRowContext(ctx, `SELECT id FROM meta FOR UPDATE`).Scan(&id); err == nil {
+			return sqlTx, nil
+		}
+		sqlTx.Rollback()
+	}
+	return nil, fmt.Errorf("beginning a change: %w", err)
+}
+
+// passing is true for a transaction that lost against another one, and for a lost connection.
+func (e *postgresEngine) passing(err error) bool {
+	code := postgresCode(err)
+	return code == "40001" || code == "40P01" || isLost(err) && !errors.Is(err, ErrUncertain)
+}
+
+// arguments replaces zero bytes, and bytes that are not UTF-8, by a noncharacter. PostgreSQL rejects such
+// texts. No row has them, and none has the noncharacter.
+func (e *postgresEngine) arguments(args []any) []any {
+	for i, arg := range args {
+		text, ok := arg.(string)
+		if ok && (strings.Contains(text, "\x00") || !utf8.ValidString(text)) {
+			args[i] = strings.ReplaceAll(strings.ToValidUTF8(text, lastID), "\x00", lastID)
+		}
+	}
+	return args
+}
+
+func (e *postgresEngine) lockRows() string { return ` FOR NO KEY UPDATE SKIP LOCKED` }
+
+// commitWait is how long commit looks for a change whose answer was lost.
+const commitWait = 10 * time.Second
+
+// commit also notifies the other nodes.
+func (e *postgresEngine) commit(t *tx) error {
+	if err := t.exec("announcing the change", `SELECT pg_notify($1, $2)`, e.channel,
+		strconv.FormatInt(t.revision, 10)); err != nil {
+		return err
+	}
+	err := t.Commit()
+	var answer *pgconn.PgError
+	switch {
+	case err == nil:
+		return nil
+	// After a fatal error, such as a shutdown, the server may have committed all the same.
+	case errors.Is(err, pgx.ErrTxCommitRollback), errors.As(err, &answer) && answer.Severity == "ERROR":
+		return fmt.Errorf("committing: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.ctx), commitWait)
+	defer cancel()
+	if made, unknown := e.committed(ctx, t); unknown != nil {
+		return fmt.Errorf("%w: committing: %w", ErrUncertain, errors.Join(err, unknown))
+	} else if !made {
+		return fmt.Errorf("committing: %w", err)
+	}
+	return nil
+}
+
+// committed reports whether a change was committed whose answer was lost. Its last audit record has a
+// hash that no other record has.
+func (e *postgresEngine) committed(ctx context.Context, t *tx) (bool, error) {
+	sqlTx, err := e.beginChange(ctx)
+	for err != nil && isLost(err) && ctx.Err() == nil { // the server may be starting again
+		time.Sleep(jitter(changePause))
+		sqlTx, err = e.beginChange(ctx)
+	}
+	if err != nil {
+		return false, err
+	}
+	defer sqlTx.Rollback()
+	// The lock of beginChange is free since the server has ended the lost transaction.
+	last := t.events[len(t.events)-1]
+	hash, err := hashOf(ctx, sqlTx.QueryRowContext, last.Seq)
+	return hash == last.Hash, err
+}
+
+func (e *postgresEngine) catalogue() (objects, columns string) {
+	const here = `(SELECT oid FROM pg_namespace WHERE nspname = current_schema())`
+	return `
+		SELECT CASE relkind WHEN 'r' THEN 'table' WHEN 'v' THEN 'view' ELSE 'index' END, relname
+		FROM pg_class WHERE relnamespace = ` + here + ` AND relkind IN ('r', 'v', 'i') UNION ALL
+		SELECT 'trigger', tgname FROM pg_trigger JOIN pg_class c ON c.oid = tgrelid
+		WHERE c.relnamespace = ` + here + ` AND NOT tgisinternal ORDER BY 2`,
+		`SELECT attname FROM pg_attribute
+		WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped ORDER BY attnum`
+}
+
+func (e *postgresEngine) canCopy() error {
+	return conflict("", "the store is in PostgreSQL, whose own tool copies it: "+
+		"run pg_dump with the database %q on host %s", e.config.Database, e.config.Host)
+}
+
+// checkPages does nothing: PostgreSQL itself keeps references whole, and its extension amcheck checks
+// pages.
+func (e *postgresEngine) checkPages(*checker) {}
+
+func (e *postgresEngine) forms() map[string]string {
+	return map[string]string{
+		"blob": `FALSE`, // the columns have types
+		"id":   `COLUMN !~ '^KIND_[0-9A-Za-z]{27}$'`, "control": `COLUMN ~ '[\x01-\x1f\x7f]'`,
+		"hash": `COLUMN !~ '^[0-9a-f]{64}$'`,
+	}
+}
+
+func (e *postgresEngine) inPlace() error { return nil }
+
+// readers is 1: a node has at most three connections, for changes, for the watcher, and this one.
+func (e *postgresEngine) readers() int { return 1 }
+
+func (e *postgresEngine) older() string { return "restart Caddy" }
+
+func (e *postgresEngine) work() []func(context.Context) {
+	return []func(context.Context){e.watch}
+}
+
+func (e *postgresEngine) end() {
+	if err := e.leave(); err != nil {
+		e.store.log.Warn("the node could not say that it ends", zap.String("store", e.name),
+			zap.String("node", e.node), zap.Error(err))
+	}
+}
+
+// advise names the database, since errors of the server do not, and the way out.
+func (e *postgresEngine) advise(err error) error {
+	c := e.config
+	var answer *pgconn.PgError
+	advice := ""
+	if errors.As(err, &answer) {
+		switch answer.Code {
+		case "28P01", "28000":
+			advice = fmt.Sprintf("is the password of the role %q right, and does pg_hba.conf let it in from here?", c.User)
+		case "3D000":
+			advice = fmt.Sprintf("make the database: CREATE DATABASE %s OWNER %s",
+				pgx.Identifier{c.Database}.Sanitize(), pgx.Identifier{c.User}.Sanitize())
+		case "42501":
+			advice = fmt.Sprintf("give the role its own schema: CREATE SCHEMA service_users AUTHORIZATION %s, "+
+				"and add search_path=service_users to the URL", pgx.Identifier{c.User}.Sanitize())
+		case "53300":
+			advice = "raise max_connections, or put a pooler before the database"
+		}
+	} else if isLost(err) {
+		advice = "does the server run, is the address right, and do both sides agree about TLS (sslmode)?"
+	}
+	if advice != "" {
+		err = fmt.Errorf("%w; %s", err, advice)
+	}
+	return fmt.Errorf("host %s, port %d, database %q, role %q: %w", c.Host, c.Port, c.Database, c.User, err)
+}
+
+// postgresCode returns the SQLSTATE of an error of the server, and "" for other errors.
+func postgresCode(err error) string {
+	var answer *pgconn.PgError
+	if errors.As(err, &answer) {
+		return answer.Code
+	}
+	return ""
+}
+
+// isLost reports whether an error means that the connection to the server was not made, or was lost.
+func isLost(err error) bool {
+	var answer *pgconn.PgError
+	if errors.As(err, &answer) && answer.Code != "" {
+		// A pooler ends a connection with the code of a wrong message; 57014 is a cancelled statement.
+		return answer.Code[:2] == "08" && answer.Severity != "ERROR" || answer.Code[:2] == "57" && answer.Code != "57014"
+	}
+	var connecting *pgconn.ConnectError
+	var network *net.OpError // net.Error is no measure: the errors of files and contexts are such, too
+	return errors.As(err, &connecting) || errors.As(err, &network) || errors.Is(err, driver.ErrBadConn) ||
+		errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) ||
+		errors.Is(err, sql.ErrConnDone) || err != nil && strings.Contains(err.Error(), "conn closed")
+}
+
+// isPostgresFault reports whether an error comes from outside the contents of the tables: from the
+// connection, a right, a lock or a resource.
+func isPostgresFault(err error) bool {
+	code := postgresCode(err)
+	switch {
+	case code == "":
+		return isLost(err)
+	case code[:2] == "22" || code[:2] == "23" || code == "XX001" || code == "XX002": // a value, a page, an index
+		return false
+	}
+	return true
+}

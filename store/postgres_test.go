@@ -1,0 +1,433 @@
+//go:build unix
+
+package store
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/serviceusers/caddy-service-users/access"
+	"github.com/serviceusers/caddy-service-users/internal/pgtest"
+)
+
+// TestPostgres is a small dose of the suite. With -postgres all of it runs on PostgreSQL.
+func TestPostgres(t *testing.T) {
+	if *pgtest.On {
+		t.Skip("the whole suite runs")
+	}
+	pgtest.Shared(t)
+	*pgtest.On = true
+	t.Cleanup(func() { *pgtest.On = false })
+	for _, row := range []struct {
+		name string
+		test func(*testing.T)
+	}{
+		{"Counts", TestCounts},
+		{"OpenAtOnce", TestOpenAtOnce},
+		{"BadRowIsRefused", TestBadRowIsRefused},
+		{"UndeleteGroup", TestUndeleteGroup},
+	} {
+		t.Run(row.name, row.test)
+	}
+}
+
+// Each error says what to do, and none has the password.
+func TestPostgresRefuses(t *testing.T) {
+	server := pgtest.Shared(t)
+	schema := server.NewSchema(t, pgtest.Role)
+	good := server.TCPURL(pgtest.Role, schema)
+	const password = "Pa5w0rd"
+	wrong := strings.Replace(good, pgtest.Password, password, 1)
+	foreign := server.TCPURL(pgtest.Role, server.NewSchema(t, pgtest.Role))
+	sqliteFile(t, foreign, `CREATE TABLE things (a TEXT)`)
+	newer := server.TCPURL(pgtest.Role, server.NewSchema(t, pgtest.Role))
+	mustDo(must(Open(ctx, newer, Options{})).Close())
+	sqliteFile(t, newer, fmt.Sprintf(`UPDATE store_schema SET version = %d`, schemaVersion+1))
+	for _, row := range []struct{ name, url, want string }{
+		{"a password with a slash", "postgres://store:" + password + "/1@127.0.0.1/test", "%2F for /"},
+		{"a password with a percent", "postgres://store:" + password + "%zz@127.0.0.1/test", "%2F for /"},
+		{"a port that is none", "postgres://store:" + password + "@127.0.0.1:port/test", "not valid"},
+		{"a wrong sslmode", wrong + "&sslmode=maybe", "not valid"},
+		{"a wrong password", wrong, `is the password of the role "store" right`},
+		{"a missing database", strings.Replace(good, "/test?", "/other?", 1), `CREATE DATABASE "other" OWNER "store"`},
+		{"nobody listens", strings.Replace(wrong, fmt.Sprint(":", server.Port), ":1", 1), "does the server run"},
+		{"no TLS", strings.Replace(wrong, "sslmode=disable", "sslmode=require", 1), "sslmode"},
+		{"no schema", strings.Replace(good, schema, "missing", 1), `CREATE SCHEMA service_users AUTHORIZATION "store"`},
+		{"no right to the schema", server.TCPURL(pgtest.Role, server.NewSchema(t, pgtest.Superuser)), "CREATE SCHEMA service_users"},
+		{"another program's", foreign, `has tables of another program, such as "things"`},
+		{"newer", newer, "made by a newer version"},
+	} {
+		s, err := Open(ctx, row.url, Options{})
+		if err == nil {
+			s.Close()
+			t.Errorf("%s: opened", row.name)
+			continue
+		}
+		for _, secret := range []string{password, pgtest.Password} {
+			if strings.Contains(err.Error(), secret) {
+				t.Errorf("%s: the error has the password: %v", row.name, err)
+			}
+		}
+		if !strings.Contains(err.Error(), row.want) {
+			t.Errorf("%s: got %v, want %q", row.name, err, row.want)
+		}
+	}
+	if _, err := Open(ctx, good, Options{Existing: true}); err == nil || !strings.Contains(err.Error(), "has no store") {
+		t.Errorf("an existing store is wanted: got %v", err)
+	}
+}
+
+// A change is in force on another node: by a notification, and without one by the next look.
+func TestPostgresNodes(t *testing.T) {
+	place := pgtest.URL(t)
+	for _, row := range []struct {
+		name string
+		poll time.Duration
+		lose func(statement string) string
+	}{
+		{"notified", time.Hour, func(s string) string { return s }},
+		{"not notified", 50 * time.Millisecond, nil},
+	} {
+		a, b := open(t, place, Options{Poll: row.poll}), open(t, place, Options{Poll: row.poll})
+		if row.lose == nil {
+			a.engine.(*postgresEngine).channel = "nobody_listens"
+		}
+		for range 3 {
+			addUser(a, fmt.Sprint("u", a.Directory().Revision()))
+			want := a.Directory().Revision()
+			eventually(t, row.name+": the change on the other node", func() bool { return b.Directory().Revision() == want })
+		}
+		mustDo(a.Close())
+		mustDo(b.Close())
+	}
+}
+
+// proxy passes the traffic of a store to the server. cut is called with each part that the store sends;
+// if it reports true, the connection ends: with forward after the server has got the part, and without
+// the answer.
+type proxy struct {
+	cut func(sent []byte) (end, forward bool)
+	to  string
+}
+
+func (p *proxy) listen(t *testing.T) (address string) {
+	l := must(net.Listen("tcp", "127.0.0.1:0"))
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go p.serve(c)
+		}
+	}()
+	return l.Addr().String()
+}
+
+func (p *proxy) serve(c net.Conn) {
+	defer c.Close()
+	server, err := net.Dial("tcp", p.to)
+	if err != nil {
+		return
+	}
+	defer server.Close()
+	var mu sync.Mutex
+	ended := false
+	go func() {
+		buf := make([]byte, 64<<10)
+		for {
+			n, err := server.Read(buf)
+			mu.Lock()
+			if !ended {
+				_, _ = c.Write(buf[:n])
+			}
+			mu.Unlock()
+			if err != nil {
+				c.Close()
+				return
+			}
+		}
+	}()
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := c.Read(buf)
+		if err != nil {
+			return
+		}
+		if end, forward := p.cut(buf[:n]); end {
+			mu.Lock()
+			ended = true
+			mu.Unlock()
+			if forward {
+				_, _ = server.Write(buf[:n])
+				// The server ends the connection after the statements that it has got.
+				_ = server.(*net.TCPConn).CloseWrite()
+				_, _ = io.Copy(io.Discard, server)
+			}
+			return
+		}
+		if _, err := server.Write(buf[:n]); err != nil {
+			return
+		}
+	}
+}
+
+// When the connection is lost, a change is made once. When the answer to COMMIT is lost, the store
+// finds out whether the change was made.
+func TestPostgresLostAnswer(t *testing.T) {
+	server := pgtest.Shared(t)
+	for name, row := range map[string]struct {
+		statement string
+		forward   bool
+	}{
+		"committed": {"commit\x00", true}, "not committed": {"commit\x00", false},
+		"in the middle": {"INSERT INTO audit_events", false}, "after the lock": {"FOR UPDATE\x00", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var lose atomic.Bool
+			at := must(url.Parse(server.TCPURL(pgtest.Role, server.NewSchema(t, pgtest.Role))))
+			p := proxy{to: at.Host, cut: func(sent []byte) (bool, bool) {
+				return bytes.Contains(sent, []byte(row.statement)) && lose.CompareAndSwap(true, false), row.forward
+			}}
+			at.Host = p.listen(t)
+			s := open(t, at.String(), Options{UseInterval: time.Hour})
+			lose.Store(true)
+			u, _, err := s.CreateServiceUser(ctx, alice, ServiceUser{Profile: access.Profile{Name: "a"}}, nil)
+			if lose.Load() {
+				t.Fatal("the answer was not lost")
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, ok := s.Directory().User(u.ID); !ok {
+				t.Error("the service user is not in the directory")
+			}
+			if events := trail(t, s); len(events) != 1 {
+				t.Errorf("audit records: got %d, want 1", len(events))
+			}
+		})
+	}
+}
+
+// Behind a pooler of transactions notifications do not arrive. The store notices it, and finds the changes
+// of others all the same.
+func TestPostgresPooler(t *testing.T) {
+	at := pgtest.Shared(t).Pooler(t)
+	core, logs := observer.New(zap.WarnLevel)
+	a, b := open(t, at, Options{}), open(t, at, Options{Log: zap.New(core)})
+	eventually(t, "a word about the pooler", func() bool {
+		return logs.FilterMessageSnippet("notifications of the database do not arrive").Len() == 1
+	})
+	for range 3 {
+		addUser(a, fmt.Sprint("u", a.Directory().Revision()), addGroup(a, fmt.Sprint("g", a.Directory().Revision()), "allow GET /a").ID)
+		want := a.Directory().Revision()
+		eventually(t, "the change on the other node", func() bool { return b.Directory().Revision() == want })
+	}
+	whole(t, a)
+}
+
+// A receipt counts the nodes that answer requests, and names those that are late.
+func TestPostgresReceipt(t *testing.T) {
+	at := pgtest.URL(t)
+	a, b, c := open(t, at, Options{NodeID: "node_a"}), open(t, at, Options{NodeID: "node_b"}), open(t, at, Options{NodeID: "node_c", MaxStaleness: time.Minute})
+	wait := func(d time.Duration) Receipt {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(ctx, d)
+		defer cancel()
+		return must(a.Wait(ctx, a.Directory().Revision()))
+	}
+	for i := range 20 {
+		addUser(a, fmt.Sprint("u", i))
+		if r := wait(20 * time.Second); r.Applied != 3 || r.All != 3 || len(r.Late) > 0 {
+			t.Fatalf("got %+v, want 3 of 3", r)
+		}
+		for _, s := range []*Store{b, c} {
+			if got, want := s.Directory().Revision(), a.Directory().Revision(); got != want {
+				t.Fatalf("acknowledged by all: a node has revision %d, want %d", got, want)
+			}
+		}
+	}
+	// A node that cannot load the change is late.
+	mustDo(c.lock(ctx))
+	addUser(a, "late")
+	now := time.Now()
+	r := wait(time.Second)
+	if r.Applied != 2 || r.All != 3 || !slices.Equal(r.Late, []string{"node_c"}) || r.Until.Before(now.Add(50*time.Second)) || r.Until.After(now.Add(2*time.Minute)) {
+		t.Errorf("got %+v, want 2 of 3, and node_c for a minute", r)
+	}
+	if err := a.ForgetNode(ctx, Local, "node_c"); !errors.Is(err, ErrConflict) {
+		t.Errorf("forgetting a live node: got %v", err)
+	}
+	// Once its time is over it does not count, and can be forgotten.
+	sqliteFile(t, at, `UPDATE nodes SET seen_at = seen_at - 100000 WHERE id = 'node_c'`)
+	if r := wait(20 * time.Second); r.Applied != 2 || r.All != 2 {
+		t.Errorf("its time is over: got %+v, want 2 of 2", r)
+	}
+	mustDo(a.ForgetNode(ctx, Local, "node_c"))
+	if err := a.ForgetNode(ctx, Local, "node_c"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("forgetting it twice: got %v", err)
+	}
+	// It comes back with the last revision.
+	c.unlock()
+	if r := wait(20 * time.Second); r.Applied < 2 {
+		t.Errorf("got %+v", r)
+	}
+	eventually(t, "the node again", func() bool { return len(must(a.Nodes(ctx, Local))) == 3 })
+	if r := wait(20 * time.Second); r.Applied != 3 {
+		t.Errorf("got %+v, want 3 of 3", r)
+	}
+	// A node that ends well leaves at once.
+	mustDo(b.Close())
+	if r := wait(20 * time.Second); r.All != 2 {
+		t.Errorf("after the end of one: got %+v, want 2 of 2", r)
+	}
+}
+
+// Nodes that start together upgrade an older schema once.
+func TestPostgresUpgrade(t *testing.T) {
+	at := pgtest.URL(t)
+	mustDo(must(Open(ctx, at, Options{})).Close())
+	before, version := upgrades, schemaVersion
+	t.Cleanup(func() { upgrades, schemaVersion = before, version })
+	upgrades = append(slices.Clone(upgrades), `ALTER TABLE meta ADD COLUMN further TEXT NOT NULL DEFAULT 'x'`)
+	schemaVersion++
+	var wg sync.WaitGroup
+	for range 5 {
+		wg.Go(func() {
+			s, err := Open(ctx, at, Options{})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			var further string
+			mustDo(s.read.QueryRowContext(ctx, `SELECT further FROM meta WHERE further < 'y' COLLATE "C"`).Scan(&further))
+			mustDo(s.Close())
+		})
+	}
+	wg.Wait()
+	upgrades, schemaVersion = before, version
+	if s, err := Open(ctx, at, Options{}); !errors.Is(err, ErrNewer) {
+		t.Errorf("an older program: got %v, %v, want ErrNewer", s, err)
+	}
+}
+
+// The figures of several nodes add up, and the last use wins, while changes go on.
+func TestPostgresFigures(t *testing.T) {
+	at := pgtest.URL(t)
+	clock := newClock()
+	opts := Options{UseInterval: time.Hour, Now: clock.Now}
+	a, b := open(t, at, opts), open(t, at, opts)
+	g := addGroup(a, "g", "allow GET /a")
+	u, token := addUser(a, "a", g.ID)
+	eventually(t, "the service user on both nodes", func() bool { _, ok := b.Directory().User(u.ID); return ok })
+	const rounds, uses = 20, 5
+	var wg sync.WaitGroup
+	for i, s := range []*Store{a, b} {
+		wg.Go(func() {
+			address := addrOf(fmt.Sprint("192.0.2.", i))
+			p, why := s.Directory().Authenticate(access.Credential{ID: u.ID, Secret: token.Secret}, address, clock.Now().Unix())
+			if why != access.Granted {
+				t.Error(why)
+			}
+			for n := range rounds {
+				for range uses {
+					s.Use(p, clock.Now().Unix()+int64(n), address, "")
+				}
+				mustDo(s.FlushUse(ctx))
+			}
+		})
+		wg.Go(func() {
+			for n := range rounds {
+				mustDo(second(s.UpdateServiceUser(ctx, Local, u.ID, 0, func(u *ServiceUser) error {
+					u.Description = fmt.Sprint(i, " ", n)
+					return nil
+				})))
+			}
+		})
+	}
+	wg.Wait()
+	for _, s := range []*Store{a, b} { // rows that the other node had were left for later
+		mustDo(s.FlushUse(ctx))
+	}
+	k := must(a.Token(ctx, Local, u.ID, token.ID))
+	last := clock.Now().Unix() + rounds - 1
+	if k.UseCount != 2*rounds*uses || unix(k.LastUsedAt) != last || k.UsedFrom["192.0.2.0"] != last || k.UsedFrom["192.0.2.1"] != last {
+		t.Errorf("got %d uses, the last at %v, from %v; want %d", k.UseCount, k.LastUsedAt, k.UsedFrom, 2*rounds*uses)
+	}
+	if events := trail(t, a); len(events) != 3+2*rounds {
+		t.Errorf("audit records: got %d, want %d", len(events), 3+2*rounds)
+	}
+}
+
+var rounds = flag.Int("rounds", 60, "how many rounds TestPostgresReceipts has")
+
+// "All" is never said before it is true, although nodes are delayed and lose their connections.
+func TestPostgresReceipts(t *testing.T) {
+	server, draw := pgtest.Shared(t), random(t)
+	at := server.SocketURL(pgtest.Role, server.NewSchema(t, pgtest.Role))
+	nodes := make(map[string]*Store)
+	for _, id := range []string{"node_a", "node_b", "node_c", "node_d"} {
+		nodes[id] = open(t, at+"&application_name="+id, Options{NodeID: id})
+	}
+	ids := slices.Sorted(maps.Keys(nodes))
+	u, token := addUser(nodes["node_a"], "u", addGroup(nodes["node_a"], "g", "allow GET /a").ID)
+	all := 0
+	for round := range *rounds {
+		maker, delayed := nodes[ids[draw.IntN(len(ids))]], nodes[ids[draw.IntN(len(ids))]]
+		var wg sync.WaitGroup
+		switch draw.IntN(3) {
+		case 0: // it cannot load the change for a while
+			if delayed != maker {
+				mustDo(delayed.lock(ctx))
+				wg.Go(func() {
+					<-time.After(time.Duration(draw.IntN(40)) * time.Millisecond)
+					delayed.unlock()
+				})
+			}
+		case 1: // it loses its connections
+			mustDo(server.Exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = '` + delayed.engine.(*postgresEngine).node + `'`))
+		}
+		active := round%2 == 1
+		mustDo(second(maker.UpdateServiceUser(ctx, Local, u.ID, 0, func(u *ServiceUser) error { u.Active = active; return nil })))
+		revision := maker.Directory().Revision()
+		waiting, cancel := context.WithTimeout(ctx, time.Duration(draw.IntN(100))*time.Millisecond)
+		r, err := maker.Wait(waiting, revision)
+		cancel()
+		if err != nil {
+			t.Fatalf("round %d: %v", round, err)
+		}
+		if r.All != len(nodes) || r.Applied+len(r.Late) != r.All {
+			t.Fatalf("round %d: got %+v, want %d nodes", round, r, len(nodes))
+		}
+		for id, s := range nodes {
+			why := probe(s, u.ID, token.Secret, "GET /a")
+			if !slices.Contains(r.Late, id) && (why == access.Granted) != active {
+				t.Fatalf("round %d: %+v, and %s answers %v", round, r, id, why)
+			}
+		}
+		if len(r.Late) == 0 {
+			all++
+		}
+		wg.Wait()
+	}
+	if all == 0 || *rounds > 50 && all == *rounds {
+		t.Errorf("of %d receipts %d were by all; the test shows nothing", *rounds, all)
+	}
+}
