@@ -12,6 +12,7 @@ import (
 	"maps"
 	"net"
 	"net/url"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -373,6 +374,42 @@ func TestPostgresFigures(t *testing.T) {
 	}
 	if events := trail(t, a); len(events) != 3+2*rounds {
 		t.Errorf("audit records: got %d, want %d", len(events), 3+2*rounds)
+	}
+}
+
+// A copy has every row of the original, on either engine.
+func TestCopy(t *testing.T) {
+	w := newWorld(t, Options{})
+	load(w.Store, permission("p.q", "allow GET /p"))
+	mustDo(w.GrantPermission(ctx, alice, w.readers.ID, "p.q"))
+	gone, _ := addUser(w.Store, "gone", w.readers.ID)
+	mustDo(w.DeleteServiceUser(ctx, alice, gone.ID, 0, 0))
+	mustDo(w.DeleteGroup(ctx, alice, w.closers.ID, 0))
+	for i := range 1200 {
+		mustDo(w.NoteAttempt(ctx, Actor{Name: fmt.Sprint("human:", i)}, "", Attempt{Status: 403}))
+	}
+	opts := Options{Peppers: w.opts.Peppers, Now: w.clock.Now}
+	file, second := filepath.Join(t.TempDir(), "copy.db"), pgtest.URL(t)
+	for _, row := range [][2]string{{w.path, second}, {second, file}, {w.path, filepath.Join(t.TempDir(), "copy.db")}} {
+		var last int64
+		from, to := row[0], row[1]
+		r, err := Copy(ctx, from, to, opts, func(rows int64) { last = rows })
+		if err != nil {
+			t.Fatalf("to %s: %v", to, err)
+		}
+		if r.Revision != w.Directory().Revision() || r.Head != w.AuditHead() || r.Tables["audit_events"] != r.Head.Seq || last < 1000 {
+			t.Errorf("to %s: got %+v and %d rows, want revision %d, head %v", to, r, last, w.Directory().Revision(), w.AuditHead())
+		}
+		s := open(t, to, opts)
+		same(t, to, dump(t, s), dump(t, w.Store))
+		same(t, to, dirText(t, s), dirText(t, w.Store))
+		if _, err := Copy(ctx, w.path, to, opts, nil); !errors.Is(err, ErrConflict) {
+			t.Errorf("a second copy to %s: got %v, want a conflict", to, err)
+		}
+		mustDo(s.Close())
+	}
+	if _, err := Copy(ctx, "nowhere.db", pgtest.URL(t), opts, nil); err == nil {
+		t.Error("a copy of nothing: got no error")
 	}
 }
 

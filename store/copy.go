@@ -1,0 +1,219 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"database/sql"
+	"errors"
+	"fmt"
+	"hash"
+	"io/fs"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5/stdlib"
+)
+
+// CopyReport is the result of [Copy].
+type CopyReport struct {
+	Revision int64            // of both stores
+	Head     AuditHead        // of both audit trails
+	Tables   map[string]int64 // the number of rows by table
+}
+
+// Copy copies the store at from into a new one at to: from SQLite into PostgreSQL, the reverse, or between
+// two of a kind. Either is a place as in [Open]. The copy has the same ids, hashes, audit trail and
+// tombstones, and the id of the store. Changes that from gets meanwhile are not in the copy. A store at
+// to that was ever changed is an [ErrConflict]. rows, if not nil, is called with the number of rows so
+// far.
+func Copy(ctx context.Context, from, to string, opts Options, rows func(int64)) (r CopyReport, err error) {
+	source, err := openSource(ctx, from)
+	if err != nil {
+		return r, err
+	}
+	defer source.close()
+	s, err := Open(ctx, to, quiet(opts))
+	if err != nil {
+		return r, err
+	}
+	err = s.fill(ctx, source.tx, &r, rows)
+	// The store reads the copy as a start does. On an error the target stays empty.
+	if err == nil {
+		err = s.refresh(ctx)
+	}
+	if err == nil {
+		var report AuditReport
+		if report, err = s.VerifyAudit(ctx, Local, r.Head); err == nil && report.BadSeq != 0 {
+			err = fmt.Errorf("the audit trail is broken at record %d: %s", report.BadSeq, report.Problem)
+		}
+	}
+	return r, errors.Join(err, s.Close())
+}
+
+// copySource is a store that is read at one revision.
+type copySource struct {
+	db *sql.DB
+	tx *tx
+}
+
+func (c *copySource) close() {
+	c.tx.Rollback()
+	c.db.Close()
+}
+
+func openSource(ctx context.Context, from string) (c *copySource, err error) {
+	var db *sql.DB
+	e := engine(new(sqliteEngine))
+	if IsURL(from) {
+		pg, err := newPostgres(from)
+		if err != nil {
+			return nil, err
+		}
+		db, e, from = stdlib.OpenDB(*pg.config), pg, pg.name
+	} else if err = knownFile(from); err == nil {
+		db, err = openAtRest(from)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the store %q: %w", from, ExplainPath(from, err))
+	}
+	sqlTx, err := db.BeginTx(ctx, snapshot)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("reading the store %q: %w", from, e.advise(explainSQLite(err))), db.Close())
+	}
+	c = &copySource{db, &tx{Tx: sqlTx, ctx: ctx, store: &Store{engine: e}}}
+	version, err := e.version(ctx, sqlTx)
+	if err == nil {
+		err = checkSchema(version)
+	}
+	if err == nil && version < schemaVersion {
+		err = fmt.Errorf("its schema has version %d, and this program copies %d; start Caddy with it once", version,
+			schemaVersion)
+	}
+	if err != nil {
+		c.close()
+		return nil, fmt.Errorf("reading the store %q: %w", from, err)
+	}
+	return c, nil
+}
+
+// fill fills an empty store with the rows of another one, in one transaction.
+func (s *Store) fill(ctx context.Context, from *tx, r *CopyReport, told func(int64)) error {
+	if err := s.turn(ctx); err != nil {
+		return err
+	}
+	defer s.unlock()
+	sqlTx, err := s.beginChange(ctx)
+	if err != nil {
+		return err
+	}
+	defer sqlTx.Rollback()
+	t := &tx{Tx: sqlTx, ctx: ctx, store: s}
+	there, err := t.contents()
+	if err == nil && (there.Revision > 0 || there.Head.Seq > 0) {
+		err = conflict("", "the store %s is not empty: it has revision %d; name another place", s.path, there.Revision)
+	}
+	if err != nil {
+		return err
+	}
+	want, err := newSchema(ctx)
+	if err != nil {
+		return err
+	}
+	// Triggers change meta, so it comes last. The other tables come before those that refer to them.
+	if err := t.exec("emptying the target", `DELETE FROM meta`); err != nil {
+		return err
+	}
+	tables := slices.Clone(copyOrder)
+	for _, table := range want.tables {
+		if !slices.Contains(tables, table) {
+			return fmt.Errorf("%w: the table %s is not among those that a copy takes", fs.ErrInvalid, table)
+		}
+	}
+	total := int64(0)
+	r.Tables = make(map[string]int64)
+	for _, table := range tables {
+		sent, received := sha256.New(), sha256.New()
+		var rows rowValues
+		n := int64(0)
+		flush := func() error {
+			if rows.text == "" {
+				return nil
+			}
+			err := t.exec("writing the table "+table, `INSERT INTO `+table+` (`+
+				strings.Join(want.columns[table], ", ")+`) VALUES `+rows.text, rows.params...)
+			rows = rowValues{}
+			return err
+		}
+		if err := from.eachRow(table, want.columns[table], sent, func(values []any) error {
+			rows.add(values...)
+			if n, total = n+1, total+1; n%rulesAtOnce != 0 {
+				return nil
+			}
+			if told != nil {
+				told(total)
+			}
+			return flush()
+		}); err != nil {
+			return err
+		}
+		if err := flush(); err != nil {
+			return err
+		}
+		if err := t.eachRow(table, want.columns[table], received, func([]any) error { n--; return nil }); err != nil {
+			return err
+		}
+		if n != 0 || !bytes.Equal(sent.Sum(nil), received.Sum(nil)) {
+			return fmt.Errorf("the copy of the table %s differs from the original", table)
+		}
+		if err := t.row(`SELECT COUNT(*) FROM ` + table).Scan(&n); err != nil {
+			return err
+		}
+		r.Tables[table] = n
+	}
+	now, err := t.contents()
+	if err != nil {
+		return err
+	}
+	r.Revision, r.Head = now.Revision, now.Head
+	return sqlTx.Commit()
+}
+
+// copyOrder are the tables of a store, each before those that refer to it.
+var copyOrder = []string{
+	"service_users", "tokens", "permission_groups", "rules", "permissions", "group_permissions", "members",
+	"deleted_links", "audit_events", "audit_subjects", "idempotency_keys", "meta",
+}
+
+// booleans are the columns of the type BOOLEAN.
+var booleans = []string{"active", "was_active"}
+
+// eachRow calls f for each row of a table, in the order of its first columns, and adds the row to a digest
+// that is the same on both engines.
+func (t *tx) eachRow(table string, columns []string, digest hash.Hash, f func([]any) error) error {
+	order := `1, 2, 3`[:min(3*len(columns)-2, 7)]
+	rows, err := t.query(`SELECT ` + strings.Join(columns, ", ") + ` FROM ` + table + ` ORDER BY ` + order)
+	if err != nil {
+		return fmt.Errorf("reading the table %s: %w", table, err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		values, into := make([]any, len(columns)), make([]any, len(columns))
+		for i := range values {
+			into[i] = &values[i]
+		}
+		if err := rows.Scan(into...); err != nil {
+			return fmt.Errorf("reading the table %s: %w", table, err)
+		}
+		for i, column := range columns {
+			if n, ok := values[i].(int64); ok && slices.Contains(booleans, column) {
+				values[i] = n != 0 // SQLite has numbers
+			}
+		}
+		fmt.Fprintf(digest, "%#v\n", values)
+		if err := f(values); err != nil {
+			return err
+		}
+	}
+	return rows.Err()
+}
