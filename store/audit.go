@@ -90,25 +90,25 @@ func (t *tx) writeTrail() error {
 		UPDATE meta SET revision = $1, audit_seq = $2, audit_hash = $3`, t.revision, t.head.Seq, t.head.Hash)
 }
 
-// recordsAtOnce is how many records one statement writes.
-const recordsAtOnce = 500
-
 // writeAudit writes records behind the last one of the audit trail.
 func (t *tx) writeAudit(events ...AuditEvent) error {
-	for some := range slices.Chunk(events, recordsAtOnce) {
-		var rows rowValues
-		for _, e := range some {
-			rows.add(e.Seq, e.ID, e.At.Unix(), e.Actor, e.Action, e.Resource, string(e.Before), string(e.After),
-				e.Operation, e.PrevHash, e.Hash)
-		}
-		if err := t.exec("writing the audit trail", `
-			INSERT INTO audit_events (
-				seq, id, at, actor, action, resource_id, before, after, operation_id, prev_hash, hash)
-			VALUES `+rows.text, rows.params...); err != nil {
-			return err
+	var rows, subjects [][]any
+	for _, e := range events {
+		rows = append(rows, []any{e.Seq, e.ID, e.At.Unix(), e.Actor, e.Action, e.Resource, string(e.Before),
+			string(e.After), e.Operation, e.PrevHash, e.Hash})
+		for _, id := range e.subjects() {
+			subjects = append(subjects, []any{id, e.Seq})
 		}
 	}
-	return t.indexSubjects(events)
+	if err := t.execRows("writing the audit trail", `
+		INSERT INTO audit_events (
+			seq, id, at, actor, action, resource_id, before, after, operation_id, prev_hash, hash)
+		VALUES ROWS`, rows); err != nil {
+		return err
+	}
+	// Rows may be left of a trail that was cut.
+	return t.execRows("indexing the audit trail",
+		`INSERT INTO audit_subjects (resource_id, seq) VALUES ROWS ON CONFLICT DO NOTHING`, subjects)
 }
 
 // logAudit writes committed audit records to the log. If somebody later cuts or rewrites the audit

@@ -4,6 +4,8 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/serviceusers/caddy-service-users/access"
@@ -30,6 +32,32 @@ type tx struct {
 func (t *tx) exec(what, query string, args ...any) error {
 	if _, err := t.ExecContext(t.ctx, query, t.database().arguments(args)...); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
+	}
+	return nil
+}
+
+// rowsAtOnce is how many rows one statement writes. A statement can have 32,766 arguments.
+const rowsAtOnce = 500
+
+// execRows runs a statement for rows of texts, numbers and booleans: ROWS in it is the place of ($1, $2), ($3, $4).
+// PostgreSQL takes their types from the first row, and those of parameters are TEXT.
+func (t *tx) execRows(what, statement string, rows [][]any) error {
+	for some := range slices.Chunk(rows, rowsAtOnce) {
+		var args params
+		texts := make([]string, len(some))
+		for i, row := range some {
+			places := make([]string, len(row))
+			for j, v := range row {
+				places[j] = args.add(v)
+				if _, number := v.(int64); number && i == 0 {
+					places[j] = `CAST(` + places[j] + ` AS BIGINT)`
+				}
+			}
+			texts[i] = `(` + strings.Join(places, ", ") + `)`
+		}
+		if err := t.exec(what, strings.Replace(statement, "ROWS", strings.Join(texts, ", "), 1), args...); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -134,24 +134,21 @@ func (s *Store) fill(ctx context.Context, from *tx, r *CopyReport, told func(int
 	r.Tables = make(map[string]int64)
 	for _, table := range tables {
 		sent, received := sha256.New(), sha256.New()
-		var rows rowValues
-		n := int64(0)
+		var rows [][]any
 		flush := func() error {
-			if rows.text == "" {
-				return nil
+			err := t.execRows("writing the table "+table,
+				`INSERT INTO `+table+` (`+strings.Join(want.columns[table], ", ")+`) VALUES ROWS`, rows)
+			r.Tables[table] += int64(len(rows))
+			total += int64(len(rows))
+			rows = nil
+			if told != nil {
+				told(total)
 			}
-			err := t.exec("writing the table "+table, `INSERT INTO `+table+` (`+
-				strings.Join(want.columns[table], ", ")+`) VALUES `+rows.text, rows.params...)
-			rows = rowValues{}
 			return err
 		}
 		if err := from.eachRow(table, want.columns[table], sent, func(values []any) error {
-			rows.add(values...)
-			if n, total = n+1, total+1; n%rulesAtOnce != 0 {
+			if rows = append(rows, values); len(rows) < rowsAtOnce {
 				return nil
-			}
-			if told != nil {
-				told(total)
 			}
 			return flush()
 		}); err != nil {
@@ -160,16 +157,12 @@ func (s *Store) fill(ctx context.Context, from *tx, r *CopyReport, told func(int
 		if err := flush(); err != nil {
 			return err
 		}
-		if err := t.eachRow(table, want.columns[table], received, func([]any) error { n--; return nil }); err != nil {
+		if err := t.eachRow(table, want.columns[table], received, func([]any) error { return nil }); err != nil {
 			return err
 		}
-		if n != 0 || !bytes.Equal(sent.Sum(nil), received.Sum(nil)) {
+		if !bytes.Equal(sent.Sum(nil), received.Sum(nil)) {
 			return fmt.Errorf("the copy of the table %s differs from the original", table)
 		}
-		if err := t.row(`SELECT COUNT(*) FROM ` + table).Scan(&n); err != nil {
-			return err
-		}
-		r.Tables[table] = n
 	}
 	now, err := t.contents()
 	if err != nil {

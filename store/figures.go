@@ -281,32 +281,29 @@ func (t *tx) addUsage(rows []usageRow) (done []usageRow, err error) {
 	if err != nil {
 		return nil, err
 	}
-	var used, active rowValues
+	var used, active [][]any
 	for _, row := range found {
 		if use := byToken[row.token]; held[row.user] {
 			row.merge(use.usage)
-			used.add(row.token, row.last, row.lastIP, row.count, toJSON(row.from), toJSON(row.rules))
+			used = append(used, []any{row.token, row.last, row.lastIP, row.count, toJSON(row.from), toJSON(row.rules)})
 			last[row.user] = max(last[row.user], row.last)
 			done = append(done, use)
 			delete(byToken, row.token)
 		}
 	}
 	for user, at := range last {
-		active.add(user, at)
+		active = append(active, []any{user, at})
 	}
-	if len(done) > 0 {
-		if err := t.exec("writing the use of tokens", `
-			UPDATE tokens SET last_used_at = v.column2, last_used_ip = v.column3, use_count = v.column4,
-				used_from = v.column5, used_rules = v.column6
-			FROM (VALUES `+used.text+`) v WHERE id = v.column1`, used.params...); err != nil {
-			return nil, err
-		}
-		if err := t.exec("writing the last activity", `
-			UPDATE service_users SET last_active_at = v.column2
-			FROM (VALUES `+active.text+`) v WHERE id = v.column1 AND last_active_at < v.column2`,
-			active.params...); err != nil {
-			return nil, err
-		}
+	if err := t.execRows("writing the use of tokens", `
+		UPDATE tokens SET last_used_at = v.column2, last_used_ip = v.column3, use_count = v.column4,
+			used_from = v.column5, used_rules = v.column6
+		FROM (VALUES ROWS) v WHERE id = v.column1`, used); err != nil {
+		return nil, err
+	}
+	if err := t.execRows("writing the last activity", `
+		UPDATE service_users SET last_active_at = v.column2
+		FROM (VALUES ROWS) v WHERE id = v.column1 AND last_active_at < v.column2`, active); err != nil {
+		return nil, err
 	}
 	if len(byToken) == 0 {
 		return done, nil
@@ -317,28 +314,6 @@ func (t *tx) addUsage(rows []usageRow) (done []usageRow, err error) {
 		delete(byToken, id)
 	}
 	return slices.AppendSeq(done, maps.Values(byToken)), err
-}
-
-// rowValues are the texts and numbers of rows for a statement. PostgreSQL takes the types from the first
-// row, and those of parameters are TEXT.
-type rowValues struct {
-	params
-	text string
-}
-
-func (r *rowValues) add(values ...any) {
-	first := r.text == ""
-	places := make([]string, len(values))
-	for i, v := range values {
-		places[i] = r.params.add(v)
-		if _, number := v.(int64); first && number {
-			places[i] = `CAST(` + places[i] + ` AS BIGINT)`
-		}
-	}
-	if !first {
-		r.text += `, `
-	}
-	r.text += `(` + strings.Join(places, ", ") + `)`
 }
 
 // inReadWithUse is like inRead, for a function that adds figures in memory to figures on disk. It

@@ -222,7 +222,7 @@ func (s *Store) AddRule(ctx context.Context, by Actor, groupID string, r access.
 			return err
 		}
 		last, err := t.lastPosition(groupID)
-		return cmp.Or(err, t.writeRules(groupID, []placedRule{{made, last + 1}}))
+		return cmp.Or(err, t.execRows("writing the rule", insertRules, [][]any{t.ruleRow(groupID, made, last+1)}))
 	})
 	return made, err
 }
@@ -235,7 +235,7 @@ func (s *Store) RemoveRule(ctx context.Context, by Actor, groupID, ruleID string
 			return notFound("rule", ruleID)
 		}
 		g.Rules = slices.Delete(slices.Clone(g.Rules), i, i+1)
-		return t.removeRules(ruleID)
+		return t.execRows("removing the rule", deleteRules, [][]any{{ruleID}})
 	})
 }
 
@@ -256,12 +256,6 @@ func (s *Store) editRules(ctx context.Context, by Actor, groupID, action string,
 	})
 }
 
-// placedRule is a rule with its position in its group.
-type placedRule struct {
-	access.Rule
-	position int64
-}
-
 // lastPosition returns the position of the last rule of a group, and 0 without a rule.
 func (t *tx) lastPosition(group string) (position int64, err error) {
 	err = t.row(`SELECT COALESCE(MAX(position), 0) FROM rules WHERE group_id = $1`, group).Scan(&position)
@@ -275,49 +269,17 @@ func (t *tx) newRule(r access.Rule) (access.Rule, error) {
 	return r, err
 }
 
-// rulesAtOnce is how many rules one statement writes.
-const rulesAtOnce = 500
+// The statements for rows of rules, those of ruleRow and ids.
+const (
+	insertRules = `INSERT INTO rules (
+			id, group_id, position, effect, methods, host, path, condition, name, description, created_at)
+		VALUES ROWS`
+	deleteRules = `DELETE FROM rules WHERE id IN (VALUES ROWS)`
+)
 
-func (t *tx) writeRules(group string, rules []placedRule) error {
-	for some := range slices.Chunk(rules, rulesAtOnce) {
-		var rows rowValues
-		for _, r := range some {
-			rows.add(r.ID, group, r.position, string(r.Effect), strings.Join(r.Methods, ","), r.Host, r.Path, r.When,
-				r.Name, r.Description, t.now.Unix())
-		}
-		if err := t.exec("writing the rules", `
-			INSERT INTO rules (
-				id, group_id, position, effect, methods, host, path, condition, name, description, created_at)
-			VALUES `+rows.text, rows.params...); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (t *tx) moveRules(rules []placedRule) error {
-	for some := range slices.Chunk(rules, rulesAtOnce) {
-		var rows rowValues
-		for _, r := range some {
-			rows.add(r.ID, r.position)
-		}
-		if err := t.exec("moving the rules", `
-			UPDATE rules SET position = v.column2 FROM (VALUES `+rows.text+`) v WHERE id = v.column1`,
-			rows.params...); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (t *tx) removeRules(ids ...string) error {
-	for some := range slices.Chunk(ids, rulesAtOnce) {
-		args := params{}
-		if err := t.exec("removing the rules", `DELETE FROM rules WHERE id IN (`+args.list(some)+`)`, args...); err != nil {
-			return err
-		}
-	}
-	return nil
+func (t *tx) ruleRow(group string, r access.Rule, position int64) []any {
+	return []any{r.ID, group, position, string(r.Effect), strings.Join(r.Methods, ","), r.Host, r.Path, r.When,
+		r.Name, r.Description, t.now.Unix()}
 }
 
 // setRules makes list, in its order, the rules of a group. A rule of before with the same content
@@ -339,28 +301,33 @@ func (t *tx) setRules(group string, before, list []access.Rule) ([]access.Rule, 
 		return nil, fmt.Errorf("reading the rules: %w", err)
 	}
 	rules := make([]access.Rule, len(list))
-	var added, moved []placedRule
+	var added, moved, gone [][]any
 	for i, r := range list {
 		r, err := t.newRule(r)
 		if err != nil {
 			return nil, err
 		}
 		// Each rule in turn gets the highest position, so the rules end in the order of list.
-		at := placedRule{r, last + 1 + int64(i)}
+		position := last + 1 + int64(i)
 		// newRule may have brought the rule into its normal form, so its content is computed again.
 		if ids := left[contentOf(r)]; len(ids) > 0 {
-			at.ID, left[contentOf(r)] = ids[0], ids[1:]
-			moved = append(moved, at)
+			r.ID, left[contentOf(r)] = ids[0], ids[1:]
+			moved = append(moved, []any{ids[0], position})
 		} else {
-			added = append(added, at)
+			added = append(added, t.ruleRow(group, r, position))
 		}
-		rules[i] = at.Rule
+		rules[i] = r
 	}
-	var gone []string
 	for _, ids := range left {
-		gone = append(gone, ids...)
+		for _, id := range ids {
+			gone = append(gone, []any{id})
+		}
 	}
-	return rules, cmp.Or(t.writeRules(group, added), t.moveRules(moved), t.removeRules(gone...))
+	return rules, cmp.Or(
+		t.execRows("writing the rules", insertRules, added),
+		t.execRows("moving the rules",
+			`UPDATE rules SET position = v.column2 FROM (VALUES ROWS) v WHERE id = v.column1`, moved),
+		t.execRows("removing the rules", deleteRules, gone))
 }
 
 func (t *tx) group(id string) (Group, error) {

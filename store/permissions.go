@@ -224,18 +224,14 @@ func (t *tx) orderPermissions(before, after []Permission) error {
 	}
 	is := slices.Clone(was)
 	slices.SortFunc(is, func(a, b string) int { return place[a] - place[b] })
-	at := int64(0)
-	for some := range slices.Chunk(keys, permissionsAtOnce) {
-		var rows rowValues
-		for _, key := range some {
-			rows.add(key, at)
-			at++
-		}
-		if err := t.exec("ordering the permissions", `
-			UPDATE permissions SET position = v.column2 FROM (VALUES `+rows.text+`) v
-			WHERE key = v.column1 AND position <> v.column2`, rows.params...); err != nil {
-			return err
-		}
+	var rows [][]any
+	for i, key := range keys {
+		rows = append(rows, []any{key, int64(i)})
+	}
+	if err := t.execRows("ordering the permissions", `
+		UPDATE permissions SET position = v.column2 FROM (VALUES ROWS) v
+		WHERE key = v.column1 AND position <> v.column2`, rows); err != nil {
+		return err
 	}
 	if slices.Equal(is, was) {
 		return nil
@@ -246,38 +242,26 @@ func (t *tx) orderPermissions(before, after []Permission) error {
 	return t.audit("permission.reorder", "permissions", order{was}, order{is})
 }
 
-// permissionsAtOnce is how many permissions one statement writes.
-const permissionsAtOnce = 500
-
 func (t *tx) writePermissions(list []Permission) error {
-	for some := range slices.Chunk(list, permissionsAtOnce) {
-		var rows rowValues
-		var keys []string
-		for _, p := range some {
-			// orderPermissions sets the position afterwards.
-			rows.add(p.Key, p.Name, p.Description, p.Category, int64(0), toJSON(p.ruleTexts()), unix(p.CreatedAt),
-				p.CreatedBy, unix(p.UpdatedAt))
-			keys = append(keys, p.Key)
-		}
-		if err := t.exec("writing the permissions", `
-			INSERT INTO permissions (
-				key, name, description, category, position, rules, created_at, created_by, updated_at)
-			VALUES `+rows.text+`
-			ON CONFLICT (key) DO UPDATE
-			SET name = excluded.name, description = excluded.description, category = excluded.category,
-				rules = excluded.rules, updated_at = excluded.updated_at`, rows.params...); err != nil {
-			return err
-		}
-		// The directory has a copy of the rules in each group, so it must read these groups again.
-		args := params{t.revision}
-		if err := t.exec("counting the revision", `
-			UPDATE permission_groups SET revision = $1
-			WHERE id IN (SELECT group_id FROM group_permissions WHERE permission_key IN (`+args.list(keys)+`))`,
-			args...); err != nil {
-			return err
-		}
+	var rows, keys [][]any
+	for _, p := range list {
+		// orderPermissions sets the position afterwards.
+		rows = append(rows, []any{p.Key, p.Name, p.Description, p.Category, int64(0), toJSON(p.ruleTexts()),
+			unix(p.CreatedAt), p.CreatedBy, unix(p.UpdatedAt)})
+		keys = append(keys, []any{p.Key})
 	}
-	return nil
+	if err := t.execRows("writing the permissions", `
+		INSERT INTO permissions (key, name, description, category, position, rules, created_at, created_by, updated_at)
+		VALUES ROWS
+		ON CONFLICT (key) DO UPDATE
+		SET name = excluded.name, description = excluded.description, category = excluded.category,
+			rules = excluded.rules, updated_at = excluded.updated_at`, rows); err != nil {
+		return err
+	}
+	// The directory has a copy of the rules in each group, so it must read these groups again.
+	return t.execRows("counting the revision", fmt.Sprintf(`
+		UPDATE permission_groups SET revision = %d
+		WHERE id IN (SELECT group_id FROM group_permissions WHERE permission_key IN (VALUES ROWS))`, t.revision), keys)
 }
 
 func (t *tx) deletePermission(p Permission) error {

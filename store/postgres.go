@@ -39,8 +39,7 @@ type postgresEngine struct {
 
 // IsURL reports whether a place is the URL of a PostgreSQL database, and not the path of a file.
 func IsURL(place string) bool {
-	scheme, _, ok := strings.Cut(place, "://")
-	return ok && (scheme == "postgres" || scheme == "postgresql")
+	return strings.HasPrefix(place, "postgres://") || strings.HasPrefix(place, "postgresql://")
 }
 
 const (

@@ -44,33 +44,3 @@ func (e *AuditEvent) subjects() (ids []string) {
 	slices.Sort(ids)
 	return slices.Compact(ids)
 }
-
-// subjectsAtOnce is how many rows one statement writes. A statement can have 32,766 arguments.
-const subjectsAtOnce = 1000
-
-// indexSubjects writes the subjects of records.
-func (t *tx) indexSubjects(events []AuditEvent) error {
-	type subject struct {
-		id  string
-		seq int64
-	}
-	var list []subject
-	for i := range events {
-		for _, id := range events[i].subjects() {
-			list = append(list, subject{id, events[i].Seq})
-		}
-	}
-	for some := range slices.Chunk(list, subjectsAtOnce) {
-		var rows rowValues
-		for _, s := range some {
-			rows.add(s.id, s.seq)
-		}
-		// Rows may be left of a trail that was cut.
-		if err := t.exec("indexing the audit trail",
-			`INSERT INTO audit_subjects (resource_id, seq) VALUES `+rows.text+` ON CONFLICT DO NOTHING`,
-			rows.params...); err != nil {
-			return err
-		}
-	}
-	return nil
-}
