@@ -21,38 +21,25 @@ BEGIN
 	RETURN NULL;
 END $$;
 
-CREATE TRIGGER service_users_added AFTER INSERT ON service_users
-REFERENCING NEW TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION store_count_rows('deleted_at = 0');
-CREATE TRIGGER service_users_removed AFTER DELETE ON service_users
-REFERENCING OLD TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION store_count_rows('deleted_at = 0');
+DO $$
+DECLARE
+	part TEXT[];
+BEGIN
+	FOREACH part SLICE 1 IN ARRAY ARRAY[
+		['service_users', 'deleted_at = 0'], ['tokens', 'revoked_at = 0'], ['permission_groups', 'deleted_at = 0'],
+		['rules', 'TRUE'], ['group_permissions', 'TRUE'], ['members', 'TRUE']]
+	LOOP
+		EXECUTE format('
+			CREATE TRIGGER %1$s_added AFTER INSERT ON %1$s REFERENCING NEW TABLE AS changed
+			FOR EACH STATEMENT EXECUTE FUNCTION store_count_rows(%2$L);
+			CREATE TRIGGER %1$s_removed AFTER DELETE ON %1$s REFERENCING OLD TABLE AS changed
+			FOR EACH STATEMENT EXECUTE FUNCTION store_count_rows(%2$L)', part[1], part[2]);
+	END LOOP;
+END $$;
+
 CREATE TRIGGER service_users_buried AFTER UPDATE OF deleted_at ON service_users
 FOR EACH ROW WHEN ((OLD.deleted_at = 0) <> (NEW.deleted_at = 0)) EXECUTE FUNCTION store_count_row('deleted_at');
-
-CREATE TRIGGER tokens_added AFTER INSERT ON tokens
-REFERENCING NEW TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION store_count_rows('revoked_at = 0');
-CREATE TRIGGER tokens_removed AFTER DELETE ON tokens
-REFERENCING OLD TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION store_count_rows('revoked_at = 0');
 CREATE TRIGGER tokens_revoked AFTER UPDATE OF revoked_at ON tokens
 FOR EACH ROW WHEN ((OLD.revoked_at = 0) <> (NEW.revoked_at = 0)) EXECUTE FUNCTION store_count_row('revoked_at');
-
-CREATE TRIGGER permission_groups_added AFTER INSERT ON permission_groups
-REFERENCING NEW TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION store_count_rows('deleted_at = 0');
-CREATE TRIGGER permission_groups_removed AFTER DELETE ON permission_groups
-REFERENCING OLD TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION store_count_rows('deleted_at = 0');
 CREATE TRIGGER permission_groups_buried AFTER UPDATE OF deleted_at ON permission_groups
 FOR EACH ROW WHEN ((OLD.deleted_at = 0) <> (NEW.deleted_at = 0)) EXECUTE FUNCTION store_count_row('deleted_at');
-
-CREATE TRIGGER rules_added AFTER INSERT ON rules
-REFERENCING NEW TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION store_count_rows('TRUE');
-CREATE TRIGGER rules_removed AFTER DELETE ON rules
-REFERENCING OLD TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION store_count_rows('TRUE');
-
-CREATE TRIGGER group_permissions_added AFTER INSERT ON group_permissions
-REFERENCING NEW TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION store_count_rows('TRUE');
-CREATE TRIGGER group_permissions_removed AFTER DELETE ON group_permissions
-REFERENCING OLD TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION store_count_rows('TRUE');
-
-CREATE TRIGGER members_added AFTER INSERT ON members
-REFERENCING NEW TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION store_count_rows('TRUE');
-CREATE TRIGGER members_removed AFTER DELETE ON members
-REFERENCING OLD TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION store_count_rows('TRUE');
