@@ -119,7 +119,7 @@ func (s *Store) install(next *loaded) {
 // After a fault of the connection to the database, change calls f again, in another transaction. So f
 // assigns its results, and appends nothing to those of an earlier call.
 func (s *Store) change(ctx context.Context, by Actor, f func(*tx) error) (err error) {
-	by.Name = access.MaskSecrets(by.Name) // the name goes to the audit trail and the log
+	by.Name = access.MaskSecrets(storable(by.Name)) // the name goes to the audit trail and the log
 	if err := s.turn(ctx); err != nil {
 		return fmt.Errorf("waiting for another change: %w", err)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/serviceusers/caddy-service-users/access"
 )
@@ -232,6 +233,15 @@ func (p *params) list(values []string) string {
 		list += `, ` + p.add(v)
 	}
 	return list
+}
+
+// storable replaces zero bytes, and each byte that is not UTF-8, which PostgreSQL rejects in texts. The digests of
+// the audit trail do not depend on the latter.
+func storable(text string) string {
+	if !utf8.ValidString(text) {
+		text = string([]rune(text))
+	}
+	return strings.ReplaceAll(text, "\x00", "\uFFFD")
 }
 
 // unixTime is a time that is Unix seconds in the database; the zero time is 0.

@@ -19,6 +19,8 @@ type engine interface {
 	inPlace() error
 	// version returns the version of the schema.
 	version(ctx context.Context, q *sql.Tx) (int, error)
+	// beginWrite begins a transaction that writes.
+	beginWrite(ctx context.Context) (*sql.Tx, error)
 	// beginChange begins the transaction of a change. It sees all earlier changes, and no other process
 	// can make a change before the end of the transaction.
 	beginChange(ctx context.Context) (*sql.Tx, error)

@@ -108,7 +108,7 @@ func FaultReason(err error) (reason string, full bool) {
 		return "its disk is full", true
 	case answer == "25006":
 		return "its database cannot be written", false
-	case answer == "40001" || answer == "40P01" || answer == "57014" || answer == "53300":
+	case answer == "40001" || answer == "40P01" || answer == "55P03" || answer == "57014" || answer == "53300":
 		return "it is busy", false
 	case isLost(err):
 		return "its database cannot be reached", false

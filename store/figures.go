@@ -242,7 +242,7 @@ func (s *Store) writeBatch(ctx context.Context, rows []usageRow) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
 	defer cancel()
-	sqlTx, err := s.write.BeginTx(ctx, nil)
+	sqlTx, err := s.beginWrite(ctx)
 	if err != nil {
 		return err
 	}
@@ -258,38 +258,33 @@ func (s *Store) writeBatch(ctx context.Context, rows []usageRow) error {
 // again: their figures are added, or their token is gone. It never waits for a row that another
 // transaction writes: two that wait for each other would get nowhere.
 func (t *tx) addUsage(rows []usageRow) (done []usageRow, err error) {
-	var users, tokens params
+	var tokens params
 	byToken, last := make(map[string]usageRow, len(rows)), make(map[string]int64)
-	var ofUsers, ofTokens []string
+	var ids []string
 	for _, row := range rows {
 		byToken[row.token] = row
-		ofUsers, ofTokens = append(ofUsers, row.user), append(ofTokens, row.token)
+		ids = append(ids, row.token)
 	}
-	list, err := all(t, "reading service users", scanString,
-		`SELECT id FROM service_users WHERE id IN (`+users.list(ofUsers)+`)`+t.store.lockRows(), users...)
-	if err != nil {
-		return nil, err
-	}
-	held := setOf(list)
-	known := tokens.list(ofTokens)
+	known := tokens.list(ids)
+	// Both rows are taken: each counts the use.
 	found, err := all(t, "reading the use of tokens", func(rows *sql.Rows) (row usageRow, err error) {
 		err = rows.Scan(&row.token, &row.user, &row.last, &row.lastIP, &row.count,
 			(*seenTimes)(&row.from), (*seenTimes)(&row.rules))
 		return row, err
-	}, `SELECT id, service_user_id, last_used_at, last_used_ip, use_count, used_from, used_rules
-		FROM tokens WHERE id IN (`+known+`)`+t.store.lockRows(), tokens...)
+	}, `SELECT k.id, u.id, last_used_at, last_used_ip, use_count, used_from, used_rules
+		FROM tokens k JOIN service_users u ON u.id = k.service_user_id
+		WHERE k.id IN (`+known+`)`+t.store.lockRows(), tokens...)
 	if err != nil {
 		return nil, err
 	}
 	var used, active [][]any
 	for _, row := range found {
-		if use := byToken[row.token]; held[row.user] {
-			row.merge(use.usage)
-			used = append(used, []any{row.token, row.last, row.lastIP, row.count, toJSON(row.from), toJSON(row.rules)})
-			last[row.user] = max(last[row.user], row.last)
-			done = append(done, use)
-			delete(byToken, row.token)
-		}
+		use := byToken[row.token]
+		row.merge(use.usage)
+		used = append(used, []any{row.token, row.last, row.lastIP, row.count, toJSON(row.from), toJSON(row.rules)})
+		last[row.user] = max(last[row.user], row.last)
+		done = append(done, use)
+		delete(byToken, row.token)
 	}
 	for user, at := range last {
 		active = append(active, []any{user, at})

@@ -77,6 +77,7 @@ func (e *postgresEngine) listen(ctx context.Context) error {
 	}
 	l.ask()
 	for ctx.Err() == nil {
+		looked := time.Now()
 		if err := e.catchUp(ctx, conn); err != nil {
 			return err
 		}
@@ -86,6 +87,7 @@ func (e *postgresEngine) listen(ctx context.Context) error {
 		if err := l.wait(ctx, jitter(min(l.pause(), e.reportEvery()))); err != nil {
 			return err
 		}
+		time.Sleep(minPoll - time.Since(looked)) // any role of the database can send notifications
 	}
 	return nil
 }

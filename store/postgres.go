@@ -16,7 +16,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -59,6 +58,8 @@ func newPostgres(place string) (*postgresEngine, error) {
 	config.DefaultQueryExecMode = pgx.QueryExecModeExec
 	config.StatementCacheCapacity, config.DescriptionCacheCapacity = 0, 0
 	config.ConnectTimeout = cmp.Or(config.ConnectTimeout, connectTimeout)
+	config.ValidateConnect = writable
+	config.RuntimeParams["client_encoding"] = "UTF8"
 	if config.RuntimeParams["application_name"] == "" {
 		config.RuntimeParams["application_name"] = "service_users"
 	}
@@ -75,6 +76,18 @@ func newPostgres(place string) (*postgresEngine, error) {
 	}
 	u.RawQuery = query.Encode()
 	return &postgresEngine{config: config, name: u.String()}, nil
+}
+
+var errStandby = errors.New("the database can only be read: name the primary, not a standby; " +
+	"if it is the primary, reset default_transaction_read_only of the role")
+
+// writable rejects a standby. If the URL has several hosts, the next one is tried.
+func writable(ctx context.Context, conn *pgconn.PgConn) error {
+	answer, err := conn.Exec(ctx, `SHOW transaction_read_only`).ReadAll()
+	if err == nil && string(answer[0].Rows[0][0]) == "on" {
+		err = errStandby
+	}
+	return err
 }
 
 // urlProblem returns the part of an error of pgx that has no part of the URL.
@@ -107,7 +120,8 @@ func (e *postgresEngine) open(ctx context.Context) (read, write *sql.DB, err err
 	for _, db := range []*sql.DB{write, read} {
 		db.SetConnMaxIdleTime(idleTime)
 	}
-	if err := e.prepare(ctx, write); err != nil {
+	s.write = write
+	if err := e.prepare(ctx); err != nil {
 		return nil, nil, errors.Join(err, read.Close(), write.Close())
 	}
 	return read, write, nil
@@ -115,9 +129,9 @@ func (e *postgresEngine) open(ctx context.Context) (read, write *sql.DB, err err
 
 // prepare makes the tables of a new store, or upgrades an older schema, in one transaction. Nodes that
 // start together wait for the first of them.
-func (e *postgresEngine) prepare(ctx context.Context, db *sql.DB) error {
+func (e *postgresEngine) prepare(ctx context.Context) error {
 	s := e.store
-	sqlTx, err := db.BeginTx(ctx, readCommitted)
+	sqlTx, err := e.beginWrite(ctx)
 	if err != nil {
 		return err
 	}
@@ -173,17 +187,30 @@ func (e *postgresEngine) prepare(ctx context.Context, db *sql.DB) error {
 
 // create makes a store in an empty schema.
 func (e *postgresEngine) create(ctx context.Context, sqlTx *sql.Tx, schemaName string) error {
-	var foreign string
-	switch err := sqlTx.QueryRowContext(ctx, `
-		SELECT relname FROM pg_class
-		WHERE relnamespace = to_regnamespace(quote_ident($1)) AND relkind IN ('r', 'p', 'v', 'm')
-		ORDER BY relname LIMIT 1`, schemaName).Scan(&foreign); {
-	case err == nil:
-		return fmt.Errorf("%w: the schema %q has tables of another program, such as %q; make a schema for the store, "+
-			"CREATE SCHEMA service_users AUTHORIZATION %s, and add search_path=service_users to the URL",
-			ErrNotOurs, schemaName, foreign, pgx.Identifier{e.config.User}.Sanitize())
-	case !errors.Is(err, sql.ErrNoRows):
+	var encoding string
+	var foreign, shared sql.NullString
+	if err := sqlTx.QueryRowContext(ctx, `
+		SELECT current_setting('server_encoding'),
+			(SELECT MIN(relname) FROM pg_class
+			WHERE relnamespace = to_regnamespace(quote_ident($1)) AND relkind IN ('r', 'p', 'v', 'm')),
+			(SELECT MIN(s) FROM unnest(current_schemas(FALSE)) s WHERE has_schema_privilege('public', s, 'CREATE'))`,
+		schemaName).Scan(&encoding, &foreign, &shared); err != nil {
 		return err
+	}
+	own := "make a schema for the store, CREATE SCHEMA service_users AUTHORIZATION " +
+		pgx.Identifier{e.config.User}.Sanitize() + ", and add search_path=service_users to the URL"
+	switch {
+	case encoding != "UTF8":
+		return fmt.Errorf("the database has the encoding %s; make one for the store: "+
+			"CREATE DATABASE service_users ENCODING 'UTF8' TEMPLATE template0", encoding)
+	case foreign.Valid:
+		return fmt.Errorf("%w: the schema %q has tables of another program, such as %q; %s",
+			ErrNotOurs, schemaName, foreign.String, own)
+	// With a function for other types than PostgreSQL's own a role could make the store run its code.
+	case shared.Valid:
+		return fmt.Errorf("every role of the database may create functions in the schema %q, which is in search_path; "+
+			"%s, or run REVOKE CREATE ON SCHEMA %s FROM PUBLIC", shared.String, own,
+			pgx.Identifier{shared.String}.Sanitize())
 	}
 	if _, err := sqlTx.ExecContext(ctx, inPostgres(schema+postgresTables)+postgresCounts+
 		fmt.Sprintf(`INSERT INTO store_schema VALUES (%d)`, schemaVersion)); err != nil {
@@ -246,9 +273,25 @@ func (e *postgresEngine) version(ctx context.Context, q *sql.Tx) (version int, e
 // another level as its default.
 var readCommitted = &sql.TxOptions{Isolation: sql.LevelReadCommitted}
 
+// idleLimit is how long the server waits for the next statement of a transaction that writes.
+var idleLimit = 10 * time.Second
+
+// beginWrite limits how long the locks of this process last when the network is cut or the process is paused. All
+// others wait for them, and the server could notice the loss hours later.
+func (e *postgresEngine) beginWrite(ctx context.Context) (*sql.Tx, error) {
+	sqlTx, err := e.store.write.BeginTx(ctx, readCommitted)
+	if err == nil {
+		if _, err = sqlTx.ExecContext(ctx, `SELECT set_config('idle_in_transaction_session_timeout', $1, TRUE)`,
+			strconv.FormatInt(idleLimit.Milliseconds(), 10)); err != nil {
+			sqlTx.Rollback()
+		}
+	}
+	return sqlTx, err
+}
+
 // beginChange takes the lock of the only row of meta.
 func (e *postgresEngine) beginChange(ctx context.Context) (*sql.Tx, error) {
-	sqlTx, err := e.store.write.BeginTx(ctx, readCommitted)
+	sqlTx, err := e.beginWrite(ctx)
 	if err == nil {
 		var id int
 		if err = sqlTx.QueryRowContext(ctx, `SELECT id FROM meta FOR UPDATE`).Scan(&id); err == nil {
@@ -265,13 +308,11 @@ func (e *postgresEngine) passing(err error) bool {
 	return code == "40001" || code == "40P01" || isLost(err) && !errors.Is(err, ErrUncertain)
 }
 
-// arguments replaces zero bytes, and bytes that are not UTF-8, by a noncharacter. PostgreSQL rejects such
-// texts. No row has them, and none has the noncharacter.
+// arguments makes texts storable, such as one that a caller looks for.
 func (e *postgresEngine) arguments(args []any) []any {
 	for i, arg := range args {
-		text, ok := arg.(string)
-		if ok && (strings.Contains(text, "\x00") || !utf8.ValidString(text)) {
-			args[i] = strings.ReplaceAll(strings.ToValidUTF8(text, lastID), "\x00", lastID)
+		if text, ok := arg.(string); ok {
+			args[i] = storable(text)
 		}
 	}
 	return args
@@ -326,7 +367,7 @@ func (e *postgresEngine) committed(ctx context.Context, t *tx) (bool, error) {
 }
 
 func (e *postgresEngine) catalogue() (objects, columns string) {
-	const here = `(SELECT oid FROM pg_namespace WHERE nspname = current_schema())`
+	const here = `(SELECT relnamespace FROM pg_class WHERE oid = to_regclass('meta'))`
 	return `
 		SELECT CASE relkind WHEN 'r' THEN 'table' WHEN 'v' THEN 'view' ELSE 'index' END, relname
 		FROM pg_class WHERE relnamespace = ` + here + ` AND relkind IN ('r', 'v', 'i') UNION ALL
@@ -389,7 +430,7 @@ func (e *postgresEngine) advise(err error) error {
 		case "53300":
 			advice = "raise max_connections, or put a pooler before the database"
 		}
-	} else if isLost(err) {
+	} else if isLost(err) && !errors.Is(err, errStandby) {
 		advice = "does the server run, is the address right, and do both sides agree about TLS (sslmode)?"
 	}
 	if advice != "" {
@@ -411,14 +452,16 @@ func postgresCode(err error) string {
 func isLost(err error) bool {
 	var answer *pgconn.PgError
 	if errors.As(err, &answer) && answer.Code != "" {
-		// A pooler ends a connection with the code of a wrong message; 57014 is a cancelled statement.
-		return answer.Code[:2] == "08" && answer.Severity != "ERROR" || answer.Code[:2] == "57" && answer.Code != "57014"
+		// A pooler ends a connection with the code of a wrong message; 57014 is a cancelled statement, and 25P03
+		// comes after idleLimit.
+		return answer.Code[:2] == "08" && answer.Severity != "ERROR" || answer.Code[:2] == "57" && answer.Code != "57014" ||
+			answer.Code == "25P03"
 	}
 	var connecting *pgconn.ConnectError
 	var network *net.OpError // net.Error is no measure: the errors of files and contexts are such, too
 	return errors.As(err, &connecting) || errors.As(err, &network) || errors.Is(err, driver.ErrBadConn) ||
 		errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) ||
-		errors.Is(err, sql.ErrConnDone) || err != nil && strings.Contains(err.Error(), "conn closed")
+		errors.Is(err, sql.ErrConnDone) || errors.Is(err, pgconn.ErrConnClosed)
 }
 
 // isPostgresFault reports whether an error comes from outside the contents of the tables: from the

@@ -411,6 +411,11 @@ func TestCopy(t *testing.T) {
 	if _, err := Copy(ctx, "nowhere.db", pgtest.URL(t), opts, nil); err == nil {
 		t.Error("a copy of nothing: got no error")
 	}
+	for _, table := range must(newSchema(ctx)).tables {
+		if !slices.Contains(copyOrder, table) {
+			t.Errorf("a copy leaves out the table %s", table)
+		}
+	}
 }
 
 var rounds = flag.Int("rounds", 60, "how many rounds TestPostgresReceipts has")

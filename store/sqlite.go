@@ -57,6 +57,10 @@ func (e *sqliteEngine) version(ctx context.Context, q *sql.Tx) (int, error) {
 	return sqliteVersion(ctx, q)
 }
 
+func (e *sqliteEngine) beginWrite(ctx context.Context) (*sql.Tx, error) {
+	return e.store.write.BeginTx(ctx, nil)
+}
+
 // beginChange relies on _txlock=immediate: BEGIN takes the lock that only one writer can have.
 func (e *sqliteEngine) beginChange(ctx context.Context) (*sql.Tx, error) {
 	if e.store.Fault() != "" {
@@ -66,7 +70,7 @@ func (e *sqliteEngine) beginChange(ctx context.Context) (*sql.Tx, error) {
 			return nil, fmt.Errorf("the store cannot be read: %w", err)
 		}
 	}
-	sqlTx, err := e.store.write.BeginTx(ctx, nil)
+	sqlTx, err := e.beginWrite(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("beginning a change: %w", err)
 	}
