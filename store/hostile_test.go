@@ -68,6 +68,44 @@ func TestPostgresCutOff(t *testing.T) {
 	}
 }
 
+// While the network is cut, reads and the end of the store do not hang.
+func TestPostgresNoNetwork(t *testing.T) {
+	server := pgtest.Shared(t)
+	at := must(url.Parse(server.TCPURL(pgtest.Role, server.NewSchema(t, pgtest.Role)) + "&connect_timeout=1"))
+	var cut atomic.Bool
+	p := proxy{to: at.Host, cut: func([]byte) (bool, bool) {
+		if cut.Load() {
+			<-t.Context().Done()
+		}
+		return false, false
+	}}
+	at.Host = p.listen(t)
+	s := must(Open(ctx, at.String(), Options{MaxStaleness: 2 * time.Second}))
+	_, _, _ = s.AuditEvents(ctx, Local, AuditQuery{}) // its connection is idle now
+	cut.Store(true)
+	ended := make(chan error)
+	go func() {
+		_, _, err := s.AuditEvents(ctx, Local, AuditQuery{})
+		ended <- err
+	}()
+	wait := time.After(20 * time.Second)
+	select {
+	case err := <-ended:
+		if err == nil {
+			t.Error("a read without a network: got no error")
+		}
+	case <-wait:
+		t.Fatal("the read hangs")
+	}
+	eventually(t, "the directory is too old", s.Stale)
+	go func() { ended <- s.Close() }()
+	select {
+	case <-ended:
+	case <-wait:
+		t.Fatal("Close hangs")
+	}
+}
+
 // A name from another authenticator can have any bytes. PostgreSQL rejects some of them as text, and the trail
 // must stay whole.
 func TestActorOfAnyBytes(t *testing.T) {

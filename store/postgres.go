@@ -113,8 +113,15 @@ func (e *postgresEngine) open(ctx context.Context) (read, write *sql.DB, err err
 	e.node = cmp.Or(s.opts.NodeID, newID("node", s.Now()))
 	s.opts.MaxStaleness = cmp.Or(max(s.opts.MaxStaleness, 0), time.Hour)
 	// A change whose connection was lost begins again; a read looks whether there is still one.
-	always := stdlib.OptionShouldPing(func(context.Context, stdlib.ShouldPingParams) bool { return true })
-	write, read = stdlib.OpenDB(*e.config), stdlib.OpenDB(*e.config, always)
+	look := stdlib.OptionResetSession(func(ctx context.Context, conn *pgx.Conn) error {
+		ctx, cancel := context.WithTimeout(ctx, e.config.ConnectTimeout)
+		defer cancel()
+		if conn.Ping(ctx) != nil {
+			return driver.ErrBadConn
+		}
+		return nil
+	})
+	write, read = stdlib.OpenDB(*e.config), stdlib.OpenDB(*e.config, look)
 	write.SetMaxOpenConns(1)
 	read.SetMaxOpenConns(2)
 	for _, db := range []*sql.DB{write, read} {
