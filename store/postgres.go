@@ -49,6 +49,10 @@ const (
 // newPostgres returns the engine for a URL. Its errors never contain the URL, which may have a password.
 func newPostgres(place string) (*postgresEngine, error) {
 	config, err := pgx.ParseConfig(place)
+	// An @ or / in a password would make the rest of it part of the host or of the database.
+	if before, _, _ := strings.Cut(place, "?"); err == nil && strings.Count(before+config.Database, "@") > 1 {
+		err = errors.New("it has an @ in the wrong place")
+	}
 	if err != nil {
 		return nil, fmt.Errorf("the URL of the store is not valid: %s; it is like "+
 			"postgres://ROLE:PASSWORD@HOST:5432/DATABASE, and in the password each of / ? # @ %% : is written "+

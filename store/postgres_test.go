@@ -63,6 +63,9 @@ func TestPostgresRefuses(t *testing.T) {
 	for _, row := range []struct{ name, url, want string }{
 		{"a password with a slash", "postgres://store:" + password + "/1@127.0.0.1/test", "%2F for /"},
 		{"a password with a percent", "postgres://store:" + password + "%zz@127.0.0.1/test", "%2F for /"},
+		{"a password with an @", "postgres://store:1@" + password + "@127.0.0.1/test", "%2F for /"},
+		{"a number as the beginning of a password with a slash", "postgres://store:1/" + password + "@127.0.0.1/test", "%2F for /"},
+		{"too many slashes", "postgres:////store:" + password + "@127.0.0.1/test", "%2F for /"},
 		{"a port that is none", "postgres://store:" + password + "@127.0.0.1:port/test", "not valid"},
 		{"a wrong sslmode", wrong + "&sslmode=maybe", "not valid"},
 		{"a wrong password", wrong, `is the password of the role "store" right`},
