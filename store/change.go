@@ -212,19 +212,14 @@ func (s *Store) refresh(ctx context.Context) error {
 		return err
 	}
 	defer s.unlock()
-	return s.reload(ctx)
+	return s.reload(ctx, s.read)
 }
 
-// reload is like refresh, for a caller that has the turn.
-func (s *Store) reload(ctx context.Context) error {
-	return s.reloadFrom(ctx, s.read)
-}
-
-// reloadFrom is like reload, on one connection.
-func (s *Store) reloadFrom(ctx context.Context, conn interface {
+// reload is like refresh, for a caller that has the turn. db is the database, or a connection to it.
+func (s *Store) reload(ctx context.Context, db interface {
 	BeginTx(context.Context, *sql.TxOptions) (*sql.Tx, error)
 }) error {
-	sqlTx, err := conn.BeginTx(ctx, snapshot)
+	sqlTx, err := db.BeginTx(ctx, snapshot)
 	if err != nil {
 		return err
 	}

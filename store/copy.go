@@ -56,36 +56,38 @@ func (c *copySource) close() {
 }
 
 func openSource(ctx context.Context, from string) (c *copySource, err error) {
-	var db *sql.DB
 	e := engine(new(sqliteEngine))
+	c = new(copySource)
 	if IsURL(from) {
 		pg, err := newPostgres(from)
 		if err != nil {
 			return nil, err
 		}
-		db, e, from = stdlib.OpenDB(*pg.config), pg, pg.name
+		c.db, e, from = stdlib.OpenDB(*pg.config), pg, pg.name
 	} else if err = knownFile(from); err == nil {
-		db, err = openAtRest(from)
+		c.db, err = openAtRest(from)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("reading the store %q: %w", from, ExplainPath(from, err))
 	}
-	sqlTx, err := db.BeginTx(ctx, snapshot)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("reading the store %q: %w", from, e.advise(explainSQLite(err))), db.Close())
-	}
-	c = &copySource{db, &tx{Tx: sqlTx, ctx: ctx, store: &Store{engine: e}}}
-	version, err := e.version(ctx, sqlTx)
+	sqlTx, err := c.db.BeginTx(ctx, snapshot)
 	if err == nil {
-		err = checkSchema(version)
-	}
-	if err == nil && version < schemaVersion {
-		err = fmt.Errorf("its schema has version %d, and this program copies %d; start Caddy with it once", version,
-			schemaVersion)
+		c.tx = &tx{Tx: sqlTx, ctx: ctx, store: &Store{engine: e}}
+		var version int
+		if version, err = e.version(ctx, sqlTx); err == nil {
+			err = checkSchema(version)
+		}
+		if err == nil && version < schemaVersion {
+			err = fmt.Errorf("its schema has version %d, and this program copies %d; start Caddy with it once", version,
+				schemaVersion)
+		}
 	}
 	if err != nil {
-		c.close()
-		return nil, fmt.Errorf("reading the store %q: %w", from, err)
+		if c.tx != nil {
+			c.tx.Rollback()
+		}
+		c.db.Close()
+		return nil, fmt.Errorf("reading the store %q: %w", from, e.advise(explainSQLite(err)))
 	}
 	return c, nil
 }

@@ -9,10 +9,10 @@ import (
 // engine is the seam between a store and its database. [sqliteEngine] and [postgresEngine] implement
 // it. The rest of the package has one SQL text for both.
 type engine interface {
-	// open opens the connections for reading and for writing. It creates a missing store,
+	// open opens the connections of the store. It creates a missing store,
 	// unless Options.Existing is set, upgrades an older schema, and rejects a database that is
 	// not a store.
-	open(ctx context.Context) (read, write *sql.DB, err error)
+	open(ctx context.Context) error
 	// advise adds the next steps to an error of opening or loading the store.
 	advise(err error) error
 	// inPlace returns an error if the open database is not the one at its place any more.

@@ -163,7 +163,7 @@ func (e *postgresEngine) catchUp(ctx context.Context, conn *sql.Conn) error {
 		return err
 	}
 	defer s.unlock()
-	return s.reloadFrom(loading, conn)
+	return s.reload(loading, conn)
 }
 
 // wait returns when another node announces a revision that is not in force here, or after a time.

@@ -112,7 +112,7 @@ func urlProblem(err error) string {
 var quoted = regexp.MustCompile("\"[^\"]*\"?|'[^']*'?|`[^`]*`?")
 
 // open opens one connection for changes, and two for reading, of which the watcher keeps one.
-func (e *postgresEngine) open(ctx context.Context) (read, write *sql.DB, err error) {
+func (e *postgresEngine) open(ctx context.Context) error {
 	s := e.store
 	e.node = cmp.Or(s.opts.NodeID, newID("node", s.Now()))
 	s.opts.MaxStaleness = cmp.Or(max(s.opts.MaxStaleness, 0), time.Hour)
@@ -125,17 +125,15 @@ func (e *postgresEngine) open(ctx context.Context) (read, write *sql.DB, err err
 		}
 		return nil
 	})
-	write, read = stdlib.OpenDB(*e.config), stdlib.OpenDB(*e.config, look)
-	write.SetMaxOpenConns(1)
-	read.SetMaxOpenConns(2)
-	for _, db := range []*sql.DB{write, read} {
-		db.SetConnMaxIdleTime(idleTime)
-	}
-	s.write = write
+	s.write, s.read = stdlib.OpenDB(*e.config), stdlib.OpenDB(*e.config, look)
+	s.write.SetMaxOpenConns(1)
+	s.read.SetMaxOpenConns(2)
+	s.write.SetConnMaxIdleTime(idleTime)
+	s.read.SetConnMaxIdleTime(idleTime)
 	if err := e.prepare(ctx); err != nil {
-		return nil, nil, errors.Join(err, read.Close(), write.Close())
+		return errors.Join(err, s.closeDBs())
 	}
-	return read, write, nil
+	return nil
 }
 
 // prepare makes the tables of a new store, or upgrades an older schema, in one transaction. Nodes that
@@ -147,22 +145,15 @@ func (e *postgresEngine) prepare(ctx context.Context) error {
 		return err
 	}
 	defer sqlTx.Rollback()
-	var schemaName sql.NullString
-	if err := sqlTx.QueryRowContext(ctx, `SELECT current_schema()`).Scan(&schemaName); err != nil {
-		return err
-	}
-	if !schemaName.Valid {
-		return fmt.Errorf("search_path names no schema that the role %q can use; "+
-			"make one: CREATE SCHEMA service_users AUTHORIZATION %s", e.config.User,
-			pgx.Identifier{e.config.User}.Sanitize())
-	}
-	const lock = `SELECT pg_advisory_xact_lock(hashtextextended('service users ' || $1, 0))`
-	if _, err := sqlTx.ExecContext(ctx, lock, schemaName.String); err != nil {
+	if _, err := sqlTx.ExecContext(ctx,
+		`SELECT pg_advisory_xact_lock(hashtextextended('service users ' || current_schema(), 0))`); err != nil {
 		return err
 	}
 	// Only a statement after the lock sees the tables that another node has made meanwhile.
+	var schemaName string
 	var ours bool
-	if err := sqlTx.QueryRowContext(ctx, `SELECT to_regclass('store_schema') IS NOT NULL`).Scan(&ours); err != nil {
+	if err := sqlTx.QueryRowContext(ctx, `SELECT COALESCE(current_schema(), ''), to_regclass('store_schema') IS NOT NULL`).
+		Scan(&schemaName, &ours); err != nil {
 		return err
 	}
 	version := schemaVersion
@@ -172,9 +163,9 @@ func (e *postgresEngine) prepare(ctx context.Context) error {
 			err = e.upgrade(ctx, sqlTx, version)
 		}
 	case s.opts.Existing:
-		err = fmt.Errorf("the schema %q has no store: %w", schemaName.String, fs.ErrNotExist)
+		err = fmt.Errorf("the schema %q has no store: %w", schemaName, fs.ErrNotExist)
 	default:
-		err = e.create(ctx, sqlTx, schemaName.String)
+		err = e.create(ctx, sqlTx, schemaName)
 	}
 	if err == nil {
 		err = sqlTx.QueryRowContext(ctx, `SELECT instance_id FROM meta`).Scan(&e.channel)
@@ -211,6 +202,8 @@ func (e *postgresEngine) create(ctx context.Context, sqlTx *sql.Tx, schemaName s
 	own := "make a schema for the store, CREATE SCHEMA service_users AUTHORIZATION " +
 		pgx.Identifier{e.config.User}.Sanitize() + ", and add search_path=service_users to the URL"
 	switch {
+	case schemaName == "":
+		return fmt.Errorf("search_path names no schema that the role %q can use; %s", e.config.User, own)
 	case encoding != "UTF8":
 		return fmt.Errorf("the database has the encoding %s; make one for the store: "+
 			"CREATE DATABASE service_users ENCODING 'UTF8' TEMPLATE template0", encoding)
@@ -223,35 +216,18 @@ func (e *postgresEngine) create(ctx context.Context, sqlTx *sql.Tx, schemaName s
 			"%s, or run REVOKE CREATE ON SCHEMA %s FROM PUBLIC", shared.String, own,
 			pgx.Identifier{shared.String}.Sanitize())
 	}
-	if _, err := sqlTx.ExecContext(ctx, inPostgres(schema+postgresTables)+postgresCounts+
+	if _, err := sqlTx.ExecContext(ctx, inPostgres(schema+onlyPostgres)+
 		fmt.Sprintf(`INSERT INTO store_schema VALUES (%d)`, schemaVersion)); err != nil {
 		return err
 	}
 	return insertMeta(ctx, sqlTx, e.store.Now())
 }
 
-//go:embed counts_postgres.sql
-var postgresCounts string
-
-// postgresTables are the tables that only stores in PostgreSQL have. The version of the schema is that
-// of their rows too.
-const postgresTables = `
-CREATE TABLE store_schema (
-	version BIGINT NOT NULL
-);
-
--- The processes that have the store open. Times are in milliseconds.
-CREATE TABLE nodes (
-	id            TEXT   PRIMARY KEY,
-	name          TEXT   NOT NULL,
-	version       TEXT   NOT NULL,
-	address       TEXT   NOT NULL,
-	started_at    BIGINT NOT NULL,
-	seen_at       BIGINT NOT NULL,
-	revision      BIGINT NOT NULL,
-	max_staleness BIGINT NOT NULL
-);
-`
+// onlyPostgres has the tables that stores in PostgreSQL have in addition, and the triggers of [counts]. The version
+// of the schema is theirs too.
+//
+//go:embed postgres.sql
+var onlyPostgres string
 
 // inPostgres returns the text of a schema for PostgreSQL. There the order of texts depends on the
 // database, unless a column says that it is that of the bytes.
@@ -479,11 +455,8 @@ func isLost(err error) bool {
 // connection, a right, a lock or a resource.
 func isPostgresFault(err error) bool {
 	code := postgresCode(err)
-	switch {
-	case code == "":
-		return isLost(err)
-	case code[:2] == "22" || code[:2] == "23" || code == "XX001" || code == "XX002": // a value, a page, an index
-		return false
-	}
-	return true
+	return isLost(err) || code != "" && !ofContents.MatchString(code)
 }
+
+// ofContents are the codes of errors about values (22, 23), a page (XX001) and an index (XX002).
+var ofContents = regexp.MustCompile(`^(22|23|XX00[12])`)

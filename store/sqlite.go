@@ -41,10 +41,10 @@ type sqliteEngine struct {
 	store    *Store
 }
 
-func (e *sqliteEngine) open(ctx context.Context) (read, write *sql.DB, err error) {
+func (e *sqliteEngine) open(ctx context.Context) (err error) {
 	s := e.store
-	read, write, e.opened, err = openSQLite(ctx, e.path, s.Now(), s.log, s.opts.Existing, e.compareWithNote)
-	return read, write, err
+	s.read, s.write, e.opened, err = openSQLite(ctx, e.path, s.Now(), s.log, s.opts.Existing, e.compareWithNote)
+	return err
 }
 
 func (e *sqliteEngine) advise(err error) error { return withRecovery(err, e.path) }
@@ -66,7 +66,7 @@ func (e *sqliteEngine) beginChange(ctx context.Context) (*sql.Tx, error) {
 	if e.store.Fault() != "" {
 		// The write connection caches pages, which can hide that the file is damaged. The
 		// change would succeed, and be lost at the next start. The reload reads the file.
-		if err := e.store.reload(ctx); err != nil {
+		if err := e.store.reload(ctx, e.store.read); err != nil {
 			return nil, fmt.Errorf("the store cannot be read: %w", err)
 		}
 	}

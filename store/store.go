@@ -138,8 +138,7 @@ func Open(ctx context.Context, path string, opts Options) (*Store, error) {
 		}
 		s.engine, s.path = &sqliteEngine{files: files{path: place}, store: s}, place
 	}
-	var err error
-	if s.read, s.write, err = s.open(ctx); err != nil {
+	if err := s.open(ctx); err != nil {
 		return nil, fmt.Errorf("opening the store %q: %w", path, s.advise(err))
 	}
 	s.install(&loaded{directory: access.NewDirectory(opts.Peppers, opts.DefaultGroup)})

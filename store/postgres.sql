@@ -1,4 +1,22 @@
--- The triggers of counts.sql, for PostgreSQL. A statement that adds or removes many rows updates meta
+-- The tables of a store in PostgreSQL alone, and its triggers.
+
+CREATE TABLE store_schema (
+	version BIGINT NOT NULL
+);
+
+-- The processes that have the store open. Times are in milliseconds.
+CREATE TABLE nodes (
+	id            TEXT   PRIMARY KEY,
+	name          TEXT   NOT NULL,
+	version       TEXT   NOT NULL,
+	address       TEXT   NOT NULL,
+	started_at    BIGINT NOT NULL,
+	seen_at       BIGINT NOT NULL,
+	revision      BIGINT NOT NULL,
+	max_staleness BIGINT NOT NULL
+);
+
+-- The triggers of counts.sql. A statement that adds or removes many rows updates meta
 -- once.
 
 CREATE FUNCTION store_count_rows() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -23,7 +41,7 @@ END $$;
 
 DO $$
 DECLARE
-	part TEXT[];
+	part VARCHAR[];
 BEGIN
 	FOREACH part SLICE 1 IN ARRAY ARRAY[
 		['service_users', 'deleted_at = 0'], ['tokens', 'revoked_at = 0'], ['permission_groups', 'deleted_at = 0'],
