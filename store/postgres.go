@@ -88,7 +88,7 @@ var errStandby = errors.New("the database can only be read: name the primary, no
 // writable rejects a standby. If the URL has several hosts, the next one is tried.
 func writable(ctx context.Context, conn *pgconn.PgConn) error {
 	answer, err := conn.Exec(ctx, `SHOW transaction_read_only`).ReadAll()
-	if err == nil && string(answer[0].Rows[0][0]) == "on" {
+	if err == nil && len(answer) == 1 && len(answer[0].Rows) == 1 && string(answer[0].Rows[0][0]) == "on" {
 		err = errStandby
 	}
 	return err
@@ -439,10 +439,10 @@ func postgresCode(err error) string {
 func isLost(err error) bool {
 	var answer *pgconn.PgError
 	if errors.As(err, &answer) && answer.Code != "" {
-		// A pooler ends a connection with the code of a wrong message; 57014 is a cancelled statement, and 25P03
+		// A pooler ends a connection with the code of a wrong message (08); 57014 is a cancelled statement, and 25P03
 		// comes after idleLimit.
-		return answer.Code[:2] == "08" && answer.Severity != "ERROR" || answer.Code[:2] == "57" && answer.Code != "57014" ||
-			answer.Code == "25P03"
+		return strings.HasPrefix(answer.Code, "08") && answer.Severity != "ERROR" || answer.Code == "25P03" ||
+			strings.HasPrefix(answer.Code, "57") && answer.Code != "57014"
 	}
 	var connecting *pgconn.ConnectError
 	var network *net.OpError // net.Error is no measure: the errors of files and contexts are such, too
