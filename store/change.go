@@ -39,9 +39,10 @@ func (t *tx) exec(what, query string, args ...any) error {
 // rowsAtOnce is how many rows one statement writes. A statement can have 32,766 arguments.
 const rowsAtOnce = 500
 
-// execRows runs a statement for rows of texts, numbers and booleans: ROWS in it is the place of ($1, $2), ($3, $4).
-// PostgreSQL takes their types from the first row, and those of parameters are TEXT.
-func (t *tx) execRows(what, statement string, rows [][]any) error {
+// execRows runs a statement for rows of texts, numbers and booleans: ROWS in it is the place of
+// ($1, $2), ($3, $4). PostgreSQL takes their types from the first row, and those of parameters are
+// TEXT.
+func (t *tx) execRows(what, query string, rows [][]any) error {
 	for some := range slices.Chunk(rows, rowsAtOnce) {
 		var args params
 		texts := make([]string, len(some))
@@ -55,7 +56,7 @@ func (t *tx) execRows(what, statement string, rows [][]any) error {
 			}
 			texts[i] = `(` + strings.Join(places, ", ") + `)`
 		}
-		if err := t.exec(what, strings.Replace(statement, "ROWS", strings.Join(texts, ", "), 1), args...); err != nil {
+		if err := t.exec(what, strings.Replace(query, "ROWS", strings.Join(texts, ", "), 1), args...); err != nil {
 			return err
 		}
 	}
@@ -215,7 +216,8 @@ func (s *Store) refresh(ctx context.Context) error {
 	return s.reload(ctx, s.read)
 }
 
-// reload is like refresh, for a caller that has the turn. db is the database, or a connection to it.
+// reload is like refresh, for a caller that has the turn. db is the database, or a connection to
+// it.
 func (s *Store) reload(ctx context.Context, db interface {
 	BeginTx(context.Context, *sql.TxOptions) (*sql.Tx, error)
 }) error {

@@ -235,8 +235,8 @@ func (p *params) list(values []string) string {
 	return list
 }
 
-// storable replaces zero bytes, and each byte that is not UTF-8, which PostgreSQL rejects in texts. The digests of
-// the audit trail do not depend on the latter.
+// storable replaces zero bytes, and each byte that is not UTF-8: PostgreSQL rejects them in texts.
+// The digests of the audit trail do not depend on the latter.
 func storable(text string) string {
 	if !utf8.ValidString(text) {
 		text = string([]rune(text))

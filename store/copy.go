@@ -51,7 +51,9 @@ type copySource struct {
 }
 
 func (c *copySource) close() {
-	c.tx.Rollback()
+	if c.tx != nil {
+		c.tx.Rollback()
+	}
 	c.db.Close()
 }
 
@@ -78,15 +80,12 @@ func openSource(ctx context.Context, from string) (c *copySource, err error) {
 			err = checkSchema(version)
 		}
 		if err == nil && version < schemaVersion {
-			err = fmt.Errorf("its schema has version %d, and this program copies %d; start Caddy with it once", version,
-				schemaVersion)
+			err = fmt.Errorf("its schema has version %d, and this program copies %d; start Caddy with it once",
+				version, schemaVersion)
 		}
 	}
 	if err != nil {
-		if c.tx != nil {
-			c.tx.Rollback()
-		}
-		c.db.Close()
+		c.close()
 		return nil, fmt.Errorf("reading the store %q: %w", from, e.advise(explainSQLite(err)))
 	}
 	return c, nil
@@ -188,13 +187,10 @@ func (t *tx) eachRow(table string, columns []string, digest hash.Hash, f func([]
 			return fmt.Errorf("reading the table %s: %w", table, err)
 		}
 		for i, column := range columns {
-			switch v := values[i].(type) {
-			case int64:
-				if slices.Contains(booleans, column) {
-					values[i] = v != 0 // SQLite has numbers
-				}
-			case string:
-				values[i] = storable(v) // earlier versions wrote any bytes
+			if n, ok := values[i].(int64); ok && slices.Contains(booleans, column) {
+				values[i] = n != 0 // SQLite has numbers
+			} else if text, ok := values[i].(string); ok {
+				values[i] = storable(text) // earlier versions wrote any bytes
 			}
 		}
 		fmt.Fprintf(digest, "%#v\n", values)

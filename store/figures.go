@@ -260,12 +260,10 @@ func (s *Store) writeBatch(ctx context.Context, rows []usageRow) error {
 func (t *tx) addUsage(rows []usageRow) (done []usageRow, err error) {
 	var tokens params
 	byToken, last := make(map[string]usageRow, len(rows)), make(map[string]int64)
-	var ids []string
 	for _, row := range rows {
 		byToken[row.token] = row
-		ids = append(ids, row.token)
 	}
-	known := tokens.list(ids)
+	known := tokens.list(slices.Sorted(maps.Keys(byToken)))
 	// Both rows are taken: each counts the use.
 	found, err := all(t, "reading the use of tokens", func(rows *sql.Rows) (row usageRow, err error) {
 		err = rows.Scan(&row.token, &row.user, &row.last, &row.lastIP, &row.count,
@@ -281,7 +279,8 @@ func (t *tx) addUsage(rows []usageRow) (done []usageRow, err error) {
 	for _, row := range found {
 		use := byToken[row.token]
 		row.merge(use.usage)
-		used = append(used, []any{row.token, row.last, row.lastIP, row.count, toJSON(row.from), toJSON(row.rules)})
+		used = append(used,
+			[]any{row.token, row.last, row.lastIP, row.count, toJSON(row.from), toJSON(row.rules)})
 		last[row.user] = max(last[row.user], row.last)
 		done = append(done, use)
 		delete(byToken, row.token)

@@ -19,8 +19,7 @@ import (
 	"github.com/serviceusers/caddy-service-users/internal/pgtest"
 )
 
-// roleURL returns the URL of a new schema for a new role, to which the statement that begins with ALTER ROLE
-// and its name is applied.
+// roleURL returns the URL of a new schema for a new role. alter is the end of an ALTER ROLE for it.
 func roleURL(t *testing.T, alter string) string {
 	t.Helper()
 	server := pgtest.Shared(t)
@@ -29,7 +28,8 @@ func roleURL(t *testing.T, alter string) string {
 	return server.SocketURL(role, server.NewSchema(t, role))
 }
 
-// While a node has begun a change and is cut off from the network, no other node waits for it for ever.
+// While a node has begun a change and is cut off from the network, no other node waits for it for
+// ever.
 func TestPostgresCutOff(t *testing.T) {
 	server, usual := pgtest.Shared(t), idleLimit
 	idleLimit = 300 * time.Millisecond
@@ -106,8 +106,8 @@ func TestPostgresNoNetwork(t *testing.T) {
 	}
 }
 
-// A name from another authenticator can have any bytes. PostgreSQL rejects some of them as text, and the trail
-// must stay whole.
+// A name from another authenticator can have any bytes. PostgreSQL rejects some of them as text, and
+// the trail must stay whole.
 func TestActorOfAnyBytes(t *testing.T) {
 	for _, at := range []string{pgtest.Place(t), pgtest.URL(t)} {
 		s := open(t, at, Options{})

@@ -251,7 +251,8 @@ func (t *tx) writePermissions(list []Permission) error {
 		keys = append(keys, []any{p.Key})
 	}
 	if err := t.execRows("writing the permissions", `
-		INSERT INTO permissions (key, name, description, category, position, rules, created_at, created_by, updated_at)
+		INSERT INTO permissions (
+			key, name, description, category, position, rules, created_at, created_by, updated_at)
 		VALUES ROWS
 		ON CONFLICT (key) DO UPDATE
 		SET name = excluded.name, description = excluded.description, category = excluded.category,
@@ -261,7 +262,8 @@ func (t *tx) writePermissions(list []Permission) error {
 	// The directory has a copy of the rules in each group, so it must read these groups again.
 	return t.execRows("counting the revision", fmt.Sprintf(`
 		UPDATE permission_groups SET revision = %d
-		WHERE id IN (SELECT group_id FROM group_permissions WHERE permission_key IN (VALUES ROWS))`, t.revision), keys)
+		WHERE id IN (SELECT group_id FROM group_permissions WHERE permission_key IN (VALUES ROWS))`,
+		t.revision), keys)
 }
 
 func (t *tx) deletePermission(p Permission) error {

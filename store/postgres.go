@@ -152,7 +152,8 @@ func (e *postgresEngine) prepare(ctx context.Context) error {
 	// Only a statement after the lock sees the tables that another node has made meanwhile.
 	var schemaName string
 	var ours bool
-	if err := sqlTx.QueryRowContext(ctx, `SELECT COALESCE(current_schema(), ''), to_regclass('store_schema') IS NOT NULL`).
+	if err := sqlTx.QueryRowContext(ctx,
+		`SELECT COALESCE(current_schema(), ''), to_regclass('store_schema') IS NOT NULL`).
 		Scan(&schemaName, &ours); err != nil {
 		return err
 	}
@@ -210,7 +211,8 @@ func (e *postgresEngine) create(ctx context.Context, sqlTx *sql.Tx, schemaName s
 	case foreign.Valid:
 		return fmt.Errorf("%w: the schema %q has tables of another program, such as %q; %s",
 			ErrNotOurs, schemaName, foreign.String, own)
-	// With a function for other types than PostgreSQL's own a role could make the store run its code.
+	// With a function for other types than PostgreSQL's own a role could make the store run its
+	// code.
 	case shared.Valid:
 		return fmt.Errorf("every role of the database may create functions in the schema %q, which is in search_path; "+
 			"%s, or run REVOKE CREATE ON SCHEMA %s FROM PUBLIC", shared.String, own,
@@ -223,8 +225,8 @@ func (e *postgresEngine) create(ctx context.Context, sqlTx *sql.Tx, schemaName s
 	return insertMeta(ctx, sqlTx, e.store.Now())
 }
 
-// onlyPostgres has the tables that stores in PostgreSQL have in addition, and the triggers of [counts]. The version
-// of the schema is theirs too.
+// onlyPostgres has the tables that stores in PostgreSQL have in addition, and the triggers of
+// [counts]. The version of the schema is theirs too.
 //
 //go:embed postgres.sql
 var onlyPostgres string
@@ -263,8 +265,8 @@ var readCommitted = &sql.TxOptions{Isolation: sql.LevelReadCommitted}
 // idleLimit is how long the server waits for the next statement of a transaction that writes.
 var idleLimit = 10 * time.Second
 
-// beginWrite limits how long the locks of this process last when the network is cut or the process is paused. All
-// others wait for them, and the server could notice the loss hours later.
+// beginWrite limits how long the locks of this process last when the network is cut or the process
+// is paused. All others wait for them, and the server could notice the loss hours later.
 func (e *postgresEngine) beginWrite(ctx context.Context) (*sql.Tx, error) {
 	sqlTx, err := e.store.write.BeginTx(ctx, readCommitted)
 	if err == nil {
@@ -439,8 +441,8 @@ func postgresCode(err error) string {
 func isLost(err error) bool {
 	var answer *pgconn.PgError
 	if errors.As(err, &answer) && answer.Code != "" {
-		// A pooler ends a connection with the code of a wrong message (08); 57014 is a cancelled statement, and 25P03
-		// comes after idleLimit.
+		// A pooler ends a connection with the code of a wrong message (08); 57014 is a cancelled
+		// statement, and 25P03 comes after idleLimit.
 		return strings.HasPrefix(answer.Code, "08") && answer.Severity != "ERROR" || answer.Code == "25P03" ||
 			strings.HasPrefix(answer.Code, "57") && answer.Code != "57014"
 	}
