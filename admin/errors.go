@@ -128,12 +128,14 @@ var kinds = []struct {
 	{store.ErrConflict, "name", http.StatusConflict, "ERR_NGROK_4112"},
 	{store.ErrConflict, "", http.StatusConflict, "ERR_CONFLICT"},
 	{store.ErrKeyUsed, "", http.StatusUnprocessableEntity, "ERR_KEY_USED"},
+	{store.ErrReadOnly, "", http.StatusServiceUnavailable, "ERR_READ_ONLY"},
 	{store.ErrChanged, "", http.StatusPreconditionFailed, "ERR_CHANGED"},
 }
 
 // Report logs an error under an operation id, and returns the answer for the caller: a status of 500
-// or above is logged at level error with its cause, others at level debug. The log line of a refusal
-// contains no text of the client, because the client may have pasted a secret into the wrong field.
+// or above is logged at level error with its cause, others, and that of a read-only node, at level debug.
+// The log line of a refusal contains no text of the client, because the client may have pasted a secret
+// into the wrong field.
 func Report(log *zap.Logger, operation string, err error) *Error {
 	e := *toError(err)
 	details := make(map[string]string)
@@ -145,7 +147,7 @@ func Report(log *zap.Logger, operation string, err error) *Error {
 	e.Details = details
 	e.Type, e.Title, e.Status2, e.Detail = "about:blank", http.StatusText(e.Status), e.Status, e.Msg
 	level, cause := zap.DebugLevel, zap.Skip()
-	if e.Status >= 500 {
+	if e.Status >= 500 && e.Code != "ERR_READ_ONLY" {
 		level, cause = zap.ErrorLevel, zap.Error(err)
 	}
 	if c := log.Check(level, "request refused"); c != nil {

@@ -252,6 +252,8 @@ func selfError(w http.ResponseWriter, r *http.Request, err error) error {
 	case errors.Is(err, store.ErrTooOften):
 		w.Header().Set("Retry-After", "60")
 		return selfProblem(w, r, http.StatusTooManyRequests, err.Error())
+	case errors.Is(err, store.ErrReadOnly):
+		return selfProblem(w, r, http.StatusServiceUnavailable, err.Error())
 	case errors.As(err, &fault):
 		// The credential was right; the token was replaced or revoked in the meantime.
 		return selfProblem(w, r, http.StatusConflict, fault.Error())

@@ -120,6 +120,9 @@ func (s *Store) install(next *loaded) {
 // After a fault of the connection to the database, change calls f again, in another transaction. So f
 // assigns its results, and appends nothing to those of an earlier call.
 func (s *Store) change(ctx context.Context, by Actor, f func(*tx) error) (err error) {
+	if s.opts.ReadOnly {
+		return &Error{Kind: ErrReadOnly, Msg: "this node is read-only; ask another node"}
+	}
 	by.Name = access.MaskSecrets(storable(by.Name)) // the name goes to the audit trail and the log
 	if err := s.turn(ctx); err != nil {
 		return fmt.Errorf("waiting for another change: %w", err)

@@ -16,6 +16,7 @@ var (
 	ErrChanged    = errors.New("changed")     // the record was changed since the caller read it
 	ErrNotAllowed = errors.New("not allowed") // the actor's role does not allow it
 	ErrKeyUsed    = errors.New("key used")    // the idempotency key belongs to another request
+	ErrReadOnly   = errors.New("read-only")   // this node never changes the store, see Options.ReadOnly
 )
 
 // Two kinds of ErrInvalid that clients distinguish.

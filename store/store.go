@@ -39,6 +39,7 @@ type Options struct {
 	NodeID       string           // of this process, for its row in PostgreSQL; "" is a new one
 	NodeName     string           // of this machine, for people
 	Version      string           // of the program, for people
+	ReadOnly     bool             // change nothing but this node's own row; PostgreSQL alone
 	Existing     bool             // if the path has no store, fail with fs.ErrNotExist instead of creating one
 	Now          func() time.Time // nil is time.Now
 	Log          *zap.Logger      // nil logs nothing
@@ -131,6 +132,9 @@ func Open(ctx context.Context, path string, opts Options) (*Store, error) {
 		}
 		pg.store, path = s, pg.name // without the password
 		s.engine, s.path = pg, path
+	} else if opts.ReadOnly {
+		return nil, fmt.Errorf("opening the store %q: only a store in PostgreSQL can be read-only; "+
+			"leave the option out, or name the store by a URL: postgres://…", path)
 	} else {
 		place, err := resolve(path)
 		if err != nil {
