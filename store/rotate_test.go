@@ -681,3 +681,68 @@ func noSpace(s *Store, table string) (space func()) {
 	must(s.write.ExecContext(ctx, `CREATE TEMP TRIGGER full BEFORE UPDATE ON main.`+table+` BEGIN SELECT RAISE(ABORT, 'no space'); END`))
 	return func() { must(s.write.ExecContext(ctx, `DROP TRIGGER full`)) }
 }
+
+// A token that two nodes rotate has one successor, however far the nodes are behind each other. The use of
+// a successor counts on its own node at once, and on the other one as soon as it is written; if that
+// node has replaced the successor meanwhile, the log says that two may have the secret.
+func TestRotateOnTwoNodes(t *testing.T) {
+	t.Parallel()
+	draw := random(t)
+	core, logs := observer.New(zap.WarnLevel)
+	w := newWorld(t, Options{Log: zap.New(core), Poll: time.Hour})
+	other := *w
+	other.Store = open(t, w.path, w.opts)
+	nodes := [2]*world{w, &other}
+	if IsURL(w.path) { // the nodes do not hear of each other
+		w.engine.(*postgresEngine).channel, other.engine.(*postgresEngine).channel = "a", "b"
+	}
+	successor, want := "", 0
+	pending, written := [2][]string{}, make(map[string]bool)
+	for range 80 {
+		i := draw.IntN(2)
+		n := nodes[i]
+		switch draw.IntN(4) {
+		case 0, 1:
+			w.clock.add(time.Hour) // not too often
+			issued, _, err := n.rotate(w.token.ID, 1000*time.Hour)
+			if used := written[successor] || slices.Contains(pending[i], successor); used != errors.Is(err, ErrReplaced) || !used && err != nil {
+				t.Fatalf("rotate, used %v: got %v", used, err)
+			}
+			if err == nil {
+				successor = issued.ID
+			}
+		case 2:
+			if successor != "" {
+				n.usedUnwritten(successor)
+				pending[i] = append(pending[i], successor)
+			}
+		case 3:
+			mustDo(n.writeUses(ctx))
+			for _, token := range pending[i] {
+				if !written[token] && token != successor {
+					want++
+				}
+				written[token] = true
+			}
+			if pending[i] = nil; written[successor] { // another chain
+				mustDo(w.RevokeToken(ctx, alice, w.user.ID, successor, 0))
+				mustDo(w.RevokeToken(ctx, alice, w.user.ID, w.token.ID, 0))
+				w.token, successor = must(w.CreateToken(ctx, alice, w.user.ID, Token{})), ""
+				other.token = w.token
+			}
+		}
+		live := []string{w.token.ID}
+		if successor != "" {
+			live = append(live, successor)
+		}
+		slices.Sort(live)
+		mustDo(w.refresh(ctx))
+		if got := w.live(); !slices.Equal(got, live) {
+			t.Fatalf("live: got %v, want %v", got, live)
+		}
+		if got := logs.FilterMessageSnippet("two may hold the same secret").Len(); got != want {
+			t.Fatalf("log: got %d lines, want %d", got, want)
+		}
+	}
+	trail(t, w.Store)
+}

@@ -104,12 +104,17 @@ func (s *Store) writeUses(ctx context.Context) error {
 
 // recordUse writes the first use of a token; later uses change nothing. It is a change of the
 // directory, which no longer shows the token as unused, but it keeps the version of the token.
+//
+// RotateToken on another node does not see the use before it is written, and may have replaced the token,
+// as for a client that has lost the answer. Then the token has ended, and the log says so.
 func (s *Store) recordUse(ctx context.Context, token string, use firstUse) error {
-	return s.change(ctx, Actor{Name: use.user, Operation: NewOperationID()}, func(t *tx) error {
+	lost := false
+	err := s.change(ctx, Actor{Name: use.user, Operation: NewOperationID()}, func(t *tx) error {
 		before, err := t.token(use.user, token)
 		if err != nil || !before.LastUsedAt.IsZero() {
 			return err
 		}
+		lost = !before.RevokedAt.IsZero() && before.ReplacedBy != "" && before.RefreshedAt.IsZero()
 		if err := t.exec("writing the first use of the token",
 			`UPDATE tokens SET last_used_at = $2 WHERE id = $1`, token, use.at.Unix()); err != nil {
 			return err
@@ -125,4 +130,9 @@ func (s *Store) recordUse(ctx context.Context, token string, use firstUse) error
 		}
 		return t.audit("token.first_use", token, before, used{before, use.at.UTC().Truncate(time.Second)})
 	})
+	if err == nil && lost {
+		s.log.Warn("a token was used that a rotation on another node had replaced as unused; "+
+			"two may hold the same secret", zap.String("service_user", use.user), zap.String("token", token))
+	}
+	return err
 }
