@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -270,4 +271,36 @@ func TestDeleteUnlessUsed(t *testing.T) {
 			t.Errorf("%s: got %v for the service user", row.name, err)
 		}
 	}
+}
+
+// Three nodes that purge at once purge each tombstone once.
+func TestPurgeTogether(t *testing.T) {
+	w := newWorld(t, Options{Retention: time.Hour})
+	nodes := []*Store{w.Store, open(t, w.path, w.opts), open(t, w.path, w.opts)}
+	want := []string{}
+	for i := range 5 {
+		u, _ := addUser(w.Store, fmt.Sprint("u", i))
+		g := addGroup(w.Store, fmt.Sprint("g", i))
+		mustDo(w.DeleteServiceUser(ctx, alice, u.ID, 0, 0))
+		mustDo(w.DeleteGroup(ctx, alice, g.ID, 0))
+		want = append(want, u.ID, g.ID)
+	}
+	w.clock.add(2 * time.Hour)
+	var wg sync.WaitGroup
+	for _, s := range nodes {
+		wg.Go(func() { s.keepFigures(ctx) })
+	}
+	wg.Wait()
+	got := []string{}
+	for _, e := range trail(t, w.Store) {
+		if strings.HasSuffix(e.Action, ".purge") {
+			got = append(got, e.Resource)
+		}
+	}
+	slices.Sort(got)
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		t.Errorf("purged: got %v, want each of %v once", got, want)
+	}
+	whole(t, w.Store)
 }
