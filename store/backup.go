@@ -141,6 +141,10 @@ func Pristine(ctx context.Context, path string) bool {
 
 // knownFile rejects a path that cannot be a database, with an error that says why.
 func knownFile(path string) error {
+	path, err := resolve(path)
+	if err != nil {
+		return err
+	}
 	info, err := os.Stat(path)
 	switch {
 	case err != nil:

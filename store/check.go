@@ -52,7 +52,9 @@ func (s *Store) Check(ctx context.Context, by Actor, known AuditHead) (CheckRepo
 // an older schema in a copy and leaves the file unchanged. An error means that the file could not
 // be examined.
 func CheckFile(ctx context.Context, path string, opts Options, known AuditHead) (CheckReport, error) {
-	if info, err := os.Stat(path); err != nil {
+	if _, err := resolve(path); err != nil {
+		return CheckReport{}, err
+	} else if info, err := os.Stat(path); err != nil {
 		return CheckReport{}, err
 	} else if info.IsDir() {
 		return CheckReport{}, fmt.Errorf("%q is a directory; name a file in it", path)

@@ -92,7 +92,9 @@ func within(err error, part string) error {
 }
 
 var (
-	errGone = errors.New("the database was taken away while it was open")
+	errGone   = errors.New("the database was taken away while it was open")
+	errNoFile = errors.New("a store in PostgreSQL has no file: Caddy makes it at its first start, " +
+		"a running Caddy checks it, pg_dump and pg_restore are for backups, and \"copy\" makes a file of it")
 	errBusy = errors.New("too many changes are waiting before this one; try again later")
 )
 

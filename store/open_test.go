@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/serviceusers/caddy-service-users/access"
 	"github.com/serviceusers/caddy-service-users/internal/pgtest"
@@ -503,5 +504,28 @@ func TestKilled(t *testing.T) {
 		}
 		trail(t, s)
 		mustDo(s.Close())
+	}
+}
+
+// A function that works on a file refuses the URL of a store in PostgreSQL, without its password.
+func TestFilesRefuseURL(t *testing.T) {
+	const at = "postgres://store:Pa5w0rd@127.0.0.1/test"
+	for name, call := range map[string]func() error{
+		"Create":       func() error { return second(Create(ctx, at, time.Now())) },
+		"Holds":        func() error { return second(Holds(ctx, at)) },
+		"Seen":         func() error { return second(Seen(at)) },
+		"AcceptOlder":  func() error { return AcceptOlder(ctx, at, time.Now()) },
+		"CheckFile":    func() error { return second(CheckFile(ctx, at, Options{}, AuditHead{})) },
+		"ReadContents": func() error { return second(ReadContents(ctx, at)) },
+		"RestoreFile": func() error {
+			return third(RestoreFile(ctx, at, Local, strings.NewReader(""), Options{}, false))
+		},
+	} {
+		if err := call(); !errors.Is(err, errNoFile) || strings.Contains(err.Error(), "Pa5w0rd") {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+	if Pristine(ctx, at) {
+		t.Error("Pristine: got true")
 	}
 }

@@ -227,6 +227,9 @@ func dropIdle(db *sql.DB) {
 // resolve returns the absolute path of a database. It follows a symbolic link, because SQLite has
 // the log beside the target of the link.
 func resolve(path string) (string, error) {
+	if IsURL(path) {
+		return "", errNoFile
+	}
 	path, err := filepath.Abs(path)
 	if err != nil {
 		return "", err

@@ -101,6 +101,9 @@ type Store struct {
 // Create creates an empty store at path unless there is a file. It reports whether it created one.
 func Create(ctx context.Context, path string, now time.Time) (made bool, err error) {
 	place, err := resolve(path)
+	if errors.Is(err, errNoFile) {
+		return false, err // without the URL, which may have a password
+	}
 	if err == nil {
 		err = hasDirectory(place)
 	}
