@@ -6,6 +6,8 @@ import (
 	"sync"
 	"time"
 
+	"go.uber.org/zap"
+
 	"github.com/serviceusers/caddy-service-users/access"
 )
 
@@ -129,7 +131,7 @@ func (s *Store) shareOf(by Actor, login string) (name string, of share) {
 }
 
 // NoteAttempt adds a refused attempt on a resource, which may be "", to the audit trail. In a flood
-// some attempts are left out; the next record contains their number.
+// some attempts are left out; the next record contains their number. A read-only node logs it instead.
 func (s *Store) NoteAttempt(ctx context.Context, by Actor, resource string, what Attempt) error {
 	name, of := s.shareOf(by, what.Login)
 	leftOut, ok := s.attempts.admit(name, of, s.Now())
@@ -140,5 +142,12 @@ func (s *Store) NoteAttempt(ctx context.Context, by Actor, resource string, what
 	// With a scope, renewScope would reject an actor that has just lost its rights, and its
 	// attempt would not be recorded.
 	by.Scope, by.Once = nil, nil
+	if s.opts.ReadOnly {
+		s.log.Info("refused; a read-only node cannot add it to the audit trail",
+			zap.String("actor", access.MaskSecrets(by.Name)), zap.String("route", what.Operation),
+			zap.String("resource", resource), zap.String("login", what.Login), zap.String("code", what.Code),
+			zap.String("operation_id", by.Operation))
+		return nil
+	}
 	return s.change(ctx, by, func(t *tx) error { return t.audit("refused", resource, nil, what) })
 }

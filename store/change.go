@@ -113,6 +113,14 @@ func (s *Store) install(next *loaded) {
 	}
 }
 
+// changeable returns an error if this node changes nothing.
+func (s *Store) changeable() error {
+	if s.opts.ReadOnly {
+		return &Error{Kind: ErrReadOnly, Msg: "this node is read-only; ask another node"}
+	}
+	return nil
+}
+
 // change runs one transaction: the statements of f, its audit records, and revision + 1. It builds
 // the new directory inside the transaction. So a change that cannot be enforced is rolled back, and
 // a committed change applies at once. If f writes no audit record, change rolls back.
@@ -120,8 +128,8 @@ func (s *Store) install(next *loaded) {
 // After a fault of the connection to the database, change calls f again, in another transaction. So f
 // assigns its results, and appends nothing to those of an earlier call.
 func (s *Store) change(ctx context.Context, by Actor, f func(*tx) error) (err error) {
-	if s.opts.ReadOnly {
-		return &Error{Kind: ErrReadOnly, Msg: "this node is read-only; ask another node"}
+	if err := s.changeable(); err != nil {
+		return err
 	}
 	by.Name = access.MaskSecrets(storable(by.Name)) // the name goes to the audit trail and the log
 	if err := s.turn(ctx); err != nil {

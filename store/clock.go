@@ -14,6 +14,9 @@ type wall struct {
 	read func() time.Time
 	last atomic.Pointer[instant] // renewed once a second
 	back bool                    // logBack has logged that the clock went back
+	// Of compare: how far the clock is before that of the database, and whether that is logged.
+	ahead atomic.Int64
+	wrong bool
 }
 
 type instant struct {
@@ -58,7 +61,7 @@ const (
 
 // logBack logs, once for each time, that the clock of the machine went back. Only one goroutine may
 // call it.
-func (w *wall) logBack(log *zap.Logger, path string) {
+func (w *wall) logBack(log *zap.Logger, advice string) {
 	lag := w.behind()
 	logged := w.back
 	w.back = lag > clockLag
@@ -74,6 +77,32 @@ func (w *wall) logBack(log *zap.Logger, path string) {
 		return
 	}
 	log.Error("the clock is far behind the latest time seen, by which tokens are still judged. "+
-		"Set the clock; if it was wrong before, stop Caddy and run: "+
-		"caddy service-user accept-older --store "+ShellWord(path), fields...)
+		"Set the clock; if it was wrong before, "+advice, fields...)
 }
+
+// clockDifference is how far the clock may differ from that of the database.
+const clockDifference = 5 * time.Second
+
+// compare compares the clock with that of the database, which showed a time at some moment since sent. It
+// logs when a difference begins and ends. Only one goroutine may call it.
+func (w *wall) compare(log *zap.Logger, sent, database time.Time) {
+	// The database may have read its clock at any moment of the round trip, so only a time before or
+	// after all of it shows a difference.
+	ahead := max(sent.Sub(database), 0) + min(w.Now().Sub(database), 0)
+	w.ahead.Store(int64(ahead))
+	wrong, logged := ahead.Abs() > clockDifference, w.wrong
+	w.wrong = wrong
+	switch {
+	case wrong && !logged:
+		log.Warn("the clock of this node differs from that of the database, and tokens end by the clock of "+
+			"this node: set the clock that is wrong; if this one was ahead, restart Caddy too",
+			zap.Duration("ahead", ahead), zap.Time("clock", sent.UTC()))
+	case logged && !wrong:
+		log.Info("the clock of this node agrees with that of the database again", zap.Duration("ahead", ahead))
+	}
+}
+
+// ClockDifference returns how far the store's clock was ahead of the database's when this node last
+// reported, without the part that the time on the way may explain. It is negative for a clock that is
+// behind, and 0 with SQLite.
+func (s *Store) ClockDifference() time.Duration { return time.Duration(s.clock.ahead.Load()) }

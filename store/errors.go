@@ -109,6 +109,8 @@ func FaultReason(err error) (reason string, full bool) {
 	switch answer := postgresCode(err); {
 	case answer == "53100":
 		return "its disk is full", true
+	case answer == "42501":
+		return "the role of this node lacks a right to its database", false
 	case answer == "25006":
 		return "its database cannot be written", false
 	case answer == "40001" || answer == "40P01" || answer == "55P03" || answer == "57014" || answer == "53300":

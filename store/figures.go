@@ -65,7 +65,7 @@ func (s *Store) Use(p access.Principal, now int64, from netip.Addr, rule string)
 	s.uses.counts.Note(p, now, from, rule)
 	// The directory still shows the token as unused. RotateToken relies on the first use, so it
 	// is written at once, without waiting for the interval.
-	if p.Unused() {
+	if p.Unused() && !s.opts.ReadOnly {
 		s.noteFirst(p.ID(), p.TokenID())
 	}
 }
@@ -182,13 +182,30 @@ func (r *recorder) commit(sqlTx *sql.Tx, rows []usageRow) error {
 		return err
 	}
 	r.batches++
+	r.forget(rows)
+	return nil
+}
+
+// forget removes rows of pending. The caller has mu.
+func (r *recorder) forget(rows []usageRow) {
 	for _, row := range rows {
 		delete(r.pending[row.user], row.token)
 		if len(r.pending[row.user]) == 0 {
 			delete(r.pending, row.user)
 		}
 	}
-	return nil
+}
+
+// mostUses is of how many tokens a read-only node keeps the usage.
+const mostUses = 100_000
+
+// dropUses forgets the usage of all but the tokens that were used last.
+func (s *Store) dropUses(context.Context) {
+	rows := s.uses.take()
+	slices.SortStableFunc(rows, func(a, b usageRow) int { return cmp.Compare(b.last, a.last) })
+	s.uses.mu.Lock()
+	defer s.uses.mu.Unlock()
+	s.uses.forget(rows[min(len(rows), mostUses):])
 }
 
 // keepFigures writes figures, and purges tombstones once an hour.
@@ -203,8 +220,11 @@ func (s *Store) keepFigures(ctx context.Context) {
 }
 
 // FlushUse writes the known usage of tokens now. After an error the figures stay in memory, and the
-// store tries again later.
+// store tries again later. A read-only node keeps all figures in memory.
 func (s *Store) FlushUse(ctx context.Context) error {
+	if s.opts.ReadOnly {
+		return nil
+	}
 	s.uses.writing.Lock()
 	defer s.uses.writing.Unlock()
 	err := s.safely("writing the use of tokens", func() error { return s.writeFigures(ctx) })

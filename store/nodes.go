@@ -1,8 +1,10 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"time"
 )
@@ -52,7 +54,7 @@ func (s *Store) ForgetNode(ctx context.Context, by Actor, id string) error {
 		return notAllowed("only an admin may forget a node")
 	}
 	list, err := s.nodes(ctx)
-	if err != nil {
+	if err := cmp.Or(s.changeable(), err); err != nil {
 		return err
 	}
 	for _, n := range list {
@@ -121,6 +123,12 @@ func (e *sqliteEngine) forgetNode(_ context.Context, id string) error { return n
 // databaseTime is the time of the database in milliseconds.
 const databaseTime = `CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)`
 
+func scanMilli(row *sql.Row) (at time.Time, err error) {
+	var ms int64
+	err = row.Scan(&ms)
+	return time.UnixMilli(ms), err
+}
+
 func (e *postgresEngine) nodes(ctx context.Context) ([]Node, error) {
 	rows, err := e.store.read.QueryContext(ctx, `
 		SELECT id, name, version, address, started_at, seen_at, revision, max_staleness, `+databaseTime+`
@@ -140,60 +148,44 @@ func (e *postgresEngine) nodes(ctx context.Context) ([]Node, error) {
 }
 
 func (e *postgresEngine) forgetNode(ctx context.Context, id string) error {
-	_, err := e.store.write.ExecContext(ctx, `DELETE FROM nodes WHERE id = $1`, id)
+	// Not one that has reported meanwhile: it answers requests, and receipts must count it.
+	_, err := e.store.write.ExecContext(ctx, `
+		DELETE FROM nodes WHERE id = $1 AND seen_at + max_staleness + $2 <= `+databaseTime,
+		id, lastMoments.Milliseconds())
 	return err
 }
 
-// join registers this node, or registers it again after its time was over. It does so only with the last
-// revision, so that no node begins to answer requests from an earlier one.
+// join registers this node, or registers it again after its time was over. The row is there before the
+// directory is up to date, so that no receipt is by "all" too early. [Store.Wait] reads the rows after its
+// change was committed. Either it sees this row, with an earlier revision, and calls the node late. Or the
+// row was committed after the change, and refresh, which begins after that, loads the change. Before that
+// the node answers no request: Open has not returned, or the directory is stale.
 func (e *postgresEngine) join(ctx context.Context) (asOf time.Time, err error) {
-	for {
-		asOf = e.store.clock.read()
-		joined, err := e.tryJoin(ctx)
-		if err != nil {
-			return asOf, fmt.Errorf("registering the node: %w", err)
-		}
-		if joined {
-			return asOf, nil
-		}
-		if err := e.store.refresh(ctx); err != nil {
-			return asOf, err
-		}
-	}
-}
-
-func (e *postgresEngine) tryJoin(ctx context.Context) (joined bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, reportWait)
-	defer cancel()
 	s := e.store
-	sqlTx, err := s.write.BeginTx(ctx, readCommitted)
-	if err != nil {
-		return false, err
-	}
-	defer sqlTx.Rollback()
-	// While this transaction lasts, no change commits.
-	var last int64
-	if err := sqlTx.QueryRowContext(ctx, `SELECT revision FROM meta FOR SHARE`).Scan(&last); err != nil {
-		return false, err
-	}
-	revision := s.inForce.Load().revision
-	if revision != last {
-		return false, nil
-	}
-	if _, err := sqlTx.ExecContext(ctx, `
+	registering, cancel := context.WithTimeout(ctx, reportWait)
+	defer cancel()
+	revision, asOf, sent, at := s.inForce.Load().revision, s.clock.read(), s.Now(), time.Now()
+	// The process that started last has the id. An earlier one takes another.
+	now, err := scanMilli(s.write.QueryRowContext(registering, `
 		INSERT INTO nodes (id, name, version, address, started_at, seen_at, revision, max_staleness)
-		VALUES ($1, $2, $3, COALESCE(host(inet_client_addr()), 'local'), `+databaseTime+`, `+databaseTime+`, $4, $5)
+		VALUES ($1, $2, $3, COALESCE(host(inet_client_addr()), 'local'), $4, `+databaseTime+`, $5, $6)
 		ON CONFLICT (id) DO UPDATE
-		SET name = excluded.name, version = excluded.version, address = excluded.address, seen_at = excluded.seen_at,
-			revision = excluded.revision, max_staleness = excluded.max_staleness`,
-		e.node, s.opts.NodeName, s.opts.Version, revision, s.opts.MaxStaleness.Milliseconds()); err != nil {
-		return false, err
+		SET name = excluded.name, version = excluded.version, address = excluded.address,
+			started_at = excluded.started_at, seen_at = excluded.seen_at, revision = excluded.revision,
+			max_staleness = excluded.max_staleness
+		WHERE nodes.started_at <= excluded.started_at
+		RETURNING `+databaseTime,
+		e.node, s.opts.NodeName, s.opts.Version, e.started, revision, s.opts.MaxStaleness.Milliseconds()))
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		e.node = newID("node", s.Now())
+		return e.join(ctx)
+	case err != nil:
+		return asOf, fmt.Errorf("registering the node: %w", err)
 	}
-	if err := sqlTx.Commit(); err != nil {
-		return false, err
-	}
-	e.reported, e.reportedAt = revision, time.Now()
-	return true, nil
+	e.reported, e.reportedAt = revision, at
+	s.clock.compare(s.log, sent, now)
+	return asOf, s.refresh(ctx)
 }
 
 // reportEvery returns how often a node reports although nothing has changed.
@@ -211,28 +203,30 @@ func (e *postgresEngine) reportRevision(ctx context.Context, conn *sql.Conn) err
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), reportWait)
 	defer cancel()
-	at := time.Now()
-	done, err := conn.ExecContext(ctx, `
-		UPDATE nodes SET seen_at = `+databaseTime+`, revision = $2
-		WHERE id = $1 AND seen_at + max_staleness > `+databaseTime, e.node, revision)
+	sent, at := s.Now(), time.Now()
+	now, err := scanMilli(conn.QueryRowContext(ctx, `
+		UPDATE nodes SET seen_at = `+databaseTime+`, revision = $3
+		WHERE id = $1 AND started_at = $2 AND seen_at + max_staleness > `+databaseTime+`
+		RETURNING `+databaseTime, e.node, e.started, revision))
+	switch {
+	case errors.Is(err, sql.ErrNoRows): // the time of this node is over, or it was forgotten
+		asOf, err = e.join(ctx)
+	case err == nil:
+		e.reported, e.reportedAt = revision, at
+		s.clock.compare(s.log, sent, now)
+		s.clock.logBack(s.log, e.older())
+	}
 	if err != nil {
 		return fmt.Errorf("reporting the revision: %w", err)
 	}
-	n, err := done.RowsAffected()
-	if err == nil && n == 0 { // the time of this node is over, or it was forgotten
-		asOf, err = e.join(ctx)
-	} else if err == nil {
-		e.reported, e.reportedAt = revision, at
-	}
-	if err == nil {
-		s.report(nil, asOf)
-	}
-	return err
+	s.report(nil, asOf)
+	return nil
 }
 
 // leave removes this node, which answers no request any more.
 func (e *postgresEngine) leave() error {
 	ctx, cancel := context.WithTimeout(context.Background(), reportWait)
 	defer cancel()
-	return e.forgetNode(ctx, e.node)
+	_, err := e.store.write.ExecContext(ctx, `DELETE FROM nodes WHERE id = $1 AND started_at = $2`, e.node, e.started)
+	return err
 }

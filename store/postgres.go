@@ -29,7 +29,8 @@ type postgresEngine struct {
 	store   *Store
 	config  *pgx.ConnConfig
 	name    string // the URL without its password
-	node    string // the id of this process
+	node    string // the id of this process …
+	started int64  // … and its start by its own clock, in milliseconds
 	channel string // of notifications: the id of the store, since several stores can share a database
 	// The last report, which only join and the watcher touch.
 	reported   int64
@@ -114,7 +115,7 @@ var quoted = regexp.MustCompile("\"[^\"]*\"?|'[^']*'?|`[^`]*`?")
 // open opens one connection for changes, and two for reading, of which the watcher keeps one.
 func (e *postgresEngine) open(ctx context.Context) error {
 	s := e.store
-	e.node = cmp.Or(s.opts.NodeID, newID("node", s.Now()))
+	e.node, e.started = cmp.Or(s.opts.NodeID, newID("node", s.Now())), s.Now().UnixMilli()
 	s.opts.MaxStaleness = cmp.Or(max(s.opts.MaxStaleness, 0), time.Hour)
 	// A change whose connection was lost begins again; a read looks whether there is still one.
 	look := stdlib.OptionResetSession(func(ctx context.Context, conn *pgx.Conn) error {
@@ -163,8 +164,9 @@ func (e *postgresEngine) prepare(ctx context.Context) error {
 		if version, err = e.version(ctx, sqlTx); err == nil {
 			err = e.upgrade(ctx, sqlTx, version)
 		}
-	case s.opts.Existing:
-		err = fmt.Errorf("the schema %q has no store: %w", schemaName, fs.ErrNotExist)
+	case s.opts.Existing || s.opts.ReadOnly:
+		err = fmt.Errorf("the schema %q has no store: %w; is search_path in the URL right? "+
+			"The first start of a node that is not read-only makes a store", schemaName, fs.ErrNotExist)
 	default:
 		err = e.create(ctx, sqlTx, schemaName)
 	}
@@ -238,8 +240,12 @@ func inPostgres(schema string) string { return textType.ReplaceAllString(schema,
 var textType = regexp.MustCompile(`\bTEXT\b`)
 
 func (e *postgresEngine) upgrade(ctx context.Context, sqlTx *sql.Tx, version int) error {
-	if err := checkSchema(version); err != nil {
+	if err := checkSchema(version); err != nil || version == schemaVersion {
 		return err
+	}
+	if e.store.opts.ReadOnly {
+		return fmt.Errorf("the schema of the store has version %d, and this program needs %d; first start a node "+
+			"of this version that is not read-only, which upgrades it", version, schemaVersion)
 	}
 	for v := version; v < schemaVersion; v++ {
 		if _, err := sqlTx.ExecContext(ctx, inPostgres(upgrades[v-1])); err != nil {
@@ -415,7 +421,8 @@ func (e *postgresEngine) advise(err error) error {
 				pgx.Identifier{c.Database}.Sanitize(), pgx.Identifier{c.User}.Sanitize())
 		case "42501":
 			advice = fmt.Sprintf("give the role its own schema: CREATE SCHEMA service_users AUTHORIZATION %s, "+
-				"and add search_path=service_users to the URL", pgx.Identifier{c.User}.Sanitize())
+				"and add search_path=service_users to the URL; for a role without its own schema, docs/fleet.md "+
+				"lists the rights that it needs", pgx.Identifier{c.User}.Sanitize())
 		case "53300":
 			advice = "raise max_connections, or put a pooler before the database"
 		}

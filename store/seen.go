@@ -217,7 +217,7 @@ func (e *sqliteEngine) keepNote(context.Context) {
 // after since the last note. It does not write while the store has a fault: an operator may be
 // accepting an older database at that moment.
 func (e *sqliteEngine) writeNote(after time.Duration) {
-	e.store.clock.logBack(e.store.log, e.path)
+	e.store.clock.logBack(e.store.log, e.older())
 	at, noted := e.store.inForce.Load(), e.progress.noted
 	m := Mark{
 		Instance: e.progress.instance, Revision: at.revision, AuditSeq: at.seq, AuditHash: at.hash,

@@ -160,9 +160,13 @@ func Open(ctx context.Context, path string, opts Options) (*Store, error) {
 		s.closeDBs()
 		return nil, fmt.Errorf("loading the store %q: %w", path, s.advise(err))
 	}
-	s.clock.logBack(s.log, s.path)
+	s.clock.logBack(s.log, s.older())
 	s.health.begin(&s.clock, asOf)
-	s.start(s.recordUses, every(opts.UseInterval, s.keepFigures))
+	if opts.ReadOnly {
+		s.start(every(time.Minute, s.dropUses))
+	} else {
+		s.start(s.recordUses, every(opts.UseInterval, s.keepFigures))
+	}
 	s.start(s.work()...)
 	if limit := s.opts.MaxStaleness; limit > 0 {
 		s.start(every(min(max(limit/10, time.Millisecond), time.Second), s.watchAge))
@@ -208,8 +212,9 @@ func (s *Store) announce() {
 }
 
 // Now returns the time of the store's clock. That clock never goes back by a second or more,
-// neither when the clock of the machine is set back nor after a restart. So expired credentials
-// stay expired.
+// neither when the clock of the machine is set back nor, with SQLite, after a restart. So expired
+// credentials stay expired. With PostgreSQL it starts at the clock of the machine, since the times of
+// other nodes may be wrong; Open compares it with that of the database.
 func (s *Store) Now() time.Time { return s.clock.Now() }
 
 // background is the goroutines of a store.
