@@ -142,7 +142,7 @@ func (e *postgresEngine) nodes(ctx context.Context) ([]Node, error) {
 		n.StartedAt, n.SeenAt = time.UnixMilli(started).UTC(), time.UnixMilli(seen).UTC()
 		n.MaxStaleness = time.Duration(staleness) * time.Millisecond
 		n.Until = n.SeenAt.Add(n.MaxStaleness + lastMoments)
-		n.Live, n.Self = n.Until.After(time.UnixMilli(now)), n.ID == e.node
+		n.Live, n.Self = n.Until.After(time.UnixMilli(now)), n.ID == *e.node.Load()
 		return n, err
 	})
 }
@@ -175,10 +175,10 @@ func (e *postgresEngine) join(ctx context.Context) (asOf time.Time, err error) {
 			max_staleness = excluded.max_staleness
 		WHERE nodes.started_at <= excluded.started_at
 		RETURNING `+databaseTime,
-		e.node, s.opts.NodeName, s.opts.Version, e.started, revision, s.opts.MaxStaleness.Milliseconds()))
+		e.node.Load(), s.opts.NodeName, s.opts.Version, e.started, revision, s.opts.MaxStaleness.Milliseconds()))
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
-		e.node = newID("node", s.Now())
+		e.node.Store(new(newID("node", s.Now())))
 		return e.join(ctx)
 	case err != nil:
 		return asOf, fmt.Errorf("registering the node: %w", err)
@@ -207,7 +207,7 @@ func (e *postgresEngine) reportRevision(ctx context.Context, conn *sql.Conn) err
 	now, err := scanMilli(conn.QueryRowContext(ctx, `
 		UPDATE nodes SET seen_at = `+databaseTime+`, revision = $3
 		WHERE id = $1 AND started_at = $2 AND seen_at + max_staleness > `+databaseTime+`
-		RETURNING `+databaseTime, e.node, e.started, revision))
+		RETURNING `+databaseTime, e.node.Load(), e.started, revision))
 	switch {
 	case errors.Is(err, sql.ErrNoRows): // the time of this node is over, or it was forgotten
 		asOf, err = e.join(ctx)
@@ -227,6 +227,7 @@ func (e *postgresEngine) reportRevision(ctx context.Context, conn *sql.Conn) err
 func (e *postgresEngine) leave() error {
 	ctx, cancel := context.WithTimeout(context.Background(), reportWait)
 	defer cancel()
-	_, err := e.store.write.ExecContext(ctx, `DELETE FROM nodes WHERE id = $1 AND started_at = $2`, e.node, e.started)
+	_, err := e.store.write.ExecContext(ctx, `DELETE FROM nodes WHERE id = $1 AND started_at = $2`,
+		e.node.Load(), e.started)
 	return err
 }

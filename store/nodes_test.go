@@ -64,7 +64,7 @@ func TestPostgresRights(t *testing.T) {
 	at := newRole(t, server, schema, nodeRights...)
 	core, logs := observer.New(zap.WarnLevel)
 	clock := newClock()
-	opts := Options{Retention: time.Hour, Now: clock.Now, Log: zap.New(core)}
+	opts := Options{Retention: time.Hour, MaxStaleness: 1000 * time.Hour, Now: clock.Now, Log: zap.New(core)}
 	w := &world{Store: open(t, at, opts), path: at, clock: clock}
 	w.readers = addGroup(w.Store, "readers", "allow GET /v1/{x}")
 	w.user, w.token = addUser(w.Store, "billing-sync", w.readers.ID)
@@ -138,7 +138,7 @@ func TestPostgresReadOnly(t *testing.T) {
 	refused("no store", owner, "The first start of a node that is not read-only makes a store")
 	core, logs := observer.New(zap.WarnLevel)
 	clock := newClock()
-	w := &world{Store: open(t, owner, Options{Now: clock.Now, UseInterval: time.Hour, Retention: time.Hour}), clock: clock}
+	w := &world{Store: open(t, owner, Options{Now: clock.Now, UseInterval: time.Hour, Retention: time.Hour, MaxStaleness: 1000 * time.Hour}), clock: clock}
 	w.readers = addGroup(w.Store, "readers", "allow GET /v1/{x}")
 	w.user, w.token = addUser(w.Store, "billing-sync", w.readers.ID)
 	load(w.Store, permission("a.b"))
@@ -153,7 +153,7 @@ func TestPostgresReadOnly(t *testing.T) {
 	refused("older", at, "first start a node of this version that is not read-only")
 	sqliteFile(t, owner, fmt.Sprintf(`UPDATE store_schema SET version = %d`, schemaVersion))
 
-	s := open(t, at, Options{ReadOnly: true, NodeID: "node_reader", Now: clock.Now, UseInterval: 5 * time.Millisecond, Log: zap.New(core)})
+	s := open(t, at, Options{ReadOnly: true, NodeID: "node_reader", MaxStaleness: 1000 * time.Hour, Now: clock.Now, UseInterval: 5 * time.Millisecond, Log: zap.New(core)})
 	clock.add(2 * time.Hour) // the tombstones can be purged
 	before := dumpTables(w.read, append(slices.Clone(allTables), "idempotency_keys")...)
 	by := alice

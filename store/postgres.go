@@ -15,6 +15,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -28,10 +29,10 @@ import (
 type postgresEngine struct {
 	store   *Store
 	config  *pgx.ConnConfig
-	name    string // the URL without its password
-	node    string // the id of this process …
-	started int64  // … and its start by its own clock, in milliseconds
-	channel string // of notifications: the id of the store, since several stores can share a database
+	name    string                 // the URL without its password
+	started int64                  // the start of this process, by its own clock in milliseconds
+	channel string                 // of notifications: the id of the store, since several stores can share a database
+	node    atomic.Pointer[string] // the id of this process
 	// The last report, which only join and the watcher touch.
 	reported   int64
 	reportedAt time.Time
@@ -115,7 +116,8 @@ var quoted = regexp.MustCompile("\"[^\"]*\"?|'[^']*'?|`[^`]*`?")
 // open opens one connection for changes, and two for reading, of which the watcher keeps one.
 func (e *postgresEngine) open(ctx context.Context) error {
 	s := e.store
-	e.node, e.started = cmp.Or(s.opts.NodeID, newID("node", s.Now())), s.Now().UnixMilli()
+	e.node.Store(new(cmp.Or(s.opts.NodeID, newID("node", s.Now()))))
+	e.started = s.Now().UnixMilli()
 	s.opts.MaxStaleness = cmp.Or(max(s.opts.MaxStaleness, 0), time.Hour)
 	// A change whose connection was lost begins again; a read looks whether there is still one.
 	look := stdlib.OptionResetSession(func(ctx context.Context, conn *pgx.Conn) error {
@@ -403,7 +405,7 @@ func (e *postgresEngine) work() []func(context.Context) {
 func (e *postgresEngine) end() {
 	if err := e.leave(); err != nil {
 		e.store.log.Warn("the node could not say that it ends", zap.String("store", e.name),
-			zap.String("node", e.node), zap.Error(err))
+			zap.Stringp("node", e.node.Load()), zap.Error(err))
 	}
 }
 

@@ -447,7 +447,7 @@ func TestPostgresReceipts(t *testing.T) {
 				})
 			}
 		case 1: // it loses its connections
-			mustDo(server.Exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = '` + delayed.engine.(*postgresEngine).node + `'`))
+			mustDo(server.Exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = '` + *delayed.engine.(*postgresEngine).node.Load() + `'`))
 		}
 		active := round%2 == 1
 		mustDo(second(maker.UpdateServiceUser(ctx, Local, u.ID, 0, func(u *ServiceUser) error { u.Active = active; return nil })))
