@@ -18,7 +18,7 @@ import (
 func TestOpenAdvice(t *testing.T) {
 	pgtest.SQLiteOnly(t, "the errors are those of SQLite")
 	path := filepath.Join(t.TempDir(), "store.db")
-	sqliteFile(t, path, `CREATE TABLE t (a)`)
+	runSQL(t, path, `CREATE TABLE t (a)`)
 	exec := func(options, statement string) error {
 		db := must(sql.Open("sqlite", "file:"+path+"?"+options))
 		t.Cleanup(func() { db.Close() })

@@ -1097,7 +1097,7 @@ func TestDiskFull(t *testing.T) {
 // A change that could not be enforced is not committed.
 func TestUnenforceableChange(t *testing.T) {
 	w := newWorld(t, Options{})
-	sqliteFile(t, w.path, `PRAGMA busy_timeout = 5000; UPDATE rules SET path = '/%' WHERE group_id = '`+w.closers.ID+`'`)
+	runSQL(t, w.path, `PRAGMA busy_timeout = 5000; UPDATE rules SET path = '/%' WHERE group_id = '`+w.closers.ID+`'`)
 	before := dump(t, w.Store)
 	if _, err := w.AddRule(ctx, alice, w.closers.ID, rules("allow GET /x")[0]); err == nil || !strings.Contains(err.Error(), "building the directory") {
 		t.Errorf("got %v, want that the directory cannot be built", err)

@@ -371,7 +371,7 @@ func TestManyConditions(t *testing.T) {
 	mustDo(w.changeGroup(func(g *Group) { g.Rules = list }))
 	t.Logf("to write %d rules: %v", len(list), time.Since(start))
 	// The others without a change of them all, which takes its time.
-	sqliteFile(t, w.path, fmt.Sprintf(`PRAGMA busy_timeout = 5000;
+	runSQL(t, w.path, fmt.Sprintf(`PRAGMA busy_timeout = 5000;
 		BEGIN IMMEDIATE;
 		WITH RECURSIVE n (i) AS (SELECT %d UNION ALL SELECT i + 1 FROM n WHERE i < %d)
 		INSERT INTO rules SELECT 'rule_' || i, '%s', 100000 + i, 'allow', 'GET', '', '/n/' || i, '', '', '', 0 FROM n;
@@ -420,7 +420,7 @@ func TestManyMembersByCondition(t *testing.T) {
 	t.Parallel()
 	const n = 4000
 	w := newWorld(t, Options{})
-	sqliteFile(t, w.path, fmt.Sprintf(`PRAGMA busy_timeout = 5000;
+	runSQL(t, w.path, fmt.Sprintf(`PRAGMA busy_timeout = 5000;
 		BEGIN IMMEDIATE;
 		WITH RECURSIVE n (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < %d)
 		INSERT INTO service_users

@@ -33,7 +33,7 @@ func TestNamesThatEndInASpace(t *testing.T) {
 	refused("a new team", err)
 
 	mustDo(w.Close())
-	sqliteFile(t, w.path, `UPDATE service_users SET teams = '["T "]' WHERE id = '`+w.user.ID+`';`+
+	runSQL(t, w.path, `UPDATE service_users SET teams = '["T "]' WHERE id = '`+w.user.ID+`';`+
 		`UPDATE permission_groups SET name = 'zz ' WHERE id = '`+w.readers.ID+`'`)
 	w.Store = open(t, w.path, w.opts)
 	report := must(w.Check(ctx, Local, AuditHead{}))

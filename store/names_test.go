@@ -189,7 +189,7 @@ func TestOlderNames(t *testing.T) {
 func TestLostNameKey(t *testing.T) {
 	w := newWorld(t, Options{})
 	mustDo(w.Close())
-	sqliteFile(t, w.path, `UPDATE service_users SET name_key = 'x'`)
+	runSQL(t, w.path, `UPDATE service_users SET name_key = 'x'`)
 	w.Store = open(t, w.path, w.opts)
 	if report := must(w.Check(ctx, Local, AuditHead{})); len(report.Findings) > 0 || len(report.Notes) == 0 || !strings.Contains(report.Notes[0], w.user.ID) {
 		t.Errorf("got %q, %q, want no damage and the name", report.Findings, report.Notes)

@@ -149,9 +149,9 @@ func TestPostgresReadOnly(t *testing.T) {
 	refused("no rights", newRole(t, server, schema), "the rights of docs/fleet.md")
 	refused("no right to nodes", newRole(t, server, schema, readOnlyRights[:2]...), "docs/fleet.md lists the rights")
 	at := newRole(t, server, schema, readOnlyRights...)
-	sqliteFile(t, owner, fmt.Sprintf(`UPDATE store_schema SET version = %d`, schemaVersion-1))
+	runSQL(t, owner, fmt.Sprintf(`UPDATE store_schema SET version = %d`, schemaVersion-1))
 	refused("older", at, "first start a node of this version that is not read-only")
-	sqliteFile(t, owner, fmt.Sprintf(`UPDATE store_schema SET version = %d`, schemaVersion))
+	runSQL(t, owner, fmt.Sprintf(`UPDATE store_schema SET version = %d`, schemaVersion))
 
 	s := open(t, at, Options{ReadOnly: true, NodeID: "node_reader", MaxStaleness: 1000 * time.Hour, Now: clock.Now, UseInterval: 5 * time.Millisecond, Log: zap.New(core)})
 	clock.add(2 * time.Hour) // the tombstones can be purged
@@ -352,7 +352,7 @@ func TestPostgresJoin(t *testing.T) {
 	// Its row is there before its directory is up to date, so a receipt calls it late.
 	b := open(t, at, Options{NodeID: "node_b", MaxStaleness: 500 * time.Millisecond})
 	mustDo(b.lock(ctx))
-	sqliteFile(t, at, `UPDATE nodes SET seen_at = seen_at - 10000000 WHERE id = 'node_b'`) // its time is over
+	runSQL(t, at, `UPDATE nodes SET seen_at = seen_at - 10000000 WHERE id = 'node_b'`) // its time is over
 	eventually(t, "its row", func() bool {
 		return slices.ContainsFunc(must(a.Nodes(ctx, Local)), func(n Node) bool { return n.ID == "node_b" && n.Live })
 	})

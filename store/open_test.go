@@ -64,8 +64,8 @@ func TestOpenTakesAnyName(t *testing.T) {
 	}
 }
 
-// sqliteFile makes or changes a database by these statements.
-func sqliteFile(t testing.TB, path, statements string) {
+// runSQL makes or changes a database by these statements.
+func runSQL(t testing.TB, path, statements string) {
 	t.Helper()
 	if IsURL(path) {
 		db := must(sql.Open("pgx", path))
@@ -94,13 +94,13 @@ func TestOpenRefuses(t *testing.T) {
 		{"one byte", func(p string) { mustDo(os.WriteFile(p, []byte("x"), 0o644)) }, ErrNotOurs, "name another file"},
 		{"a text", func(p string) { mustDo(os.WriteFile(p, []byte(strings.Repeat("hello\n", 2000)), 0o644)) }, ErrNotOurs, "name another file"},
 		{"zeros", func(p string) { mustDo(os.WriteFile(p, make([]byte, 8192), 0o644)) }, ErrNotOurs, "name another file"},
-		{"a foreign database", func(p string) { sqliteFile(t, p, `CREATE TABLE t (a)`) }, ErrNotOurs, "another program"},
-		{"a foreign database of a known kind", func(p string) { sqliteFile(t, p, `PRAGMA application_id = 252006673; CREATE TABLE t (a)`) }, ErrNotOurs, "0x0f055111"},
-		{"a foreign database with a log", func(p string) { sqliteFile(t, p, `PRAGMA journal_mode = WAL; CREATE TABLE t (a)`) }, ErrNotOurs, "another program"},
-		{"no schema version", func(p string) { sqliteFile(t, p, ours+`CREATE TABLE t (a)`) }, ErrNotOurs, "restore it from a backup"},
-		{"a negative schema version", func(p string) { sqliteFile(t, p, ours+`PRAGMA user_version = -1; CREATE TABLE t (a)`) }, ErrNotOurs, "restore it from a backup"},
+		{"a foreign database", func(p string) { runSQL(t, p, `CREATE TABLE t (a)`) }, ErrNotOurs, "another program"},
+		{"a foreign database of a known kind", func(p string) { runSQL(t, p, `PRAGMA application_id = 252006673; CREATE TABLE t (a)`) }, ErrNotOurs, "0x0f055111"},
+		{"a foreign database with a log", func(p string) { runSQL(t, p, `PRAGMA journal_mode = WAL; CREATE TABLE t (a)`) }, ErrNotOurs, "another program"},
+		{"no schema version", func(p string) { runSQL(t, p, ours+`CREATE TABLE t (a)`) }, ErrNotOurs, "restore it from a backup"},
+		{"a negative schema version", func(p string) { runSQL(t, p, ours+`PRAGMA user_version = -1; CREATE TABLE t (a)`) }, ErrNotOurs, "restore it from a backup"},
 		{"a newer schema", func(p string) {
-			sqliteFile(t, p, fmt.Sprintf(`%s PRAGMA user_version = %d; CREATE TABLE t (a)`, ours, schemaVersion+1))
+			runSQL(t, p, fmt.Sprintf(`%s PRAGMA user_version = %d; CREATE TABLE t (a)`, ours, schemaVersion+1))
 		}, ErrNewer, "update the program"},
 		{"a directory", func(p string) { mustDo(os.Mkdir(p, 0o755)) }, nil, "name a file in it"},
 		{"a missing directory", func(p string) { mustDo(os.Remove(filepath.Dir(p))) }, nil, "create it first: mkdir -p "},
@@ -165,7 +165,7 @@ func refuses(f func()) (panics bool) {
 
 func TestOpenTakesAllOrNothing(t *testing.T) {
 	exec := func(statement string) func(string) {
-		return func(path string) { sqliteFile(t, path, statement) }
+		return func(path string) { runSQL(t, path, statement) }
 	}
 	for _, row := range []struct {
 		name   string
@@ -455,9 +455,9 @@ func TestOpenLeaksNothing(t *testing.T) {
 	}
 	count := func() int { return len(must(os.ReadDir("/proc/self/fd"))) }
 	path, foreign, broken := place(t), place(t), place(t)
-	sqliteFile(t, foreign, `CREATE TABLE t (a TEXT)`)
+	runSQL(t, foreign, `CREATE TABLE t (a TEXT)`)
 	mustDo(must(Open(ctx, broken, Options{})).Close())
-	sqliteFile(t, broken, `DROP TABLE tokens`)
+	runSQL(t, broken, `DROP TABLE tokens`)
 	mustDo(must(Open(ctx, path, Options{})).Close())
 	before := count()
 	for range 10 {

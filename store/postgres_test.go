@@ -56,10 +56,10 @@ func TestPostgresRefuses(t *testing.T) {
 	const password = "Pa5w0rd"
 	wrong := strings.Replace(good, pgtest.Password, password, 1)
 	foreign := server.TCPURL(pgtest.Role, server.NewSchema(t, pgtest.Role))
-	sqliteFile(t, foreign, `CREATE TABLE things (a TEXT)`)
+	runSQL(t, foreign, `CREATE TABLE things (a TEXT)`)
 	newer := server.TCPURL(pgtest.Role, server.NewSchema(t, pgtest.Role))
 	mustDo(must(Open(ctx, newer, Options{})).Close())
-	sqliteFile(t, newer, fmt.Sprintf(`UPDATE store_schema SET version = %d`, schemaVersion+1))
+	runSQL(t, newer, fmt.Sprintf(`UPDATE store_schema SET version = %d`, schemaVersion+1))
 	for _, row := range []struct{ name, url, want string }{
 		{"a password with a slash", "postgres://store:" + password + "/1@127.0.0.1/test", "%2F for /"},
 		{"a password with a percent", "postgres://store:" + password + "%zz@127.0.0.1/test", "%2F for /"},
@@ -280,7 +280,7 @@ func TestPostgresReceipt(t *testing.T) {
 		t.Errorf("forgetting a live node: got %v", err)
 	}
 	// Once its time is over it does not count, and can be forgotten.
-	sqliteFile(t, at, `UPDATE nodes SET seen_at = seen_at - 100000 WHERE id = 'node_c'`)
+	runSQL(t, at, `UPDATE nodes SET seen_at = seen_at - 100000 WHERE id = 'node_c'`)
 	if r := wait(20 * time.Second); r.Applied != 2 || r.All != 2 {
 		t.Errorf("its time is over: got %+v, want 2 of 2", r)
 	}

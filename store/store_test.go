@@ -98,15 +98,15 @@ func clone(t testing.TB, path string) (to string) {
 	} {
 		statements += fmt.Sprintf("INSERT INTO %s SELECT * FROM %s.%[1]s;", table, from)
 	}
-	sqliteFile(t, to, statements)
+	runSQL(t, to, statements)
 	return to
 }
 
 // hide takes the database of a store away until back is called.
 func hide(t testing.TB, path string) (back func()) {
 	if IsURL(path) {
-		sqliteFile(t, path, `ALTER TABLE meta RENAME TO meta_aside`)
-		return func() { sqliteFile(t, path, `ALTER TABLE meta_aside RENAME TO meta`) }
+		runSQL(t, path, `ALTER TABLE meta RENAME TO meta_aside`)
+		return func() { runSQL(t, path, `ALTER TABLE meta_aside RENAME TO meta`) }
 	}
 	mustDo(os.Rename(path, path+".aside"))
 	return func() { mustDo(os.Rename(path+".aside", path)) }

@@ -278,7 +278,7 @@ func TestUpgradeAfterRestore(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			path, opts := copyOfSchema(t, schema6)
-			sqliteFile(t, path, strings.Join(statements, ";"))
+			runSQL(t, path, strings.Join(statements, ";"))
 			s := open(t, path, opts)
 			for _, g := range must(first2(s.Groups(ctx, Local, "auditors", "", 9))) {
 				if err := s.DeleteGroup(ctx, alice, g.ID, 0); err != nil {
@@ -393,7 +393,7 @@ func TestUpgradeFails(t *testing.T) {
 	pgtest.SQLiteOnly(t, "PostgreSQL has no store with an older schema")
 	path, opts := copyOfSchema1(t)
 	// Only the second table of the upgrade is in its way.
-	sqliteFile(t, path, `CREATE TABLE group_permissions (a)`)
+	runSQL(t, path, `CREATE TABLE group_permissions (a)`)
 	before := dumpTables(unopened(t, path), tables1...)
 	s, err := Open(ctx, path, opts)
 	if err == nil {

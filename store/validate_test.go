@@ -474,7 +474,7 @@ func TestManyRules(t *testing.T) {
 			t.Fatalf("rule %d: got %s %s, want %s %s", i, r.ID, r.Path, ids[list[i].Path], list[i].Path)
 		}
 	}
-	sqliteFile(t, w.path, fmt.Sprintf(`PRAGMA busy_timeout = 5000;
+	runSQL(t, w.path, fmt.Sprintf(`PRAGMA busy_timeout = 5000;
 		WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < %d)
 		INSERT INTO rules SELECT 'rule_' || i, '%s', i, 'allow', 'GET', '', '/' || i, '', '', '', 0 FROM n`, maxRules-1, w.closers.ID))
 	if _, err := w.AddRule(ctx, alice, w.closers.ID, rules("allow GET /x")[0]); kind(err) != "conflict rules" {

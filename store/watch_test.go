@@ -359,7 +359,7 @@ func TestBadRowIsRefused(t *testing.T) {
 			}
 			w := newWorld(t, Options{})
 			change := func(statements, revision string) {
-				sqliteFile(t, w.path, `PRAGMA busy_timeout = 5000; BEGIN IMMEDIATE;`+statements+`;`+revision+`COMMIT`)
+				runSQL(t, w.path, `PRAGMA busy_timeout = 5000; BEGIN IMMEDIATE;`+statements+`;`+revision+`COMMIT`)
 			}
 			seen := w.Directory()
 			change(row.damage, `UPDATE meta SET revision = 100;`)
@@ -383,7 +383,7 @@ func TestLowerRevision(t *testing.T) {
 	w := newWorld(t, Options{})
 	seen := w.Directory()
 	set := func(revision int64) {
-		sqliteFile(t, w.path, fmt.Sprintf(`PRAGMA busy_timeout = 5000; UPDATE meta SET revision = %d`, revision))
+		runSQL(t, w.path, fmt.Sprintf(`PRAGMA busy_timeout = 5000; UPDATE meta SET revision = %d`, revision))
 	}
 	set(seen.Revision() - 1)
 	eventually(t, "a fault", func() bool { return strings.Contains(w.Fault(), "older") })
@@ -398,7 +398,7 @@ func TestLowerRevision(t *testing.T) {
 // A newer program that upgrades the file under a running one is noticed.
 func TestUpgradeUnderfoot(t *testing.T) {
 	w := newWorld(t, Options{})
-	sqliteFile(t, w.path, fmt.Sprintf(`PRAGMA busy_timeout = 5000; PRAGMA user_version = %d; UPDATE service_users SET active = FALSE, revision = 100; UPDATE meta SET revision = 100`, schemaVersion+1))
+	runSQL(t, w.path, fmt.Sprintf(`PRAGMA busy_timeout = 5000; PRAGMA user_version = %d; UPDATE service_users SET active = FALSE, revision = 100; UPDATE meta SET revision = 100`, schemaVersion+1))
 	eventually(t, "a fault", func() bool { return strings.Contains(w.Fault(), "newer version") })
 	if got := probe(w.Store, w.user.ID, w.token.Secret, "GET /v1/x"); got != access.Granted {
 		t.Errorf("a request: got %v, want granted, as before", got)

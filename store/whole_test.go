@@ -93,7 +93,7 @@ func TestPartOfATableIsRefused(t *testing.T) {
 				triggers = append(triggers, `DROP TRIGGER `+name)
 			}
 			mustDo(db.Close())
-			sqliteFile(t, w.path, strings.Join(triggers, ";")+";"+row.lose)
+			runSQL(t, w.path, strings.Join(triggers, ";")+";"+row.lose)
 			s, err := Open(ctx, w.path, w.opts)
 			if err == nil {
 				s.Close()
@@ -119,7 +119,7 @@ func TestIndexThatLostItsEntries(t *testing.T) {
 		w := newWorld(t, Options{})
 		mustDo(w.AddMember(ctx, alice, w.closers.ID, w.user.ID))
 		mustDo(w.Close())
-		sqliteFile(t, w.path, fmt.Sprintf(`CREATE INDEX none ON %[1]s (%[2]s) WHERE rowid < 0; PRAGMA writable_schema = 1;
+		runSQL(t, w.path, fmt.Sprintf(`CREATE INDEX none ON %[1]s (%[2]s) WHERE rowid < 0; PRAGMA writable_schema = 1;
 			CREATE TEMP TABLE root AS SELECT name, rootpage FROM main.sqlite_master WHERE name IN ('none', '%[3]s');
 			UPDATE main.sqlite_master SET rootpage = (SELECT rootpage FROM root WHERE root.name <> sqlite_master.name) WHERE name IN ('none', '%[3]s')`, row.table, row.columns, row.index))
 		if s, err := Open(ctx, w.path, w.opts); err == nil {
@@ -182,7 +182,7 @@ func TestRefusalsSayWhatToDo(t *testing.T) {
 	exec := func(statement string) func(string) {
 		return func(path string) {
 			mustDo(store(path).Close())
-			sqliteFile(t, path, statement)
+			runSQL(t, path, statement)
 		}
 	}
 	for _, row := range []struct {
@@ -190,7 +190,7 @@ func TestRefusalsSayWhatToDo(t *testing.T) {
 		make   func(path string)
 		reason string
 	}{
-		{"another program's", func(p string) { sqliteFile(t, p, `CREATE TABLE t (a)`) }, "belongs to another program"},
+		{"another program's", func(p string) { runSQL(t, p, `CREATE TABLE t (a)`) }, "belongs to another program"},
 		{"of a newer version", exec(fmt.Sprintf(`PRAGMA user_version = %d`, schemaVersion+1)), fmt.Sprintf("schema version %d", schemaVersion+1)},
 		{"copied in half", func(p string) {
 			mustDo(store(p).Close())
