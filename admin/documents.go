@@ -71,12 +71,12 @@ func (a *API) reference() []byte { return withVersion(referencePage) }
 
 // withVersion replaces the version in a generated document by that of the running program.
 func withVersion(text []byte) []byte {
-	return bytes.Replace(text, []byte("v0.0.0"), []byte(version()), 1)
+	return bytes.Replace(text, []byte("v0.0.0"), []byte(Version()), 1)
 }
 
-// version returns the version of this module in the running program, or "dev" if the build
+// Version returns the version of this module in the running program, or "dev" if the build
 // information has none or the module is replaced.
-func version() string {
+func Version() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return "dev"

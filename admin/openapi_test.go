@@ -669,12 +669,12 @@ func TestOpenAPIInputs(t *testing.T) {
 // The documents have the version of the program, and an ETag.
 func TestOpenAPIServed(t *testing.T) {
 	s := serve(t, store.Options{})
-	if got := readOpenAPI().Info.Version; got != version() {
-		t.Errorf("got version %q, want %q", got, version())
+	if got := readOpenAPI().Info.Version; got != Version() {
+		t.Errorf("got version %q, want %q", got, Version())
 	}
 	for path, kind := range map[string]string{"/service_users/openapi.json": "application/json", "/service_users/reference": "text/html; charset=utf-8", "/service_users/openapi.json/": "application/json"} {
 		first := s.ask("GET " + path)
-		if strings.Contains(first.text, "v0.0.0") || !strings.Contains(first.text, version()) {
+		if strings.Contains(first.text, "v0.0.0") || !strings.Contains(first.text, Version()) {
 			t.Errorf("%s: the version of the program is not in it", path)
 		}
 		if got := first.header.Get("Content-Type"); first.status != 200 || got != kind || len(first.text) < 1000 {

@@ -14,7 +14,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"strings"
 	"sync"
 	"time"
 
@@ -23,6 +22,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/serviceusers/caddy-service-users/access"
+	"github.com/serviceusers/caddy-service-users/admin"
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
@@ -30,14 +30,15 @@ func init() {
 	caddy.RegisterModule(App{})
 }
 
-// App has the settings of the service users of this server: the path of their store, and the limits
+// App has the settings of the service users of this server: the place of their store, and the limits
 // that apply to all of them. A configuration whose sites use service users without these settings
 // gets an App with the defaults.
 type App struct {
-	// The path of the store, a SQLite database. A missing file is created, unless the
-	// configuration in force has a store with service users, since an empty store would lock
-	// out their clients. Placeholders such as {env.SERVICE_USERS_STORE} are replaced. Default:
-	// service_users.db in Caddy's data directory.
+	// The place of the store: the path of a SQLite database, or the URL of a PostgreSQL database,
+	// postgres://ROLE:PASSWORD@HOST:5432/DATABASE, which many Caddys can share. A missing store is
+	// created, unless the configuration in force has a store with service users, since an empty
+	// store would lock out their clients. Placeholders such as {env.SERVICE_USERS_STORE} and
+	// {file./run/secrets/store} are replaced. Default: service_users.db in Caddy's data directory.
 	Store string `json:"store,omitempty"`
 
 	// A file of keys, one per line, that the hashes of secrets are mixed with, so that a stolen
@@ -186,8 +187,8 @@ func literal(settings any) error {
 
 var placeholder = regexp.MustCompile(`\{(env|file|system|time|http|vars)\.[^{}]+\}`)
 
-// StoreOptions returns the path of the store and its options. It replaces the placeholders in the
-// settings and reads the pepper file.
+// StoreOptions returns the place of the store and its options. It replaces the placeholders in the
+// settings and reads the pepper file. The place may contain a password, see [store.Shown].
 func (a *App) StoreOptions() (path string, opts store.Options, err error) {
 	repl := caddy.NewReplacer()
 	if path, err = repl.ReplaceOrErr(a.Store, false, true); err != nil {
@@ -195,22 +196,22 @@ func (a *App) StoreOptions() (path string, opts store.Options, err error) {
 	}
 	// An empty variable would leave a path that is only half of the intended one.
 	if _, err := repl.ReplaceOrErr(a.Store, true, true); err != nil && path != "" {
-		return "", opts, fmt.Errorf("store %q: %w", a.Store, err) // half a path is another place
+		return "", opts, fmt.Errorf("store: %w", err) // half a path is another place
 	}
-	if scheme, _, isURL := strings.Cut(path, "://"); isURL {
-		return "", opts, fmt.Errorf("store: %q is a URL of the scheme %q; "+
-			"this version keeps the store in a SQLite file, name its path", path, scheme)
-	}
-	if path == "" {
-		path = filepath.Join(caddy.AppDataDir(), "service_users.db")
-	}
-	if path, err = filepath.Abs(path); err != nil {
+	path = cmp.Or(path, filepath.Join(caddy.AppDataDir(), "service_users.db"))
+	if _, err := store.Shown(path); err != nil {
 		return "", opts, fmt.Errorf("store: %w", err)
+	}
+	if !store.IsURL(path) {
+		if path, err = filepath.Abs(path); err != nil {
+			return "", opts, fmt.Errorf("store: %w", err)
+		}
 	}
 	if err := a.check(); err != nil {
 		return "", opts, err
 	}
-	opts.DefaultGroup = a.DefaultGroup
+	opts.NodeName, _ = os.Hostname()
+	opts.Version, opts.DefaultGroup = admin.Version(), a.DefaultGroup
 	opts.TokenTTL, opts.MaxTokenTTL = time.Duration(a.TokenTTL), time.Duration(a.MaxTokenTTL)
 	opts.Retention, opts.UseInterval = time.Duration(a.Retention), time.Duration(a.UseInterval)
 	opts.MaxStaleness = time.Duration(a.MaxStaleness)

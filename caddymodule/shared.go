@@ -28,7 +28,7 @@ import (
 
 // shared is a store that several configurations share. Only the first of them opens it.
 type shared struct {
-	path      string
+	path      string // of the store; a URL may contain a password
 	opts      store.Options
 	throttle  Throttle
 	decisions int // the number of refusals to keep
@@ -126,6 +126,10 @@ func (s *shared) start() error {
 
 // open opens the store and starts the services that use it.
 func (s *shared) open() error {
+	shown, err := store.Shown(s.path)
+	if err != nil {
+		return err
+	}
 	before, users := "", 0
 	if live := storeInForce(); live != nil {
 		before, users = live.store.Path(), live.store.Directory().Len()
@@ -139,10 +143,13 @@ func (s *shared) open() error {
 	}
 	db, err := store.Open(context.Background(), s.path, opts)
 	if opts.Existing && errors.Is(err, fs.ErrNotExist) {
+		way := "name the right file, or put it back. To go on with an empty store " +
+			"on purpose, make it first: caddy service-user --store " + store.ShellWord(shown) + " --create"
+		if store.IsURL(s.path) {
+			way = "name the right database and schema. To go on with an empty store on purpose, restart Caddy"
+		}
 		return fmt.Errorf("the store %q does not exist, and a new one would lock out the %d service users "+
-			"of the store in force, %q; name the right file, or put it back. To go on with an empty store "+
-			"on purpose, make it first: caddy service-user --store %s --create",
-			s.path, users, before, store.ShellWord(s.path))
+			"of the store in force, %q; %s", shown, users, before, way)
 	}
 	if err != nil {
 		return err
@@ -152,14 +159,17 @@ func (s *shared) open() error {
 		opts.Log.Warn("no permission group has the name of default_group; "+
 			"the setting takes effect once there is one", zap.String("default_group", name))
 	}
-	warnings, err := store.StorageWarnings(db.Path())
+	var warnings []string
+	if !store.IsURL(s.path) {
+		warnings, err = store.StorageWarnings(s.path)
+	}
 	for _, warning := range warnings {
 		opts.Log.Warn("the store is on unsuitable storage",
-			zap.String("store", s.path), zap.String("why", warning))
+			zap.String("store", shown), zap.String("why", warning))
 	}
 	if err != nil {
 		opts.Log.Warn("the storage of the store could not be checked",
-			zap.String("store", s.path), zap.Error(err))
+			zap.String("store", shown), zap.Error(err))
 	}
 	recall := access.NewRecall(s.decisions)
 	recall.Since = db.Now()
@@ -175,7 +185,7 @@ func (s *shared) open() error {
 		live.throttle = access.NewThrottle(s.throttle.Attempts, time.Duration(s.throttle.Within))
 	}
 	s.live.Store(live)
-	opts.Log.Info("store opened", zap.String("store", s.path),
+	opts.Log.Info("store opened", zap.String("store", shown),
 		zap.Int64("revision", db.Directory().Revision()), zap.Int("service_users", db.Directory().Len()))
 	// Reading the service users took more memory than they need from now on.
 	if db.Directory().Len() >= manyUsers {

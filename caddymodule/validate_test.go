@@ -51,8 +51,9 @@ func TestValidate(t *testing.T) {
 		accepts("store", app("store {$SERVICE_USERS_STORE}")),
 		accepts("store by placeholder", app("store {env.SERVICE_USERS_STORE}")),
 		accepts("store in a directory that is not there yet", app("store nowhere/service_users.db")),
-		refuses("store by URL", app("store postgres://db.example.com/users"), `store: \"postgres://db.example.com/users\" is a URL of the scheme \"postgres\"; this version keeps the store in a SQLite file, name its path`),
-		refuses("store by another URL", app("store sqlite:///users.db"), `is a URL of the scheme \"sqlite\"`),
+		accepts("store by URL", app("store postgres://db.example.com/users")),
+		accepts("store by the other scheme", app("store postgresql://db.example.com/users")),
+		refuses("store by another URL", app("store sqlite:///users.db"), `store: the place of the store begins with \"sqlite://\", which is neither the path of a SQLite file nor a URL like postgres://ROLE:PASSWORD@HOST:5432/DATABASE`),
 		refuses("unknown placeholder", app("store {nothing.of.this.name}"), "store: unrecognized placeholder {nothing.of.this.name}"),
 
 		accepts("pepper_file", app("pepper_file pepper")),

@@ -43,6 +43,31 @@ func IsURL(place string) bool {
 	return strings.HasPrefix(place, "postgres://") || strings.HasPrefix(place, "postgresql://")
 }
 
+// Shown returns the place of a store as messages show it: a path, or a URL without its password. The error
+// is for a URL that is not valid, or looks like one and is not.
+func Shown(place string) (string, error) {
+	if IsURL(place) {
+		pg, err := newPostgres(place)
+		if err != nil {
+			return "", err
+		}
+		return pg.name, nil
+	}
+	// The place may contain a password, so the error has the letters before it alone.
+	if mistyped.MatchString(place) {
+		return "", fmt.Errorf("the place of the store begins with %q, which is neither the path of a SQLite file "+
+			"nor a URL like %s", word.FindString(place), urlForm)
+	}
+	return place, nil
+}
+
+var (
+	mistyped = regexp.MustCompile(`(?i)^postgres[a-z]*(:|//)|://|(^|\s)(host|user|dbname|password)\s*=`)
+	word     = regexp.MustCompile(`^\w*\W{0,3}`)
+)
+
+const urlForm = "postgres://ROLE:PASSWORD@HOST:5432/DATABASE"
+
 const (
 	connectTimeout = 5 * time.Second // unless the URL has one
 	idleTime       = 5 * time.Second // how long a connection stays open that is not used
@@ -56,8 +81,7 @@ func newPostgres(place string) (*postgresEngine, error) {
 		err = errors.New("it has an @ in the wrong place")
 	}
 	if err != nil {
-		return nil, fmt.Errorf("the URL of the store is not valid: %s; it is like "+
-			"postgres://ROLE:PASSWORD@HOST:5432/DATABASE, and in the password each of / ? # @ %% : is written "+
+		return nil, fmt.Errorf("the URL of the store is not valid: %s; it is like "+urlForm+", and in the password each of / ? # @ %% : is written "+
 			"as %% and two digits, such as %%2F for /", urlProblem(err))
 	}
 	// The parameters of a statement get their types from the statement, as in SQLite.

@@ -128,6 +128,9 @@ func Open(ctx context.Context, path string, opts Options) (*Store, error) {
 		opts: opts, log: opts.Log, clock: wall{read: opts.Now},
 		writing: make(chan struct{}, 1), uses: newRecorder(),
 	}
+	if _, err := Shown(path); err != nil {
+		return nil, err
+	}
 	if IsURL(path) {
 		pg, err := newPostgres(path)
 		if err != nil {
