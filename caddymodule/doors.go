@@ -68,10 +68,14 @@ func (d *localDoor) serve(w http.ResponseWriter, r *http.Request) error {
 			return nil
 		}
 		live.api.Serve(w, r, by)
-	} else if _, err := running(); err != nil {
+	} else if app, err := running(); err != nil {
 		admin.WriteError(w, d.log, store.NewOperationID(), ErrNotConfigured)
 	} else {
-		admin.WriteError(w, d.log, store.NewOperationID(), errNotOpen)
+		err := app.shared.notOpen()
+		if err != errNotOpen { // the callers are on this machine, and may know all
+			err = admin.NewError(errNotOpen.Status, errNotOpen.Code, errNotOpen.Msg+": "+err.Error())
+		}
+		admin.WriteError(w, d.log, store.NewOperationID(), err)
 	}
 	return nil
 }
@@ -203,7 +207,7 @@ func (d *SiteDoor) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp
 		r.Header.Del(d.ActorHeader)
 	}
 	live := d.live(r.Context())
-	by, login, err := store.Actor{}, "", error(errNotOpen)
+	by, login, err := store.Actor{}, "", d.shared.notOpen()
 	if live != nil {
 		by, login, err = d.actor(live, w, r, actorHeader)
 	}

@@ -345,10 +345,10 @@ func TestEarlyRequest(t *testing.T) {
 // TestCleanupHalfProvisioned checks that an app whose Provision failed can be
 // cleaned up, as Caddy does.
 func TestCleanupHalfProvisioned(t *testing.T) {
-	app := &App{Store: "postgres://x"}
+	app := &App{Store: "postgress://x"}
 	ctx, cancel := caddy.NewContext(caddy.Context{Context: context.Background()})
 	defer cancel()
-	if err := app.Provision(ctx); err == nil || !strings.Contains(err.Error(), "SQLite file") {
+	if err := app.Provision(ctx); err == nil || !strings.Contains(err.Error(), "neither the path of a SQLite database") {
 		t.Errorf("got %v, want a refusal of the URL", err)
 	}
 	for range 2 {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"net/http"
 	"net/netip"
 	"os"
@@ -33,10 +34,14 @@ type shared struct {
 	throttle  Throttle
 	decisions int // the number of refusals to keep
 
-	once  sync.Once
-	ready chan struct{} // closed after the attempt to open the store
-	err   error         // the error of that attempt
-	live  atomic.Pointer[liveStore]
+	once    sync.Once
+	ready   chan struct{} // closed when the start is over
+	err     error         // the error of the start
+	live    atomic.Pointer[liveStore]
+	fault   atomic.Pointer[error] // why the store is not open yet
+	node    *os.File              // has the id of this node
+	cancel  context.CancelFunc    // ends the attempts to open the store
+	opening sync.WaitGroup
 }
 
 // liveStore is an open store with the services that use it.
@@ -116,16 +121,74 @@ func (l *liveStore) remember(r *http.Request, login string, kept access.Recalled
 	l.recall.Keep(kept)
 }
 
+// start opens the store. If a database cannot be opened at the start of Caddy, start logs the error and
+// goes on to try, so that other sites come up. Requests to sites with service users get 503 until then.
 func (s *shared) start() error {
 	s.once.Do(func() {
 		defer close(s.ready)
-		s.err = s.open()
+		if store.IsURL(s.path) {
+			s.opts.NodeID, s.node = nodeID(s.opts.NodeName, s.opts.Log)
+		}
+		if !s.mayWait() {
+			s.err = s.open(context.Background())
+			return
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		s.cancel = cancel
+		first := make(chan error)
+		s.opening.Go(func() { s.keepOpening(ctx, first) })
+		select {
+		case s.err = <-first:
+		case <-time.After(startupWait):
+		}
 	})
 	return s.err
 }
 
+// mayWait reports whether the configuration may start without its store. A reload must open the store,
+// unless the configuration in force waits for the same one.
+func (s *shared) mayWait() bool {
+	if !store.IsURL(s.path) || caddy.ActiveContext().Context == nil {
+		return store.IsURL(s.path)
+	}
+	app, err := running()
+	return err == nil && app.shared != nil && app.shared.path == s.path && app.shared.live.Load() == nil
+}
+
+// keepOpening tries to open the store until it is open or ctx ends. first gets the result of the first
+// attempt: nil, or an error that fails the start, since only people can correct it.
+func (s *shared) keepOpening(ctx context.Context, first chan<- error) {
+	for pause := time.Second; ; pause = min(2*pause, 30*time.Second) {
+		err, fatal := s.open(ctx), error(nil)
+		if errors.Is(err, store.ErrNotOurs) || errors.Is(err, store.ErrNewer) {
+			fatal = err
+		}
+		if err != nil {
+			s.fault.Store(&err)
+		}
+		select {
+		case first <- fatal:
+			if fatal != nil {
+				return
+			}
+		case <-s.ready:
+		}
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		wait := pause*4/5 + rand.N(pause*2/5)
+		s.opts.Log.Error("the store cannot be opened; sites with service users answer 503, and Caddy tries again",
+			zap.Duration("retry_in", wait.Round(time.Millisecond)), zap.Error(err))
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
 // open opens the store and starts the services that use it.
-func (s *shared) open() error {
+func (s *shared) open(ctx context.Context) error {
 	shown, err := store.Shown(s.path)
 	if err != nil {
 		return err
@@ -141,7 +204,7 @@ func (s *shared) open() error {
 			return err
 		}
 	}
-	db, err := store.Open(context.Background(), s.path, opts)
+	db, err := store.Open(ctx, s.path, opts)
 	if opts.Existing && errors.Is(err, fs.ErrNotExist) {
 		way := "name the right file, or put it back. To go on with an empty store " +
 			"on purpose, make it first: caddy service-user --store " + store.ShellWord(shown) + " --create"
@@ -207,12 +270,25 @@ func storeInForce() *liveStore {
 const manyUsers = 100_000
 
 // Destruct closes the store once no configuration uses it any more.
-func (s *shared) Destruct() error {
+func (s *shared) Destruct() (err error) {
+	if s.cancel != nil {
+		s.cancel()
+		s.opening.Wait()
+	}
 	if live := s.live.Load(); live != nil {
 		live.streams.close()
-		return live.store.Close()
+		err = live.store.Close()
 	}
-	return nil
+	s.node.Close() // without a file, an error
+	return err
+}
+
+// notOpen returns why the store is not open.
+func (s *shared) notOpen() error {
+	if s == nil || s.fault.Load() == nil {
+		return errNotOpen
+	}
+	return *s.fault.Load()
 }
 
 // startupWait is the time that a request waits for a store that is being opened.

@@ -53,7 +53,7 @@ func TestValidate(t *testing.T) {
 		accepts("store in a directory that is not there yet", app("store nowhere/service_users.db")),
 		accepts("store by URL", app("store postgres://db.example.com/users")),
 		accepts("store by the other scheme", app("store postgresql://db.example.com/users")),
-		refuses("store by another URL", app("store sqlite:///users.db"), `store: the place of the store begins with \"sqlite://\", which is neither the path of a SQLite file nor a URL like postgres://ROLE:PASSWORD@HOST:5432/DATABASE`),
+		refuses("store by another URL", app("store sqlite:///users.db"), `store: the place of the store begins with \"sqlite://\", which is neither the path of a SQLite database nor a URL like postgres://ROLE:PASSWORD@HOST:5432/DATABASE`),
 		refuses("unknown placeholder", app("store {nothing.of.this.name}"), "store: unrecognized placeholder {nothing.of.this.name}"),
 
 		accepts("pepper_file", app("pepper_file pepper")),

@@ -115,6 +115,8 @@ func FaultReason(err error) (reason string, full bool) {
 		return "its database cannot be written", false
 	case answer == "40001" || answer == "40P01" || answer == "55P03" || answer == "57014" || answer == "53300":
 		return "it is busy", false
+	case answer == "28P01" || answer == "28000" || answer == "3D000" || answer == "42501":
+		return "its database does not let it in", false
 	case isLost(err):
 		return "its database cannot be reached", false
 	case code == sqliteFull || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT):

@@ -55,7 +55,7 @@ func Shown(place string) (string, error) {
 	}
 	// The place may contain a password, so the error has the letters before it alone.
 	if mistyped.MatchString(place) {
-		return "", fmt.Errorf("the place of the store begins with %q, which is neither the path of a SQLite file "+
+		return "", fmt.Errorf("the place of the store begins with %q, which is neither the path of a SQLite database "+
 			"nor a URL like %s", word.FindString(place), urlForm)
 	}
 	return place, nil
@@ -81,8 +81,9 @@ func newPostgres(place string) (*postgresEngine, error) {
 		err = errors.New("it has an @ in the wrong place")
 	}
 	if err != nil {
-		return nil, fmt.Errorf("the URL of the store is not valid: %s; it is like "+urlForm+", and in the password each of / ? # @ %% : is written "+
-			"as %% and two digits, such as %%2F for /", urlProblem(err))
+		return nil, fmt.Errorf("the URL of the store is not valid: %s; it is like "+urlForm+
+			", and in the password each of / ? # @ %% : is written as %% and two digits, such as %%2F for /",
+			urlProblem(err))
 	}
 	// The parameters of a statement get their types from the statement, as in SQLite.
 	config.DefaultQueryExecMode = pgx.QueryExecModeExec
@@ -122,17 +123,13 @@ func writable(ctx context.Context, conn *pgconn.PgConn) error {
 
 // urlProblem returns the part of an error of pgx that has no part of the URL.
 func urlProblem(err error) string {
-	var syntax *url.Error
 	var config *pgconn.ParseConfigError
-	switch {
-	case errors.As(err, &syntax):
-		err = syntax.Err
-	case errors.As(err, &config) && errors.Unwrap(config) != nil:
-		err = errors.Unwrap(config)
-	case errors.As(err, &config):
-		return "a setting has a wrong value"
+	if errors.As(err, &config) {
+		short := *config
+		short.ConnString = ""
+		err = &short
 	}
-	return quoted.ReplaceAllString(err.Error(), "…")
+	return quoted.ReplaceAllString(strings.TrimPrefix(err.Error(), "cannot parse ``: "), "…")
 }
 
 var quoted = regexp.MustCompile("\"[^\"]*\"?|'[^']*'?|`[^`]*`?")
@@ -441,7 +438,8 @@ func (e *postgresEngine) advise(err error) error {
 	if errors.As(err, &answer) {
 		switch answer.Code {
 		case "28P01", "28000":
-			advice = fmt.Sprintf("is the password of the role %q right, and does pg_hba.conf let it in from here?", c.User)
+			advice = fmt.Sprintf("is the password of the role %q right, and does pg_hba.conf let it in from here, "+
+				"with this sslmode?", c.User)
 		case "3D000":
 			advice = fmt.Sprintf("make the database: CREATE DATABASE %s OWNER %s",
 				pgx.Identifier{c.Database}.Sanitize(), pgx.Identifier{c.User}.Sanitize())
@@ -449,6 +447,8 @@ func (e *postgresEngine) advise(err error) error {
 			advice = fmt.Sprintf("give the role its own schema: CREATE SCHEMA service_users AUTHORIZATION %s, "+
 				"and add search_path=service_users to the URL; for a role without its own schema, docs/fleet.md "+
 				"lists the rights that it needs", pgx.Identifier{c.User}.Sanitize())
+		case "42704", "08P01": // of the server, and of pgbouncer
+			advice = "take the parameter out of the URL; a role can have its own: ALTER ROLE … SET search_path = …"
 		case "53300":
 			advice = "raise max_connections, or put a pooler before the database"
 		}

@@ -113,6 +113,20 @@ func (s *Server) Exec(statements string) error {
 	return err
 }
 
+// ExecIn runs statements as the superuser in a database.
+func (s *Server) ExecIn(t testing.TB, database, statements string) {
+	t.Helper()
+	at := strings.Replace(s.SocketURL(Superuser, "public"), "/test?", "/"+database+"?", 1)
+	conn, err := pgx.Connect(context.Background(), at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	if _, err := conn.Exec(context.Background(), statements); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // Start starts a server. It ends, and its files are removed, when this process ends in any way.
 func Start() (s *Server, err error) {
 	bin, err := binaries()
