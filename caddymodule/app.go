@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"sync"
 	"time"
 
@@ -75,8 +76,13 @@ type App struct {
 
 	// The time for which requests are decided by the last state that was read, while the store
 	// cannot be read; after that they are answered with 503. At least 1 second. Default: for
-	// ever.
+	// ever with SQLite, 1 hour with PostgreSQL, where a receipt of a change needs an end.
 	MaxStaleness caddy.Duration `json:"max_staleness,omitempty"`
+
+	// Whether this Caddy never changes the store: the admin API answers changes with 503, and the
+	// figures of use stay in memory. In PostgreSQL the role may then have no right to write
+	// except to the table nodes. Default: false.
+	ReadOnly bool `json:"read_only,omitempty"`
 
 	storeHandle
 	ctx     caddy.Context
@@ -140,7 +146,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	}
 	key, err := json.Marshal([]any{
 		path, opts.Peppers.IDs(), opts.DefaultGroup, opts.TokenTTL, opts.MaxTokenTTL, throttle, decisions,
-		opts.Retention, opts.UseInterval, opts.MaxStaleness,
+		opts.Retention, opts.UseInterval, opts.MaxStaleness, opts.ReadOnly,
 	})
 	if err != nil {
 		return err
@@ -194,9 +200,10 @@ func (a *App) StoreOptions() (path string, opts store.Options, err error) {
 	if path, err = repl.ReplaceOrErr(a.Store, false, true); err != nil {
 		return "", opts, fmt.Errorf("store: %w", err)
 	}
-	// An empty variable would leave a path that is only half of the intended one.
-	if _, err := repl.ReplaceOrErr(a.Store, true, true); err != nil && path != "" {
-		return "", opts, fmt.Errorf("store: %w", err) // half a path is another place
+	// With an empty variable, the rest of a path is another place.
+	// So is the default place of a SQLite database if the file with a URL is missing.
+	if _, err := repl.ReplaceOrErr(a.Store, true, true); err != nil && (path != "" || strings.Contains(a.Store, "{file.")) {
+		return "", opts, fmt.Errorf("store: %w", err)
 	}
 	path = cmp.Or(path, filepath.Join(caddy.AppDataDir(), "service_users.db"))
 	if _, err := store.Shown(path); err != nil {
@@ -214,7 +221,7 @@ func (a *App) StoreOptions() (path string, opts store.Options, err error) {
 	opts.Version, opts.DefaultGroup = admin.Version(), a.DefaultGroup
 	opts.TokenTTL, opts.MaxTokenTTL = time.Duration(a.TokenTTL), time.Duration(a.MaxTokenTTL)
 	opts.Retention, opts.UseInterval = time.Duration(a.Retention), time.Duration(a.UseInterval)
-	opts.MaxStaleness = time.Duration(a.MaxStaleness)
+	opts.MaxStaleness, opts.ReadOnly = time.Duration(a.MaxStaleness), a.ReadOnly
 	// A token without an expiry would exceed the longest lifetime.
 	if opts.MaxTokenTTL > 0 && opts.TokenTTL == 0 {
 		opts.TokenTTL = opts.MaxTokenTTL

@@ -40,7 +40,7 @@ func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
 // UnmarshalCaddyfile reads the global option:
 //
 //	service_users {
-//		store         <path>
+//		store         <path>|<url>
 //		pepper_file   <path>
 //		default_group <name>
 //		token_ttl     <duration>
@@ -50,6 +50,7 @@ func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
 //		retention     <duration>
 //		use_interval  <duration>
 //		max_staleness <duration>
+//		read_only
 //	}
 func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the option's name
@@ -68,6 +69,7 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		"retention 30d":                         func() error { return duration(d, &a.Retention) },
 		"use_interval 10s":                      func() error { return duration(d, &a.UseInterval) },
 		"max_staleness 10m":                     func() error { return duration(d, &a.MaxStaleness) },
+		"read_only":                             func() error { return flag(d, &a.ReadOnly) },
 	})
 }
 

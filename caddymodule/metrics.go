@@ -91,6 +91,9 @@ func (c *collectors) storeMetrics() {
 		func(s *store.Store) float64 { return s.Age().Seconds() }, math.NaN())
 	gauge("revision", "The revision of the store that requests are decided on.",
 		func(s *store.Store) float64 { return float64(s.Directory().Revision()) }, math.NaN())
+	gauge("clock_difference_seconds",
+		"How far the clock of this node was ahead of that of the database in PostgreSQL, at the last report.",
+		func(s *store.Store) float64 { return s.ClockDifference().Seconds() }, math.NaN())
 	c.all = append(c.all, prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "caddy_service_users_panics_total",
 		Help: "Mistakes of the program that its background work has survived since the store was opened.",

@@ -139,7 +139,7 @@ func (s *shared) start() error {
 		s.opening.Go(func() { s.keepOpening(ctx, first) })
 		select {
 		case s.err = <-first:
-		case <-time.After(startupWait):
+		case <-time.After(bootWait): // a database that accepts connections and does not answer
 		}
 	})
 	return s.err
@@ -290,6 +290,9 @@ func (s *shared) notOpen() error {
 	}
 	return *s.fault.Load()
 }
+
+// bootWait is the longest time that the start of Caddy waits for a database.
+const bootWait = 15 * time.Second
 
 // startupWait is the time that a request waits for a store that is being opened.
 const startupWait = 5 * time.Second

@@ -53,6 +53,8 @@ func TestValidate(t *testing.T) {
 		accepts("store in a directory that is not there yet", app("store nowhere/service_users.db")),
 		accepts("store by URL", app("store postgres://db.example.com/users")),
 		accepts("store by the other scheme", app("store postgresql://db.example.com/users")),
+		accepts("a node that never changes the store", app("store postgres://db.example.com/users", "read_only")),
+		refuses("store by a file that is missing", app("store {file.missing}"), "store: evaluated placeholder {file.missing} is empty"),
 		refuses("store by another URL", app("store sqlite:///users.db"), `store: the place of the store begins with \"sqlite://\", which is neither the path of a SQLite database nor a URL like postgres://ROLE:PASSWORD@HOST:5432/DATABASE`),
 		refuses("unknown placeholder", app("store {nothing.of.this.name}"), "store: unrecognized placeholder {nothing.of.this.name}"),
 
