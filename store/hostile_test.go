@@ -38,15 +38,14 @@ func TestPostgresCutOff(t *testing.T) {
 	direct := at.String()
 	var cut atomic.Bool
 	reached, release := make(chan struct{}), make(chan struct{})
-	p := proxy{to: at.Host, cut: func(sent []byte) (bool, bool) {
+	at.Host = pgtest.Proxy(t, at.Host, func(sent []byte) (bool, bool) {
 		if bytes.Contains(sent, []byte("INSERT INTO audit_events")) && cut.CompareAndSwap(true, false) {
 			close(reached)
 			<-release // neither an answer nor the end of the connection
 			return true, false
 		}
 		return false, false
-	}}
-	at.Host = p.listen(t)
+	})
 	a, b := open(t, at.String(), Options{}), open(t, direct, Options{})
 	cut.Store(true)
 	made := make(chan error)
@@ -73,13 +72,12 @@ func TestPostgresNoNetwork(t *testing.T) {
 	server := pgtest.Shared(t)
 	at := must(url.Parse(server.TCPURL(pgtest.Role, server.NewSchema(t, pgtest.Role)) + "&connect_timeout=1"))
 	var cut atomic.Bool
-	p := proxy{to: at.Host, cut: func([]byte) (bool, bool) {
+	at.Host = pgtest.Proxy(t, at.Host, func([]byte) (bool, bool) {
 		if cut.Load() {
 			<-t.Context().Done()
 		}
 		return false, false
-	}}
-	at.Host = p.listen(t)
+	})
 	s := must(Open(ctx, at.String(), Options{MaxStaleness: 2 * time.Second}))
 	_, _, _ = s.AuditEvents(ctx, Local, AuditQuery{}) // its connection is idle now
 	cut.Store(true)
@@ -183,13 +181,12 @@ func TestPostgresStorm(t *testing.T) {
 	server := pgtest.Shared(t)
 	at := must(url.Parse(server.TCPURL(pgtest.Role, server.NewSchema(t, pgtest.Role))))
 	var looks atomic.Int64
-	p := proxy{to: at.Host, cut: func(sent []byte) (bool, bool) {
+	at.Host = pgtest.Proxy(t, at.Host, func(sent []byte) (bool, bool) {
 		if bytes.Contains(sent, []byte("SELECT revision, audit_seq")) {
 			looks.Add(1)
 		}
 		return false, false
-	}}
-	at.Host = p.listen(t)
+	})
 	s := open(t, at.String(), Options{})
 	channel := s.engine.(*postgresEngine).channel
 	stranger := must(pgx.Connect(ctx, server.SocketURL(pgtest.Superuser, "public")))

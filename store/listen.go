@@ -77,17 +77,18 @@ func (e *postgresEngine) listen(ctx context.Context) error {
 	}
 	l.ask()
 	for ctx.Err() == nil {
-		looked := time.Now()
-		if err := e.catchUp(ctx, conn); err != nil {
+		began := time.Now()
+		looked, err := e.catchUp(ctx, conn)
+		if err != nil {
 			return err
 		}
-		if err := e.reportRevision(ctx, conn); err != nil {
+		if err := e.reportRevision(ctx, conn, looked); err != nil {
 			return err
 		}
 		if err := l.wait(ctx, jitter(min(l.pause(), e.reportEvery()))); err != nil {
 			return err
 		}
-		time.Sleep(minPoll - time.Since(looked)) // any role of the database can send notifications
+		time.Sleep(minPoll - time.Since(began)) // any role of the database can send notifications
 	}
 	return nil
 }
@@ -144,26 +145,35 @@ func (l *listener) pause() time.Duration {
 	return slowPoll
 }
 
+// look is the moment of a look for changes: no change that is not in force here was committed before it.
+type look struct {
+	asOf time.Time // by the clock of the machine
+	at   int64     // by that of the database, in milliseconds
+}
+
 // catchUp loads the changes of other nodes, if there are any.
-func (e *postgresEngine) catchUp(ctx context.Context, conn *sql.Conn) error {
+func (e *postgresEngine) catchUp(ctx context.Context, conn *sql.Conn) (l look, err error) {
+	s := e.store
+	l.asOf = s.clock.read()
 	looking, cancel := context.WithTimeout(context.WithoutCancel(ctx), lookTimeout)
 	defer cancel()
 	var at position
-	if err := conn.QueryRowContext(looking, `SELECT revision, audit_seq, audit_hash FROM meta`).
-		Scan(&at.revision, &at.seq, &at.hash); err != nil {
-		return fmt.Errorf("reading the revision: %w", err)
+	// now() is the beginning of the statement. A change that the statement does not see is committed later.
+	if err := conn.QueryRowContext(looking, `
+		SELECT revision, audit_seq, audit_hash, CAST(EXTRACT(EPOCH FROM now()) * 1000 AS BIGINT) FROM meta`).
+		Scan(&at.revision, &at.seq, &at.hash, &l.at); err != nil {
+		return l, fmt.Errorf("reading the revision: %w", err)
 	}
-	s := e.store
 	if at == s.inForce.Load().position {
-		return nil
+		return l, nil
 	}
 	loading, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeTimeout)
 	defer cancel()
 	if err := s.lock(loading); err != nil {
-		return err
+		return l, err
 	}
 	defer s.unlock()
-	return s.reload(loading, conn)
+	return l, s.reload(loading, conn)
 }
 
 // wait returns when another node announces a revision that is not in force here, or after a time.

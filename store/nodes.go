@@ -22,13 +22,14 @@ type Node struct {
 	Until        time.Time // it answers no request after this time, unless it reports again
 	Live         bool      // that time is not over
 	Self         bool      // it is this process
+	now          time.Time // by the clock of the database
 }
 
 // Receipt says on which nodes a revision is in force.
 type Receipt struct {
 	Applied, All int
 	Late         []string  // the ids of the others
-	Until        time.Time // the late ones may answer from an earlier revision until then
+	Until        time.Time // the late ones may answer from an earlier revision until then, and not after it
 }
 
 // reportWait is how long a node waits for the answer to a report. A report whose answer comes later does
@@ -36,8 +37,8 @@ type Receipt struct {
 const reportWait = 2 * time.Second
 
 // lastMoments is how long after MaxStaleness a node may still answer a request: its report may be on the
-// way, and it looks at its age once a second.
-const lastMoments = 5 * time.Second
+// way, and it looks at its age once a second. It is a variable for tests.
+var lastMoments = 5 * time.Second
 
 // Nodes lists the nodes of the store by id. A store in SQLite knows its own process only.
 func (s *Store) Nodes(ctx context.Context, by Actor) ([]Node, error) {
@@ -70,41 +71,52 @@ func (s *Store) ForgetNode(ctx context.Context, by Actor, id string) error {
 	return notFound("node", id)
 }
 
-// Wait returns when a revision is in force on every node that answers requests, or when ctx ends. A node
-// that starts later begins with at least that revision.
+// Wait returns when a revision, which is in force here, is in force on every node that answers requests, or
+// when ctx ends. A node that starts later begins with at least that revision. The error means that the
+// nodes could not be asked until then.
 func (s *Store) Wait(ctx context.Context, revision int64) (r Receipt, err error) {
+	var begun time.Time // by the clock of the database; the revision was committed before
 	for pause := 2 * time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
 		// A query that begins just before the end of ctx is worth its answer.
 		asking, cancel := context.WithTimeout(context.WithoutCancel(ctx), reportWait)
 		list, err := s.nodes(asking)
 		cancel()
-		if err != nil {
-			return r, err
-		}
-		r = Receipt{}
-		for _, n := range list {
-			switch {
-			case n.Self && s.inForce.Load().revision >= revision, n.Live && n.Revision >= revision:
-				r.Applied++
-			case !n.Live:
-				continue
-			default:
-				r.Late = append(r.Late, n.ID)
-				if n.Until.After(r.Until) {
-					r.Until = n.Until
-				}
+		if err == nil {
+			if r = s.receipt(list, revision, &begun); len(r.Late) == 0 {
+				return r, nil
 			}
-			r.All++
-		}
-		if len(r.Late) == 0 {
-			return r, nil
 		}
 		select {
 		case <-ctx.Done():
-			return r, nil
+			if len(r.Late) > 0 { // an earlier answer is true, too
+				return r, nil
+			}
+			return r, err
 		case <-time.After(pause):
 		}
 	}
+}
+
+// receipt counts the nodes. begun is the time of the first list.
+func (s *Store) receipt(list []Node, revision int64, begun *time.Time) (r Receipt) {
+	for _, n := range list {
+		*begun = cmp.Or(*begun, n.now)
+		switch {
+		case n.Self && s.inForce.Load().revision >= revision, n.Live && n.Revision >= revision:
+			r.Applied++
+		case !n.Live:
+			continue
+		default:
+			r.Late = append(r.Late, n.ID)
+			// A node reports the time of its last look, and no look after the commit misses the change. A report
+			// of a look before it may still arrive.
+			if until := begun.Add(n.MaxStaleness + lastMoments); until.After(r.Until) {
+				r.Until = until
+			}
+		}
+		r.All++
+	}
+	return r
 }
 
 // nodes returns this process.
@@ -142,7 +154,8 @@ func (e *postgresEngine) nodes(ctx context.Context) ([]Node, error) {
 		n.StartedAt, n.SeenAt = time.UnixMilli(started).UTC(), time.UnixMilli(seen).UTC()
 		n.MaxStaleness = time.Duration(staleness) * time.Millisecond
 		n.Until = n.SeenAt.Add(n.MaxStaleness + lastMoments)
-		n.Live, n.Self = n.Until.After(time.UnixMilli(now)), n.ID == *e.node.Load()
+		n.now = time.UnixMilli(now).UTC()
+		n.Live, n.Self = n.Until.After(n.now), n.ID == *e.node.Load()
 		return n, err
 	})
 }
@@ -195,9 +208,9 @@ func (e *postgresEngine) reportEvery() time.Duration {
 
 // reportRevision reports the revision in force to the database, on the connection of the watcher, unless it knows
 // it already.
-func (e *postgresEngine) reportRevision(ctx context.Context, conn *sql.Conn) error {
+func (e *postgresEngine) reportRevision(ctx context.Context, conn *sql.Conn, l look) error {
 	s := e.store
-	revision, asOf := s.inForce.Load().revision, s.clock.read()
+	revision, asOf := s.inForce.Load().revision, l.asOf
 	if revision == e.reported && time.Since(e.reportedAt) < e.reportEvery() && s.Fault() == "" {
 		return nil
 	}
@@ -205,9 +218,9 @@ func (e *postgresEngine) reportRevision(ctx context.Context, conn *sql.Conn) err
 	defer cancel()
 	sent, at := s.Now(), time.Now()
 	now, err := scanMilli(conn.QueryRowContext(ctx, `
-		UPDATE nodes SET seen_at = `+databaseTime+`, revision = $3
+		UPDATE nodes SET seen_at = $4, revision = $3
 		WHERE id = $1 AND started_at = $2 AND seen_at + max_staleness > `+databaseTime+`
-		RETURNING `+databaseTime, e.node.Load(), e.started, revision))
+		RETURNING `+databaseTime, e.node.Load(), e.started, revision, l.at))
 	switch {
 	case errors.Is(err, sql.ErrNoRows): // the time of this node is over, or it was forgotten
 		asOf, err = e.join(ctx)

@@ -6,11 +6,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"flag"
 	"fmt"
-	"io"
-	"maps"
-	"net"
 	"net/url"
 	"path/filepath"
 	"slices"
@@ -122,77 +118,6 @@ func TestPostgresNodes(t *testing.T) {
 	}
 }
 
-// proxy passes the traffic of a store to the server. cut is called with each part that the store sends;
-// if it reports true, the connection ends: with forward after the server has got the part, and without
-// the answer.
-type proxy struct {
-	cut func(sent []byte) (end, forward bool)
-	to  string
-}
-
-func (p *proxy) listen(t *testing.T) (address string) {
-	l := must(net.Listen("tcp", "127.0.0.1:0"))
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go p.serve(c)
-		}
-	}()
-	return l.Addr().String()
-}
-
-func (p *proxy) serve(c net.Conn) {
-	defer c.Close()
-	server, err := net.Dial("tcp", p.to)
-	if err != nil {
-		return
-	}
-	defer server.Close()
-	var mu sync.Mutex
-	ended := false
-	go func() {
-		buf := make([]byte, 64<<10)
-		for {
-			n, err := server.Read(buf)
-			mu.Lock()
-			if !ended {
-				_, _ = c.Write(buf[:n])
-			}
-			mu.Unlock()
-			if err != nil {
-				c.Close()
-				return
-			}
-		}
-	}()
-	buf := make([]byte, 64<<10)
-	for {
-		n, err := c.Read(buf)
-		if err != nil {
-			return
-		}
-		if end, forward := p.cut(buf[:n]); end {
-			mu.Lock()
-			ended = true
-			mu.Unlock()
-			if forward {
-				_, _ = server.Write(buf[:n])
-				// The server ends the connection after the statements that it has got.
-				_ = server.(*net.TCPConn).CloseWrite()
-				_, _ = io.Copy(io.Discard, server)
-			}
-			return
-		}
-		if _, err := server.Write(buf[:n]); err != nil {
-			return
-		}
-	}
-}
-
 // When the connection is lost, a change is made once. When the answer to COMMIT is lost, the store
 // finds out whether the change was made.
 func TestPostgresLostAnswer(t *testing.T) {
@@ -207,10 +132,9 @@ func TestPostgresLostAnswer(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			var lose atomic.Bool
 			at := must(url.Parse(server.TCPURL(pgtest.Role, server.NewSchema(t, pgtest.Role))))
-			p := proxy{to: at.Host, cut: func(sent []byte) (bool, bool) {
+			at.Host = pgtest.Proxy(t, at.Host, func(sent []byte) (bool, bool) {
 				return bytes.Contains(sent, []byte(row.statement)) && lose.CompareAndSwap(true, false), row.forward
-			}}
-			at.Host = p.listen(t)
+			})
 			s := open(t, at.String(), Options{UseInterval: time.Hour})
 			lose.Store(true)
 			u, _, err := s.CreateServiceUser(ctx, alice, ServiceUser{Profile: access.Profile{Name: "a"}}, nil)
@@ -418,61 +342,5 @@ func TestCopy(t *testing.T) {
 		if !slices.Contains(copyOrder, table) {
 			t.Errorf("a copy leaves out the table %s", table)
 		}
-	}
-}
-
-var rounds = flag.Int("rounds", 60, "how many rounds TestPostgresReceipts has")
-
-// "All" is never said before it is true, although nodes are delayed and lose their connections.
-func TestPostgresReceipts(t *testing.T) {
-	server, draw := pgtest.Shared(t), random(t)
-	at := server.SocketURL(pgtest.Role, server.NewSchema(t, pgtest.Role))
-	nodes := make(map[string]*Store)
-	for _, id := range []string{"node_a", "node_b", "node_c", "node_d"} {
-		nodes[id] = open(t, at+"&application_name="+id, Options{NodeID: id})
-	}
-	ids := slices.Sorted(maps.Keys(nodes))
-	u, token := addUser(nodes["node_a"], "u", addGroup(nodes["node_a"], "g", "allow GET /a").ID)
-	all := 0
-	for round := range *rounds {
-		maker, delayed := nodes[ids[draw.IntN(len(ids))]], nodes[ids[draw.IntN(len(ids))]]
-		var wg sync.WaitGroup
-		switch draw.IntN(3) {
-		case 0: // it cannot load the change for a while
-			if delayed != maker {
-				mustDo(delayed.lock(ctx))
-				wg.Go(func() {
-					<-time.After(time.Duration(draw.IntN(40)) * time.Millisecond)
-					delayed.unlock()
-				})
-			}
-		case 1: // it loses its connections
-			mustDo(server.Exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = '` + *delayed.engine.(*postgresEngine).node.Load() + `'`))
-		}
-		active := round%2 == 1
-		mustDo(second(maker.UpdateServiceUser(ctx, Local, u.ID, 0, func(u *ServiceUser) error { u.Active = active; return nil })))
-		revision := maker.Directory().Revision()
-		waiting, cancel := context.WithTimeout(ctx, time.Duration(draw.IntN(100))*time.Millisecond)
-		r, err := maker.Wait(waiting, revision)
-		cancel()
-		if err != nil {
-			t.Fatalf("round %d: %v", round, err)
-		}
-		if r.All != len(nodes) || r.Applied+len(r.Late) != r.All {
-			t.Fatalf("round %d: got %+v, want %d nodes", round, r, len(nodes))
-		}
-		for id, s := range nodes {
-			why := probe(s, u.ID, token.Secret, "GET /a")
-			if !slices.Contains(r.Late, id) && (why == access.Granted) != active {
-				t.Fatalf("round %d: %+v, and %s answers %v", round, r, id, why)
-			}
-		}
-		if len(r.Late) == 0 {
-			all++
-		}
-		wg.Wait()
-	}
-	if all == 0 || *rounds > 50 && all == *rounds {
-		t.Errorf("of %d receipts %d were by all; the test shows nothing", *rounds, all)
 	}
 }
