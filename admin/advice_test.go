@@ -27,7 +27,7 @@ func TestAdvice(t *testing.T) {
 		// Query parameters.
 		r(`GET /service_users?limt=5`, `400 ERR_NGROK_231 [limt] there is no such query parameter; did you mean limit?`),
 		r(`GET /audit_events?resource=x`, `400 ERR_NGROK_231 [resource] there is no such query parameter; did you mean resource_id?`),
-		r(`POST /service_users?name=x {}`, `400 ERR_NGROK_231 [name] there is no such query parameter; known here: none`),
+		r(`POST /service_users?name=x {}`, `400 ERR_NGROK_231 [name] there is no such query parameter; known here: wait`),
 
 		// A name in the place of an id, in a path and in a body.
 		r(`GET /service_users/billing%20sync`, `404 ERR_NOT_FOUND there is no such resource; "billing sync" is not an id, which begins with service_; GET /service_users?name=billing+sync has the id of a name`),

@@ -44,7 +44,8 @@ type API struct {
 	recall *access.Recall
 	log    *zap.Logger
 	mux    *http.ServeMux
-	heavy  turns // for requests that may use a core for seconds: filters, bulks, explain and who_can
+	known  map[string]route // by the pattern in mux
+	heavy  turns            // for requests that may use a core for seconds: filters, bulks, explain and who_can
 }
 
 // New returns the API over a store. recall is the memory of decisions that the data path fills.
@@ -56,19 +57,11 @@ func New(s *store.Store, recall *access.Recall, log *zap.Logger) *API {
 	if log == nil {
 		log = zap.NewNop()
 	}
-	a := &API{store: s, recall: recall, log: log, mux: http.NewServeMux()}
+	a := &API{store: s, recall: recall, log: log, mux: http.NewServeMux(), known: make(map[string]route)}
 	for _, r := range a.routes() {
-		// An If-Match that no code compares would give the caller a false sense of safety.
-		if r.method != http.MethodGet && !r.versioned {
-			r.serve = a.without(r.serve, "If-Match", NewError(http.StatusPreconditionFailed, "ERR_CHANGED",
-				"this operation compares no versions; leave If-Match out"),
-				"*") // every version meets "*"
-		}
-		// The same for a key: without a token to issue, a repetition does the work again.
-		if r.method == http.MethodPost && !r.issuing {
-			r.serve = a.without(r.serve, keyHeader, errUselessKey)
-		}
-		a.mux.HandleFunc(r.method+" "+r.path, r.serve)
+		pattern := r.method + " " + r.path
+		a.known[pattern] = r
+		a.mux.HandleFunc(pattern, r.serve)
 	}
 	return a
 }
@@ -94,7 +87,7 @@ func (a *API) routes() []route {
 		versioned(handle(a, "DELETE", "/service_users/{id}/tokens/{token_id}", 204, a.revokeToken)),
 		issuing(versioned(handle(a, "POST", "/service_users/{id}/tokens/{token_id}/refresh", 201, a.refreshToken))),
 		handle(a, "GET", "/service_users/tokens", 200, a.listAllTokens),
-		handle(a, "POST", "/service_users/find_tokens", 200, a.findTokens),
+		reading(handle(a, "POST", "/service_users/find_tokens", 200, a.findTokens)),
 
 		// Permission groups: named sets of rules that service users get as members.
 		handle(a, "POST", "/permission_groups", 201, a.createGroup),
@@ -102,7 +95,7 @@ func (a *API) routes() []route {
 		handle(a, "GET", "/permission_groups/{id}", 200, a.getGroup),
 		versioned(handle(a, "PATCH", "/permission_groups/{id}", 200, a.updateGroup)),
 		versioned(handle(a, "DELETE", "/permission_groups/{id}", 204, a.deleteGroup)),
-		handle(a, "POST", "/permission_groups/{id}/preview", 200, a.previewGroup),
+		reading(handle(a, "POST", "/permission_groups/{id}/preview", 200, a.previewGroup)),
 		handle(a, "POST", "/permission_groups/{id}/undelete", 200, a.undeleteGroup),
 
 		handle(a, "POST", "/permission_groups/{id}/rules", 201, a.addRule),
@@ -122,19 +115,19 @@ func (a *API) routes() []route {
 		handle(a, "DELETE", "/service_users/permissions", 204, a.deletePermission),
 
 		// Decisions: which requests are allowed, and why.
-		handle(a, "POST", "/service_users/explain", 200, a.explain),
+		reading(handle(a, "POST", "/service_users/explain", 200, a.explain)),
 		handle(a, "GET", "/service_users/who_can", 200, a.whoCan),
 		handle(a, "GET", "/service_users/{id}/access", 200, a.access),
 		handle(a, "GET", "/service_users/{id}/refusals", 200, a.listRefusals),
 		handle(a, "GET", "/service_users/would_deny", 200, a.wouldDeny),
-		handle(a, "DELETE", "/service_users/would_deny", 204, a.forgetWouldDeny),
+		reading(handle(a, "DELETE", "/service_users/would_deny", 204, a.forgetWouldDeny)),
 
 		// Audit trail: the record of every change, in a chain of hashes.
 		handle(a, "GET", "/audit_events", 200, a.listAuditEvents),
 		handle(a, "GET", "/audit_events/verify", 200, a.verifyAudit),
 
 		// Store: the database as a whole.
-		handleBackup(a, "POST", "/service_users/backup", a.backup),
+		reading(handleBackup(a, "POST", "/service_users/backup", a.backup)),
 		handle(a, "GET", "/service_users/check", 200, a.check),
 
 		// Probes: the state of this Caddy, for supervisors and load balancers.
@@ -166,6 +159,16 @@ type route struct {
 	serve        http.HandlerFunc
 	versioned    bool // the operation compares If-Match
 	issuing      bool // the operation issues tokens, and takes an Idempotency-Key
+	reading      bool // the operation changes nothing in the store, although its method is not GET
+}
+
+// changes reports whether the operation can change the store, and takes the parameter wait.
+func (r route) changes() bool { return r.method != http.MethodGet && !r.reading }
+
+// reading marks an operation that changes nothing in the store, although its method is not GET.
+func reading(r route) route {
+	r.reading = true
+	return r
 }
 
 // versioned marks an operation that passes call.version to the store, which compares it with the
@@ -181,23 +184,11 @@ func issuing(r route) route {
 	return r
 }
 
-// without rejects requests with a header that the operation would ignore. It accepts the values in
-// fine.
-func (a *API) without(serve http.HandlerFunc, header string, fault error, fine ...string) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		value := r.Header.Values(header)
-		if len(value) == 0 || len(value) == 1 && slices.Contains(fine, value[0]) {
-			serve(w, r)
-			return
-		}
-		c := &call{Request: r, by: actorOf(r.Context())}
-		a.refuse(c, w, r.Pattern, fault)
-	}
-}
-
 // call is one request on its way through an operation.
 type call struct {
 	*http.Request
+	WaitQuery
+	route   route
 	by      store.Actor
 	store   *store.Store
 	version int64 // the version in the header If-Match; 0 if every version is right
@@ -252,10 +243,10 @@ func (k APIKey) etag() string      { return k.ETag }
 // run calls an operation with the input, the ids and the version in the request. It answers an
 // error itself, and then reports false.
 func run[In, Out any](a *API, w http.ResponseWriter, r *http.Request, op func(*call, In) (Out, error)) (Out, bool) {
-	c := &call{Request: r, by: actorOf(r.Context()), store: a.store}
+	c := &call{Request: r, route: a.known[r.Pattern], by: actorOf(r.Context()), store: a.store}
 	var in In
 	var out Out
-	err := c.takeKey(func() error { return decodeInput(w, r, &in) })
+	err := c.takeKey(func() error { return c.decodeInput(w, &in) })
 	if err == nil {
 		err = c.checkIDs()
 	}
@@ -267,6 +258,8 @@ func run[In, Out any](a *API, w http.ResponseWriter, r *http.Request, op func(*c
 	}
 	if err != nil {
 		a.refuse(c, w, r.Pattern, err)
+	} else if c.Wait != "" {
+		w.Header().Set(AppliedHeader, c.applied(w))
 	}
 	return out, err == nil
 }
@@ -355,20 +348,23 @@ func (a *API) noteAttempt(r *http.Request, by store.Actor, route string, e *Erro
 }
 
 // decodeInput reads the query of a GET, HEAD or DELETE into in, and the body of other requests.
-func decodeInput(w http.ResponseWriter, r *http.Request, in any) error {
-	switch r.Method {
-	case http.MethodGet, http.MethodHead, http.MethodDelete:
-		return decodeQuery(r, in)
+func (c *call) decodeInput(w http.ResponseWriter, in any) error {
+	query := []any{in}
+	if c.route.changes() {
+		query = append(query, &c.WaitQuery)
 	}
-	// A request with a body takes no query parameters. Decoding into None refuses all of them.
-	if err := decodeQuery(r, new(None)); err != nil {
+	err := decodeQuery(c.Request, query...) // a body has no fields for the query
+	if err == nil && c.Wait != "" {
+		_, err = ParseWait(c.Wait)
+	}
+	if err != nil || c.Method == http.MethodGet || c.Method == http.MethodHead || c.Method == http.MethodDelete {
 		return err
 	}
 	limit := int64(maxBody)
 	if _, many := in.(*BulkInput); many {
 		limit = maxBulkBody
 	}
-	return DecodeJSON(w, r, limit, in)
+	return DecodeJSON(w, c.Request, limit, in)
 }
 
 type actorKey struct{}
@@ -474,8 +470,12 @@ func (a *API) allowed(r *http.Request) []string {
 func (c *call) ifMatch() (int64, error) {
 	values := c.Header.Values("If-Match")
 	value := strings.Join(values, ", ")
-	if len(values) == 0 || value == "*" {
+	switch {
+	case len(values) == 0 || value == "*":
 		return 0, nil
+	case !c.route.versioned: // an If-Match that no code compares would give a false sense of safety
+		return 0, NewError(http.StatusPreconditionFailed, "ERR_CHANGED",
+			"this operation compares no versions; leave If-Match out")
 	}
 	// Only the exact form of etag is accepted: no weak tag (W/), no list and no leading zero.
 	version, err := strconv.ParseInt(strings.Trim(value, `"`), 10, 64)

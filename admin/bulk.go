@@ -192,6 +192,9 @@ func (a *API) bulkChange(c *call, in *BulkInput, issued *made) (store.UserChange
 	if c.by.Once != nil && in.Do != "create" && in.Do != "rotate" {
 		return nil, errUselessKey
 	}
+	if c.Wait != "" && in.DryRun {
+		return nil, errNoWait
+	}
 	chosen := 0
 	for i, f := range []struct {
 		field string

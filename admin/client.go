@@ -20,10 +20,15 @@ import (
 )
 
 // Client calls the API over HTTP.
+//
+// With Wait it sends every request that is not a GET with that parameter. Then Applied has the value of
+// [AppliedHeader] in the last answer to a change, and only one goroutine may use the client.
 type Client struct {
 	HTTP   *http.Client // nil is http.DefaultClient
 	Base   string       // scheme and host, such as "http://localhost:2019"
 	Header http.Header  // sent with every request
+
+	Wait, Applied string
 }
 
 // Offline returns a client that answers its own requests from an open store, on behalf of an actor.
@@ -152,12 +157,21 @@ func (c *Client) do(ctx context.Context, method, uri string, header http.Header,
 	if in != nil {
 		maps.Copy(req.Header, header)
 	}
+	waits := c.Wait != "" && method != http.MethodGet
+	if waits {
+		query := req.URL.Query()
+		query.Set("wait", c.Wait)
+		req.URL.RawQuery = query.Encode()
+	}
 	resp, err := c.send(req)
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
-	return c.read(resp, out)
+	if err = c.read(resp, out); err == nil && waits {
+		c.Applied = cmp.Or(resp.Header.Get(AppliedHeader), "unknown")
+	}
+	return err
 }
 
 func (c *Client) request(ctx context.Context, method, uri string, body io.Reader) (*http.Request, error) {

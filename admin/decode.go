@@ -172,19 +172,23 @@ var kindNames = map[jsontext.Kind]string{
 	'{': "object", '[': "array", 't': "boolean", 'f': "boolean", '"': "string", '0': "number", 'n': "null",
 }
 
-// decodeQuery reads the query into the fields of v that have a `query` tag: strings, and lists of
+// decodeQuery reads the query into the fields of structs that have a `query` tag: strings, and lists of
 // strings for parameters that may be repeated. It returns an [*Error] for unknown and empty parameters,
 // and for others that are repeated.
-func decodeQuery(r *http.Request, v any) error {
+func decodeQuery(r *http.Request, structs ...any) error {
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
 		return NewError(http.StatusBadRequest, "ERR_NGROK_230", "the query is malformed")
 	}
 	fields := make(map[string]reflect.Value)
-	queryFields(reflect.ValueOf(v).Elem(), fields)
+	for _, v := range structs {
+		queryFields(reflect.ValueOf(v).Elem(), fields)
+	}
 	for name, values := range query {
 		field, known := fields[name]
 		switch {
+		case !known && name == "wait":
+			return errNoWait
 		case !known:
 			return NewError(http.StatusBadRequest, "ERR_NGROK_231",
 				unknownName("query parameter", name, slices.Sorted(maps.Keys(fields)))).field(name)

@@ -36,7 +36,7 @@ func document(a *API, path, kind string, op func() []byte) route {
 		return text, fmt.Sprintf(`"%x"`, sha256.Sum256(text))
 	})
 	serve := func(w http.ResponseWriter, r *http.Request) {
-		if err := decodeQuery(r, new(None)); err != nil {
+		if err := decodeQuery(r); err != nil {
 			WriteError(w, a.log, actorOf(r.Context()).Operation, err)
 			return
 		}

@@ -25,6 +25,9 @@ func (c *call) takeKey(decode func() error) error {
 	if len(values) == 0 || c.Method != http.MethodPost { // a repeated PUT, PATCH or DELETE changes nothing more
 		return decode()
 	}
+	if !c.route.issuing { // a repetition does the work again
+		return errUselessKey
+	}
 	m := keyForm.FindStringSubmatch(values[0])
 	if len(values) > 1 || m == nil {
 		return invalidField(keyHeader, "must be one text of 1 to 255 visible ASCII characters, "+

@@ -141,6 +141,9 @@ func (c *cli) bulk(work *change) (err error) {
 	}
 	shown := c.dryRun || !c.yes && !work.begun
 	if work.DryRun = shown; shown {
+		if !c.dryRun { // with --dry-run the API says that there is nothing to wait for
+			c.client.Wait = ""
+		}
 		if err := send(); err != nil {
 			return err
 		}
@@ -157,6 +160,7 @@ func (c *cli) bulk(work *change) (err error) {
 				return err
 			}
 		}
+		c.client.Wait = c.wait
 		work.DryRun, r.DryRun = false, false
 		for _, e := range r.ServiceUsers {
 			if work.Filter != "" {

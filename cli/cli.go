@@ -87,7 +87,7 @@ func (c *cli) localCommand(parent *cobra.Command, use, short, example string, do
 			}
 			return nil
 		},
-		RunE: func(cmd *cobra.Command, args []string) error { return c.exit(cmd, do(args)) },
+		RunE: func(cmd *cobra.Command, args []string) error { return c.exit(cmd, c.receipt(do(args))) },
 	}
 	c.usageErrors(cmd)
 	parent.AddCommand(cmd)
@@ -145,7 +145,9 @@ func (c *cli) exit(cmd *cobra.Command, err error) error {
 	if err == nil {
 		return nil
 	}
-	fmt.Fprintf(cmd.ErrOrStderr(), "caddy service-user: %s\n", cell(access.MaskSecrets(c.explain(err))))
+	if err != errNotYet { // receipt has said it
+		fmt.Fprintf(cmd.ErrOrStderr(), "caddy service-user: %s\n", cell(access.MaskSecrets(c.explain(err))))
+	}
 	code := exitCode(err)
 	if code == exitFailed {
 		return err
@@ -191,6 +193,8 @@ func usagef(format string, args ...any) error { return usageError{fmt.Errorf(for
 func exitCode(err error) int {
 	var e *admin.Error
 	switch {
+	case err == errNotYet:
+		return exitNotYet
 	case errors.As(err, new(usageError)):
 		return exitUsage
 	case errors.As(err, new(*admin.UnreachableError)):
@@ -235,12 +239,14 @@ func (c *cli) connect() (disconnect func() error, err error) {
 		if err != nil {
 			return nil, err
 		}
-		c.client = admin.Offline(s, store.LocalUser(userName()))
-		return s.Close, nil
+		c.client, disconnect = admin.Offline(s, store.LocalUser(userName())), s.Close
 	case c.url != "":
 		c.client, err = c.remote()
 	default:
 		c.client, err = c.local()
+	}
+	if err == nil {
+		c.client.Wait = c.wait
 	}
 	return disconnect, err
 }
@@ -366,7 +372,7 @@ func userName() string {
 }
 
 // requestTimeout bounds one request.
-const requestTimeout = time.Minute
+const requestTimeout = time.Minute + admin.MaxWait
 
 // dial returns a client of the admin endpoint at an address in Caddy's notation.
 func dial(address string) (*admin.Client, error) {

@@ -25,6 +25,7 @@ const (
 	exitConflict
 	exitNotAllowed
 	exitUnreachable
+	exitNotYet
 )
 
 const cliHelp = `Manages the service users of a running Caddy, through its admin endpoint. With
@@ -34,7 +35,8 @@ an admin or a manager: from SERVICE_USER_ID and SERVICE_USER_TOKEN, or from
 --credentials-file. Name a service user or a group by its id or its name.
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 conflict, 5 not allowed,
-6 unreachable. A check with findings (lint, check-log, scan, check) ends with 1.`
+6 unreachable, 7 done, but with --wait not in force on every node yet. A check
+with findings (lint, check-log, scan, check) ends with 1.`
 
 // cli is one run of a command, with the flags and the outputs of all commands.
 type cli struct {
@@ -43,6 +45,7 @@ type cli struct {
 	url, credentialsFile     string
 	login                    string // describes the credentials for url, in an error
 	insecureHTTP, create     bool
+	wait                     string // the parameter of changes, or ""
 	output                   string
 	json                     bool   // output is JSON
 	yes                      bool   // answer every question with yes
@@ -53,7 +56,7 @@ type cli struct {
 	client                   *admin.Client // of the running Caddy, a site door or the store file
 }
 
-func newCLI() *cli { return &cli{output: outputTable} }
+func newCLI() *cli { return &cli{output: outputTable, client: new(admin.Client)} }
 
 // commands adds every command below "caddy service-user".
 func (c *cli) commands(root *cobra.Command) {
@@ -78,6 +81,8 @@ func (c *cli) commands(root *cobra.Command) {
 		"with --url: a file with \"id:token\" or a token, which only you can read")
 	flags.BoolVar(&c.insecureHTTP, "insecure-http", false,
 		"with --url: send credentials over http:// to another machine, in the clear")
+	flags.StringVar(&c.wait, "wait", "", "after a change, wait at most this `TIME`, such as 2s, "+
+		"until it is in force on every node; report those that are late")
 	flags.StringVar(&c.output, "output", outputTable,
 		"the `FORMAT` of results: table, json (the answer of the REST API) or csv")
 	flags.BoolVar(&c.json, "json", false, "short for --output json")

@@ -323,13 +323,13 @@ func sessionListen(ts *testscript.TestScript, neg bool, args []string) {
 	if api {
 		args = args[1:]
 	}
-	if neg || len(args) != 2 && len(args) != 3 {
-		ts.Fatalf("usage: listen [-api] NAME CODE [FILE]")
+	if neg || len(args) < 2 || len(args) > 4 {
+		ts.Fatalf("usage: listen [-api] NAME CODE [FILE [APPLIED]]")
 	}
 	code, err := strconv.Atoi(args[1])
 	ts.Check(err)
 	text := ""
-	if len(args) == 3 {
+	if len(args) > 2 {
 		text = ts.ReadFile(args[2])
 	}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -338,6 +338,9 @@ func sessionListen(ts *testscript.TestScript, neg bool, args []string) {
 		w.Header().Set("Location", "/elsewhere")
 		if api {
 			w.Header().Set(admin.OperationHeader, "op_0")
+		}
+		if len(args) > 3 {
+			w.Header().Set(admin.AppliedHeader, args[3])
 		}
 		w.WriteHeader(code)
 		_, _ = io.WriteString(w, text)

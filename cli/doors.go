@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -52,10 +53,16 @@ func (c *cli) checkDoors(cmd *cobra.Command) error {
 			empty = usagef("--%s is empty; give it a value or leave it out", f.Name)
 		}
 	})
+	_, bad := admin.ParseWait(cmp.Or(c.wait, "0s"))
 	local := c.address != "" || c.config != "" || c.adapter != "" || c.store != "" || c.pepperFile != ""
 	switch {
 	case empty != nil:
 		return empty
+	case bad != nil:
+		return usagef("--%w", bad)
+	case c.wait != "" && c.store != "" && !store.IsURL(c.store):
+		return usagef("--wait asks a running Caddy, and --store works on a file; leave one of them out. " +
+			"A running Caddy applies a change of the file within moments")
 	case c.url != "" && local:
 		return usagef("--url leads to a site; leave out --address, --config, --adapter, " +
 			"--store and --pepper-file, or --url")

@@ -78,7 +78,9 @@ func (c *cli) scan(paths []string, revoke bool) (err error) {
 	disconnect, err := c.connect()
 	if err == nil {
 		defer func() { err = errors.Join(err, disconnect()) }()
+		c.client.Wait = "" // nothing changes yet
 		err = c.lookUp(&found)
+		c.client.Wait = c.wait
 	}
 	if errors.As(err, new(usageError)) {
 		return err

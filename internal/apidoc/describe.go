@@ -96,6 +96,11 @@ func (d *describer) components() components {
 			}},
 		},
 	}
+	if applied := d.src.texts["AppliedHeader"]; applied != "" {
+		c.Headers.add(applied, textHeader("only with the parameter wait: the number of nodes on which the change is in force "+
+			"and the number of all, such as 12/12; or 11/12; late=node_…; until=2026-01-02T03:04:05Z, where the late nodes "+
+			"may answer requests from before the change until that time; or unknown"))
+	}
 	problem := d.schema(ast.NewIdent("Error"))
 	for _, f := range failures {
 		c.Responses.add(f.name, &response{
@@ -152,6 +157,11 @@ func (d *describer) operation(r route) *operation {
 	}
 	query, body := d.input(r)
 	op.Parameters = append(op.Parameters, query...)
+	if r.changes() {
+		for _, f := range d.src.fields("WaitQuery") {
+			op.Parameters = append(op.Parameters, d.parameter(f))
+		}
+	}
 	if r.versioned {
 		op.Parameters = append(op.Parameters, parameter{
 			Name: "If-Match", In: "header", Schema: &schema{Type: "string"},
@@ -202,6 +212,9 @@ func (d *describer) operation(r route) *operation {
 	return op
 }
 
+// changes reports whether the operation can change the store.
+func (r route) changes() bool { return r.method != http.MethodGet && !r.reading }
+
 // reason finds the sentences in the comment of an operation that give the reason for a status.
 var reason = regexp.MustCompile(` The answer is (4\d\d) if ([^.]+)\.`)
 
@@ -239,6 +252,9 @@ func (d *describer) done(r route, out ast.Expr) *response {
 	id := header{Ref: "#/components/headers/" + operationHeader}
 	status, _ := strconv.Atoi(r.status)
 	done := &response{Description: http.StatusText(status), Headers: ordered[header]{{operationHeader, id}}}
+	if applied := d.src.texts["AppliedHeader"]; applied != "" && r.changes() {
+		done.Headers.add(applied, header{Ref: "#/components/headers/" + applied})
+	}
 	if nameOf(out) == "None" {
 		return done
 	}

@@ -35,6 +35,7 @@ type route struct {
 	document     bool   // the answer is the same for every caller
 	versioned    bool   // the operation compares If-Match
 	issuing      bool   // the operation takes an Idempotency-Key
+	reading      bool   // the operation changes nothing, although its method is not GET
 	tag          string
 	tagText      string
 }
@@ -163,6 +164,10 @@ func (s *source) readRoutes(f *ast.FuncDecl, comments []*ast.CommentGroup) error
 		}
 		r := route{status: "200", kind: "application/json", tag: tag, tagText: upperFirst(tagText)}
 		call := element.(*ast.CallExpr)
+		if nameOf(call.Fun) == "reading" {
+			r.reading = true
+			call = call.Args[0].(*ast.CallExpr)
+		}
 		if nameOf(call.Fun) == "issuing" {
 			r.issuing = true
 			call = call.Args[0].(*ast.CallExpr)
