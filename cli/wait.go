@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"time"
 )
 
 // errNotYet means that the changes are made, but not in force on every node yet.
@@ -19,7 +18,6 @@ func (c *cli) receipt(failed error) error {
 	applied := c.client.Applied
 	counts, rest, _ := strings.Cut(applied, "; late=")
 	late, until, _ := strings.Cut(rest, "; until=")
-	end, _ := time.Parse(time.RFC3339, until)
 	var n, all int
 	_, unknown := fmt.Sscanf(counts, "%d/%d", &n, &all)
 	text := fmt.Sprintf("In force on all %d nodes.", all)
@@ -30,7 +28,7 @@ func (c *cli) receipt(failed error) error {
 		text = "It is not known on which nodes the changes are in force."
 	case n < all:
 		text = fmt.Sprintf("In force on %d of %d nodes; %s may answer from the state before until %s.",
-			n, all, strings.ReplaceAll(late, ",", ", "), when(&end))
+			n, all, strings.ReplaceAll(late, ",", ", "), until)
 	case all == 1:
 		text = "In force on the only node."
 	}

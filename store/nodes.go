@@ -16,8 +16,8 @@ type Node struct {
 	Version      string // of the program
 	Address      string // by which the database knows it
 	StartedAt    time.Time
-	SeenAt       time.Time // the time of its last report, by the clock of the database
-	Revision     int64     // in force at that time
+	SeenAt       time.Time // the last time of which it has reported a look for changes, by the clock of the database
+	Revision     int64     // in force after that look
 	MaxStaleness time.Duration
 	Until        time.Time // it answers no request after this time, unless it reports again
 	Live         bool      // that time is not over
