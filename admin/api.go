@@ -130,6 +130,10 @@ func (a *API) routes() []route {
 		reading(handleBackup(a, "POST", "/service_users/backup", a.backup)),
 		handle(a, "GET", "/service_users/check", 200, a.check),
 
+		// Nodes: the processes that decide requests by one store.
+		handle(a, "GET", "/nodes", 200, a.listNodes),
+		handle(a, "DELETE", "/nodes/{id}", 204, a.forgetNode),
+
 		// Probes: the state of this Caddy, for supervisors and load balancers.
 		handle(a, "GET", "/service_users/healthz", 200, a.healthz),
 		handle(a, "GET", "/service_users/readyz", 200, a.readyz),
@@ -267,7 +271,7 @@ func run[In, Out any](a *API, w http.ResponseWriter, r *http.Request, op func(*c
 // idKinds contains the prefix of the ids in a path, by the segment of the path before the id.
 var idKinds = map[string]string{
 	"service_users": "service", "bot_users": "service", "members": "service",
-	"tokens": "token", "api_keys": "token", "permission_groups": "group", "rules": "rule",
+	"tokens": "token", "api_keys": "token", "permission_groups": "group", "rules": "rule", "nodes": "node",
 }
 
 // checkIDs returns an error if an id in the path has a form that no id has. Operations can then pass

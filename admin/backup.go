@@ -67,7 +67,8 @@ func (a *API) check(c *call, q VerifyQuery) (StoreReport, error) {
 
 // backup copies the store at one revision and answers with the copy, a SQLite database in one file.
 // The store stays in use meanwhile. The copy contains the hashes of all tokens. This operation
-// requires the rights of an admin.
+// requires the rights of an admin. The answer is 409 if the store is in PostgreSQL, where pg_dump makes
+// backups.
 func (a *API) backup(c *call, _ None) (*store.Backup, error) {
 	return a.store.Backup(c.Context(), c.by)
 }

@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/serviceusers/caddy-service-users/access"
 	"github.com/serviceusers/caddy-service-users/internal/pgtest"
@@ -94,14 +95,16 @@ var examples = []row{
 	r(`POST /service_users/service_1/undelete`, ``),
 	r(`GET /service_users/openapi.json`, ``),
 	r(`GET /service_users/reference`, ``),
+	r(`GET /nodes`, ``),
 }
 
 // The examples of the OpenAPI document are requests that succeed, with the answers that the API
 // gives. After a change of the API, "go generate ./admin" writes them again.
 func TestExamples(t *testing.T) {
 	const file = "testdata/examples.json"
-	s := serve(t, store.Options{})
-	made := make(map[string]exampleOf)
+	s := serve(t, store.Options{NodeName: "gate-1", Version: "v1.0.0", MaxStaleness: time.Hour})
+	// SQLite has no node to forget.
+	made := map[string]exampleOf{"DELETE /nodes/{id}": {Request: s.shown("DELETE /nodes/node_2")}}
 	for _, row := range examples {
 		request := strings.Replace(row.do, "digest of csu_1", fmt.Sprintf("%x", sha256.Sum256([]byte(s.real["csu_1"]))), 1)
 		method, rest, _ := strings.Cut(s.resolve(request), " ")
@@ -174,8 +177,8 @@ func TestExamples(t *testing.T) {
 }
 
 var (
-	otherID    = regexp.MustCompile(`\b(audit|op)_[0-9A-Za-z]{27}\b`)
-	exampleID  = regexp.MustCompile(`\b(service|token|group|rule|audit|op)_\d{1,3}\b`)
+	otherID    = regexp.MustCompile(`\b(audit|op|node)_[0-9A-Za-z]{27}\b`)
+	exampleID  = regexp.MustCompile(`\b(service|token|group|rule|audit|op|node)_\d{1,3}\b`)
 	exampleCSU = regexp.MustCompile(`\bcsu_\d+\b`)
 	randomHash = regexp.MustCompile(`\b[0-9a-f]{64}\b`)
 )

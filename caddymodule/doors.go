@@ -52,7 +52,7 @@ func (d *localDoor) Routes() []caddy.AdminRoute {
 	var routes []caddy.AdminRoute
 	serve := caddy.AdminHandlerFunc(d.serve)
 	for _, resource := range [...]string{
-		"/service_users", "/permission_groups", "/bot_users", "/api_keys", "/audit_events",
+		"/service_users", "/permission_groups", "/bot_users", "/api_keys", "/audit_events", "/nodes",
 	} {
 		routes = append(routes, caddy.AdminRoute{Pattern: resource, Handler: serve},
 			caddy.AdminRoute{Pattern: resource + "/", Handler: serve})

@@ -63,7 +63,7 @@ a store; it moves a file aside that it cannot open. "-" is the standard input.`
 				return usagef("check reads FILE alone; leave out --address, --store and --url, or FILE")
 			case len(args) == 1:
 				return c.checkFile(context.Background(), args[0], query.Get("head"))
-			case c.store != "":
+			case c.store != "" && !store.IsURL(c.store):
 				return c.checkFile(context.Background(), c.store, query.Get("head"))
 			}
 			return c.patient(func([]string) error {
@@ -211,6 +211,9 @@ func (c *cli) restore(ctx context.Context, path string) error {
 	if c.store == "" {
 		return usagef("a store is restored while Caddy is stopped: stop Caddy, run: " +
 			"caddy service-user --store PATH restore FILE, and start Caddy again")
+	} else if store.IsURL(c.store) {
+		return usagef("restore makes a SQLite file: --store is a path; \"copy --from FILE --to URL\" makes a store " +
+			"in an empty schema of PostgreSQL from a backup, and psql or pg_restore from a dump")
 	}
 	opts, err := c.offlineOptions()
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"os/user"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -81,6 +82,9 @@ func (c *cli) localCommand(parent *cobra.Command, use, short, example string, do
 			case empty >= 0:
 				return c.exit(cmd, usagef("%s is empty; is a variable of the script unset? usage: %s",
 					names[min(empty, len(names)-1)], cmd.UseLine()))
+			case slices.ContainsFunc(args, store.IsURL) && slices.Contains(names, "FILE"):
+				return c.exit(cmd, usagef("FILE is not a URL; --store names a store in PostgreSQL, "+
+					"and \"copy\" copies one into a file, or a file into one"))
 			case !slices.Equal(right, args):
 				return c.exit(cmd, usagef("the arguments are in another order; write: %s",
 					shellLine(cmd.CommandPath(), right)))
@@ -146,7 +150,8 @@ func (c *cli) exit(cmd *cobra.Command, err error) error {
 		return nil
 	}
 	if err != errNotYet { // receipt has said it
-		fmt.Fprintf(cmd.ErrOrStderr(), "caddy service-user: %s\n", cell(access.MaskSecrets(c.explain(err))))
+		text := urlPassword.ReplaceAllString(access.MaskSecrets(c.explain(err)), "$1$3…$2")
+		fmt.Fprintf(cmd.ErrOrStderr(), "caddy service-user: %s\n", cell(text))
 	}
 	code := exitCode(err)
 	if code == exitFailed {
@@ -155,6 +160,9 @@ func (c *cli) exit(cmd *cobra.Command, err error) error {
 	// Only an error from this wrapper carries another code than 1 to Caddy's main function.
 	return caddycmd.WrapCommandFuncForCobra(func(caddycmd.Flags) (int, error) { return code, nil })(cmd, nil)
 }
+
+// urlPassword matches the password in a URL, for example of a database.
+var urlPassword = regexp.MustCompile(`(:/+[^\s:/?#@]*:)\S*(@)|(password=)[^\s&"]*`)
 
 // explain adds advice to the text of an error that has none.
 func (c *cli) explain(err error) string {

@@ -29,7 +29,7 @@ const (
 )
 
 const cliHelp = `Manages the service users of a running Caddy, through its admin endpoint. With
---store it works on a store file without a running Caddy. With --url it works
+--store it works on a store without a running Caddy. With --url it works
 through a site, from any machine, with the credentials of a service user that is
 an admin or a manager: from SERVICE_USER_ID and SERVICE_USER_TOKEN, or from
 --credentials-file. Name a service user or a group by its id or its name.
@@ -71,7 +71,9 @@ func (c *cli) commands(root *cobra.Command) {
 		"take the address of the admin endpoint, or with --store the settings of service users, "+
 			"from this configuration")
 	flags.StringVarP(&c.adapter, "adapter", "a", "", "the adapter of the configuration")
-	flags.StringVar(&c.store, "store", "", "work on this store file, without a running Caddy")
+	flags.StringVar(&c.store, "store", "",
+		"work on this store, a file or a URL postgres://…, without a running Caddy; "+
+			"{env.NAME} or {file./path} hides a password from other users")
 	flags.BoolVar(&c.create, "create", false,
 		"with --store: create a missing store; works also without a command")
 	flags.StringVar(&c.pepperFile, "pepper-file", "", "with --store: the pepper_file of the configuration")
@@ -111,6 +113,8 @@ func (c *cli) commands(root *cobra.Command) {
 	c.rightsCommands(root)
 	c.auditCommands(c.group(root, "audit", "Reads and verifies the audit trail", "audit verify"))
 	c.backupCommands(root)
+	c.copyCommand(root)
+	c.nodeCommands(c.group(root, "node", "Shows the processes that decide requests by one store", "node list"))
 	c.healthCommand(root)
 	c.olderCommand(root)
 	c.scanCommand(root)

@@ -78,7 +78,8 @@ func (c *cli) checkDoors(cmd *cobra.Command) error {
 	case c.store == "" && c.pepperFile != "":
 		return usagef("--pepper-file goes with --store; a running Caddy has its own")
 	}
-	return nil
+	c.store, empty = place("store", c.store)
+	return empty
 }
 
 // The environment variables with the credentials for --url. Other users of the machine can read
@@ -191,10 +192,13 @@ func readCredentials(path string) (string, error) {
 	return strings.TrimSpace(string(text)), err
 }
 
-// openStore opens the store file itself. It creates a missing store only with --create. A running
-// Caddy with the same store applies the changes within moments.
+// openStore opens the store itself. It creates a missing store only with --create. A running Caddy with
+// the same store applies the changes within moments.
 func (c *cli) openStore() (*store.Store, error) {
 	ctx := context.Background()
+	if store.IsURL(c.store) {
+		return c.openURL(ctx)
+	}
 	if _, err := os.Stat(c.store); err != nil && !c.create {
 		if errors.Is(err, fs.ErrNotExist) {
 			err = fmt.Errorf("%w; --create, or \"caddy run\", makes a new store", err)
@@ -222,6 +226,26 @@ func (c *cli) openStore() (*store.Store, error) {
 	}
 	opts.Existing = true
 	return store.Open(ctx, c.store, opts)
+}
+
+// openURL is openStore for a store in PostgreSQL. Afterwards c.store has no password.
+func (c *cli) openURL(ctx context.Context) (*store.Store, error) {
+	opts, err := c.offlineOptions()
+	if err != nil {
+		return nil, err
+	}
+	opts.Existing, opts.Unlisted = true, true
+	s, err := store.Open(ctx, c.store, opts)
+	if missing := errors.Is(err, fs.ErrNotExist); missing && c.create {
+		opts.Existing, opts.Log = false, nil
+		if s, err = store.Open(ctx, c.store, opts); err == nil {
+			fmt.Fprintf(c.stderr, "made the store %s\n", cell(s.Path()))
+		}
+	}
+	if err == nil {
+		c.store = s.Path()
+	}
+	return s, err
 }
 
 // offlineOptions returns the options for a store that is opened without a server. They are the

@@ -37,9 +37,9 @@ back by itself, so that expired tokens stay expired. Stop Caddy first.`
 }
 
 func (c *cli) acceptOlder(ctx context.Context) error {
-	if c.store == "" || c.url != "" || c.address != "" {
+	if c.store == "" || c.url != "" || c.address != "" || store.IsURL(c.store) {
 		return usagef("accept-older works on a store file: name it with --store, " +
-			"and leave out --address and --url")
+			"and leave out --address and --url; after a restore of PostgreSQL, restart Caddy")
 	}
 	path, err := filepath.Abs(c.store)
 	if err == nil {

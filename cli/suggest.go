@@ -22,7 +22,8 @@ var synonyms = map[string]string{
 	"show": "get describe view info members", "list": "ls", "update": "edit set modify patch change rename",
 	"backup": "dump export save", "restore": "recover", "load": "import apply", "lint": "validate",
 	"audit": "log logs trail history events", "verify": "check", "health": "status ping ready",
-	"explain": "why can test", "group": "role roles", "token": "key keys secret credential",
+	"explain": "why can test", "copy": "move migrate transfer cp clone", "node": "nodes replicas cluster fleet",
+	"forget": "delete remove rm", "group": "role roles", "token": "key keys secret credential",
 }
 
 // unknownCommand returns the error for words that name no command below cmd, with the commands that

@@ -102,7 +102,7 @@ func checkAndUpgrade(ctx context.Context, path string, opts Options, known Audit
 // quiet returns options for a store that this process alone has open, for a short time: no log, and
 // no polling for the changes of other processes.
 func quiet(opts Options) Options {
-	opts.Log, opts.Poll = zap.NewNop(), changeTimeout
+	opts.Log, opts.Poll, opts.Unlisted = zap.NewNop(), changeTimeout, true
 	return opts.filled()
 }
 

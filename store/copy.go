@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"database/sql"
@@ -16,16 +17,18 @@ import (
 
 // CopyReport is the result of [Copy].
 type CopyReport struct {
-	Revision int64            // of both stores
-	Head     AuditHead        // of both audit trails
+	Contents                  // of the copy
+	Last     int64            // the revision of the original at the end
 	Tables   map[string]int64 // the number of rows by table
+	From, To string           // the places, without a password
 }
 
 // Copy copies the store at from into a new one at to: from SQLite into PostgreSQL, the reverse, or between
 // two of a kind. Either is a place as in [Open]. The copy has the same ids, hashes, audit trail and
-// tombstones, and the id of the store. Changes that from gets meanwhile are not in the copy. A store at
-// to that was ever changed is an [ErrConflict]. rows, if not nil, is called with the number of rows so
-// far.
+// tombstones, and the id of the store. It has one revision of the original, which stays in use; later
+// changes are not in it. A store at to that was ever changed is an [ErrConflict]. After an error, or if
+// ctx ends before the copy is complete, the target is empty. rows, if not nil, is called with the number
+// of rows so far.
 func Copy(ctx context.Context, from, to string, opts Options, rows func(int64)) (r CopyReport, err error) {
 	source, err := openSource(ctx, from)
 	if err != nil {
@@ -36,63 +39,71 @@ func Copy(ctx context.Context, from, to string, opts Options, rows func(int64)) 
 	if err != nil {
 		return r, err
 	}
-	err = s.fill(ctx, source.tx, &r, rows)
-	// The store reads the copy as a start does. On an error the target stays empty.
-	if err == nil {
-		err = s.refresh(ctx)
+	r.From, r.To = source.name, s.path
+	if err = errors.Join(s.fill(ctx, source, &r, rows), s.Close()); err != nil {
+		err = fmt.Errorf("copying %q to %q: %w", r.From, r.To, err)
 	}
-	return r, errors.Join(err, s.Close())
+	return r, err
 }
 
 // copySource is a store that is read at one revision.
 type copySource struct {
-	db *sql.DB
-	tx *tx
+	db   *sql.DB
+	tx   *tx
+	name string
 }
 
 func (c *copySource) close() {
 	if c.tx != nil {
 		c.tx.Rollback()
 	}
-	c.db.Close()
+	if c.db != nil {
+		c.db.Close()
+	}
 }
 
 func openSource(ctx context.Context, from string) (c *copySource, err error) {
-	e := engine(new(sqliteEngine))
-	c = new(copySource)
+	c = &copySource{name: from}
+	e := engine(&sqliteEngine{files: files{path: from}})
 	if IsURL(from) {
 		pg, err := newPostgres(from)
 		if err != nil {
 			return nil, err
 		}
-		c.db, e, from = stdlib.OpenDB(*pg.config), pg, pg.name
+		c.db, c.name, e = stdlib.OpenDB(*pg.config), pg.name, pg
 	} else if err = knownFile(from); err == nil {
 		c.db, err = openAtRest(from)
 	}
-	if err != nil {
-		return nil, fmt.Errorf("reading the store %q: %w", from, ExplainPath(from, err))
-	}
-	sqlTx, err := c.db.BeginTx(ctx, snapshot)
 	if err == nil {
-		c.tx = &tx{Tx: sqlTx, ctx: ctx, store: &Store{engine: e}}
-		var version int
-		if version, err = e.version(ctx, sqlTx); err == nil {
-			err = checkSchema(version)
-		}
-		if err == nil && version < schemaVersion {
-			err = fmt.Errorf("its schema has version %d, and this program copies %d; start Caddy with it once",
-				version, schemaVersion)
-		}
+		err = c.begin(ctx, e)
 	}
 	if err != nil {
 		c.close()
-		return nil, fmt.Errorf("reading the store %q: %w", from, e.advise(explainSQLite(err)))
+		return nil, fmt.Errorf("reading the store %q: %w", c.name, e.advise(explainSQLite(err)))
 	}
 	return c, nil
 }
 
+func (c *copySource) begin(ctx context.Context, e engine) error {
+	sqlTx, err := c.db.BeginTx(ctx, snapshot)
+	if err != nil {
+		return err
+	}
+	c.tx = &tx{Tx: sqlTx, ctx: ctx, store: &Store{engine: e}}
+	if !IsURL(c.name) {
+		if err := checkOurs(ctx, sqlTx.QueryRowContext); err != nil {
+			return err
+		}
+	}
+	if version, err := e.version(ctx, sqlTx); err != nil || version != schemaVersion {
+		return cmp.Or(err, fmt.Errorf("its schema has version %d, and this program copies version %d; an older store gets "+
+			"it when Caddy starts with it, and a newer one needs the newer program", version, schemaVersion))
+	}
+	return nil
+}
+
 // fill fills an empty store with the rows of another one, in one transaction.
-func (s *Store) fill(ctx context.Context, from *tx, r *CopyReport, told func(int64)) error {
+func (s *Store) fill(ctx context.Context, from *copySource, r *CopyReport, told func(int64)) error {
 	if err := s.turn(ctx); err != nil {
 		return err
 	}
@@ -134,7 +145,7 @@ func (s *Store) fill(ctx context.Context, from *tx, r *CopyReport, told func(int
 			}
 			return err
 		}
-		if err := from.eachRow(table, want.columns[table], sent, func(values []any) error {
+		if err := from.tx.eachRow(table, want.columns[table], sent, func(values []any) error {
 			if rows = append(rows, values); len(rows) < rowsAtOnce {
 				return nil
 			}
@@ -152,11 +163,21 @@ func (s *Store) fill(ctx context.Context, from *tx, r *CopyReport, told func(int
 			return fmt.Errorf("the copy of the table %s differs from the original", table)
 		}
 	}
-	now, err := t.contents()
-	if err != nil {
+	if r.Contents, err = t.contents(); err != nil {
 		return err
 	}
-	r.Revision, r.Head = now.Revision, now.Head
+	// The copy is read as at a start.
+	if _, err := s.load(ctx, sqlTx); err != nil {
+		return err
+	}
+	if trail, err := t.verifyAudit(r.Head); err != nil {
+		return err
+	} else if trail.BadSeq != 0 {
+		return fmt.Errorf("the audit trail is broken at record %d: %s; %s", trail.BadSeq, trail.Problem, mendByRestore)
+	}
+	if err := from.db.QueryRowContext(ctx, `SELECT revision FROM meta`).Scan(&r.Last); err != nil {
+		return err
+	}
 	return sqlTx.Commit()
 }
 

@@ -85,7 +85,7 @@ func (e *postgresEngine) listen(ctx context.Context) error {
 		if err := e.reportRevision(ctx, conn, looked); err != nil {
 			return err
 		}
-		if err := l.wait(ctx, jitter(min(l.pause(), e.reportEvery()))); err != nil {
+		if err := l.wait(ctx, jitter(min(l.pause(), reportEvery(e.store.opts.MaxStaleness)))); err != nil {
 			return err
 		}
 		time.Sleep(minPoll - time.Since(began)) // any role of the database can send notifications

@@ -18,9 +18,11 @@ type Node struct {
 	StartedAt    time.Time
 	SeenAt       time.Time // the last time of which it has reported a look for changes, by the clock of the database
 	Revision     int64     // in force after that look
+	Lag          int64     // the number of later changes
 	MaxStaleness time.Duration
 	Until        time.Time // it answers no request after this time, unless it reports again
 	Live         bool      // that time is not over
+	Late         bool      // it is live, and lags behind or has missed three reports
 	Self         bool      // it is this process
 	now          time.Time // by the clock of the database
 }
@@ -61,6 +63,8 @@ func (s *Store) ForgetNode(ctx context.Context, by Actor, id string) error {
 	for _, n := range list {
 		switch {
 		case n.ID != id:
+		case n.Self:
+			return conflict("", "the node %s is this process; it leaves the list when it ends", id)
 		case n.Live:
 			return conflict("", "the node %s has reported at %s, and may answer requests until %s; "+
 				"stop it, or wait until then", id, n.SeenAt.Format(time.RFC3339), n.Until.Format(time.RFC3339))
@@ -123,8 +127,8 @@ func (s *Store) receipt(list []Node, revision int64, begun *time.Time) (r Receip
 func (e *sqliteEngine) nodes(context.Context) ([]Node, error) {
 	s := e.store
 	return []Node{{
-		ID: "node_self", StartedAt: s.begun, SeenAt: s.Checked(), Revision: s.inForce.Load().revision,
-		MaxStaleness: s.opts.MaxStaleness, Live: true, Self: true,
+		ID: s.opts.NodeID, Name: s.opts.NodeName, Version: s.opts.Version, StartedAt: s.begun, SeenAt: s.Checked(),
+		Revision: s.inForce.Load().revision, MaxStaleness: s.opts.MaxStaleness, Live: true, Self: true,
 	}}, nil
 }
 
@@ -143,19 +147,21 @@ func scanMilli(row *sql.Row) (at time.Time, err error) {
 
 func (e *postgresEngine) nodes(ctx context.Context) ([]Node, error) {
 	rows, err := e.store.read.QueryContext(ctx, `
-		SELECT id, name, version, address, started_at, seen_at, revision, max_staleness, `+databaseTime+`
+		SELECT id, name, version, address, started_at, seen_at, revision, max_staleness,
+			(SELECT revision FROM meta), `+databaseTime+`
 		FROM nodes ORDER BY id`)
 	if err != nil {
 		return nil, fmt.Errorf("reading the nodes: %w", err)
 	}
 	return collect(rows, func(rows *sql.Rows) (n Node, err error) {
-		var started, seen, staleness, now int64
-		err = rows.Scan(&n.ID, &n.Name, &n.Version, &n.Address, &started, &seen, &n.Revision, &staleness, &now)
+		var started, seen, staleness, last, now int64
+		err = rows.Scan(&n.ID, &n.Name, &n.Version, &n.Address, &started, &seen, &n.Revision, &staleness, &last, &now)
 		n.StartedAt, n.SeenAt = time.UnixMilli(started).UTC(), time.UnixMilli(seen).UTC()
 		n.MaxStaleness = time.Duration(staleness) * time.Millisecond
 		n.Until = n.SeenAt.Add(n.MaxStaleness + lastMoments)
 		n.now = time.UnixMilli(now).UTC()
-		n.Live, n.Self = n.Until.After(n.now), n.ID == *e.node.Load()
+		n.Live, n.Self, n.Lag = n.Until.After(n.now), n.ID == *e.node.Load(), max(last-n.Revision, 0)
+		n.Late = n.Live && (n.Lag > 0 || n.now.Sub(n.SeenAt) > 3*reportEvery(n.MaxStaleness))
 		return n, err
 	})
 }
@@ -175,6 +181,9 @@ func (e *postgresEngine) forgetNode(ctx context.Context, id string) error {
 // the node answers no request: Open has not returned, or the directory is stale.
 func (e *postgresEngine) join(ctx context.Context) (asOf time.Time, err error) {
 	s := e.store
+	if s.opts.Unlisted {
+		return s.clock.read(), s.refresh(ctx)
+	}
 	registering, cancel := context.WithTimeout(ctx, reportWait)
 	defer cancel()
 	revision, asOf, sent, at := s.inForce.Load().revision, s.clock.read(), s.Now(), time.Now()
@@ -201,17 +210,19 @@ func (e *postgresEngine) join(ctx context.Context) (asOf time.Time, err error) {
 	return asOf, s.refresh(ctx)
 }
 
-// reportEvery returns how often a node reports although nothing has changed.
-func (e *postgresEngine) reportEvery() time.Duration {
-	return min(e.store.opts.MaxStaleness/10, 10*time.Second)
-}
+// reportEvery returns how often a node with this MaxStaleness reports although nothing has changed.
+func reportEvery(max time.Duration) time.Duration { return min(max/10, 10*time.Second) }
 
 // reportRevision reports the revision in force to the database, on the connection of the watcher, unless it knows
 // it already.
 func (e *postgresEngine) reportRevision(ctx context.Context, conn *sql.Conn, l look) error {
 	s := e.store
 	revision, asOf := s.inForce.Load().revision, l.asOf
-	if revision == e.reported && time.Since(e.reportedAt) < e.reportEvery() && s.Fault() == "" {
+	if revision == e.reported && time.Since(e.reportedAt) < reportEvery(s.opts.MaxStaleness) && s.Fault() == "" {
+		return nil
+	}
+	if s.opts.Unlisted {
+		s.report(nil, asOf)
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), reportWait)

@@ -137,7 +137,7 @@ var quoted = regexp.MustCompile("\"[^\"]*\"?|'[^']*'?|`[^`]*`?")
 // open opens one connection for changes, and two for reading, of which the watcher keeps one.
 func (e *postgresEngine) open(ctx context.Context) error {
 	s := e.store
-	e.node.Store(new(cmp.Or(s.opts.NodeID, newID("node", s.Now()))))
+	e.node.Store(&s.opts.NodeID)
 	e.started = s.Now().UnixMilli()
 	s.opts.MaxStaleness = cmp.Or(max(s.opts.MaxStaleness, 0), time.Hour)
 	// A change whose connection was lost begins again; a read looks whether there is still one.
@@ -189,7 +189,7 @@ func (e *postgresEngine) prepare(ctx context.Context) error {
 		}
 	case s.opts.Existing || s.opts.ReadOnly:
 		err = fmt.Errorf("the schema %q has no store: %w; is search_path in the URL right? "+
-			"The first start of a node that is not read-only makes a store", schemaName, fs.ErrNotExist)
+			"--create, or the first start of a node that is not read-only, makes a store", schemaName, fs.ErrNotExist)
 	default:
 		err = e.create(ctx, sqlTx, schemaName)
 	}
@@ -396,8 +396,9 @@ func (e *postgresEngine) catalogue() (objects, columns string) {
 }
 
 func (e *postgresEngine) canCopy() error {
-	return conflict("", "the store is in PostgreSQL, whose own tool copies it: "+
-		"run pg_dump with the database %q on host %s", e.config.Database, e.config.Host)
+	return conflict("", "the store is in PostgreSQL, whose own tool makes backups: run pg_dump with the database %q "+
+		"on host %s; to make a SQLite file of it, run: caddy service-user copy --from URL --to FILE",
+		e.config.Database, e.config.Host)
 }
 
 // checkPages does nothing: PostgreSQL itself keeps references whole, and its extension amcheck checks
@@ -449,6 +450,8 @@ func (e *postgresEngine) advise(err error) error {
 				"lists the rights that it needs", pgx.Identifier{c.User}.Sanitize())
 		case "42704", "08P01": // of the server, and of pgbouncer
 			advice = "take the parameter out of the URL; a role can have its own: ALTER ROLE … SET search_path = …"
+		case "42P01":
+			advice = "the schema has no store; name another one with search_path=… in the URL"
 		case "53300":
 			advice = "raise max_connections, or put a pooler before the database"
 		}

@@ -5,6 +5,7 @@ package store
 import (
 	"bytes"
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"net/url"
@@ -342,5 +343,47 @@ func TestCopy(t *testing.T) {
 		if !slices.Contains(copyOrder, table) {
 			t.Errorf("a copy leaves out the table %s", table)
 		}
+	}
+}
+
+// A copy that is interrupted leaves its target empty, and is not a node of it. Changes of the original while it is
+// copied are not in the copy, which says so.
+func TestCopyInterrupted(t *testing.T) {
+	w := newWorld(t, Options{})
+	for i := range 550 {
+		mustDo(w.NoteAttempt(ctx, Actor{Name: fmt.Sprint("human:", i)}, "", Attempt{Status: 403}))
+	}
+	second := pgtest.URL(t)
+	for _, row := range [][2]string{{w.path, second}, {second, filepath.Join(t.TempDir(), "copy.db")}} {
+		from, to := row[0], row[1]
+		stopped, stop := context.WithCancel(ctx)
+		if _, err := Copy(stopped, from, to, Options{}, func(int64) {
+			if nodes := 0; IsURL(to) {
+				if err := must(sql.Open("pgx", to)).QueryRow(`SELECT count(*) FROM nodes`).Scan(&nodes); err != nil || nodes > 0 {
+					t.Errorf("to %s: got %d nodes, %v, want none", to, nodes, err)
+				}
+			}
+			stop()
+		}); !errors.Is(err, context.Canceled) {
+			t.Errorf("to %s: got %v, want that it was interrupted", to, err)
+		}
+		s := open(t, to, Options{})
+		if s.Directory().Revision() != 0 || s.AuditHead().Seq != 0 {
+			t.Errorf("to %s: got revision %d, want 0", to, s.Directory().Revision())
+		}
+		mustDo(s.Close())
+
+		original, changed := open(t, from, Options{}), false
+		before := original.Directory().Revision()
+		r, err := Copy(ctx, from, to, Options{}, func(int64) {
+			if !changed {
+				addUser(original, "meanwhile")
+			}
+			changed = true
+		})
+		if err != nil || r.Revision != before || r.Last != before+1 {
+			t.Errorf("to %s: got %+v, %v, want revision %d of %d", to, r, err, before, before+1)
+		}
+		mustDo(original.Close())
 	}
 }

@@ -37,6 +37,7 @@ type Options struct {
 	MaxStaleness time.Duration    // how long requests are answered after the last successful poll; 0 is for ever, in PostgreSQL 1 h
 	Poll         time.Duration    // look for changes by other processes this often; 0: when a file changes
 	NodeID       string           // of this process, for its row in PostgreSQL; "" is a new one
+	Unlisted     bool             // this process answers no requests, so it is not among the nodes
 	NodeName     string           // of this machine, for people
 	Version      string           // of the program, for people
 	ReadOnly     bool             // change nothing but this node's own row; PostgreSQL alone
@@ -55,6 +56,7 @@ func (o Options) filled() Options {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
+	o.NodeID = cmp.Or(o.NodeID, newID("node", o.Now()))
 	if o.Log == nil {
 		o.Log = zap.NewNop()
 	}

@@ -1,6 +1,7 @@
 package console
 
 import (
+	"database/sql"
 	"fmt"
 	"net/netip"
 	"net/url"
@@ -12,6 +13,8 @@ import (
 
 	"github.com/serviceusers/caddy-service-users/access"
 	"github.com/serviceusers/caddy-service-users/admin"
+	"github.com/serviceusers/caddy-service-users/internal/pgtest"
+	"github.com/serviceusers/caddy-service-users/store"
 )
 
 // explainURL is the address of the page with a question.
@@ -434,6 +437,44 @@ func TestHealthWithoutStore(t *testing.T) {
 	}
 	text, _ := s.get("/console/health", 200)
 	wantIn(t, text, "store unreachable", "Unknown while the store cannot be read.", "<dt>Revision</dt>")
+}
+
+// The page of health shows the nodes of a store in PostgreSQL to admins, and forgets one that is gone.
+func TestNodes(t *testing.T) {
+	t.Parallel()
+	place := pgtest.URL(t)
+	s := newSiteAt(t, place, store.Options{NodeName: "gate-1"})
+	s.create("billing-sync")
+	db, err := sql.Open("pgx", place)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	id := func(n int) string { return fmt.Sprint("node_", strings.Repeat("0", 26), n) }
+	for n, ago := range []time.Duration{time.Hour + time.Minute, 0} { // one is gone, one is late
+		if _, err := db.Exec(`INSERT INTO nodes VALUES ($1, '<b>gate', 'v1', '192.0.2.7', $2, $2, 0, 3600000)`,
+			id(n), time.Now().Add(-ago).UnixMilli()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	text, _ := s.get("/console/health", 200)
+	wantIn(t, text, "<h2>Nodes</h2>", `<bdi>gate-1</bdi> <small>this one</small>`, `<span class="badge on">live</span>`,
+		`<bdi>&lt;b&gt;gate</bdi>`, `<span class="badge warn">late</span>`, `<span class="badge off">gone</span>`,
+		`action="/console/health/`+id(0)+`/forget"`)
+	wantNone(t, text, `action="/console/health/`+id(1), "style=")
+	_, header := s.post("/console/health/"+id(0)+"/forget", "", 303)
+	text, _ = s.get(header.Get("Location"), 200)
+	wantIn(t, text, "The node is removed from the list.")
+	wantNone(t, text, id(0))
+	text, _ = s.post("/console/health/"+id(1)+"/forget", "", 409)
+	wantIn(t, text, "may answer requests until")
+	s.by = store.Actor{Name: "human:carol", Scope: &store.Scope{Teams: []string{"finance"}}}
+	text, _ = s.get("/console/health", 200)
+	wantNone(t, text, "<h2>Nodes</h2>")
+	s.post("/console/health/"+id(1)+"/forget", "", 403)
+
+	text, _ = newSite(t).get("/console/health", 200) // SQLite has one process
+	wantNone(t, text, "<h2>Nodes</h2>")
 }
 
 // Names are text on each page, wherever they come from.

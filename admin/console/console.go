@@ -81,6 +81,7 @@ func routes() []route {
 		{"explain", explain, grant},
 		{"audit", forAdmins(showAudit), nil},
 		{"health", showHealth, nil},
+		{"health/{id}/forget", nil, forgetNode},
 	}
 }
 

@@ -30,13 +30,18 @@ func newSite(t *testing.T) *site { return newSiteWith(t, store.Options{}) }
 
 func newSiteWith(t *testing.T, opts store.Options) *site {
 	t.Helper()
+	return newSiteAt(t, filepath.Join(t.TempDir(), "test.db"), opts)
+}
+
+func newSiteAt(t *testing.T, place string, opts store.Options) *site {
+	t.Helper()
 	if opts.Now == nil {
 		opts.Now = time.Now
 	}
 	now := opts.Now
 	s := &site{t: t, recall: access.NewRecall(100)}
 	opts.Now = func() time.Time { return now().Add(time.Duration(s.ahead.Load())) }
-	db, err := store.Open(t.Context(), filepath.Join(t.TempDir(), "test.db"), opts)
+	db, err := store.Open(t.Context(), place, opts)
 	if err != nil {
 		t.Fatal(err)
 	}

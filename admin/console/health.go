@@ -3,6 +3,7 @@ package console
 import (
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 
 	"github.com/serviceusers/caddy-service-users/admin"
@@ -16,6 +17,7 @@ type healthPage struct {
 	Minutes int                 // the number of minutes in the charts
 	Ending  map[int]int         // the number of tokens that end within some days
 	Next    []admin.ServiceUser // the first ones of which a token ends within 30 days
+	Nodes   admin.NodeList      // for admins
 }
 
 func showHealth(p *page) error {
@@ -26,7 +28,10 @@ func showHealth(p *page) error {
 	} else if err != nil {
 		return err
 	}
-	if p.Admin() { // the traffic is for admins
+	if p.Admin() { // the traffic and the nodes are for admins
+		if err := p.get("/nodes", &data.Nodes); err != nil && data.Store == "ok" {
+			return err
+		}
 		var traffic admin.TrafficList
 		if err := p.get("/service_users/traffic", &traffic); err == nil {
 			data.Charts, data.Minutes = charts(traffic.Minutes, p.Now), len(traffic.Minutes)
@@ -39,6 +44,14 @@ func showHealth(p *page) error {
 		return err
 	}
 	return p.show("health", "Health", data)
+}
+
+// forgetNode removes a node that is gone.
+func forgetNode(p *page) error {
+	if err := p.do(http.MethodDelete, "/nodes/"+p.PathValue("id"), nil, nil); err != nil {
+		return err
+	}
+	return p.done(Root+"health", "forgotten")
 }
 
 // ending reads the tokens that end within 30 days.

@@ -191,6 +191,7 @@ var news = map[string]string{
 	"granted":     "The rule was added.",
 	"joined":      "It is now a member of the group.",
 	"revoked":     "Revoked: the token is refused from now on.",
+	"forgotten":   "The node is removed from the list.",
 }
 
 var (
