@@ -10,7 +10,7 @@ import (
 
 // Recall keeps, in bounded memory, information for later questions of admins: the latest refusals
 // by their decision ids, and the counts of observe mode. The information is lost when the process
-// ends. The zero value keeps nothing.
+// ends, except for the refusals that a store takes by [Recall.Unwritten]. The zero value keeps nothing.
 //
 // The service users share both memories. One service user may fill a memory as long as there is
 // room. When it is full, the service user with the most entries loses its oldest one, so the
@@ -55,6 +55,7 @@ type Recalled struct {
 	Reason   Reason
 	Rule     Rule   // the rule that decided; the zero value if none did
 	Group    string // the id of the rule's permission group
+	Node     string // the name of the node that refused it, if the store has it; "" in memory
 }
 
 // PathText returns the path of the request as the function [PathText] writes it.
@@ -123,6 +124,20 @@ func (m *Recall) Decision(id string) (Recalled, bool) {
 		return Recalled{}, false
 	}
 	return m.decisions[i], true
+}
+
+// Limit returns the most decisions that m keeps. With 0 or less it keeps none.
+func (m *Recall) Limit() int { return m.limit }
+
+// Unwritten returns refusals with a decision id that it has not returned before, at most this number. The
+// service users share the number, and a service user with very many loses its oldest ones.
+func (m *Recall) Unwritten(most int) (list []Recalled) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, place := range m.kept.takeFresh(most) {
+		list = append(list, m.decisions[place])
+	}
+	return list
 }
 
 // Refusals returns the latest refusals of a service user, the newest first. The list contains every

@@ -316,6 +316,59 @@ func TestRecallTogether(t *testing.T) {
 	all.Wait()
 }
 
+// TestRecallUnwritten: each refusal with a decision is returned once, those of one service user in their order,
+// and a flood of one service user waits, or is left out, but not the refusals of others.
+func TestRecallUnwritten(t *testing.T) {
+	m := NewRecall(2000)
+	n := 0
+	keep := func(user string, times int) {
+		for range times {
+			n++
+			m.Keep(Recalled{ID: fmt.Sprint("decision_", n), UserID: user, At: at(int64(n))})
+		}
+	}
+	take := func(most int) string {
+		counts, last := map[string]int{}, map[string]int64{}
+		for _, r := range m.Unwritten(most) {
+			if counts[r.UserID]++; r.At.Unix() <= last[r.UserID] {
+				t.Errorf("%s: %d comes after %d", r.UserID, r.At.Unix(), last[r.UserID])
+			}
+			last[r.UserID] = r.At.Unix()
+		}
+		return fmt.Sprint(counts)
+	}
+	expect := func(most int, want string) {
+		t.Helper()
+		if got := take(most); got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+	expect(10, "map[]")
+	keep("a", 3)
+	keep("b", 1)
+	m.Keep(Recalled{UserID: "a", At: at(1)})
+	expect(10, "map[a:3 b:1]")
+	expect(10, "map[]")
+	keep("flood", 10_000) // 500 of them wait
+	keep("c", 2)
+	expect(10, "map[c:2 flood:8]")
+	keep("d", 20)
+	expect(10, "map[d:5 flood:5]")
+	expect(100, "map[d:15 flood:85]")
+	expect(1000, "map[flood:402]")
+	expect(1000, "map[]")
+	for i := range 5 { // more users than fit: each waits its turn
+		keep(fmt.Sprint(i), 1)
+	}
+	if first, second := len(m.Unwritten(3)), len(m.Unwritten(3)); first != 3 || second != 2 {
+		t.Errorf("got %d and %d, want 3 and 2", first, second)
+	}
+	m = NewRecall(2) // what leaves memory does not wait
+	keep("e", 2)
+	keep("f", 1)
+	expect(10, "map[e:1 f:1]")
+}
+
 // BenchmarkRecall remembers a decision and counts a request.
 func BenchmarkRecall(b *testing.B) {
 	m := NewRecall(10_000)

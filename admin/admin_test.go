@@ -87,15 +87,16 @@ func (s *server) now() time.Time { return start.Add(time.Duration(s.clock.Load()
 // record or file.
 func (s *server) checkSecrets() {
 	var files []string
+	hasSecret := func(text string) bool { return strings.Contains(strings.ReplaceAll(text, "csu_…", ""), "csu_") }
 	if *pgtest.On {
-		if rows := pgtest.Rows(s.t, s.place); !strings.Contains(rows, "audit_seq") || strings.Contains(rows, "csu_") {
+		if rows := pgtest.Rows(s.t, s.place); !strings.Contains(rows, "audit_seq") || hasSecret(rows) {
 			s.t.Errorf("a secret stands in the rows, or they are missing: %s", rows)
 		}
 	} else if files, _ = filepath.Glob(s.place + "*"); len(files) == 0 { // it is closed
 		s.t.Error("the store has no files")
 	}
 	for _, file := range files {
-		if text, err := os.ReadFile(file); err != nil || bytes.Contains(text, []byte("csu_")) {
+		if text, err := os.ReadFile(file); err != nil || hasSecret(string(text)) {
 			s.t.Errorf("%s: a secret stands in it, or it cannot be read: %v", file, err)
 		}
 	}

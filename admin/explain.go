@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -13,8 +14,8 @@ import (
 	"github.com/serviceusers/caddy-service-users/store"
 )
 
-// ExplainInput describes a request that a service user might make, or names a decision that this
-// node made and still remembers.
+// ExplainInput describes a request that a service user might make, or names a decision that a node made
+// and that the store, or the memory of this node, still has.
 type ExplainInput struct {
 	// the id in the header Service-User-Decision-Id of a refusal; no other field may be set
 	// with it
@@ -82,8 +83,11 @@ type Explanation struct {
 	DecisionID string `json:"decision_id,omitempty"`
 	// the time of the decision; only if the request named one
 	DecidedAt *time.Time `json:"decided_at,omitempty"`
-	// the decision for the same request today; only if it differs from the one at decided_at
+	// the decision for the same request today; only if it differs from the one at decided_at, and the
+	// path had no secret, which is not kept
 	Now string `json:"now,omitempty"`
+	// the name of the node that decided, if the store has the decision
+	Node string `json:"node,omitempty"`
 }
 
 // GroupRef names a permission group.
@@ -124,8 +128,8 @@ type Grant struct {
 }
 
 // explain shows why a request is allowed or refused. The request is one that a service user might
-// make, or one that this node decided. The answer is 404 if there is no such service user, or this
-// node does not remember the decision.
+// make, or one that a node decided. The answer is 404 if there is no such service user, or neither the
+// store nor this node has the decision.
 func (a *API) explain(c *call, in ExplainInput) (Explanation, error) {
 	done, err := a.heavy.take(c.Context(), c.by.Name)
 	if err != nil {
@@ -244,18 +248,16 @@ func (a *API) explainDecision(c *call, in ExplainInput) (Explanation, error) {
 		msg := "only an admin may ask for a decision"
 		return Explanation{}, &store.Error{Kind: store.ErrNotAllowed, Msg: msg}
 	}
-	r, ok := a.recall.Decision(in.DecisionID)
-	if !ok {
-		return Explanation{}, NewError(http.StatusNotFound, "ERR_NOT_FOUND",
-			"this decision is not remembered: each node keeps its latest decisions in memory "+
-				"until it ends; search the logs for "+in.DecisionID+", then ask with the service user, "+
-				"method, host and path that are there: caddy service-user explain USER METHOD URL")
+	r, err := a.decision(c, in.DecisionID)
+	if err != nil {
+		return Explanation{}, err
 	}
 	d := a.store.Directory()
 	out := Explanation{
 		ServiceUserID: r.UserID, Method: r.Action.Method, Host: r.Action.Host,
 		Path:       r.PathText(),
 		Considered: []ConsideredRule{}, NotAsked: []string{}, DecisionID: r.ID, DecidedAt: new(r.At.UTC()),
+		Node: r.Node,
 	}
 	r.Action.HeaderGone = true
 	now := "deny" // also if the service user or the token is gone
@@ -286,10 +288,27 @@ func (a *API) explainDecision(c *call, in ExplainInput) (Explanation, error) {
 			*out.PermissionGroup = refTo(g)
 		}
 	}
-	if now != out.Decision {
+	if strings.Contains(out.Path, "…") { // a mark of MaskSecrets: PathText escapes any other
+		out.Detail += "; its path had a secret, which is not kept, so that the rules of today are asked without it"
+	} else if now != out.Decision {
 		out.Now = now
 	}
 	return out, nil
+}
+
+// decision returns a refusal from the memory of this node or, without one there, from the store.
+func (a *API) decision(c *call, id string) (access.Recalled, error) {
+	if r, ok := a.recall.Decision(id); ok {
+		return r, nil
+	}
+	r, err := a.store.Refusal(c.Context(), c.by, id)
+	if errors.Is(err, store.ErrNotFound) {
+		err = NewError(http.StatusNotFound, "ERR_NOT_FOUND",
+			"this decision is not remembered: the store keeps the latest decisions, and after a flood of them "+
+				"only the node that refused the request may have it; search the logs for "+id+", then ask with the "+
+				"service user, method, host and path that are there: caddy service-user explain USER METHOD URL")
+	}
+	return r, err
 }
 
 // sees reports whether the actor may see a group: an admin sees all, a manager those of its scope.

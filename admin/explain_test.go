@@ -402,7 +402,7 @@ func TestExplainStrict(t *testing.T) {
 		r(post+`{`+user+`"method":"GET","url":"/","now":"t+1s"}`, `400 ERR_NGROK_214 [now] there is no such field`),
 		r(`POST /service_users/explain?method=GET {}`, `400 ERR_NGROK_231 [method] there is no such query parameter`),
 
-		r(post+`{"decision_id":"decision_x"}`, `404 ERR_NOT_FOUND this decision is not remembered: each node keeps its latest decisions in memory until it ends`),
+		r(post+`{"decision_id":"decision_x"}`, `404 ERR_NOT_FOUND this decision is not remembered: the store keeps the latest decisions, and after a flood of them only the node that refused`),
 		r(post+`{"decision_id":"decision_x","service_user_id":"service_1"}`, alone),
 		r(post+`{"decision_id":"decision_x","token_id":"token_1"}`, alone),
 		r(post+`{"decision_id":"decision_x","method":"GET"}`, alone),

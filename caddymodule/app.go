@@ -63,7 +63,8 @@ type App struct {
 	Throttle *Throttle `json:"throttle,omitempty"`
 
 	// The number of refusals to keep in memory, so that an admin can have one explained by its
-	// decision id. Default: 10000; a negative value keeps none.
+	// decision id. The store keeps as many of all nodes, at most 10000, also over restarts.
+	// Default: 10000; a negative value keeps none.
 	Decisions int `json:"decisions,omitempty"`
 
 	// The time within which a deleted service user can be restored. After that, its personal

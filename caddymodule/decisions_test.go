@@ -3,6 +3,8 @@ package caddymodule
 import (
 	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -201,6 +203,38 @@ func (s *server) createDenied(name string) credentials {
 	return s.create(name, "--group", name)
 }
 
+// TestDecisionsAreKept: a refusal can be explained by its id in other processes, after a crash and after a
+// restart.
+func TestDecisionsAreKept(t *testing.T) {
+	t.Parallel()
+	s, _ := startDecisions(t, decisionsCaddyfile)
+	none := s.create("none")
+	file := filepath.Join(s.dir, "service_users.db")
+	id := s.refusedRequest("GET", "API_PORT", "/v1/a", none)
+	inStore := func() (any, bool) {
+		out, errs, code := s.cli("explain", id, "--store", file)
+		return out + errs, code == 0
+	}
+	until(t, inStore)
+	if out := s.mustCLI("explain", "none", "--refusals", "--store", file); !strings.Contains(out, id) {
+		t.Errorf("the list: got %s, want %s", out, id)
+	}
+	_ = s.cmd.Process.Kill()
+	<-s.exited
+	s.start(filepath.Join(s.dir, "Caddyfile"))
+	if e, status := s.recalled(id); status != 200 || e.Path != "/v1/a" || e.ServiceUserID != none.id || e.Reason != "no_rule" {
+		t.Errorf("after a crash: got %d %+v", status, e)
+	}
+	last := s.refusedRequest("GET", "API_PORT", "/v1/b", none)
+	s.stop()
+	s.start(filepath.Join(s.dir, "Caddyfile"))
+	for path, id := range map[string]string{"/v1/a": id, "/v1/b": last} {
+		if out := s.mustCLI("explain", id); !strings.Contains(out, "GET localhost"+path) {
+			t.Errorf("after a restart: got %s, want %s", out, path)
+		}
+	}
+}
+
 // TestDecisionsAreBounded: as many are remembered as the operator says.
 func TestDecisionsAreBounded(t *testing.T) {
 	t.Parallel()
@@ -211,9 +245,18 @@ func TestDecisionsAreBounded(t *testing.T) {
 		ids = append(ids, s.refusedRequest("GET", "API_PORT", fmt.Sprintf("/v1/%d", i), none))
 		for j, id := range ids {
 			e, status := s.recalled(id)
-			if want := map[bool]int{true: 200, false: 404}[j > i-3]; status != want || status == 200 && e.Path != fmt.Sprintf("/v1/%d", j) {
-				t.Errorf("after %d refusals, number %d: got %d %s, want %d", i+1, j, status, e.Path, want)
+			if j > i-3 && status != 200 || status == 200 && e.Path != fmt.Sprintf("/v1/%d", j) {
+				t.Errorf("after %d refusals, number %d: got %d %s", i+1, j, status, e.Path)
 			}
+		}
+	}
+	until(t, func() (any, bool) {
+		out, errs, code := s.cli("explain", ids[7], "--store", filepath.Join(s.dir, "service_users.db"))
+		return out + errs, code == 0
+	})
+	for j, id := range ids {
+		if _, status := s.recalled(id); (status == 200) != (j > 4) {
+			t.Errorf("number %d of 8, of which 3 are kept: got %d", j, status)
 		}
 	}
 	s, _ = startDecisions(t, strings.Replace(decisionsCaddyfile, "decisions 10", "decisions off", 1))
@@ -328,6 +371,12 @@ func TestSecretInPath(t *testing.T) {
 	if lines < 3*requests {
 		t.Errorf("%d lines of the log, want %d", lines, 3*requests)
 	}
+	s.stop()
+	store := string(must(os.ReadFile(filepath.Join(s.dir, "service_users.db"))))
+	if !strings.Contains(store, `"csu_…`) && !strings.Contains(store, `/csu_…`) {
+		t.Error("the store has no refusal with a mask; the test shows little")
+	}
+	said.WriteString(store)
 	for i := 4; i+16 <= len(spilled); i++ { // a part of it would be a help too
 		if part := spilled[i : i+16]; strings.Contains(said.String(), part) {
 			at := strings.Index(said.String(), part)

@@ -204,6 +204,8 @@ func (s *shared) open(ctx context.Context) error {
 			return err
 		}
 	}
+	recall := access.NewRecall(s.decisions)
+	opts.Refusals = recall
 	db, err := store.Open(ctx, s.path, opts)
 	if opts.Existing && errors.Is(err, fs.ErrNotExist) {
 		way := "name the right file, or put it back. To go on with an empty store " +
@@ -234,7 +236,6 @@ func (s *shared) open(ctx context.Context) error {
 		opts.Log.Warn("the storage of the store could not be checked",
 			zap.String("store", shown), zap.Error(err))
 	}
-	recall := access.NewRecall(s.decisions)
 	recall.Since = db.Now()
 	live := &liveStore{
 		store: db, api: admin.New(db, recall, opts.Log.Named("admin")), recall: recall,

@@ -112,9 +112,6 @@ func (c *cli) explainCommand(root *cobra.Command) {
 			var u admin.ServiceUser
 			var err error
 			if len(args) == 1 {
-				if err := c.remembered("its refusals"); err != nil {
-					return err
-				}
 				if refusals {
 					return on(c.user, c.refusals)(args)
 				}
@@ -175,8 +172,8 @@ func (c *cli) refusals(u admin.ServiceUser, _ []string) error {
 		request := r.Method + " " + r.Host + r.Path
 		rows.add(when(&r.At), r.Status, r.Reason, request, r.RemoteIP, cmp.Or(r.DecisionID, r.Detail))
 	}
-	return c.print(list, rows, fmt.Sprintf("These are all refusals after %s in the memory of this Caddy; "+
-		"each node has its own.", when(&list.Since)))
+	return c.print(list, rows, fmt.Sprintf("Those with a decision are of all nodes, as far as the store has them. "+
+		"The others are in the memory of this Caddy, which has all its refusals after %s.", when(&list.Since)))
 }
 
 func (c *cli) wouldDenyCommand(root *cobra.Command) {
@@ -337,7 +334,7 @@ const maxConsidered = 10
 func explanation(name string, e admin.Explanation) table {
 	rows := table{
 		{string(e.Decision), askForFlags(e.Detail, e.NotAsked)}, {"now", string(e.Now)},
-		{"decided", when(e.DecidedAt)},
+		{"decided", when(e.DecidedAt)}, {"node", e.Node},
 		{"service user", cmp.Or(name, "deleted"), "(" + e.ServiceUserID + ")"},
 		{"request", e.Method + " " + e.Host + e.Path},
 	}.known()

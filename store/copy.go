@@ -184,7 +184,8 @@ func (s *Store) fill(ctx context.Context, from *copySource, r *CopyReport, told 
 // copyOrder are the tables of a store, each before those that refer to it.
 var copyOrder = []string{
 	"service_users", "tokens", "permission_groups", "rules", "permissions", "group_permissions", "members",
-	"deleted_links", "audit_events", "audit_subjects", "idempotency_keys", "meta",
+	"deleted_links", "audit_events", "audit_subjects", "idempotency_keys", "refusals",
+	"meta",
 }
 
 // booleans are the columns of the type BOOLEAN.

@@ -253,6 +253,18 @@ func (s *Store) writeFigures(ctx context.Context) error {
 
 // writeBatch writes rows of pending in one transaction.
 func (s *Store) writeBatch(ctx context.Context, rows []usageRow) error {
+	return s.aside(ctx, func(t *tx) error {
+		done, err := t.addUsage(rows)
+		if err != nil {
+			return err
+		}
+		return s.uses.commit(t.Tx, done)
+	})
+}
+
+// aside runs a transaction that changes neither the revision nor the audit trail. f commits it, and never
+// waits for a row that another transaction writes: two that wait for each other would get nowhere.
+func (s *Store) aside(ctx context.Context, f func(*tx) error) error {
 	if err := s.lock(ctx); err != nil {
 		return err
 	}
@@ -267,16 +279,11 @@ func (s *Store) writeBatch(ctx context.Context, rows []usageRow) error {
 		return err
 	}
 	defer sqlTx.Rollback()
-	done, err := (&tx{Tx: sqlTx, store: s, ctx: ctx}).addUsage(rows)
-	if err != nil {
-		return err
-	}
-	return s.uses.commit(sqlTx, done)
+	return f(&tx{Tx: sqlTx, store: s, ctx: ctx, now: s.Now()})
 }
 
 // addUsage adds to the figures of tokens and service users. done has the rows that need not be written
-// again: their figures are added, or their token is gone. It never waits for a row that another
-// transaction writes: two that wait for each other would get nowhere.
+// again: their figures are added, or their token is gone.
 func (t *tx) addUsage(rows []usageRow) (done []usageRow, err error) {
 	var tokens params
 	byToken, last := make(map[string]usageRow, len(rows)), make(map[string]int64)

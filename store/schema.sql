@@ -1,4 +1,4 @@
--- The store of service users, version 8. Times are Unix seconds in UTC; 0 means "never" or "not
+-- The store of service users, version 9. Times are Unix seconds in UTC; 0 means "never" or "not
 -- yet". Lists and maps are JSON text. The same text serves SQLite and PostgreSQL.
 --
 -- A revision is the number of a change. The column revision has the last change that affected the
@@ -189,3 +189,14 @@ CREATE TABLE audit_subjects (
 	seq         BIGINT NOT NULL,
 	PRIMARY KEY (resource_id, seq)
 );
+
+-- The newest refusals that have a decision id, for later questions about them. They are not a part of
+-- the directory: neither the revision nor the audit trail changes with them.
+CREATE TABLE refusals (
+	id              TEXT   PRIMARY KEY, -- decision_…
+	at              BIGINT NOT NULL,
+	service_user_id TEXT   NOT NULL,
+	node            TEXT   NOT NULL,    -- the name of the node that refused the request; '' if it has none
+	text            TEXT   NOT NULL     -- JSON without secrets: see refusalText
+);
+CREATE INDEX refusals_service_user ON refusals (service_user_id, at, id);

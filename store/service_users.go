@@ -306,8 +306,11 @@ func (t *tx) checkRestorable(kind, name string, deleted time.Time) error {
 
 // purge removes personal data, tokens and memberships of tombstones older than Options.Retention,
 // and all contents of deleted groups. Their ids stay in the tables, so that no id is used again, and
-// so does the audit trail.
+// so does the audit trail. It also removes refusals that are as old.
 func (s *Store) purge(ctx context.Context) error {
+	if err := s.aside(ctx, (*tx).retireRefusals); err != nil {
+		return fmt.Errorf("removing old refusals: %w", err)
+	}
 	for {
 		// Each round purges up to 100 tombstones, so that other changes get their turn in
 		// between.
@@ -360,7 +363,7 @@ func (t *tx) purgeUser(id string) error {
 		return err
 	}
 	if err := t.execAll("purging the service user", id, `DELETE FROM members WHERE service_user_id = $1`,
-		`DELETE FROM tokens WHERE service_user_id = $1`); err != nil {
+		`DELETE FROM tokens WHERE service_user_id = $1`, `DELETE FROM refusals WHERE service_user_id = $1`); err != nil {
 		return err
 	}
 	return t.audit("service_user.purge", id, nil, nil)

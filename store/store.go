@@ -41,11 +41,13 @@ type Options struct {
 	NodeName     string           // of this machine, for people
 	Version      string           // of the program, for people
 	ReadOnly     bool             // change nothing but this node's own row; PostgreSQL alone
+	Refusals     *access.Recall   // the memory of refusals, which the store writes once a second; nil is none
 	Existing     bool             // if the path has no store, fail with fs.ErrNotExist instead of creating one
 	Now          func() time.Time // nil is time.Now
 	Log          *zap.Logger      // nil logs nothing
 
-	idlePoll time.Duration // without Poll, how often to look although no file has changed; 0 is 1 s
+	idlePoll    time.Duration // without Poll, how often to look although no file has changed; 0 is 1 s
+	refusalPoll time.Duration // how often new refusals are written; 0 is 1 s
 }
 
 // filled returns the options with defaults in the place of zero values that mean them.
@@ -53,6 +55,10 @@ func (o Options) filled() Options {
 	o.UseInterval = cmp.Or(max(o.UseInterval, 0), 10*time.Second)
 	o.idlePoll = cmp.Or(o.idlePoll, time.Second) // notifications can be lost
 	o.Retention = cmp.Or(max(o.Retention, 0), 30*24*time.Hour)
+	o.refusalPoll = cmp.Or(o.refusalPoll, time.Second)
+	if o.Refusals == nil || o.ReadOnly {
+		o.Refusals = new(access.Recall)
+	}
 	if o.Now == nil {
 		o.Now = time.Now
 	}
@@ -98,6 +104,7 @@ type Store struct {
 	changed    atomic.Pointer[func()] // called after a change of inForce
 	uses       recorder
 	attempts   attempts
+	refusals   refusalQueue
 }
 
 // Create creates an empty store at path unless there is a file. It reports whether it created one.
@@ -170,7 +177,7 @@ func Open(ctx context.Context, path string, opts Options) (*Store, error) {
 	if opts.ReadOnly {
 		s.start(every(time.Minute, s.dropUses))
 	} else {
-		s.start(s.recordUses, every(opts.UseInterval, s.keepFigures))
+		s.start(s.recordUses, every(opts.UseInterval, s.keepFigures), every(jitter(opts.refusalPoll), s.keepRefusals))
 	}
 	s.start(s.work()...)
 	if limit := s.opts.MaxStaleness; limit > 0 {
@@ -179,14 +186,17 @@ func Open(ctx context.Context, path string, opts Options) (*Store, error) {
 	return s, nil
 }
 
-// Close writes each use of a token that [Store.Use] recorded before the call, stops watching, and
-// closes the database. An error means that some uses may be lost. Requests can go on using the
+// Close writes each use of a token that [Store.Use] recorded before the call, and the refusals, stops
+// watching, and closes the database. An error means that some uses may be lost. Requests can go on using the
 // directory that they have. Closing again does nothing.
 func (s *Store) Close() (err error) {
 	s.closing.Do(func() {
 		s.stop()
 		err = s.safely("closing the store", func() error {
 			err := s.flushAll(context.Background())
+			for range refusalsKept / refusalsAtOnce { // a store keeps no more
+				s.keepRefusals(context.Background())
+			}
 			s.end() // after the first uses, which raise the revision
 			return err
 		})

@@ -94,7 +94,7 @@ func clone(t testing.TB, path string) (to string) {
 	statements := "DELETE FROM meta;"
 	for _, table := range []string{
 		"service_users", "tokens", "permission_groups", "rules", "permissions", "group_permissions", "members",
-		"deleted_links", "audit_events", "audit_subjects", "meta", // last, since triggers change it
+		"deleted_links", "audit_events", "audit_subjects", "refusals", "meta", // last, since triggers change it
 	} {
 		statements += fmt.Sprintf("INSERT INTO %s SELECT * FROM %s.%[1]s;", table, from)
 	}
@@ -175,7 +175,7 @@ func dump(t tb, s *Store) string {
 	return dumpTables(s.read, allTables...)
 }
 
-var allTables = []string{"meta", "service_users", "tokens", "permission_groups", "rules", "permissions", "group_permissions", "members", "deleted_links", "audit_events", "audit_subjects"}
+var allTables = []string{"meta", "service_users", "tokens", "permission_groups", "rules", "permissions", "group_permissions", "members", "deleted_links", "audit_events", "audit_subjects", "refusals"}
 
 func dumpTables(db *sql.DB, tables ...string) string {
 	var out strings.Builder

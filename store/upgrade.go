@@ -84,6 +84,10 @@ var upgrades = []string{
 	`CREATE INDEX service_users_activity ON service_users (last_active_at, id) WHERE deleted_at = 0;
 	CREATE INDEX tokens_hint ON tokens (hint);
 	CREATE INDEX tokens_ends ON tokens (id, expires_at, retires_at) WHERE expires_at > 0 OR retires_at > 0;`,
+	// 9: refusals.
+	`CREATE TABLE refusals (id TEXT PRIMARY KEY, at BIGINT NOT NULL, service_user_id TEXT NOT NULL,
+		node TEXT NOT NULL, text TEXT NOT NULL);
+	CREATE INDEX refusals_service_user ON refusals (service_user_id, at, id);`,
 }
 
 // upgradeTrail fills the new columns from the audit trail. Earlier versions did not keep the members

@@ -40,12 +40,17 @@ import (
 // testdata/schema-7.db is that one, upgraded and used by the last program with schema
 // version 7: with an idempotency key, a token that retires, and another service user and
 // another group that were deleted. Nor is it made again.
+//
+// testdata/schema-8.db is that one, upgraded and used by the last program with schema
+// version 8: with a used token that has an end, and a group that was deleted and came
+// back. Nor is it made again.
 const (
 	schema1 = "testdata/schema-1.db"
 	schema3 = "testdata/schema-3.db"
 	schema4 = "testdata/schema-4.db"
 	schema6 = "testdata/schema-6.db"
 	schema7 = "testdata/schema-7.db"
+	schema8 = "testdata/schema-8.db"
 )
 
 var (
@@ -121,6 +126,7 @@ func TestUpgrade(t *testing.T) {
 		{schema4, 4, tables3, []string{"| Root |", "| human:admin |", "narrowed admin", "made-by-lead"}},
 		{schema6, 6, tables3, []string{"gone-active", "gone-inactive", "permission_group.delete", "salary.view"}},
 		{schema7, 7, tables7, []string{"request-7", "gone-keyed", "| human:carol |", "made with a key"}},
+		{schema8, 8, tables7, []string{"| user-8 |", "made-at-8", "permission_group.undelete", `{"192.0.2.8":`}},
 	} {
 		t.Run(row.file, func(t *testing.T) { testUpgrade(t, row.file, row.version, row.tables, row.holds) })
 	}

@@ -66,7 +66,7 @@ var written = []string{"hint", "pepper_id", "last_used_ip", "replaced_by", "inst
 // can name, bytes in place of a text.
 func (c *checker) forms(want objects) {
 	ids := map[string]string{
-		"service_users": "service", "tokens": "token", "permission_groups": "group", "rules": "rule",
+		"service_users": "service", "tokens": "token", "permission_groups": "group", "rules": "rule", "refusals": "decision",
 	}
 	forms := c.database().forms()
 	for _, table := range want.tables {
@@ -122,6 +122,11 @@ func (c *checker) values() {
 	c.tokens()
 	c.groups()
 	c.catalogue()
+	c.each("the table refusals", selectRefusal, func(rows *sql.Rows) error {
+		r, err := scanRefusal(rows)
+		c.judge(r.ID, err, nil)
+		return nil
+	})
 }
 
 // judge records the faults of a row: kept is the fault of the unchanged row, made that of a new one.

@@ -170,7 +170,7 @@ func TestExplainRefusal(t *testing.T) {
 	wantIn(t, text, "Refused", "/v1/&lt;x&gt;&amp;user=y")
 	a, b := explainURL("decision_id", "decision_a"), explainURL("decision_id", " decision_b ")
 	text, _ = s.get(a, 200)
-	wantIn(t, text, "Refused: no rule allows it", "This node decided this", `value="https://api.example.com/v1/x"`, "allow PUT /v1/x")
+	wantIn(t, text, "Refused: no rule allows it", "Decided ", `value="https://api.example.com/v1/x"`, "allow PUT /v1/x")
 	wantNone(t, text, "Now it would be")
 	text, _ = s.get(b, 200)
 	wantIn(t, text, "Refused: a rule denies it", "deny GET /v1/me", "No other rule helps")
