@@ -381,6 +381,9 @@ func (e *postgresEngine) committed(ctx context.Context, t *tx) (bool, error) {
 	// The lock of beginChange is free since the server has ended the lost transaction.
 	last := t.events[len(t.events)-1]
 	hash, err := hashOf(ctx, sqlTx.QueryRowContext, last.Seq)
+	if err == nil {
+		err = sqlTx.Commit() // waits for a synchronous standby, as the change did
+	}
 	return hash == last.Hash, err
 }
 
