@@ -118,7 +118,7 @@ const minStaleness = time.Second
 
 // drain is the time from the end of a configuration until it releases its store: requests go on
 // after Caddy has cleaned up their modules.
-const drain = 10 * time.Second
+var drain = 10 * time.Second
 
 // stores contains the open stores. The key is made of all settings of a store, so a store with
 // other settings is another entry.

@@ -279,6 +279,11 @@ func (s *shared) Destruct() (err error) {
 	if live := s.live.Load(); live != nil {
 		live.streams.close()
 		err = live.store.Close()
+		// A read-only store has written no use. The store in force may be its copy.
+		if next := storeInForce(); next != nil && next != live && s.opts.ReadOnly {
+			next.store.Inherit(live.store)
+		}
+		s.opts.Log.Info("store closed", zap.String("store", live.store.Path()))
 	}
 	s.node.Close() // without a file, an error
 	return err

@@ -116,7 +116,7 @@ func (s *Store) install(next *loaded) {
 // changeable returns an error if this node changes nothing.
 func (s *Store) changeable() error {
 	if s.opts.ReadOnly {
-		return &Error{Kind: ErrReadOnly, Msg: "this node is read-only; ask another node"}
+		return &Error{Kind: ErrReadOnly, Msg: "this node is read-only; ask another one, or take read_only out of its configuration"}
 	}
 	return nil
 }

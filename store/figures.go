@@ -152,14 +152,7 @@ func (r *recorder) of(userID string) map[string]usage {
 func (r *recorder) take() (rows []usageRow) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.counts.Take(func(user string, c *access.Use) {
-		if r.pending[user] == nil {
-			r.pending[user] = make(map[string]usage)
-		}
-		u := r.pending[user][c.Token]
-		u.merge(usageOf(c))
-		r.pending[user][c.Token] = u
-	})
+	r.counts.Take(func(user string, c *access.Use) { r.add(user, c.Token, usageOf(c)) })
 	for user, tokens := range r.pending {
 		for token, u := range tokens {
 			// A usage row that is already on disk would make recordUse skip the audit
@@ -172,6 +165,30 @@ func (r *recorder) take() (rows []usageRow) {
 	// Tokens with neighbouring ids share pages.
 	slices.SortFunc(rows, func(a, b usageRow) int { return strings.Compare(a.token, b.token) })
 	return rows
+}
+
+// add adds to pending. The caller has locked mu.
+func (r *recorder) add(user, token string, more usage) {
+	if r.pending[user] == nil {
+		r.pending[user] = make(map[string]usage)
+	}
+	u := r.pending[user][token]
+	u.merge(more)
+	r.pending[user][token] = u
+}
+
+// Inherit takes over the uses of tokens that a closed read-only store has kept in memory. Uses of tokens
+// that s does not have are dropped later.
+func (s *Store) Inherit(from *Store) {
+	for _, row := range from.uses.take() {
+		unused := func(t access.Token) bool { return t.ID == row.token && t.Unused }
+		if u, ok := s.Directory().User(row.user); ok && slices.ContainsFunc(u.Tokens, unused) {
+			s.noteFirst(row.user, row.token)
+		}
+		s.uses.mu.Lock()
+		s.uses.add(row.user, row.token, row.usage)
+		s.uses.mu.Unlock()
+	}
 }
 
 // commit commits a transaction with rows of pending, and removes them from pending.

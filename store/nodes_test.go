@@ -134,7 +134,7 @@ func TestPostgresReadOnly(t *testing.T) {
 			t.Errorf("%s: got %v, want %q", name, err, want)
 		}
 	}
-	refused("SQLite", filepath.Join(t.TempDir(), "a.db"), "only a store in PostgreSQL can be read-only")
+	refused("no file", filepath.Join(t.TempDir(), "a.db"), "no such file")
 	refused("no store", owner, "The first start of a node that is not read-only makes a store")
 	core, logs := observer.New(zap.WarnLevel)
 	clock := newClock()
@@ -200,7 +200,7 @@ func TestPostgresReadOnly(t *testing.T) {
 		"WithdrawPermission": func() error { return s.WithdrawPermission(ctx, alice, w.readers.ID, "a.b") },
 		"ForgetNode":         func() error { return s.ForgetNode(ctx, alice, "node_reader") },
 	} {
-		if err := change(); kind(err) != "read-only" || err.Error() != "this node is read-only; ask another node" {
+		if err := change(); kind(err) != "read-only" || !strings.HasPrefix(err.Error(), "this node is read-only; ask another one") {
 			t.Errorf("%s: got %v", name, err)
 		}
 	}

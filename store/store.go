@@ -40,7 +40,7 @@ type Options struct {
 	Unlisted     bool             // this process answers no requests, so it is not among the nodes
 	NodeName     string           // of this machine, for people
 	Version      string           // of the program, for people
-	ReadOnly     bool             // change nothing but this node's own row; PostgreSQL alone
+	ReadOnly     bool             // change nothing but this node's own row; implies Existing
 	Refusals     *access.Recall   // the memory of refusals, which the store writes once a second; nil is none
 	Existing     bool             // if the path has no store, fail with fs.ErrNotExist instead of creating one
 	Now          func() time.Time // nil is time.Now
@@ -52,6 +52,7 @@ type Options struct {
 
 // filled returns the options with defaults in the place of zero values that mean them.
 func (o Options) filled() Options {
+	o.Existing = o.Existing || o.ReadOnly
 	o.UseInterval = cmp.Or(max(o.UseInterval, 0), 10*time.Second)
 	o.idlePoll = cmp.Or(o.idlePoll, time.Second) // notifications can be lost
 	o.Retention = cmp.Or(max(o.Retention, 0), 30*24*time.Hour)
@@ -147,9 +148,6 @@ func Open(ctx context.Context, path string, opts Options) (*Store, error) {
 		}
 		pg.store, path = s, pg.name // without the password
 		s.engine, s.path = pg, path
-	} else if opts.ReadOnly {
-		return nil, fmt.Errorf("opening the store %q: only a store in PostgreSQL can be read-only; "+
-			"leave the option out, or name the store by a URL: postgres://…", path)
 	} else {
 		place, err := resolve(path)
 		if err != nil {
