@@ -4,17 +4,16 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
-	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 
 	"pgregory.net/rapid"
+
+	"github.com/serviceusers/caddy-service-users/internal/oracle"
 )
 
-// The oracle decides as sections 2 and 3.4 of the design read, with no tree, no
-// sets and no CEL: each rule of each group of the user against the request. The
+// Package oracle decides with no tree, no sets and no CEL. The
 // tests here compare a directory with it, or with itself after changes that must
 // not matter or must matter in one direction only. Each draws a hundred stores;
 //
@@ -22,96 +21,8 @@ import (
 //
 // draws more of them.
 
-// truth is what a condition comes to.
-type truth int
-
-const (
-	no truth = iota
-	yes
-	broken // it cannot be evaluated
-)
-
-func is(b bool) truth {
-	if b {
-		return yes
-	}
-	return no
-}
-
-// asked is what a condition is asked about.
-type asked struct {
-	User
-	Action
-	params map[string]string
-}
-
-func (q asked) label(key, want string) truth {
-	value, ok := q.Labels[key]
-	if !ok {
-		return broken
-	}
-	return is(value == want)
-}
-
-// meaning is a condition with what it means.
-type meaning struct {
-	text  string
-	means func(asked) truth
-}
-
-// memberships are conditions of groups; "" is none.
-var memberships = []meaning{
-	{"", func(q asked) truth { return no }},
-	{`true`, func(q asked) truth { return yes }},
-	{`user.labels.env == "prod"`, func(q asked) truth { return q.label("env", "prod") }},
-	{`!(user.labels.env == "prod")`, func(q asked) truth { return []truth{yes, no, broken}[q.label("env", "prod")] }},
-	{`has(user.labels.env) && user.labels.env == "prod"`, func(q asked) truth { return is(q.Labels["env"] == "prod") }},
-	{`user.labels[?"env"].orValue("test") == "test"`, func(q asked) truth { return is(q.label("env", "test") != no) }},
-	{`"ops" in user.teams`, func(q asked) truth { return is(slices.Contains(q.Teams, "ops")) }},
-	{`user.role == "manager"`, func(q asked) truth { return is(q.Role == Manager) }},
-	{`user.labels.env == "prod" || "ops" in user.teams`, func(q asked) truth {
-		if slices.Contains(q.Teams, "ops") {
-			return yes
-		}
-		return q.label("env", "prod")
-	}},
-	{`int(user.labels.level) > 1`, func(q asked) truth { return number(q.Labels["level"], func(n int) bool { return n > 1 }) }},
-}
-
-// whens are conditions of rules. Those over parameters come last.
-var whens = append([]meaning{
-	{`false`, func(q asked) truth { return no }},
-	{`request.method in ["GET", "DELETE"]`, func(q asked) truth { return is(q.Method == "GET" || q.Method == "DELETE") }},
-	{`request.host == "x.h.example"`, func(q asked) truth { return is(q.Host == "x.h.example") }},
-	{`request.path == "/a"`, func(q asked) truth { return is(q.Path == "/a") }},
-	{`request.path.endsWith("/")`, func(q asked) truth { return is(strings.HasSuffix(q.Path, "/")) }},
-	{`request.header("x-env") == "prod"`, func(q asked) truth { return is(strings.Join(q.Header["X-Env"], ", ") == "prod") }},
-	{`cidr("192.0.2.0/24").containsIP(request.remote_ip)`, func(q asked) truth {
-		if !q.Address.IsValid() {
-			return broken
-		}
-		return is(q.Address == here)
-	}},
-	{`now < timestamp("2030-01-01T00:00:00Z")`, func(q asked) truth { return is(q.Now < 1893456000) }},
-	{`params.p0 == "a"`, func(q asked) truth { return is(q.params["p0"] == "a") }},
-	{`params.p0 == user.labels.home`, func(q asked) truth { return q.label("home", q.params["p0"]) }},
-	{`int(params.p0) < 5`, func(q asked) truth { return number(q.params["p0"], func(n int) bool { return n < 5 }) }},
-	{`params.rest == ""`, func(q asked) truth { return is(q.params["rest"] == "") }},
-	{`params.rest.endsWith("/")`, func(q asked) truth { return is(strings.HasSuffix(q.params["rest"], "/")) }},
-	{`params.rest.startsWith("a")`, func(q asked) truth { return is(strings.HasPrefix(q.params["rest"], "a")) }},
-}, memberships...)
-
-func number(text string, f func(int) bool) truth {
-	n, err := strconv.Atoi(text)
-	if err != nil {
-		return broken
-	}
-	return is(f(n))
-}
-
-func meansOf(text string, q asked) truth {
-	return whens[slices.IndexFunc(whens, func(m meaning) bool { return m.text == text })].means(q)
-}
+// memberships are conditions of groups, whens of rules.
+var memberships, whens = oracle.Memberships, oracle.Whens
 
 // answer is a decision without the rules that it names.
 type answer struct {
@@ -121,122 +32,41 @@ type answer struct {
 
 // oracle decides for a user whose token is narrowed to some groups, or not.
 func (w world) oracle(u User, narrowed []string, a Action) answer {
-	var enforced, observed struct{ allow, deny bool }
-	for _, g := range w.groups {
-		source := w.source(u, g)
-		if source == "" {
-			continue
-		}
-		speaks := &enforced
-		if g.Mode == Observe {
-			speaks = &observed
-		}
-		for _, r := range g.Rules {
-			switch {
-			case !oracleCovers(r, u, a):
-			case r.Effect == Deny:
-				speaks.deny = true
-			case source != InDoubt && (len(narrowed) == 0 || slices.Contains(narrowed, g.ID)):
-				speaks.allow = true
-			}
-		}
+	got := w.asOracle().Decide(oracleUser(u), narrowed, oracle.Action{
+		Method: a.Method, Host: a.Host, Path: a.Path, Address: a.Address, Header: a.Header, Now: a.Now,
+	})
+	out := answer{reason: map[oracle.Verdict]Reason{oracle.Granted: Granted, oracle.Denied: DeniedByRule, oracle.NoRule: NoRule}[got.Verdict]}
+	if got.WouldAllow {
+		out.would = Allow
+	} else if got.WouldDeny {
+		out.would = Deny
 	}
-	switch {
-	case enforced.deny: // wins over any allow, whatever the order
-		return answer{DeniedByRule, ""}
-	case enforced.allow && observed.deny:
-		return answer{Granted, Deny}
-	case enforced.allow:
-		return answer{Granted, ""}
-	case observed.allow && !observed.deny:
-		return answer{NoRule, Allow}
-	}
-	return answer{NoRule, ""}
+	return out
 }
 
 // source says how a user is in a group; "" is not at all.
 func (w world) source(u User, g Group) Source {
-	switch meets := meansOf(g.Condition, asked{User: u}); {
-	case slices.Contains(u.Groups, g.ID):
-		return ByName
-	case meets == yes:
-		return ByCondition
-	case g.Name == w.defaultGroup:
-		return ByDefault
-	case meets == broken:
-		return InDoubt
-	}
-	return ""
+	return Source(w.asOracle().Source(oracleUser(u), oracleGroup(g)))
 }
 
-// oracleCovers compares an allow with the request as it is, a deny also with the
-// request without its trailing slash.
-func oracleCovers(r Rule, u User, a Action) bool {
-	star := "GET HEAD POST PUT PATCH DELETE OPTIONS"
-	if !slices.ContainsFunc(r.Methods, func(m string) bool {
-		return m == a.Method || m == "GET" && a.Method == "HEAD" ||
-			m == "*" && (r.Effect == Deny || slices.Contains(strings.Fields(star), a.Method))
-	}) {
-		return false
+func (w world) asOracle() oracle.World {
+	o := oracle.World{DefaultGroup: w.defaultGroup}
+	for _, g := range w.groups {
+		o.Groups = append(o.Groups, oracleGroup(g))
 	}
-	forms := []string{a.Path}
-	if r.Effect == Deny && a.Path != "/" {
-		forms = append(forms, strings.TrimSuffix(a.Path, "/"))
-	}
-	pattern := oraclePattern(r)
-	return slices.ContainsFunc(forms, func(form string) bool {
-		found := pattern.FindStringSubmatch(a.Host + form)
-		if found == nil || r.When == "" {
-			return found != nil
-		}
-		q := asked{u, a, make(map[string]string)}
-		q.Path = form
-		for i, name := range pattern.SubexpNames() {
-			q.params[name] = found[i]
-		}
-		holds := meansOf(r.When, q)
-		return holds == yes || holds == broken && r.Effect == Deny
-	})
+	return o
 }
 
-var oraclePatterns = make(map[string]*regexp.Regexp)
+func oracleGroup(g Group) oracle.Group {
+	o := oracle.Group{ID: g.ID, Name: g.Name, Observe: g.Mode == Observe, Condition: g.Condition}
+	for _, r := range g.Rules {
+		o.Rules = append(o.Rules, oracle.Rule{Deny: r.Effect == Deny, Methods: r.Methods, Host: r.Host, Path: r.Path, When: r.When})
+	}
+	return o
+}
 
-// oraclePattern is a rule's host and path as a regular expression.
-func oraclePattern(r Rule) *regexp.Regexp {
-	key := string(r.Effect) + r.Host + r.Path
-	if known := oraclePatterns[key]; known != nil {
-		return known
-	}
-	host := "[^/]*"
-	if suffix, ok := strings.CutPrefix(r.Host, "*"); ok {
-		host = "[^/.]+" + regexp.QuoteMeta(suffix)
-		if r.Effect == Deny {
-			host = "[^/]+" + regexp.QuoteMeta(suffix)
-		}
-	} else if r.Host != "" {
-		host = regexp.QuoteMeta(r.Host)
-	}
-	path := ""
-	for _, segment := range strings.Split(r.Path, "/")[1:] {
-		name := strings.Trim(segment, "{.}")
-		switch {
-		case strings.HasSuffix(segment, "...}") && r.Effect == Deny:
-			path += "(/(?P<" + name + ">.*))?"
-		case strings.HasSuffix(segment, "...}"):
-			path += "/(?P<" + name + ">.*)"
-		case strings.HasSuffix(segment, "}"):
-			path += "/(?P<" + name + ">[^/]+)"
-		default:
-			path += "/" + regexp.QuoteMeta(segment)
-		}
-	}
-	flags := "^"
-	if r.Effect == Deny {
-		flags, path = "(?i)^", strings.TrimSuffix(path, "/")+"/?"
-	}
-	made := regexp.MustCompile(flags + host + path + "$")
-	oraclePatterns[key] = made
-	return made
+func oracleUser(u User) oracle.User {
+	return oracle.User{Manager: u.Role == Manager, Teams: u.Teams, Labels: u.Labels, Groups: u.Groups}
 }
 
 // world is a drawn store: groups, and users with one token that is not narrowed
@@ -275,7 +105,7 @@ func drawWorld(t *rapid.T) world {
 func drawGroup(t *rapid.T, id string) Group {
 	g := Group{ID: id, Name: id, Mode: drawMode.Draw(t, "mode"), Rules: rapid.SliceOfN(rapid.Custom(drawOracleRule), 2, 7).Draw(t, "rules")}
 	if rapid.Bool().Draw(t, "conditional") {
-		g.Condition = rapid.SampledFrom(memberships).Draw(t, "condition").text
+		g.Condition = rapid.SampledFrom(memberships).Draw(t, "condition").Text
 	}
 	return g
 }
@@ -319,7 +149,7 @@ func drawOracleRule(t *rapid.T) Rule {
 
 // drawWhen draws a condition that this path can have.
 func drawWhen(t *rapid.T, path string) string {
-	when := rapid.SampledFrom(whens).Draw(t, "when").text
+	when := rapid.SampledFrom(whens).Draw(t, "when").Text
 	if strings.Contains(when, "params.p0") && !strings.Contains(path, "{p0}") || strings.Contains(when, "params.rest") && !strings.Contains(path, "{rest...}") {
 		return ""
 	}
@@ -365,8 +195,8 @@ func (w world) directory(t *rapid.T) *Directory {
 		for _, id := range slices.Backward(worldGroups) { // another order than that of the ids
 			g := Group{ID: id, Name: id, Mode: Enforce}
 			for _, m := range whens {
-				if m.text != "" {
-					g.Rules = append(g.Rules, Rule{Effect: Allow, Methods: []string{"GET"}, Path: "/{p0}/{rest...}", When: m.text})
+				if m.Text != "" {
+					g.Rules = append(g.Rules, Rule{Effect: Allow, Methods: []string{"GET"}, Path: "/{p0}/{rest...}", When: m.Text})
 				}
 			}
 			c.Groups = append(c.Groups, g)
@@ -662,7 +492,7 @@ func drawChange(t *rapid.T, c *Changes, groups map[string]Group, users map[strin
 	case "group":
 		g = drawGroup(t, id)
 	case "condition":
-		g.Condition = rapid.SampledFrom(memberships).Draw(t, "condition").text
+		g.Condition = rapid.SampledFrom(memberships).Draw(t, "condition").Text
 	case "name":
 		after := maps.Clone(groups)
 		for _, other := range c.Groups {
