@@ -229,28 +229,43 @@ func TestPostgresReceipt(t *testing.T) {
 	}
 }
 
-// Nodes that start together upgrade an older schema once.
+// Nodes that start together make a new store once, and upgrade an older schema once.
 func TestPostgresUpgrade(t *testing.T) {
 	at := pgtest.URL(t)
-	mustDo(must(Open(ctx, at, Options{})).Close())
+	core, logs := observer.New(zap.InfoLevel)
+	together := func(check func(i int, s *Store)) {
+		var wg sync.WaitGroup
+		for i := range 10 {
+			wg.Go(func() {
+				s, err := Open(ctx, at, Options{Log: zap.New(core)})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				check(i, s)
+				mustDo(s.Close())
+			})
+		}
+		wg.Wait()
+	}
+	together(func(i int, s *Store) { addUser(s, fmt.Sprint("u", i)) })
+	if n := logs.FilterMessageSnippet("there was no store").Len(); n != 1 {
+		t.Errorf("stores that were made: got %d, want 1", n)
+	}
 	before, version := upgrades, schemaVersion
 	t.Cleanup(func() { upgrades, schemaVersion = before, version })
 	upgrades = append(slices.Clone(upgrades), `ALTER TABLE meta ADD COLUMN further TEXT NOT NULL DEFAULT 'x'`)
 	schemaVersion++
-	var wg sync.WaitGroup
-	for range 5 {
-		wg.Go(func() {
-			s, err := Open(ctx, at, Options{})
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			var further string
-			mustDo(s.read.QueryRowContext(ctx, `SELECT further FROM meta WHERE further < 'y' COLLATE "C"`).Scan(&further))
-			mustDo(s.Close())
-		})
+	together(func(_ int, s *Store) {
+		var further string
+		mustDo(s.read.QueryRowContext(ctx, `SELECT further FROM meta WHERE further < 'y' COLLATE "C"`).Scan(&further))
+		if n := s.Directory().Len(); n != 10 {
+			t.Errorf("service users: got %d, want 10", n)
+		}
+	})
+	if n := logs.FilterMessage("the store was upgraded").Len(); n != 1 {
+		t.Errorf("upgrades: got %d, want 1", n)
 	}
-	wg.Wait()
 	upgrades, schemaVersion = before, version
 	if s, err := Open(ctx, at, Options{}); !errors.Is(err, ErrNewer) {
 		t.Errorf("an older program: got %v, %v, want ErrNewer", s, err)
