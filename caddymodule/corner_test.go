@@ -410,7 +410,7 @@ func TestRotateEndless(t *testing.T) {
 }
 
 // decodeText is decodeBody for a text.
-func decodeText[T any](t *testing.T, text string) (v T) {
+func decodeText[T any](t testing.TB, text string) (v T) {
 	t.Helper()
 	if err := json.Unmarshal([]byte(text), &v); err != nil {
 		t.Fatalf("%q: %v", text, err)

@@ -215,7 +215,7 @@ func overH2(t *testing.T, addr string) wire {
 // h3Conn is an HTTP/3 connection, frame by frame (RFC 9114).
 type h3Conn struct{ *quic.Conn }
 
-func dialH3(t *testing.T, addr string) h3Conn {
+func dialH3(t testing.TB, addr string) h3Conn {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()

@@ -32,7 +32,7 @@ func caddyBinary() string {
 
 // server is a Caddy that runs as a process of its own.
 type server struct {
-	t     *testing.T
+	t     testing.TB
 	dir   string   // its working directory; the store is service_users.db in it
 	env   []string // ports, store, and directories away from the home directory
 	ports map[string]string
@@ -61,7 +61,7 @@ func startServer(t *testing.T, caddyfile string, env ...string) *server {
 const quickExit = "GORACE=atexit_sleep_ms=10"
 
 // newServer prepares the surroundings of a server that is not started yet.
-func newServer(t *testing.T, env ...string) *server {
+func newServer(t testing.TB, env ...string) *server {
 	t.Helper()
 	dir := t.TempDir()
 	s := &server{t: t, dir: dir, ports: make(map[string]string)}
@@ -295,7 +295,7 @@ func freePort() string {
 // wrote before an answer once the answer is there.
 type processLog struct{ file *os.File }
 
-func newLog(t *testing.T) *processLog {
+func newLog(t testing.TB) *processLog {
 	t.Helper()
 	file, err := os.Create(filepath.Join(t.TempDir(), "log"))
 	if err != nil {

@@ -349,3 +349,10 @@ default_pool_size = 5
 		}
 	}
 }
+
+// QueryRow scans the first row of a query of the superuser into to.
+func (s *Server) QueryRow(query string, args []any, to ...any) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.admin.QueryRow(context.Background(), query, args...).Scan(to...)
+}
