@@ -66,7 +66,7 @@ type Answer struct {
 	WouldAllow, WouldDeny bool
 }
 
-// truth is what a condition comes to.
+// truth is the value of a condition.
 type truth int
 
 const (
@@ -82,7 +82,7 @@ func is(b bool) truth {
 	return no
 }
 
-// asked is what a condition is asked about.
+// asked has the variables of a condition.
 type asked struct {
 	User
 	Action
@@ -97,7 +97,7 @@ func (q asked) label(key, want string) truth {
 	return is(value == want)
 }
 
-// Meaning is a condition in CEL with what it means.
+// Meaning is a condition in CEL, and the same in Go.
 type Meaning struct {
 	Text  string
 	means func(asked) truth
