@@ -16,7 +16,7 @@ import (
 )
 
 // pageBlocks returns the fenced blocks of a page in a language.
-func pageBlocks(t *testing.T, page, language string) (blocks []string) {
+func pageBlocks(t testing.TB, page, language string) (blocks []string) {
 	t.Helper()
 	for _, block := range strings.Split(string(must(os.ReadFile("../docs/"+page))), "\n```"+language+"\n")[1:] {
 		block, _, ok := strings.Cut(block, "\n```\n")
@@ -32,7 +32,7 @@ func pageBlocks(t *testing.T, page, language string) (blocks []string) {
 }
 
 // blockWith returns the only block of a page that contains a text.
-func blockWith(t *testing.T, page, language, text string) string {
+func blockWith(t testing.TB, page, language, text string) string {
 	t.Helper()
 	found := ""
 	for _, block := range pageBlocks(t, page, language) {

@@ -47,7 +47,7 @@ func (s *server) probe(method, path string, header ...string) (status int, body 
 }
 
 // until polls until ok, and complains with the last state when that takes too long.
-func until(t *testing.T, ok func() (state any, ok bool)) {
+func until(t testing.TB, ok func() (state any, ok bool)) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
 		state, done := ok()
