@@ -59,7 +59,7 @@ func serve(t testing.TB, opts store.Options) *server {
 	t.Helper()
 	core, log := observer.New(zap.DebugLevel)
 	s := &server{t: t, recall: access.NewRecall(100), by: store.Local, log: log, name: map[string]string{}, real: map[string]string{}, count: map[string]int{}, issued: map[string]int{}}
-	for _, prefix := range []string{"service", "token", "group", "rule"} {
+	for _, prefix := range []string{"service", "token", "group", "rule", "node"} {
 		s.real[prefix+"_0"] = prefix + "_" + strings.Repeat("0", 27)
 	}
 	opts.Now, opts.Log, opts.Poll = s.now, zap.New(core), time.Hour // nobody else writes
@@ -278,7 +278,7 @@ var (
 	random     = regexp.MustCompile(`\b((service|token|group|rule)_[0-9A-Za-z]{27}|(csu)_[0-9A-Za-z]{49})\b`)
 	hint       = regexp.MustCompile(`"hint":"[0-9A-Za-z]{4}"`)
 	instant    = regexp.MustCompile(`"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"`)
-	named      = regexp.MustCompile(`\b(service|token|group|rule|csu)_\d{1,3}\b`)
+	named      = regexp.MustCompile(`\b(service|token|group|rule|node|csu)_\d{1,3}\b`)
 	offset     = regexp.MustCompile(`"t\+\d+s"`)
 )
 

@@ -132,7 +132,7 @@ func (a *API) routes() []route {
 
 		// Nodes: the processes that decide requests by one store.
 		handle(a, "GET", "/nodes", 200, a.listNodes),
-		handle(a, "DELETE", "/nodes/{id}", 204, a.forgetNode),
+		reading(handle(a, "DELETE", "/nodes/{id}", 204, a.forgetNode)),
 
 		// Probes: the state of this Caddy, for supervisors and load balancers.
 		handle(a, "GET", "/service_users/healthz", 200, a.healthz),

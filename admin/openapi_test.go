@@ -478,7 +478,7 @@ func TestOpenAPIIfMatch(t *testing.T) {
 				body = ""
 			}
 			looked := func(value, text string) bool {
-				for _, id := range []string{"service_0", "group_0", "token_0"} { // one is of the right form
+				for _, id := range []string{"service_0", "group_0", "token_0", "node_0"} { // one is of the right form
 					if got := s.ask(strings.ToUpper(method)+" "+fill(path, id)+body, "If-Match: "+value); got.status == 412 && strings.Contains(got.text, text) {
 						return true
 					}
@@ -557,7 +557,7 @@ func TestOpenAPIFailures(t *testing.T) {
 				"413": body != "" && s.do(line+fill(path, "service_0")+large).status == 413,
 				"415": body != "" && s.do(line+fill(path, "service_0")+body, "Content-Type: text/plain").status == 415,
 			}
-			for _, id := range []string{"service_0", "group_0", "token_0"} { // one is of the right form
+			for _, id := range []string{"service_0", "group_0", "token_0", "node_0"} { // one is of the right form
 				can["404"] = can["404"] || s.ask(line+fill(path, id)+cmp.Or(inputs[op.OperationID], body)).status == 404
 			}
 			if op.OperationID == "addRule" || op.OperationID == "backup" {

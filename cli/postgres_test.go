@@ -37,7 +37,7 @@ func TestPostgres(t *testing.T) {
 		code int
 		want string // in the output
 	}{
-		{`--store EMPTY list`, 1, `has no store; --create, or "caddy run", makes one`},
+		{`--store EMPTY list`, 1, `The first start of a node that is not read-only makes a store, or --create`},
 		{`--store DB --create`, 0, "made the store postgres://store@127.0.0.1"},
 		{`--store DB --create`, 0, "the store is postgres://store@127.0.0.1"},
 		{`--store DB create billing-sync`, 0, "token"},

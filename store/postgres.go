@@ -189,7 +189,7 @@ func (e *postgresEngine) prepare(ctx context.Context) error {
 		}
 	case s.opts.Existing || s.opts.ReadOnly:
 		err = fmt.Errorf("the schema %q has no store: %w; is search_path in the URL right? "+
-			"--create, or the first start of a node that is not read-only, makes a store", schemaName, fs.ErrNotExist)
+			"The first start of a node that is not read-only makes a store, or --create", schemaName, fs.ErrNotExist)
 	default:
 		err = e.create(ctx, sqlTx, schemaName)
 	}
