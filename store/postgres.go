@@ -187,6 +187,10 @@ func (e *postgresEngine) prepare(ctx context.Context) error {
 		if version, err = e.version(ctx, sqlTx); err == nil {
 			err = e.upgrade(ctx, sqlTx, version)
 		}
+	case schemaName == "":
+		err = fmt.Errorf("search_path names no schema that the role %q can use; make one: "+
+			"CREATE SCHEMA service_users AUTHORIZATION %s, and add search_path=service_users to the URL; "+
+			"or give it the rights of docs/fleet.md", e.config.User, pgx.Identifier{e.config.User}.Sanitize())
 	case s.opts.Existing || s.opts.ReadOnly:
 		err = fmt.Errorf("the schema %q has no store: %w; is search_path in the URL right? "+
 			"The first start of a node that is not read-only makes a store, or --create", schemaName, fs.ErrNotExist)
@@ -228,8 +232,6 @@ func (e *postgresEngine) create(ctx context.Context, sqlTx *sql.Tx, schemaName s
 	own := "make a schema for the store, CREATE SCHEMA service_users AUTHORIZATION " +
 		pgx.Identifier{e.config.User}.Sanitize() + ", and add search_path=service_users to the URL"
 	switch {
-	case schemaName == "":
-		return fmt.Errorf("search_path names no schema that the role %q can use; %s", e.config.User, own)
 	case encoding != "UTF8":
 		return fmt.Errorf("the database has the encoding %s; make one for the store: "+
 			"CREATE DATABASE service_users ENCODING 'UTF8' TEMPLATE template0", encoding)
