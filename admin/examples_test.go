@@ -101,6 +101,7 @@ var examples = []row{
 // The examples of the OpenAPI document are requests that succeed, with the answers that the API
 // gives. After a change of the API, "go generate ./admin" writes them again.
 func TestExamples(t *testing.T) {
+	pgtest.SQLiteOnly(t, "the examples have a backup, and no address of a node")
 	const file = "testdata/examples.json"
 	s := serve(t, store.Options{NodeName: "gate-1", Version: "v1.0.0", MaxStaleness: time.Hour})
 	// SQLite has no node to forget.

@@ -10,10 +10,12 @@ import (
 	"time"
 
 	"github.com/serviceusers/caddy-service-users/access"
+	"github.com/serviceusers/caddy-service-users/internal/pgtest"
 )
 
 // A store in a file can be read-only while it is copied. Its uses go to the store that comes after it.
 func TestInherit(t *testing.T) {
+	pgtest.SQLiteOnly(t, "it moves a store out of a file; TestPostgresReadOnly has the same for PostgreSQL")
 	w := newWorld(t, Options{UseInterval: time.Hour})
 	next, _, err := w.rotate(w.token.ID, time.Hour)
 	mustDo(err)
