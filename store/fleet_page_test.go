@@ -15,7 +15,7 @@ import (
 
 // A store in a file can be read-only while it is copied. Its uses go to the store that comes after it.
 func TestInherit(t *testing.T) {
-	pgtest.SQLiteOnly(t, "it moves a store out of a file; TestPostgresReadOnly has the same for PostgreSQL")
+	pgtest.SQLiteOnly(t, "it moves a store out of a file")
 	w := newWorld(t, Options{UseInterval: time.Hour})
 	next, _, err := w.rotate(w.token.ID, time.Hour)
 	mustDo(err)

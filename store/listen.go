@@ -147,8 +147,17 @@ func (l *listener) pause() time.Duration {
 
 // look is the moment of a look for changes: no change that is not in force here was committed before it.
 type look struct {
-	asOf time.Time // by the clock of the machine
+	asOf time.Time // by the clock of the machine, with a monotonic reading
 	at   int64     // by that of the database, in milliseconds
+}
+
+// compareLooks notices that the clock of the database was set forward, which makes the time of each node
+// look over too early. A jump of less than clockLag is part of lastMoments.
+func (e *postgresEngine) compareLooks(now look) {
+	last := e.looked.Swap(&now)
+	if last != nil && time.Duration(now.at-last.at)*time.Millisecond > now.asOf.Sub(last.asOf)+clockLag {
+		e.jumped.Store(&now.asOf)
+	}
 }
 
 // catchUp loads the changes of other nodes, if there are any.
@@ -164,6 +173,7 @@ func (e *postgresEngine) catchUp(ctx context.Context, conn *sql.Conn) (l look, e
 		Scan(&at.revision, &at.seq, &at.hash, &l.at); err != nil {
 		return l, fmt.Errorf("reading the revision: %w", err)
 	}
+	e.compareLooks(look{time.Now(), l.at})
 	if at == s.inForce.Load().position {
 		return l, nil
 	}

@@ -6,6 +6,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -160,6 +161,11 @@ func (e *postgresEngine) nodes(ctx context.Context) ([]Node, error) {
 		n.MaxStaleness = time.Duration(staleness) * time.Millisecond
 		n.Until = n.SeenAt.Add(n.MaxStaleness + lastMoments)
 		n.now = time.UnixMilli(now).UTC()
+		e.compareLooks(look{time.Now(), now})
+		if jumped := e.jumped.Load(); jumped != nil {
+			left := n.MaxStaleness + lastMoments - time.Since(*jumped)
+			n.Until = slices.MaxFunc([]time.Time{n.Until, n.now.Add(left)}, time.Time.Compare)
+		}
 		n.Live, n.Self, n.Lag = n.Until.After(n.now), n.ID == *e.node.Load(), max(last-n.Revision, 0)
 		n.Late = n.Live && (n.Lag > 0 || n.now.Sub(n.SeenAt) > 3*reportEvery(n.MaxStaleness))
 		return n, err

@@ -389,3 +389,32 @@ func TestPostgresSameNode(t *testing.T) {
 		t.Errorf("after the end of the first: got %v", list)
 	}
 }
+
+// The clock of the database is set forward by an hour while a node is cut off. The node goes on to answer
+// requests, so no receipt leaves it out.
+func TestPostgresClockJump(t *testing.T) {
+	at := pgtest.URL(t)
+	a := open(t, at, Options{NodeID: "node_a", MaxStaleness: time.Hour})
+	b := open(t, at, Options{NodeID: "node_b", MaxStaleness: time.Hour})
+	mustDo(b.lock(ctx)) // it loads nothing
+	defer b.unlock()
+	addGroup(a, "g")
+	runSQL(t, at, `UPDATE nodes SET seen_at = seen_at - 2 * 3600000 WHERE id = 'node_b'`)
+	receipt := func() Receipt {
+		waiting, cancel := context.WithTimeout(ctx, time.Millisecond)
+		defer cancel()
+		return must(a.Wait(waiting, a.Directory().Revision()))
+	}
+	if r := receipt(); r.All != 1 {
+		t.Fatalf("without a jump: got %+v, want the node that has not reported left out", r)
+	}
+	pg := a.engine.(*postgresEngine)
+	now := *pg.looked.Load()
+	pg.compareLooks(look{now.asOf, now.at + 3600_000})
+	if r := receipt(); r.All != 2 || !slices.Equal(r.Late, []string{"node_b"}) {
+		t.Errorf("after the jump: got %+v, want node_b late", r)
+	}
+	if err := a.ForgetNode(ctx, Local, "node_b"); !errors.Is(err, ErrConflict) {
+		t.Errorf("forgetting it: got %v, want a conflict", err)
+	}
+}
