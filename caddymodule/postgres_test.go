@@ -125,7 +125,7 @@ func TestStoreByURL(t *testing.T) {
 			[]string{"127.0.0.1", "late", "store", "password"}},
 		"a missing database": {url(pgtest.Role, pgtest.Password, "none?sslmode=disable"), []string{"CREATE DATABASE"}},
 		"a schema of another program": {url(pgtest.Role, pgtest.Password, "late?sslmode=disable&search_path=own,other"),
-			[]string{"search_path=other", "name the right database and schema"}},
+			[]string{"tables of another program", "add search_path=service_users to the URL"}},
 		"a role without rights": {url("poor", pgtest.Password, "test?sslmode=disable"), []string{"poor", "127.0.0.1", "name the right database and schema"}},
 		"no TLS":                {url(pgtest.Role, pgtest.Password, "late?sslmode=require"), []string{"TLS", "sslmode"}},
 		"no server": {"postgres://store:" + pgtest.Password + "@127.0.0.1:1/late?sslmode=disable",

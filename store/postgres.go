@@ -193,11 +193,13 @@ func (e *postgresEngine) prepare(ctx context.Context) error {
 		err = fmt.Errorf("search_path names no schema that the role %q can use; make one: "+
 			"CREATE SCHEMA service_users AUTHORIZATION %s, and add search_path=service_users to the URL; "+
 			"or give it the rights of docs/fleet.md", e.config.User, pgx.Identifier{e.config.User}.Sanitize())
-	case s.opts.Existing || s.opts.ReadOnly:
-		err = fmt.Errorf("the schema %q has no store: %w; is search_path in the URL right? "+
-			"The first start of a node that is not read-only makes a store, or --create", schemaName, fs.ErrNotExist)
 	default:
-		err = e.create(ctx, sqlTx, schemaName)
+		if err = e.fit(ctx, sqlTx, schemaName); err == nil && (s.opts.Existing || s.opts.ReadOnly) {
+			err = fmt.Errorf("the schema %q has no store: %w; is search_path in the URL right? "+
+				"The first start of a node that is not read-only makes a store, or --create", schemaName, fs.ErrNotExist)
+		} else if err == nil {
+			err = e.create(ctx, sqlTx)
+		}
 	}
 	if err == nil {
 		err = sqlTx.QueryRowContext(ctx, `SELECT instance_id FROM meta`).Scan(&e.channel)
@@ -219,8 +221,8 @@ func (e *postgresEngine) prepare(ctx context.Context) error {
 	return nil
 }
 
-// create makes a store in an empty schema.
-func (e *postgresEngine) create(ctx context.Context, sqlTx *sql.Tx, schemaName string) error {
+// fit returns an error if a store cannot be made in a schema.
+func (e *postgresEngine) fit(ctx context.Context, sqlTx *sql.Tx, schemaName string) error {
 	var encoding string
 	var foreign, shared sql.NullString
 	if err := sqlTx.QueryRowContext(ctx, `
@@ -247,6 +249,11 @@ func (e *postgresEngine) create(ctx context.Context, sqlTx *sql.Tx, schemaName s
 			"%s, or run REVOKE CREATE ON SCHEMA %s FROM PUBLIC", shared.String, own,
 			pgx.Identifier{shared.String}.Sanitize())
 	}
+	return nil
+}
+
+// create makes a store in an empty schema.
+func (e *postgresEngine) create(ctx context.Context, sqlTx *sql.Tx) error {
 	if _, err := sqlTx.ExecContext(ctx, inPostgres(schema+onlyPostgres)+
 		fmt.Sprintf(`INSERT INTO store_schema VALUES (%d)`, schemaVersion)); err != nil {
 		return err
