@@ -228,22 +228,22 @@ func TestLifeCycle(t *testing.T) {
 	}
 
 	// A permission group, with a rule in either form, and a permission.
-	must(c.LoadPermissionsWithResponse(ctx, client.Catalogue{Permissions: []client.PermissionInput{{Key: "people.write", Name: "Change people", Rules: []string{"allow PUT /v1/people/{id}"}}}}))(t, 200)
+	must(c.LoadPermissionsWithResponse(ctx, nil, client.Catalogue{Permissions: []client.PermissionInput{{Key: "people.write", Name: "Change people", Rules: []string{"allow PUT /v1/people/{id}"}}}}))(t, 200)
 	var text, object client.RuleInput
 	if err := errors.Join(text.FromRuleText("allow GET /v1/people/{id}"), object.FromRuleObject(client.RuleObject{Effect: client.EffectDeny, Methods: []string{"GET"}, Path: "/v1/people/me"})); err != nil {
 		t.Fatal(err)
 	}
-	group := must(c.CreateGroupWithResponse(ctx, client.GroupInput{Name: ptr("people-readers"), Mode: ptr(client.ModeEnforce), Rules: ptr([]client.RuleInput{text})}))(t, 201).JSON201
+	group := must(c.CreateGroupWithResponse(ctx, nil, client.GroupInput{Name: ptr("people-readers"), Mode: ptr(client.ModeEnforce), Rules: ptr([]client.RuleInput{text})}))(t, 201).JSON201
 	if len(group.Rules) != 1 || group.Rules[0].Text != "allow GET /v1/people/{id}" || group.Rules[0].Effect != client.EffectAllow {
 		t.Errorf("group: got %+v", group)
 	}
-	rule := must(c.AddRuleWithResponse(ctx, group.Id, object))(t, 201).JSON201
+	rule := must(c.AddRuleWithResponse(ctx, group.Id, nil, object))(t, 201).JSON201
 	if rule.Text != "deny GET /v1/people/me" {
 		t.Errorf("rule: got %+v", rule)
 	}
-	must(c.AddRuleWithResponse(ctx, group.Id, text))(t, 201)
-	must(c.GrantPermissionWithResponse(ctx, group.Id, "people.write"))(t, 204)
-	must(c.AddMemberWithResponse(ctx, group.Id, user.Id))(t, 204)
+	must(c.AddRuleWithResponse(ctx, group.Id, nil, text))(t, 201)
+	must(c.GrantPermissionWithResponse(ctx, group.Id, "people.write", nil))(t, 204)
+	must(c.AddMemberWithResponse(ctx, group.Id, user.Id, nil))(t, 204)
 	if members := must(c.ListMembersWithResponse(ctx, group.Id, nil))(t, 200).JSON200.Members; len(members) != 1 || members[0].Id != user.Id || members[0].Source != "name" {
 		t.Errorf("members: got %+v", members)
 	}
@@ -270,10 +270,10 @@ func TestLifeCycle(t *testing.T) {
 	must(c.WouldDenyWithResponse(ctx, &client.WouldDenyParams{}))(t, 200)
 
 	// The end.
-	must(c.RemoveMemberWithResponse(ctx, group.Id, user.Id))(t, 204)
-	must(c.WithdrawPermissionWithResponse(ctx, group.Id, "people.write"))(t, 204)
+	must(c.RemoveMemberWithResponse(ctx, group.Id, user.Id, nil))(t, 204)
+	must(c.WithdrawPermissionWithResponse(ctx, group.Id, "people.write", nil))(t, 204)
 	must(c.DeletePermissionWithResponse(ctx, &client.DeletePermissionParams{Key: "people.write"}))(t, 204)
-	must(c.RemoveRuleWithResponse(ctx, group.Id, rule.Id))(t, 204)
+	must(c.RemoveRuleWithResponse(ctx, group.Id, rule.Id, nil))(t, 204)
 	must(c.UpdateGroupWithResponse(ctx, group.Id, &client.UpdateGroupParams{}, client.GroupInput{Description: ptr("")}))(t, 200)
 	must(c.DeleteGroupWithResponse(ctx, group.Id, &client.DeleteGroupParams{}))(t, 204)
 	must(c.DeleteServiceUserWithResponse(ctx, user.Id, &client.DeleteServiceUserParams{}))(t, 204)
