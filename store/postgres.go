@@ -190,9 +190,8 @@ func (e *postgresEngine) prepare(ctx context.Context) error {
 			err = e.upgrade(ctx, sqlTx, version)
 		}
 	case schemaName == "":
-		err = fmt.Errorf("search_path names no schema that the role %q can use; make one: "+
-			"CREATE SCHEMA service_users AUTHORIZATION %s, and add search_path=service_users to the URL; "+
-			"or give it the rights of docs/fleet.md", e.config.User, pgx.Identifier{e.config.User}.Sanitize())
+		err = fmt.Errorf("search_path names no schema that the role %q can use; make one: %s; "+
+			"or give it the rights of docs/fleet.md", e.config.User, e.ownSchema())
 	default:
 		if err = e.fit(ctx, sqlTx, schemaName); err == nil && (s.opts.Existing || s.opts.ReadOnly) {
 			err = fmt.Errorf("the schema %q has no store: %w; is search_path in the URL right? "+
@@ -233,8 +232,7 @@ func (e *postgresEngine) fit(ctx context.Context, sqlTx *sql.Tx, schemaName stri
 		schemaName).Scan(&encoding, &foreign, &shared); err != nil {
 		return err
 	}
-	own := "make a schema for the store, CREATE SCHEMA service_users AUTHORIZATION " +
-		pgx.Identifier{e.config.User}.Sanitize() + ", and add search_path=service_users to the URL"
+	own := "make a schema for the store, " + e.ownSchema()
 	switch {
 	case encoding != "UTF8":
 		return fmt.Errorf("the database has the encoding %s; make one for the store: "+

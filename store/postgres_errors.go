@@ -28,9 +28,8 @@ func (e *postgresEngine) advise(err error) error {
 			advice = fmt.Sprintf("make the database: CREATE DATABASE %s OWNER %s",
 				pgx.Identifier{c.Database}.Sanitize(), pgx.Identifier{c.User}.Sanitize())
 		case "42501":
-			advice = fmt.Sprintf("give the role its own schema: CREATE SCHEMA service_users AUTHORIZATION %s, "+
-				"and add search_path=service_users to the URL; for a role without its own schema, docs/fleet.md "+
-				"lists the rights that it needs", pgx.Identifier{c.User}.Sanitize())
+			advice = "give the role its own schema: " + e.ownSchema() +
+				"; for a role without its own schema, docs/fleet.md lists the rights that it needs"
 		case "42704", "08P01": // of the server, and of pgbouncer
 			advice = "take the parameter out of the URL; a role can have its own: ALTER ROLE … SET search_path = …"
 		case "42P01":
@@ -45,6 +44,12 @@ func (e *postgresEngine) advise(err error) error {
 		err = fmt.Errorf("%w; %s", err, advice)
 	}
 	return fmt.Errorf("host %s, port %d, database %q, role %q: %w", c.Host, c.Port, c.Database, c.User, err)
+}
+
+// ownSchema returns how the role gets a schema of its own.
+func (e *postgresEngine) ownSchema() string {
+	return "CREATE SCHEMA service_users AUTHORIZATION " + pgx.Identifier{e.config.User}.Sanitize() +
+		", and add search_path=service_users to the URL"
 }
 
 // postgresCode returns the SQLSTATE of an error of the server, and "" for other errors.
