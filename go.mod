@@ -22,6 +22,7 @@ require (
 	go.uber.org/zap v1.28.0 // Caddy's log
 	golang.org/x/net v0.61.0 // what a header field may hold
 	golang.org/x/sync v0.24.0 // groups of goroutines that fail together
+	golang.org/x/sys v0.49.0 // the time since the machine started, with the time that it slept
 	golang.org/x/term v0.47.0 // whether there is a terminal to ask on
 	golang.org/x/text v0.43.0 // Unicode normalisation and case folding
 	modernc.org/sqlite v1.61.1 // the store, without cgo
@@ -171,7 +172,6 @@ require (
 	golang.org/x/crypto/x509roots/fallback v0.0.0-20261030153154-30a33513ff6d // indirect
 	golang.org/x/exp v0.0.0-20260908205506-85c1c2202aba // indirect
 	golang.org/x/oauth2 v0.37.0 // indirect
-	golang.org/x/sys v0.49.0 // indirect
 	golang.org/x/time v0.16.0 // indirect
 	golang.org/x/tools v0.52.0 // indirect
 	google.golang.org/api v0.298.0 // indirect

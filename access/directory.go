@@ -306,6 +306,21 @@ func (d *Directory) Users(f func(*User)) {
 	d.users.each(d.sets, f)
 }
 
+// Export calls f for every service user, in no particular order, with Token.Pepper filled in, so that
+// [Edit.Users] of an empty directory makes the same one. A pepper that is not configured has the id "lost".
+func (d *Directory) Export(f func(*User)) {
+	ids := append([]string{""}, d.peppers.IDs()...)
+	d.Users(func(u *User) {
+		for i := range u.Tokens {
+			u.Tokens[i].Pepper = "lost"
+			if at := u.Tokens[i].pepper; at >= 0 {
+				u.Tokens[i].Pepper = ids[at]
+			}
+		}
+		f(u)
+	})
+}
+
 // Groups returns every permission group, in no particular order.
 func (d *Directory) Groups() []*Group { return slices.Collect(maps.Values(d.groups)) }
 

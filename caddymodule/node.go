@@ -9,6 +9,8 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/segmentio/ksuid"
 	"go.uber.org/zap"
+
+	"github.com/serviceusers/caddy-service-users/internal/filelock"
 )
 
 var nodeForm = regexp.MustCompile(`^node_[0-9A-Za-z]{27}$`)
@@ -24,7 +26,7 @@ func nodeID(machine string, log *zap.Logger) (id string, file *os.File) {
 		file, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	}
 	if err == nil {
-		if err := lock(file); err != nil {
+		if err := filelock.Lock(file); err != nil {
 			file.Close()
 			log.Info("the id of this node is in use by another process, or by the store before a reload; "+
 				"this store gets a new id", zap.String("path", path), zap.Error(err))

@@ -108,7 +108,9 @@ func (s *Store) unlock() { s.writing <- struct{}{} }
 
 // install puts a directory in force. The caller must have the turn.
 func (s *Store) install(next *loaded) {
-	if s.inForce.Swap(next) != next {
+	if s.inForce.Load() != next {
+		s.copy.follow(next)
+		s.inForce.Store(next)
 		s.announce()
 	}
 }

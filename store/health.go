@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"math"
 	"sync/atomic"
 	"time"
 
@@ -15,19 +16,53 @@ type health struct {
 	fault   atomic.Pointer[string] // the error of the last poll; nil if it succeeded
 	checked atomic.Int64           // the time of the last successful poll, in Unix nanoseconds
 	fresh   atomic.Int64           // like checked, in nanoseconds since begun, so independent of the date
+	acked   atomic.Pointer[moment] // like checked, for later processes
 	stale   atomic.Bool
-}
-
-// begin records that the store was opened, with the state of an instant of the machine's clock.
-func (h *health) begin(clock *wall, asOf time.Time) {
-	h.clock, h.begun = clock, clock.read()
-	h.succeed(asOf)
+	copied  atomic.Bool // the directory is from the last good copy, and no poll has succeeded since
 }
 
 // succeed records that the directory was up to date at an instant of the machine's clock.
 func (h *health) succeed(asOf time.Time) {
 	h.checked.Store(h.clock.Now().UnixNano())
 	h.fresh.Store(int64(asOf.Sub(h.begun)))
+	at, ago := h.moment(), max(h.clock.read().Sub(asOf), 0)
+	at.Clock, at.Uptime = at.Clock.Add(-ago), at.Uptime-ago
+	h.acked.Store(&at)
+}
+
+// resume continues from the time that the copy of an earlier process was up to date. Within the limit of that
+// process it may still answer, since receipts counted on it.
+func (h *health) resume(head copyHead, limit time.Duration) {
+	at := head.Acknowledged
+	age := min(h.moment().since(at), math.MaxInt64/2) + max(limit-head.MaxStaleness, 0)
+	h.clock.raise(at.Clock)
+	h.succeed(h.clock.read().Add(-age))
+	h.checked.Store(at.Clock.UnixNano())
+	h.acked.Store(&at)
+	h.copied.Store(true)
+}
+
+func (h *health) moment() moment {
+	boot, since := uptime()
+	return moment{Clock: h.clock.Now(), Boot: boot, Uptime: since}
+}
+
+// The sources of the directory in force.
+const (
+	FromDatabase = "database" // the last look at the database succeeded
+	FromMemory   = "memory"   // the database is away, and this process had read the directory from it before
+	FromCopy     = "copy"     // the database has been away since the start, and the directory is the last good copy
+)
+
+// Source returns where the directory in force comes from, and the time at which it was up to date.
+func (s *Store) Source() (source string, asOf time.Time) {
+	switch source = FromDatabase; {
+	case s.copied.Load():
+		source = FromCopy
+	case s.Fault() != "":
+		source = FromMemory
+	}
+	return source, s.Checked()
 }
 
 // Fault returns the error of the last attempt to read the store, or "" if it succeeded.
@@ -46,11 +81,20 @@ func (h *health) Checked() time.Time { return time.Unix(0, h.checked.Load()) }
 // the directory must not be used for decisions any more. Stale never blocks. With a limit it reads the
 // clock: a process that was paused must not decide before watchAge looks.
 func (s *Store) Stale() bool {
-	return s.stale.Load() || s.opts.MaxStaleness > 0 && s.Age() > s.opts.MaxStaleness
+	return s.stale.Load() || s.opts.MaxStaleness > 0 && s.awake() > s.opts.MaxStaleness
 }
 
 // Age returns the time since the last successful poll.
 func (h *health) Age() time.Duration {
+	age := h.awake()
+	if now, at := h.moment(), *h.acked.Load(); now.Boot != "" && now.Boot == at.Boot && now.since(at) > age+clockLag {
+		age = now.since(at) // the machine has slept
+	}
+	return age
+}
+
+// awake is Age without the time that the machine slept.
+func (h *health) awake() time.Duration {
 	return max(h.clock.read().Sub(h.begun)-time.Duration(h.fresh.Load()), 0)
 }
 
@@ -79,6 +123,7 @@ func (s *Store) report(err error, asOf time.Time) {
 	before := s.Fault()
 	if err == nil {
 		s.succeed(asOf)
+		s.copied.Store(false)
 		s.setStale(false)
 	}
 	switch {

@@ -61,6 +61,11 @@ type listener struct {
 
 // listen looks for changes on one connection until it is lost, or ctx ends.
 func (e *postgresEngine) listen(ctx context.Context) error {
+	if !e.prepared { // the store began with the last good copy
+		if err := e.prepare(ctx); err != nil {
+			return err
+		}
+	}
 	conn, err := e.store.read.Conn(ctx)
 	if err != nil {
 		return err

@@ -51,9 +51,14 @@ func (s *Store) load(ctx context.Context, q *sql.Tx) (*loaded, error) {
 		current = &loaded{directory: access.NewDirectory(s.opts.Peppers, s.opts.DefaultGroup)}
 	}
 	since := current.revision
-	edit, err := current.directory.Edit(next.revision)
+	edited, err := current.directory.Edit(next.revision)
 	if err != nil {
 		return next, err
+	}
+	edit := &edit{Edit: edited}
+	if since > 0 && s.copy != nil {
+		next.changes = &access.Changes{Revision: next.revision}
+		edit.changes = next.changes
 	}
 	// Groups come first: service users refer to them.
 	if err := loadGroups(ctx, q, since, edit, &read); err != nil {
@@ -128,6 +133,27 @@ type position struct {
 type loaded struct {
 	position
 	directory *access.Directory
+	changes   *access.Changes // since the loaded before it, for the last good copy; nil if all rows were read
+}
+
+// edit is an edit of the directory that also collects the changes, unless changes is nil.
+type edit struct {
+	*access.Edit
+	changes *access.Changes
+}
+
+func (e *edit) Groups(changed []access.Group, removed []string) error {
+	if c := e.changes; c != nil {
+		c.Groups, c.RemovedGroups = append(c.Groups, changed...), append(c.RemovedGroups, removed...)
+	}
+	return e.Edit.Groups(changed, removed)
+}
+
+func (e *edit) Users(changed []access.User, removed []string) error {
+	if c := e.changes; c != nil {
+		c.Users, c.RemovedUsers = append(c.Users, changed...), append(c.RemovedUsers, removed...)
+	}
+	return e.Edit.Users(changed, removed)
 }
 
 // leadsTo rejects a database whose history does not continue from p. It catches a backup in the
@@ -156,7 +182,7 @@ func (s *Store) leadsTo(ctx context.Context, q *sql.Tx, p, next position) (repla
 }
 
 // loadGroups reads the groups that changed, each with all of its rules.
-func loadGroups(ctx context.Context, q *sql.Tx, since int64, edit *access.Edit, read *rowCounts) error {
+func loadGroups(ctx context.Context, q *sql.Tx, since int64, edit *edit, read *rowCounts) error {
 	var c access.Changes
 	rows, err := q.QueryContext(ctx, `
 		SELECT id, name, mode, member_condition, octet_length(description), deleted_at

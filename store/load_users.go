@@ -26,7 +26,7 @@ const usersAtOnce = 2000
 // loadUsers reads the service users that changed, each with its groups and tokens. A load of
 // everything reads them in parts, so that they are never all in memory a second time.
 func (s *Store) loadUsers(
-	ctx context.Context, q *sql.Tx, since int64, at position, kept rowCounts, edit *access.Edit, read *rowCounts,
+	ctx context.Context, q *sql.Tx, since int64, at position, kept rowCounts, edit *edit, read *rowCounts,
 ) error {
 	lost := make(map[string]int)
 	defer s.warnOfLostPeppers(lost)

@@ -107,7 +107,7 @@ func (s *Store) receipt(list []Node, revision int64, begun *time.Time) (r Receip
 	for _, n := range list {
 		*begun = cmp.Or(*begun, n.now)
 		switch {
-		case n.Self && s.inForce.Load().revision >= revision, n.Live && n.Revision >= revision:
+		case n.Self && s.kept() >= revision, n.Live && n.Revision >= revision:
 			r.Applied++
 		case !n.Live:
 			continue
@@ -192,7 +192,7 @@ func (e *postgresEngine) join(ctx context.Context) (asOf time.Time, err error) {
 	}
 	registering, cancel := context.WithTimeout(ctx, reportWait)
 	defer cancel()
-	revision, asOf, sent, at := s.inForce.Load().revision, s.clock.read(), s.Now(), time.Now()
+	revision, asOf, sent, at := s.kept(), s.clock.read(), s.Now(), time.Now()
 	// The process that started last has the id. An earlier one takes another.
 	now, err := scanMilli(s.write.QueryRowContext(registering, `
 		INSERT INTO nodes (id, name, version, address, started_at, seen_at, revision, max_staleness)
@@ -223,7 +223,7 @@ func reportEvery(max time.Duration) time.Duration { return min(max/10, 10*time.S
 // it already.
 func (e *postgresEngine) reportRevision(ctx context.Context, conn *sql.Conn, l look) error {
 	s := e.store
-	revision, asOf := s.inForce.Load().revision, l.asOf
+	revision, asOf := s.kept(), l.asOf
 	if revision == e.reported && time.Since(e.reportedAt) < reportEvery(s.opts.MaxStaleness) && s.Fault() == "" {
 		return nil
 	}
@@ -250,6 +250,7 @@ func (e *postgresEngine) reportRevision(ctx context.Context, conn *sql.Conn, l l
 		return fmt.Errorf("reporting the revision: %w", err)
 	}
 	s.report(nil, asOf)
+	s.copy.acknowledge()
 	return nil
 }
 

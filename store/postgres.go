@@ -28,10 +28,12 @@ import (
 type postgresEngine struct {
 	store   *Store
 	config  *pgx.ConnConfig
-	name    string                 // the URL without its password
-	started int64                  // the start of this process, by its own clock in milliseconds
-	channel string                 // of notifications: the id of the store, since several stores can share a database
-	node    atomic.Pointer[string] // the id of this process
+	name    string // the URL without its password
+	started int64  // the start of this process, by its own clock in milliseconds
+	// prepared is whether the schema is as this program needs it. Only Open and the watcher touch it.
+	prepared bool
+	channel  string                 // of notifications: the id of the store, since several stores can share a database
+	node     atomic.Pointer[string] // the id of this process
 	// The last look, and when the clock of the database was last set forward.
 	looked atomic.Pointer[look]
 	jumped atomic.Pointer[time.Time]
@@ -141,7 +143,6 @@ func (e *postgresEngine) open(ctx context.Context) error {
 	s := e.store
 	e.node.Store(&s.opts.NodeID)
 	e.started = s.Now().UnixMilli()
-	s.opts.MaxStaleness = cmp.Or(max(s.opts.MaxStaleness, 0), time.Hour)
 	// A change whose connection was lost begins again; a read looks whether there is still one.
 	look := stdlib.OptionResetSession(func(ctx context.Context, conn *pgx.Conn) error {
 		ctx, cancel := context.WithTimeout(ctx, e.config.ConnectTimeout)
@@ -156,10 +157,7 @@ func (e *postgresEngine) open(ctx context.Context) error {
 	s.read.SetMaxOpenConns(2)
 	s.write.SetConnMaxIdleTime(idleTime)
 	s.read.SetConnMaxIdleTime(idleTime)
-	if err := e.prepare(ctx); err != nil {
-		return errors.Join(err, s.closeDBs())
-	}
-	return nil
+	return e.prepare(ctx)
 }
 
 // prepare makes the tables of a new store, or upgrades an older schema, in one transaction. Nodes that
@@ -209,6 +207,10 @@ func (e *postgresEngine) prepare(ctx context.Context) error {
 	switch {
 	case err != nil:
 		return err
+	}
+	e.prepared = true
+	s.copy.of(e.channel)
+	switch {
 	case !ours:
 		s.log.Warn("there was no store, and a new one without any service user was made; "+
 			"if clients have credentials already, name the right database and schema, or restore a dump",
@@ -437,7 +439,7 @@ func (e *postgresEngine) work() []func(context.Context) {
 }
 
 func (e *postgresEngine) end() {
-	if err := e.leave(); err != nil {
+	if err := e.store.copy.leave(e.leave); err != nil {
 		e.store.log.Warn("the node could not say that it ends", zap.String("store", e.name),
 			zap.Stringp("node", e.node.Load()), zap.Error(err))
 	}

@@ -41,6 +41,7 @@ type Options struct {
 	NodeName     string           // of this machine, for people
 	Version      string           // of the program, for people
 	ReadOnly     bool             // change nothing but this node's own row; implies Existing
+	CopyDir      string           // a directory for the last good copy of a store in PostgreSQL; "" keeps none
 	Refusals     *access.Recall   // the memory of refusals, which the store writes once a second; nil is none
 	Existing     bool             // if the path has no store, fail with fs.ErrNotExist instead of creating one
 	Now          func() time.Time // nil is time.Now
@@ -102,6 +103,7 @@ type Store struct {
 	write      *sql.DB                // one connection
 	writing    chan struct{}          // contains a value while no goroutine changes the store or the directory
 	inForce    atomic.Pointer[loaded] // changed only by the goroutine that has the value of writing
+	copy       *keeper                // of the last good copy; nil for none
 	changed    atomic.Pointer[func()] // called after a change of inForce
 	uses       recorder
 	attempts   attempts
@@ -148,6 +150,7 @@ func Open(ctx context.Context, path string, opts Options) (*Store, error) {
 		}
 		pg.store, path = s, pg.name // without the password
 		s.engine, s.path = pg, path
+		s.opts.MaxStaleness = cmp.Or(max(opts.MaxStaleness, 0), time.Hour)
 	} else {
 		place, err := resolve(path)
 		if err != nil {
@@ -155,33 +158,74 @@ func Open(ctx context.Context, path string, opts Options) (*Store, error) {
 		}
 		s.engine, s.path = &sqliteEngine{files: files{path: place}, store: s}, place
 	}
-	if err := s.open(ctx); err != nil {
-		return nil, fmt.Errorf("opening the store %q: %w", path, s.advise(err))
-	}
-	s.install(&loaded{directory: access.NewDirectory(opts.Peppers, opts.DefaultGroup)})
+	s.inForce.Store(&loaded{directory: access.NewDirectory(opts.Peppers, opts.DefaultGroup)})
 	// The turn can be taken from here on; refresh is the first to take it.
 	s.writing <- struct{}{}
-	if err := s.refresh(ctx); err != nil {
-		s.closeDBs()
-		return nil, fmt.Errorf("loading the store %q: %w", path, s.advise(markDamaged(err)))
+	s.health.clock, s.health.begun = &s.clock, opts.Now()
+	var held *loaded
+	var head copyHead
+	if opts.CopyDir != "" && IsURL(path) {
+		s.copy, held, head = newKeeper(s, opts.CopyDir)
 	}
-	asOf, err := s.join(ctx)
+	err := error(nil)
+	if held != nil {
+		err = s.beginFrom(ctx, path, held, head)
+	} else if err = s.begin(ctx, path); err != nil && s.copy != nil && s.copy.refused != nil {
+		err = fmt.Errorf("%w; the last good copy in %q cannot be used either: %w", err, opts.CopyDir, s.copy.refused)
+	}
 	if err != nil {
+		s.copy.close()
 		s.closeDBs()
-		return nil, fmt.Errorf("loading the store %q: %w", path, s.advise(err))
+		return nil, err
 	}
-	s.clock.logBack(s.log, s.older())
-	s.health.begin(&s.clock, asOf)
 	if opts.ReadOnly {
 		s.start(every(time.Minute, s.dropUses))
 	} else {
 		s.start(s.recordUses, every(opts.UseInterval, s.keepFigures), every(jitter(opts.refusalPoll), s.keepRefusals))
 	}
+	s.kept()
+	s.copy.acknowledge()
 	s.start(s.work()...)
 	if limit := s.opts.MaxStaleness; limit > 0 {
 		s.start(every(min(max(limit/10, time.Millisecond), time.Second), s.watchAge))
 	}
 	return s, nil
+}
+
+// begin opens the database, loads the directory, and makes this process a node.
+func (s *Store) begin(ctx context.Context, path string) error {
+	if err := s.open(ctx); err != nil {
+		return fmt.Errorf("opening the store %q: %w", path, s.advise(err))
+	}
+	if err := s.refresh(ctx); err != nil {
+		return fmt.Errorf("loading the store %q: %w", path, s.advise(markDamaged(err)))
+	}
+	asOf, err := s.join(ctx)
+	if err != nil {
+		return fmt.Errorf("loading the store %q: %w", path, s.advise(err))
+	}
+	s.clock.logBack(s.log, s.older())
+	s.report(nil, asOf)
+	return nil
+}
+
+// beginFrom begins with the last good copy, and goes on with it if the database does not answer soon. A
+// missing store is not made, since there was one.
+func (s *Store) beginFrom(ctx context.Context, path string, held *loaded, head copyHead) error {
+	s.opts.Existing = true
+	s.inForce.Store(held)
+	s.resume(head, s.opts.MaxStaleness)
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	err := s.begin(ctx, path)
+	if err == nil || errors.Is(err, ErrNotOurs) || errors.Is(err, ErrNewer) {
+		return err
+	}
+	s.report(err, time.Time{})
+	s.log.Warn("requests are answered from the last good copy, until the database answers or max_staleness is over",
+		zap.String("store", s.path), zap.Int64("revision", held.revision), zap.Time("as_of", s.Checked()),
+		zap.Duration("max_staleness", s.opts.MaxStaleness))
+	return nil
 }
 
 // Close writes each use of a token that [Store.Use] recorded before the call, and the refusals, stops
@@ -204,6 +248,9 @@ func (s *Store) Close() (err error) {
 }
 
 func (s *Store) closeDBs() error {
+	if s.read == nil {
+		return nil
+	}
 	return errors.Join(s.read.Close(), s.write.Close())
 }
 

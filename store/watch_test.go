@@ -45,8 +45,15 @@ func child(path, do string) {
 		}
 		must(first(RestoreFile(ctx, path, Local, must(os.Open(from)), Options{}, false)))
 	}
-	s := must(Open(ctx, path, Options{}))
+	opts := Options{}
+	if verb == "node" {
+		opts = Options{NodeID: "node_a", CopyDir: id}
+	}
+	s := must(Open(ctx, path, opts))
 	switch verb {
+	case "node":
+		fmt.Println("ready")
+		select {} // until it is killed
 	case "deactivate":
 		u := must(s.UpdateServiceUser(ctx, Local, id, 0, func(u *ServiceUser) error { u.Active = false; return nil }))
 		fmt.Println(u.ID)

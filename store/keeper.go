@@ -1,0 +1,350 @@
+package store
+
+import (
+	"cmp"
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/serviceusers/caddy-service-users/access"
+	"github.com/serviceusers/caddy-service-users/internal/filelock"
+)
+
+// keeper keeps the last good copy of a node in step with its directory. Its rule: what this node has
+// reported to the database as in force, its copy has too, or there is no copy. So a node that is
+// killed, and starts while the database is away, does not let in what a receipt said to be revoked.
+//
+// A nil keeper keeps no copy.
+type keeper struct {
+	store   *Store
+	dir     string
+	refused error // why the copy that was there cannot be used; nil for none
+
+	mu      sync.Mutex
+	lock    *os.File  // of the directory; nil while another store has it
+	id      string    // of the store in the database
+	log     *copyLog  // the copy on disk; nil for none
+	useless bool      // the files in the directory must be removed: log is nil, broken, or of another history
+	pending []*loaded // changes in force that log or next lacks
+	making  int       // goroutines that make a log
+	news    int       // how often all rows were read
+	from    int64     // the revision that the log being made, or next, began with
+	next    *copyLog  // a whole log that is not in the place of log yet
+	failure error     // of the last attempt to write a new log or a head
+	retry   time.Time // the earliest time to make a log again
+	fault   string    // why the copy is not up to date; "" for none
+}
+
+const (
+	// copyRetry is the pause after a failed attempt to make a log.
+	copyRetry = 10 * time.Second
+	// minCopyGrowth is the least number of bytes of changes after which a new log is made.
+	minCopyGrowth = 1 << 20
+)
+
+// newKeeper returns the keeper of a directory, and the copy in it, or nil if it cannot be used.
+func newKeeper(s *Store, dir string) (k *keeper, held *loaded, h copyHead) {
+	k = &keeper{store: s, dir: dir}
+	err := os.MkdirAll(dir, 0o700)
+	if err == nil {
+		err = k.own()
+	}
+	if err == nil {
+		if h, err = readCopyHead(dir, s.path); err == nil {
+			held, k.log, err = readCopy(dir, h, access.NewDirectory(s.opts.Peppers, s.opts.DefaultGroup))
+		}
+	}
+	if k.id, k.useless = h.Store, held == nil; errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	k.refused = err
+	if held != nil {
+		k.clean(h.Log)
+	}
+	if err != nil {
+		s.log.Error("the last good copy of the store cannot be used", zap.String("directory", dir), zap.Error(err))
+	}
+	return k, held, h
+}
+
+var errCopyInUse = errors.New("another process, or the store before a reload, keeps its copy there")
+
+// own takes the directory, unless this store has it.
+func (k *keeper) own() error {
+	if k.lock != nil {
+		return nil
+	}
+	f, err := os.OpenFile(filepath.Join(k.dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err == nil && filelock.Lock(f) != nil {
+		f.Close()
+		err = errCopyInUse
+	}
+	if err == nil {
+		k.lock = f
+	}
+	return err
+}
+
+// of says which store the database has.
+func (k *keeper) of(id string) {
+	if k != nil {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		k.id = cmp.Or(k.id, id)
+	}
+}
+
+// follow takes the next directory before it is in force. The caller has the turn of the store.
+func (k *keeper) follow(next *loaded) {
+	if k == nil {
+		return
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if next.changes != nil {
+		k.pending = append(k.pending, next)
+		return
+	}
+	k.useless, k.pending, k.from = true, nil, 0
+	k.news++
+}
+
+// kept brings the copy up to date, and returns the latest revision that may be reported as in force.
+func (s *Store) kept() int64 {
+	at := s.inForce.Load()
+	if s.copy != nil {
+		return min(at.revision, s.copy.keep())
+	}
+	return at.revision
+}
+
+// keep is kept without the revision in force.
+func (k *keeper) keep() (revision int64) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	err := k.own()
+	if err == nil {
+		err = k.update()
+	}
+	revision = math.MaxInt64
+	switch {
+	case errors.Is(err, errCopyInUse): // the node that has it reports for it
+	case k.log != nil:
+		revision = k.log.at.revision
+	case k.useless && k.onDisk(): // a later process may be able to use it
+		revision = 0
+	}
+	before := k.fault
+	k.fault = ""
+	if err = cmp.Or(err, k.failure); err != nil {
+		k.fault = err.Error()
+	}
+	switch log := k.store.log.With(zap.String("directory", k.dir)); {
+	case k.fault == before:
+	case err != nil:
+		log.Error("the last good copy of the store cannot be kept; without it, a start while the database is "+
+			"away answers no request", zap.Error(err))
+	default:
+		log.Info("the last good copy of the store is kept")
+	}
+	return revision
+}
+
+// update removes a useless copy, puts a new log in place, and appends the changes.
+func (k *keeper) update() error {
+	if k.useless {
+		if err := k.drop(); err != nil {
+			return fmt.Errorf("it cannot be removed, so this node reports no change to the database, and receipts "+
+				"name it as late; make the directory writable: %w", err)
+		}
+	}
+	if k.next != nil {
+		k.place()
+	}
+	if k.log != nil {
+		if err := k.append(k.log); err != nil {
+			k.useless, k.retry = true, time.Now().Add(copyRetry)
+			return errors.Join(err, k.drop())
+		}
+	}
+	k.pending = slices.DeleteFunc(k.pending, func(p *loaded) bool { return k.from == 0 || p.revision <= k.from })
+	return nil
+}
+
+// place puts the new log in the place of the other one.
+func (k *keeper) place() {
+	next, old := k.next, k.log
+	k.next, k.from = nil, 0
+	err := k.append(next)
+	if err == nil {
+		err = errors.Join(k.writeHead(next), SyncDir(k.dir))
+	}
+	if err != nil {
+		next.remove()
+		k.failure, k.retry = err, time.Now().Add(copyRetry)
+		return
+	}
+	k.log, k.failure = next, nil
+	old.remove()
+}
+
+// append writes the pending changes to a log, and waits until they are on disk.
+func (k *keeper) append(l *copyLog) error {
+	before := l.at
+	for _, p := range k.pending {
+		if p.revision > l.at.revision {
+			if err := l.append(frameChange, p.position, copyFrame{Changes: *p.changes}); err != nil {
+				return err
+			}
+		}
+	}
+	if l.at == before {
+		return nil
+	}
+	return l.file.Sync()
+}
+
+func (k *keeper) writeHead(l *copyLog) error {
+	return writeCopyHead(k.dir, copyHead{
+		Store: k.id, URL: k.store.path, Log: filepath.Base(l.file.Name()), Size: l.size, Digest: hex.EncodeToString(l.chain[:]),
+		Revision: l.at.revision, Acknowledged: *k.store.acked.Load(), MaxStaleness: k.store.opts.MaxStaleness,
+	})
+}
+
+// acknowledge notes in the head that the database has taken a report. It also starts to make a new log, if
+// there is none, or if the changes in it have become longer than the rest.
+func (k *keeper) acknowledge() {
+	if k == nil {
+		return
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.lock == nil || k.useless {
+		return
+	}
+	if k.log != nil {
+		k.failure = k.writeHead(k.log)
+	}
+	if k.making > 0 || k.next != nil || time.Now().Before(k.retry) ||
+		k.log != nil && k.log.size-k.log.base <= max(k.log.base, minCopyGrowth) {
+		return
+	}
+	at, news := k.store.inForce.Load(), k.news
+	k.making++
+	k.from = at.revision
+	k.store.start(func(ctx context.Context) {
+		_ = k.store.safely("making the last good copy", func() error {
+			l, err := writeCopyLog(k.dir, at, ctx.Done())
+			k.mu.Lock()
+			defer k.mu.Unlock()
+			k.making--
+			switch {
+			case err != nil:
+				k.failure, k.retry, k.from = err, time.Now().Add(copyRetry), 0
+			case news != k.news:
+				return l.remove()
+			default:
+				k.next = l
+			}
+			return nil
+		})
+	})
+}
+
+func (k *keeper) onDisk() bool {
+	_, err := os.Lstat(filepath.Join(k.dir, copyHeadName))
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
+// drop removes the copy. The head goes first: without it the rest is nothing.
+func (k *keeper) drop() error {
+	err := os.Remove(filepath.Join(k.dir, copyHeadName))
+	if err == nil {
+		err = SyncDir(k.dir)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	k.log.remove()
+	k.log, k.useless = nil, false
+	if k.making == 0 && k.next == nil {
+		k.clean("")
+	}
+	return nil
+}
+
+// clean removes all files of copies but one log and its head.
+func (k *keeper) clean(log string) {
+	for _, pattern := range []string{"*.log", ".copy-*", copyHeadName + ".left"} {
+		names, _ := filepath.Glob(filepath.Join(k.dir, pattern))
+		for _, name := range names {
+			if filepath.Base(name) != log {
+				os.Remove(name)
+			}
+		}
+	}
+}
+
+// leave calls the function that removes this node from the database. After that no receipt waits for the
+// node, so it may not answer from its copy again.
+func (k *keeper) leave(remove func() error) error {
+	if k == nil {
+		return remove()
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	defer func() {
+		k.next.remove()
+		k.lock.Close() // without a file, an error
+	}()
+	if k.lock == nil {
+		return remove()
+	}
+	head := filepath.Join(k.dir, copyHeadName)
+	err := os.Rename(head, head+".left")
+	if err == nil {
+		err = SyncDir(k.dir)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("the last good copy cannot be withdrawn: %w", err)
+	}
+	if err := remove(); err != nil {
+		_ = os.Rename(head+".left", head) // without a copy, an error
+		return err
+	}
+	k.log.remove()
+	k.clean("")
+	return nil
+}
+
+// close gives the directory back, with the copy in it.
+func (k *keeper) close() {
+	if k != nil {
+		k.lock.Close() // without a file, an error
+	}
+}
+
+// CopyFault returns why this node keeps no last good copy that is up to date, or "" if it does, or if it is
+// not to keep one.
+func (s *Store) CopyFault() string {
+	k := s.copy
+	if k == nil {
+		return ""
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.log == nil && k.fault == "" {
+		return "the copy is being made"
+	}
+	return k.fault
+}
