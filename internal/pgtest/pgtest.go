@@ -50,7 +50,7 @@ type Server struct {
 	made  int // the number of schemas
 }
 
-var shared = sync.OnceValues(Start)
+var shared = sync.OnceValues(func() (*Server, error) { return Start() })
 
 var errMissing = errors.New(Advice)
 
@@ -127,8 +127,9 @@ func (s *Server) ExecIn(t testing.TB, database, statements string) {
 	}
 }
 
-// Start starts a server. It ends, and its files are removed, when this process ends in any way.
-func Start() (s *Server, err error) {
+// Start starts a server, with settings such as "fsync=on" in the place of those that make tests fast. It
+// ends, and its files are removed, when this process ends in any way.
+func Start(settings ...string) (s *Server, err error) {
 	bin, err := binaries()
 	if err != nil {
 		return nil, err
@@ -138,7 +139,7 @@ func Start() (s *Server, err error) {
 		return nil, err
 	}
 	s = &Server{Dir: dir}
-	if err := s.run(bin); err != nil {
+	if err := s.run(bin, settings); err != nil {
 		log, _ := os.ReadFile(filepath.Join(dir, "log"))
 		os.RemoveAll(dir)
 		return nil, fmt.Errorf("starting PostgreSQL: %w\n%s", err, log)
@@ -181,7 +182,7 @@ func credential() (*syscall.Credential, error) {
 	return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, errors.Join(err, err2)
 }
 
-func (s *Server) run(bin string) error {
+func (s *Server) run(bin string, settings []string) error {
 	as, err := credential()
 	if err != nil {
 		return err
@@ -222,10 +223,14 @@ func (s *Server) run(bin string) error {
 		return err
 	}
 	// The shell outlives this process, however it ends: its standard input is then closed.
-	server := command("/bin/sh", "-c", `"$@" & cat >/dev/null; kill -QUIT $!; wait; rm -rf "`+s.Dir+`"`, "sh",
-		filepath.Join(bin, "postgres"), "-D", data, "-k", s.Dir, "-p", strconv.Itoa(s.Port),
-		"-c", "listen_addresses=127.0.0.1", "-c", "max_connections=200", "-c", "fsync=off",
-		"-c", "full_page_writes=off", "-c", "shared_buffers=32MB", "-c", "autovacuum_naptime=10")
+	args := []string{"-c", `"$@" & cat >/dev/null; kill -QUIT $!; wait; rm -rf "` + s.Dir + `"`, "sh",
+		filepath.Join(bin, "postgres"), "-D", data, "-k", s.Dir, "-p", strconv.Itoa(s.Port)}
+	fast := []string{"listen_addresses=127.0.0.1", "max_connections=200", "fsync=off", "full_page_writes=off",
+		"shared_buffers=32MB", "autovacuum_naptime=10"}
+	for _, setting := range append(fast, settings...) { // of two the last counts
+		args = append(args, "-c", setting)
+	}
+	server := command("/bin/sh", args...)
 	if s.hold, err = server.StdinPipe(); err != nil {
 		return err
 	}
@@ -291,25 +296,40 @@ func Rows(t testing.TB, at string) string {
 // that of a schema.
 func (s *Server) Pooler(t testing.TB) (at string) {
 	t.Helper()
+	at, stop, err := s.StartPooler(s.NewSchema(t, Role), 5)
+	if errors.Is(err, errNoPooler) {
+		testkit.Missing(t, err.Error())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(stop)
+	return at
+}
+
+var errNoPooler = errors.New("pgbouncer is missing: apt-get install pgbouncer")
+
+// StartPooler is [Server.Pooler] for a schema that exists. size is the largest number of connections to the
+// server.
+func (s *Server) StartPooler(schema string, size int) (at string, stop func(), err error) {
 	bin, err := exec.LookPath("pgbouncer")
 	if err != nil {
 		if bin, err = exec.LookPath("/usr/sbin/pgbouncer"); err != nil {
-			testkit.Missing(t, "pgbouncer is missing: apt-get install pgbouncer")
+			return "", nil, errNoPooler
 		}
 	}
 	as, err := credential()
 	if err != nil {
-		t.Fatal(err)
+		return "", nil, err
 	}
 	port, err := freePort()
 	if err != nil {
-		t.Fatal(err)
+		return "", nil, err
 	}
-	schema := s.NewSchema(t, Role)
 	role := "pooled_" + schema
 	if err := s.Exec("CREATE ROLE " + role + " LOGIN; ALTER ROLE " + role + " SET search_path = " + schema +
 		"; GRANT " + Role + " TO " + role); err != nil {
-		t.Fatal(err)
+		return "", nil, err
 	}
 	// auth_type "any" ignores the name of the client: the role is that of the database.
 	config := filepath.Join(s.Dir, role+".ini")
@@ -321,20 +341,21 @@ listen_port = %d
 unix_socket_dir =
 auth_type = any
 pool_mode = transaction
-default_pool_size = 5
-`, role, s.Dir, s.Port, port), 0o644); err != nil {
-		t.Fatal(err)
+max_client_conn = 1000
+default_pool_size = %d
+`, role, s.Dir, s.Port, port, size), 0o644); err != nil {
+		return "", nil, err
 	}
 	command := exec.Command(bin, "-q", config)
 	command.Dir = s.Dir
 	command.SysProcAttr = &syscall.SysProcAttr{Credential: as}
 	if err := command.Start(); err != nil {
-		t.Fatal(err)
+		return "", nil, err
 	}
-	t.Cleanup(func() {
+	stop = func() {
 		_ = command.Process.Kill()
 		_ = command.Wait()
-	})
+	}
 	at = fmt.Sprintf("postgres://%s@127.0.0.1:%d/test?sslmode=disable", role, port)
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
@@ -342,10 +363,11 @@ default_pool_size = 5
 		conn, err := pgx.Connect(context.Background(), at+"&default_query_exec_mode=exec")
 		if err == nil {
 			conn.Close(context.Background())
-			return at
+			return at, stop, nil
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("pgbouncer: %v", err)
+			stop()
+			return "", nil, fmt.Errorf("pgbouncer: %w", err)
 		}
 	}
 }
