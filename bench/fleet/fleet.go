@@ -177,6 +177,14 @@ func (f *fleet) write(writers int, tokens []token, lasts time.Duration) (changes
 	}
 }
 
+// cpu is the processor time of all processes.
+func (f *fleet) cpu() (sum time.Duration) {
+	for _, p := range f.processes {
+		sum += cpu(p.cmd.Process.Pid)
+	}
+	return sum
+}
+
 // peak is the most memory that a process had, for each of its nodes, in MiB.
 func (f *fleet) peak() float64 {
 	var sum int64
