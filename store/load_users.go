@@ -79,31 +79,57 @@ const changedAtOnce = 20_000
 func (s *Store) loadChanged(
 	ctx context.Context, q *sql.Tx, since int64, atOnce int, read *rowCounts,
 ) (users []access.User, removed []string, err error) {
-	p := part{since: since}
-	var changed int
-	if err := q.QueryRowContext(ctx, `SELECT count(*) FROM service_users WHERE revision > $1`,
-		since).Scan(&changed); err != nil {
-		return nil, nil, err
+	before := *read
+	users, removed, err = s.loadSome(ctx, q, `revision > $1 LIMIT $2`, []any{since, atOnce + 1}, read)
+	if err != nil || len(users)+len(removed) <= atOnce {
+		return users, removed, err
 	}
-	if changed > atOnce {
-		p.atOnce = atOnce
-	}
-	for {
-		some, gone, err := s.loadPart(ctx, q, p, read)
+	users, removed, *read = nil, nil, before
+	for after := ""; ; {
+		// The "+" keeps SQLite from using the index of revisions: the order needs the index
+		// of ids.
+		some, gone, err := s.loadSome(ctx, q, `+revision > $1 AND id > $2 ORDER BY id LIMIT $3`,
+			[]any{since, after, atOnce}, read)
 		if err != nil {
 			return nil, nil, err
 		}
 		users, removed = append(users, some...), append(removed, gone...)
-		if p.atOnce == 0 || len(some)+len(gone) < p.atOnce {
+		if len(some)+len(gone) < atOnce {
 			return users, removed, nil
 		}
 		for _, u := range some {
-			p.after = max(p.after, u.ID)
+			after = max(after, u.ID)
 		}
 		for _, id := range gone {
-			p.after = max(p.after, id)
+			after = max(after, id)
 		}
 	}
+}
+
+// loadSome reads some of the service users that changed, with their groups and tokens. It is one statement,
+// since every node runs it for each change.
+func (s *Store) loadSome(
+	ctx context.Context, q *sql.Tx, where string, args params, read *rowCounts,
+) (users []access.User, removed []string, err error) {
+	const owned = ` t JOIN u ON u.id = t.service_user_id WHERE u.deleted_at = 0`
+	shown := args.add(s.Now().Add(-revokedShown).Unix())
+	rows, err := pack(ctx, q, `WITH u AS MATERIALIZED (SELECT `+userColumns+` FROM service_users WHERE `+where+`)`, args,
+		selection{userColumns, `u`},
+		selection{memberColumns, `members` + owned},
+		selection{tokenColumns, `tokens` + owned + ` AND (t.revoked_at = 0 OR t.revoked_at > ` + shown + `)`})
+	if err != nil {
+		return nil, nil, err
+	}
+	if users, removed, err = unpackUsers(rows[0], read); err != nil {
+		return nil, nil, err
+	}
+	if err := unpackMembers(rows[1], users, read); err != nil {
+		return nil, nil, fmt.Errorf("reading members: %w", err)
+	}
+	if err := unpackTokens(rows[2], users, read); err != nil {
+		return nil, nil, fmt.Errorf("reading tokens: %w", err)
+	}
+	return users, removed, nil
 }
 
 // usersPerReader is how many service users justify one more connection for reading.
@@ -171,7 +197,7 @@ const lastID = "\U0010FFFF"
 func (s *Store) loadParts(ctx context.Context, q *sql.Tx, p part, hand func([]access.User, rowCounts) error) error {
 	for {
 		var rows rowCounts
-		users, _, err := s.loadPart(ctx, q, p, &rows)
+		users, err := s.loadPart(ctx, q, p, &rows)
 		if err != nil {
 			return err
 		}
@@ -182,32 +208,54 @@ func (s *Store) loadParts(ctx context.Context, q *sql.Tx, p part, hand func([]ac
 	}
 }
 
-// part selects the service users of one query: with since, those that changed after that revision;
-// without it, those in a range of ids.
-type part struct {
-	since        int64
-	after, until string // the range begins behind after and includes until
-	atOnce       int    // with since: at most this many, with ids behind after; 0 is all of them
+// part is a range of ids, which begins behind after and includes until.
+type part struct{ after, until string }
+
+// loadPart reads the first service users of a part, with their groups and tokens.
+func (s *Store) loadPart(ctx context.Context, q *sql.Tx, p part, read *rowCounts) ([]access.User, error) {
+	rows, err := pack(ctx, q, "", []any{p.after, p.until, usersAtOnce}, selection{userColumns, `(SELECT ` + userColumns + `
+		FROM service_users WHERE id > $1 AND id <= $2 AND deleted_at = 0 ORDER BY id LIMIT $3) t`})
+	if err != nil {
+		return nil, err
+	}
+	users, _, err := unpackUsers(rows[0], read)
+	if err != nil {
+		return nil, err
+	}
+	// The rows of every id up to the last user, so that no row falls between two parts. The part has more
+	// users if there are usersAtOnce; the next call begins behind this one. The last call reaches to the end
+	// of the range, so that it also counts rows whose user is missing.
+	last := p.until
+	if len(users) == usersAtOnce {
+		last = users[len(users)-1].ID
+	}
+	const owned = ` t WHERE t.service_user_id > $1 AND t.service_user_id <= $2`
+	rows, err = pack(ctx, q, "", []any{p.after, last}, selection{memberColumns, `members` + owned})
+	if err == nil {
+		err = unpackMembers(rows[0], users, read)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading members: %w", err)
+	}
+	rows, err = pack(ctx, q, "", []any{p.after, last, s.Now().Add(-revokedShown).Unix()},
+		selection{tokenColumns, `tokens` + owned + ` AND (t.revoked_at = 0 OR t.revoked_at > $3)`})
+	if err == nil {
+		err = unpackTokens(rows[0], users, read)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading tokens: %w", err)
+	}
+	return users, nil
 }
 
-// loadPart reads the service users of a part, with their groups and tokens.
-func (s *Store) loadPart(
-	ctx context.Context, q *sql.Tx, p part, read *rowCounts,
-) (users []access.User, removed []string, err error) {
-	which, args := `WHERE revision > $1`, []any{p.since}
-	if p.since == 0 {
-		which = `WHERE id > $1 AND id <= $2 AND deleted_at = 0 ORDER BY id LIMIT $3`
-		args = []any{p.after, p.until, usersAtOnce}
-		// The "+" keeps SQLite from using the index of revisions: the order needs the index
-		// of ids.
-	} else if p.atOnce > 0 {
-		which, args = `WHERE +revision > $1 AND id > $2 ORDER BY id LIMIT $3`, []any{p.since, p.after, p.atOnce}
-	}
+var userColumns = strings.Join(append(names(profileColumns(new(access.Profile))),
+	"allowed_ips", "expires_at", "created_at", "deleted_at"), ", ")
+
+// unpackUsers returns the service users of some rows, sorted by id, and the ids of those that were deleted.
+func unpackUsers(rows packed, read *rowCounts) (users []access.User, removed []string, err error) {
 	var u access.User
 	shared := profileColumns(&u.Profile)
-	columns := strings.Join(append(names(shared), "allowed_ips", "expires_at", "created_at", "deleted_at"), ", ")
-	from := `(SELECT ` + columns + ` FROM service_users ` + which + `) t`
-	err = eachPacked(ctx, q, columns, from, args, func(row *fields) error {
+	err = rows.each(func(row *fields) error {
 		if err := bearable(row.values...); err != nil {
 			return err
 		}
@@ -228,53 +276,18 @@ func (s *Store) loadPart(
 		users = append(users, u)
 		return err
 	})
-	if err != nil {
-		return nil, nil, err
-	}
 	read[userRows] += int64(len(users))
-	if len(users) == 0 && p.since > 0 {
-		return nil, removed, nil
-	}
 	slices.SortFunc(users, func(a, b access.User) int { return strings.Compare(a.ID, b.ID) })
-	if err := loadMembers(ctx, q, p, users, read); err != nil {
-		return nil, nil, fmt.Errorf("reading members: %w", err)
-	}
-	if err := loadTokens(ctx, q, p, s.Now(), users, read); err != nil {
-		return nil, nil, fmt.Errorf("reading tokens: %w", err)
-	}
-	return users, removed, nil
+	return users, removed, err
 }
 
-// owned returns the join or condition, and its arguments, that restrict a query on the table t to
-// rows of a part. With since these are the rows of its users that changed. Without it these are the
-// rows of every id up to the last user, so that no row falls between two parts.
-func (p part) owned(users []access.User) (which string, args []any) {
-	if p.since > 0 {
-		// As in loadPart, "+" keeps SQLite from using the index of revisions.
-		by := `u.revision`
-		if p.atOnce > 0 {
-			by = `+u.revision`
-		}
-		return `
-				JOIN service_users u ON u.id = t.service_user_id
-				WHERE ` + by + ` > $1 AND u.id >= $2 AND u.id <= $3 AND u.deleted_at = 0`,
-			[]any{p.since, users[0].ID, users[len(users)-1].ID}
-	}
-	last := p.until
-	// The part has more users; the next call begins behind this one. The last call reaches to
-	// the end of the range, so that it also counts rows whose user is missing.
-	if len(users) == usersAtOnce {
-		last = users[len(users)-1].ID
-	}
-	return `WHERE $1 = 0 AND t.service_user_id > $2 AND t.service_user_id <= $3`, []any{p.since, p.after, last}
-}
+const memberColumns = `t.service_user_id, t.group_id`
 
-// loadMembers reads the ids of the groups that name the users. users is sorted by id. The groups of
+// unpackMembers adds the ids of the groups that name the users. users is sorted by id. The groups of
 // a user come in no order.
-func loadMembers(ctx context.Context, q *sql.Tx, p part, users []access.User, read *rowCounts) error {
-	which, args := p.owned(users)
+func unpackMembers(rows packed, users []access.User, read *rowCounts) error {
 	next := 0
-	return eachPacked(ctx, q, `t.service_user_id, t.group_id`, `members t `+which, args, func(row *fields) error {
+	return rows.each(func(row *fields) error {
 		read[memberRows]++
 		if err := bearable(row.values...); err != nil {
 			return err
@@ -286,19 +299,18 @@ func loadMembers(ctx context.Context, q *sql.Tx, p part, users []access.User, re
 	})
 }
 
-// loadTokens reads the tokens of the users, without those that were revoked more than revokedShown
-// ago. users is sorted by id. The tokens of a user come in no order.
-func loadTokens(ctx context.Context, q *sql.Tx, p part, now time.Time, users []access.User, read *rowCounts) error {
-	which, args := p.owned(users)
-	const columns = `t.service_user_id, t.id, t.hash, t.pepper_id, t.expires_at, t.not_before, t.retires_at, ` +
-		`t.allowed_ips, t.permission_groups, t.revoked_at, ` +
-		`CASE WHEN t.created_by = t.service_user_id AND t.last_used_at = 0 THEN 1 ELSE 0 END, ` +
-		`(octet_length(t.description)+octet_length(t.metadata))`
-	// A token that the service user made itself and has not used yet is "unused": its first use
-	// must be recorded at once ([Store.RotateToken]).
-	from := `tokens t ` + which + ` AND (t.revoked_at = 0 OR t.revoked_at > $4)`
+// tokenColumns are read of the tokens that were not revoked more than revokedShown ago. A token that the
+// service user made itself and has not used yet is "unused": its first use must be recorded at once
+// ([Store.RotateToken]).
+const tokenColumns = `t.service_user_id, t.id, t.hash, t.pepper_id, t.expires_at, t.not_before, t.retires_at, ` +
+	`t.allowed_ips, t.permission_groups, t.revoked_at, ` +
+	`CASE WHEN t.created_by = t.service_user_id AND t.last_used_at = 0 THEN 1 ELSE 0 END, ` +
+	`(octet_length(t.description)+octet_length(t.metadata))`
+
+// unpackTokens adds the tokens of the users. users is sorted by id. The tokens of a user come in no order.
+func unpackTokens(rows packed, users []access.User, read *rowCounts) error {
 	next := 0
-	return eachPacked(ctx, q, columns, from, append(args, now.Add(-revokedShown).Unix()), func(row *fields) error {
+	return rows.each(func(row *fields) error {
 		if err := bearable(row.values...); err != nil {
 			return err
 		}

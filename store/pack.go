@@ -21,23 +21,38 @@ const (
 
 var errRowDamaged = errors.New("the row is damaged")
 
-// eachPacked calls f for every row of "SELECT columns FROM from". columns are separated by ", " and
-// never null. SQLite joins the rows to one text, because the driver and database/sql take several
-// times as long for a row as SQLite does.
-func eachPacked(ctx context.Context, q *sql.Tx, columns, from string, args []any, f func(*fields) error) error {
-	packed := strings.ReplaceAll(columns, `, `, `||'`+fieldEnd+`'||`)
-	var rows int
-	var text string
-	if err := q.QueryRowContext(ctx, `
-		SELECT count(*), COALESCE(string_agg(`+packed+`, '`+rowEnd+`'), '')
-		FROM `+from, args...).Scan(&rows, &text); err != nil {
-		return err
+// selection is "SELECT columns FROM from". columns are separated by ", " and never null.
+type selection struct{ columns, from string }
+
+// packed is the rows of a selection, as one text.
+type packed struct {
+	fields, rows int
+	text         string
+}
+
+// pack reads selections by one statement, which begins with with. SQLite joins the rows to one text, because
+// the driver and database/sql take several times as long for a row as SQLite does. PostgreSQL plans one
+// statement in less time than several, and a node waits for one answer.
+func pack(ctx context.Context, q *sql.Tx, with string, args []any, selections ...selection) ([]packed, error) {
+	list := make([]packed, len(selections))
+	texts, into := make([]string, len(selections)), make([]any, 0, 2*len(selections))
+	for i, s := range selections {
+		list[i].fields = 1 + strings.Count(s.columns, ", ")
+		into = append(into, &list[i].rows, &list[i].text)
+		texts[i] = fmt.Sprintf(`(SELECT count(*), COALESCE(string_agg(%s, '`+rowEnd+`'), '') FROM %s) s%d`,
+			strings.ReplaceAll(s.columns, `, `, `||'`+fieldEnd+`'||`), s.from, i)
 	}
-	row := fields{values: make([]string, 1+strings.Count(columns, ", "))}
-	for ; rows > 0; rows-- {
+	err := q.QueryRowContext(ctx, with+` SELECT * FROM `+strings.Join(texts, ` CROSS JOIN `), args...).Scan(into...)
+	return list, err
+}
+
+// each calls f for every row.
+func (p packed) each(f func(*fields) error) error {
+	row := fields{values: make([]string, p.fields)}
+	for text := p.text; p.rows > 0; p.rows-- {
 		line, rest, more := strings.Cut(text, rowEnd)
 		// count(*) says how many separators there must be.
-		if more != (rows > 1) {
+		if more != (p.rows > 1) {
 			return errRowDamaged
 		}
 		if err := row.read(line, f); err != nil {
@@ -114,7 +129,7 @@ func (r *fields) text() string {
 
 func (r *fields) number() int64 {
 	n, err := strconv.ParseInt(r.text(), 10, 64)
-	// eachPacked reports the error after the row, so that callers need not check each number.
+	// each reports the error after the row, so that callers need not check each number.
 	if err != nil && r.err == nil {
 		r.err = fmt.Errorf("%w: %w", errRowDamaged, err)
 	}
