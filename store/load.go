@@ -32,22 +32,25 @@ func (s *Store) load(ctx context.Context, q *sql.Tx) (*loaded, error) {
 		return next, err
 	}
 	var kept, read rowCounts
-	fields := []any{&next.revision, &next.seq, &next.hash}
+	var past history
+	fields := []any{&next.revision, &next.seq, &next.hash, &past.hash, &past.restored, &past.groups}
 	for i := range kept {
 		fields = append(fields, &kept[i])
 	}
-	if err := q.QueryRowContext(ctx, `SELECT revision, audit_seq, audit_hash, `+
-		strings.Join(countedTables[:], ", ")+` FROM meta`).Scan(fields...); err != nil {
+	if err := q.QueryRowContext(ctx, `SELECT revision, audit_seq, audit_hash,
+			(SELECT hash FROM audit_events WHERE seq = $1),
+			CASE WHEN $1 > 0 THEN EXISTS (SELECT 1 FROM audit_events WHERE seq > $1 AND action = 'store.restore') ELSE FALSE END,
+			EXISTS (SELECT 1 FROM permission_groups g WHERE g.revision > $2),
+			`+strings.Join(countedTables[:], ", ")+` FROM meta`, current.seq, current.revision).Scan(fields...); err != nil {
 		return next, fmt.Errorf("reading the revision: %w", err)
 	}
 	if next.position == current.position && current.revision != 0 {
 		return current, nil
 	}
-	replaced, err := s.leadsTo(ctx, q, current.position, next.position)
-	if err != nil {
+	if err := s.leadsTo(past, current.position, next.position); err != nil {
 		return next, err
 	}
-	if replaced { // read every row again
+	if past.restored { // read every row again
 		current = &loaded{directory: access.NewDirectory(s.opts.Peppers, s.opts.DefaultGroup)}
 	}
 	since := current.revision
@@ -61,8 +64,10 @@ func (s *Store) load(ctx context.Context, q *sql.Tx) (*loaded, error) {
 		edit.changes = next.changes
 	}
 	// Groups come first: service users refer to them.
-	if err := loadGroups(ctx, q, since, edit, &read); err != nil {
-		return next, fmt.Errorf("reading permission groups: %w", err)
+	if since == 0 || past.groups {
+		if err := loadGroups(ctx, q, since, edit, &read); err != nil {
+			return next, fmt.Errorf("reading permission groups: %w", err)
+		}
 	}
 	if err := s.loadUsers(ctx, q, since, next.position, kept, edit, &read); err != nil {
 		return next, fmt.Errorf("reading service users: %w", err)
@@ -156,29 +161,26 @@ func (e *edit) Users(changed []access.User, removed []string) error {
 	return e.Edit.Users(changed, removed)
 }
 
+// history is the part of a store that says whether it continues from a position.
+type history struct {
+	hash     sql.NullString // of the audit record at the position
+	restored bool           // a restore came later: rows can be new and have an old revision
+	groups   bool           // a group changed later
+}
+
 // leadsTo rejects a database whose history does not continue from p. It catches a backup in the
 // place of the database, even one that was changed since. Such a backup would make revoked tokens
-// valid again, and reading only its new rows would mix two histories. replaced reports whether the
-// rows come from a backup: after a restore, a row can be new and have an old revision.
-func (s *Store) leadsTo(ctx context.Context, q *sql.Tx, p, next position) (replaced bool, err error) {
-	if p.seq == 0 {
-		return false, nil // no directory was read yet
-	}
-	var hash string
-	err = q.QueryRowContext(ctx, `
-		SELECT hash, EXISTS (SELECT 1 FROM audit_events WHERE seq > $1 AND action = 'store.restore')
-		FROM audit_events WHERE seq = $1`, p.seq).Scan(&hash, &replaced)
-	switch {
-	case err != nil && !errors.Is(err, sql.ErrNoRows):
-		return false, fmt.Errorf("reading the audit trail: %w", err)
-	// Each change has an audit record, so the record at p identifies the history up to p.
-	case hash != p.hash || next.revision <= p.revision:
-		return false, fmt.Errorf("%w: the database is an older or another one: "+
+// valid again, and reading only its new rows would mix two histories.
+func (s *Store) leadsTo(past history, p, next position) error {
+	// Each change has an audit record, so the record at p identifies the history up to p. At 0 no
+	// directory was read yet.
+	if p.seq > 0 && (past.hash.String != p.hash || next.revision <= p.revision) {
+		return fmt.Errorf("%w: the database is an older or another one: "+
 			"its revision %d does not follow revision %d, which is in force; "+
 			"put the newer one back, or, if you have restored it on purpose, %s",
 			ErrOlder, next.revision, p.revision, s.older())
 	}
-	return replaced, nil
+	return nil
 }
 
 // loadGroups reads the groups that changed, each with all of its rules.
@@ -214,9 +216,6 @@ func loadGroups(ctx context.Context, q *sql.Tx, since int64, edit *edit, read *r
 		return err
 	}
 	read[groupRows] = int64(len(c.Groups))
-	if since > 0 && len(c.Groups) == 0 { // most changes are of service users
-		return edit.Groups(nil, c.RemovedGroups)
-	}
 	// A load of everything reads the rules without the join. A join through a damaged index
 	// would skip rows silently; this way the counts show that they are missing.
 	which := `WHERE $1 = 0`
