@@ -53,10 +53,13 @@ func jitter(d time.Duration) time.Duration { return d*4/5 + rand.N(d*2/5) }
 type listener struct {
 	*postgresEngine
 	conn  *sql.Conn
+	own   string    // a channel for the echo alone, so that the other nodes do not hear it
 	known int64     // the revision at the last look
 	due   time.Time // until then the echo must arrive; zero if none is expected
-	heard bool      // a notification has arrived since the last look, while no statement ran
-	deaf  bool      // notifications do not arrive
+	// Since the last look, while no statement ran:
+	echoed bool // the echo has arrived
+	heard  bool // another notification has arrived
+	deaf   bool // notifications do not arrive
 }
 
 // listen looks for changes on one connection until it is lost, or ctx ends.
@@ -75,10 +78,12 @@ func (e *postgresEngine) listen(ctx context.Context) error {
 		_ = conn.Raw(func(any) error { return driver.ErrBadConn })
 		conn.Close()
 	}()
-	l := listener{postgresEngine: e, conn: conn}
+	l := listener{postgresEngine: e, conn: conn, own: newID("echo", e.store.Now())}
 	// LISTEN comes before the first look, so that no change falls between them.
-	if _, err := conn.ExecContext(ctx, `LISTEN `+pgx.Identifier{e.channel}.Sanitize()); err != nil {
-		return err
+	for _, channel := range []string{e.channel, l.own} {
+		if _, err := conn.ExecContext(ctx, `LISTEN `+pgx.Identifier{channel}.Sanitize()); err != nil {
+			return err
+		}
 	}
 	l.ask()
 	for ctx.Err() == nil {
@@ -99,11 +104,11 @@ func (e *postgresEngine) listen(ctx context.Context) error {
 }
 
 // ask makes another connection send a notification while the listener is idle. A pooler can pass one on
-// that arrives while a statement of the listener runs, or that the listener itself sends, and lose
-// all others.
+// that arrives while a statement of the listener runs, or just after it, or that the listener itself sends,
+// and lose all others.
 func (l *listener) ask() {
 	l.due = time.Now().Add(echoWait)
-	e := l.postgresEngine
+	e, own := l.postgresEngine, l.own
 	e.store.start(func(ctx context.Context) {
 		select {
 		case <-ctx.Done():
@@ -111,7 +116,7 @@ func (l *listener) ask() {
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lookTimeout)
 			defer cancel()
 			// Without the echo the listener looks more often, which is right after an error.
-			_, _ = e.store.read.ExecContext(ctx, `SELECT pg_notify($1, 'echo')`, e.channel)
+			_, _ = e.store.read.ExecContext(ctx, `SELECT pg_notify($1, '')`, own)
 		}
 	})
 }
@@ -121,16 +126,16 @@ func (l *listener) ask() {
 func (l *listener) pause() time.Duration {
 	s := l.store
 	revision := s.inForce.Load().revision
-	if revision > l.known && !l.heard && l.due.IsZero() {
-		l.ask() // nobody has announced it
+	if revision > l.known && (!l.heard || l.deaf) && l.due.IsZero() {
+		l.ask() // nobody has announced it, or that was by chance
 	}
-	deaf := l.deaf && !l.heard
-	if l.heard {
+	deaf := l.deaf && !l.echoed
+	if l.echoed {
 		l.due = time.Time{}
 	} else if !l.due.IsZero() && time.Now().After(l.due) {
 		deaf, l.due = true, time.Time{}
 	}
-	l.known, l.heard = revision, false
+	l.known, l.echoed, l.heard = revision, false, false
 	if deaf != l.deaf {
 		l.deaf = deaf
 		if deaf {
@@ -212,7 +217,9 @@ func (l *listener) wait(ctx context.Context, most time.Duration) error {
 			case err != nil:
 				return err
 			}
-			l.heard = l.heard || waiting == ctx
+			if waiting == ctx {
+				l.echoed, l.heard = l.echoed || note.Channel == l.own, l.heard || note.Channel != l.own
+			}
 			revision, err := strconv.ParseInt(note.Payload, 10, 64)
 			if err == nil && revision > l.reported {
 				return nil
