@@ -28,11 +28,13 @@ type process struct {
 	orders  *json.Encoder
 	answers *json.Decoder
 	mu      sync.Mutex
+	opened  answer
 	peak    int64 // its memory
 }
 
-// startFleet starts nodes, spread over some processes, each at the URL.
-func startFleet(url string, nodes, processes int) (f *fleet, err error) {
+// startFleet starts nodes at the URL, spread over some processes. Those whose last good copies are in the
+// directory begin with them.
+func startFleet(url string, nodes int, copies string) (f *fleet, err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -55,9 +57,9 @@ func startFleet(url string, nodes, processes int) (f *fleet, err error) {
 			return nil, errors.Join(err, f.stop())
 		}
 		f.processes = append(f.processes, p)
-		some := nodes/processes + min(1, max(0, nodes%processes-i))
-		starting.Go(func() error {
-			_, err := p.ask(order{Open: &opening{Name: fmt.Sprintf("bench-%d", i), URL: url, Nodes: max(some, 1)}})
+		o := opening{Name: fmt.Sprintf("bench-%d", i), URL: url, Nodes: (nodes - i + processes - 1) / processes, Copies: copies}
+		starting.Go(func() (err error) {
+			p.opened, err = p.ask(order{Open: &o})
 			return err
 		})
 	}
@@ -76,6 +78,15 @@ func (f *fleet) stop() (err error) {
 		err = errors.Join(err, p.cmd.Wait())
 	}
 	return err
+}
+
+// kill ends the nodes without a word. One that ends properly does not begin with its copy again: receipts do
+// not wait for it.
+func (f *fleet) kill() {
+	for _, p := range f.processes {
+		_ = p.cmd.Process.Kill()
+		_ = p.cmd.Wait()
+	}
 }
 
 // ask sends an order and returns the answer.

@@ -32,7 +32,10 @@ type bench struct {
 	lasts       time.Duration // one measurement of changes a second
 	starts      int
 	nodes       int
-	large       int // service users of the large store
+	large       int    // service users of the large store
+	copies      bool   // nodes keep their last good copies …
+	dir         string // … in here, each fleet in a directory of its own
+	fleets      int
 	stores      map[int]*database
 	picture     picture
 }
@@ -54,6 +57,7 @@ func main() {
 	flags.IntVar(&b.starts, "starts", 3, "how many `starts` a row has")
 	flags.IntVar(&b.nodes, "nodes", 100, "the `number` of nodes on the small store, which has 10,000 service users")
 	flags.IntVar(&b.large, "users", 1_000_000, "the `number` of service users of the large store")
+	flags.BoolVar(&b.copies, "copies", true, "let nodes keep their last good copies, as those of Caddy do, all on this disk")
 	svg := flags.String("svg", "", "also draw the figures into this `file`")
 	flags.Usage = func() {
 		fmt.Fprint(flags.Output(), "Usage: go run ./bench/fleet [flags]\n\n")
@@ -63,7 +67,10 @@ func main() {
 	_ = flags.Parse(os.Args[1:])
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
-	err := b.run(ctx, strings.Split(*parts, ","))
+	var err error
+	if b.dir, err = os.MkdirTemp("", "fleet-"); err == nil {
+		err = errors.Join(b.run(ctx, strings.Split(*parts, ",")), os.RemoveAll(b.dir))
+	}
 	if err == nil && *svg != "" {
 		err = b.picture.write(*svg)
 	}

@@ -9,7 +9,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -31,9 +33,10 @@ type order struct {
 }
 
 type opening struct {
-	Name  string // of the first node
-	URL   string
-	Nodes int
+	Name   string // the nodes are NAME-0, NAME-1, …
+	URL    string
+	Nodes  int
+	Copies string // a directory for the last good copies; "" keeps none
 }
 
 type token struct{ User, ID string }
@@ -49,6 +52,8 @@ type answer struct {
 	Revision int64     // after the order
 	Changes  int       // made by Write
 	Seen     [][]int64 // by revision and node; 0 is not yet
+	Users    int       // in the directory of the node …
+	Source   string    // … and where it is from
 	Resident int64     // the memory of the process, in bytes …
 	Peak     int64     // … and the most that it ever was
 }
@@ -56,6 +61,7 @@ type answer struct {
 // node is one of a fleet: a store that is open, and the times of its revisions.
 type node struct {
 	store *store.Store
+	copy  string // the directory of its last good copy; "" for none
 	mu    sync.Mutex
 	seen  []seen
 }
@@ -68,7 +74,9 @@ func serve(in io.Reader, out io.Writer) error {
 	defer func() {
 		var closing errgroup.Group
 		for _, n := range nodes {
-			closing.Go(n.store.Close)
+			if n != nil {
+				closing.Go(n.store.Close)
+			}
 		}
 		_ = closing.Wait()
 	}()
@@ -89,6 +97,12 @@ func serve(in io.Reader, out io.Writer) error {
 			err = nodes[o.Node].obey(o, &a)
 		}
 		a.Took = time.Since(begun)
+		if err == nil {
+			n := nodes[o.Node]
+			a.Users = n.store.Directory().Len()
+			a.Source, _ = n.store.Source()
+			err = awaitCopies(nodes)
+		}
 		if err != nil {
 			a.Error = err.Error()
 		}
@@ -115,10 +129,17 @@ func open(o opening) ([]*node, error) {
 		starting.Go(func() error {
 			n := &node{}
 			var err error
-			name := fmt.Sprintf("%s-%d", o.Name, i)
-			if n.store, err = store.Open(context.Background(), o.URL, store.Options{NodeName: name}); err != nil {
+			options := store.Options{NodeName: fmt.Sprintf("%s-%d", o.Name, i)}
+			if o.Copies != "" {
+				options.CopyDir = filepath.Join(o.Copies, options.NodeName)
+				if err := os.MkdirAll(options.CopyDir, 0o700); err != nil {
+					return err
+				}
+			}
+			if n.store, err = store.Open(context.Background(), o.URL, options); err != nil {
 				return err
 			}
+			n.copy = options.CopyDir
 			n.note()
 			n.store.OnChange(n.note)
 			nodes[i] = n
@@ -126,6 +147,23 @@ func open(o opening) ([]*node, error) {
 		})
 	}
 	return nodes, starting.Wait()
+}
+
+// awaitCopies waits until each node has its last good copy, which it makes after its start.
+func awaitCopies(nodes []*node) error {
+	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		// The head of a copy is written with a report.
+		i := slices.IndexFunc(nodes, func(n *node) bool {
+			_, err := os.Stat(filepath.Join(n.copy, "copy.json"))
+			return n.copy != "" && (err != nil || n.store.CopyFault() != "")
+		})
+		if i < 0 {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("no last good copy in %s: %s", nodes[i].copy, nodes[i].store.CopyFault())
+		}
+	}
 }
 
 // note notes the time of the revision in force.

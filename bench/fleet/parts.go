@@ -6,19 +6,32 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"io/fs"
 	"math"
 	"math/rand/v2"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"time"
 
 	"github.com/serviceusers/caddy-service-users/internal/pgtest"
+	"github.com/serviceusers/caddy-service-users/store"
 )
 
 const (
 	small     = 10_000 // service users
 	few       = 8      // nodes on the large store
 	processes = 4      // of all nodes
+	// manyWriters is how many nodes make changes if it is not one.
+	manyWriters = 4
+)
+
+// The rows of revocations.
+const (
+	arrive    = "notifications arrive"
+	lost      = "all are lost"
+	unnoticed = "those of changes are lost, and the node does not notice"
+	pooled    = "pgbouncer, `pool_mode = transaction`"
 )
 
 func (b *bench) run(ctx context.Context, parts []string) (err error) {
@@ -86,6 +99,16 @@ func (b *bench) database(ctx context.Context, users int) (db *database, err erro
 	return b.stores[users], err
 }
 
+// fleet starts nodes, each with an empty directory for its last good copy.
+func (b *bench) fleet(url string, nodes int) (*fleet, error) {
+	dir := ""
+	if b.copies {
+		b.fleets++
+		dir = filepath.Join(b.dir, fmt.Sprint(b.fleets))
+	}
+	return startFleet(url, nodes, dir)
+}
+
 // pause is the time between two revocations, so that they do not come in step with anything.
 func pause() time.Duration { return rand.N(100 * time.Millisecond) }
 
@@ -100,17 +123,17 @@ func (b *bench) revoked(ctx context.Context, nodes, users int) error {
 		"| CPU ms a revocation: server | nodes | MiB a node |")
 	fmt.Println("|---|---|---|---|---|---|---|---|---|---|---|---|---|")
 	every := func(string) bool { return true }
-	unnoticed := func(payload string) bool { return payload != "" }
+	changes := func(payload string) bool { return payload != "" } // the echo of a node has none
 	for _, row := range []struct {
 		name        string
 		revocations int
 		lose        func(string) bool // nil: without a proxy
 		pooler      bool
 	}{
-		{"notifications arrive", b.revocations, nil, false},
-		{"all are lost", b.revocations / 3, every, false},
-		{"all but the test of the node are lost", b.revocations / 6, unnoticed, false},
-		{"pgbouncer, pool of transactions", b.revocations / 3, nil, true},
+		{arrive, b.revocations, nil, false},
+		{lost, b.revocations / 3, every, false},
+		{unnoticed, b.revocations / 6, changes, false},
+		{pooled, b.revocations / 3, nil, true},
 	} {
 		url := db.direct()
 		switch {
@@ -141,7 +164,7 @@ const settle = 5 * time.Second
 
 // revokedBy measures one row.
 func (b *bench) revokedBy(db *database, url string, nodes int, name string, revocations int) error {
-	f, err := startFleet(url, nodes, processes)
+	f, err := b.fleet(url, nodes)
 	if err != nil {
 		return err
 	}
@@ -185,10 +208,10 @@ func (b *bench) rate(ctx context.Context) error {
 	}
 	fmt.Printf("\n## Changes a second, %s service users\n\n", thousands(small))
 	fmt.Println("| nodes | that change | changes a second | last one everywhere after ms | connections idle | at most | WAL bytes a change | " +
-		"reports a change | database: CPU ms a change | bytes to and from a node a change |")
+		"reports a change | CPU ms a change: server | nodes |")
 	fmt.Println("|---|---|---|---|---|---|---|---|---|---|")
 	for _, nodes := range []int{1, 10, 100} {
-		for _, writers := range []int{1, 4} {
+		for _, writers := range []int{1, manyWriters} {
 			if writers > nodes {
 				continue
 			}
@@ -197,18 +220,78 @@ func (b *bench) rate(ctx context.Context) error {
 			}
 		}
 	}
+	return b.bytes(db)
+}
+
+// bytes measures what a change moves between the nodes and the server: one node makes changes, one after
+// another, and ten follow.
+func (b *bench) bytes(db *database) error {
+	const followers, changes = 10, 50
+	none := func(string) bool { return false }
+	ahead, to, err := startProxy(db, none)
+	if err != nil {
+		return err
+	}
+	defer ahead.Close()
+	behind, from, err := startProxy(db, none)
+	if err != nil {
+		return err
+	}
+	defer behind.Close()
+	writer, err := b.fleet(to, 1)
+	if err != nil {
+		return err
+	}
+	defer writer.stop()
+	f, err := b.fleet(from, followers)
+	if err != nil {
+		return err
+	}
+	defer f.stop()
+	time.Sleep(settle)
+	tokens, err := db.take(changes)
+	if err != nil {
+		return err
+	}
+	before, made, followed := time.Now(), ahead.bytes.Load(), behind.bytes.Load()
+	usageBefore, err := db.usage()
+	if err != nil {
+		return err
+	}
+	for _, k := range tokens {
+		if _, err := writer.processes[0].ask(order{Revoke: &k}); err != nil {
+			return err
+		}
+	}
+	took := time.Since(before)
+	made, followed = ahead.bytes.Load()-made, behind.bytes.Load()-followed
+	time.Sleep(statisticsDelay)
+	usageAfter, err := db.usage()
+	if err != nil {
+		return err
+	}
+	idle, begun := behind.bytes.Load(), time.Now()
+	time.Sleep(settle)
+	perSecond := float64(behind.bytes.Load()-idle) / time.Since(begun).Seconds() / followers
+	fmt.Printf("\nOne change after another, with %d nodes that follow: %.0f bytes to and from the node that makes it and waits for the receipt, "+
+		"%.0f bytes to and from each of the others, and %.0f bytes of WAL in all. A node without changes: %.0f bytes a second.\n",
+		followers, float64(made)/changes, (float64(followed)-perSecond*took.Seconds()*followers)/changes/followers,
+		float64(usageAfter.wal-usageBefore.wal)/changes, perSecond)
 	return nil
 }
 
+// statisticsDelay is how late the statistics of PostgreSQL may be.
+const statisticsDelay = 1100 * time.Millisecond
+
 func (b *bench) rateOf(db *database, nodes, writers int) error {
-	f, err := startFleet(db.direct(), nodes, processes)
+	f, err := b.fleet(db.direct(), nodes)
 	if err != nil {
 		return err
 	}
 	defer f.stop()
 	idle := 0
 	// A node closes a connection that it has not used for five seconds.
-	for range 16 {
+	for range 30 {
 		time.Sleep(500 * time.Millisecond)
 		if idle, err = db.connections(); err != nil || idle <= nodes {
 			break
@@ -243,24 +326,91 @@ func (b *bench) rateOf(db *database, nodes, writers int) error {
 	if err != nil {
 		return err
 	}
+	work := f.cpu()
 	changes, took, behind, err := f.write(writers, tokens, b.lasts)
 	close(ended)
 	<-counted
 	if err != nil || counting != nil {
 		return cmp.Or(err, counting)
 	}
-	time.Sleep(1100 * time.Millisecond) // the statistics of PostgreSQL are a second late
+	nodesWork := f.cpu() - work
+	time.Sleep(statisticsDelay)
 	after, err := db.usage()
 	if err != nil {
 		return err
 	}
 	each := func(n int64) float64 { return float64(n) / float64(changes) }
-	fmt.Printf("| %d | %d | **%.0f** | %s | %d | %d | %.0f | %.1f | %.2f | |\n", nodes, writers, float64(changes)/took.Seconds(), ms(behind),
-		idle, most, each(after.wal-before.wal), each(after.reports-before.reports), each(int64(after.cpu-before.cpu))/1e6)
+	fmt.Printf("| %d | %d | **%.0f** | %s | %d | %d | %.0f | %.1f | %.1f | %.1f |\n", nodes, writers, float64(changes)/took.Seconds(), ms(behind),
+		idle, most, each(after.wal-before.wal), each(after.reports-before.reports), each(int64(after.cpu-before.cpu))/1e6, each(int64(nodesWork))/1e6)
+	b.picture.addRate(nodes, writers, float64(changes)/took.Seconds())
 	return nil
 }
 
-func (b *bench) start(ctx context.Context) error { return nil }
+// start measures the start of one node, in a new process.
+func (b *bench) start(ctx context.Context) error {
+	fmt.Println("\n## Start of one node: seconds from the call until it answers requests")
+	fmt.Println("\n| service users | from the database | MiB at most | with its copy, the database is there | MiB at most " +
+		"| from its copy alone | MiB at most | MiB of the copy |")
+	fmt.Println("|---|---|---|---|---|---|---|---|")
+	for _, users := range []int{small, b.large} {
+		db, err := b.database(ctx, users)
+		if err != nil {
+			return err
+		}
+		p, through, err := startProxy(db, func(string) bool { return false })
+		if err != nil {
+			return err
+		}
+		defer p.Close()
+		dir := filepath.Join(b.dir, fmt.Sprint("start-", users))
+		row := "| " + thousands(users)
+		for _, kind := range []struct {
+			url, copies, source string
+			begin               func()
+		}{
+			{db.direct(), "", store.FromDatabase, func() {}},
+			{through, dir, store.FromDatabase, func() {}},
+			{through, dir, store.FromCopy, func() { p.Close() }},
+		} {
+			kind.begin()
+			var took []time.Duration
+			var peak int64
+			for i := range b.starts + 1 {
+				f, err := startFleet(kind.url, 1, kind.copies)
+				if err != nil {
+					return err
+				}
+				a := f.processes[0].opened
+				if a.Users != users || a.Source != kind.source {
+					err = fmt.Errorf("the node has %d service users from the %s, want %d from the %s", a.Users, a.Source, users, kind.source)
+				}
+				f.kill()
+				if err = cmp.Or(err, db.Exec("DELETE FROM "+db.schema+".nodes")); err != nil {
+					return err
+				}
+				if i > 0 { // the first one fills caches, and makes the copy
+					took, peak = append(took, a.Took), max(peak, a.Peak)
+				}
+			}
+			row += fmt.Sprintf(" | **%.2f** (%.2f–%.2f) | %d", at(took, 50).Seconds(), slices.Min(took).Seconds(), slices.Max(took).Seconds(), peak>>20)
+		}
+		fmt.Printf("%s | %d |\n", row, size(dir)>>20)
+	}
+	return nil
+}
+
+// size is that of the files in a directory.
+func size(dir string) (sum int64) {
+	_ = filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
+		if err == nil && !e.IsDir() {
+			if info, err := e.Info(); err == nil {
+				sum += info.Size()
+			}
+		}
+		return nil
+	})
+	return sum
+}
 
 // at returns a percentile, the least value that so many percent of the list do not exceed.
 func at(list []time.Duration, percent int) time.Duration {
