@@ -60,6 +60,8 @@ type listener struct {
 	echoed bool // the echo has arrived
 	heard  bool // another notification has arrived
 	deaf   bool // notifications do not arrive
+	// announced says that a notification has ended the last pause.
+	announced bool
 }
 
 // listen looks for changes on one connection until it is lost, or ctx ends.
@@ -80,15 +82,17 @@ func (e *postgresEngine) listen(ctx context.Context) error {
 	}()
 	l := listener{postgresEngine: e, conn: conn, own: newID("echo", e.store.Now())}
 	// LISTEN comes before the first look, so that no change falls between them.
+	listening, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
 	for _, channel := range []string{e.channel, l.own} {
-		if _, err := conn.ExecContext(ctx, `LISTEN `+pgx.Identifier{channel}.Sanitize()); err != nil {
+		if _, err := conn.ExecContext(listening, `LISTEN `+pgx.Identifier{channel}.Sanitize()); err != nil {
 			return err
 		}
 	}
 	l.ask()
 	for ctx.Err() == nil {
 		began := time.Now()
-		looked, err := e.catchUp(ctx, conn)
+		looked, err := e.catchUp(ctx, conn, l.announced)
 		if err != nil {
 			return err
 		}
@@ -170,16 +174,25 @@ func (e *postgresEngine) compareLooks(now look) {
 	}
 }
 
-// catchUp loads the changes of other nodes, if there are any.
-func (e *postgresEngine) catchUp(ctx context.Context, conn *sql.Conn) (l look, err error) {
+// nowMilli is the beginning of a statement or a transaction. A change that the statement does not see is
+// committed later.
+const nowMilli = `CAST(EXTRACT(EPOCH FROM now()) * 1000 AS BIGINT)`
+
+// catchUp loads the changes of other nodes, if there are any. announced says that there is probably one.
+func (e *postgresEngine) catchUp(ctx context.Context, conn *sql.Conn, announced bool) (l look, err error) {
 	s := e.store
 	l.asOf = s.clock.read()
+	if announced {
+		if l.at, err = e.catchUpAtOnce(ctx, conn); err == nil && l.at > 0 {
+			return l, nil
+		}
+		l.asOf = s.clock.read() // the usual way finds more changes, or says what is wrong
+	}
 	looking, cancel := context.WithTimeout(context.WithoutCancel(ctx), lookTimeout)
 	defer cancel()
 	var at position
-	// now() is the beginning of the statement. A change that the statement does not see is committed later.
 	if err := conn.QueryRowContext(looking, `
-		SELECT revision, audit_seq, audit_hash, CAST(EXTRACT(EPOCH FROM now()) * 1000 AS BIGINT) FROM meta`).
+		SELECT revision, audit_seq, audit_hash, `+nowMilli+` FROM meta`).
 		Scan(&at.revision, &at.seq, &at.hash, &l.at); err != nil {
 		return l, fmt.Errorf("reading the revision: %w", err)
 	}
@@ -196,10 +209,30 @@ func (e *postgresEngine) catchUp(ctx context.Context, conn *sql.Conn) (l look, e
 	return l, s.reload(loading, conn)
 }
 
+// catchUpAtOnce is catchUp for the usual change, by one statement: all nodes hear of a change at the same
+// moment, and the database serves them all. at is 0 for another change.
+func (e *postgresEngine) catchUpAtOnce(ctx context.Context, conn *sql.Conn) (at int64, err error) {
+	s := e.store
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lookTimeout)
+	defer cancel()
+	if err := s.lock(ctx); err != nil {
+		return 0, err
+	}
+	defer s.unlock()
+	next, at, err := s.loadAtOnce(ctx, conn, `(SELECT version FROM store_schema), `+nowMilli)
+	if err != nil || next == nil {
+		return 0, err
+	}
+	e.compareLooks(look{time.Now(), at})
+	s.install(next)
+	return at, nil
+}
+
 // wait returns when another node announces a revision that is not in force here, or after a time.
 func (l *listener) wait(ctx context.Context, most time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, most)
 	defer cancel()
+	l.announced = false
 	return l.conn.Raw(func(c any) error {
 		conn := c.(*stdlib.Conn).Conn()
 		over, cancel := context.WithCancel(ctx)
@@ -222,6 +255,7 @@ func (l *listener) wait(ctx context.Context, most time.Duration) error {
 			}
 			revision, err := strconv.ParseInt(note.Payload, 10, 64)
 			if err == nil && revision > l.reported {
+				l.announced = true
 				return nil
 			}
 		}

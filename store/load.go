@@ -31,40 +31,28 @@ func (s *Store) load(ctx context.Context, q *sql.Tx) (*loaded, error) {
 	if err := checkSchema(version); err != nil {
 		return next, err
 	}
-	var kept, read rowCounts
-	var past history
-	fields := []any{&next.revision, &next.seq, &next.hash, &past.hash, &past.restored, &past.groups}
-	for i := range kept {
-		fields = append(fields, &kept[i])
-	}
-	if err := q.QueryRowContext(ctx, `SELECT revision, audit_seq, audit_hash,
-			(SELECT hash FROM audit_events WHERE seq = $1),
-			CASE WHEN $1 > 0 THEN EXISTS (SELECT 1 FROM audit_events WHERE seq > $1 AND action = 'store.restore') ELSE FALSE END,
-			EXISTS (SELECT 1 FROM permission_groups g WHERE g.revision > $2),
-			`+strings.Join(countedTables[:], ", ")+` FROM meta`, current.seq, current.revision).Scan(fields...); err != nil {
+	var read rowCounts
+	var now metaRow
+	if err := q.QueryRowContext(ctx, `SELECT `+metaColumns+` FROM meta`, current.seq, current.revision).
+		Scan(now.fields()...); err != nil {
 		return next, fmt.Errorf("reading the revision: %w", err)
 	}
-	if next.position == current.position && current.revision != 0 {
+	if now.position == current.position && current.revision != 0 {
 		return current, nil
 	}
-	if err := s.leadsTo(past, current.position, next.position); err != nil {
+	if err := s.leadsTo(current.position, now); err != nil {
 		return next, err
 	}
-	if past.restored { // read every row again
+	if now.restored { // read every row again
 		current = &loaded{directory: access.NewDirectory(s.opts.Peppers, s.opts.DefaultGroup)}
 	}
-	since := current.revision
-	edited, err := current.directory.Edit(next.revision)
+	since, kept := current.revision, now.kept
+	next, edit, err := s.edit(current, now.position)
 	if err != nil {
 		return next, err
 	}
-	edit := &edit{Edit: edited}
-	if since > 0 && s.copy != nil {
-		next.changes = &access.Changes{Revision: next.revision}
-		edit.changes = next.changes
-	}
 	// Groups come first: service users refer to them.
-	if since == 0 || past.groups {
+	if since == 0 || now.groups {
 		if err := loadGroups(ctx, q, since, edit, &read); err != nil {
 			return next, fmt.Errorf("reading permission groups: %w", err)
 		}
@@ -161,20 +149,48 @@ func (e *edit) Users(changed []access.User, removed []string) error {
 	return e.Edit.Users(changed, removed)
 }
 
-// history is the part of a store that says whether it continues from a position.
-type history struct {
-	hash     sql.NullString // of the audit record at the position
+// edit begins a directory of a position from an earlier one.
+func (s *Store) edit(current *loaded, to position) (next *loaded, e *edit, err error) {
+	next, e = &loaded{position: to}, &edit{}
+	if current.revision > 0 && s.copy != nil {
+		next.changes = &access.Changes{Revision: to.revision}
+		e.changes = next.changes
+	}
+	e.Edit, err = current.directory.Edit(to.revision)
+	return next, e, err
+}
+
+// metaRow is the row of meta, and how the store has come there from a position.
+type metaRow struct {
+	position
+	kept     rowCounts
+	past     sql.NullString // the hash of the audit record at the earlier position
 	restored bool           // a restore came later: rows can be new and have an old revision
 	groups   bool           // a group changed later
+}
+
+// metaColumns are those of metaRow, from the table meta. $1 is the number of the audit record of the
+// earlier position, and $2 its revision.
+var metaColumns = `meta.revision, audit_seq, audit_hash,
+	(SELECT hash FROM audit_events WHERE seq = $1),
+	CASE WHEN $1 > 0 THEN EXISTS (SELECT 1 FROM audit_events WHERE seq > $1 AND action = 'store.restore') ELSE FALSE END,
+	EXISTS (SELECT 1 FROM permission_groups g WHERE g.revision > $2), ` + strings.Join(countedTables[:], ", ")
+
+func (st *metaRow) fields() []any {
+	list := []any{&st.revision, &st.seq, &st.hash, &st.past, &st.restored, &st.groups}
+	for i := range st.kept {
+		list = append(list, &st.kept[i])
+	}
+	return list
 }
 
 // leadsTo rejects a database whose history does not continue from p. It catches a backup in the
 // place of the database, even one that was changed since. Such a backup would make revoked tokens
 // valid again, and reading only its new rows would mix two histories.
-func (s *Store) leadsTo(past history, p, next position) error {
+func (s *Store) leadsTo(p position, next metaRow) error {
 	// Each change has an audit record, so the record at p identifies the history up to p. At 0 no
 	// directory was read yet.
-	if p.seq > 0 && (past.hash.String != p.hash || next.revision <= p.revision) {
+	if p.seq > 0 && (next.past.String != p.hash || next.revision <= p.revision) {
 		return fmt.Errorf("%w: the database is an older or another one: "+
 			"its revision %d does not follow revision %d, which is in force; "+
 			"put the newer one back, or, if you have restored it on purpose, %s",

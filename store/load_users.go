@@ -80,7 +80,7 @@ func (s *Store) loadChanged(
 	ctx context.Context, q *sql.Tx, since int64, atOnce int, read *rowCounts,
 ) (users []access.User, removed []string, err error) {
 	before := *read
-	users, removed, err = s.loadSome(ctx, q, `revision > $1 LIMIT $2`, []any{since, atOnce + 1}, read)
+	users, removed, err = s.loadSome(ctx, q, heading{}, `revision > $1 LIMIT $2`, []any{since, atOnce + 1}, read)
 	if err != nil || len(users)+len(removed) <= atOnce {
 		return users, removed, err
 	}
@@ -88,7 +88,7 @@ func (s *Store) loadChanged(
 	for after := ""; ; {
 		// The "+" keeps SQLite from using the index of revisions: the order needs the index
 		// of ids.
-		some, gone, err := s.loadSome(ctx, q, `+revision > $1 AND id > $2 ORDER BY id LIMIT $3`,
+		some, gone, err := s.loadSome(ctx, q, heading{}, `+revision > $1 AND id > $2 ORDER BY id LIMIT $3`,
 			[]any{since, after, atOnce}, read)
 		if err != nil {
 			return nil, nil, err
@@ -109,11 +109,12 @@ func (s *Store) loadChanged(
 // loadSome reads some of the service users that changed, with their groups and tokens. It is one statement,
 // since every node runs it for each change.
 func (s *Store) loadSome(
-	ctx context.Context, q *sql.Tx, where string, args params, read *rowCounts,
+	ctx context.Context, q querier, head heading, where string, args params, read *rowCounts,
 ) (users []access.User, removed []string, err error) {
 	const owned = ` t JOIN u ON u.id = t.service_user_id WHERE u.deleted_at = 0`
 	shown := args.add(s.Now().Add(-revokedShown).Unix())
-	rows, err := pack(ctx, q, `WITH u AS MATERIALIZED (SELECT `+userColumns+` FROM service_users WHERE `+where+`)`, args,
+	head.with = `WITH u AS MATERIALIZED (SELECT ` + userColumns + ` FROM service_users WHERE ` + where + `)`
+	rows, err := pack(ctx, q, head, args,
 		selection{userColumns, `u`},
 		selection{memberColumns, `members` + owned},
 		selection{tokenColumns, `tokens` + owned + ` AND (t.revoked_at = 0 OR t.revoked_at > ` + shown + `)`})
@@ -130,6 +131,41 @@ func (s *Store) loadSome(
 		return nil, nil, fmt.Errorf("reading tokens: %w", err)
 	}
 	return users, removed, nil
+}
+
+// loadAtOnce loads a change of a few service users, as most changes are, by one statement, without a
+// transaction. versionColumns are the version of the schema and the time of the database. next is nil if the change
+// needs [Store.load]. The caller has the turn.
+func (s *Store) loadAtOnce(ctx context.Context, q querier, versionColumns string) (next *loaded, at int64, err error) {
+	current := s.inForce.Load()
+	var now metaRow
+	var version int
+	var read rowCounts
+	head := heading{columns: versionColumns + `, ` + metaColumns, from: `meta`, into: append([]any{&version, &at}, now.fields()...)}
+	users, removed, err := s.loadSome(ctx, q, head, `revision > $2 LIMIT $3`,
+		[]any{current.seq, current.revision, changedAtOnce + 1}, &read)
+	switch {
+	case err != nil || version != schemaVersion || current.revision == 0 || now.restored || now.groups ||
+		len(users)+len(removed) > changedAtOnce:
+		return nil, at, err
+	case now.position == current.position:
+		return current, at, nil
+	}
+	if err := s.leadsTo(current.position, now); err != nil {
+		return nil, at, err
+	}
+	next, edit, err := s.edit(current, now.position)
+	if err != nil {
+		return nil, at, err
+	}
+	lost := make(map[string]int)
+	s.countLostPeppers(users, lost)
+	s.warnOfLostPeppers(lost)
+	if err := edit.Users(users, removed); err != nil {
+		return nil, at, err
+	}
+	next.directory, err = edit.Done()
+	return next, at, err
 }
 
 // usersPerReader is how many service users justify one more connection for reading.
@@ -213,7 +249,7 @@ type part struct{ after, until string }
 
 // loadPart reads the first service users of a part, with their groups and tokens.
 func (s *Store) loadPart(ctx context.Context, q *sql.Tx, p part, read *rowCounts) ([]access.User, error) {
-	rows, err := pack(ctx, q, "", []any{p.after, p.until, usersAtOnce}, selection{userColumns, `(SELECT ` + userColumns + `
+	rows, err := pack(ctx, q, heading{}, []any{p.after, p.until, usersAtOnce}, selection{userColumns, `(SELECT ` + userColumns + `
 		FROM service_users WHERE id > $1 AND id <= $2 AND deleted_at = 0 ORDER BY id LIMIT $3) t`})
 	if err != nil {
 		return nil, err
@@ -230,14 +266,14 @@ func (s *Store) loadPart(ctx context.Context, q *sql.Tx, p part, read *rowCounts
 		last = users[len(users)-1].ID
 	}
 	const owned = ` t WHERE t.service_user_id > $1 AND t.service_user_id <= $2`
-	rows, err = pack(ctx, q, "", []any{p.after, last}, selection{memberColumns, `members` + owned})
+	rows, err = pack(ctx, q, heading{}, []any{p.after, last}, selection{memberColumns, `members` + owned})
 	if err == nil {
 		err = unpackMembers(rows[0], users, read)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("reading members: %w", err)
 	}
-	rows, err = pack(ctx, q, "", []any{p.after, last, s.Now().Add(-revokedShown).Unix()},
+	rows, err = pack(ctx, q, heading{}, []any{p.after, last, s.Now().Add(-revokedShown).Unix()},
 		selection{tokenColumns, `tokens` + owned + ` AND (t.revoked_at = 0 OR t.revoked_at > $3)`})
 	if err == nil {
 		err = unpackTokens(rows[0], users, read)

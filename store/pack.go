@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -30,19 +31,36 @@ type packed struct {
 	text         string
 }
 
-// pack reads selections by one statement, which begins with with. SQLite joins the rows to one text, because
-// the driver and database/sql take several times as long for a row as SQLite does. PostgreSQL plans one
-// statement in less time than several, and a node waits for one answer.
-func pack(ctx context.Context, q *sql.Tx, with string, args []any, selections ...selection) ([]packed, error) {
+// heading is the rest of a statement that reads selections: its beginning, and the columns of one row.
+type heading struct {
+	with, columns, from string
+	into                []any
+}
+
+// querier is a transaction or a connection.
+type querier interface {
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+}
+
+// pack reads selections by one statement. SQLite joins the rows to one text, because the driver and
+// database/sql take several times as long for a row as SQLite does. PostgreSQL plans one statement in less
+// time than several, and a node waits for one answer.
+func pack(ctx context.Context, q querier, head heading, args []any, selections ...selection) ([]packed, error) {
 	list := make([]packed, len(selections))
-	texts, into := make([]string, len(selections)), make([]any, 0, 2*len(selections))
+	var columns, from []string
+	if head.columns != "" {
+		columns, from = append(columns, head.columns), append(from, head.from)
+	}
+	into := slices.Clone(head.into)
 	for i, s := range selections {
 		list[i].fields = 1 + strings.Count(s.columns, ", ")
 		into = append(into, &list[i].rows, &list[i].text)
-		texts[i] = fmt.Sprintf(`(SELECT count(*), COALESCE(string_agg(%s, '`+rowEnd+`'), '') FROM %s) s%d`,
-			strings.ReplaceAll(s.columns, `, `, `||'`+fieldEnd+`'||`), s.from, i)
+		columns = append(columns, fmt.Sprintf(`s%d.*`, i))
+		from = append(from, fmt.Sprintf(`(SELECT count(*), COALESCE(string_agg(%s, '`+rowEnd+`'), '') FROM %s) s%d`,
+			strings.ReplaceAll(s.columns, `, `, `||'`+fieldEnd+`'||`), s.from, i))
 	}
-	err := q.QueryRowContext(ctx, with+` SELECT * FROM `+strings.Join(texts, ` CROSS JOIN `), args...).Scan(into...)
+	err := q.QueryRowContext(ctx, head.with+` SELECT `+strings.Join(columns, `, `)+
+		` FROM `+strings.Join(from, ` CROSS JOIN `), args...).Scan(into...)
 	return list, err
 }
 

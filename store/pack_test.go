@@ -46,7 +46,7 @@ func TestEachPacked(t *testing.T) {
 			tx := must(db.Begin())
 			defer tx.Rollback()
 			got := []string{}
-			err := must(pack(ctx, tx, "", nil, selection{`a, b, n`, `rows`}))[0].each(func(f *fields) error {
+			err := must(pack(ctx, tx, heading{}, nil, selection{`a, b, n`, `rows`}))[0].each(func(f *fields) error {
 				a, b, n := f.text(), f.text(), f.number()
 				if f.err == nil {
 					got = append(got, fmt.Sprintf("%q %q %d", a, b, n))
