@@ -122,64 +122,73 @@ func (b *bench) revoked(ctx context.Context, nodes, users int) error {
 	fmt.Println("| | revocations | acknowledged after p50 | p99 | everywhere p50 | p99 | max | receipt p50 | p99 | max " +
 		"| CPU ms a revocation: server | nodes | MiB a node |")
 	fmt.Println("|---|---|---|---|---|---|---|---|---|---|---|---|---|")
-	every := func(string) bool { return true }
-	changes := func(payload string) bool { return payload != "" } // the echo of a node has none
-	for _, row := range []struct {
-		name        string
-		revocations int
-		lose        func(string) bool // nil: without a proxy
-		pooler      bool
-	}{
-		{arrive, b.revocations, nil, false},
-		{lost, b.revocations / 3, every, false},
-		{unnoticed, b.revocations / 6, changes, false},
-		{pooled, b.revocations / 3, nil, true},
-	} {
-		url := db.direct()
-		switch {
-		case row.lose != nil:
-			p, through, err := startProxy(db, row.lose)
-			if err != nil {
-				return err
-			}
-			defer p.Close()
-			url = through
-		case row.pooler:
-			through, stop, err := db.StartPooler(db.schema, 20)
-			if err != nil {
-				return err
-			}
-			defer stop()
-			url = through
+	revocations := func(f *fleet, name string, n int) error {
+		if err := b.row(db, f, name, n); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
 		}
-		if err := b.revokedBy(db, url, nodes, row.name, row.revocations); err != nil {
-			return fmt.Errorf("%s: %w", row.name, err)
+		return nil
+	}
+	if nodes > few { // the work of the proxy would count
+		if err := b.withFleet(db.direct(), nodes, func(f *fleet) error { return revocations(f, arrive, b.revocations) }); err != nil {
+			return err
 		}
 	}
-	return nil
+	p, through, err := startProxy(db)
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	if err := b.withFleet(through, nodes, func(f *fleet) error {
+		if nodes <= few {
+			if err := revocations(f, arrive, b.revocations); err != nil {
+				return err
+			}
+		}
+		p.lose.Store(&changes)
+		if err := revocations(f, unnoticed, b.revocations/6); err != nil {
+			return err
+		}
+		p.lose.Store(&every)
+		return revocations(f, lost, b.revocations/3)
+	}); err != nil {
+		return err
+	}
+	pooler, stop, err := db.StartPooler(db.schema, 20)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	return b.withFleet(pooler, nodes, func(f *fleet) error { return revocations(f, pooled, b.revocations/3) })
 }
 
-// settle is the time after which nodes that have just started know whether they hear notifications.
-const settle = 5 * time.Second
-
-// revokedBy measures one row.
-func (b *bench) revokedBy(db *database, url string, nodes int, name string, revocations int) error {
+// withFleet calls do with some nodes.
+func (b *bench) withFleet(url string, nodes int, do func(*fleet) error) error {
 	f, err := b.fleet(url, nodes)
 	if err != nil {
 		return err
 	}
-	defer f.stop()
-	time.Sleep(settle)
-	tokens, err := db.take(revocations)
+	return cmp.Or(do(f), f.stop())
+}
+
+// settle is the time after a change, of which nodes hear or not, until they know whether they hear of changes.
+const settle = 5 * time.Second
+
+// row measures one row of revocations.
+func (b *bench) row(db *database, f *fleet, name string, revocations int) error {
+	tokens, err := db.take(revocations + 1)
 	if err != nil {
 		return err
 	}
+	if _, err := f.revoke(0, tokens[:1]); err != nil {
+		return err
+	}
+	time.Sleep(settle)
 	before, err := db.usage()
 	if err != nil {
 		return err
 	}
 	work := f.cpu()
-	list, err := f.revoke(0, tokens)
+	list, err := f.revoke(0, tokens[1:])
 	if err != nil {
 		return err
 	}
@@ -196,7 +205,7 @@ func (b *bench) revokedBy(db *database, url string, nodes int, name string, revo
 		ms(at(change, 50)), ms(at(change, 99)), ms(at(everywhere, 50)), ms(at(everywhere, 99)), ms(at(everywhere, 100)),
 		ms(at(receipt, 50)), ms(at(receipt, 99)), ms(at(receipt, 100)),
 		each(after.cpu-before.cpu), each(f.cpu()-work), f.peak())
-	b.picture.add(nodes, db.users, name, everywhere)
+	b.picture.add(f.nodes, db.users, name, everywhere)
 	return nil
 }
 
@@ -227,13 +236,12 @@ func (b *bench) rate(ctx context.Context) error {
 // another, and ten follow.
 func (b *bench) bytes(db *database) error {
 	const followers, changes = 10, 50
-	none := func(string) bool { return false }
-	ahead, to, err := startProxy(db, none)
+	ahead, to, err := startProxy(db)
 	if err != nil {
 		return err
 	}
 	defer ahead.Close()
-	behind, from, err := startProxy(db, none)
+	behind, from, err := startProxy(db)
 	if err != nil {
 		return err
 	}
@@ -357,7 +365,7 @@ func (b *bench) start(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		p, through, err := startProxy(db, func(string) bool { return false })
+		p, through, err := startProxy(db)
 		if err != nil {
 			return err
 		}

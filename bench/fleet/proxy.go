@@ -17,12 +17,19 @@ import (
 type proxy struct {
 	net.Listener
 	to    string
-	lose  func(payload string) bool // loses a notification
-	bytes atomic.Int64              // in both directions
+	lose  atomic.Pointer[func(payload string) bool] // says whether to lose a notification
+	bytes atomic.Int64                              // in both directions
 }
 
+// The notifications that a proxy can lose. The echo of a node has no payload.
+var (
+	none    = func(string) bool { return false }
+	changes = func(payload string) bool { return payload != "" }
+	every   = func(string) bool { return true }
+)
+
 // startProxy starts a proxy before the server of a store, and returns the URL through it.
-func startProxy(db *database, lose func(payload string) bool) (p *proxy, through string, err error) {
+func startProxy(db *database) (p *proxy, through string, err error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, "", err
@@ -31,7 +38,8 @@ func startProxy(db *database, lose func(payload string) bool) (p *proxy, through
 	if err != nil {
 		return nil, "", err
 	}
-	p = &proxy{Listener: l, to: net.JoinHostPort("127.0.0.1", strconv.Itoa(db.Port)), lose: lose}
+	p = &proxy{Listener: l, to: net.JoinHostPort("127.0.0.1", strconv.Itoa(db.Port))}
+	p.lose.Store(&none)
 	u.Host = l.Addr().String()
 	go func() {
 		for {
@@ -82,7 +90,7 @@ func (p *proxy) message(in *bufio.Reader, out *bufio.Writer) error {
 	}
 	// The id of a process, the channel and the payload, each text with a zero byte behind it.
 	fields := bytes.Split(text[9:], []byte{0})
-	if len(fields) > 1 && p.lose(string(fields[1])) {
+	if len(fields) > 1 && (*p.lose.Load())(string(fields[1])) {
 		return nil
 	}
 	_, err = out.Write(text)
