@@ -1,6 +1,8 @@
 package caddymodule
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -46,4 +48,11 @@ func nodeID(machine string, log *zap.Logger) (id string, file *os.File) {
 		"name the one before as late until its max_staleness is over; make the directory writable",
 		zap.String("path", path), zap.Error(err))
 	return "", nil
+}
+
+// copyDir returns the folder for the last good copy that a machine keeps of a store. shown is the place without
+// its password, so a new password leaves the copy in use.
+func copyDir(machine, shown string) string {
+	sum := sha256.Sum256([]byte(shown))
+	return filepath.Join(caddy.AppDataDir(), "service_users.copy."+url.PathEscape(machine), hex.EncodeToString(sum[:8]))
 }

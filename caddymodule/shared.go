@@ -199,6 +199,9 @@ func (s *shared) open(ctx context.Context) error {
 	}
 	opts := s.opts
 	opts.Existing = users > 0
+	if store.IsURL(s.path) {
+		opts.CopyDir = copyDir(opts.NodeName, shown)
+	}
 	if !opts.Existing && filepath.Dir(s.path) == caddy.AppDataDir() {
 		if err := os.MkdirAll(filepath.Dir(s.path), 0o700); err != nil {
 			return err
@@ -249,8 +252,9 @@ func (s *shared) open(ctx context.Context) error {
 		live.throttle = access.NewThrottle(s.throttle.Attempts, time.Duration(s.throttle.Within))
 	}
 	s.live.Store(live)
-	opts.Log.Info("store opened", zap.String("store", shown),
-		zap.Int64("revision", db.Directory().Revision()), zap.Int("service_users", db.Directory().Len()))
+	source, _ := db.Source()
+	opts.Log.Info("store opened", zap.String("store", shown), zap.Int64("revision", db.Directory().Revision()),
+		zap.Int("service_users", db.Directory().Len()), zap.String("source", source))
 	// Reading the service users took more memory than they need from now on.
 	if db.Directory().Len() >= manyUsers {
 		go debug.FreeOSMemory()
