@@ -186,7 +186,7 @@ func TestHealth(t *testing.T) {
 	s := serve(t, store.Options{})
 	s.run(
 		r(`GET /service_users/healthz`, `200 = {"status":"ok"}`),
-		r(`GET /service_users/readyz`, `200 = {"status":"ok","store":"ok","revision":0,"checked_at":"t+0s","age":2}`),
+		r(`GET /service_users/readyz`, `200 = {"status":"ok","store":"ok","source":"database","copy":"","revision":0,"checked_at":"t+0s","age":2}`),
 		r(`POST /service_users {"name":"a","create_token":false}`, `201`),
 		r(`GET /service_users/readyz/`, `200 {"status":"ok","store":"ok","revision":1}`),
 		r(`GET /service_users/healthz?x=1`, `400 ERR_NGROK_231 [x]`),
@@ -201,7 +201,7 @@ func TestHealth(t *testing.T) {
 	}
 	s.run(
 		r(`GET /service_users/healthz`, `200 = {"status":"ok"}`),
-		r(`GET /service_users/readyz`, `503 {"error_code":"ERR_NOT_READY","details":{"store":"ok","revision":"0","checked_at":"t+0s"}}`),
+		r(`GET /service_users/readyz`, `503 {"error_code":"ERR_NOT_READY","details":{"store":"ok","source":"database","revision":"0","checked_at":"t+0s"}}`),
 	)
 	for request, want := range map[string][2]bool{
 		"GET /healthz": {false, true}, "HEAD /healthz/": {false, true}, "GET /service_users/healthz": {false, true}, "GET /readyz": {true, true}, "GET /readyz/": {true, true},

@@ -20,6 +20,8 @@ func (a *API) healthz(*call, None) (Health, error) { return Health{"ok"}, nil }
 type Readiness struct {
 	Status    string    `json:"status"`     // "ok"
 	Store     string    `json:"store"`      // "ok", or the fault of the last attempt to read the store
+	Source    string    `json:"source"`     // of the directory: "database"; "memory": read before the fault; "copy": the last good copy
+	Copy      string    `json:"copy"`       // "ok", or why this node keeps no last good copy; "" with SQLite
 	Revision  int64     `json:"revision"`   // the revision of the directory that requests are checked against
 	CheckedAt time.Time `json:"checked_at"` // the time when the store last had nothing newer than this revision
 	Age       int64     `json:"age"`        // seconds since checked_at
@@ -33,11 +35,16 @@ func (a *API) readyz(*call, None) (Readiness, error) {
 		Revision: a.store.Directory().Revision(), CheckedAt: a.store.Checked().UTC(),
 	}
 	out.Age = int64(a.store.Age() / time.Second)
+	out.Source, _ = a.store.Source()
+	if a.store.KeepsCopy() {
+		out.Copy = cmp.Or(a.store.CopyFault(), "ok")
+	}
 	if a.store.Stale() {
 		e := NewError(http.StatusServiceUnavailable, "ERR_NOT_READY",
 			"the store was not readable for longer than max_staleness; no request is let through")
 		e.Details = map[string]string{
 			"store":      out.Store,
+			"source":     out.Source,
 			"revision":   strconv.FormatInt(out.Revision, 10),
 			"checked_at": out.CheckedAt.Format(time.RFC3339),
 			"age":        strconv.FormatInt(out.Age, 10),

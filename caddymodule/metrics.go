@@ -73,19 +73,23 @@ func newCollectors() *collectors {
 
 // storeMetrics adds the metrics that are read from the store of the configuration in force.
 func (c *collectors) storeMetrics() {
+	var labels prometheus.Labels // of the gauges that follow
 	gauge := func(name, help string, value func(*store.Store) float64, otherwise float64) {
-		opts := prometheus.GaugeOpts{Name: "caddy_service_users_" + name, Help: help}
+		opts := prometheus.GaugeOpts{Name: "caddy_service_users_" + name, Help: help, ConstLabels: labels}
 		read := func() float64 { return ofStore(value, otherwise) }
 		c.all = append(c.all, prometheus.NewGaugeFunc(opts, read))
 	}
 	gauge("store_up",
 		"1 while the store can be read, 0 while requests are decided on what was read last, or not at all.",
+		func(s *store.Store) float64 { return oneIf(s.Fault() == "" && !s.Stale()) }, 0)
+	gauge("copy_kept",
+		"1 while this node keeps a last good copy of its store in PostgreSQL, 0 while it cannot.",
 		func(s *store.Store) float64 {
-			if s.Fault() != "" || s.Stale() {
-				return 0
+			if !s.KeepsCopy() {
+				return math.NaN()
 			}
-			return 1
-		}, 0)
+			return oneIf(s.CopyFault() == "")
+		}, math.NaN())
 	gauge("directory_age_seconds",
 		"How long ago the store was last found to hold nothing newer than what requests are decided on.",
 		func(s *store.Store) float64 { return s.Age().Seconds() }, math.NaN())
@@ -94,6 +98,16 @@ func (c *collectors) storeMetrics() {
 	gauge("clock_difference_seconds",
 		"How far the clock of this node was ahead of that of the database in PostgreSQL, at the last report.",
 		func(s *store.Store) float64 { return s.ClockDifference().Seconds() }, math.NaN())
+	for _, source := range []string{store.FromDatabase, store.FromMemory, store.FromCopy} {
+		labels = prometheus.Labels{"source": source}
+		gauge("store_source",
+			"1 for the source of what requests are decided on: database; memory, read before the store had a fault; "+
+				"or copy, the last good copy of a node that started without its database.",
+			func(s *store.Store) float64 {
+				now, _ := s.Source()
+				return oneIf(now == source)
+			}, 0)
+	}
 	c.all = append(c.all, prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "caddy_service_users_panics_total",
 		Help: "Mistakes of the program that its background work has survived since the store was opened.",
@@ -110,6 +124,14 @@ func (c *collectors) gauge(name, help string) prometheus.Gauge {
 	m := prometheus.NewGauge(prometheus.GaugeOpts{Name: "caddy_service_users_" + name, Help: help})
 	c.all = append(c.all, m)
 	return m
+}
+
+// oneIf is the value of a metric that is 1 or 0.
+func oneIf(yes bool) float64 {
+	if yes {
+		return 1
+	}
+	return 0
 }
 
 // ofStore returns a value of the store of the configuration in force, or otherwise if no store is

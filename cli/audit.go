@@ -116,8 +116,8 @@ func (c *cli) healthCommand(root *cobra.Command) {
 				return err
 			}
 			return c.print(r, table{
-				{"status", r.Status}, {"store", r.Store}, {"revision", r.Revision},
-				{"checked", when(&r.CheckedAt)},
-			})
+				{"status", r.Status}, {"store", r.Store}, {"source", r.Source}, {"copy", r.Copy},
+				{"revision", r.Revision}, {"checked", when(&r.CheckedAt)},
+			}.known())
 		})
 }

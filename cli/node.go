@@ -2,6 +2,7 @@ package cli
 
 import (
 	"net/http"
+	"strconv"
 
 	"github.com/spf13/cobra"
 
@@ -16,12 +17,16 @@ func (c *cli) nodeCommands(root *cobra.Command) {
 			if err := c.do(http.MethodGet, "/nodes", nil, &list); err != nil {
 				return err
 			}
-			rows := table{{"ID", "NAME", "VERSION", "ADDRESS", "STATE", "REVISION", "LAG", "STARTED", "LAST SEEN", "UNTIL"}}
+			rows := table{{"ID", "NAME", "VERSION", "ADDRESS", "STATE", "REVISION", "LAG", "STARTED", "LAST SEEN", "UNTIL", "SOURCE"}}
 			for _, n := range list.Nodes {
-				rows.add(n.ID, n.Name, n.Version, n.Address, n.State, n.Revision, n.Lag,
-					when(&n.StartedAt), when(&n.LastSeenAt), when(n.Until))
+				lag := "" // not known
+				if n.Lag != nil {
+					lag = strconv.FormatInt(*n.Lag, 10)
+				}
+				rows.add(n.ID, n.Name, n.Version, n.Address, n.State, n.Revision, lag,
+					when(&n.StartedAt), when(&n.LastSeenAt), when(n.Until), n.Source)
 			}
-			return c.print(list, rows)
+			return c.print(list, rows, list.Incomplete)
 		})
 	c.command(root, "forget NODE", "Removes a node from the list that ended without removing itself, when its time is over",
 		"node forget node_3MkAv3UOF8kAkZlQS5PWjmvCSuK", func(args []string) error {

@@ -71,7 +71,9 @@ func newKeeper(s *Store, dir string) (k *keeper, held *loaded, h copyHead) {
 	if held != nil {
 		k.clean(h.Log)
 	}
-	if err != nil {
+	switch {
+	case errors.Is(err, errCopyInUse): // keep logs it
+	case err != nil:
 		s.log.Error("the last good copy of the store cannot be used", zap.String("directory", dir), zap.Error(err))
 	}
 	return k, held, h
@@ -151,6 +153,8 @@ func (k *keeper) keep() (revision int64) {
 	}
 	switch log := k.store.log.With(zap.String("directory", k.dir)); {
 	case k.fault == before:
+	case errors.Is(err, errCopyInUse):
+		log.Info("this store keeps no last good copy yet", zap.Error(err))
 	case err != nil:
 		log.Error("the last good copy of the store cannot be kept; without it, a start while the database is "+
 			"away answers no request", zap.Error(err))
@@ -333,6 +337,9 @@ func (k *keeper) close() {
 		k.lock.Close() // without a file, an error
 	}
 }
+
+// KeepsCopy reports whether this node is to keep a last good copy.
+func (s *Store) KeepsCopy() bool { return s.copy != nil }
 
 // CopyFault returns why this node keeps no last good copy that is up to date, or "" if it does, or if it is
 // not to keep one.

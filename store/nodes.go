@@ -25,6 +25,7 @@ type Node struct {
 	Live         bool      // that time is not over
 	Late         bool      // it is live, and lags behind or has missed three reports
 	Self         bool      // it is this process
+	Source       string    // of its directory, see [Store.Source]; "" for other processes, which alone know it
 	now          time.Time // by the clock of the database
 }
 
@@ -43,12 +44,30 @@ const reportWait = 2 * time.Second
 // way, and it looks at its age once a second. It is a variable for tests.
 var lastMoments = 5 * time.Second
 
-// Nodes lists the nodes of the store by id. A store in SQLite knows its own process only.
+// Nodes lists the nodes of the store by id. A store in SQLite knows its own process only. If the database does
+// not answer, the list beside the error has this process alone, as it knows itself, with Lag 0.
 func (s *Store) Nodes(ctx context.Context, by Actor) ([]Node, error) {
 	if by.Scope != nil {
 		return nil, notAllowed("only an admin may list the nodes")
 	}
-	return s.nodes(ctx)
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	list, err := s.nodes(ctx)
+	if err != nil && !s.opts.Unlisted {
+		n := s.self()
+		n.Until, n.Live, n.Late = n.SeenAt.Add(n.MaxStaleness), !s.Stale(), !s.Stale()
+		list = []Node{n}
+	}
+	return list, err
+}
+
+// self returns this process as it knows itself.
+func (s *Store) self() Node {
+	source, seen := s.Source()
+	return Node{
+		ID: *s.node.Load(), Name: s.opts.NodeName, Version: s.opts.Version, StartedAt: s.begun, SeenAt: seen,
+		Revision: s.inForce.Load().revision, MaxStaleness: s.opts.MaxStaleness, Live: true, Self: true, Source: source,
+	}
 }
 
 // ForgetNode removes a node that ended without a word. Until the time of the node is over, the error is
@@ -125,13 +144,7 @@ func (s *Store) receipt(list []Node, revision int64, begun *time.Time) (r Receip
 }
 
 // nodes returns this process.
-func (e *sqliteEngine) nodes(context.Context) ([]Node, error) {
-	s := e.store
-	return []Node{{
-		ID: s.opts.NodeID, Name: s.opts.NodeName, Version: s.opts.Version, StartedAt: s.begun, SeenAt: s.Checked(),
-		Revision: s.inForce.Load().revision, MaxStaleness: s.opts.MaxStaleness, Live: true, Self: true,
-	}}, nil
-}
+func (e *sqliteEngine) nodes(context.Context) ([]Node, error) { return []Node{e.store.self()}, nil }
 
 func (e *sqliteEngine) join(context.Context) (time.Time, error) { return e.store.clock.read(), nil }
 
@@ -166,7 +179,10 @@ func (e *postgresEngine) nodes(ctx context.Context) ([]Node, error) {
 			left := n.MaxStaleness + lastMoments - time.Since(*jumped)
 			n.Until = slices.MaxFunc([]time.Time{n.Until, n.now.Add(left)}, time.Time.Compare)
 		}
-		n.Live, n.Self, n.Lag = n.Until.After(n.now), n.ID == *e.node.Load(), max(last-n.Revision, 0)
+		n.Live, n.Self, n.Lag = n.Until.After(n.now), n.ID == *e.store.node.Load(), max(last-n.Revision, 0)
+		if n.Self {
+			n.Source, _ = e.store.Source()
+		}
 		n.Late = n.Live && (n.Lag > 0 || n.now.Sub(n.SeenAt) > 3*reportEvery(n.MaxStaleness))
 		return n, err
 	})
@@ -203,10 +219,10 @@ func (e *postgresEngine) join(ctx context.Context) (asOf time.Time, err error) {
 			max_staleness = excluded.max_staleness
 		WHERE nodes.started_at <= excluded.started_at
 		RETURNING `+databaseTime,
-		e.node.Load(), s.opts.NodeName, s.opts.Version, e.started, revision, s.opts.MaxStaleness.Milliseconds()))
+		s.node.Load(), s.opts.NodeName, s.opts.Version, e.started, revision, s.opts.MaxStaleness.Milliseconds()))
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
-		e.node.Store(new(newID("node", s.Now())))
+		s.node.Store(new(newID("node", s.Now())))
 		return e.join(ctx)
 	case err != nil:
 		return asOf, fmt.Errorf("registering the node: %w", err)
@@ -237,7 +253,7 @@ func (e *postgresEngine) reportRevision(ctx context.Context, conn *sql.Conn, l l
 	now, err := scanMilli(conn.QueryRowContext(ctx, `
 		UPDATE nodes SET seen_at = $4, revision = $3
 		WHERE id = $1 AND started_at = $2 AND seen_at + max_staleness > `+databaseTime+`
-		RETURNING `+databaseTime, e.node.Load(), e.started, revision, l.at))
+		RETURNING `+databaseTime, s.node.Load(), e.started, revision, l.at))
 	switch {
 	case errors.Is(err, sql.ErrNoRows): // the time of this node is over, or it was forgotten
 		asOf, err = e.join(ctx)
@@ -259,6 +275,6 @@ func (e *postgresEngine) leave() error {
 	ctx, cancel := context.WithTimeout(context.Background(), reportWait)
 	defer cancel()
 	_, err := e.store.write.ExecContext(ctx, `DELETE FROM nodes WHERE id = $1 AND started_at = $2`,
-		e.node.Load(), e.started)
+		e.store.node.Load(), e.started)
 	return err
 }

@@ -32,8 +32,7 @@ type postgresEngine struct {
 	started int64  // the start of this process, by its own clock in milliseconds
 	// prepared is whether the schema is as this program needs it. Only Open and the watcher touch it.
 	prepared bool
-	channel  string                 // of notifications: the id of the store, since several stores can share a database
-	node     atomic.Pointer[string] // the id of this process
+	channel  string // of notifications: the id of the store, since several stores can share a database
 	// The last look, and when the clock of the database was last set forward.
 	looked atomic.Pointer[look]
 	jumped atomic.Pointer[time.Time]
@@ -141,7 +140,6 @@ var quoted = regexp.MustCompile("\"[^\"]*\"?|'[^']*'?|`[^`]*`?")
 // open opens one connection for changes, and two for reading, of which the watcher keeps one.
 func (e *postgresEngine) open(ctx context.Context) error {
 	s := e.store
-	e.node.Store(&s.opts.NodeID)
 	e.started = s.Now().UnixMilli()
 	// A change whose connection was lost begins again; a read looks whether there is still one.
 	look := stdlib.OptionResetSession(func(ctx context.Context, conn *pgx.Conn) error {
@@ -441,6 +439,6 @@ func (e *postgresEngine) work() []func(context.Context) {
 func (e *postgresEngine) end() {
 	if err := e.store.copy.leave(e.leave); err != nil {
 		e.store.log.Warn("the node could not say that it ends", zap.String("store", e.name),
-			zap.Stringp("node", e.node.Load()), zap.Error(err))
+			zap.Stringp("node", e.store.node.Load()), zap.Error(err))
 	}
 }

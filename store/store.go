@@ -98,6 +98,7 @@ type Store struct {
 	path       string
 	opts       Options
 	log        *zap.Logger
+	node       atomic.Pointer[string] // the id of this process
 	clock      wall
 	read       *sql.DB
 	write      *sql.DB                // one connection
@@ -158,6 +159,7 @@ func Open(ctx context.Context, path string, opts Options) (*Store, error) {
 		}
 		s.engine, s.path = &sqliteEngine{files: files{path: place}, store: s}, place
 	}
+	s.node.Store(&s.opts.NodeID)
 	s.inForce.Store(&loaded{directory: access.NewDirectory(opts.Peppers, opts.DefaultGroup)})
 	// The turn can be taken from here on; refresh is the first to take it.
 	s.writing <- struct{}{}

@@ -29,7 +29,7 @@ func showHealth(p *page) error {
 		return err
 	}
 	if p.Admin() { // the traffic and the nodes are for admins
-		if err := p.get("/nodes", &data.Nodes); err != nil && data.Store == "ok" {
+		if err := p.get("/nodes", &data.Nodes); err != nil {
 			return err
 		}
 		var traffic admin.TrafficList
