@@ -25,6 +25,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/serviceusers/caddy-service-users/internal/testkit"
 )
@@ -44,10 +45,14 @@ type Server struct {
 	Dir  string // has the data, the socket and the log
 	Port int    // of the socket, and of 127.0.0.1
 
-	hold  io.Closer // closing it ends the server
-	mu    sync.Mutex
-	admin *pgx.Conn
-	made  int // the number of schemas
+	own      bool           // it is of one test, so its schemas need no end of their own
+	settings []string       // such as "work_mem=8MB"
+	bin      string         // the directory of the programs
+	end      io.WriteCloser // see ending
+	server   *exec.Cmd      // nil while it does not run
+	mu       sync.Mutex
+	admin    *pgx.Conn
+	made     int // the number of schemas
 }
 
 var shared = sync.OnceValues(func() (*Server, error) { return Start() })
@@ -84,6 +89,9 @@ func (s *Server) NewSchema(t testing.TB, role string) (name string) {
 	s.mu.Unlock()
 	if err := s.Exec("CREATE SCHEMA " + name + " AUTHORIZATION " + role); err != nil {
 		t.Fatal(err)
+	}
+	if s.own {
+		return name
 	}
 	t.Cleanup(func() {
 		if err := s.Exec("DROP SCHEMA " + name + " CASCADE"); err != nil {
@@ -129,19 +137,24 @@ func (s *Server) ExecIn(t testing.TB, database, statements string) {
 
 // Start starts a server, with settings such as "fsync=on" in the place of those that make tests fast. It
 // ends, and its files are removed, when this process ends in any way.
-func Start(settings ...string) (s *Server, err error) {
-	bin, err := binaries()
-	if err != nil {
+func Start(settings ...string) (*Server, error) {
+	return start(&Server{settings: append([]string{"full_page_writes=off"}, settings...)})
+}
+
+func start(s *Server) (*Server, error) {
+	var err error
+	if s.bin, err = binaries(); err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp("", "pgtest-*")
-	if err != nil {
+	if s.Dir, err = os.MkdirTemp("", "pgtest-*"); err != nil {
 		return nil, err
 	}
-	s = &Server{Dir: dir}
-	if err := s.run(bin, settings); err != nil {
-		log, _ := os.ReadFile(filepath.Join(dir, "log"))
-		os.RemoveAll(dir)
+	if err := s.make(); err != nil {
+		log, _ := os.ReadFile(s.logFile())
+		if s.end != nil {
+			s.end.Close()
+		}
+		os.RemoveAll(s.Dir)
 		return nil, fmt.Errorf("starting PostgreSQL: %w\n%s", err, log)
 	}
 	return s, nil
@@ -182,40 +195,42 @@ func credential() (*syscall.Credential, error) {
 	return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, errors.Join(err, err2)
 }
 
-func (s *Server) run(bin string, settings []string) error {
+func (s *Server) logFile() string { return filepath.Join(s.Dir, "log") }
+
+// ending ends the server whose process id is the last line of the input, and removes the folder $0. It
+// continues processes that are stopped by a signal, since only then the server ends.
+const ending = `while read -r line; do server=$line; done
+kill -CONT $server $(cat /proc/$server/task/$server/children)
+kill -QUIT $server
+until rm -rf "$0"; do sleep 0.1; done`
+
+// make makes the data, and starts the server.
+func (s *Server) make() error {
 	as, err := credential()
 	if err != nil {
 		return err
 	}
-	data, password := filepath.Join(s.Dir, "data"), filepath.Join(s.Dir, "password")
+	password := filepath.Join(s.Dir, "password")
 	if err := os.WriteFile(password, []byte(Password), 0o600); err != nil {
 		return err
 	}
-	log, err := os.OpenFile(filepath.Join(s.Dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
+	if err := os.WriteFile(s.logFile(), nil, 0o600); err != nil {
 		return err
 	}
-	defer log.Close()
 	if as != nil {
-		for _, path := range []string{s.Dir, password, log.Name()} {
+		for _, path := range []string{s.Dir, password, s.logFile()} {
 			if err := os.Chown(path, int(as.Uid), int(as.Gid)); err != nil {
 				return err
 			}
 		}
 	}
-	command := func(name string, args ...string) *exec.Cmd {
-		c := exec.Command(name, args...)
-		c.Dir, c.Stdout, c.Stderr = s.Dir, log, log
-		c.SysProcAttr = &syscall.SysProcAttr{Credential: as, Setpgid: true}
-		return c
-	}
-	initdb := []string{"-D", data, "-U", Superuser, "--pwfile=" + password, "-E", "UTF8", "--locale=C.UTF-8",
+	initdb := []string{"-D", s.data(), "-U", Superuser, "--pwfile=" + password, "-E", "UTF8", "--locale=C.UTF-8",
 		"--auth-local=trust", "--auth-host=scram-sha-256", "--no-sync", "--no-instructions"}
 	// In the order of English "a" comes before "B", so a comparison that needs the order of
 	// bytes, and does not say so, fails a test. Before version 15, initdb knows no such order.
-	english := append(initdb, "--locale-provider=icu", "--icu-locale=en")
-	if command(filepath.Join(bin, "initdb"), english...).Run() != nil {
-		if err := command(filepath.Join(bin, "initdb"), initdb...).Run(); err != nil {
+	english := append(slices.Clone(initdb), "--locale-provider=icu", "--icu-locale=en")
+	if s.run("initdb", english...) != nil {
+		if err := s.run("initdb", initdb...); err != nil {
 			return err
 		}
 	}
@@ -223,23 +238,33 @@ func (s *Server) run(bin string, settings []string) error {
 		return err
 	}
 	// The shell outlives this process, however it ends: its standard input is then closed.
-	args := []string{"-c", `"$@" & cat >/dev/null; kill -QUIT $!; wait; rm -rf "` + s.Dir + `"`, "sh",
-		filepath.Join(bin, "postgres"), "-D", data, "-k", s.Dir, "-p", strconv.Itoa(s.Port)}
-	fast := []string{"listen_addresses=127.0.0.1", "max_connections=200", "fsync=off", "full_page_writes=off",
-		"shared_buffers=32MB", "autovacuum_naptime=10"}
-	for _, setting := range append(fast, settings...) { // of two the last counts
-		args = append(args, "-c", setting)
-	}
-	server := command("/bin/sh", args...)
-	if s.hold, err = server.StdinPipe(); err != nil {
+	if err := s.with(func(c *exec.Cmd) (err error) {
+		if s.end, err = c.StdinPipe(); err != nil {
+			return err
+		}
+		return c.Start()
+	}, "/bin/sh", "-c", ending, s.Dir); err != nil {
 		return err
 	}
-	if err := server.Start(); err != nil {
+	if err := s.Start(); err != nil {
 		return err
 	}
-	return s.connect()
+	for _, statement := range []string{
+		`CREATE ROLE ` + Role + ` LOGIN PASSWORD '` + Password + `'`, `CREATE DATABASE test`,
+	} {
+		if err := s.Exec(statement); err != nil {
+			return err
+		}
+	}
+	return s.connect("test")
 }
 
+func (s *Server) data() string { return filepath.Join(s.Dir, "data") }
+
+// run runs a program of PostgreSQL.
+func (s *Server) run(program string, args ...string) error {
+	return s.with((*exec.Cmd).Run, filepath.Join(s.bin, program), args...)
+}
 func freePort() (int, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -249,28 +274,64 @@ func freePort() (int, error) {
 	return l.Addr().(*net.TCPAddr).Port, nil
 }
 
-// connect waits for the server, and makes the database and the role.
-func (s *Server) connect() error {
+// with makes a command that runs as the user of the server and writes to its log, and calls do with it.
+func (s *Server) with(do func(*exec.Cmd) error, name string, args ...string) error {
+	as, err := credential()
+	if err != nil {
+		return err
+	}
+	log, err := os.OpenFile(s.logFile(), os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	c := exec.Command(name, args...)
+	c.Dir, c.Stdout, c.Stderr = s.Dir, log, log
+	c.SysProcAttr = &syscall.SysProcAttr{Credential: as, Setpgid: true}
+	return do(c)
+}
+
+// Start starts the server, which has ended, on the same port and data. It returns when the server accepts
+// connections.
+func (s *Server) Start() error {
+	args := []string{"-D", s.data(), "-k", s.Dir, "-p", strconv.Itoa(s.Port)}
+	// The memory of the system outlives the end of any process, so no test needs a disk.
+	for _, setting := range append([]string{"listen_addresses=127.0.0.1", "max_connections=200", "fsync=off",
+		"shared_buffers=32MB", "autovacuum_naptime=10"}, s.settings...) {
+		args = append(args, "-c", setting)
+	}
+	if err := s.with(func(c *exec.Cmd) error {
+		s.server = c
+		return c.Start()
+	}, filepath.Join(s.bin, "postgres"), args...); err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintln(s.end, s.server.Process.Pid); err != nil {
+		return err
+	}
+	return s.connect("test")
+}
+
+// connect waits for the server, and connects to a database, or to "postgres" while it does not exist.
+func (s *Server) connect(database string) error {
 	ctx := context.Background()
-	at := fmt.Sprintf("postgres://%s@/postgres?host=%s&port=%d", Superuser, url.QueryEscape(s.Dir), s.Port)
+	at := fmt.Sprintf("postgres://%s@/%s?host=%s&port=%d", Superuser, database, url.QueryEscape(s.Dir), s.Port)
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	conn, err := pgx.Connect(ctx, at)
 	for deadline := time.Now().Add(time.Minute); err != nil && time.Now().Before(deadline); <-tick.C {
+		var answer *pgconn.PgError
+		if errors.As(err, &answer) && answer.Code == "3D000" {
+			at = strings.Replace(at, "/"+database+"?", "/postgres?", 1)
+		}
 		conn, err = pgx.Connect(ctx, at)
 	}
-	if err != nil {
-		return err
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.admin != nil {
+		s.admin.Close(ctx)
 	}
-	defer conn.Close(ctx)
-	for _, statement := range []string{
-		`CREATE ROLE ` + Role + ` LOGIN PASSWORD '` + Password + `'`, `CREATE DATABASE test`,
-	} {
-		if _, err := conn.Exec(ctx, statement); err != nil {
-			return err
-		}
-	}
-	s.admin, err = pgx.Connect(ctx, strings.Replace(at, "/postgres?", "/test?", 1))
+	s.admin = conn
 	return err
 }
 
