@@ -24,11 +24,12 @@ const (
 	// how long a notification may take.
 	echoDelay = 100 * time.Millisecond
 	echoWait  = 3 * time.Second
-	// lookTimeout is how long one look may take.
-	lookTimeout = 5 * time.Second
 	// reconnect is the pause before the watcher connects again.
 	reconnect = 250 * time.Millisecond
 )
+
+// lookTimeout is how long one look may take. It is a variable for tests.
+var lookTimeout = 5 * time.Second
 
 // watch loads the changes of other nodes until the store closes. It keeps one connection, which listens
 // for notifications, and reads the newer rows.
