@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"encoding/json"
@@ -35,12 +36,18 @@ const mendByRestore = "restore a backup"
 // and enforced, and that the chain of the audit trail is unbroken. known is a head of the trail
 // from an earlier time, or the zero value. Only admins may call it.
 func (s *Store) Check(ctx context.Context, by Actor, known AuditHead) (CheckReport, error) {
-	return inRead(ctx, s, by, func(t *tx) (CheckReport, error) {
+	return inReadOf(ctx, s, by, wholeTimeout, func(t *tx) (CheckReport, error) {
 		if err := t.admit("check the store"); err != nil {
 			return CheckReport{}, err
 		}
 		c := checker{tx: t}
 		c.all(s.opts, known)
+		// Without a connection or in no time nothing can be read, which is not damage.
+		var revision int64
+		err := t.row(`SELECT revision FROM meta`).Scan(&revision)
+		if err = cmp.Or(t.ctx.Err(), err); isLost(err) || t.ctx.Err() != nil {
+			return CheckReport{}, fmt.Errorf("the check could not end: %w", err)
+		}
 		if fault := s.Fault(); fault != "" {
 			c.addFinding("the store cannot be read: %s", fault)
 		}

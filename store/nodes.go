@@ -160,6 +160,8 @@ func scanMilli(row *sql.Row) (at time.Time, err error) {
 }
 
 func (e *postgresEngine) nodes(ctx context.Context) ([]Node, error) {
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
 	rows, err := e.store.read.QueryContext(ctx, `
 		SELECT id, name, version, address, started_at, seen_at, revision, max_staleness,
 			(SELECT revision FROM meta), `+databaseTime+`
@@ -189,6 +191,8 @@ func (e *postgresEngine) nodes(ctx context.Context) ([]Node, error) {
 }
 
 func (e *postgresEngine) forgetNode(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
 	// Not one that has reported meanwhile: it answers requests, and receipts must count it.
 	_, err := e.store.write.ExecContext(ctx, `
 		DELETE FROM nodes WHERE id = $1 AND seen_at + max_staleness + $2 <= `+databaseTime,

@@ -347,8 +347,8 @@ func (e *postgresEngine) arguments(args []any) []any {
 
 func (e *postgresEngine) lockRows() string { return ` FOR NO KEY UPDATE SKIP LOCKED` }
 
-// commitWait is how long commit looks for a change whose answer was lost.
-const commitWait = 10 * time.Second
+// commitWait is how long commit looks for a change whose answer was lost. It is a variable for tests.
+var commitWait = 10 * time.Second
 
 // commit also notifies the other nodes.
 func (e *postgresEngine) commit(t *tx) error {

@@ -477,7 +477,16 @@ func checkVersion(present, wanted int64) error {
 }
 
 // inRead runs f in one read transaction, so that all its queries see the same state.
-func inRead[T any](ctx context.Context, s *Store, by Actor, f func(*tx) (T, error)) (v T, err error) {
+func inRead[T any](ctx context.Context, s *Store, by Actor, f func(*tx) (T, error)) (T, error) {
+	return inReadOf(ctx, s, by, changeTimeout, f)
+}
+
+// inReadOf is like inRead, with the longest time that the transaction takes.
+func inReadOf[T any](
+	ctx context.Context, s *Store, by Actor, longest time.Duration, f func(*tx) (T, error),
+) (v T, err error) {
+	ctx, cancel := context.WithTimeout(ctx, longest)
+	defer cancel()
 	if err := s.inPlace(); err != nil {
 		return v, err
 	}

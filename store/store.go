@@ -85,9 +85,14 @@ func (o *Options) defaultTTL() time.Duration {
 	return o.TokenTTL
 }
 
-const (
-	turnTimeout   = 10 * time.Second // how long a change waits for its turn
-	changeTimeout = 30 * time.Second // the longest transaction, whatever the caller's context allows
+// turnTimeout is how long a change waits for its turn. It is a variable for tests.
+var turnTimeout = 10 * time.Second
+
+// The longest transactions, whatever the caller's context allows: of a change or a read, and of an upgrade or a
+// read of all rows. They are variables for tests.
+var (
+	changeTimeout = 30 * time.Second
+	wholeTimeout  = 10 * time.Minute
 )
 
 // Store is an open store. Its methods may be called concurrently.
@@ -150,6 +155,9 @@ func Open(ctx context.Context, path string, opts Options) (*Store, error) {
 			return nil, err
 		}
 		pg.store, path = s, pg.name // without the password
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, wholeTimeout)
+		defer cancel()
 		s.engine, s.path = pg, path
 		s.opts.MaxStaleness = cmp.Or(max(opts.MaxStaleness, 0), time.Hour)
 	} else {
