@@ -247,7 +247,9 @@ func (s *Store) Close() (err error) {
 		err = s.safely("closing the store", func() error {
 			err := s.flushAll(context.Background())
 			for range refusalsKept / refusalsAtOnce { // a store keeps no more
-				s.keepRefusals(context.Background())
+				if s.keepRefusals(context.Background()); s.refusals.failing.failing {
+					break // the database is away
+				}
 			}
 			s.end() // after the first uses, which raise the revision
 			return err
