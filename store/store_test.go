@@ -219,6 +219,8 @@ func describe(d *access.Directory, ids []string) string {
 	fmt.Fprintln(&out, "revision", d.Revision(), "users", d.Len())
 	for _, id := range ids {
 		if u, ok := d.User(id); ok {
+			// A database returns the rows of tokens in any order.
+			u.Tokens = slices.SortedFunc(slices.Values(u.Tokens), func(a, b access.Token) int { return strings.Compare(a.ID, b.ID) })
 			fmt.Fprintf(&out, "%s %v\n", must(json.Marshal(u)), d.EffectiveGroups(u))
 		}
 		if g, ok := d.Group(id); ok {

@@ -1,0 +1,470 @@
+//go:build linux
+
+package store
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/serviceusers/caddy-service-users/access"
+	"github.com/serviceusers/caddy-service-users/internal/pgtest"
+)
+
+var pgKills = flag.Int("pgkills", 2, "how often TestPostgresKills ends the database")
+
+// The database is killed, stopped, restarted and paused while three nodes change the store. Nothing acknowledged is
+// lost, nothing refused is made, and no node answers a request from before a change that it has acknowledged.
+func TestPostgresKills(t *testing.T) {
+	// Most of a change is its commit, which waits 5 ms.
+	server, draw := pgtest.Own(t, "fsync=on", "commit_delay=5000", "commit_siblings=0"), random(t)
+	if draw.IntN(2) == 0 { // some changes are not known in the end
+		setTimeout(t, &commitWait, 100*time.Millisecond)
+	}
+	at := server.SocketURL(pgtest.Role, server.NewSchema(t, pgtest.Role))
+	core, logs := observer.New(zap.ErrorLevel)
+	var writers []*pgWriter
+	for i := range 3 {
+		s := open(t, at, Options{NodeID: fmt.Sprint("node_", i), Log: zap.New(core)})
+		writers = append(writers, newPGWriter(s, draw.Uint64()))
+	}
+	var made, refused, unknown int
+	for n := range *pgKills {
+		fault := []string{"kill", "pause", "fast stop", "immediate stop"}[n%4]
+		when := fmt.Sprintf("%s %d", fault, n)
+		from := writers[0].s.AuditHead().Seq
+		group := addGroup(writers[0].s, fmt.Sprint("users ", n), "allow GET /a").ID
+		for i, w := range writers {
+			w.user, w.always = addUser(writers[0].s, fmt.Sprint("u", n, "-", i), group)
+		}
+		agree(t, when, writers)
+		stop := make(chan struct{})
+		var running sync.WaitGroup
+		for _, w := range writers {
+			running.Go(func() { w.write(t, stop) })
+			running.Go(func() { w.probe(t, when, stop) })
+		}
+		acknowledged := func(more int) {
+			t.Helper()
+			for _, w := range writers {
+				before, _, _ := w.count()
+				eventually(t, when+": acknowledged changes", func() bool { now, _, _ := w.count(); return now >= before+more })
+			}
+		}
+		acknowledged(draw.IntN(5))
+		<-time.After(time.Duration(draw.IntN(5000)) * time.Microsecond) // any instant
+		again := server.Start
+		switch fault {
+		case "kill":
+			mustDo(server.Kill())
+		case "fast stop":
+			mustDo(server.Stop(pgtest.Fast))
+		case "immediate stop":
+			mustDo(server.Stop(pgtest.Immediate))
+		case "pause":
+			must(server.Pause())
+			again = server.Continue
+		}
+		if fault == "pause" {
+			<-time.After(time.Duration(draw.IntN(200)) * time.Millisecond)
+		} else if n%2 == 0 { // otherwise it is back at once
+			for _, w := range writers {
+				eventually(t, when+": the fault", func() bool { return w.s.Fault() != "" })
+				if w.s.Stale() {
+					t.Errorf("%s: stale", when)
+				}
+			}
+		}
+		mustDo(again())
+		acknowledged(1)
+		close(stop)
+		running.Wait()
+		for _, w := range writers {
+			mended(t, w.s)
+		}
+		agree(t, when, writers)
+		checkWriters(t, when, writers, from)
+		whole(t, writers[n%3].s)
+		if t.Failed() {
+			return
+		}
+		for _, w := range writers {
+			a, b, c := w.count()
+			made, refused, unknown = made+a, refused+b, unknown+c
+			w.outcomes = make(map[string]error)
+		}
+	}
+	if refused == 0 || logs.FilterMessageSnippet("the store cannot be read").Len() == 0 {
+		t.Errorf("%d changes were made, %d refused, and the logs have %d lines; the test shows little", made, refused, logs.Len())
+	}
+	t.Logf("%d ends of the database, %d changes made, %d refused, %d not known", *pgKills, made, refused, unknown)
+	if log := server.Log(); strings.Contains(log, "deadlock") {
+		t.Errorf("the log of the database has a deadlock: %s", log)
+	}
+}
+
+// setTimeout sets a timeout until the end of the test.
+func setTimeout(t *testing.T, timeout *time.Duration, d time.Duration) {
+	before := *timeout
+	*timeout = d
+	t.Cleanup(func() { *timeout = before })
+}
+
+// pgWriter changes a store at one node.
+type pgWriter struct {
+	s        *Store
+	draw     *rand.Rand
+	user     ServiceUser
+	always   *Issued // a token that no change concerns
+	mu       sync.Mutex
+	outcomes map[string]error          // of each change, by operation
+	tokens   map[*Issued]access.Reason // the answer to a request with each
+	unsure   map[*Issued]bool          // whether it was revoked is not known
+	live     []*Issued
+}
+
+func newPGWriter(s *Store, seed uint64) *pgWriter {
+	return &pgWriter{
+		s: s, draw: rand.New(rand.NewPCG(seed, 0)), outcomes: make(map[string]error),
+		tokens: make(map[*Issued]access.Reason), unsure: make(map[*Issued]bool),
+	}
+}
+
+// count counts the changes that were made, refused, and of which that is not known.
+func (w *pgWriter) count() (made, refused, unknown int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, err := range w.outcomes {
+		switch {
+		case err == nil:
+			made++
+		case errors.Is(err, ErrUncertain):
+			unknown++
+		default:
+			refused++
+		}
+	}
+	return made, refused, unknown
+}
+
+// write makes changes until stop is closed.
+func (w *pgWriter) write(t *testing.T, stop <-chan struct{}) {
+	w.live = nil
+	for {
+		select {
+		case <-stop:
+			return
+		default:
+			w.change(t)
+		}
+	}
+}
+
+// change makes a group or a token, or revokes a token.
+func (w *pgWriter) change(t *testing.T) {
+	by := Actor{Name: "human:writer", Operation: NewOperationID()}
+	var token *Issued
+	var err error
+	why := access.Granted
+	switch n := w.draw.IntN(5); {
+	case n == 0:
+		_, err = w.s.CreateGroup(ctx, by, Group{Name: "made by " + by.Operation})
+	case n < 3 && len(w.live) < 10 || len(w.live) == 0:
+		if token, err = w.s.CreateToken(ctx, by, w.user.ID, Token{}); err == nil {
+			w.live = append(w.live, token)
+		}
+	default:
+		i := w.draw.IntN(len(w.live))
+		token, why = w.live[i], access.TokenRevoked
+		if err = w.s.RevokeToken(ctx, by, w.user.ID, token.ID, 0); err == nil || errors.Is(err, ErrUncertain) {
+			w.live = slices.Delete(w.live, i, i+1)
+		}
+	}
+	if k := kind(err); k != "ok" && !strings.HasPrefix(k, "broken") {
+		t.Errorf("a change that is right: got %v", err)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.outcomes[by.Operation] = err
+	switch {
+	case err == nil && token != nil:
+		w.tokens[token] = why
+	case errors.Is(err, ErrUncertain) && why == access.TokenRevoked:
+		delete(w.tokens, token)
+		w.unsure[token] = true
+	}
+}
+
+// probe sends requests to the node until stop is closed. Revoked tokens are refused from the answer to the
+// revocation on, and others work all the time.
+func (w *pgWriter) probe(t *testing.T, when string, stop <-chan struct{}) {
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for n := 0; ; n++ {
+		select {
+		case <-stop:
+			return
+		case <-tick.C:
+		}
+		if got := probe(w.s, w.user.ID, w.always.Secret, "GET /a"); got != access.Granted || w.s.Stale() {
+			t.Errorf("%s: a request: got %v, stale: %v", when, got, w.s.Stale())
+			return
+		}
+		w.mu.Lock()
+		var revoked []*Issued
+		for token, why := range w.tokens {
+			if why == access.TokenRevoked && token.UserID == w.user.ID {
+				revoked = append(revoked, token)
+			}
+		}
+		w.mu.Unlock()
+		for _, token := range revoked {
+			if got := probe(w.s, token.UserID, token.Secret, "GET /a"); got != access.TokenRevoked {
+				t.Errorf("%s: a token whose revocation was acknowledged: got %v", when, got)
+				return
+			}
+		}
+	}
+}
+
+// agree waits until all nodes have the last revision.
+func agree(t *testing.T, when string, writers []*pgWriter) {
+	t.Helper()
+	var last int64
+	mustDo(writers[0].s.read.QueryRowContext(ctx, `SELECT revision FROM meta`).Scan(&last))
+	for _, w := range writers {
+		eventually(t, when+": the last revision", func() bool { return w.s.Directory().Revision() == last })
+	}
+	if r := must(writers[0].s.Wait(ctx, last)); r.Applied != len(writers) || r.All != len(writers) {
+		t.Errorf("%s: the receipt: got %+v, want all of %d", when, r, len(writers))
+	}
+}
+
+// checkWriters compares the store and each directory with what the writers were told. The audit trail after a
+// record has each change that was acknowledged once, and none that was refused.
+func checkWriters(t *testing.T, when string, writers []*pgWriter, from int64) {
+	t.Helper()
+	records := make(map[string]int)
+	for _, op := range must(collect(must(writers[0].s.read.QueryContext(ctx, `
+		SELECT operation_id FROM audit_events WHERE seq > $1 AND actor = 'human:writer'`, from)), scanString)) {
+		records[op]++
+	}
+	for _, w := range writers {
+		for op, err := range w.outcomes {
+			n := records[op]
+			delete(records, op)
+			if n > 1 || err == nil && n == 0 || err != nil && !errors.Is(err, ErrUncertain) && n > 0 {
+				t.Errorf("%s: a change with the outcome %v: got %d records", when, err, n)
+			}
+		}
+		for token, want := range w.tokens {
+			for _, other := range writers {
+				if got := probe(other.s, token.UserID, token.Secret, "GET /a"); got != want {
+					t.Errorf("%s: %s: a token of %s: got %v, want %v", when, other.s.opts.NodeID, w.s.opts.NodeID, got, want)
+				}
+			}
+		}
+		for token := range w.unsure { // the same everywhere
+			want := probe(w.s, token.UserID, token.Secret, "GET /a")
+			if want != access.Granted && want != access.TokenRevoked {
+				t.Errorf("%s: a token whose revocation is not known: got %v", when, want)
+			}
+			for _, other := range writers {
+				if got := probe(other.s, token.UserID, token.Secret, "GET /a"); got != want {
+					t.Errorf("%s: %s: a token whose revocation is not known: got %v, want %v as elsewhere", when, other.s.opts.NodeID, got, want)
+				}
+			}
+		}
+	}
+	if len(records) > 0 {
+		t.Errorf("%s: records of changes that no writer made: %v", when, records)
+	}
+}
+
+// shortTimeouts makes the timeouts short.
+func shortTimeouts(t *testing.T) {
+	for _, timeout := range []*time.Duration{&turnTimeout, &changeTimeout, &commitWait} {
+		setTimeout(t, timeout, time.Second)
+	}
+	for _, timeout := range []*time.Duration{&lookTimeout, &idleLimit} {
+		setTimeout(t, timeout, 500*time.Millisecond)
+	}
+	setTimeout(t, &wholeTimeout, 3*time.Second)
+}
+
+// ends fails the test unless a call ends.
+func ends(t *testing.T, what string, call func() error) error {
+	t.Helper()
+	done := make(chan error, 1)
+	go func() { done <- call() }()
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(20 * time.Second):
+		t.Fatalf("%s does not end", what)
+		return nil
+	}
+}
+
+// idle waits until a store has its listening connection in use, and no other.
+func idle(t *testing.T, what string, s *Store) {
+	t.Helper()
+	eventually(t, what+": the connections in use", func() bool {
+		return s.write.Stats().InUse == 0 && s.read.Stats().InUse <= 1
+	})
+}
+
+// The network swallows one statement and all that follow, while the connection stays open. The call that sent the
+// statement ends, the node goes on with another connection, and the database frees the locks.
+func TestPostgresSilence(t *testing.T) {
+	shortTimeouts(t)
+	server := pgtest.Shared(t)
+	create := func(s *Store, _ string) error { return second(s.CreateGroup(ctx, alice, Group{Name: "made"})) }
+	start := func(_ *Store, at string) error {
+		s, err := Open(ctx, at, Options{})
+		if err == nil {
+			mustDo(s.Close())
+		}
+		return err
+	}
+	figures := func(s *Store, _ string) error {
+		u, token := addUser(s, fmt.Sprint("u", s.Directory().Revision()))
+		p, _ := s.Directory().Authenticate(access.Credential{ID: u.ID, Secret: token.Secret}, addrOf("192.0.2.1"), s.Now().Unix())
+		s.Use(p, s.Now().Unix(), addrOf("192.0.2.1"), "")
+		return s.FlushUse(ctx)
+	}
+	var running errgroup.Group
+	running.SetLimit(6) // the rows wait most of the time
+	for _, row := range []struct {
+		name, statement string
+		change          bool
+		call            func(s *Store, at string) error // nil for a statement of the watcher
+	}{
+		{"the listener", "LISTEN ", false, nil},
+		{"a look", "EXTRACT(EPOCH FROM now())", false, nil},
+		{"a report", "UPDATE nodes", false, nil},
+		{"the beginning of a change", "begin", true, create},
+		{"the lock of a change", "FOR UPDATE", true, create},
+		{"the middle of a change", "INSERT INTO audit_events", true, create},
+		{"a commit", "commit\x00", true, create},
+		{"a read", "FROM permission_groups", false, func(s *Store, _ string) error { return third(s.Groups(ctx, Local, "", "", 10)) }},
+		{"the audit trail", "ORDER BY seq", false, func(s *Store, _ string) error { return second(s.VerifyAudit(ctx, Local, AuditHead{})) }},
+		{"a check", "ORDER BY seq", false, func(s *Store, _ string) error { return second(s.Check(ctx, Local, AuditHead{})) }},
+		{"the nodes", "FROM nodes", false, func(s *Store, _ string) error { return second(s.Nodes(ctx, Local)) }},
+		{"figures", "FOR NO KEY UPDATE", false, figures},
+		{"a connection of a start", "user\x00", false, start},
+		{"the tables of a start", "pg_advisory_xact_lock", false, start},
+		{"the directory of a start", "FROM service_users", false, start},
+		{"the node of a start", "INSERT INTO nodes", false, start},
+	} {
+		running.Go(func() error {
+			t.Run(row.name, func(t *testing.T) {
+				schema := server.NewSchema(t, pgtest.Role)
+				var armed atomic.Bool
+				hit, release := make(chan struct{}), make(chan struct{})
+				at := must(url.Parse(server.TCPURL(pgtest.Role, schema) + "&connect_timeout=1"))
+				at.Host = pgtest.Proxy(t, at.Host, func(sent []byte) (end, forward bool) {
+					if bytes.Contains(sent, []byte(row.statement)) && armed.CompareAndSwap(true, false) {
+						close(hit)
+						<-release
+						return true, false
+					}
+					return false, false
+				})
+				t.Cleanup(func() { close(release) }) // after the stores are closed
+				direct := open(t, server.SocketURL(pgtest.Role, schema), Options{UseInterval: time.Hour})
+				u, token := addUser(direct, "u", addGroup(direct, "g", "allow GET /a").ID)
+				s := open(t, at.String()+"&application_name="+schema, Options{UseInterval: time.Hour})
+				armed.Store(true)
+				var err error
+				if row.call != nil {
+					// A change can be made after the database has ended its connection.
+					err = ends(t, row.name, func() error { return row.call(s, at.String()) })
+					if err == nil && !row.change {
+						t.Error("got no error")
+					}
+				} else if row.statement == "LISTEN " {
+					mustDo(server.Exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = '` + schema + `'`))
+				} else {
+					addGroup(direct, "to be reported")
+					eventually(t, "the fault", func() bool { return s.Fault() != "" })
+				}
+				select {
+				case <-hit:
+				case <-time.After(20 * time.Second):
+					t.Fatal("the statement was not sent")
+				}
+				if got := probe(s, u.ID, token.Secret, "GET /a"); got != access.Granted || s.Stale() {
+					t.Errorf("a request: got %v, stale %v", got, s.Stale())
+				}
+				// All goes on.
+				addGroup(direct, "another")
+				want := direct.Directory().Revision()
+				eventually(t, "the change of another node", func() bool { return s.Directory().Revision() == want })
+				mended(t, s)
+				var made bool
+				mustDo(direct.read.QueryRowContext(ctx, `SELECT COUNT(*) > 0 FROM permission_groups WHERE name = 'made'`).Scan(&made))
+				if made != (err == nil && row.change) && !errors.Is(err, ErrUncertain) {
+					t.Errorf("the change: got %v, and it was made: %v", err, made)
+				}
+				if row.call != nil && !made {
+					eventually(t, "the call without a fault", func() bool { return row.call(s, at.String()) == nil })
+				}
+				eventually(t, "a change", func() bool { return second(s.CreateGroup(ctx, alice, Group{Name: "next"})) == nil })
+				if r := must(direct.Wait(ctx, s.Directory().Revision())); r.Applied != 2 {
+					t.Errorf("the receipt: got %+v, want 2 nodes", r)
+				}
+				idle(t, "afterwards", s)
+				whole(t, direct)
+			})
+			return nil
+		})
+	}
+	_ = running.Wait()
+}
+
+// A node ends in time although the database answers nothing.
+func TestPostgresSilentEnd(t *testing.T) {
+	shortTimeouts(t)
+	server := pgtest.Shared(t)
+	var silent atomic.Bool
+	release := make(chan struct{})
+	at := must(url.Parse(server.TCPURL(pgtest.Role, server.NewSchema(t, pgtest.Role)) + "&connect_timeout=1"))
+	at.Host = pgtest.Proxy(t, at.Host, func([]byte) (end, forward bool) {
+		if silent.Load() {
+			<-release
+		}
+		return silent.Load(), false
+	})
+	core, logs := observer.New(zap.WarnLevel)
+	recall := access.NewRecall(10)
+	s := must(Open(ctx, at.String(), Options{UseInterval: time.Hour, Refusals: recall, refusalPoll: time.Hour, Log: zap.New(core)}))
+	u, token := addUser(s, "u")
+	p, _ := s.Directory().Authenticate(access.Credential{ID: u.ID, Secret: token.Secret}, addrOf("192.0.2.1"), s.Now().Unix())
+	s.Use(p, s.Now().Unix(), addrOf("192.0.2.1"), "")
+	recall.Keep(refusal(decisionID(1), u.ID, "/a", s.Now()))
+	silent.Store(true)
+	err := ends(t, "the end", s.Close)
+	close(release)
+	if err == nil {
+		t.Error("the use is lost, and there is no error")
+	}
+	for _, want := range []string{"the use of tokens cannot be written", "refusals cannot be written", "the node could not say that it ends"} {
+		if logs.FilterMessageSnippet(want).Len() != 1 {
+			t.Errorf("the log: got %v, want %q", logs.All(), want)
+		}
+	}
+}
