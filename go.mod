@@ -4,6 +4,7 @@ go 1.26.0
 
 require (
 	cel.dev/cel-go v0.32.0 // conditions, in the language and version that Caddy has
+	github.com/Shopify/toxiproxy/v2 v2.12.0 // tests: connections to PostgreSQL that are slow, silent, half open or reset
 	github.com/anishathalye/porcupine v1.3.1 // tests: histories that have to be linearizable
 	github.com/caddyserver/caddy/v2 v2.11.9 // what this is a plugin of
 	github.com/chromedp/cdproto v0.160.1 // tests: the protocol of chromedp
@@ -16,6 +17,7 @@ require (
 	github.com/quic-go/qpack v0.6.0 // tests: HTTP/3 field by field
 	github.com/quic-go/quic-go v0.63.0 // tests: HTTP/3
 	github.com/rogpeppe/go-internal v1.16.0 // tests: CLI sessions
+	github.com/rs/zerolog v1.33.0 // tests: the log of toxiproxy, which is dropped
 	github.com/segmentio/ksuid v1.0.4 // ids that sort by creation
 	github.com/spf13/cobra v1.10.2 // Caddy's CLI is made of it
 	github.com/spf13/pflag v1.0.10 // the flags of cobra, to name the nearest one
@@ -84,6 +86,7 @@ require (
 	github.com/google/uuid v1.6.0 // indirect
 	github.com/googleapis/enterprise-certificate-proxy v0.3.22 // indirect
 	github.com/googleapis/gax-go/v2 v2.25.0 // indirect
+	github.com/gorilla/mux v1.8.1 // indirect
 	github.com/grpc-ecosystem/grpc-gateway/v2 v2.30.0 // indirect
 	github.com/huandu/xstrings v1.6.1 // indirect
 	github.com/inconshreveable/mousetrap v1.1.0 // indirect
@@ -180,6 +183,7 @@ require (
 	google.golang.org/grpc v1.83.2 // indirect
 	google.golang.org/grpc/cmd/protoc-gen-go-grpc v1.6.2 // indirect
 	google.golang.org/protobuf v1.36.12 // indirect
+	gopkg.in/tomb.v1 v1.0.0-20141024135613-dd632973f1e7 // indirect
 	gopkg.in/yaml.v3 v3.0.1 // indirect
 	howett.net/plist v1.0.1 // indirect
 	modernc.org/libc v1.79.0 // indirect

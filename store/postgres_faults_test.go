@@ -4,11 +4,14 @@ package store
 
 import (
 	"bytes"
+	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
 	"net/url"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -19,6 +22,9 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/Shopify/toxiproxy/v2"
+	"github.com/rs/zerolog"
 
 	"github.com/serviceusers/caddy-service-users/access"
 	"github.com/serviceusers/caddy-service-users/internal/pgtest"
@@ -467,4 +473,194 @@ func TestPostgresSilentEnd(t *testing.T) {
 			t.Errorf("the log: got %v, want %q", logs.All(), want)
 		}
 	}
+}
+
+// toxicProxy returns a proxy before a database, whose toxics spoil the traffic.
+func toxicProxy(t *testing.T, to string) *toxiproxy.Proxy {
+	p := toxiproxy.NewProxy(toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop()), "database", "127.0.0.1:0", to)
+	mustDo(p.Start())
+	t.Cleanup(func() {
+		p.Toxics.ResetToxics(ctx) // those that hold a connection would hold the end too
+		p.Stop()
+	})
+	return p
+}
+
+// calls are all methods of a store that ask the database, and need no file.
+func (w *world) calls() map[string]func() error {
+	profile := access.Profile{Name: "another", Active: true}
+	itself := func(u *ServiceUser) error { u.Description = "x"; return nil }
+	return map[string]func() error{
+		"AddMember":   func() error { return w.AddMember(ctx, alice, w.closers.ID, w.user.ID) },
+		"AddRule":     func() error { return second(w.AddRule(ctx, alice, w.readers.ID, rules("allow GET /v3")[0])) },
+		"AuditEvents": func() error { return third(w.AuditEvents(ctx, alice, AuditQuery{Limit: 10})) },
+		"ChangeUsers": func() error {
+			return second(w.ChangeUsers(ctx, alice, Bulk{Entries: []Entry{{ID: w.user.ID, Change: RefreshTokens(time.Hour, new([]Replaced))}}}))
+		},
+		"Check":       func() error { return second(w.Check(ctx, alice, AuditHead{})) },
+		"CreateGroup": func() error { return second(w.CreateGroup(ctx, alice, Group{Name: "another"})) },
+		"CreateServiceUser": func() error {
+			return third(w.CreateServiceUser(ctx, alice, ServiceUser{Profile: profile}, &Token{}))
+		},
+		"CreateToken":       func() error { return second(w.CreateToken(ctx, alice, w.user.ID, Token{})) },
+		"DeleteGroup":       func() error { return w.DeleteGroup(ctx, alice, w.closers.ID, 0) },
+		"DeletePermission":  func() error { return w.DeletePermission(ctx, alice, "a.b") },
+		"DeleteServiceUser": func() error { return w.DeleteServiceUser(ctx, alice, w.user.ID, 0, 0) },
+		"DeletedGroups":     func() error { return third(w.DeletedGroups(ctx, alice, "", "", 10)) },
+		"FindTokens":        func() error { return third(w.FindTokens(ctx, alice, TokenQuery{Limit: 10})) },
+		"FlushUse": func() error {
+			p, _ := w.Directory().Authenticate(access.Credential{ID: w.user.ID, Secret: w.token.Secret}, addrOf("192.0.2.1"), w.now().Unix())
+			w.Use(p, w.now().Unix(), addrOf("192.0.2.1"), "")
+			return w.FlushUse(ctx)
+		},
+		"ForgetNode":      func() error { return w.ForgetNode(ctx, alice, "node_gone") },
+		"GrantPermission": func() error { return w.GrantPermission(ctx, alice, w.readers.ID, "a.b") },
+		"Group":           func() error { return second(w.Group(ctx, alice, w.readers.ID)) },
+		"Groups":          func() error { return third(w.Groups(ctx, alice, "", "", 10)) },
+		"LoadPermissions": func() error { return second(w.LoadPermissions(ctx, alice, permissionList("b.c"), false)) },
+		"Members":         func() error { return third(w.Members(ctx, alice, w.readers.ID, "", 10)) },
+		"Nodes":           func() error { return second(w.Nodes(ctx, alice)) },
+		"NoteAttempt":     func() error { return w.NoteAttempt(ctx, alice, "", Attempt{Status: 403}) },
+		"Permissions":     func() error { return second(w.Permissions(ctx, alice)) },
+		"PreviewGroup": func() error {
+			_, _, _, err := w.PreviewGroup(ctx, alice, w.readers.ID, func(g *Group) error { g.Description = "x"; return nil })
+			return err
+		},
+		"RefreshToken":        func() error { return third(w.RefreshToken(ctx, alice, w.user.ID, w.token.ID, 0, time.Hour, 0)) },
+		"Refusal":             func() error { return second(w.Refusal(ctx, alice, decisionID(1))) },
+		"Refusals":            func() error { return second(w.Refusals(ctx, alice, w.user.ID)) },
+		"RemoveMember":        func() error { return w.RemoveMember(ctx, alice, w.readers.ID, w.user.ID) },
+		"RemoveRule":          func() error { return w.RemoveRule(ctx, alice, w.readers.ID, w.readers.Rules[0].ID) },
+		"RevokeToken":         func() error { return w.RevokeToken(ctx, alice, w.user.ID, w.token.ID, 0) },
+		"RotateToken":         func() error { return third(w.RotateToken(ctx, w.itself(), w.user.ID, w.token.ID, time.Hour)) },
+		"ServiceUser":         func() error { return second(w.ServiceUser(ctx, alice, w.user.ID, false)) },
+		"ServiceUsers":        func() error { return third(w.ServiceUsers(ctx, alice, UserQuery{Limit: 10})) },
+		"Token":               func() error { return second(w.Store.Token(ctx, alice, w.user.ID, w.token.ID)) },
+		"TokenOwner":          func() error { return second(w.TokenOwner(ctx, alice, w.token.ID)) },
+		"UndeleteGroup":       func() error { _, _, _, err := w.UndeleteGroup(ctx, alice, w.closers.ID); return err },
+		"UndeleteServiceUser": func() error { return second(w.UndeleteServiceUser(ctx, alice, w.user.ID)) },
+		"UpdateGroup": func() error {
+			return second(w.UpdateGroup(ctx, alice, w.readers.ID, 0, func(g *Group) error { g.Description = "x"; return nil }))
+		},
+		"UpdateServiceUser": func() error { return second(w.UpdateServiceUser(ctx, alice, w.user.ID, 0, itself)) },
+		"UpdateToken": func() error {
+			return second(w.UpdateToken(ctx, alice, w.user.ID, w.token.ID, 0, func(k *Token) error { k.Description = "x"; return nil }))
+		},
+		"UsersWhere": func() error {
+			return second(w.UsersWhere(ctx, alice, false, func(*ServiceUser) (bool, error) { return true, nil }))
+		},
+		"VerifyAudit":        func() error { return second(w.VerifyAudit(ctx, alice, AuditHead{})) },
+		"WithdrawPermission": func() error { return w.WithdrawPermission(ctx, alice, w.readers.ID, "a.b") },
+	}
+}
+
+// Connections that are slow, silent, half open, cut or reset: each method ends, with an error that says why, requests
+// go on, and afterwards the node recovers by itself, with all connections.
+func TestPostgresToxics(t *testing.T) {
+	known := (&world{Store: new(Store)}).calls()
+	for method := range reflect.TypeFor[*Store]().Methods() {
+		withContext := method.Type.NumIn() > 1 && method.Type.In(1) == reflect.TypeFor[context.Context]()
+		if _, ok := known[method.Name]; withContext && !ok && method.Name != "Wait" && method.Name != "Backup" {
+			t.Errorf("the test does not call %s", method.Name)
+		}
+	}
+	shortTimeouts(t)
+	server := pgtest.Shared(t)
+	var running errgroup.Group
+	running.SetLimit(6) // the rows wait most of the time
+	for _, row := range []struct {
+		name, toxics string
+		fails        string // which calls fail
+	}{
+		{"slow", `{"type": "latency", "stream": "upstream", "attributes": {"latency": 3, "jitter": 3}}
+			{"type": "slicer", "attributes": {"average_size": 50, "size_variation": 25, "delay": 10}}`, "none"},
+		{"too slow", `{"type": "latency", "attributes": {"latency": 5000}}`, "all"},
+		{"silent", `{"type": "timeout", "attributes": {"timeout": 0}} {"type": "timeout", "stream": "upstream", "attributes": {"timeout": 0}}`, "all"},
+		{"half open: answers are lost", `{"type": "timeout", "attributes": {"timeout": 0}}`, "all"},
+		{"half open: questions are lost", `{"type": "timeout", "stream": "upstream", "attributes": {"timeout": 0}}`, "all"},
+		{"reset", `{"type": "reset_peer", "attributes": {"timeout": 0}}`, "all"},
+		{"ended in the middle", `{"type": "limit_data", "attributes": {"bytes": 700}}`, "some"},
+		{"refused", ``, "all"},
+	} {
+		running.Go(func() error {
+			t.Run(row.name, func(t *testing.T) { testToxics(t, server, row.toxics, row.fails) })
+			return nil
+		})
+	}
+	_ = running.Wait()
+}
+
+func testToxics(t *testing.T, server *pgtest.Server, toxics, fails string) {
+	schema := server.NewSchema(t, pgtest.Role)
+	direct := open(t, server.SocketURL(pgtest.Role, schema), Options{NodeID: "node_direct", UseInterval: time.Hour})
+	at := must(url.Parse(server.TCPURL(pgtest.Role, schema) + "&connect_timeout=1&application_name=" + schema))
+	p := toxicProxy(t, at.Host)
+	at.Host = p.Listen
+	w := &world{clock: newClock(), Store: open(t, at.String(), Options{NodeID: "node_toxic", UseInterval: time.Hour})}
+	w.readers = addGroup(direct, "readers", "allow GET /v1/{x}")
+	w.closers = addGroup(direct, "closers")
+	w.user, w.token = addUser(direct, "billing-sync", w.readers.ID)
+	u, token := addUser(direct, "asks", w.readers.ID)
+	load(direct, permission("a.b"))
+	eventually(t, "the directory", func() bool { return w.Directory().Revision() == direct.Directory().Revision() })
+
+	for list := json.NewDecoder(strings.NewReader(toxics)); list.More(); {
+		var toxic json.RawMessage
+		mustDo(list.Decode(&toxic))
+		must(p.Toxics.AddToxicJson(bytes.NewReader(toxic)))
+	}
+	if toxics == "" {
+		p.Stop()
+	}
+	calls := w.calls()
+	errs := make(map[string]error)
+	var mu sync.Mutex
+	ends(t, "a method", func() error {
+		var wg sync.WaitGroup
+		for name, call := range calls {
+			wg.Go(func() {
+				err := call()
+				mu.Lock()
+				defer mu.Unlock()
+				errs[name] = err
+			})
+		}
+		wg.Wait()
+		return nil
+	})
+	for name, err := range errs {
+		reason, _ := FaultReason(err)
+		if fails == "all" && (kind(err) == "ok" || !strings.HasPrefix(kind(err), "broken") || reason == "") {
+			t.Errorf("%s: got %v, for which the reason is %q", name, err, reason)
+		}
+	}
+	if fails != "none" {
+		eventually(t, "the fault", func() bool { return w.Fault() != "" })
+		addGroup(direct, "meanwhile")
+		waiting, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+		defer cancel()
+		if r := must(direct.Wait(waiting, direct.Directory().Revision())); r.Applied != 1 || !slices.Equal(r.Late, []string{"node_toxic"}) {
+			t.Errorf("the receipt of another node: got %+v, want this node late", r)
+		}
+	}
+	if got := probe(w.Store, u.ID, token.Secret, "GET /v1/x"); got != access.Granted || w.Stale() {
+		t.Errorf("a request: got %v, stale %v", got, w.Stale())
+	}
+
+	p.Toxics.ResetToxics(ctx)
+	if toxics == "" {
+		mustDo(p.Start())
+	}
+	eventually(t, "a change", func() bool { return second(w.CreateGroup(ctx, alice, Group{Name: "next"})) == nil })
+	mended(t, w.Store)
+	if r := must(direct.Wait(ctx, w.Directory().Revision())); r.Applied != 2 {
+		t.Errorf("the receipt: got %+v, want 2 nodes", r)
+	}
+	idle(t, "afterwards", w.Store)
+	var open int
+	eventually(t, "three connections at most", func() bool {
+		mustDo(server.QueryRow(`SELECT count(*) FROM pg_stat_activity WHERE application_name = $1`, []any{schema}, &open))
+		return open <= 3
+	})
+	whole(t, direct)
 }
