@@ -32,93 +32,110 @@ import (
 
 var pgKills = flag.Int("pgkills", 2, "how often TestPostgresKills ends the database")
 
-// The database is killed, stopped, restarted and paused while three nodes change the store. Nothing acknowledged is
-// lost, nothing refused is made, and no node answers a request from before a change that it has acknowledged.
+// The database is killed, stopped, restarted and paused, and ends connections, while three nodes change the store.
+// Nothing acknowledged is lost, nothing refused is made, and no node answers a request from before a change that it has
+// acknowledged.
 func TestPostgresKills(t *testing.T) {
 	// Most of a change is its commit, which waits 5 ms.
 	server, draw := pgtest.Own(t, "fsync=on", "commit_delay=5000", "commit_siblings=0"), random(t)
 	if draw.IntN(2) == 0 { // some changes are not known in the end
 		setTimeout(t, &commitWait, 100*time.Millisecond)
 	}
-	at := server.SocketURL(pgtest.Role, server.NewSchema(t, pgtest.Role))
+	f := &pgFleet{t: t, draw: draw}
 	core, logs := observer.New(zap.ErrorLevel)
-	var writers []*pgWriter
+	at := server.SocketURL(pgtest.Role, server.NewSchema(t, pgtest.Role))
 	for i := range 3 {
-		s := open(t, at, Options{NodeID: fmt.Sprint("node_", i), Log: zap.New(core)})
-		writers = append(writers, newPGWriter(s, draw.Uint64()))
+		f.writers = append(f.writers, newPGWriter(open(t, at, Options{NodeID: fmt.Sprint("node_", i), Log: zap.New(core)}), draw.Uint64()))
 	}
-	var made, refused, unknown int
 	for n := range *pgKills {
-		fault := []string{"kill", "pause", "fast stop", "immediate stop"}[n%4]
-		when := fmt.Sprintf("%s %d", fault, n)
-		from := writers[0].s.AuditHead().Seq
-		group := addGroup(writers[0].s, fmt.Sprint("users ", n), "allow GET /a").ID
-		for i, w := range writers {
-			w.user, w.always = addUser(writers[0].s, fmt.Sprint("u", n, "-", i), group)
-		}
-		agree(t, when, writers)
-		stop := make(chan struct{})
-		var running sync.WaitGroup
-		for _, w := range writers {
-			running.Go(func() { w.write(t, stop) })
-			running.Go(func() { w.probe(t, when, stop) })
-		}
-		acknowledged := func(more int) {
-			t.Helper()
-			for _, w := range writers {
-				before, _, _ := w.count()
-				eventually(t, when+": acknowledged changes", func() bool { now, _, _ := w.count(); return now >= before+more })
+		fault := []string{"kill", "pause", "end of connections", "fast stop", "immediate stop"}[n%5]
+		f.round(fmt.Sprintf("%s %d", fault, n), func() {
+			switch fault {
+			case "kill":
+				mustDo(server.Kill())
+			case "fast stop":
+				mustDo(server.Stop(pgtest.Fast))
+			case "immediate stop":
+				mustDo(server.Stop(pgtest.Immediate))
+			case "pause":
+				must(server.Pause())
+				<-time.After(time.Duration(draw.IntN(200)) * time.Millisecond)
+				mustDo(server.Continue())
+				return
+			case "end of connections":
+				for range 20 {
+					mustDo(server.Exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '` + pgtest.Role + `'`))
+					<-time.After(time.Duration(draw.IntN(20)) * time.Millisecond)
+				}
+				return
 			}
-		}
-		acknowledged(draw.IntN(5))
-		<-time.After(time.Duration(draw.IntN(5000)) * time.Microsecond) // any instant
-		again := server.Start
-		switch fault {
-		case "kill":
-			mustDo(server.Kill())
-		case "fast stop":
-			mustDo(server.Stop(pgtest.Fast))
-		case "immediate stop":
-			mustDo(server.Stop(pgtest.Immediate))
-		case "pause":
-			must(server.Pause())
-			again = server.Continue
-		}
-		if fault == "pause" {
-			<-time.After(time.Duration(draw.IntN(200)) * time.Millisecond)
-		} else if n%2 == 0 { // otherwise it is back at once
-			for _, w := range writers {
-				eventually(t, when+": the fault", func() bool { return w.s.Fault() != "" })
-				if w.s.Stale() {
-					t.Errorf("%s: stale", when)
+			if n%2 == 0 { // otherwise it is back at once
+				for _, w := range f.writers {
+					eventually(t, fault+": the fault", func() bool { return w.s.Fault() != "" })
 				}
 			}
-		}
-		mustDo(again())
-		acknowledged(1)
-		close(stop)
-		running.Wait()
-		for _, w := range writers {
-			mended(t, w.s)
-		}
-		agree(t, when, writers)
-		checkWriters(t, when, writers, from)
-		whole(t, writers[n%3].s)
+			mustDo(server.Start())
+		})
 		if t.Failed() {
 			return
 		}
-		for _, w := range writers {
-			a, b, c := w.count()
-			made, refused, unknown = made+a, refused+b, unknown+c
-			w.outcomes = make(map[string]error)
-		}
 	}
-	if refused == 0 || logs.FilterMessageSnippet("the store cannot be read").Len() == 0 {
-		t.Errorf("%d changes were made, %d refused, and the logs have %d lines; the test shows little", made, refused, logs.Len())
+	if f.refused == 0 || logs.FilterMessageSnippet("the store cannot be read").Len() == 0 {
+		t.Errorf("%d changes were refused, and the logs have %d lines; the test shows little", f.refused, logs.Len())
 	}
-	t.Logf("%d ends of the database, %d changes made, %d refused, %d not known", *pgKills, made, refused, unknown)
+	t.Logf("%d faults, %d changes made, %d refused, %d not known", *pgKills, f.made, f.refused, f.unknown)
 	if log := server.Log(); strings.Contains(log, "deadlock") {
 		t.Errorf("the log of the database has a deadlock: %s", log)
+	}
+}
+
+// pgFleet is some nodes, each with a writer.
+type pgFleet struct {
+	t                      *testing.T
+	draw                   *rand.Rand
+	writers                []*pgWriter
+	made, refused, unknown int
+}
+
+// round lets all writers change the store while a fault happens, and checks the store when they have recovered.
+func (f *pgFleet) round(when string, fault func()) {
+	t, first := f.t, f.writers[0].s
+	from := first.AuditHead().Seq
+	group := addGroup(first, "users of "+when, "allow GET /a").ID
+	for i, w := range f.writers {
+		w.user, w.always = addUser(first, fmt.Sprint("u", i, " of ", when), group)
+	}
+	f.agree(when)
+	stop := make(chan struct{})
+	var running sync.WaitGroup
+	for _, w := range f.writers {
+		running.Go(func() { w.write(t, stop) })
+		running.Go(func() { w.probe(t, when, stop) })
+	}
+	acknowledged := func(more int) {
+		t.Helper()
+		for _, w := range f.writers {
+			before, _, _ := w.count()
+			eventually(t, when+": acknowledged changes", func() bool { now, _, _ := w.count(); return now >= before+more })
+		}
+	}
+	acknowledged(f.draw.IntN(5))
+	<-time.After(time.Duration(f.draw.IntN(5000)) * time.Microsecond) // any instant
+	fault()
+	acknowledged(1)
+	close(stop)
+	running.Wait()
+	for _, w := range f.writers {
+		mended(t, w.s)
+	}
+	f.agree(when)
+	f.check(when, from)
+	whole(t, f.writers[f.draw.IntN(len(f.writers))].s)
+	for _, w := range f.writers {
+		idle(t, when, w.s)
+		made, refused, unknown := w.count()
+		f.made, f.refused, f.unknown = f.made+made, f.refused+refused, f.unknown+unknown
+		w.outcomes = make(map[string]error)
 	}
 }
 
@@ -247,7 +264,8 @@ func (w *pgWriter) probe(t *testing.T, when string, stop <-chan struct{}) {
 }
 
 // agree waits until all nodes have the last revision.
-func agree(t *testing.T, when string, writers []*pgWriter) {
+func (f *pgFleet) agree(when string) {
+	t, writers := f.t, f.writers
 	t.Helper()
 	var last int64
 	mustDo(writers[0].s.read.QueryRowContext(ctx, `SELECT revision FROM meta`).Scan(&last))
@@ -259,9 +277,10 @@ func agree(t *testing.T, when string, writers []*pgWriter) {
 	}
 }
 
-// checkWriters compares the store and each directory with what the writers were told. The audit trail after a
+// check compares the store and each directory with what the writers were told. The audit trail after a
 // record has each change that was acknowledged once, and none that was refused.
-func checkWriters(t *testing.T, when string, writers []*pgWriter, from int64) {
+func (f *pgFleet) check(when string, from int64) {
+	t, writers := f.t, f.writers
 	t.Helper()
 	records := make(map[string]int)
 	for _, op := range must(collect(must(writers[0].s.read.QueryContext(ctx, `
@@ -331,6 +350,48 @@ func idle(t *testing.T, what string, s *Store) {
 	eventually(t, what+": the connections in use", func() bool {
 		return s.write.Stats().InUse == 0 && s.read.Stats().InUse <= 1
 	})
+}
+
+// The database ends a connection in the middle of a change: the change is made once. It ends the connection that
+// listens: the node listens again.
+func TestPostgresTerminated(t *testing.T) {
+	server := pgtest.Shared(t)
+	for _, statement := range []string{"set_config", "FOR UPDATE", "INSERT INTO audit_events", "pg_notify", "commit\x00", "listening"} {
+		schema := server.NewSchema(t, pgtest.Role)
+		terminate := func(which string) {
+			mustDo(server.Exec(`SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
+				WHERE application_name = '` + schema + `' AND ` + which))
+		}
+		var armed atomic.Bool
+		at := must(url.Parse(server.TCPURL(pgtest.Role, schema)))
+		at.Host = pgtest.Proxy(t, at.Host, func(sent []byte) (end, forward bool) {
+			if bytes.Contains(sent, []byte(statement)) && armed.CompareAndSwap(true, false) {
+				terminate(`state LIKE 'idle in transaction%'`)
+			}
+			return false, false
+		})
+		core, logs := observer.New(zap.InfoLevel)
+		a := open(t, server.SocketURL(pgtest.Role, schema), Options{})
+		b := open(t, at.String()+"&application_name="+schema, Options{Log: zap.New(core), Poll: time.Hour})
+		if statement == "listening" {
+			terminate(`state = 'idle'`)
+			for _, want := range []string{"the store cannot be read", "the store can be read again"} {
+				eventually(t, want, func() bool { return logs.FilterMessageSnippet(want).Len() == 1 })
+			}
+		}
+		armed.Store(true)
+		addGroup(b, "g")
+		if armed.Load() == (statement != "listening") {
+			t.Errorf("%s: the statement was not sent", statement)
+		}
+		addGroup(a, "of another node") // which a notification announces
+		want := a.Directory().Revision()
+		eventually(t, statement+": the change of another node", func() bool { return b.Directory().Revision() == want })
+		if events := trail(t, a); len(events) != 2 {
+			t.Errorf("%s: audit records: got %d, want 2", statement, len(events))
+		}
+		idle(t, statement, b)
+	}
 }
 
 // The network swallows one statement and all that follow, while the connection stays open. The call that sent the
@@ -600,7 +661,7 @@ func testToxics(t *testing.T, server *pgtest.Server, toxics, fails string) {
 	w.readers = addGroup(direct, "readers", "allow GET /v1/{x}")
 	w.closers = addGroup(direct, "closers")
 	w.user, w.token = addUser(direct, "billing-sync", w.readers.ID)
-	u, token := addUser(direct, "asks", w.readers.ID)
+	u, token := addUser(direct, "asks", addGroup(direct, "others", "allow GET /v1/x").ID)
 	load(direct, permission("a.b"))
 	eventually(t, "the directory", func() bool { return w.Directory().Revision() == direct.Directory().Revision() })
 
