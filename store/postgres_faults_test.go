@@ -5,12 +5,16 @@ package store
 import (
 	"bytes"
 	"context"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
 	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -24,6 +28,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/Shopify/toxiproxy/v2"
+	"github.com/jackc/pgx/v5"
 	"github.com/rs/zerolog"
 
 	"github.com/serviceusers/caddy-service-users/access"
@@ -724,4 +729,226 @@ func testToxics(t *testing.T, server *pgtest.Server, toxics, fails string) {
 		return open <= 3
 	})
 	whole(t, direct)
+}
+
+// The disk of the database is full: changes end with an error that says so, all else goes on. When the database has no
+// room for its log of transactions it ends, and requests go on. With room again, all is as before.
+func TestPostgresFullDisk(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("run this as root: it mounts a small file system")
+	}
+	dir := must(os.MkdirTemp("", "full-*")) // the user of the database may not go through t.TempDir()
+	t.Cleanup(func() { os.Remove(dir) })
+	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=200m,mode=1777", "tmpfs", dir).CombinedOutput(); err != nil {
+		t.Skipf("run this where root may mount a tmpfs (in a container: with CAP_SYS_ADMIN): %s", out)
+	}
+	t.Cleanup(func() {
+		if out, err := exec.Command("umount", "--lazy", dir).CombinedOutput(); err != nil {
+			t.Errorf("umount: %s", out)
+		}
+	})
+	t.Setenv("TMPDIR", dir)
+	setTimeout(t, &commitWait, time.Second)
+	server := pgtest.Own(t)
+	ballast := filepath.Join(dir, "ballast")
+	fill := func() {
+		f := must(os.Create(ballast))
+		for _, size := range []int{1 << 20, 1 << 12} {
+			for part := make([]byte, size); ; {
+				if _, err := f.Write(part); err != nil {
+					break
+				}
+			}
+		}
+		mustDo(f.Close())
+	}
+	at := server.SocketURL(pgtest.Role, server.NewSchema(t, pgtest.Role))
+	a, b := open(t, at, Options{UseInterval: time.Hour}), open(t, at, Options{UseInterval: time.Hour})
+	u, token := addUser(a, "u", addGroup(a, "g", "allow GET /a").ID)
+	goOn := func(when string) {
+		t.Helper()
+		for _, s := range []*Store{a, b} {
+			if got := probe(s, u.ID, token.Secret, "GET /a"); got != access.Granted || s.Stale() {
+				t.Errorf("%s: a request: got %v, stale %v", when, got, s.Stale())
+			}
+		}
+	}
+	agree := func(when string) {
+		t.Helper()
+		eventually(t, when+": a change", func() bool { return second(a.CreateGroup(ctx, alice, Group{Name: when})) == nil })
+		mended(t, b)
+		if r := must(a.Wait(ctx, a.Directory().Revision())); r.Applied != 2 {
+			t.Errorf("%s: the receipt: got %+v, want 2 nodes", when, r)
+		}
+		whole(t, b)
+	}
+	eventually(t, "the directory", func() bool { return b.Directory().Revision() == a.Directory().Revision() })
+
+	fill()
+	var err error
+	for n := 0; err == nil; n++ {
+		if n > 1000 {
+			t.Fatal("the disk does not get full")
+		}
+		_, _, err = a.CreateServiceUser(ctx, alice, ServiceUser{Profile: access.Profile{Name: fmt.Sprint("filler", n), Description: strings.Repeat("x", maxText)}}, &Token{})
+	}
+	if reason, full := FaultReason(err); !full || errors.Is(err, ErrUncertain) {
+		t.Errorf("a change without room: got %v, for the reason %q", err, reason)
+	}
+	goOn("full")
+	if _, _, err := b.Groups(ctx, Local, "", "", 10); err != nil {
+		t.Errorf("full: a read: %v", err)
+	}
+	if r := must(a.Wait(ctx, a.Directory().Revision())); r.Applied != 2 || a.Fault()+b.Fault() != "" {
+		t.Errorf("full: got %+v, %q, %q", r, a.Fault(), b.Fault())
+	}
+	mustDo(os.Remove(ballast))
+	agree("room")
+
+	fill()
+	mustDo(server.Exec(`SELECT pg_switch_wal()`))
+	_, err = a.CreateGroup(ctx, alice, Group{Name: "lost"})
+	if reason, _ := FaultReason(err); reason != "its database cannot be reached" {
+		t.Errorf("a change without a log of transactions: got %v, for the reason %q", err, reason)
+	}
+	for _, s := range []*Store{a, b} {
+		eventually(t, "the fault", func() bool { return s.Fault() != "" })
+	}
+	goOn("no log")
+	mustDo(os.Remove(ballast))
+	mustDo(server.Kill()) // unless it has ended
+	mustDo(server.Start())
+	agree("room again")
+}
+
+// Each node judges tokens by its own clock, and the log says that it differs. Receipts, the times of nodes and
+// staleness do not depend on it.
+func TestPostgresClocks(t *testing.T) {
+	at := pgtest.URL(t)
+	var nodes []*Store
+	offsets := []time.Duration{-time.Hour, 0, time.Hour}
+	for i, offset := range offsets {
+		core, logs := observer.New(zap.WarnLevel)
+		s := open(t, at, Options{NodeID: fmt.Sprint("node_", i), MaxStaleness: time.Minute, UseInterval: time.Hour, Log: zap.New(core),
+			Now: func() time.Time { return time.Now().Add(offset) }})
+		nodes = append(nodes, s)
+		if got := logs.FilterMessageSnippet("differs from that of the database").Len() == 1; got != (offset != 0) {
+			t.Errorf("%v: the log: got %v", offset, logs.All())
+		}
+		if d := s.ClockDifference() - offset; d.Abs() > clockDifference {
+			t.Errorf("%v: the difference: got %v", offset, s.ClockDifference())
+		}
+	}
+	group := addGroup(nodes[0], "g", "allow GET /a")
+	agree := func(s *Store) {
+		t.Helper()
+		if r := must(s.Wait(ctx, s.Directory().Revision())); r.Applied != 3 || r.All != 3 {
+			t.Errorf("the receipt: got %+v, want 3 of 3", r)
+		}
+	}
+	for i, s := range nodes {
+		// The token ends in 30 minutes by the clock of the node that makes it.
+		u, always := addUser(s, fmt.Sprint("u", i), group.ID)
+		token := must(s.CreateToken(ctx, alice, u.ID, Token{ExpiresAt: s.Now().Add(30 * time.Minute)}))
+		agree(s)
+		for j, other := range nodes {
+			want := access.Granted
+			if j > i {
+				want = access.TokenExpired
+			}
+			if got := probe(other, u.ID, token.Secret, "GET /a"); got != want {
+				t.Errorf("a token of %v at %v: got %v, want %v", offsets[i], offsets[j], got, want)
+			}
+			if got := probe(other, u.ID, always.Secret, "GET /a"); got != access.Granted || other.Stale() || other.Age() > 30*time.Second {
+				t.Errorf("at %v: got %v, stale %v, age %v", offsets[j], got, other.Stale(), other.Age())
+			}
+		}
+		mustDo(s.RevokeToken(ctx, alice, u.ID, token.ID, 0))
+		agree(s)
+		for j, other := range nodes {
+			if got := probe(other, u.ID, token.Secret, "GET /a"); got != access.TokenRevoked {
+				t.Errorf("a token that %v has revoked at %v: got %v", offsets[i], offsets[j], got)
+			}
+		}
+		for _, n := range must(s.Nodes(ctx, Local)) {
+			if d := time.Since(n.SeenAt); !n.Live || n.Late || d.Abs() > 30*time.Second {
+				t.Errorf("%v shows %+v, seen %v ago", offsets[i], n, d)
+			}
+		}
+	}
+	// A node that cannot load a change is late until a time by the clock of the database.
+	mustDo(nodes[2].lock(ctx))
+	addGroup(nodes[0], "late")
+	waiting, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+	defer cancel()
+	r := must(nodes[0].Wait(waiting, nodes[0].Directory().Revision()))
+	nodes[2].unlock()
+	if left := time.Until(r.Until); !slices.Equal(r.Late, []string{"node_2"}) || left < 30*time.Second || left > 2*time.Minute {
+		t.Errorf("the receipt: got %+v, want node_2 late for a minute", r)
+	}
+	whole(t, nodes[1])
+}
+
+// Two stores in two schemas of one database do not know each other, although their nodes have the same ids: neither
+// waits for the other, hears of its changes or counts its nodes.
+func TestPostgresTwoStores(t *testing.T) {
+	server := pgtest.Shared(t)
+	first, second := server.NewSchema(t, pgtest.Role), server.NewSchema(t, pgtest.Role)
+	openFirst := func(id string) *Store { return must(Open(ctx, server.SocketURL(pgtest.Role, first), Options{NodeID: id})) }
+	a := openFirst("node_a")
+	addUser(a, "u", addGroup(a, "g", "allow GET /a").ID)
+	revision := a.Directory().Revision()
+	listener := must(pgx.Connect(ctx, server.SocketURL(pgtest.Role, first)))
+	defer listener.Close(ctx)
+	must(listener.Exec(ctx, "LISTEN "+pgx.Identifier{a.engine.(*postgresEngine).channel}.Sanitize()))
+
+	// The first store is in the middle of an upgrade and of a change.
+	db := must(sql.Open("pgx", server.SocketURL(pgtest.Role, first)))
+	defer db.Close()
+	upgrade := must(db.BeginTx(ctx, nil))
+	defer upgrade.Rollback()
+	must(upgrade.ExecContext(ctx, `SELECT pg_advisory_xact_lock(hashtextextended('service users ' || current_schema(), 0))`))
+	must(upgrade.ExecContext(ctx, `SELECT id FROM meta FOR UPDATE`))
+	waiting := make(chan *Store)
+	go func() { waiting <- openFirst("node_b") }()
+
+	b := open(t, server.SocketURL(pgtest.Role, second), Options{NodeID: "node_a"})
+	u, token := addUser(b, "u", addGroup(b, "g", "allow GET /a").ID)
+	for n := range 5 {
+		addGroup(b, fmt.Sprint("g", n))
+	}
+	if got := probe(a, u.ID, token.Secret, "GET /a"); got != access.UnknownID {
+		t.Errorf("a token of the other store: got %v", got)
+	}
+	for _, s := range []*Store{a, b} {
+		if r := must(s.Wait(ctx, s.Directory().Revision())); r.All != 1 || r.Applied != 1 {
+			t.Errorf("the receipt: got %+v, want one node", r)
+		}
+	}
+	select {
+	case <-waiting:
+		t.Error("a start did not wait for the upgrade")
+	default:
+	}
+	mustDo(upgrade.Rollback())
+	a2 := <-waiting
+	addGroup(a2, "after")
+	limited, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	for {
+		note := must(listener.WaitForNotification(limited))
+		if note.Payload == "echo" {
+			continue
+		}
+		if want := fmt.Sprint(revision + 1); note.Payload != want {
+			t.Errorf("the first notification: got %s, want %s", note.Payload, want)
+		}
+		break
+	}
+	eventually(t, "the change of the first store", func() bool { return a.Directory().Revision() == revision+1 })
+	mustDo(b.Close())
+	for _, s := range []*Store{a, a2} {
+		whole(t, s)
+		mustDo(s.Close())
+	}
 }

@@ -31,7 +31,7 @@ func Own(t testing.TB, settings ...string) *Server {
 	return s
 }
 
-// Log returns what the server has logged.
+// Log returns the log of the server.
 func (s *Server) Log() string {
 	text, _ := os.ReadFile(s.logFile())
 	return string(text)

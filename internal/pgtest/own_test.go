@@ -12,7 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// A server has what was committed after each end, answers nothing while it is paused, and ends with the test.
+// A server has all that was committed after each end, answers nothing while it is paused, and ends with the test.
 func TestOwn(t *testing.T) {
 	var dir string
 	var pids []int
