@@ -894,7 +894,9 @@ func TestPostgresClocks(t *testing.T) {
 func TestPostgresTwoStores(t *testing.T) {
 	server := pgtest.Shared(t)
 	first, second := server.NewSchema(t, pgtest.Role), server.NewSchema(t, pgtest.Role)
-	openFirst := func(id string) *Store { return must(Open(ctx, server.SocketURL(pgtest.Role, first), Options{NodeID: id})) }
+	openFirst := func(id string) *Store {
+		return must(Open(ctx, server.SocketURL(pgtest.Role, first), Options{NodeID: id}))
+	}
 	a := openFirst("node_a")
 	addUser(a, "u", addGroup(a, "g", "allow GET /a").ID)
 	revision := a.Directory().Revision()
