@@ -46,6 +46,7 @@ type Server struct {
 	Port int    // of the socket, and of 127.0.0.1
 
 	own      bool           // it is of one test, so its schemas need no end of their own
+	primary  *Server        // nil, or the server whose data it starts with, as its standby
 	settings []string       // such as "work_mem=8MB"
 	bin      string         // the directory of the programs
 	end      io.WriteCloser // see ending
@@ -224,15 +225,12 @@ func (s *Server) make() error {
 			}
 		}
 	}
-	initdb := []string{"-D", s.data(), "-U", Superuser, "--pwfile=" + password, "-E", "UTF8", "--locale=C.UTF-8",
-		"--auth-local=trust", "--auth-host=scram-sha-256", "--no-sync", "--no-instructions"}
-	// In the order of English "a" comes before "B", so a comparison that needs the order of
-	// bytes, and does not say so, fails a test. Before version 15, initdb knows no such order.
-	english := append(slices.Clone(initdb), "--locale-provider=icu", "--icu-locale=en")
-	if s.run("initdb", english...) != nil {
-		if err := s.run("initdb", initdb...); err != nil {
-			return err
-		}
+	fill := s.initdb
+	if s.primary != nil {
+		fill = s.copyPrimary
+	}
+	if err := fill(); err != nil {
+		return err
 	}
 	if s.Port, err = freePort(); err != nil {
 		return err
@@ -246,7 +244,7 @@ func (s *Server) make() error {
 	}, "/bin/sh", "-c", ending, s.Dir); err != nil {
 		return err
 	}
-	if err := s.Start(); err != nil {
+	if err := s.Start(); err != nil || s.primary != nil {
 		return err
 	}
 	for _, statement := range []string{
@@ -257,6 +255,28 @@ func (s *Server) make() error {
 		}
 	}
 	return s.connect("test")
+}
+
+// initdb makes the data of a new server.
+func (s *Server) initdb() error {
+	args := []string{"-D", s.data(), "-U", Superuser, "--pwfile=" + filepath.Join(s.Dir, "password"), "-E", "UTF8",
+		"--locale=C.UTF-8", "--auth-local=trust", "--auth-host=scram-sha-256", "--no-sync", "--no-instructions"}
+	// In the order of English "a" comes before "B", so a comparison that needs the order of
+	// bytes, and does not say so, fails a test. Before version 15, initdb knows no such order.
+	english := append(slices.Clone(args), "--locale-provider=icu", "--icu-locale=en")
+	if s.run("initdb", english...) != nil {
+		return s.run("initdb", args...)
+	}
+	return nil
+}
+
+// copyPrimary replaces the data by that of the primary.
+func (s *Server) copyPrimary() error {
+	if err := os.RemoveAll(s.data()); err != nil {
+		return err
+	}
+	return s.run("pg_basebackup", "-D", s.data(), "-h", s.primary.Dir, "-p", fmt.Sprint(s.primary.Port), "-U", Superuser,
+		"--write-recovery-conf", "--checkpoint=fast", "--no-sync")
 }
 
 func (s *Server) data() string { return filepath.Join(s.Dir, "data") }
