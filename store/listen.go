@@ -35,9 +35,14 @@ var lookTimeout = 5 * time.Second
 // for notifications, and reads the newer rows.
 func (e *postgresEngine) watch(ctx context.Context) {
 	for ctx.Err() == nil {
+		at := e.servers.at.Load()
 		err := e.store.safely("looking for changes", func() error { return e.listen(ctx) })
 		if ctx.Err() != nil {
 			return
+		}
+		// A primary whose standby was promoted can run on. Its connections stay, but it commits no report.
+		if !isLost(err) {
+			e.servers.leave(at)
 		}
 		e.store.report(err, time.Time{})
 		select {
@@ -203,8 +208,12 @@ func (e *postgresEngine) catchUp(ctx context.Context, conn *sql.Conn, announced 
 	}
 	loading, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeTimeout)
 	defer cancel()
-	if err := s.lock(loading); err != nil {
-		return l, err
+	turn := loading
+	if len(e.servers.configs) > 1 { // the change before may hang on a server that is not the primary any more
+		turn = looking
+	}
+	if err := s.lock(turn); err != nil {
+		return l, fmt.Errorf("waiting for a change of this node: %w", err)
 	}
 	defer s.unlock()
 	return l, s.reload(loading, conn)

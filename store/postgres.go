@@ -19,7 +19,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/stdlib"
 	"go.uber.org/zap"
 )
 
@@ -28,6 +27,7 @@ import (
 type postgresEngine struct {
 	store   *Store
 	config  *pgx.ConnConfig
+	servers *servers
 	name    string // the URL without its password
 	started int64  // the start of this process, by its own clock in milliseconds
 	// prepared is whether the schema is as this program needs it. Only Open and the watcher touch it.
@@ -109,7 +109,7 @@ func newPostgres(place string) (*postgresEngine, error) {
 		query.Set("search_path", path)
 	}
 	u.RawQuery = query.Encode()
-	return &postgresEngine{config: config, name: u.String()}, nil
+	return &postgresEngine{config: config, servers: newServers(config), name: u.String()}, nil
 }
 
 var errStandby = errors.New("the database can only be read: name the primary, not a standby; " +
@@ -142,15 +142,15 @@ func (e *postgresEngine) open(ctx context.Context) error {
 	s := e.store
 	e.started = s.Now().UnixMilli()
 	// A change whose connection was lost begins again; a read looks whether there is still one.
-	look := stdlib.OptionResetSession(func(ctx context.Context, conn *pgx.Conn) error {
+	look := func(ctx context.Context, conn *pgx.Conn) error {
 		ctx, cancel := context.WithTimeout(ctx, e.config.ConnectTimeout)
 		defer cancel()
 		if conn.Ping(ctx) != nil {
 			return driver.ErrBadConn
 		}
 		return nil
-	})
-	s.write, s.read = stdlib.OpenDB(*e.config), stdlib.OpenDB(*e.config, look)
+	}
+	s.write, s.read = e.servers.openDB(func(context.Context, *pgx.Conn) error { return nil }), e.servers.openDB(look)
 	s.write.SetMaxOpenConns(1)
 	s.read.SetMaxOpenConns(2)
 	s.write.SetConnMaxIdleTime(idleTime)

@@ -1,0 +1,286 @@
+//go:build linux
+
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"flag"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/serviceusers/caddy-service-users/access"
+	"github.com/serviceusers/caddy-service-users/internal/pgtest"
+)
+
+var failovers = flag.Int("failovers", 1, "how many failovers TestPostgresFailover has")
+
+// A failover to a synchronous standby loses no acknowledged change and brings back no refused one, whether the
+// primary before is killed, is paused, or runs on. Meanwhile three nodes create and revoke tokens. They recover by
+// themselves, and each receipt stays true.
+func TestPostgresFailover(t *testing.T) {
+	before := lastMoments
+	lastMoments = 300 * time.Millisecond
+	t.Cleanup(func() { lastMoments = before })
+	pair := pgtest.NewPair(t)
+	c := &cluster{t: t, schema: pair.Primary.NewSchema(t, pgtest.Role)}
+	c.at = pair.TCPURL(pgtest.Role, c.schema) + "&connect_timeout=1"
+	for i := range 3 {
+		c.nodes = append(c.nodes, open(t, c.at, Options{NodeID: fmt.Sprint("node_", i), MaxStaleness: 3 * time.Second}))
+	}
+	c.group = addGroup(c.nodes[0], "g", "allow GET /a").ID
+	done := make(chan struct{})
+	var probing sync.WaitGroup
+	probing.Go(func() {
+		for {
+			select {
+			case <-done:
+				return
+			case <-time.After(5 * time.Millisecond):
+				c.probePromises()
+			}
+		}
+	})
+	stopProbing := sync.OnceFunc(func() { close(done); probing.Wait() })
+	defer stopProbing()
+
+	draw := random(t)
+	for n := range *failovers {
+		how := []string{"killed", "paused", "running on"}[draw.IntN(3)]
+		stop := c.write(fmt.Sprint(n))
+		c.awaitChanges(3)
+		<-time.After(time.Duration(draw.IntN(100)) * time.Millisecond)
+		switch how {
+		case "killed":
+			mustDo(pair.Primary.Kill())
+		case "paused":
+			must(pair.Primary.Pause())
+		}
+		mustDo(pair.Promote())
+		promoted := time.Now()
+		switch how {
+		case "paused": // a node that is reading would wait for it up to changeTimeout
+			<-time.After(time.Duration(draw.IntN(1000)) * time.Millisecond)
+			mustDo(pair.Standby.Kill())
+		case "running on": // its commits hang, and the nodes leave it
+			c.awaitChanges(3)
+			mustDo(pair.Standby.Kill())
+		}
+		c.awaitChanges(3)
+		took := time.Since(promoted)
+		stop()
+		mustDo(pair.Rebuild())
+		c.check(n)
+		if t.Failed() {
+			t.Fatalf("failover %d, the primary before was %s", n, how)
+		}
+		t.Logf("failover %d, the primary before was %s: changes at all nodes after %v, %d answers are not certain",
+			n, how, took.Round(time.Millisecond), c.unsure)
+	}
+	if c.receipts == 0 {
+		t.Error("no receipt was by all; the test shows nothing about them")
+	}
+	stopProbing()
+	c.nodes = append(c.nodes, open(t, c.at, Options{})) // has what the others have
+	c.check(*failovers)
+}
+
+// cluster is some nodes that change the store, and what they were answered.
+type cluster struct {
+	t        *testing.T
+	schema   string
+	at       string
+	nodes    []*Store
+	group    string
+	made     []atomic.Int64 // the acknowledged changes, by node
+	mu       sync.Mutex
+	attempts []*attempt
+	promised []promised
+	receipts int // by all
+	unsure   int
+}
+
+// answer is the answer to a change.
+type answer string
+
+const (
+	yes    answer = "made"
+	no     answer = "not made"
+	unsure answer = "unsure"
+)
+
+func answerTo(err error) answer {
+	switch {
+	case err == nil:
+		return yes
+	case errors.Is(err, ErrUncertain):
+		return unsure
+	}
+	return no
+}
+
+// attempt is a token that a node has tried to create, and perhaps to revoke.
+type attempt struct {
+	description   string
+	issued        *Issued
+	user          string
+	made, revoked answer
+}
+
+// promised is a revoked token, which only the late nodes accept, and they only until a time.
+type promised struct {
+	receipt Receipt
+	*attempt
+}
+
+// write lets each node change the store until stop is called.
+func (c *cluster) write(round string) (stop func()) {
+	c.made = make([]atomic.Int64, len(c.nodes))
+	end := make(chan struct{})
+	var writing sync.WaitGroup
+	for i, s := range c.nodes {
+		u, _ := addUser(s, fmt.Sprint("u", round, "-", i), c.group)
+		writing.Go(func() {
+			for n := 0; ; n++ {
+				select {
+				case <-end:
+					return
+				default:
+					c.writeOne(i, n, u.ID, fmt.Sprint(round, "-", i, "-", n))
+				}
+			}
+		})
+	}
+	return func() {
+		close(end)
+		writing.Wait()
+	}
+}
+
+func (c *cluster) writeOne(node, n int, user, description string) {
+	s, a := c.nodes[node], &attempt{user: user, description: description, revoked: no}
+	defer func() {
+		c.mu.Lock()
+		c.attempts = append(c.attempts, a)
+		c.mu.Unlock()
+	}()
+	note := func(err error) answer {
+		var refused *Error
+		if errors.As(err, &refused) {
+			c.t.Errorf("%s: got %v, but nobody else changes it", description, err)
+		}
+		got := answerTo(err)
+		if got == yes {
+			c.made[node].Add(1)
+		}
+		return got
+	}
+	var err error
+	a.issued, err = s.CreateToken(ctx, Local, user, Token{Description: description})
+	if a.made = note(err); a.made != yes || n%50 == 3 {
+		return
+	}
+	if a.revoked = note(s.RevokeToken(ctx, Local, user, a.issued.ID, 0)); a.revoked != yes || n%4 > 1 {
+		return
+	}
+	waiting, cancel := context.WithTimeout(ctx, time.Duration(n%7)*50*time.Millisecond)
+	defer cancel()
+	if r, err := s.Wait(waiting, s.Directory().Revision()); err == nil {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.promised = append(c.promised, promised{r, a})
+		if len(r.Late) == 0 {
+			c.receipts++
+		}
+	}
+}
+
+// awaitChanges returns when each node has made some more changes.
+func (c *cluster) awaitChanges(n int64) {
+	for i := range c.made {
+		want := c.made[i].Load() + n
+		eventually(c.t, fmt.Sprintf("changes of node %d, whose fault is %q", i, c.nodes[i].Fault()),
+			func() bool { return c.made[i].Load() >= want })
+	}
+}
+
+// probePromises asks the nodes for the tokens of receipts.
+func (c *cluster) probePromises() {
+	c.mu.Lock()
+	list := slices.Clone(c.promised[max(len(c.promised)-100, 0):])
+	c.mu.Unlock()
+	for _, p := range list {
+		for _, s := range c.nodes {
+			if slices.Contains(p.receipt.Late, s.opts.NodeID) && time.Now().Before(p.receipt.Until) || s.Stale() {
+				continue
+			}
+			if probe(s, p.user, p.issued.Secret, "GET /a") == access.Granted && !s.Stale() {
+				c.t.Errorf("the token %s works on %s, but its receipt is %+v", p.description, s.opts.NodeID, p.receipt)
+			}
+		}
+	}
+}
+
+// check compares the nodes with the answers.
+func (c *cluster) check(round int) {
+	t := c.t
+	revision := func(s *Store) int64 { return s.Directory().Revision() }
+	eventually(t, "all nodes at one revision, without a fault", func() bool {
+		return !slices.ContainsFunc(c.nodes, func(s *Store) bool {
+			return s.Fault() != "" || s.Stale() || revision(s) != revision(c.nodes[0])
+		})
+	})
+	db := must(sql.Open("pgx", c.at))
+	defer db.Close()
+	found := make(map[string]answer) // whether it is revoked, by description
+	for _, row := range must(collect(must(db.QueryContext(ctx, `SELECT description, revoked_at > 0 FROM tokens WHERE description <> ''`)),
+		func(rows *sql.Rows) (row [2]string, err error) {
+			var revoked bool
+			err = rows.Scan(&row[0], &revoked)
+			row[1] = string(no)
+			if revoked {
+				row[1] = string(yes)
+			}
+			return row, err
+		})) {
+		found[row[0]] = answer(row[1])
+	}
+	c.unsure = 0
+	for _, a := range c.attempts {
+		revoked, made := found[a.description]
+		fact := no
+		if made {
+			fact = yes
+		}
+		for _, x := range []struct {
+			what string
+			said *answer
+			fact answer
+		}{{"creation", &a.made, fact}, {"revocation", &a.revoked, revoked}} {
+			switch {
+			case *x.said == unsure:
+				*x.said = x.fact
+				c.unsure++
+			case *x.said != x.fact && (made || x.what == "creation"):
+				t.Errorf("%s: the %s was answered with %q, and the database says %q", a.description, x.what, *x.said, x.fact)
+			}
+		}
+		for _, s := range c.nodes {
+			if a.issued != nil {
+				if granted := probe(s, a.user, a.issued.Secret, "GET /a") == access.Granted; granted == (revoked == yes) {
+					t.Errorf("%s on %s: got %v, revoked in the database: %v", a.description, s.opts.NodeID, granted, revoked)
+				}
+			}
+		}
+	}
+	for _, s := range c.nodes {
+		if r, err := s.VerifyAudit(ctx, Local, AuditHead{}); err != nil || r.Problem != "" {
+			t.Errorf("failover %d: the audit trail: got %+v, %v", round, r, err)
+		}
+	}
+}

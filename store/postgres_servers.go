@@ -1,0 +1,135 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"net"
+	"sync"
+	"sync/atomic"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/stdlib"
+)
+
+// servers connects to the servers of a URL. All connections of a node lead to one of them until that one cannot
+// be used. A server that is gone must not delay each connection, and two servers must not be mixed while
+// a primary runs on after a failover.
+type servers struct {
+	configs []*pgx.ConnConfig // in the order of the URL
+	at      atomic.Int64      // the index of the one in use
+	mu      sync.Mutex
+	open    map[net.Conn]int // the connections, with the index of their server
+}
+
+// newServers splits the configuration of a URL. Fallbacks to the same server differ in TLS.
+func newServers(config *pgx.ConnConfig) *servers {
+	s := &servers{open: make(map[net.Conn]int)}
+	for _, f := range append([]*pgconn.FallbackConfig{{
+		Host: config.Host, Port: config.Port, TLSConfig: config.TLSConfig,
+	}}, config.Fallbacks...) {
+		if n := len(s.configs); n > 0 && s.configs[n-1].Host == f.Host && s.configs[n-1].Port == f.Port {
+			s.configs[n-1].Fallbacks = append(s.configs[n-1].Fallbacks, f)
+			continue
+		}
+		one := config.Copy()
+		one.Host, one.Port, one.TLSConfig, one.Fallbacks = f.Host, f.Port, f.TLSConfig, nil
+		one.DialFunc = s.dialer(len(s.configs), config.DialFunc)
+		s.configs = append(s.configs, one)
+	}
+	return s
+}
+
+// openDB opens the servers as one database. A connection that is used again is checked first.
+func (s *servers) openDB(check func(context.Context, *pgx.Conn) error) *sql.DB {
+	p := pool{servers: s}
+	for n, config := range s.configs {
+		p.connectors = append(p.connectors, stdlib.GetConnector(*config,
+			stdlib.OptionResetSession(func(ctx context.Context, conn *pgx.Conn) error {
+				if s.at.Load() != int64(n) {
+					return driver.ErrBadConn // closes it
+				}
+				return check(ctx, conn)
+			})))
+	}
+	return sql.OpenDB(p)
+}
+
+// leave makes the next server the one in use, unless another one is already.
+func (s *servers) leave(at int64) { s.at.CompareAndSwap(at, (at+1)%int64(len(s.configs))) }
+
+type connecting struct{}
+
+func (s *servers) dialer(n int, dial pgconn.DialFunc) pgconn.DialFunc {
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		// After an error pgx dials to cancel the statement. A commit that waits for a standby is in force then, and
+		// other nodes would load a change that the next primary does not have.
+		if ctx.Value(connecting{}) == nil && s.at.Load() != int64(n) {
+			return nil, errors.New("the server is not in use any more")
+		}
+		c, err := dial(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		open := &serverConn{c, s}
+		s.open[open] = n
+		return open, nil
+	}
+}
+
+// closeOthers ends the connections to other servers. A statement there may wait for a server that is gone, or a
+// commit for a standby.
+func (s *servers) closeOthers(at int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c, n := range s.open {
+		if int64(n) != at {
+			delete(s.open, c)
+			_ = c.(*serverConn).Conn.Close()
+		}
+	}
+}
+
+type serverConn struct {
+	net.Conn
+	servers *servers
+}
+
+func (c *serverConn) Close() error {
+	c.servers.mu.Lock()
+	delete(c.servers.open, c)
+	c.servers.mu.Unlock()
+	return c.Conn.Close()
+}
+
+// pool makes the connections of one [sql.DB].
+type pool struct {
+	*servers
+	connectors []driver.Connector
+}
+
+// Connect tries the other servers, one after another, if it cannot use the one in use.
+func (p pool) Connect(ctx context.Context) (driver.Conn, error) {
+	ctx = context.WithValue(ctx, connecting{}, true)
+	var faults []error
+	for range p.connectors {
+		at := p.at.Load()
+		conn, err := p.connectors[at].Connect(ctx)
+		if err == nil {
+			p.closeOthers(at)
+			return conn, nil
+		}
+		faults = append(faults, err)
+		p.leave(at)
+		if ctx.Err() != nil { // the next attempt begins with the next server
+			break
+		}
+	}
+	return nil, errors.Join(faults...)
+}
+
+func (p pool) Driver() driver.Driver { return stdlib.GetDefaultDriver() }
