@@ -284,3 +284,29 @@ func (c *cluster) check(round int) {
 		}
 	}
 }
+
+// A commit whose wait for the standby was cancelled is not acknowledged before the standby has it.
+func TestPostgresCancelledWait(t *testing.T) {
+	pair := pgtest.NewPair(t)
+	s := open(t, pair.TCPURL(pgtest.Role, pair.Primary.NewSchema(t, pgtest.Role)), Options{})
+	u, token := addUser(s, "u")
+	must(pair.Standby.Pause())
+	revoked := make(chan error, 1)
+	go func() { revoked <- s.RevokeToken(ctx, Local, u.ID, token.ID, 0) }()
+	for range 2 { // the change, and the look whether it was made
+		eventually(t, "a commit that waits and is cancelled", func() (done bool) {
+			mustDo(pair.Primary.QueryRow(`SELECT COALESCE(bool_or(pg_cancel_backend(pid)), FALSE) FROM pg_stat_activity
+				WHERE wait_event = 'SyncRep' AND lower(query) = 'commit'`, nil, &done))
+			return done
+		})
+	}
+	select {
+	case err := <-revoked:
+		if !errors.Is(err, ErrUncertain) {
+			t.Errorf("got %v, and the standby does not have the change; want ErrUncertain", err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("no answer")
+	}
+	mustDo(pair.Standby.Continue())
+}

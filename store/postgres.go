@@ -28,8 +28,10 @@ type postgresEngine struct {
 	store   *Store
 	config  *pgx.ConnConfig
 	servers *servers
-	name    string // the URL without its password
-	started int64  // the start of this process, by its own clock in milliseconds
+	// Whether PostgreSQL has answered a commit of s.write or s.read with the warning of errAlone.
+	writesAlone, readsAlone atomic.Bool
+	name                    string // the URL without its password
+	started                 int64  // the start of this process, by its own clock in milliseconds
 	// prepared is whether the schema is as this program needs it. Only Open and the watcher touch it.
 	prepared bool
 	channel  string // of notifications: the id of the store, since several stores can share a database
@@ -150,7 +152,8 @@ func (e *postgresEngine) open(ctx context.Context) error {
 		}
 		return nil
 	}
-	s.write, s.read = e.servers.openDB(func(context.Context, *pgx.Conn) error { return nil }), e.servers.openDB(look)
+	s.write = e.servers.openDB(&e.writesAlone, func(context.Context, *pgx.Conn) error { return nil })
+	s.read = e.servers.openDB(&e.readsAlone, look)
 	s.write.SetMaxOpenConns(1)
 	s.read.SetMaxOpenConns(2)
 	s.write.SetConnMaxIdleTime(idleTime)
@@ -356,7 +359,7 @@ func (e *postgresEngine) commit(t *tx) error {
 		strconv.FormatInt(t.revision, 10)); err != nil {
 		return err
 	}
-	err := t.Commit()
+	err := e.commitTx(t.Tx)
 	var answer *pgconn.PgError
 	switch {
 	case err == nil:
@@ -375,6 +378,20 @@ func (e *postgresEngine) commit(t *tx) error {
 	return nil
 }
 
+// errAlone is the error of a commit that was answered before a synchronous standby had it, since its wait was
+// cancelled: a failover would lose it.
+var errAlone = errors.New("the wait for a standby was cancelled")
+
+// commitTx commits a transaction of the connection for changes.
+func (e *postgresEngine) commitTx(sqlTx *sql.Tx) error {
+	e.writesAlone.Store(false)
+	err := sqlTx.Commit()
+	if err == nil && e.writesAlone.Load() {
+		err = errAlone
+	}
+	return err
+}
+
 // committed reports whether a change was committed whose answer was lost. Its last audit record has a
 // hash that no other record has.
 func (e *postgresEngine) committed(ctx context.Context, t *tx) (bool, error) {
@@ -391,7 +408,7 @@ func (e *postgresEngine) committed(ctx context.Context, t *tx) (bool, error) {
 	last := t.events[len(t.events)-1]
 	hash, err := hashOf(ctx, sqlTx.QueryRowContext, last.Seq)
 	if err == nil {
-		err = sqlTx.Commit() // waits for a synchronous standby, as the change did
+		err = e.commitTx(sqlTx) // waits for a synchronous standby, as the change did
 	}
 	return hash == last.Hash, err
 }

@@ -42,10 +42,17 @@ func newServers(config *pgx.ConnConfig) *servers {
 	return s
 }
 
-// openDB opens the servers as one database. A connection that is used again is checked first.
-func (s *servers) openDB(check func(context.Context, *pgx.Conn) error) *sql.DB {
+// openDB opens the servers as one database, and sets alone at each warning of errAlone. A connection that is used
+// again is checked first.
+func (s *servers) openDB(alone *atomic.Bool, check func(context.Context, *pgx.Conn) error) *sql.DB {
 	p := pool{servers: s}
 	for n, config := range s.configs {
+		config = config.Copy()
+		config.OnNotice = func(_ *pgconn.PgConn, note *pgconn.Notice) {
+			if note.File == "syncrep.c" { // the text is in the language of the server
+				alone.Store(true)
+			}
+		}
 		p.connectors = append(p.connectors, stdlib.GetConnector(*config,
 			stdlib.OptionResetSession(func(ctx context.Context, conn *pgx.Conn) error {
 				if s.at.Load() != int64(n) {
