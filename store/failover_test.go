@@ -9,6 +9,7 @@ import (
 	"flag"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -309,4 +310,106 @@ func TestPostgresCancelledWait(t *testing.T) {
 		t.Error("no answer")
 	}
 	mustDo(pair.Standby.Continue())
+}
+
+// A node that stays on a primary after the standby was promoted is late in the receipts of the new primary, and answers no request
+// after the time in them. The history of the new primary continues its own.
+func TestPostgresOldPrimary(t *testing.T) {
+	before := lastMoments
+	lastMoments = 300 * time.Millisecond
+	t.Cleanup(func() { lastMoments = before })
+	pair := pgtest.NewPair(t)
+	schema := pair.Primary.NewSchema(t, pgtest.Role)
+	a := open(t, pair.TCPURL(pgtest.Role, schema), Options{NodeID: "node_a", MaxStaleness: 20 * time.Second})
+	b := open(t, pair.Primary.TCPURL(pgtest.Role, schema), Options{NodeID: "node_b", MaxStaleness: 2 * time.Second})
+	u, token := addUser(a, "u", addGroup(a, "g", "allow GET /a").ID)
+	works := func(s *Store) bool { return !s.Stale() && probe(s, u.ID, token.Secret, "GET /a") == access.Granted }
+	eventually(t, "the token on the other node", func() bool { return works(b) })
+	mustDo(pair.Promote())
+	c := open(t, pair.Primary.TCPURL(pgtest.Role, schema), Options{NodeID: "node_c"})
+	mustDo(c.RevokeToken(ctx, Local, u.ID, token.ID, 0))
+	wait := func(d time.Duration) Receipt {
+		waiting, cancel := context.WithTimeout(ctx, d)
+		defer cancel()
+		return must(c.Wait(waiting, c.Directory().Revision()))
+	}
+	r := wait(0)
+	if works(b) && !slices.Contains(r.Late, "node_b") {
+		t.Errorf("got %+v, and the token works on node_b", r)
+	}
+	for works(b) {
+		if time.Now().After(r.Until) {
+			t.Fatalf("got %+v, and the token works on node_b", r)
+		}
+		<-time.After(time.Millisecond)
+	}
+	eventually(t, "a receipt by all but node_b", func() bool { r = wait(time.Second); return len(r.Late) == 0 })
+	if r.All != 2 || works(a) || works(b) {
+		t.Errorf("got %+v, and the token works on node_a: %v, on node_b: %v", r, works(a), works(b))
+	}
+	mustDo(pair.Rebuild())
+	eventually(t, "node_b does not use a standby", func() bool { return strings.Contains(b.Fault(), errStandby.Error()) })
+	mustDo(pair.Primary.Kill())
+	mustDo(pair.Promote())
+	eventually(t, "the token is refused on node_b", func() bool { return !b.Stale() && b.Fault() == "" && !works(b) })
+}
+
+// A primary that crashes and starts again alone shows changes that no standby has, and nodes put them in force. After
+// a failover these nodes keep their directory, and take no change.
+func TestPostgresAhead(t *testing.T) {
+	before := commitWait
+	commitWait = time.Second
+	t.Cleanup(func() { commitWait = before })
+	pair := pgtest.NewPair(t)
+	at := pair.TCPURL(pgtest.Role, pair.Primary.NewSchema(t, pgtest.Role))
+	opts := func(id string) Options { return Options{NodeID: id, MaxStaleness: time.Minute} }
+	a, b := open(t, at, opts("node_a")), open(t, at, opts("node_b"))
+	u, token := addUser(a, "u", addGroup(a, "g", "allow GET /a").ID)
+	works := func(s *Store) bool { return probe(s, u.ID, token.Secret, "GET /a") == access.Granted }
+	eventually(t, "the token on the other node", func() bool { return works(b) })
+	mustDo(pair.Standby.Stop(pgtest.Fast))
+	revoked := make(chan error, 1)
+	go func() { revoked <- a.RevokeToken(ctx, Local, u.ID, token.ID, 0) }()
+	eventually(t, "a commit that waits", func() (waits bool) {
+		mustDo(pair.Primary.QueryRow(`SELECT EXISTS (SELECT 1 FROM pg_stat_activity
+			WHERE wait_event = 'SyncRep' AND lower(query) = 'commit')`, nil, &waits))
+		return waits
+	})
+	if !works(a) || !works(b) {
+		t.Error("the change is in force before the standby has it")
+	}
+	mustDo(pair.Primary.Kill())
+	mustDo(pair.Primary.Start())
+	if err := <-revoked; !errors.Is(err, ErrUncertain) {
+		t.Errorf("the revocation: got %v, want ErrUncertain", err)
+	}
+	eventually(t, "the change in force", func() bool { return !works(a) && !works(b) })
+	mustDo(pair.Primary.Kill())
+	mustDo(pair.Standby.Start())
+	mustDo(pair.Promote())
+	c := open(t, at, opts("node_c"))
+	for _, s := range []*Store{a, b} {
+		eventually(t, "the database is older", func() bool { return strings.Contains(s.Fault(), ErrOlder.Error()) })
+	}
+	if err := a.RevokeToken(ctx, Local, u.ID, token.ID, 0); !errors.Is(err, ErrOlder) {
+		t.Errorf("a change: got %v, want ErrOlder", err)
+	}
+	if works(a) || works(b) || !works(c) {
+		t.Errorf("the token works: got %v %v %v, want only on node_c", works(a), works(b), works(c))
+	}
+	waiting, cancel := context.WithTimeout(ctx, 0)
+	defer cancel()
+	if r := must(c.Wait(waiting, addGroupRevision(c))); !slices.Equal(r.Late, []string{"node_a", "node_b"}) {
+		t.Errorf("the receipt: got %+v, want node_a and node_b late", r)
+	}
+	mustDo(a.Close())
+	if again := open(t, at, opts("node_a")); !works(again) || again.Fault() != "" {
+		t.Errorf("after a restart: the token works: %v, the fault: %q", works(again), again.Fault())
+	}
+}
+
+// addGroupRevision makes a change and returns its revision.
+func addGroupRevision(s *Store) int64 {
+	addGroup(s, "another")
+	return s.Directory().Revision()
 }
