@@ -19,7 +19,8 @@ import (
 // a primary runs on after a failover.
 type servers struct {
 	configs []*pgx.ConnConfig // in the order of the URL
-	at      atomic.Int64      // the index of the one in use
+	at      atomic.Int64      // the index of the next one to try
+	reached atomic.Int64      // the index of the one in use
 	mu      sync.Mutex
 	open    map[net.Conn]int // the connections, with the index of their server
 }
@@ -47,7 +48,7 @@ func newServers(config *pgx.ConnConfig) *servers {
 func (s *servers) openDB(alone *atomic.Bool, check func(context.Context, *pgx.Conn) error) *sql.DB {
 	p := pool{servers: s}
 	for n, config := range s.configs {
-		config = config.Copy()
+		config := config.Copy()
 		config.OnNotice = func(_ *pgconn.PgConn, note *pgconn.Notice) {
 			if note.File == "syncrep.c" { // the text is in the language of the server
 				alone.Store(true)
@@ -55,7 +56,7 @@ func (s *servers) openDB(alone *atomic.Bool, check func(context.Context, *pgx.Co
 		}
 		p.connectors = append(p.connectors, stdlib.GetConnector(*config,
 			stdlib.OptionResetSession(func(ctx context.Context, conn *pgx.Conn) error {
-				if s.at.Load() != int64(n) {
+				if s.reached.Load() != int64(n) {
 					return driver.ErrBadConn // closes it
 				}
 				return check(ctx, conn)
@@ -64,7 +65,7 @@ func (s *servers) openDB(alone *atomic.Bool, check func(context.Context, *pgx.Co
 	return sql.OpenDB(p)
 }
 
-// leave makes the next server the one in use, unless another one is already.
+// leave makes the next server the one to try, unless another one is already.
 func (s *servers) leave(at int64) { s.at.CompareAndSwap(at, (at+1)%int64(len(s.configs))) }
 
 type connecting struct{}
@@ -73,7 +74,7 @@ func (s *servers) dialer(n int, dial pgconn.DialFunc) pgconn.DialFunc {
 	return func(ctx context.Context, network, address string) (net.Conn, error) {
 		// After an error pgx dials to cancel the statement. A commit that waits for a standby is in force then, and
 		// other nodes would load a change that the next primary does not have.
-		if ctx.Value(connecting{}) == nil && s.at.Load() != int64(n) {
+		if ctx.Value(connecting{}) == nil && s.reached.Load() != int64(n) {
 			return nil, errors.New("the server is not in use any more")
 		}
 		c, err := dial(ctx, network, address)
@@ -88,9 +89,10 @@ func (s *servers) dialer(n int, dial pgconn.DialFunc) pgconn.DialFunc {
 	}
 }
 
-// closeOthers ends the connections to other servers. A statement there may wait for a server that is gone, or a
-// commit for a standby.
-func (s *servers) closeOthers(at int64) {
+// use makes a server the one in use, and ends the connections to the others. A statement there may wait for a server
+// that is gone, or a commit for a standby.
+func (s *servers) use(at int64) {
+	s.reached.Store(at)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for c, n := range s.open {
@@ -119,7 +121,7 @@ type pool struct {
 	connectors []driver.Connector
 }
 
-// Connect tries the other servers, one after another, if it cannot use the one in use.
+// Connect tries the servers one after another, until one accepts it.
 func (p pool) Connect(ctx context.Context) (driver.Conn, error) {
 	ctx = context.WithValue(ctx, connecting{}, true)
 	var faults []error
@@ -127,7 +129,7 @@ func (p pool) Connect(ctx context.Context) (driver.Conn, error) {
 		at := p.at.Load()
 		conn, err := p.connectors[at].Connect(ctx)
 		if err == nil {
-			p.closeOthers(at)
+			p.use(at)
 			return conn, nil
 		}
 		faults = append(faults, err)

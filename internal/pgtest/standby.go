@@ -20,7 +20,8 @@ func NewPair(t testing.TB) *Pair {
 	t.Helper()
 	p := &Pair{Primary: Own(t, "wal_keep_size=64MB")}
 	var err error
-	if p.Standby, err = start(&Server{own: true, primary: p.Primary, settings: slices.Clone(p.Primary.settings)}); err != nil {
+	p.Standby, err = start(&Server{own: true, primary: p.Primary, settings: slices.Clone(p.Primary.settings)})
+	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { p.Standby.end.Close() })
