@@ -12,6 +12,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -346,6 +348,28 @@ func TestAttemptsNoisyNeighbour(t *testing.T) {
 		if e.Actor != quiet.Name || a.Login != row.quietAs || a.LeftOut != 0 {
 			t.Errorf("%s: got %+v as the last record, want the one of %s", name, e, quiet.Name)
 		}
+	}
+}
+
+// Attempts at the same time share a bucket.
+func TestAttemptsAtOnce(t *testing.T) {
+	t.Parallel()
+	var a attempts
+	var wg sync.WaitGroup
+	var admitted atomic.Int64
+	now := newClock().Now()
+	for range 4 {
+		wg.Go(func() {
+			for range 1000 {
+				if _, ok := a.admit("alice", memberShare, now); ok {
+					admitted.Add(1)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if got := admitted.Load(); got != int64(memberShare.most) {
+		t.Errorf("got %d attempts admitted, want %d", got, memberShare.most)
 	}
 }
 
