@@ -233,7 +233,8 @@ func (k *keeper) acknowledge() {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.lock == nil || k.useless {
+	// A head from before the first report keeps the max_staleness that the database knows.
+	if k.lock == nil || k.useless || k.store.copied.Load() {
 		return
 	}
 	if k.log != nil {

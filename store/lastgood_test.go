@@ -262,6 +262,34 @@ func TestLastGoodAge(t *testing.T) {
 	}
 }
 
+// A longer max_staleness counts only once the database knows it, also over further starts.
+func TestLastGoodLongerLimit(t *testing.T) {
+	a := newAway(t)
+	opts := a.options()
+	opts.MaxStaleness = time.Hour
+	s := open(t, a.at, opts)
+	a.kept(s)
+	a.shut.Store(true)
+	_ = s.Close()
+	before := uptime
+	t.Cleanup(func() { uptime = before })
+	opts.MaxStaleness = 3 * time.Hour
+	for passed, stale := range map[time.Duration]bool{time.Minute: false, 61 * time.Minute: true} {
+		uptime = func() (string, time.Duration) {
+			boot, since := before()
+			return boot, since + passed
+		}
+		opts.Now = func() time.Time { return time.Now().Add(passed) }
+		for range 2 {
+			again := a.start(t, a.dir, opts)
+			if got := again.Stale(); got != stale {
+				t.Errorf("after %v: got stale %v, at the age of %v", passed, got, again.Age())
+			}
+			_ = again.Close()
+		}
+	}
+}
+
 // A copy that is not what this node last wrote is refused by name, and removed once the database answers.
 func TestLastGoodRefused(t *testing.T) {
 	a := newAway(t)
