@@ -306,13 +306,16 @@ func (d *Directory) Users(f func(*User)) {
 	d.users.each(d.sets, f)
 }
 
+// LostPepper is in the place of the id of a pepper that is not configured.
+const LostPepper = "lost"
+
 // Export calls f for every service user, in no particular order, with Token.Pepper filled in, so that
-// [Edit.Users] of an empty directory makes the same one. A pepper that is not configured has the id "lost".
+// [Edit.Users] of an empty directory makes the same one. A pepper that is not configured has the id LostPepper.
 func (d *Directory) Export(f func(*User)) {
 	ids := append([]string{""}, d.peppers.IDs()...)
 	d.Users(func(u *User) {
 		for i := range u.Tokens {
-			u.Tokens[i].Pepper = "lost"
+			u.Tokens[i].Pepper = LostPepper
 			if at := u.Tokens[i].pepper; at >= 0 {
 				u.Tokens[i].Pepper = ids[at]
 			}

@@ -95,6 +95,7 @@ var (
 	errGone   = errors.New("the database was taken away while it was open")
 	errNoFile = errors.New("a store in PostgreSQL has no file: Caddy makes it at its first start, " +
 		"a running Caddy checks it, pg_dump and pg_restore are for backups, and \"copy\" makes a file of it")
+	errAway = errors.New("the database has not answered since the start of this node")
 	errBusy = errors.New("too many changes are waiting before this one; try again later")
 )
 
@@ -117,7 +118,7 @@ func FaultReason(err error) (reason string, full bool) {
 		return "it is busy", false
 	case answer == "28P01" || answer == "28000" || answer == "3D000" || answer == "42501":
 		return "its database does not let it in", false
-	case isLost(err):
+	case isLost(err) || errors.Is(err, errAway):
 		return "its database cannot be reached", false
 	case code == sqliteFull || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT):
 		return "its disk is full", true

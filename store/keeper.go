@@ -16,7 +16,6 @@ import (
 
 	"go.uber.org/zap"
 
-	"github.com/serviceusers/caddy-service-users/access"
 	"github.com/serviceusers/caddy-service-users/internal/filelock"
 )
 
@@ -36,10 +35,13 @@ type keeper struct {
 	log     *copyLog  // the copy on disk; nil for none
 	useless bool      // the files in the directory must be removed: log is nil, broken, or of another history
 	pending []*loaded // changes in force that log or next lacks
-	making  int       // goroutines that make a log
+	making  bool      // a goroutine makes a log
 	news    int       // how often all rows were read
 	from    int64     // the revision that the log being made, or next, began with
+	latest  *loaded   // the last one of follow; nil before
 	next    *copyLog  // a whole log that is not in the place of log yet
+	removed bool      // the head was removed, and that is not on disk yet
+	closed  bool      // another process may have the directory
 	failure error     // of the last attempt to write a new log or a head
 	retry   time.Time // the earliest time to make a log again
 	fault   string    // why the copy is not up to date; "" for none
@@ -61,14 +63,15 @@ func newKeeper(s *Store, dir string) (k *keeper, held *loaded, h copyHead) {
 	}
 	if err == nil {
 		if h, err = readCopyHead(dir, s.path); err == nil {
-			held, k.log, err = readCopy(dir, h, access.NewDirectory(s.opts.Peppers, s.opts.DefaultGroup))
+			held, k.log, err = readCopy(dir, h, s.opts)
 		}
 	}
-	if k.id, k.useless = h.Store, held == nil; errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) {
 		err = nil
 	}
-	k.refused = err
+	k.refused, k.useless = err, held == nil
 	if held != nil {
+		k.id, k.latest = h.Store, held
 		k.clean(h.Log)
 	}
 	switch {
@@ -87,14 +90,15 @@ func (k *keeper) own() error {
 		return nil
 	}
 	f, err := os.OpenFile(filepath.Join(k.dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
-	if err == nil && filelock.Lock(f) != nil {
+	if err != nil {
+		return err
+	}
+	if err := filelock.Lock(f); err != nil {
 		f.Close()
-		err = errCopyInUse
+		return fmt.Errorf("%w: %w", errCopyInUse, err)
 	}
-	if err == nil {
-		k.lock = f
-	}
-	return err
+	k.lock = f
+	return nil
 }
 
 // of says which store the database has.
@@ -113,11 +117,13 @@ func (k *keeper) follow(next *loaded) {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	k.latest = next
 	if next.changes != nil {
 		k.pending = append(k.pending, next)
 		return
 	}
-	k.useless, k.pending, k.from = true, nil, 0
+	k.next.remove() // of another history
+	k.useless, k.pending, k.from, k.next = true, nil, 0, nil
 	k.news++
 }
 
@@ -134,6 +140,9 @@ func (s *Store) kept() int64 {
 func (k *keeper) keep() (revision int64) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if k.closed {
+		return 0
+	}
 	err := k.own()
 	if err == nil {
 		err = k.update()
@@ -141,10 +150,10 @@ func (k *keeper) keep() (revision int64) {
 	revision = math.MaxInt64
 	switch {
 	case errors.Is(err, errCopyInUse): // the node that has it reports for it
+	case k.useless && k.maybeOnDisk(): // a later process may be able to use it
+		revision = 0
 	case k.log != nil:
 		revision = k.log.at.revision
-	case k.useless && k.onDisk(): // a later process may be able to use it
-		revision = 0
 	}
 	before := k.fault
 	k.fault = ""
@@ -207,6 +216,9 @@ func (k *keeper) append(l *copyLog) error {
 	before := l.at
 	for _, p := range k.pending {
 		if p.revision > l.at.revision {
+			if p.since != l.at.revision {
+				return fmt.Errorf("the changes from revision %d to %d are missing; please report it", l.at.revision, p.since)
+			}
 			if err := l.append(frameChange, p.position, copyFrame{Changes: *p.changes}); err != nil {
 				return err
 			}
@@ -240,49 +252,51 @@ func (k *keeper) acknowledge() {
 	if k.log != nil {
 		k.failure = k.writeHead(k.log)
 	}
-	if k.making > 0 || k.next != nil || time.Now().Before(k.retry) ||
+	if k.making || k.next != nil || k.latest == nil || time.Now().Before(k.retry) ||
 		k.log != nil && k.log.size-k.log.base <= max(k.log.base, minCopyGrowth) {
 		return
 	}
-	at, news := k.store.inForce.Load(), k.news
-	k.making++
-	k.from = at.revision
+	// Not the directory in force: follow may have been called already for the one after it.
+	at, news := k.latest, k.news
+	k.making, k.from = true, at.revision
 	k.store.start(func(ctx context.Context) {
-		_ = k.store.safely("making the last good copy", func() error {
-			l, err := writeCopyLog(k.dir, at, ctx.Done())
-			k.mu.Lock()
-			defer k.mu.Unlock()
-			k.making--
-			switch {
-			case err != nil:
-				k.failure, k.retry, k.from = err, time.Now().Add(copyRetry), 0
-			case news != k.news:
-				return l.remove()
-			default:
-				k.next = l
-			}
-			return nil
+		var l *copyLog
+		err := k.store.safely("making the last good copy", func() (err error) {
+			l, err = writeCopyLog(k.dir, at, k.store.opts.Peppers.IDs(), ctx.Done())
+			return err
 		})
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		k.making = false
+		switch {
+		case err != nil:
+			k.failure, k.retry, k.from = err, time.Now().Add(copyRetry), 0
+		case news != k.news:
+			l.remove()
+		default:
+			k.next = l
+		}
 	})
 }
 
-func (k *keeper) onDisk() bool {
+// maybeOnDisk reports whether a copy that is not to be used may be on disk.
+func (k *keeper) maybeOnDisk() bool {
 	_, err := os.Lstat(filepath.Join(k.dir, copyHeadName))
-	return !errors.Is(err, fs.ErrNotExist)
+	return k.removed || !errors.Is(err, fs.ErrNotExist)
 }
 
 // drop removes the copy. The head goes first: without it the rest is nothing.
 func (k *keeper) drop() error {
 	err := os.Remove(filepath.Join(k.dir, copyHeadName))
-	if err == nil {
+	if k.removed = k.removed || err == nil; k.removed {
 		err = SyncDir(k.dir)
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	k.log.remove()
-	k.log, k.useless = nil, false
-	if k.making == 0 && k.next == nil {
+	k.log, k.useless, k.removed = nil, false, false
+	if !k.making && k.next == nil {
 		k.clean("")
 	}
 	return nil
@@ -290,7 +304,7 @@ func (k *keeper) drop() error {
 
 // clean removes all files of copies but one log and its head.
 func (k *keeper) clean(log string) {
-	for _, pattern := range []string{"*.log", ".copy-*", copyHeadName + ".left"} {
+	for _, pattern := range []string{"*.log", ".copy-*"} {
 		names, _ := filepath.Glob(filepath.Join(k.dir, pattern))
 		for _, name := range names {
 			if filepath.Base(name) != log {
@@ -301,42 +315,38 @@ func (k *keeper) clean(log string) {
 }
 
 // leave calls the function that removes this node from the database. After that no receipt waits for the
-// node, so it may not answer from its copy again.
+// node, so the copy goes first, even if the node then cannot leave.
 func (k *keeper) leave(remove func() error) error {
 	if k == nil {
 		return remove()
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	defer func() {
-		k.next.remove()
-		k.lock.Close() // without a file, an error
-	}()
-	if k.lock == nil {
-		return remove()
-	}
-	head := filepath.Join(k.dir, copyHeadName)
-	err := os.Rename(head, head+".left")
+	k.next.remove()
+	k.next = nil
+	err := k.own()
 	if err == nil {
-		err = SyncDir(k.dir)
+		err = k.drop()
 	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("the last good copy cannot be withdrawn: %w", err)
+	if err != nil && !errors.Is(err, errCopyInUse) && k.maybeOnDisk() {
+		return fmt.Errorf("the last good copy cannot be removed: %w", err)
 	}
-	if err := remove(); err != nil {
-		_ = os.Rename(head+".left", head) // without a copy, an error
-		return err
-	}
-	k.log.remove()
-	k.clean("")
-	return nil
+	return remove()
 }
 
-// close gives the directory back, with the copy in it.
+// close gives the directory back, with the copy in it. From then on k changes nothing there.
 func (k *keeper) close() {
-	if k != nil {
-		k.lock.Close() // without a file, an error
+	if k == nil {
+		return
 	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.closed = true
+	k.next.remove()
+	if k.log != nil {
+		k.log.file.Close()
+	}
+	k.lock.Close() // without a file, an error
 }
 
 // KeepsCopy reports whether this node is to keep a last good copy.

@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -44,7 +45,8 @@ const (
 type copyFrame struct {
 	Revision, Seq int64
 	Hash          string
-	Users         int64 // in the first part: how many follow
+	Users         int64    // in the first part: how many follow
+	Peppers       []string // in the first part: the ids of those that were configured
 	Changes       access.Changes
 }
 
@@ -115,7 +117,7 @@ func (l *copyLog) remove() error {
 }
 
 // writeCopyLog makes a log of a directory in a new file. It fails when over is closed.
-func writeCopyLog(dir string, at *loaded, over <-chan struct{}) (l *copyLog, err error) {
+func writeCopyLog(dir string, at *loaded, peppers []string, over <-chan struct{}) (l *copyLog, err error) {
 	file, err := os.OpenFile(filepath.Join(dir, rand.Text()+".log"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return nil, err
@@ -127,7 +129,7 @@ func writeCopyLog(dir string, at *loaded, over <-chan struct{}) (l *copyLog, err
 		}
 	}()
 	d := at.directory
-	first := copyFrame{Users: int64(d.Len())}
+	first := copyFrame{Users: int64(d.Len()), Peppers: peppers}
 	for _, g := range d.Groups() {
 		first.Changes.Groups = append(first.Changes.Groups, *g)
 	}
@@ -150,8 +152,10 @@ func writeCopyLog(dir string, at *loaded, over <-chan struct{}) (l *copyLog, err
 		}
 	})
 	write()
-	l.base = l.size
-	return l, cmp.Or(err, file.Sync())
+	if l.base = l.size; err == nil {
+		err = file.Sync()
+	}
+	return l, err
 }
 
 // writeCopyHead replaces the head in one step.
@@ -191,8 +195,8 @@ func readCopyHead(dir, url string) (h copyHead, err error) {
 	return h, err
 }
 
-// readCopy reads the log of a head into an empty directory, and opens it for appending.
-func readCopy(dir string, h copyHead, empty *access.Directory) (held *loaded, l *copyLog, err error) {
+// readCopy reads the log of a head, and opens it for appending.
+func readCopy(dir string, h copyHead, opts Options) (held *loaded, l *copyLog, err error) {
 	file, err := os.OpenFile(filepath.Join(dir, h.Log), os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		err = fmt.Errorf("%w: its log is missing", ErrDamaged)
@@ -206,14 +210,14 @@ func readCopy(dir string, h copyHead, empty *access.Directory) (held *loaded, l 
 			file.Close()
 		}
 	}()
-	r := copyReader{in: file, log: l}
+	r := copyReader{in: file, log: l, peppers: opts.Peppers.IDs()}
 	if r.left, err = file.Seek(0, io.SeekEnd); err != nil {
 		return nil, nil, err
 	}
 	if _, err = file.Seek(0, io.SeekStart); err != nil {
 		return nil, nil, err
 	}
-	d, err := r.directory(h, empty)
+	d, err := r.directory(h, access.NewDirectory(opts.Peppers, opts.DefaultGroup))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -229,6 +233,9 @@ type copyReader struct {
 	in   io.Reader
 	left int64 // bytes of the file that are not read yet
 	log  *copyLog
+
+	peppers []string // the ids of those that are configured
+	more    bool     // the log was made without one of them
 }
 
 // next returns the text of the next frame, or nil if there is no other whole one.
@@ -251,7 +258,7 @@ func (r *copyReader) next() ([]byte, error) {
 	r.left -= n
 	text := b[:n-sha256.Size]
 	chain := nextHash(r.log.chain, text)
-	if !bytes.Equal(chain[:], b[n-sha256.Size:]) {
+	if len(text) == 0 || !bytes.Equal(chain[:], b[n-sha256.Size:]) {
 		return nil, nil
 	}
 	r.log.size, r.log.chain = r.log.size+int64(len(head))+n, chain
@@ -293,12 +300,19 @@ func (r *copyReader) directory(h copyHead, d *access.Directory) (*access.Directo
 			group.Go(func() error {
 				var f copyFrame
 				err := decodeFrame(text, &f)
-				return cmp.Or(err, edit.Users(f.Changes.Users, nil))
+				if err == nil && r.more && slices.ContainsFunc(f.Changes.Users, hasLostPepper) {
+					err = errors.New("it has tokens whose pepper is configured now, and was not when the copy was made")
+				}
+				if err == nil {
+					err = edit.Users(f.Changes.Users, nil)
+				}
+				return err
 			})
 			continue
 		case kind == framePart:
 			if err = decodeFrame(text, &f); err == nil {
 				edit, err = d.Edit(f.Revision)
+				r.more = slices.ContainsFunc(r.peppers, func(id string) bool { return !slices.Contains(f.Peppers, id) })
 			}
 			if err == nil {
 				err = edit.Groups(f.Changes.Groups, nil)
@@ -317,6 +331,10 @@ func (r *copyReader) directory(h copyHead, d *access.Directory) (*access.Directo
 		}
 		r.log.at = position{f.Revision, f.Seq, f.Hash}
 	}
+}
+
+func hasLostPepper(u access.User) bool {
+	return slices.ContainsFunc(u.Tokens, func(t access.Token) bool { return t.Pepper == access.LostPepper })
 }
 
 func decodeFrame(text []byte, f *copyFrame) error {

@@ -72,7 +72,7 @@ type listener struct {
 
 // listen looks for changes on one connection until it is lost, or ctx ends.
 func (e *postgresEngine) listen(ctx context.Context) error {
-	if !e.prepared { // the store began with the last good copy
+	if !e.prepared.Load() { // the store began with the last good copy
 		if err := e.prepare(ctx); err != nil {
 			return err
 		}

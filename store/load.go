@@ -126,7 +126,8 @@ type position struct {
 type loaded struct {
 	position
 	directory *access.Directory
-	changes   *access.Changes // since the loaded before it, for the last good copy; nil if all rows were read
+	changes   *access.Changes // for the last good copy; nil if all rows were read
+	since     int64           // the revision after which the changes are
 }
 
 // edit is an edit of the directory that also collects the changes, unless changes is nil.
@@ -153,7 +154,7 @@ func (e *edit) Users(changed []access.User, removed []string) error {
 func (s *Store) edit(current *loaded, to position) (next *loaded, e *edit, err error) {
 	next, e = &loaded{position: to}, &edit{}
 	if current.revision > 0 && s.copy != nil {
-		next.changes = &access.Changes{Revision: to.revision}
+		next.changes, next.since = &access.Changes{Revision: to.revision}, current.revision
 		e.changes = next.changes
 	}
 	e.Edit, err = current.directory.Edit(to.revision)

@@ -278,9 +278,7 @@ func (e *postgresEngine) reportRevision(ctx context.Context, conn *sql.Conn, l l
 }
 
 // leave removes this node, which answers no request any more.
-func (e *postgresEngine) leave() error {
-	ctx, cancel := context.WithTimeout(context.Background(), reportWait)
-	defer cancel()
+func (e *postgresEngine) leave(ctx context.Context) error {
 	_, err := e.store.write.ExecContext(ctx, `DELETE FROM nodes WHERE id = $1 AND started_at = $2`,
 		e.store.node.Load(), e.started)
 	return err

@@ -32,8 +32,8 @@ type postgresEngine struct {
 	writesAlone, readsAlone atomic.Bool
 	name                    string // the URL without its password
 	started                 int64  // the start of this process, by its own clock in milliseconds
-	// prepared is whether the schema is as this program needs it. Only Open and the watcher touch it.
-	prepared bool
+	// prepared is whether the schema is as this program needs it, and channel is set.
+	prepared atomic.Bool
 	channel  string // of notifications: the id of the store, since several stores can share a database
 	// The last look, and when the clock of the database was last set forward.
 	looked atomic.Pointer[look]
@@ -205,12 +205,11 @@ func (e *postgresEngine) prepare(ctx context.Context) error {
 	if err == nil {
 		err = sqlTx.Commit()
 	}
-	switch {
-	case err != nil:
+	if err != nil {
 		return err
 	}
-	e.prepared = true
 	s.copy.of(e.channel)
+	e.prepared.Store(true)
 	switch {
 	case !ours:
 		s.log.Warn("there was no store, and a new one without any service user was made; "+
@@ -442,7 +441,13 @@ func (e *postgresEngine) forms() map[string]string {
 	}
 }
 
-func (e *postgresEngine) inPlace() error { return nil }
+// inPlace returns an error until the database has answered, if the store began with its last good copy.
+func (e *postgresEngine) inPlace() error {
+	if !e.prepared.Load() {
+		return fmt.Errorf("%w: %s", errAway, e.store.Fault())
+	}
+	return nil
+}
 
 // readers is 1: a node has at most three connections, for changes, for the watcher, and this one.
 func (e *postgresEngine) readers() int { return 1 }
@@ -454,7 +459,14 @@ func (e *postgresEngine) work() []func(context.Context) {
 }
 
 func (e *postgresEngine) end() {
-	if err := e.store.copy.leave(e.leave); err != nil {
+	defer e.store.copy.close()
+	ctx, cancel := context.WithTimeout(context.Background(), reportWait)
+	defer cancel()
+	err := e.store.write.PingContext(ctx) // if the database is away, the node keeps its copy
+	if err == nil {
+		err = e.store.copy.leave(func() error { return e.leave(ctx) })
+	}
+	if err != nil {
 		e.store.log.Warn("the node could not say that it ends", zap.String("store", e.name),
 			zap.Stringp("node", e.store.node.Load()), zap.Error(err))
 	}

@@ -193,8 +193,6 @@ func Open(ctx context.Context, path string, opts Options) (*Store, error) {
 	} else {
 		s.start(s.recordUses, every(opts.UseInterval, s.keepFigures), every(jitter(opts.refusalPoll), s.keepRefusals))
 	}
-	s.kept()
-	s.copy.acknowledge()
 	s.start(s.work()...)
 	if limit := s.opts.MaxStaleness; limit > 0 {
 		s.start(every(min(max(limit/10, time.Millisecond), time.Second), s.watchAge))
@@ -216,6 +214,8 @@ func (s *Store) begin(ctx context.Context, path string) error {
 	}
 	s.clock.logBack(s.log, s.older())
 	s.report(nil, asOf)
+	s.kept()
+	s.copy.acknowledge() // of this report: with an earlier one belongs the limit of that time
 	return nil
 }
 
