@@ -8,6 +8,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -157,10 +158,12 @@ func (c *cluster) write(round string) (stop func()) {
 			}
 		})
 	}
-	return func() {
+	stop = sync.OnceFunc(func() {
 		close(end)
 		writing.Wait()
-	}
+	})
+	c.t.Cleanup(stop) // before the stores close
+	return stop
 }
 
 func (c *cluster) writeOne(node, n int, user, description string) {
@@ -288,6 +291,32 @@ func (c *cluster) check(round int) {
 		if r, err := s.VerifyAudit(ctx, Local, AuditHead{}); err != nil || r.Problem != "" {
 			t.Errorf("failover %d: the audit trail: got %+v, %v", round, r, err)
 		}
+	}
+}
+
+// A host that is gone delays the first connection of a node alone.
+func TestPostgresHostGone(t *testing.T) {
+	gone := must(net.Listen("tcp", "127.0.0.1:0"))
+	defer gone.Close()
+	var tried atomic.Int64
+	go func() {
+		for {
+			if _, err := gone.Accept(); err != nil { // it gets no answer
+				return
+			}
+			tried.Add(1)
+		}
+	}()
+	server := pgtest.Shared(t)
+	at := server.TCPURL(pgtest.Role, server.NewSchema(t, pgtest.Role)) + "&connect_timeout=1"
+	s := open(t, strings.Replace(at, "@", "@"+gone.Addr().String()+",", 1), Options{})
+	before := tried.Load()
+	for range 3 {
+		dropIdle(s.read)
+		must(s.nodes(ctx))
+	}
+	if after := tried.Load(); before == 0 || after > before {
+		t.Errorf("connections to the host that is gone: got %d and %d more, want one", before, after-before)
 	}
 }
 
