@@ -508,6 +508,46 @@ func TestPostgresSilence(t *testing.T) {
 	_ = running.Wait()
 }
 
+// Reads that get no answer do not keep the watcher from connecting again.
+func TestPostgresReadsHang(t *testing.T) {
+	setTimeout(t, &changeTimeout, time.Hour)
+	server := pgtest.Shared(t)
+	schema := server.NewSchema(t, pgtest.Role)
+	release := make(chan struct{})
+	at := must(url.Parse(server.TCPURL(pgtest.Role, schema) + "&application_name=" + schema))
+	at.Host = pgtest.Proxy(t, at.Host, func(sent []byte) (end, forward bool) {
+		if bytes.Contains(sent, []byte("FROM permissions")) {
+			<-release
+			return true, false
+		}
+		return false, false
+	})
+	direct := open(t, server.SocketURL(pgtest.Role, schema), Options{})
+	s := open(t, at.String(), Options{})
+	reading, cancel := context.WithCancel(ctx)
+	var reads sync.WaitGroup
+	end := sync.OnceFunc(func() {
+		cancel()
+		reads.Wait()
+		close(release)
+	})
+	defer end()
+	for range 10 {
+		reads.Go(func() {
+			if _, err := s.Permissions(reading, Local); err == nil {
+				t.Error("a read got an answer")
+			}
+		})
+	}
+	eventually(t, "the reads", func() bool { return s.read.Stats().WaitCount >= 9 })
+	mustDo(server.Exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = '` + schema + `'`))
+	addGroup(direct, "g")
+	eventually(t, "the change of another node", func() bool { return s.Directory().Revision() == direct.Directory().Revision() })
+	mended(t, s)
+	end()
+	idle(t, "afterwards", s)
+}
+
 // A node ends in time although the database answers nothing.
 func TestPostgresSilentEnd(t *testing.T) {
 	shortTimeouts(t)
