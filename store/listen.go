@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"database/sql"
-	"database/sql/driver"
 	"fmt"
 	"math/rand/v2"
 	"strconv"
@@ -77,15 +76,14 @@ func (e *postgresEngine) listen(ctx context.Context) error {
 			return err
 		}
 	}
-	conn, err := e.store.read.Conn(ctx)
+	// Reads that wait for an answer cannot take the connection of this pool.
+	db := e.servers.openDB(&e.readsAlone, unchecked)
+	defer db.Close()
+	conn, err := db.Conn(ctx)
 	if err != nil {
 		return err
 	}
-	// The connection is closed, not returned: it listens.
-	defer func() {
-		_ = conn.Raw(func(any) error { return driver.ErrBadConn })
-		conn.Close()
-	}()
+	defer conn.Close()
 	l := listener{postgresEngine: e, conn: conn, own: newID("echo", e.store.Now())}
 	// LISTEN comes before the first look, so that no change falls between them.
 	listening, cancel := context.WithTimeout(ctx, lookTimeout)

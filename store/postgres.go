@@ -139,7 +139,7 @@ func urlProblem(err error) string {
 
 var quoted = regexp.MustCompile("\"[^\"]*\"?|'[^']*'?|`[^`]*`?")
 
-// open opens one connection for changes, and two for reading, of which the watcher keeps one.
+// open opens one connection for changes, and one for reading. The watcher has one of its own.
 func (e *postgresEngine) open(ctx context.Context) error {
 	s := e.store
 	e.started = s.Now().UnixMilli()
@@ -152,10 +152,10 @@ func (e *postgresEngine) open(ctx context.Context) error {
 		}
 		return nil
 	}
-	s.write = e.servers.openDB(&e.writesAlone, func(context.Context, *pgx.Conn) error { return nil })
+	s.write = e.servers.openDB(&e.writesAlone, unchecked)
 	s.read = e.servers.openDB(&e.readsAlone, look)
 	s.write.SetMaxOpenConns(1)
-	s.read.SetMaxOpenConns(2)
+	s.read.SetMaxOpenConns(1)
 	s.write.SetConnMaxIdleTime(idleTime)
 	s.read.SetConnMaxIdleTime(idleTime)
 	return e.prepare(ctx)

@@ -65,6 +65,8 @@ func (s *servers) openDB(alone *atomic.Bool, check func(context.Context, *pgx.Co
 	return sql.OpenDB(p)
 }
 
+func unchecked(context.Context, *pgx.Conn) error { return nil }
+
 // leave makes the next server the one to try, unless another one is already.
 func (s *servers) leave(at int64) { s.at.CompareAndSwap(at, (at+1)%int64(len(s.configs))) }
 
