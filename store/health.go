@@ -134,7 +134,9 @@ func (s *Store) report(err error, asOf time.Time) {
 	case err != nil && err.Error() != before:
 		text := err.Error()
 		s.fault.Store(&text)
+		source, asOf := s.Source()
 		s.log.Error("the store cannot be read; requests are answered from the last directory that was read",
-			zap.String("store", s.path), zap.Int64("revision", s.Directory().Revision()), zap.Error(err))
+			zap.String("store", s.path), zap.Int64("revision", s.Directory().Revision()),
+			zap.String("source", source), zap.Time("as_of", asOf), zap.Error(err))
 	}
 }

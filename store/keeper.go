@@ -57,10 +57,7 @@ const (
 // newKeeper returns the keeper of a directory, and the copy in it, or nil if it cannot be used.
 func newKeeper(s *Store, dir string) (k *keeper, held *loaded, h copyHead) {
 	k = &keeper{store: s, dir: dir}
-	err := os.MkdirAll(dir, 0o700)
-	if err == nil {
-		err = k.own()
-	}
+	err := k.own()
 	if err == nil {
 		if h, err = readCopyHead(dir, s.path); err == nil {
 			held, k.log, err = readCopy(dir, h, s.opts)
@@ -74,11 +71,6 @@ func newKeeper(s *Store, dir string) (k *keeper, held *loaded, h copyHead) {
 		k.id, k.latest = h.Store, held
 		k.clean(h.Log)
 	}
-	switch {
-	case errors.Is(err, errCopyInUse): // keep logs it
-	case err != nil:
-		s.log.Error("the last good copy of the store cannot be used", zap.String("directory", dir), zap.Error(err))
-	}
 	return k, held, h
 }
 
@@ -88,6 +80,9 @@ var errCopyInUse = errors.New("another process, or the store before a reload, ke
 func (k *keeper) own() error {
 	if k.lock != nil {
 		return nil
+	}
+	if err := os.MkdirAll(k.dir, 0o700); err != nil {
+		return err
 	}
 	f, err := os.OpenFile(filepath.Join(k.dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -159,6 +154,8 @@ func (k *keeper) keep() (revision int64) {
 	k.fault = ""
 	if err = cmp.Or(err, k.failure); err != nil {
 		k.fault = err.Error()
+	} else if k.log == nil {
+		k.fault = "the copy is being made"
 	}
 	switch log := k.store.log.With(zap.String("directory", k.dir)); {
 	case k.fault == before:
@@ -167,7 +164,7 @@ func (k *keeper) keep() (revision int64) {
 	case err != nil:
 		log.Error("the last good copy of the store cannot be kept; without it, a start while the database is "+
 			"away answers no request", zap.Error(err))
-	default:
+	case k.log != nil:
 		log.Info("the last good copy of the store is kept")
 	}
 	return revision
@@ -361,8 +358,5 @@ func (s *Store) CopyFault() string {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.log == nil && k.fault == "" {
-		return "the copy is being made"
-	}
 	return k.fault
 }

@@ -182,6 +182,9 @@ func Open(ctx context.Context, path string, opts Options) (*Store, error) {
 		err = s.beginFrom(ctx, path, held, head)
 	} else if err = s.begin(ctx, path); err != nil && s.copy != nil && s.copy.refused != nil {
 		err = fmt.Errorf("%w; the last good copy in %q cannot be used either: %w", err, opts.CopyDir, s.copy.refused)
+	} else if err == nil && s.copy != nil && s.copy.refused != nil && !errors.Is(s.copy.refused, errCopyInUse) {
+		s.log.Error("the last good copy of the store cannot be used",
+			zap.String("directory", opts.CopyDir), zap.Error(s.copy.refused))
 	}
 	if err != nil {
 		s.copy.close()
@@ -232,6 +235,9 @@ func (s *Store) beginFrom(ctx context.Context, path string, held *loaded, head c
 		return err
 	}
 	s.report(err, time.Time{})
+	if s.watchAge(ctx); s.Stale() { // which it has logged
+		return nil
+	}
 	s.log.Warn("requests are answered from the last good copy, until the database answers or max_staleness is over",
 		zap.String("store", s.path), zap.Int64("revision", held.revision), zap.Time("as_of", s.Checked()),
 		zap.Duration("max_staleness", s.opts.MaxStaleness))
