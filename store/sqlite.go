@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"runtime"
 	"regexp"
 	"strings"
 	"sync"
@@ -431,8 +432,11 @@ func explainSQLite(err error) error {
 	return err
 }
 
-// SyncDir makes new entries of a directory durable.
+// SyncDir makes new entries of a directory durable. Windows does not let a process do that.
 func SyncDir(dir string) error {
+	if runtime.GOOS == "windows" {
+		return nil
+	}
 	d, err := os.Open(dir)
 	if err != nil {
 		return err
