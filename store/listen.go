@@ -77,7 +77,7 @@ func (e *postgresEngine) listen(ctx context.Context) error {
 		}
 	}
 	// Reads that wait for an answer cannot take the connection of this pool.
-	db := e.servers.openDB(&e.readsAlone, unchecked)
+	db := e.servers.openDB(&e.reportsAlone, unchecked)
 	defer db.Close()
 	conn, err := db.Conn(ctx)
 	if err != nil {

@@ -254,7 +254,7 @@ func (e *postgresEngine) reportRevision(ctx context.Context, conn *sql.Conn, l l
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), reportWait)
 	defer cancel()
 	sent, at := s.Now(), time.Now()
-	e.readsAlone.Store(false)
+	e.reportsAlone.Store(false)
 	now, err := scanMilli(conn.QueryRowContext(ctx, `
 		UPDATE nodes SET seen_at = $4, revision = $3
 		WHERE id = $1 AND started_at = $2 AND seen_at + max_staleness > `+databaseTime+`
@@ -262,7 +262,7 @@ func (e *postgresEngine) reportRevision(ctx context.Context, conn *sql.Conn, l l
 	switch {
 	case errors.Is(err, sql.ErrNoRows): // the time of this node is over, or it was forgotten
 		asOf, err = e.join(ctx)
-	case err == nil && e.readsAlone.Load(): // after a failover receipts would not know of it
+	case err == nil && e.reportsAlone.Load(): // after a failover receipts would not know of it
 		err = errAlone
 	case err == nil:
 		e.reported, e.reportedAt = revision, at

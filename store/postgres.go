@@ -28,10 +28,10 @@ type postgresEngine struct {
 	store   *Store
 	config  *pgx.ConnConfig
 	servers *servers
-	// Whether PostgreSQL has answered a commit of s.write or s.read with the warning of errAlone.
-	writesAlone, readsAlone atomic.Bool
-	name                    string // the URL without its password
-	started                 int64  // the start of this process, by its own clock in milliseconds
+	// Whether PostgreSQL has answered a commit of a change, or a report of the watcher, with the warning of errAlone.
+	writesAlone, reportsAlone atomic.Bool
+	name                      string // the URL without its password
+	started                   int64  // the start of this process, by its own clock in milliseconds
 	// prepared is whether the schema is as this program needs it, and channel is set.
 	prepared atomic.Bool
 	channel  string // of notifications: the id of the store, since several stores can share a database
@@ -153,7 +153,7 @@ func (e *postgresEngine) open(ctx context.Context) error {
 		return nil
 	}
 	s.write = e.servers.openDB(&e.writesAlone, unchecked)
-	s.read = e.servers.openDB(&e.readsAlone, look)
+	s.read = e.servers.openDB(&e.reportsAlone, look)
 	s.write.SetMaxOpenConns(1)
 	s.read.SetMaxOpenConns(1)
 	s.write.SetConnMaxIdleTime(idleTime)
