@@ -105,6 +105,10 @@ func (s *Store) Wait(ctx context.Context, revision int64) (r Receipt, err error)
 		asking, cancel := context.WithTimeout(context.WithoutCancel(ctx), reportWait)
 		list, err := s.nodes(asking)
 		cancel()
+		// Such as a primary that a failover has left behind. Its list is not the one that counts.
+		if slices.ContainsFunc(list, func(n Node) bool { return n.Revision+n.Lag < revision }) {
+			err = errors.New("the database that answered does not have the change")
+		}
 		if err == nil {
 			if r = s.receipt(list, revision, &begun); len(r.Late) == 0 {
 				return r, nil

@@ -193,6 +193,12 @@ func TestPostgresReceipt(t *testing.T) {
 			}
 		}
 	}
+	// A database that lacks the change has another list of nodes.
+	waiting, cancel := context.WithTimeout(ctx, time.Millisecond)
+	defer cancel()
+	if r, err := a.Wait(waiting, a.Directory().Revision()+1); err == nil {
+		t.Errorf("of a revision that the database lacks: got %+v", r)
+	}
 	// A node that cannot load the change is late.
 	mustDo(c.lock(ctx))
 	addUser(a, "late")
