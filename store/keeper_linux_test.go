@@ -85,8 +85,13 @@ func TestLastGoodReadOnlyDisk(t *testing.T) {
 	if got := s.CopyFault(); !strings.Contains(got, "read-only file system") {
 		t.Errorf("got the fault %q", got)
 	}
-	mustDo(s.Close())
 	b := open(t, a.url, Options{NodeID: "node_b"})
+	for _, node := range must(b.Nodes(ctx, Local)) {
+		if node.ID == "node_a" && node.Revision != 0 {
+			t.Errorf("the node has reported revision %d, and its copy lacks it", node.Revision)
+		}
+	}
+	mustDo(s.Close())
 	if nodes := must(b.Nodes(ctx, Local)); len(nodes) != 2 {
 		t.Errorf("got %d nodes: the node left the list, and its old copy is still there", len(nodes))
 	}

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -56,6 +57,11 @@ func (n *node) end() (dir string) {
 	n.s.stop()
 	mustDo(os.CopyFS(dir, os.DirFS(n.s.copy.dir)))
 	n.s.copy.close()
+	if h, err := readCopyHead(dir, n.s.path); err == nil { // it was killed while it wrote
+		log := must(os.OpenFile(filepath.Join(dir, h.Log), os.O_WRONLY|os.O_APPEND, 0))
+		must(log.Write(make([]byte, n.draw.IntN(100))))
+		mustDo(log.Close())
+	}
 	return dir
 }
 
@@ -322,6 +328,32 @@ func TestKeeperGap(t *testing.T) {
 	n.report()
 	if k.log == nil || k.log.at.revision != 4 || k.failure != nil {
 		t.Errorf("got the log %+v and the fault %v", k.log, k.failure)
+	}
+	n.end()
+}
+
+// The copy learns of a directory before requests are answered from it: a report between the two would be of a
+// revision that the copy lacks.
+func TestKeeperFollowsFirst(t *testing.T) {
+	n := begun(t)
+	before, next := n.s.inForce.Load(), n.change(false)
+	n.s.copy.mu.Lock()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		n.s.install(next)
+	}()
+	eventually(t, "the call of follow", func() bool {
+		stacks := make([]byte, 1<<20)
+		return strings.Contains(string(stacks[:runtime.Stack(stacks, true)]), "(*keeper).follow")
+	})
+	if n.s.inForce.Load() != before {
+		t.Error("the next directory is in force")
+	}
+	n.s.copy.mu.Unlock()
+	<-done
+	if n.s.inForce.Load() != next {
+		t.Error("the next directory is not in force")
 	}
 	n.end()
 }

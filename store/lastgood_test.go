@@ -10,6 +10,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -289,6 +290,30 @@ func TestLastGoodLimit(t *testing.T) {
 			t.Errorf("after %d minutes: got stale %v at the age of %v", minutes, got, again.Age())
 		}
 		mustDo(again.Close())
+	}
+}
+
+// A database without a store is not that of the copy. The node says so, answers from the copy, and makes no store.
+func TestLastGoodWiped(t *testing.T) {
+	a := newAway(t)
+	s := open(t, a.at, a.options())
+	u, in := addUser(s, "u")
+	mustDo(s.RevokeToken(ctx, Local, u.ID, in.ID, 0))
+	a.kept(s)
+	opts := a.options()
+	opts.CopyDir = a.dead()
+	mustDo(s.Close())
+	schema := must(url.Parse(a.url)).Query().Get("search_path")
+	mustDo(pgtest.Shared(t).Exec("DROP SCHEMA " + schema + " CASCADE; CREATE SCHEMA " + schema + " AUTHORIZATION " + pgtest.Role))
+	s = open(t, a.at, opts)
+	if source, _ := s.Source(); source != FromCopy || !strings.Contains(s.Fault(), "no store") {
+		t.Errorf("got the source %s and the fault %q", source, s.Fault())
+	}
+	if got := probe(s, u.ID, in.Secret, "GET /a"); got != access.TokenRevoked {
+		t.Errorf("got %s", got)
+	}
+	if _, err := Open(ctx, a.url, Options{Existing: true}); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("got %v, want that there is no store", err)
 	}
 }
 
