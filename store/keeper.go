@@ -66,8 +66,9 @@ func newKeeper(s *Store, dir string) (k *keeper, held *loaded, h copyHead) {
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil
 	}
-	k.refused, k.useless = err, held == nil
-	if held != nil {
+	if k.refused, k.useless = err, held == nil || err != nil; k.useless {
+		held, k.log = nil, nil
+	} else {
 		k.id, k.latest = h.Store, held
 		k.clean(h.Log)
 	}
@@ -247,6 +248,10 @@ func (k *keeper) acknowledge() {
 		return
 	}
 	if k.log != nil {
+		if _, err := os.Lstat(k.log.file.Name()); err != nil { // somebody has removed it
+			k.failure, k.useless = err, true
+			return
+		}
 		k.failure = k.writeHead(k.log)
 	}
 	if k.making || k.next != nil || k.latest == nil || time.Now().Before(k.retry) ||

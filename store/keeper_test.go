@@ -358,6 +358,22 @@ func TestKeeperFollowsFirst(t *testing.T) {
 	n.end()
 }
 
+// A log that somebody has removed is made again.
+func TestKeeperLogRemoved(t *testing.T) {
+	n := begun(t)
+	mustDo(os.Remove(n.s.copy.log.file.Name()))
+	for range 2 {
+		n.s.copy.acknowledge()
+		n.made()
+		n.s.kept()
+	}
+	n.report()
+	if h := must(readCopyHead(n.s.copy.dir, n.s.path)); h.Revision != 1 || n.s.CopyFault() != "" {
+		t.Errorf("got %+v and the fault %q", h, n.s.CopyFault())
+	}
+	n.end()
+}
+
 // A store that is closed leaves the directory to the next one, whatever its last goroutines do.
 func TestKeeperClosed(t *testing.T) {
 	first := begun(t)
@@ -380,7 +396,9 @@ func TestKeeperClosed(t *testing.T) {
 
 // A log whose digests are right, and whose contents are not, is refused.
 func TestCopyOfNonsense(t *testing.T) {
-	for what, text := range map[string]string{"an empty frame": "", "no gob": "p\xff\xff", "another kind": "x", "a kind alone": "c"} {
+	for what, text := range map[string]string{
+		"an empty frame": "", "no gob": "p\xff\xff", "another kind": "x", "a kind alone": "c",
+	} {
 		dir := t.TempDir()
 		chain := nextHash([32]byte{}, []byte(text))
 		frame := slices.Concat([]byte{0, 0, 0, byte(len(text))}, []byte(text), chain[:])
