@@ -110,7 +110,7 @@ func (s *Store) unlock() { s.writing <- struct{}{} }
 func (s *Store) install(next *loaded) {
 	if s.inForce.Load() != next {
 		s.copy.follow(next)
-		s.inForce.Store(next)
+		s.inForce.Store(&loaded{position: next.position, directory: next.directory}) // without the changes
 		s.announce()
 	}
 }

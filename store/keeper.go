@@ -29,6 +29,9 @@ type keeper struct {
 	dir     string
 	refused error // why the copy that was there cannot be used; nil for none
 
+	inbox   sync.Mutex // of arrived alone: a disk that hangs must not keep a change from coming into force
+	arrived []*loaded  // what follow has taken since the last keep
+
 	mu      sync.Mutex
 	lock    *os.File  // of the directory; nil while another store has it
 	id      string    // of the store in the database
@@ -49,7 +52,7 @@ type keeper struct {
 
 const (
 	// copyRetry is the pause after a failed attempt to make a log.
-	copyRetry = 10 * time.Second
+	copyRetry = time.Minute
 	// minCopyGrowth is the least number of bytes of changes after which a new log is made.
 	minCopyGrowth = 1 << 20
 )
@@ -108,19 +111,29 @@ func (k *keeper) of(id string) {
 
 // follow takes the next directory before it is in force. The caller has the turn of the store.
 func (k *keeper) follow(next *loaded) {
-	if k == nil {
-		return
+	if k != nil {
+		k.inbox.Lock()
+		defer k.inbox.Unlock()
+		k.arrived = append(k.arrived, next)
 	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.latest = next
-	if next.changes != nil {
-		k.pending = append(k.pending, next)
-		return
+}
+
+// take takes what follow has left, in its order.
+func (k *keeper) take() {
+	k.inbox.Lock()
+	arrived := k.arrived
+	k.arrived = nil
+	k.inbox.Unlock()
+	for _, next := range arrived {
+		k.latest = &loaded{position: next.position, directory: next.directory}
+		if next.changes != nil {
+			k.pending = append(k.pending, next)
+			continue
+		}
+		k.next.remove() // of another history
+		k.useless, k.pending, k.from, k.next = true, nil, 0, nil
+		k.news++
 	}
-	k.next.remove() // of another history
-	k.useless, k.pending, k.from, k.next = true, nil, 0, nil
-	k.news++
 }
 
 // kept brings the copy up to date, and returns the latest revision that may be reported as in force.
@@ -139,9 +152,12 @@ func (k *keeper) keep() (revision int64) {
 	if k.closed {
 		return 0
 	}
+	k.take()
 	err := k.own()
 	if err == nil {
 		err = k.update()
+	} else { // what there is belongs to another store, or cannot be written
+		k.pending, k.useless = nil, true
 	}
 	revision = math.MaxInt64
 	switch {
