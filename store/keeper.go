@@ -251,26 +251,31 @@ func (k *keeper) writeHead(l *copyLog) error {
 	})
 }
 
-// acknowledge notes in the head that the database has taken a report. It also starts to make a new log, if
-// there is none, or if the changes in it have become longer than the rest.
+// acknowledge notes in the head that the database has taken a report.
 func (k *keeper) acknowledge() {
 	if k == nil {
 		return
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	// A head from before the first report keeps the max_staleness that the database knows.
-	if k.lock == nil || k.useless || k.store.copied.Load() {
+	if k.lock == nil || k.useless || k.log == nil {
 		return
 	}
-	if k.log != nil {
-		if _, err := os.Lstat(k.log.file.Name()); err != nil { // somebody has removed it
-			k.failure, k.useless = err, true
-			return
-		}
-		k.failure = k.writeHead(k.log)
+	if _, err := os.Lstat(k.log.file.Name()); err != nil { // somebody has removed it
+		k.failure, k.useless = err, true
+		return
 	}
-	if k.making || k.next != nil || k.latest == nil || time.Now().Before(k.retry) ||
+	k.failure = k.writeHead(k.log)
+}
+
+// renew starts to make a new log, if there is none, or if the changes in it have become longer than the rest.
+func (k *keeper) renew() {
+	if k == nil {
+		return
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.lock == nil || k.useless || k.making || k.next != nil || k.latest == nil || time.Now().Before(k.retry) ||
 		k.log != nil && k.log.size-k.log.base <= max(k.log.base, minCopyGrowth) {
 		return
 	}

@@ -57,6 +57,7 @@ func TestLastGoodFullDisk(t *testing.T) {
 	s.copy.retry = time.Time{}
 	s.copy.mu.Unlock()
 	s.copy.acknowledge()
+	s.copy.renew()
 	a.kept(s)
 	again := a.start(t, a.dead(), a.options())
 	if got := probe(again, u.ID, in.Secret, "GET /a"); got != access.TokenRevoked {

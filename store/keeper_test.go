@@ -118,6 +118,7 @@ func (n *node) work() {
 		n.report()
 	case 2:
 		k.acknowledge()
+		k.renew()
 	default:
 		n.made()
 	}
@@ -263,6 +264,7 @@ func begun(t *testing.T) *node {
 	n.put(n.change(true))
 	n.s.kept()
 	n.s.copy.acknowledge()
+	n.s.copy.renew()
 	n.made()
 	n.report()
 	if n.s.copy.log == nil {
@@ -299,6 +301,7 @@ func TestKeeperOldHistory(t *testing.T) {
 	k := n.s.copy
 	k.log.base = -2 * minCopyGrowth
 	k.acknowledge()
+	k.renew()
 	n.made()
 	if k.next == nil {
 		t.Fatal("no log waits")
@@ -322,6 +325,7 @@ func TestKeeperGap(t *testing.T) {
 	n.s.kept()
 	k.retry = time.Time{}
 	k.acknowledge()
+	k.renew()
 	n.s.inForce.Store(next)
 	n.made()
 	n.put(n.change(false))
@@ -366,6 +370,7 @@ func TestKeeperLogRemoved(t *testing.T) {
 	mustDo(os.Remove(n.s.copy.log.file.Name()))
 	for range 2 {
 		n.s.copy.acknowledge()
+		n.s.copy.renew()
 		n.made()
 		n.s.kept()
 	}

@@ -248,6 +248,7 @@ func reportEvery(max time.Duration) time.Duration { return min(max/10, 10*time.S
 func (e *postgresEngine) reportRevision(ctx context.Context, conn *sql.Conn, l look) error {
 	s := e.store
 	revision, asOf := s.kept(), l.asOf
+	s.copy.renew()
 	if revision == e.reported && time.Since(e.reportedAt) < reportEvery(s.opts.MaxStaleness) && s.Fault() == "" {
 		return nil
 	}

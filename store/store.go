@@ -219,6 +219,7 @@ func (s *Store) begin(ctx context.Context, path string) error {
 	s.report(nil, asOf)
 	s.kept()
 	s.copy.acknowledge() // of this report: with an earlier one belongs the limit of that time
+	s.copy.renew()
 	return nil
 }
 
