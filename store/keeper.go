@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"go.uber.org/zap"
@@ -164,6 +165,8 @@ func (k *keeper) keep() (revision int64) {
 	case errors.Is(err, errCopyInUse): // the node that has it reports for it
 	case k.useless && k.maybeOnDisk(): // a later process may be able to use it
 		revision = 0
+		err = fmt.Errorf("it cannot be removed, so this node reports no change to the database, and receipts "+
+			"name it as late; make the directory writable: %w", err)
 	case k.log != nil:
 		revision = k.log.at.revision
 	}
@@ -191,8 +194,7 @@ func (k *keeper) keep() (revision int64) {
 func (k *keeper) update() error {
 	if k.useless {
 		if err := k.drop(); err != nil {
-			return fmt.Errorf("it cannot be removed, so this node reports no change to the database, and receipts "+
-				"name it as late; make the directory writable: %w", err)
+			return err
 		}
 	}
 	if k.next != nil {
@@ -305,7 +307,7 @@ func (k *keeper) renew() {
 // maybeOnDisk reports whether a copy that is not to be used may be on disk.
 func (k *keeper) maybeOnDisk() bool {
 	_, err := os.Lstat(filepath.Join(k.dir, copyHeadName))
-	return k.removed || !errors.Is(err, fs.ErrNotExist)
+	return k.removed || !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR)
 }
 
 // drop removes the copy. The head goes first: without it the rest is nothing.
