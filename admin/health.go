@@ -20,7 +20,7 @@ func (a *API) healthz(*call, None) (Health, error) { return Health{"ok"}, nil }
 type Readiness struct {
 	Status    string    `json:"status"`     // "ok"
 	Store     string    `json:"store"`      // "ok", or the fault of the last attempt to read the store
-	Source    string    `json:"source"`     // of the directory: "database"; "memory": read before the fault; "copy": the last good copy
+	Source    string    `json:"source"`     // "database"; "memory": read before a fault; "copy": the last good copy
 	Copy      string    `json:"copy"`       // "ok", or why this node keeps no last good copy; "" with SQLite
 	Revision  int64     `json:"revision"`   // the revision of the directory that requests are checked against
 	CheckedAt time.Time `json:"checked_at"` // the time when the store last had nothing newer than this revision

@@ -69,6 +69,8 @@ func TestTroublesOfPostgres(t *testing.T) {
 		"reporting the revision: timeout":                            nil,
 		"notifications of the database do not arrive":                nil, // TestPostgresPooler in store
 		"this node is read-only":                                     nil, // TestMoveOfFleetPage
+		"the last good copy of the store cannot be kept":             nil, // TestLastGoodCopy
+		"the last good copy of the store cannot be used":             nil, // TestLastGoodRefused in store
 	}
 	rows, text := readTroubles(t).rows("A store in PostgreSQL"), literals(t)
 	untried(t, rows, tried)
