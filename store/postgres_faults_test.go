@@ -378,10 +378,17 @@ func TestPostgresTerminated(t *testing.T) {
 		core, logs := observer.New(zap.InfoLevel)
 		a := open(t, server.SocketURL(pgtest.Role, schema), Options{})
 		b := open(t, at.String()+"&application_name="+schema, Options{Log: zap.New(core), Poll: time.Hour})
+		arrives := func(name string) { // a notification announces it
+			t.Helper()
+			addGroup(a, name)
+			want := a.Directory().Revision()
+			eventually(t, statement+": the change of another node", func() bool { return b.Directory().Revision() == want })
+		}
+		arrives("before")
 		if statement == "listening" {
-			terminate(`state = 'idle'`)
+			terminate(`TRUE`)
 			for _, want := range []string{"the store cannot be read", "the store can be read again"} {
-				eventually(t, want, func() bool { return logs.FilterMessageSnippet(want).Len() == 1 })
+				eventually(t, want, func() bool { return logs.FilterMessageSnippet(want).Len() > 0 })
 			}
 		}
 		armed.Store(true)
@@ -389,11 +396,9 @@ func TestPostgresTerminated(t *testing.T) {
 		if armed.Load() == (statement != "listening") {
 			t.Errorf("%s: the statement was not sent", statement)
 		}
-		addGroup(a, "of another node") // which a notification announces
-		want := a.Directory().Revision()
-		eventually(t, statement+": the change of another node", func() bool { return b.Directory().Revision() == want })
-		if events := trail(t, a); len(events) != 2 {
-			t.Errorf("%s: audit records: got %d, want 2", statement, len(events))
+		arrives("after")
+		if events := trail(t, a); len(events) != 3 {
+			t.Errorf("%s: audit records: got %d, want 3", statement, len(events))
 		}
 		idle(t, statement, b)
 	}
