@@ -41,8 +41,8 @@ var pgKills = flag.Int("pgkills", 2, "how often TestPostgresKills ends the datab
 // Nothing acknowledged is lost, nothing refused is made, and no node answers a request from before a change that it has
 // acknowledged.
 func TestPostgresKills(t *testing.T) {
-	// Most of a change is its commit, which waits 5 ms.
-	server, draw := pgtest.Own(t, "fsync=on", "commit_delay=5000", "commit_siblings=0"), random(t)
+	// Most of a change is its commit, which waits 30 ms.
+	server, draw := pgtest.Own(t, "fsync=on", "commit_delay=30000", "commit_siblings=0"), random(t)
 	if draw.IntN(2) == 0 { // some changes are not known in the end
 		setTimeout(t, &commitWait, 100*time.Millisecond)
 	}
