@@ -177,6 +177,7 @@ type usage struct {
 	reports int64         // of nodes: updates of the table nodes
 	commits int64         // of transactions, also of those that only read
 	cpu     time.Duration // of all processes of the server
+	memory  int64         // of their own, in bytes
 }
 
 func (db *database) usage() (u usage, err error) {
@@ -189,6 +190,7 @@ func (db *database) usage() (u usage, err error) {
 			(SELECT array_agg(pid) FROM pg_stat_activity)`, []any{db.schema}, &u.wal, &u.reports, &u.commits, &pids)
 	for _, pid := range pids {
 		u.cpu += cpu(pid)
+		u.memory += memory(pid, "RssAnon")
 	}
 	return u, err
 }

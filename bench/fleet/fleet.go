@@ -18,6 +18,7 @@ import (
 // fleet is some nodes in a few processes.
 type fleet struct {
 	nodes     int
+	copies    string // the directory of their last good copies
 	processes []*process
 }
 
@@ -39,7 +40,7 @@ func startFleet(url string, nodes int, copies string) (f *fleet, err error) {
 	if err != nil {
 		return nil, err
 	}
-	f = &fleet{nodes: nodes}
+	f = &fleet{nodes: nodes, copies: copies}
 	var starting errgroup.Group
 	for i := range min(processes, nodes) {
 		p := &process{cmd: exec.Command(self, nodesArg)}

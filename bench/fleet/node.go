@@ -54,8 +54,7 @@ type answer struct {
 	Seen     [][]int64 // by revision and node; 0 is not yet
 	Users    int       // in the directory of the node …
 	Source   string    // … and where it is from
-	Resident int64     // the memory of the process, in bytes …
-	Peak     int64     // … and the most that it ever was
+	Peak     int64     // the most memory that the process had, in bytes
 }
 
 // node is one of a fleet: a store that is open, and the times of its revisions.
@@ -113,7 +112,7 @@ func serve(in io.Reader, out io.Writer) error {
 			}
 			a.Seen = append(a.Seen, at)
 		}
-		a.Resident, a.Peak = memory()
+		a.Peak = memory(os.Getpid(), "VmHWM")
 		if err := answers.Encode(a); err != nil {
 			return err
 		}
@@ -210,18 +209,15 @@ func (n *node) obey(o order, a *answer) (err error) {
 	return err
 }
 
-// memory is the resident memory of this process, now and at most, in bytes.
-func memory() (now, peak int64) {
-	text, _ := os.ReadFile("/proc/self/status")
+// memory is a figure of the memory of a process, in bytes: VmHWM is the most that was resident, and RssAnon what
+// is resident and its own.
+func memory(pid int, figure string) int64 {
+	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	for line := range strings.Lines(string(text)) {
-		name, value, _ := strings.Cut(line, ":")
-		kB, _ := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 10, 64)
-		switch name {
-		case "VmRSS":
-			now = kB << 10
-		case "VmHWM":
-			peak = kB << 10
+		if name, value, _ := strings.Cut(line, ":"); name == figure {
+			kB, _ := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 10, 64)
+			return kB << 10
 		}
 	}
-	return now, peak
+	return 0
 }

@@ -217,8 +217,8 @@ func (b *bench) rate(ctx context.Context) error {
 	}
 	fmt.Printf("\n## Changes a second, %s service users\n\n", thousands(small))
 	fmt.Println("| nodes | that change | changes a second | last one everywhere after ms | connections idle | at most | WAL bytes a change | " +
-		"reports a change | CPU ms a change: server | nodes |")
-	fmt.Println("|---|---|---|---|---|---|---|---|---|---|")
+		"reports a change | CPU ms a change: server | nodes | MiB of the server |")
+	fmt.Println("|---|---|---|---|---|---|---|---|---|---|---|")
 	for _, nodes := range []int{1, 10, 100} {
 		for _, writers := range []int{1, manyWriters} {
 			if writers > nodes {
@@ -266,12 +266,14 @@ func (b *bench) bytes(db *database) error {
 	if err != nil {
 		return err
 	}
+	copies := size(f.copies)
 	for _, k := range tokens {
 		if _, err := writer.processes[0].ask(order{Revoke: &k}); err != nil {
 			return err
 		}
 	}
 	took := time.Since(before)
+	copies = size(f.copies) - copies
 	made, followed = ahead.bytes.Load()-made, behind.bytes.Load()-followed
 	time.Sleep(statisticsDelay)
 	usageAfter, err := db.usage()
@@ -282,9 +284,9 @@ func (b *bench) bytes(db *database) error {
 	time.Sleep(settle)
 	perSecond := float64(behind.bytes.Load()-idle) / time.Since(begun).Seconds() / followers
 	fmt.Printf("\nOne change after another, with %d nodes that follow: %.0f bytes to and from the node that makes it and waits for the receipt, "+
-		"%.0f bytes to and from each of the others, and %.0f bytes of WAL in all. A node without changes: %.0f bytes a second.\n",
+		"%.0f bytes to and from each of the others, %.0f bytes into its last good copy, and %.0f bytes of WAL in all. A node without changes: %.0f bytes a second.\n",
 		followers, float64(made)/changes, (float64(followed)-perSecond*took.Seconds()*followers)/changes/followers,
-		float64(usageAfter.wal-usageBefore.wal)/changes, perSecond)
+		float64(copies)/changes/followers, float64(usageAfter.wal-usageBefore.wal)/changes, perSecond)
 	return nil
 }
 
@@ -348,8 +350,8 @@ func (b *bench) rateOf(db *database, nodes, writers int) error {
 		return err
 	}
 	each := func(n int64) float64 { return float64(n) / float64(changes) }
-	fmt.Printf("| %d | %d | **%.0f** | %s | %d | %d | %.0f | %.1f | %.1f | %.1f |\n", nodes, writers, float64(changes)/took.Seconds(), ms(behind),
-		idle, most, each(after.wal-before.wal), each(after.reports-before.reports), each(int64(after.cpu-before.cpu))/1e6, each(int64(nodesWork))/1e6)
+	fmt.Printf("| %d | %d | **%.0f** | %s | %d | %d | %.0f | %.1f | %.1f | %.1f | %d |\n", nodes, writers, float64(changes)/took.Seconds(), ms(behind),
+		idle, most, each(after.wal-before.wal), each(after.reports-before.reports), each(int64(after.cpu-before.cpu))/1e6, each(int64(nodesWork))/1e6, after.memory>>20)
 	b.picture.addRate(nodes, writers, float64(changes)/took.Seconds())
 	return nil
 }
