@@ -44,7 +44,7 @@ type querier interface {
 
 // pack reads selections by one statement. SQLite joins the rows to one text, because the driver and
 // database/sql take several times as long for a row as SQLite does. PostgreSQL plans one statement in less
-// time than several, and a node waits for one answer.
+// time than several, and a node waits for one answer; concat_ws has no type to resolve for each column.
 func pack(ctx context.Context, q querier, head heading, args []any, selections ...selection) ([]packed, error) {
 	list := make([]packed, len(selections))
 	var columns, from []string
@@ -56,8 +56,8 @@ func pack(ctx context.Context, q querier, head heading, args []any, selections .
 		list[i].fields = 1 + strings.Count(s.columns, ", ")
 		into = append(into, &list[i].rows, &list[i].text)
 		columns = append(columns, fmt.Sprintf(`s%d.*`, i))
-		from = append(from, fmt.Sprintf(`(SELECT count(*), COALESCE(string_agg(%s, '`+rowEnd+`'), '') FROM %s) s%d`,
-			strings.ReplaceAll(s.columns, `, `, `||'`+fieldEnd+`'||`), s.from, i))
+		from = append(from, fmt.Sprintf(`(SELECT count(*), COALESCE(string_agg(concat_ws('`+fieldEnd+`', %s), '`+rowEnd+`'), '') FROM %s) s%d`,
+			s.columns, s.from, i))
 	}
 	err := q.QueryRowContext(ctx, head.with+` SELECT `+strings.Join(columns, `, `)+
 		` FROM `+strings.Join(from, ` CROSS JOIN `), args...).Scan(into...)
@@ -156,9 +156,9 @@ func (r *fields) number() int64 {
 
 // bool reads what PostgreSQL writes for a BOOLEAN, and SQLite.
 func (r *fields) bool() bool {
-	if text := r.values[r.next]; text == "true" || text == "false" {
+	if text := r.values[r.next]; text == "t" || text == "f" {
 		r.next++
-		return text == "true"
+		return text == "t"
 	}
 	n := r.number()
 	if n != 0 && n != 1 && r.err == nil {
