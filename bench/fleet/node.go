@@ -45,6 +45,7 @@ type token struct{ User, ID string }
 type answer struct {
 	Error    string
 	Took     time.Duration // of the order
+	Work     time.Duration // the processor time of the process so far
 	Begun    int64         // a revocation …
 	Revoked  int64         // … was acknowledged …
 	Applied  int64         // … and its receipt came
@@ -95,7 +96,7 @@ func serve(in io.Reader, out io.Writer) error {
 		} else {
 			err = nodes[o.Node].obey(o, &a)
 		}
-		a.Took = time.Since(begun)
+		a.Took, a.Work = time.Since(begun), cpu(os.Getpid())
 		if err == nil {
 			n := nodes[o.Node]
 			a.Users = n.store.Directory().Len()

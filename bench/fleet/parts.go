@@ -358,10 +358,10 @@ func (b *bench) rateOf(db *database, nodes, writers int) error {
 
 // start measures the start of one node, in a new process.
 func (b *bench) start(ctx context.Context) error {
-	fmt.Println("\n## Start of one node: seconds from the call until it answers requests")
-	fmt.Println("\n| service users | from the database | MiB at most | with its copy, the database is there | MiB at most " +
-		"| from its copy alone | MiB at most | MiB of the copy |")
-	fmt.Println("|---|---|---|---|---|---|---|---|")
+	fmt.Println("\n## Start of one node: seconds from the call until it answers requests, and those of its processors")
+	fmt.Println("\n| service users | from the database | CPU | MiB at most | with its copy, the database is there | CPU | MiB at most " +
+		"| from its copy alone | CPU | MiB at most | MiB of the copy |")
+	fmt.Println("|---|---|---|---|---|---|---|---|---|---|---|")
 	for _, users := range []int{small, b.large} {
 		db, err := b.database(ctx, users)
 		if err != nil {
@@ -383,7 +383,7 @@ func (b *bench) start(ctx context.Context) error {
 			{through, dir, store.FromCopy, func() { p.Close() }},
 		} {
 			kind.begin()
-			var took []time.Duration
+			var took, work []time.Duration
 			var peak int64
 			for i := range b.starts + 1 {
 				f, err := startFleet(kind.url, 1, kind.copies)
@@ -399,10 +399,11 @@ func (b *bench) start(ctx context.Context) error {
 					return err
 				}
 				if i > 0 { // the first one fills caches, and makes the copy
-					took, peak = append(took, a.Took), max(peak, a.Peak)
+					took, work, peak = append(took, a.Took), append(work, a.Work), max(peak, a.Peak)
 				}
 			}
-			row += fmt.Sprintf(" | **%.2f** (%.2f–%.2f) | %d", at(took, 50).Seconds(), slices.Min(took).Seconds(), slices.Max(took).Seconds(), peak>>20)
+			row += fmt.Sprintf(" | **%.2f** (%.2f–%.2f) | %.2f | %d", at(took, 50).Seconds(), slices.Min(took).Seconds(), slices.Max(took).Seconds(),
+				at(work, 50).Seconds(), peak>>20)
 		}
 		fmt.Printf("%s | %d |\n", row, size(dir)>>20)
 	}
