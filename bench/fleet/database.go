@@ -85,7 +85,8 @@ func (db *database) copyRows(ctx context.Context, groups []string) error {
 		return err
 	}
 	defer conn.Close(ctx)
-	if _, err := conn.Exec(ctx, `BEGIN; SET LOCAL session_replication_role = replica; UPDATE meta SET revision = revision + 1`); err != nil {
+	if _, err := conn.Exec(ctx, `
+		BEGIN; SET LOCAL session_replication_role = replica; UPDATE meta SET revision = revision + 1`); err != nil {
 		return err
 	}
 	var revision int64

@@ -50,8 +50,8 @@ func main() {
 	}
 	b := bench{stores: make(map[int]*database)}
 	flags := flag.NewFlagSet("fleet", flag.ExitOnError)
-	parts := flags.String("parts", "small,large,rate,start", "measure only these `parts`: revocations with many nodes on a small store, "+
-		"and with 8 nodes on a large one; changes a second; cold starts")
+	parts := flags.String("parts", "small,large,rate,start",
+		"measure only these `parts`: revocations with many nodes on a small store, and with 8 nodes on a large one; changes a second; cold starts")
 	flags.IntVar(&b.revocations, "revocations", 300, "how many `revocations` a row has; those that lose notifications a third")
 	flags.DurationVar(&b.lasts, "lasts", 5*time.Second, "how long each row of changes a second is measured")
 	flags.IntVar(&b.starts, "starts", 3, "how many `starts` a row has")

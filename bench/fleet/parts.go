@@ -118,7 +118,8 @@ func (b *bench) revoked(ctx context.Context, nodes, users int) error {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("\n## %d nodes, %s service users: milliseconds after a revocation is acknowledged\n\n", nodes, thousands(users))
+	fmt.Printf("\n## %d nodes, %s service users: milliseconds after a revocation is acknowledged\n\n",
+		nodes, thousands(users))
 	fmt.Println("| | revocations | acknowledged after p50 | p99 | everywhere p50 | p99 | max | receipt p50 | p99 | max " +
 		"| CPU ms a revocation: server | nodes | MiB a node |")
 	fmt.Println("|---|---|---|---|---|---|---|---|---|---|---|---|---|")
@@ -129,7 +130,9 @@ func (b *bench) revoked(ctx context.Context, nodes, users int) error {
 		return nil
 	}
 	if nodes > few { // the work of the proxy would count
-		if err := b.withFleet(db.direct(), nodes, func(f *fleet) error { return revocations(f, arrive, b.revocations) }); err != nil {
+		if err := b.withFleet(db.direct(), nodes, func(f *fleet) error {
+			return revocations(f, arrive, b.revocations)
+		}); err != nil {
 			return err
 		}
 	}
@@ -199,7 +202,8 @@ func (b *bench) row(db *database, f *fleet, name string, revocations int) error 
 	each := func(d time.Duration) string { return ms(d / time.Duration(len(list))) }
 	var change, everywhere, receipt []time.Duration
 	for _, r := range list {
-		change, everywhere, receipt = append(change, r.change), append(everywhere, r.everywhere), append(receipt, r.receipt)
+		change, receipt = append(change, r.change), append(receipt, r.receipt)
+		everywhere = append(everywhere, r.everywhere)
 	}
 	fmt.Printf("| %s | %d | %s | %s | %s | **%s** | %s | %s | %s | %s | %s | %s | %.0f |\n", name, len(list),
 		ms(at(change, 50)), ms(at(change, 99)), ms(at(everywhere, 50)), ms(at(everywhere, 99)), ms(at(everywhere, 100)),
@@ -216,8 +220,8 @@ func (b *bench) rate(ctx context.Context) error {
 		return err
 	}
 	fmt.Printf("\n## Changes a second, %s service users\n\n", thousands(small))
-	fmt.Println("| nodes | that change | changes a second | last one everywhere after ms | connections idle | at most | WAL bytes a change | " +
-		"reports a change | CPU ms a change: server | nodes | MiB of the server |")
+	fmt.Println("| nodes | that change | changes a second | last one everywhere after ms | connections idle | at most " +
+		"| WAL bytes a change | reports a change | CPU ms a change: server | nodes | MiB of the server |")
 	fmt.Println("|---|---|---|---|---|---|---|---|---|---|---|")
 	for _, nodes := range []int{1, 10, 100} {
 		for _, writers := range []int{1, manyWriters} {
@@ -283,8 +287,9 @@ func (b *bench) bytes(db *database) error {
 	idle, begun := behind.bytes.Load(), time.Now()
 	time.Sleep(settle)
 	perSecond := float64(behind.bytes.Load()-idle) / time.Since(begun).Seconds() / followers
-	fmt.Printf("\nOne change after another, with %d nodes that follow: %.0f bytes to and from the node that makes it and waits for the receipt, "+
-		"%.0f bytes to and from each of the others, %.0f bytes into its last good copy, and %.0f bytes of WAL in all. A node without changes: %.0f bytes a second.\n",
+	fmt.Printf("\nOne change after another, with %d nodes that follow: %.0f bytes to and from the node that makes it and "+
+		"waits for the receipt, %.0f bytes to and from each of the others, %.0f bytes into its last good copy, and "+
+		"%.0f bytes of WAL in all. A node without changes: %.0f bytes a second.\n",
 		followers, float64(made)/changes, (float64(followed)-perSecond*took.Seconds()*followers)/changes/followers,
 		float64(copies)/changes/followers, float64(usageAfter.wal-usageBefore.wal)/changes, perSecond)
 	return nil
@@ -350,8 +355,10 @@ func (b *bench) rateOf(db *database, nodes, writers int) error {
 		return err
 	}
 	each := func(n int64) float64 { return float64(n) / float64(changes) }
-	fmt.Printf("| %d | %d | **%.0f** | %s | %d | %d | %.0f | %.1f | %.1f | %.1f | %d |\n", nodes, writers, float64(changes)/took.Seconds(), ms(behind),
-		idle, most, each(after.wal-before.wal), each(after.reports-before.reports), each(int64(after.cpu-before.cpu))/1e6, each(int64(nodesWork))/1e6, after.memory>>20)
+	fmt.Printf("| %d | %d | **%.0f** | %s | %d | %d | %.0f | %.1f | %.1f | %.1f | %d |\n",
+		nodes, writers, float64(changes)/took.Seconds(), ms(behind), idle, most,
+		each(after.wal-before.wal), each(after.reports-before.reports),
+		each(int64(after.cpu-before.cpu))/1e6, each(int64(nodesWork))/1e6, after.memory>>20)
 	b.picture.addRate(nodes, writers, float64(changes)/took.Seconds())
 	return nil
 }
@@ -392,7 +399,8 @@ func (b *bench) start(ctx context.Context) error {
 				}
 				a := f.processes[0].opened
 				if a.Users != users || a.Source != kind.source {
-					err = fmt.Errorf("the node has %d service users from the %s, want %d from the %s", a.Users, a.Source, users, kind.source)
+					err = fmt.Errorf("the node has %d service users from the %s, want %d from the %s",
+						a.Users, a.Source, users, kind.source)
 				}
 				f.kill()
 				if err = cmp.Or(err, db.Exec("DELETE FROM "+db.schema+".nodes")); err != nil {
@@ -402,8 +410,8 @@ func (b *bench) start(ctx context.Context) error {
 					took, work, peak = append(took, a.Took), append(work, a.Work), max(peak, a.Peak)
 				}
 			}
-			row += fmt.Sprintf(" | **%.2f** (%.2f–%.2f) | %.2f | %d", at(took, 50).Seconds(), slices.Min(took).Seconds(), slices.Max(took).Seconds(),
-				at(work, 50).Seconds(), peak>>20)
+			row += fmt.Sprintf(" | **%.2f** (%.2f–%.2f) | %.2f | %d", at(took, 50).Seconds(),
+				slices.Min(took).Seconds(), slices.Max(took).Seconds(), at(work, 50).Seconds(), peak>>20)
 		}
 		fmt.Printf("%s | %d |\n", row, size(dir)>>20)
 	}
