@@ -174,7 +174,7 @@ func (b *bench) withFleet(url string, nodes int, do func(*fleet) error) error {
 }
 
 // settle is the time after a change, of which nodes hear or not, until they know whether they hear of changes.
-const settle = 5 * time.Second
+const settle = 8 * time.Second
 
 // row measures one row of revocations.
 func (b *bench) row(db *database, f *fleet, name string, revocations int) error {
