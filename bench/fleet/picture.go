@@ -19,9 +19,10 @@ var short = map[string]string{
 	arrive: "arrive", lost: "lost", unnoticed: "lost, unnoticed", pooled: "pgbouncer",
 }
 
-// add adds a row of revocations. A point of its curve is a time that one revocation in X exceeds.
+// add adds a row of revocations. A point of its curve is a time that one revocation in X exceeds; the first is the
+// fastest.
 func (p *picture) add(nodes, users int, name string, everywhere []time.Duration) {
-	title := fmt.Sprintf("ms until in force on %d nodes, %s users; one in …", nodes, plot.Short(float64(users)))
+	title := fmt.Sprintf("ms until in force: %d nodes, %s users", nodes, plot.Short(float64(users)))
 	i := slices.IndexFunc(p.everywhere, func(p plot.Panel) bool { return p.Title == title })
 	if i < 0 {
 		i = len(p.everywhere)
@@ -29,8 +30,8 @@ func (p *picture) add(nodes, users int, name string, everywhere []time.Duration)
 	}
 	curve := plot.Curve{Name: short[name]}
 	sorted := slices.Sorted(slices.Values(everywhere))
-	for _, one := range []int{2, 5, 10, 20, 50, 100} {
-		if place := len(sorted) - len(sorted)/one - 1; one <= len(sorted) && place >= 0 {
+	for _, one := range []int{1, 2, 5, 10, 20, 50, 100} {
+		if place := max(len(sorted)-len(sorted)/one-1, 0); one <= len(sorted) {
 			curve.Points = append(curve.Points, plot.Point{X: float64(one), Y: float64(sorted[place]) / 1e6})
 		}
 	}

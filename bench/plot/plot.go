@@ -98,7 +98,11 @@ func (p Panel) draw(out io.Writer, low, high float64) {
 			fmt.Fprintf(out, `<circle cx="%.1f" cy="%.1f" r="2.5" fill="%s"><title>`+p.Label+`</title></circle>`+"\n", x(at.X), y(at.Y), colors[i], Short(at.X), at.Y)
 		}
 		fmt.Fprintf(out, `<path d="%s" fill="none" stroke="%s" stroke-width="1.5"/>`+"\n", path, colors[i])
-		if c.Name != "" && len(c.Points) > 0 {
+		switch {
+		case c.Name == "" || len(c.Points) == 0:
+		case len(p.Curves) > 2: // they would hide the curves
+			text(left+plotW*float64(i%2), top+plotH+30+13*float64(i/2), []string{"start", "end"}[i%2], colors[i], c.Name)
+		default:
 			text(left+plotW, top+12+13*float64(i), "end", colors[i], c.Name)
 		}
 	}
