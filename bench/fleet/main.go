@@ -52,9 +52,9 @@ func main() {
 	flags := flag.NewFlagSet("fleet", flag.ExitOnError)
 	parts := flags.String("parts", "small,large,rate,start",
 		"measure only these `parts`: revocations with many nodes on a small store, and with 8 nodes on a large one; changes a second; cold starts")
-	flags.IntVar(&b.revocations, "revocations", 300, "how many `revocations` a row has; those that lose notifications a third")
+	flags.IntVar(&b.revocations, "revocations", 200, "how many `revocations` a row has; those that lose notifications a third")
 	flags.DurationVar(&b.lasts, "lasts", 5*time.Second, "how long each row of changes a second is measured")
-	flags.IntVar(&b.starts, "starts", 3, "how many `starts` a row has")
+	flags.IntVar(&b.starts, "starts", 2, "how many `starts` a row has")
 	flags.IntVar(&b.nodes, "nodes", 100, "the `number` of nodes on the small store, which has 10,000 service users")
 	flags.IntVar(&b.large, "users", 1_000_000, "the `number` of service users of the large store")
 	flags.BoolVar(&b.copies, "copies", true, "let nodes keep their last good copies, as those of Caddy do, all on this disk")
