@@ -110,10 +110,15 @@ type serverConn struct {
 	servers *servers
 }
 
+// Close closes the connection, unless closeOthers has.
 func (c *serverConn) Close() error {
 	c.servers.mu.Lock()
+	_, open := c.servers.open[c]
 	delete(c.servers.open, c)
 	c.servers.mu.Unlock()
+	if !open {
+		return nil
+	}
 	return c.Conn.Close()
 }
 
