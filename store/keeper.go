@@ -46,6 +46,8 @@ type keeper struct {
 	next    *copyLog  // a whole log that is not in the place of log yet
 	removed bool      // the head was removed, and that is not on disk yet
 	closed  bool      // another process may have the directory
+	due     bool      // the head lacks the last report
+	headed  time.Time // when the head was written
 	failure error     // of the last attempt to write a new log or a head
 	retry   time.Time // the earliest time to make a log again
 	fault   string    // why the copy is not up to date; "" for none
@@ -157,6 +159,7 @@ func (k *keeper) keep() (revision int64) {
 	err := k.own()
 	if err == nil {
 		err = k.update()
+		k.noteHead()
 	} else { // what there is belongs to another store, or cannot be written
 		k.pending, k.useless = nil, true
 	}
@@ -202,7 +205,7 @@ func (k *keeper) update() error {
 	}
 	if k.log != nil {
 		if err := k.append(k.log); err != nil {
-			k.useless, k.retry = true, time.Now().Add(copyRetry)
+			k.useless, k.failure, k.retry = true, err, time.Now().Add(copyRetry)
 			return errors.Join(err, k.drop())
 		}
 	}
@@ -253,14 +256,24 @@ func (k *keeper) writeHead(l *copyLog) error {
 	})
 }
 
-// acknowledge notes in the head that the database has taken a report.
+// acknowledge notes in the head that the database has taken a report, now or at a later look.
 func (k *keeper) acknowledge() {
 	if k == nil {
 		return
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.lock == nil || k.useless || k.log == nil {
+	k.due = true
+	k.noteHead()
+}
+
+// headEvery is how often the head is written at most: changes can come many times a second, and the log has them
+// on disk. It is a variable for tests.
+var headEvery = time.Second
+
+// noteHead writes the head if it is due.
+func (k *keeper) noteHead() {
+	if !k.due || time.Since(k.headed) < headEvery || k.lock == nil || k.useless || k.log == nil {
 		return
 	}
 	if _, err := os.Lstat(k.log.file.Name()); err != nil { // somebody has removed it
@@ -268,6 +281,7 @@ func (k *keeper) acknowledge() {
 		return
 	}
 	k.failure = k.writeHead(k.log)
+	k.headed, k.due = time.Now(), false
 }
 
 // renew starts to make a new log, if there is none, or if the changes in it have become longer than the rest.

@@ -257,6 +257,9 @@ func (n *node) since(held *loaded) *loaded {
 	return &last
 }
 
+// Tests look at the head after each report. The processes of TestLastGoodKilled have the usual pace.
+func init() { headEvery = 0 }
+
 // begun is a node with a copy of its first revision.
 func begun(t *testing.T) *node {
 	n := &node{t: t, draw: random(t), texts: make(map[int64]string), ids: []string{"a", "b"}}

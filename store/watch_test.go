@@ -47,6 +47,7 @@ func child(path, do string) {
 	}
 	opts := Options{}
 	if verb == "node" {
+		headEvery = time.Second
 		opts = Options{NodeID: "node_a", CopyDir: id}
 	}
 	s := must(Open(ctx, path, opts))

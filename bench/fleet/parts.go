@@ -315,7 +315,7 @@ func (b *bench) rateOf(db *database, nodes, writers int) error {
 	if err != nil {
 		return err
 	}
-	tokens, err := db.take(int(b.lasts.Seconds()) * 400 * writers)
+	tokens, err := db.take(int(b.lasts.Seconds()) * 250)
 	if err != nil {
 		return err
 	}
