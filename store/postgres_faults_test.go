@@ -53,7 +53,10 @@ func TestPostgresKills(t *testing.T) {
 		f.writers = append(f.writers, newPGWriter(open(t, at, Options{NodeID: fmt.Sprint("node_", i), Log: zap.New(core)}), draw.Uint64()))
 	}
 	for n := range *pgKills {
-		fault := []string{"kill", "pause", "end of connections", "fast stop", "immediate stop"}[n%5]
+		fault := "kill"
+		if n%2 == 1 {
+			fault = []string{"pause", "end of connections", "fast stop", "immediate stop"}[n/2%4]
+		}
 		f.round(fmt.Sprintf("%s %d", fault, n), func() {
 			switch fault {
 			case "kill":
