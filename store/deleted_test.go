@@ -302,5 +302,6 @@ func TestPurgeTogether(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("purged: got %v, want each of %v once", got, want)
 	}
+	mustDo(w.refresh(ctx)) // what the others purged
 	whole(t, w.Store)
 }
