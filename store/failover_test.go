@@ -296,6 +296,7 @@ func (c *cluster) check(round int) {
 
 // A host that is gone delays the first connection of a node alone.
 func TestPostgresHostGone(t *testing.T) {
+	t.Parallel()
 	gone := must(net.Listen("tcp", "127.0.0.1:0"))
 	defer gone.Close()
 	var tried atomic.Int64
@@ -322,6 +323,7 @@ func TestPostgresHostGone(t *testing.T) {
 
 // A commit whose wait for the standby was cancelled is not acknowledged before the standby has it.
 func TestPostgresCancelledWait(t *testing.T) {
+	t.Parallel()
 	pair := pgtest.NewPair(t)
 	s := open(t, pair.TCPURL(pgtest.Role, pair.Primary.NewSchema(t, pgtest.Role)), Options{})
 	u, token := addUser(s, "u")

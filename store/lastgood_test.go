@@ -83,6 +83,7 @@ func (a *away) start(t *testing.T, dir string, opts Options) *Store {
 
 // A node that starts while the database is away answers as it did before, and goes on when the database is back.
 func TestLastGood(t *testing.T) {
+	t.Parallel()
 	a := newAway(t)
 	other := open(t, a.url, Options{NodeID: "node_b", Peppers: peppersForTest})
 	g := addGroup(other, "g", "allow GET /a", "deny GET /a/secret")
@@ -147,6 +148,7 @@ func TestLastGood(t *testing.T) {
 // A node that ends leaves no copy, since no receipt waits for it any more. If the database is away it cannot
 // leave, and keeps the copy.
 func TestLastGoodLeaves(t *testing.T) {
+	t.Parallel()
 	a := newAway(t)
 	s := open(t, a.at, a.options())
 	a.kept(s)
@@ -166,6 +168,7 @@ var restarts = flag.Int("restarts", 5, "how many processes TestLastGoodKilled ki
 // A node is killed at some instant while tokens are revoked at another one, and starts while the database is away.
 // It refuses each token of which a receipt said that it was revoked everywhere.
 func TestLastGoodKilled(t *testing.T) {
+	t.Parallel()
 	a, draw := newAway(t), random(t)
 	maker := open(t, a.url, Options{NodeID: "node_b"})
 	u, token := addUser(maker, "u")
@@ -295,6 +298,7 @@ func TestLastGoodLimit(t *testing.T) {
 
 // A database without a store is not that of the copy. The node says so, answers from the copy, and makes no store.
 func TestLastGoodWiped(t *testing.T) {
+	t.Parallel()
 	a := newAway(t)
 	s := open(t, a.at, a.options())
 	u, in := addUser(s, "u")
@@ -319,6 +323,7 @@ func TestLastGoodWiped(t *testing.T) {
 
 // A copy that is not what this node last wrote is refused by name, and removed once the database answers.
 func TestLastGoodRefused(t *testing.T) {
+	t.Parallel()
 	a := newAway(t)
 	other := open(t, a.url, Options{NodeID: "node_b", Peppers: peppersForTest})
 	u, in := addUser(other, "u")
@@ -421,6 +426,7 @@ func TestLastGoodRefused(t *testing.T) {
 // A node whose copy cannot be written removes it. If it cannot do that either, it reports no later revision:
 // the copy on disk would bring back what was revoked.
 func TestLastGoodNotWritable(t *testing.T) {
+	t.Parallel()
 	a := newAway(t)
 	core, logs := observer.New(zapcore.InfoLevel)
 	opts := a.options()
@@ -478,6 +484,7 @@ func TestLastGoodNotWritable(t *testing.T) {
 
 // Of two stores with one directory the first has it. The other takes it when the first has ended.
 func TestLastGoodTwice(t *testing.T) {
+	t.Parallel()
 	a := newAway(t)
 	first := open(t, a.at, a.options())
 	a.kept(first)
@@ -495,6 +502,7 @@ func TestLastGoodTwice(t *testing.T) {
 
 // A new log takes the place of one whose changes have become long.
 func TestLastGoodNewLog(t *testing.T) {
+	t.Parallel()
 	a := newAway(t)
 	s := open(t, a.at, a.options())
 	a.kept(s)

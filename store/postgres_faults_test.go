@@ -872,6 +872,7 @@ func TestPostgresFullDisk(t *testing.T) {
 // Each node judges tokens by its own clock, and the log says that it differs. Receipts, the times of nodes and
 // staleness do not depend on it.
 func TestPostgresClocks(t *testing.T) {
+	t.Parallel()
 	at := pgtest.URL(t)
 	var nodes []*Store
 	offsets := []time.Duration{-time.Hour, 0, time.Hour}
@@ -940,6 +941,7 @@ func TestPostgresClocks(t *testing.T) {
 // Two stores in two schemas of one database do not know each other, although their nodes have the same ids: neither
 // waits for the other, hears of its changes or counts its nodes.
 func TestPostgresTwoStores(t *testing.T) {
+	t.Parallel()
 	server := pgtest.Shared(t)
 	first, second := server.NewSchema(t, pgtest.Role), server.NewSchema(t, pgtest.Role)
 	openFirst := func(id string) *Store {
