@@ -86,7 +86,11 @@ func (d *Directory) Ask(a Action, pattern bool) (*Question, error) {
 			}
 			if when := g.conditions[i]; when != nil {
 				o.when = &conditional{when, written}
-				for name, value := range o.when.values(q.action.Path) {
+				path := q.action.Path
+				if n := len(paths); paths[n-1].kind == restSegment { // the rest may be of several segments
+					path += strings.Repeat("/"+anyValue, max(len(written)-n, 0))
+				}
+				for name, value := range o.when.values(path) {
 					reads := slices.Contains(when.params, name) || slices.Contains(when.params, "")
 					if reads && strings.Contains(value, anyValue) {
 						o.unknown = unknownParams

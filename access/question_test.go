@@ -161,6 +161,8 @@ func TestReachRules(t *testing.T) {
 		{"/{rest...}", all + "deny GET /v1/{rest...}", NoPath},
 		{"/{rest...}", "allow * /{rest...}", EveryPath},
 		{"/{rest...}", "allow * /{rest...}\ndeny GET /", SomePaths},
+		{"/{rest...}", "allow * /a/{rest...} when params.rest.endsWith('/')", SomePaths},
+		{"/{rest...}", "allow * /a/{b}/{c} when params.c == '7'", SomePaths},
 	} {
 		var rules []string
 		if row.rules != "" {
