@@ -30,7 +30,7 @@ func TestWhoCanPattern(t *testing.T) {
 		r(who+`DELETE&url=https://api.example.com/v1/people/{id}?x=1`, `200 {"service_users":[{"name":"own"},{"name":"hole"},{"name":"literal"},{"name":"every"}]}`),
 		r(who+`DELETE&url=/v1/people/{id}&limit=1`, `200 {"service_users":[{"name":"own"}],"next_page_uri":"/service_users/who_can?before_id=service_4&limit=1&method=DELETE&url=%2Fv1%2Fpeople%2F%7Bid%7D"}`),
 		r(who+`DELETE&url=/v1/people/7`, `200 {"service_users":[{"name":"hole","some":false},{"name":"literal","some":false},{"name":"every"}]}`),
-		r(who+`DELETE&url=/{rest...}`, `200 {"service_users":[{"some":true},{"some":true},{"name":"every","some":true}]}`),
+		r(who+`DELETE&url=/{rest...}`, `200 {"service_users":[{"name":"own","some":true},{"some":true},{"some":true},{"name":"every","some":true}]}`),
 		r(who+`GET&url=/v1/people/{id}`, `200 {"service_users":[]}`),
 
 		// What can be no request is refused in the words of explain.
