@@ -11,6 +11,8 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/headers"
 
 	"github.com/serviceusers/caddy-service-users/access"
 	"github.com/serviceusers/caddy-service-users/admin"
@@ -22,6 +24,8 @@ func init() {
 	httpcaddyfile.RegisterDirectiveOrder("service_users", httpcaddyfile.Before, "basic_auth")
 	httpcaddyfile.RegisterDirective("service_users_admin", parseSiteDoor)
 	httpcaddyfile.RegisterDirectiveOrder("service_users_admin", httpcaddyfile.Before, "reverse_proxy")
+	httpcaddyfile.RegisterHandlerDirective("service_users_proxy", parseProxy)
+	httpcaddyfile.RegisterDirectiveOrder("service_users_proxy", httpcaddyfile.Before, "reverse_proxy")
 }
 
 func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
@@ -283,6 +287,55 @@ func (s *SiteDoor) managers(d *caddyfile.Dispenser) error {
 	return nil
 }
 
+func parseProxy(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
+	proxy := new(Proxy)
+	return proxy, proxy.UnmarshalCaddyfile(h.Dispenser)
+}
+
+// UnmarshalCaddyfile reads the directive:
+//
+//	service_users_proxy [<matcher>] <address> {
+//		header_up [+|-|?]<field> [<value|regexp> [<replacement>]]
+//		timeout   <duration>
+//		max_conns <number>
+//		flush
+//	}
+//
+// header_up may be repeated.
+func (p *Proxy) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // the directive's name
+	if err := oneArg(d, &p.Address); err != nil {
+		return d.Errf("service_users_proxy has %w; it takes one upstream, as in "+
+			"\"service_users_proxy localhost:9000\"; several upstreams are left to reverse_proxy", err)
+	}
+	if err := p.check(); err != nil {
+		return d.WrapErr(err)
+	}
+	return block(d, p.check, map[string]func() error{
+		"*header_up X-Tenant acme": func() error { return p.headerUp(d) },
+		"timeout 30s":              func() error { return duration(d, &p.Timeout) },
+		"max_conns 100":            func() error { return positive(d, &p.MaxConns) },
+		"flush":                    func() error { return flag(d, &p.Flush) },
+	})
+}
+
+// headerUp reads a line of the option header_up.
+func (p *Proxy) headerUp(d *caddyfile.Dispenser) error {
+	args := d.RemainingArgs()
+	if p.HeaderUp == nil {
+		p.HeaderUp = new(headers.HeaderOps)
+	}
+	switch len(args) {
+	case 1:
+		return headers.CaddyfileHeaderOp(p.HeaderUp, args[0], "", nil)
+	case 2:
+		return headers.CaddyfileHeaderOp(p.HeaderUp, args[0], args[1], nil)
+	case 3:
+		return headers.CaddyfileHeaderOp(p.HeaderUp, args[0], args[1], &args[2])
+	}
+	return errArguments
+}
+
 // errArguments is the error of an option with too many or too few arguments.
 var errArguments = errors.New("too many or too few arguments")
 
@@ -443,6 +496,18 @@ func throttle(d *caddyfile.Dispenser, into **Throttle) error {
 		"as in \"throttle 30 1m\", or \"throttle off\"")
 }
 
+// positive reads a number from 1 on.
+func positive(d *caddyfile.Dispenser, into *int) (err error) {
+	var text string
+	if err := oneArg(d, &text); err != nil {
+		return err
+	}
+	if *into, err = strconv.Atoi(text); err != nil || *into < 1 {
+		return d.Errf("%q is not a number from 1 on", text)
+	}
+	return nil
+}
+
 // countOrOff reads a number from 1 to maxDecisions, or "off", which becomes -1.
 func countOrOff(d *caddyfile.Dispenser, into *int) error {
 	var text string
@@ -466,4 +531,5 @@ var (
 	_ caddyfile.Unmarshaler = (*App)(nil)
 	_ caddyfile.Unmarshaler = (*Handler)(nil)
 	_ caddyfile.Unmarshaler = (*SiteDoor)(nil)
+	_ caddyfile.Unmarshaler = (*Proxy)(nil)
 )

@@ -11,9 +11,9 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy/fastcgi"
 )
 
-// proxy follows a reverse_proxy: one that ends at an upstream, or a forward_auth, which asks an
+// proxy follows a reverse_proxy, or the one inside of a service_users_proxy: one that ends at an upstream, or a forward_auth, which asks an
 // authenticator and goes on.
-func (w *serverWalk) proxy(h *reverseproxy.Handler, in flow) flow {
+func (w *serverWalk) proxy(directive string, h *reverseproxy.Handler, in flow) flow {
 	out := w.responses(h.HandleResponse, in)
 	out.certain = out.reached && in.certain
 	out.owned, out.removed, out.set = out.removed&out.set, 0, 0
@@ -23,7 +23,7 @@ func (w *serverWalk) proxy(h *reverseproxy.Handler, in flow) flow {
 		out.waiting, out.basicless = false, false
 		return out // a forward_auth: its upstream gets a request about the request
 	}
-	c := candidate{site: w.site(), proxy: "reverse_proxy"}
+	c := candidate{site: w.site(), proxy: directive}
 	for i, upstream := range h.Upstreams {
 		address := localAddress(upstream.Dial)
 		if i == 0 && upstream.Dial != "" {

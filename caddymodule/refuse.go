@@ -88,11 +88,7 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, refused refusal
 		delay(r)
 	}
 
-	header.Set("Cache-Control", "no-store")
-	if isGRPC(r) {
-		header.Set("Grpc-Status", grpcStatus(refused.status))
-		header.Set("Grpc-Message", grpcMessage(body.Detail))
-	}
+	describeProblem(w, r, body)
 	if r.ProtoMajor == 1 && refused.status == http.StatusNotImplemented {
 		header.Set("Connection", "close") // the bytes behind a CONNECT are not a request
 	}
@@ -100,16 +96,32 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, refused refusal
 		limitUnread(w, r)
 		return caddyhttp.HandlerError{StatusCode: refused.status, Err: errors.New(body.Detail)}
 	}
+	return writeProblem(w, r, body, refused.status != http.StatusTooManyRequests)
+}
+
+// describeProblem adds the headers of a problem that every form of the answer has.
+func describeProblem(w http.ResponseWriter, r *http.Request, body problemBody) {
+	header := w.Header()
+	header.Set("Cache-Control", "no-store")
+	if isGRPC(r) {
+		header.Set("Grpc-Status", grpcStatus(body.Status))
+		header.Set("Grpc-Message", grpcMessage(body.Detail))
+	}
+}
+
+// writeProblem writes a problem as the answer. readOn has it read on after that, so that a client that is
+// still sending can read the answer.
+func writeProblem(w http.ResponseWriter, r *http.Request, body problemBody, readOn bool) error {
 	linger := closeUnread(w, r)
-	if refused.status != http.StatusTooManyRequests {
+	if readOn {
 		defer linger()
 	}
 	if isGRPC(r) { // a Trailers-Only response has no body
-		header.Set("Content-Type", "application/grpc")
-		w.WriteHeader(refused.status)
+		w.Header().Set("Content-Type", "application/grpc")
+		w.WriteHeader(body.Status)
 		return nil
 	}
-	return writeJSON(w, refused.status, "application/problem+json", body, "\n")
+	return writeJSON(w, body.Status, "application/problem+json", body, "\n")
 }
 
 // writeJSON writes an answer with a JSON document and end. Caches do not store it.
@@ -229,7 +241,8 @@ func grpcStatus(status int) string {
 		return "16" // UNAUTHENTICATED
 	case http.StatusForbidden:
 		return "7" // PERMISSION_DENIED
-	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
+	case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable,
+		http.StatusGatewayTimeout:
 		return "14" // UNAVAILABLE
 	}
 	return "2" // UNKNOWN

@@ -167,7 +167,7 @@ type serverWalk struct {
 // candidate is a finding that is reported only if its site turns out to be guarded.
 type candidate struct {
 	Finding
-	site, proxy string   // proxy is "reverse_proxy" and its upstream
+	site, proxy string   // proxy is the directive and its upstream
 	addresses   []string // of the upstreams, as localAddress spells them
 	blamed      bool     // another finding already names the proxy
 }
@@ -375,7 +375,9 @@ func (w *serverWalk) handler(handler caddyhttp.MiddlewareHandler, in flow) (out 
 	case *SiteDoor:
 		return w.door(h, in)
 	case *reverseproxy.Handler:
-		return w.proxy(h, in)
+		return w.proxy("reverse_proxy", h, in)
+	case *Proxy:
+		return w.proxy("service_users_proxy", h.full, in)
 	case *intercept.Intercept:
 		// Its routes run after the answer, on the request that the handlers behind have
 		// changed: it may carry the identity by then.

@@ -1,0 +1,234 @@
+package caddymodule
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/headers"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"go.uber.org/zap"
+)
+
+func init() {
+	caddy.RegisterModule(Proxy{})
+}
+
+// Proxy forwards requests to one upstream, at less cost than reverse_proxy. The upstream and the client
+// get from it what they get from reverse_proxy with the same upstream. Balancing, health checks, retries,
+// responses of its own, the placeholders {http.reverse_proxy.*} and TLS to the upstream are left to
+// reverse_proxy.
+//
+// A failure of the upstream is an error for the error routes of the server. Without them Proxy answers
+// with a problem (RFC 9457): 504 if the upstream is too slow, else 502.
+type Proxy struct {
+	// The upstream, as reverse_proxy spells it: "localhost:9000", "unix//run/api.sock",
+	// "h2c://localhost:9000" for HTTP/2, or "unix+h2c//run/api.sock". Placeholders such as
+	// "{env.UPSTREAM}" are replaced once, when the configuration is loaded.
+	Address string `json:"address"`
+
+	// Changes of the header that the upstream gets. Default: none.
+	HeaderUp *headers.HeaderOps `json:"header_up,omitempty"`
+
+	// The longest wait for the header of the answer, from the end of the request on. Default: no
+	// limit.
+	Timeout caddy.Duration `json:"timeout,omitempty"`
+
+	// The largest number of connections to the upstream; further requests wait. Default: no limit.
+	MaxConns int `json:"max_conns,omitempty"`
+
+	// Pass each part of an answer on at once. Default: only for an answer of unknown length, or of
+	// the type text/event-stream.
+	Flush bool `json:"flush,omitempty"`
+
+	log       *zap.Logger
+	host      string                // the host in the URL of the requests to the upstream
+	transport *http.Transport       // shared with full
+	full      *reverseproxy.Handler // serves the requests that isSpecial picks
+}
+
+// CaddyModule returns the Caddy module information.
+func (Proxy) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "http.handlers.service_users_proxy",
+		New: func() caddy.Module { return new(Proxy) },
+	}
+}
+
+// check checks the settings. It leaves a placeholder in the address to Provision.
+func (p *Proxy) check() error {
+	if !strings.Contains(p.Address, "{") {
+		if _, _, err := p.upstream(); err != nil {
+			return err
+		}
+	}
+	switch {
+	case p.Timeout < 0:
+		return fmt.Errorf("timeout %s: write a time such as 30s; without the option there is no limit",
+			time.Duration(p.Timeout))
+	case p.MaxConns < 0:
+		return fmt.Errorf("max_conns %d: write a number such as 100; without the option there is no limit",
+			p.MaxConns)
+	case strings.Contains(configuration(p.HeaderUp), "{http.reverse_proxy."):
+		return errors.New("header_up: only reverse_proxy sets the placeholders {http.reverse_proxy.*} " +
+			"(short {rp.*} and {upstream_hostport}); write the value itself, or use reverse_proxy")
+	}
+	return nil
+}
+
+// upstream returns the address of the upstream, and whether the upstream expects HTTP/2.
+func (p *Proxy) upstream() (address caddy.NetworkAddress, h2c bool, err error) {
+	text, err := caddy.NewReplacer().ReplaceOrErr(p.Address, true, true)
+	if err != nil {
+		return address, false, fmt.Errorf("address %q: %w; only placeholders such as {env.UPSTREAM} have a value "+
+			"when the configuration is loaded; use reverse_proxy for an upstream that depends on the request",
+			p.Address, err)
+	}
+	scheme, rest, isURL := strings.Cut(text, "://")
+	switch {
+	case !isURL:
+		scheme, rest = "", text
+	case scheme == "https":
+		return address, false, fmt.Errorf("address %q: TLS to the upstream is left to reverse_proxy; "+
+			"write \"reverse_proxy %[1]s\"", p.Address)
+	case scheme != "http" && scheme != "h2c":
+		return address, false, fmt.Errorf("address %q: the scheme is none of http:// and h2c://", p.Address)
+	case strings.ContainsAny(rest, "/?#@"):
+		return address, false, fmt.Errorf("address %q: a URL has no more than scheme, host and port here; "+
+			"change the path in front of the proxy, by \"rewrite\" or \"uri\"", p.Address)
+	}
+	if unix, ok := strings.CutPrefix(rest, "unix+h2c/"); ok {
+		scheme, rest = "h2c", "unix/"+unix
+	}
+	address, err = caddy.ParseNetworkAddressWithDefaults(rest, "tcp", 80)
+	switch {
+	case err != nil:
+		return address, false, fmt.Errorf("address %q: %w; write it as in localhost:9000", p.Address, err)
+	case rest == "" || address.PortRangeSize() != 1 || address.Network != "tcp" && address.Network != "unix":
+		return address, false, fmt.Errorf("address %q: it is not one TCP address such as localhost:9000 nor one "+
+			"unix socket such as unix//run/api.sock; use reverse_proxy for several upstreams", p.Address)
+	}
+	return address, scheme == "h2c", nil
+}
+
+// Provision prepares the connections to the upstream.
+func (p *Proxy) Provision(ctx caddy.Context) error {
+	if err := p.check(); err != nil {
+		return err
+	}
+	address, h2c, err := p.upstream()
+	if err != nil {
+		return err
+	}
+	p.log, p.host = ctx.Logger(), address.JoinHostPort(0)
+	noCompression := false // of its own: the upstream sees the client's Accept-Encoding or none
+	settings := &reverseproxy.HTTPTransport{
+		Compression:     &noCompression,
+		KeepAlive:       &reverseproxy.KeepAlive{MaxIdleConnsPerHost: 512}, // one upstream gets all requests
+		MaxConnsPerHost: p.MaxConns, ResponseHeaderTimeout: p.Timeout,
+	}
+	if h2c {
+		settings.Versions = []string{"h2c", "2"}
+	}
+	if err := settings.Provision(ctx); err != nil {
+		return err
+	}
+	p.transport = settings.Transport
+	p.transport.Proxy = nil
+	dial := p.transport.DialContext
+	p.transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return dial(ctx, address.Network, p.host)
+	}
+	p.full = &reverseproxy.Handler{
+		Transport: settings,
+		Upstreams: reverseproxy.UpstreamPool{{Dial: address.String()}},
+		Headers:   &headers.Handler{Request: p.HeaderUp},
+	}
+	if p.Flush {
+		p.full.FlushInterval = -1
+	}
+	if err := p.full.Provision(ctx); err != nil {
+		return fmt.Errorf("preparing the proxy of WebSockets: %w", err)
+	}
+	return nil
+}
+
+// Cleanup closes the WebSockets and the idle connections to the upstream.
+func (p *Proxy) Cleanup() error {
+	if p.transport != nil {
+		p.transport.CloseIdleConnections()
+	}
+	if p.full == nil {
+		return nil
+	}
+	return p.full.Cleanup()
+}
+
+// ServeHTTP forwards a request and its answer.
+func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	var err error
+	if isSpecial(r) {
+		err = p.full.ServeHTTP(w, r, next)
+	} else {
+		err = p.exchange(w, r)
+	}
+	if err == nil {
+		return nil
+	}
+	return p.fail(w, r, err)
+}
+
+// isSpecial reports whether reverse_proxy serves a request. Such a request may turn into a WebSocket, may
+// have trailers, is early data of TLS, asks for incremental forwarding (RFC 10036), or comes through a
+// unix socket.
+func isSpecial(r *http.Request) bool {
+	return r.Header["Upgrade"] != nil || r.Method == http.MethodConnect ||
+		len(r.Trailer) > 0 || r.ProtoMajor == 1 && r.ContentLength < 0 ||
+		r.TLS != nil && !r.TLS.HandshakeComplete || r.Header["Incremental"] != nil || r.RemoteAddr == "@"
+}
+
+// errUnasked is the error of an answer 101 to a request without Upgrade.
+var errUnasked = errors.New("the upstream switched to another protocol, unasked")
+
+// fail answers a request that the upstream has not answered.
+func (p *Proxy) fail(w http.ResponseWriter, r *http.Request, err error) error {
+	if errors.Is(r.Context().Err(), context.Canceled) {
+		w.WriteHeader(499) // for the access log, as in reverse_proxy: the client has gone
+		return nil
+	}
+	status := http.StatusBadGateway
+	if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() {
+		status = http.StatusGatewayTimeout
+	}
+	failure := caddyhttp.Error(status, err) // keeps the status of another handler, such as request_body
+	detail := "the upstream gave no valid answer"
+	switch failure.StatusCode {
+	case http.StatusBadGateway:
+	case http.StatusGatewayTimeout:
+		detail = "the upstream did not answer in time"
+	default:
+		return failure
+	}
+	if server, ok := r.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok && server.Errors != nil {
+		limitUnread(w, r)
+		return failure
+	}
+	p.log.Error("the upstream failed", zap.Error(err), zap.String("upstream", p.Address),
+		zap.Int("status", failure.StatusCode))
+	body := newProblem(failure.StatusCode, detail)
+	describeProblem(w, r, body)
+	return writeProblem(w, r, body, true)
+}
+
+// Interface guards
+var (
+	_ caddy.Provisioner           = (*Proxy)(nil)
+	_ caddy.CleanerUpper          = (*Proxy)(nil)
+	_ caddyhttp.MiddlewareHandler = (*Proxy)(nil)
+)
