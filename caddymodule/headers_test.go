@@ -40,9 +40,13 @@ http://:{$API_PORT} {
 // gets exactly one of each identity header, with our value, or no request.
 func TestHostileHeaders(t *testing.T) {
 	t.Parallel()
+	throughBoth(t, testHostileHeaders)
+}
+
+func testHostileHeaders(t *testing.T, proxy func(string) string) {
 	s := newServer(t)
 	up := startRecorder(t, s.ports["UPSTREAM_PORT"])
-	s = withCaddyfile(s, proxyCaddyfile)
+	s = withCaddyfile(s, proxy(proxyCaddyfile))
 	s.mustCLI("group", "create", "readers", "--rule", "allow GET,POST /v1/{rest...}")
 	user := s.create("billing-sync", "--group", "readers")
 
@@ -132,9 +136,13 @@ func checkUpstream(t *testing.T, sent, raw, id string) {
 // Upgrade, with the identity beside it.
 func TestWebSocketUpgrade(t *testing.T) {
 	t.Parallel()
+	throughBoth(t, testWebSocketUpgrade)
+}
+
+func testWebSocketUpgrade(t *testing.T, proxy func(string) string) {
 	s := newServer(t)
 	up := startRecorder(t, s.ports["UPSTREAM_PORT"])
-	s = withCaddyfile(s, proxyCaddyfile)
+	s = withCaddyfile(s, proxy(proxyCaddyfile))
 	s.mustCLI("group", "create", "readers", "--rule", "allow GET /v1/{rest...}")
 	user := s.create("billing-sync", "--group", "readers")
 	for lines, want := range map[string]bool{
@@ -213,9 +221,13 @@ func TestRefusalHeaders(t *testing.T) {
 // arrives as it was sent.
 func TestHostileTargets(t *testing.T) {
 	t.Parallel()
+	throughBoth(t, testHostileTargets)
+}
+
+func testHostileTargets(t *testing.T, proxy func(string) string) {
 	s := newServer(t)
 	up := startRecorder(t, s.ports["UPSTREAM_PORT"])
-	s = withCaddyfile(s, proxyCaddyfile)
+	s = withCaddyfile(s, proxy(proxyCaddyfile))
 	s.mustCLI("group", "create", "everything", "--rule", "allow * /{rest...}", "--rule", "allow PROPFIND /{rest...}")
 	user := s.create("billing-sync", "--group", "everything")
 

@@ -67,12 +67,12 @@ func (s *server) moreports(names ...string) {
 	}
 }
 
-func startWire(t *testing.T) (*server, *recorder) {
+func startWire(t *testing.T, proxy func(string) string) (*server, *recorder) {
 	t.Helper()
 	s := newServer(t)
 	s.moreports("TLS_PORT")
 	up := startRecorder(t, s.ports["UPSTREAM_PORT"])
-	return withCaddyfile(s, wireCaddyfile), up
+	return withCaddyfile(s, proxy(wireCaddyfile)), up
 }
 
 // wireRequest is a request field by field, so that a test can say what no client
@@ -123,6 +123,12 @@ func dialH2(t *testing.T, addr string) *h2Conn {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return speakH2(t, conn)
+}
+
+// speakH2 begins HTTP/2 on a connection.
+func speakH2(t *testing.T, conn net.Conn) *h2Conn {
+	t.Helper()
 	_ = conn.SetDeadline(time.Now().Add(patience))
 	c := &h2Conn{Conn: conn, Framer: http2.NewFramer(conn, bufio.NewReader(conn))}
 	c.enc = hpack.NewEncoder(&c.block)
@@ -583,7 +589,11 @@ func oddities(t *testing.T, send wire, up *recorder, user credentials) {
 // TestHTTP2 sends everything hostile over cleartext HTTP/2, as frames.
 func TestHTTP2(t *testing.T) {
 	t.Parallel()
-	s, up := startWire(t)
+	throughBoth(t, testHTTP2)
+}
+
+func testHTTP2(t *testing.T, proxy func(string) string) {
+	s, up := startWire(t, proxy)
 	s.mustCLI("group", "create", "everything", "--rule", "allow * /{rest...}", "--rule", "allow PROPFIND /{rest...}")
 	s.mustCLI("group", "create", "readers", "--rule", "allow GET,POST /v1/{rest...}")
 	reader := s.create("billing-sync", "--group", "readers")
@@ -599,7 +609,11 @@ func TestHTTP2(t *testing.T) {
 // TestHTTP3 does the same over HTTP/3.
 func TestHTTP3(t *testing.T) {
 	t.Parallel()
-	s, up := startWire(t)
+	throughBoth(t, testHTTP3)
+}
+
+func testHTTP3(t *testing.T, proxy func(string) string) {
+	s, up := startWire(t, proxy)
 	s.mustCLI("group", "create", "everything", "--rule", "allow * /{rest...}", "--rule", "allow PROPFIND /{rest...}")
 	s.mustCLI("group", "create", "readers", "--rule", "allow GET,POST /v1/{rest...}")
 	reader := s.create("billing-sync", "--group", "readers")
@@ -713,7 +727,11 @@ func interleaved(t *testing.T, s *server, up *recorder, one, two credentials) {
 // safe one is served.
 func TestEarlyData(t *testing.T) {
 	t.Parallel()
-	s, up := startWire(t)
+	throughBoth(t, testEarlyData)
+}
+
+func testEarlyData(t *testing.T, proxy func(string) string) {
+	s, up := startWire(t, proxy)
 	s.mustCLI("group", "create", "readers", "--rule", "allow GET,POST /v1/{rest...}")
 	user := s.create("billing-sync", "--group", "readers")
 	tickets := make(chan struct{}, 16)
@@ -992,9 +1010,13 @@ func (s *server) tokenID(user string) string {
 // takes the right to them away: exactly the streams that lost it are cut.
 func TestStreams(t *testing.T) {
 	t.Parallel()
+	throughBoth(t, testStreams)
+}
+
+func testStreams(t *testing.T, proxy func(string) string) {
 	s := newServer(t)
 	up := startBackend(t, s.ports["UPSTREAM_PORT"])
-	withCaddyfile(s, streamsCaddyfile)
+	withCaddyfile(s, proxy(streamsCaddyfile))
 	s.mustCLI("group", "create", "readers", "--rule", "allow GET,POST /v1/{rest...}")
 	s.mustCLI("group", "create", "few")
 	s.mustCLI("rule", "add", "few", "allow GET /v1/{rest...}")
@@ -1450,7 +1472,11 @@ http://:{$ERRORS_PORT} {
 // and does not keep the memory.
 func TestLimits(t *testing.T) {
 	t.Parallel()
-	s, up := startWire(t)
+	throughBoth(t, testLimits)
+}
+
+func testLimits(t *testing.T, proxy func(string) string) {
+	s, up := startWire(t, proxy)
 	s.mustCLI("group", "create", "readers", "--rule", "allow GET,POST /v1/{rest...}")
 	user := s.create("billing-sync", "--group", "readers")
 	own := basic(user.id, user.secret)

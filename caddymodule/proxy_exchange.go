@@ -75,7 +75,7 @@ func (p *Proxy) answer(w http.ResponseWriter, answer *http.Response) {
 	addHeader(header, answer.Header)
 	announced := len(answer.Trailer)
 	if announced > 0 {
-		header.Add("Trailer", strings.Join(slices.Collect(maps.Keys(answer.Trailer)), ", "))
+		header.Add("Trailer", strings.Join(slices.Sorted(maps.Keys(answer.Trailer)), ", "))
 	}
 	w.WriteHeader(answer.StatusCode)
 

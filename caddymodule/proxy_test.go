@@ -1,0 +1,534 @@
+package caddymodule
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+)
+
+// lean returns a Caddyfile with service_users_proxy in the place of reverse_proxy.
+func lean(caddyfile string) string {
+	return strings.ReplaceAll(caddyfile, "\treverse_proxy ", "\tservice_users_proxy ")
+}
+
+// throughBoth runs a test with reverse_proxy, and with service_users_proxy in its place.
+func throughBoth(t *testing.T, test func(t *testing.T, proxy func(caddyfile string) string)) {
+	t.Run("reverse_proxy", func(t *testing.T) {
+		t.Parallel()
+		test(t, func(caddyfile string) string { return caddyfile })
+	})
+	t.Run("service_users_proxy", func(t *testing.T) {
+		t.Parallel()
+		test(t, lean)
+	})
+}
+
+// pairUpstreams are the routes of pairCaddyfile.
+const pairUpstreams = `
+	header X-Ours 1
+	handle /unix/* {
+		reverse_proxy unix/{$UPSTREAM_SOCKET} {
+			header_up X-Added {http.request.host}
+			header_up -X-Removed
+			header_up Host other.example
+		}
+	}
+	handle /h2c/* {
+		reverse_proxy h2c://127.0.0.1:{$H2C_PORT}
+	}
+	handle {
+		reverse_proxy 127.0.0.1:{$UPSTREAM_PORT}
+	}
+}
+`
+
+// pairCaddyfile serves the same upstreams by reverse_proxy and by service_users_proxy, over HTTP/1.1,
+// cleartext HTTP/2, and TLS. 127.0.0.2 is a trusted proxy.
+var pairCaddyfile = `
+{
+	skip_install_trust
+	auto_https disable_redirects
+	servers {
+		protocols h1 h2 h2c
+		trusted_proxies static 127.0.0.2
+	}
+	service_users {
+		store {$SERVICE_USERS_STORE}
+	}
+}
+
+(stock) {` + pairUpstreams + `
+(lean) {` + lean(pairUpstreams) + `
+http://:{$API_PORT} {
+	bind 127.0.0.1
+	import stock
+}
+
+https://app.example:{$TLS_PORT} {
+	bind 127.0.0.1
+	tls internal
+	import stock
+}
+
+http://:{$LEAN_PORT} {
+	bind 127.0.0.1
+	import lean
+}
+
+https://app.example:{$LEAN_TLS_PORT} {
+	bind 127.0.0.1
+	tls internal
+	import lean
+}
+`
+
+// startPair starts a Caddy with pairCaddyfile and its upstreams.
+func startPair(t *testing.T) (*server, *script) {
+	t.Helper()
+	s := newServer(t)
+	s.moreports("TLS_PORT", "LEAN_PORT", "LEAN_TLS_PORT", "H2C_PORT")
+	socket := filepath.Join(s.dir, "up.sock")
+	s.env = append(s.env, "UPSTREAM_SOCKET="+socket)
+	up := new(script)
+	for network, address := range map[string]string{"tcp": "127.0.0.1:" + s.ports["UPSTREAM_PORT"], "unix": socket} {
+		l, err := net.Listen(network, address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { l.Close() })
+		go up.accept(l)
+	}
+	up.h2c(t, "127.0.0.1:"+s.ports["H2C_PORT"])
+	path := filepath.Join(s.dir, "Caddyfile")
+	if err := os.WriteFile(path, []byte(pairCaddyfile), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.start(path)
+	for _, port := range []string{"TLS_PORT", "LEAN_TLS_PORT"} { // the certificate is made after the start
+		eventually(t, "the certificate is there", func() bool {
+			conn, err := dialTLS(s.addr(port))
+			if err == nil {
+				conn.Close()
+			}
+			return err == nil
+		})
+	}
+	return s, up
+}
+
+func dialTLS(addr string) (net.Conn, error) {
+	return tls.Dial("tcp", addr, &tls.Config{ServerName: "app.example", InsecureSkipVerify: true, NextProtos: []string{"h2"}})
+}
+
+// script is an upstream that keeps the raw bytes of each request. The header X-Answer names its answer.
+type script struct {
+	mu  sync.Mutex
+	got []string
+}
+
+func (up *script) keep(text string) {
+	up.mu.Lock()
+	defer up.mu.Unlock()
+	up.got = append(up.got, text)
+}
+
+// take returns the requests since the last call.
+func (up *script) take() []string {
+	up.mu.Lock()
+	defer up.mu.Unlock()
+	got := up.got
+	up.got = nil
+	return got
+}
+
+func (up *script) accept(l net.Listener) {
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		go up.serve(conn)
+	}
+}
+
+func (up *script) serve(conn net.Conn) {
+	defer conn.Close()
+	var raw bytes.Buffer
+	in := bufio.NewReader(io.TeeReader(conn, &raw))
+	for {
+		raw.Reset()
+		r, err := http.ReadRequest(in)
+		if err != nil {
+			return
+		}
+		text, _, _ := strings.Cut(raw.String(), "\r\n\r\n")
+		if r.Header.Get("X-Answer") != "early" {
+			_, _ = io.Copy(io.Discard, r.Body)
+			text = raw.String()
+		}
+		up.keep(text)
+		answer, ok := answers[r.Header.Get("X-Answer")]
+		if !ok {
+			answer = "200 OK\nContent-Length: 2\n\nok"
+		}
+		head, body, _ := strings.Cut(answer, "\n\n")
+		if r.Method == http.MethodHead {
+			body = ""
+		}
+		head = "HTTP/1.1 " + strings.TrimPrefix(strings.ReplaceAll(head, "\n", "\r\n"), "HTTP/1.1 ")
+		if old, ok := strings.CutPrefix(head, "HTTP/1.1 HTTP/1.0 "); ok {
+			head = "HTTP/1.0 " + old
+		}
+		if _, err := io.WriteString(conn, strings.ReplaceAll(head, "|", "\r\n\r\nHTTP/1.1 ")+"\r\n\r\n"+body); err != nil {
+			return
+		}
+		if r.Header.Get("Upgrade") != "" && strings.HasPrefix(answer, "101") {
+			_, _ = io.Copy(conn, in)
+			return
+		}
+		if !strings.Contains(head, "Content-Length: ") && !strings.Contains(head, "chunked") || strings.Contains(head, "BREAKS") {
+			return // the end of the connection is the end of the body
+		}
+	}
+}
+
+// answers are the answers of script: the status line without its protocol, header and body. "|" begins
+// another one. An answer of unknown length has a Content-Type, since reverse_proxy sometimes lets net/http
+// guess one: it depends on the first part of the body, which may or may not come before the first flush.
+var answers = map[string]string{
+	"empty":        "200 OK\nContent-Length: 0\n\n",
+	"type":         "200 OK\nContent-Type: application/json\nContent-Length: 2\n\n{}",
+	"chunked":      "200 OK\nTransfer-Encoding: chunked\nContent-Type: a/b\n\n3\r\nabc\r\n0\r\n\r\n",
+	"no chunk":     "200 OK\nTransfer-Encoding: chunked\nContent-Type: text/plain\n\n0\r\n\r\n",
+	"until close":  "HTTP/1.0 200 OK\nContent-Type: text/plain\n\nabc",
+	"created":      "201 Made\nLocation: /x\nContent-Length: 0\n\n",
+	"none":         "204 No Content\nContent-Length: 0\n\n",
+	"unchanged":    "304 Not Modified\nEtag: \"x\"\nContent-Length: 17\n\n",
+	"redirect":     "301 Moved Permanently\nLocation: http://x.example/\nContent-Length: 0\n\n",
+	"missing":      "404 Not Found\nContent-Length: 4\n\ngone",
+	"fault":        "500 Internal Server Error\nContent-Length: 4\n\noops",
+	"odd":          "799 Odd\nContent-Length: 0\n\n",
+	"trailers":     "200 OK\nTransfer-Encoding: chunked\nContent-Type: a/b\nTrailer: X-Sum, X-More\n\n3\r\nabc\r\n0\r\nX-Sum: 1\r\nX-More: 2\r\n\r\n",
+	"one trailer":  "200 OK\nTransfer-Encoding: chunked\nContent-Type: a/b\nTrailer: X-Sum\n\n3\r\nabc\r\n0\r\nX-Sum: 1\r\nX-Surprise: 2\r\n\r\n",
+	"surprise":     "200 OK\nTransfer-Encoding: chunked\nContent-Type: a/b\n\n3\r\nabc\r\n0\r\nX-Sum: 1\r\n\r\n",
+	"hints":        "103 Early Hints\nLink: </a>; rel=preload\nX-Hint: 1|103 Early Hints\nLink: </b>|200 OK\nContent-Length: 2\n\nok",
+	"processing":   "102 Processing|200 OK\nContent-Length: 2\n\nok",
+	"continue":     "100 Continue|200 OK\nContent-Length: 2\n\nok",
+	"hop hints":    "103 Early Hints\nConnection: X-Hop\nX-Hop: 1\nKeep-Alive: 1\nLink: </a>|200 OK\nContent-Length: 2\n\nok",
+	"events":       "200 OK\nContent-Type: text/event-stream\nTransfer-Encoding: chunked\n\n9\r\ndata: 1\n\n\r\n0\r\n\r\n",
+	"hops":         "200 OK\nConnection: X-Hop, keep-alive\nX-Hop: 1\nKeep-Alive: timeout=5\nAlt-Svc: h3=\":443\"\nProxy-Authenticate: Basic\nTe: x\nUpgrade: h2c\nX-End: 1\nContent-Length: 2\n\nok",
+	"named":        "200 OK\nServer: up\nDate: Thu, 01 Jan 1970 00:00:00 GMT\nVia: 1.1 up\nContent-Length: 2\n\nok",
+	"cookies":      "200 OK\nSet-Cookie: a=1\nSet-Cookie: b=2\nVary: a\nVary: b\nX-Ours: 2\nX-Empty:\nContent-Length: 2\n\nok",
+	"compressed":   "200 OK\nContent-Encoding: gzip\nContent-Length: 2\n\nok",
+	"incremental":  "200 OK\nIncremental: ?1\nContent-Length: 2\n\nok",
+	"early":        "413 Content Too Large\nContent-Length: 3\nConnection: close\n\nbig",
+	"switched":     "101 Switching Protocols\nConnection: Upgrade\nUpgrade: websocket\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\n\n",
+	"switched h2c": "101 Switching Protocols\nConnection: Upgrade\nUpgrade: h2c\n\n",
+	"same twice":   "200 OK\nContent-Length: 2\nContent-Length: 2\n\nok",
+	"other twice":  "200 OK\nContent-Length: 2\nContent-Length: 3\n\nok",
+	"short":        "200 OK\nContent-Length: 9\nX-End: BREAKS\n\nok",
+	"short chunk":  "200 OK\nTransfer-Encoding: chunked\nContent-Type: a/b\nX-End: BREAKS\n\n9\r\nok",
+	"bad chunk":    "200 OK\nTransfer-Encoding: chunked\nContent-Type: a/b\nX-End: BREAKS\n\nx\r\nok",
+	"bad name":     "200 OK\nX Y: 1\nContent-Length: 2\n\nok",
+	"bad status":   "2000 OK\nContent-Length: 2\n\nok",
+	"no status":    "OK\nContent-Length: 2\n\nok",
+	"huge":         "200 OK\nX-Big: " + strings.Repeat("x", 11<<20) + "\nContent-Length: 2\n\nok",
+}
+
+// h2c serves cleartext HTTP/2. Its answer is the request.
+func (up *script) h2c(t *testing.T, address string) {
+	t.Helper()
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Protocols: new(http.Protocols)}
+	server.Protocols.SetUnencryptedHTTP2(true)
+	server.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		var text strings.Builder
+		fmt.Fprintf(&text, "%s %s %s %s %d %q %v\n", r.Method, r.RequestURI, r.Host, r.Proto, r.ContentLength, body, err)
+		_ = r.Header.Write(&text)
+		_ = r.Trailer.Write(&text)
+		up.keep(text.String())
+		w.Header().Set("Trailer", "Grpc-Status")
+		_, _ = io.WriteString(w, "ok")
+		w.Header().Set("Grpc-Status", "0")
+	})
+	go func() { _ = server.Serve(l) }()
+	t.Cleanup(func() { _ = server.Close() })
+}
+
+// The reasons for which service_users_proxy may differ from reverse_proxy.
+const (
+	noCompression = "service_users_proxy asks for no compression where the client asks for none"
+	noUserAgent   = "where Connection names User-Agent, reverse_proxy sends the one of net/http, service_users_proxy none"
+	problemAnswer = "the answer to a failure of the upstream has a problem document"
+	refused101    = "reverse_proxy answers a 101 that nobody asked for with an empty 200, service_users_proxy with 502"
+)
+
+// proxyRow is a request over HTTP/1.1.
+type proxyRow struct {
+	request string // with "\n" for the end of a line
+	answer  string // a key of answers
+	trusted bool   // the client is a trusted proxy
+	differs string // the reason
+}
+
+var dates = regexp.MustCompile(`(?i)date: (Mon|Tue|Wed|Thu|Fri|Sat|Sun), .. ... [^1]... [^\r\n]* GMT`)
+
+// TestProxyIsReverseProxy sends the same raw requests through reverse_proxy and service_users_proxy, and
+// compares the bytes that the upstream and the client get. Rows that differ name the reason.
+func TestProxyIsReverseProxy(t *testing.T) {
+	t.Parallel()
+	s, up := startPair(t)
+	compare := func(t *testing.T, differs string, ask func(port string) string) {
+		t.Helper()
+		stock := ask("API_PORT") + "\n==> " + strings.Join(up.take(), "\n")
+		lean := ask("LEAN_PORT") + "\n==> " + strings.Join(up.take(), "\n")
+		switch {
+		case differs == "" && stock != lean:
+			t.Errorf("reverse_proxy:\n%q\nservice_users_proxy:\n%q", stock, lean)
+		case differs != "" && stock == lean:
+			t.Errorf("no difference, although %s:\n%q", differs, stock)
+		}
+	}
+	t.Run("h1", func(t *testing.T) {
+		for _, row := range proxyRows() {
+			text := row.request
+			if row.answer != "" {
+				text = strings.Replace(text, "\n", "\nX-Answer: "+row.answer+"\n", 1)
+			}
+			t.Run(strings.NewReplacer("\n", ";", " ", "_", "/", "|").Replace(text[:min(len(text), 150)]), func(t *testing.T) {
+				compare(t, row.differs, func(port string) string {
+					return askRaw(t, s.addr(port), strings.ReplaceAll(text, "\n", "\r\n"), row.trusted)
+				})
+			})
+		}
+	})
+	for name, dial := range map[string]func(port string) (net.Conn, error){
+		"h2c": func(port string) (net.Conn, error) { return net.Dial("tcp", s.addr(port)) },
+		"h2": func(port string) (net.Conn, error) {
+			return dialTLS(s.addr(map[string]string{"API_PORT": "TLS_PORT", "LEAN_PORT": "LEAN_TLS_PORT"}[port]))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for i, row := range proxyH2Rows {
+				t.Run(fmt.Sprint(i), func(t *testing.T) {
+					compare(t, row.differs, func(port string) string {
+						conn, err := dial(port)
+						if err != nil {
+							t.Fatal(err)
+						}
+						defer conn.Close()
+						return askH2(t, conn, row.wireRequest)
+					})
+				})
+			}
+		})
+	}
+}
+
+// askRaw sends raw bytes, and returns the bytes of the answer and its end.
+func askRaw(t *testing.T, addr, request string, trusted bool) string {
+	t.Helper()
+	var dialer net.Dialer
+	if trusted {
+		dialer.LocalAddr = &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}
+	}
+	conn, err := dialer.DialContext(t.Context(), "tcp4", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(patience))
+	if _, err := io.WriteString(conn, request); err != nil {
+		t.Fatal(err)
+	}
+	var raw bytes.Buffer
+	in := bufio.NewReader(io.TeeReader(conn, &raw))
+	method, _, _ := strings.Cut(request, " ")
+	for {
+		resp, err := http.ReadResponse(in, &http.Request{Method: method})
+		if err == nil && resp.StatusCode < 200 && resp.StatusCode != http.StatusSwitchingProtocols {
+			continue
+		}
+		if err == nil && resp.StatusCode == http.StatusSwitchingProtocols {
+			_, _ = io.WriteString(conn, "ping")
+			_, err = io.ReadFull(in, make([]byte, 4))
+		} else if err == nil {
+			_, err = io.Copy(io.Discard, resp.Body)
+		}
+		end := "complete"
+		if err != nil {
+			end = err.Error()
+		}
+		if strings.Contains(end, "connection reset") {
+			end = "unexpected EOF" // as the bytes happen to arrive
+		}
+		text := strings.Replace(raw.String(), "Trailer: X-More, X-Sum", "Trailer: X-Sum, X-More", 1) // in any order
+		return dates.ReplaceAllString(text, "Date: now") + "\n" + end
+	}
+}
+
+// askH2 sends a request over HTTP/2, and returns the frames of the answer without the limits between
+// those of the data.
+func askH2(t *testing.T, conn net.Conn, r wireRequest) string {
+	t.Helper()
+	c := speakH2(t, conn)
+	c.send(1, r)
+	var text strings.Builder
+	for {
+		frame, err := c.ReadFrame()
+		if err != nil {
+			var streamErr http2.StreamError
+			if errors.As(err, &streamErr) {
+				continue
+			}
+			return text.String() + err.Error()
+		}
+		switch f := frame.(type) {
+		case *http2.SettingsFrame:
+			if !f.IsAck() {
+				_ = c.WriteSettingsAck()
+			}
+		case *http2.MetaHeadersFrame:
+			lines := []string{}
+			for _, field := range f.Fields {
+				lines = append(lines, field.Name+": "+field.Value)
+			}
+			slices.Sort(lines)
+			for i, line := range lines {
+				if line == "trailer: X-More, X-Sum" {
+					lines[i] = "trailer: X-Sum, X-More"
+				}
+			}
+			text.WriteString("\n" + dates.ReplaceAllString(strings.Join(lines, "\n"), "date: now") + "\n")
+			if f.StreamEnded() {
+				return text.String() + "end"
+			}
+		case *http2.DataFrame:
+			text.Write(f.Data())
+			if f.StreamEnded() {
+				return text.String() + " end"
+			}
+		case *http2.RSTStreamFrame:
+			return text.String() + " " + f.ErrCode.String()
+		}
+	}
+}
+
+// proxyH2Rows are requests over HTTP/2.
+var proxyH2Rows = []struct {
+	wireRequest
+	differs string
+}{
+	{wireRequest: wireRequest{fields: wireFields("GET", "/")}, differs: noCompression},
+	{wireRequest: wireRequest{fields: wireFields("GET", "/a%2Fb/%C3%A4?x=%zz;y", "accept-encoding: br", "te: trailers", "cookie: a=1", "cookie: b=2")}},
+	{wireRequest: wireRequest{fields: wireFields("HEAD", "/", "accept-encoding: br")}},
+	{wireRequest: wireRequest{fields: wireFields("OPTIONS", "*", "accept-encoding: br")}},
+	{wireRequest: wireRequest{fields: wireFields("POST", "/", "accept-encoding: br", "content-length: 3"), body: "abc"}},
+	{wireRequest: wireRequest{fields: wireFields("POST", "/", "accept-encoding: br"), body: "abc"}},
+	{wireRequest: wireRequest{fields: wireFields("POST", "/", "accept-encoding: br")}},
+	{wireRequest: wireRequest{fields: wireFields("POST", "/", "accept-encoding: br", "trailer: x-sum"), body: "abc", trailer: []hpack.HeaderField{{Name: "x-sum", Value: "1"}}}},
+	{wireRequest: wireRequest{fields: wireFields("POST", "/", "accept-encoding: br"), body: "abc", trailer: []hpack.HeaderField{{Name: "x-sum", Value: "1"}}}},
+	{wireRequest: wireRequest{fields: wireFields("POST", "/", "accept-encoding: br", "content-length: 3", "trailer: x-sum"), body: "abc", trailer: []hpack.HeaderField{{Name: "x-sum", Value: "1"}}}},
+	{wireRequest: wireRequest{fields: wireFields("GET", "/", "accept-encoding: br", "x-answer: trailers")}},
+	{wireRequest: wireRequest{fields: wireFields("GET", "/", "accept-encoding: br", "x-answer: surprise")}},
+	{wireRequest: wireRequest{fields: wireFields("GET", "/", "accept-encoding: br", "x-answer: hints")}},
+	{wireRequest: wireRequest{fields: wireFields("GET", "/", "accept-encoding: br", "x-answer: hops")}},
+	{wireRequest: wireRequest{fields: wireFields("GET", "/", "accept-encoding: br", "x-answer: short")}},
+	{wireRequest: wireRequest{fields: wireFields("GET", "/", "accept-encoding: br", "x-answer: until close")}},
+	{wireRequest: wireRequest{fields: wireFields("GET", "/", "accept-encoding: br", "x-answer: no status")}, differs: problemAnswer},
+	{wireRequest: wireRequest{fields: wireFields("POST", "/h2c/x", "accept-encoding: br", "content-type: application/grpc", "te: trailers"), body: "\x00\x00\x00\x00\x00"}},
+	{wireRequest: wireRequest{fields: wireFields("GET", "/h2c/x?y", "accept-encoding: br")}},
+	{wireRequest: wireRequest{fields: wireFields("GET", "/unix/x?y", "accept-encoding: br", "x-removed: 1")}},
+}
+
+// proxyRows returns the requests of TestProxyIsReverseProxy over HTTP/1.1.
+func proxyRows() []proxyRow {
+	rows := []proxyRow{{request: "GET / HTTP/1.1\nHost: app.example\n\n", differs: noCompression}}
+	add := func(line, header, body string) *proxyRow {
+		text := line + " HTTP/1.1\nHost: app.example\nAccept-Encoding: br\n" + header + "\n" + body
+		rows = append(rows, proxyRow{request: text})
+		return &rows[len(rows)-1]
+	}
+	for _, line := range []string{
+		"GET /", "HEAD /", "DELETE /", "OPTIONS *", "OPTIONS /", "GET http://other.example:81/x?y", "get /", "FOO-BAR /", "TRACE /",
+		"GET /a%2Fb/%C3%A4/%2e%2e/..//x", "GET /a|b^c\"d", "GET /%", "GET /a?", "GET /?a;b=%zz&c=%", "GET /?" + strings.Repeat("a&", 10_001),
+		"GET /?a=b#c", "GET /a;b=c", "GET /ä?ü", "GET /\\x", "GET /?q=http://x/", "CONNECT other.example:443", "CONNECT /x", "GET /unix/x", "GET /h2c/x",
+		"GET x",
+	} {
+		add(line, "", "")
+	}
+	add("GET mailto:x", "", "").differs = problemAnswer
+	for _, header := range []string{
+		"User-Agent:\n", "User-Agent: x\n", "X-A: 1\nX-A: 2\nX-B:\n", "Connection: close\n", "Connection: keep-alive, X-A\nX-A: 1\nKeep-Alive: 5\n",
+		"Connection: X-Forwarded-For, Host, Via\nVia: 1.0 x\nX-Forwarded-For: 192.0.2.1\n",
+		"Te: trailers\n", "Connection: Te\nTe: trailers\n", "Te: gzip, Trailers;q=0.5\n", "Te: gzip\nTe: trailers\n", "Proxy-Connection: x\nProxy-Authorization: x\nProxy-Authenticate: x\nTrailer: x\nAlt-Svc: x\n",
+		"Upgrade: x\n", "Connection: Upgrade\n", "Connection: Upgrade\nUpgrade: h2c\nHttp2-Settings: x\n", "Connection: Upgrade\nUpgrade: \xffx\n",
+		"X-Forwarded-For: 192.0.2.1\nX-Forwarded-For: 192.0.2.2\nX-Forwarded-Proto: https\nX-Forwarded-Host: x\nX-Forwarded-Host: y\nForwarded: for=x\nX-Real-Ip: x\n",
+		"X-Forwarded-For:\nX-Forwarded-Proto:\nX-Forwarded-Host:\n",
+		"Via: 1.0 x\nVia: 1.1 y\n", "Early-Data: 1\n", "Incremental: ?1\n", "Cookie: a=1\nCookie: b=2\n", "X-Raw: \xc3\xa4\xff\n", "Authorization: Basic eDp5\n", "Range: bytes=0-1\n",
+		"Date: x\nServer: x\nExpect: 100-continue\n", "X-Removed: 1\nX-Added: 1\n",
+	} {
+		add("GET /", header, "")
+		add("GET /", header, "").trusted = true
+	}
+	add("GET /", "Connection: User-Agent\nUser-Agent: x\n", "").differs = noUserAgent
+	add("GET /unix/x", "X-Removed: 1\nX-Added: 1\nX-Forwarded-For: 192.0.2.1\n", "")
+	webSocket := "Connection: Upgrade\nUpgrade: websocket\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\nSec-WebSocket-Version: 13\nX-Answer: "
+	for _, answer := range []string{"switched", "switched h2c", "missing", "type", "no status"} {
+		row := add("GET /", webSocket+answer+"\n", "")
+		if answer == "no status" {
+			row.differs = problemAnswer
+		}
+	}
+	for header, body := range map[string]string{
+		"Content-Length: 3\n": "abc", "Content-Length: 0\n": "", "Transfer-Encoding: chunked\n": "3\n abc\n0\n\n", "Content-Length: 70000\n": strings.Repeat("x", 70_000),
+		"Transfer-Encoding: chunked\nTrailer: X-Sum\n": "3\nabc\n0\nX-Sum: 1\n\n", "Transfer-Encoding: chunked\nX-Y: 1\n": "3\nabc\n0\nX-Sum: 1\n\n",
+		"Content-Length: 3\nExpect: 100-continue\n": "abc", "Transfer-Encoding: chunked\nX-Y: 2\n": "0\n\n", "Content-Length: 3\nX-Answer: early\n": "abc",
+		"Content-Length: 3\nX-Answer: no status\n": "abc", "Content-Length: 3\nIncremental: ?1\n": "abc",
+	} {
+		body = strings.Replace(body, " abc", "abc", 1)
+		for _, method := range []string{"POST /", "GET /"} {
+			row := add(method, header, body)
+			if strings.Contains(header, "no status") {
+				row.differs = problemAnswer
+			}
+		}
+	}
+	for _, answer := range slices.Sorted(maps.Keys(answers)) {
+		for _, method := range []string{"GET", "HEAD"} {
+			row := add(method+" /", "", "")
+			row.answer = answer
+			switch answer {
+			case "other twice", "bad status", "no status", "huge":
+				row.differs = problemAnswer
+			case "switched", "switched h2c":
+				row.differs = refused101
+			}
+		}
+	}
+	for _, old := range []string{"GET / HTTP/1.0\nAccept-Encoding: br\n\n", "GET / HTTP/1.0\nHost: x\nAccept-Encoding: br\nConnection: keep-alive\n\n", "GET /unix/x HTTP/1.0\nAccept-Encoding: br\n\n"} {
+		rows = append(rows, proxyRow{request: old})
+	}
+	return rows
+}
