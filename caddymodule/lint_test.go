@@ -47,6 +47,34 @@ func TestLint(t *testing.T) {
 	}
 }
 
+// TestLintThroughProxy lints the same Caddyfiles with service_users_proxy in the place of reverse_proxy. The
+// findings are the same.
+func TestLintThroughProxy(t *testing.T) {
+	files, err := filepath.Glob("testdata/lint/*.Caddyfile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	linted := 0
+	for _, file := range files {
+		text := string(must(os.ReadFile(file)))
+		// Lines with a block, or with more than one upstream, are left to reverse_proxy.
+		replaced := regexp.MustCompile(`(?m)^(\t+)reverse_proxy( [@/*]\S*)? ([^\s{}@/*][^\s]*)$`).ReplaceAllString(text, "${1}service_users_proxy$2 $3")
+		if replaced == text || strings.Contains(replaced, "\treverse_proxy ") || strings.Contains(replaced, "https://") {
+			continue
+		}
+		linted++
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".Caddyfile"), func(t *testing.T) {
+			got := strings.ReplaceAll(lintCaddyfile(t, []byte(replaced)), "service_users_proxy", "reverse_proxy")
+			if want := string(must(os.ReadFile(strings.TrimSuffix(file, ".Caddyfile") + ".txt"))); got != want {
+				t.Errorf("got:\n%s\nwant:\n%s", got, want)
+			}
+		})
+	}
+	if linted < 30 {
+		t.Errorf("linted %d files, want 30 at least", linted)
+	}
+}
+
 // lintCaddyfile lints a Caddyfile in an empty directory, and complains about every file
 // that it leaves there, in the home directory or among the temporary ones.
 func lintCaddyfile(t *testing.T, caddyfile []byte) string {

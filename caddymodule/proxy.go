@@ -94,10 +94,7 @@ func (p *Proxy) upstream() (address caddy.NetworkAddress, h2c bool, err error) {
 	switch {
 	case !isURL:
 		scheme, rest = "", text
-	case scheme == "https":
-		return address, false, fmt.Errorf("address %q: TLS to the upstream is left to reverse_proxy; "+
-			"write \"reverse_proxy %[1]s\"", p.Address)
-	case scheme != "http" && scheme != "h2c":
+	case scheme != "http" && scheme != "h2c" && scheme != "https":
 		return address, false, fmt.Errorf("address %q: the scheme is none of http:// and h2c://", p.Address)
 	case strings.ContainsAny(rest, "/?#@"):
 		return address, false, fmt.Errorf("address %q: a URL has no more than scheme, host and port here; "+
@@ -110,6 +107,9 @@ func (p *Proxy) upstream() (address caddy.NetworkAddress, h2c bool, err error) {
 	switch {
 	case err != nil:
 		return address, false, fmt.Errorf("address %q: %w; write it as in localhost:9000", p.Address, err)
+	case scheme == "https" || address.StartPort == 443:
+		return address, false, fmt.Errorf("address %q: TLS to the upstream is left to reverse_proxy; "+
+			"write \"reverse_proxy %[1]s\"", p.Address)
 	case rest == "" || address.PortRangeSize() != 1 || address.Network != "tcp" && address.Network != "unix":
 		return address, false, fmt.Errorf("address %q: it is not one TCP address such as localhost:9000 nor one "+
 			"unix socket such as unix//run/api.sock; use reverse_proxy for several upstreams", p.Address)

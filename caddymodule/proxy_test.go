@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -16,9 +17,11 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/caddyserver/caddy/v2"
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 )
@@ -139,8 +142,9 @@ func dialTLS(addr string) (net.Conn, error) {
 
 // script is an upstream that keeps the raw bytes of each request. The header X-Answer names its answer.
 type script struct {
-	mu  sync.Mutex
-	got []string
+	open atomic.Int64 // connections
+	mu   sync.Mutex
+	got  []string
 }
 
 func (up *script) keep(text string) {
@@ -169,6 +173,8 @@ func (up *script) accept(l net.Listener) {
 }
 
 func (up *script) serve(conn net.Conn) {
+	up.open.Add(1)
+	defer up.open.Add(-1)
 	defer conn.Close()
 	var raw bytes.Buffer
 	in := bufio.NewReader(io.TeeReader(conn, &raw))
@@ -179,6 +185,28 @@ func (up *script) serve(conn net.Conn) {
 			return
 		}
 		text, _, _ := strings.Cut(raw.String(), "\r\n\r\n")
+		switch r.Header.Get("X-Answer") {
+		case "closes":
+			return
+		case "hints first", "hints, then never":
+			_, _ = io.WriteString(conn, "HTTP/1.1 103 Early Hints\r\n\r\n")
+			_, _ = io.Copy(io.Discard, in)
+			return
+		case "never":
+			_, _ = io.Copy(io.Discard, in)
+			return
+		case "big", "endless":
+			head := "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+			if r.Header.Get("X-Answer") == "big" {
+				head += "Content-Length: 67108864\r\n"
+			}
+			_, _ = io.WriteString(conn, head+"\r\n")
+			for range 64 {
+				if _, err := conn.Write(make([]byte, 1<<20)); err != nil {
+					return
+				}
+			}
+		}
 		if r.Header.Get("X-Answer") != "early" {
 			_, _ = io.Copy(io.Discard, r.Body)
 			text = raw.String()
@@ -531,4 +559,39 @@ func proxyRows() []proxyRow {
 		rows = append(rows, proxyRow{request: old})
 	}
 	return rows
+}
+
+// TestProxySettings checks settings that no Caddyfile, or only the environment, brings.
+func TestProxySettings(t *testing.T) {
+	caddy.DefaultStorage.Path = t.TempDir()
+	t.Setenv("UPSTREAM", "localhost:9000")
+	for settings, refusal := range map[string]string{
+		`"address": "localhost"`:               "",
+		`"address": "http://localhost"`:        "",
+		`"address": ":9000"`:                   "",
+		`"address": "[::1]:9000"`:              "",
+		`"address": "unix//run/{env.NO_SUCH}"`: "only placeholders such as {env.UPSTREAM} have a value",
+		`"address": "{env.UPSTREAM}"`:          "",
+		`"address": "h2c://{env.UPSTREAM}"`:    "",
+		`"address": "{http.request.host}:80"`:  "use reverse_proxy for an upstream that depends on the request",
+		`"address": ""`:                        "it is not one TCP address",
+		`"timeout": 1`:                         "it is not one TCP address",
+		`"address": "localhost:443"`:           "TLS to the upstream is left to reverse_proxy",
+		`"address": "x:1", "timeout": -1`:      "write a time such as 30s",
+		`"address": "x:1", "max_conns": -1`:    "write a number such as 100",
+		`"address": "x:1", "retries": 3`:       `unknown field "retries"`,
+		`"address": "x:1", "header_up": {"set": {"Host": ["{http.reverse_proxy.upstream.host}"]}}`: "only reverse_proxy sets",
+	} {
+		var config caddy.Config
+		if err := json.Unmarshal([]byte(`{
+			"admin": {"disabled": true}, "logging": {"logs": {"default": {"writer": {"output": "discard"}}}},
+			"apps": {"http": {"servers": {"s": {"listen": ["localhost:0"], "routes": [{"handle": [{"handler": "service_users_proxy", `+settings+`}]}]}}}}
+		}`), &config); err != nil {
+			t.Fatal(err)
+		}
+		err := caddy.Validate(&config)
+		if refusal == "" && err != nil || refusal != "" && (err == nil || !strings.Contains(err.Error(), refusal)) {
+			t.Errorf("%s: got %v, want %q", settings, err, refusal)
+		}
+	}
 }
