@@ -302,7 +302,7 @@ func TestREADMEOptions(t *testing.T) {
 		t.Fatal(err)
 	}
 	values := strings.NewReplacer(
-		"METHODS [HOST]PATH [when CONDITION]", "GET api.example.com/{id} when params.id != ''", "PREFIX", "X-Client-", "HEADER…", "X-A X-B",
+		"FIELD VALUE", "X-Tenant acme", "METHODS [HOST]PATH [when CONDITION]", "GET api.example.com/{id} when params.id != ''", "PREFIX", "X-Client-", "HEADER…", "X-A X-B",
 		"TEXT", `"an API"`, "allow_encoded WORD…", "allow_encoded hash slash", "allow_unicode WORD…", "allow_unicode spaces",
 		"allow_raw WORD…", "allow_raw brackets", "WORD…", "id name", "PATH", "/a", "[GRACE]", "1h", "DURATION|off", "14d", "ATTEMPTS DURATION", "30 1m", "DURATION", "90d",
 		"ID… team=TEAM… [group=GROUP…]", "carol team=finance group=readers", "ID…", "carol", "NAME", "Remote-User", "NUMBER", "7",
@@ -311,6 +311,7 @@ func TestREADMEOptions(t *testing.T) {
 	blocks := map[string]string{
 		"The directive `service_users`":       ":8080 {\n\tservice_users {\n%s\n\t}\n\treverse_proxy localhost:9000\n}\n",
 		"The global option `service_users`":   "{\n\tservice_users {\n%s\n\t}\n}\n:8080 {\n\tservice_users\n\treverse_proxy localhost:9000\n}\n",
+		"The directive `service_users_proxy`": ":8080 {\n\tservice_users\n\tservice_users_proxy localhost:9000 {\n%s\n\t}\n}\n",
 		"The directive `service_users_admin`": ":8081 {\n\tservice_users_admin {\n%s\n\t}\n}\n",
 	}
 	for heading, block := range blocks {
