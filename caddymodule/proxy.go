@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/http"
 	"strings"
-	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -63,23 +62,17 @@ func (Proxy) CaddyModule() caddy.ModuleInfo {
 
 // check checks the settings. It leaves a placeholder in the address to Provision.
 func (p *Proxy) check() error {
-	if !strings.Contains(p.Address, "{") {
-		if _, _, err := p.upstream(); err != nil {
-			return err
-		}
-	}
 	switch {
-	case p.Timeout < 0:
-		return fmt.Errorf("timeout %s: write a time such as 30s; without the option there is no limit",
-			time.Duration(p.Timeout))
-	case p.MaxConns < 0:
-		return fmt.Errorf("max_conns %d: write a number such as 100; without the option there is no limit",
-			p.MaxConns)
+	case p.Timeout < 0 || p.MaxConns < 0:
+		return errors.New("timeout and max_conns cannot be negative; without them there is no limit")
 	case strings.Contains(configuration(p.HeaderUp), "{http.reverse_proxy."):
 		return errors.New("header_up: only reverse_proxy sets the placeholders {http.reverse_proxy.*} " +
 			"(short {rp.*} and {upstream_hostport}); write the value itself, or use reverse_proxy")
+	case strings.Contains(p.Address, "{"):
+		return nil
 	}
-	return nil
+	_, _, err := p.upstream()
+	return err
 }
 
 // upstream returns the address of the upstream, and whether the upstream expects HTTP/2.
@@ -91,28 +84,22 @@ func (p *Proxy) upstream() (address caddy.NetworkAddress, h2c bool, err error) {
 			p.Address, err)
 	}
 	scheme, rest, isURL := strings.Cut(text, "://")
-	switch {
-	case !isURL:
-		scheme, rest = "", text
-	case scheme != "http" && scheme != "h2c" && scheme != "https":
-		return address, false, fmt.Errorf("address %q: the scheme is none of http:// and h2c://", p.Address)
-	case strings.ContainsAny(rest, "/?#@"):
-		return address, false, fmt.Errorf("address %q: a URL has no more than scheme, host and port here; "+
-			"change the path in front of the proxy, by \"rewrite\" or \"uri\"", p.Address)
+	if !isURL {
+		scheme, rest = "http", text
 	}
 	if unix, ok := strings.CutPrefix(rest, "unix+h2c/"); ok {
 		scheme, rest = "h2c", "unix/"+unix
 	}
 	address, err = caddy.ParseNetworkAddressWithDefaults(rest, "tcp", 80)
 	switch {
-	case err != nil:
-		return address, false, fmt.Errorf("address %q: %w; write it as in localhost:9000", p.Address, err)
 	case scheme == "https" || address.StartPort == 443:
 		return address, false, fmt.Errorf("address %q: TLS to the upstream is left to reverse_proxy; "+
 			"write \"reverse_proxy %[1]s\"", p.Address)
-	case rest == "" || address.PortRangeSize() != 1 || address.Network != "tcp" && address.Network != "unix":
-		return address, false, fmt.Errorf("address %q: it is not one TCP address such as localhost:9000 nor one "+
-			"unix socket such as unix//run/api.sock; use reverse_proxy for several upstreams", p.Address)
+	case err != nil || rest == "" || scheme != "http" && scheme != "h2c" || isURL && strings.ContainsAny(rest, "/?#@") ||
+		address.PortRangeSize() != 1 || address.Network != "tcp" && address.Network != "unix":
+		return address, false, fmt.Errorf("address %q: it is neither one TCP address, such as localhost:9000 or "+
+			"h2c://localhost:9000, nor one unix socket, such as unix//run/api.sock; use reverse_proxy "+
+			"for several upstreams, and \"rewrite\" or \"uri\" for another path", p.Address)
 	}
 	return address, scheme == "h2c", nil
 }
@@ -145,43 +132,40 @@ func (p *Proxy) Provision(ctx caddy.Context) error {
 	p.transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return dial(ctx, address.Network, p.host)
 	}
-	p.full = &reverseproxy.Handler{
+	full := &reverseproxy.Handler{
 		Transport: settings,
 		Upstreams: reverseproxy.UpstreamPool{{Dial: address.String()}},
 		Headers:   &headers.Handler{Request: p.HeaderUp},
 	}
 	if p.Flush {
-		p.full.FlushInterval = -1
+		full.FlushInterval = -1
 	}
-	if err := p.full.Provision(ctx); err != nil {
-		return fmt.Errorf("preparing the proxy of WebSockets: %w", err)
+	if err := full.Provision(ctx); err != nil {
+		return err
 	}
+	p.full = full
 	return nil
 }
 
 // Cleanup closes the WebSockets and the idle connections to the upstream.
 func (p *Proxy) Cleanup() error {
-	if p.transport != nil {
-		p.transport.CloseIdleConnections()
-	}
 	if p.full == nil {
 		return nil
 	}
+	p.transport.CloseIdleConnections()
 	return p.full.Cleanup()
 }
 
 // ServeHTTP forwards a request and its answer.
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	var err error
+	forward := p.exchange
 	if isSpecial(r) {
-		err = p.full.ServeHTTP(w, r, next)
-	} else {
-		err = p.exchange(w, r)
+		forward = func(w http.ResponseWriter, r *http.Request) error { return p.full.ServeHTTP(w, r, next) }
 	}
-	if err == nil {
-		return nil
+	if err := forward(w, r); err != nil {
+		return p.fail(w, r, err)
 	}
-	return p.fail(w, r, err)
+	return nil
 }
 
 // isSpecial reports whether reverse_proxy serves a request. Such a request may turn into a WebSocket, may
@@ -207,21 +191,14 @@ func (p *Proxy) fail(w http.ResponseWriter, r *http.Request, err error) error {
 		status = http.StatusGatewayTimeout
 	}
 	failure := caddyhttp.Error(status, err) // keeps the status of another handler, such as request_body
-	detail := "the upstream gave no valid answer"
-	switch failure.StatusCode {
-	case http.StatusBadGateway:
-	case http.StatusGatewayTimeout:
-		detail = "the upstream did not answer in time"
-	default:
-		return failure
-	}
-	if server, ok := r.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok && server.Errors != nil {
+	server, _ := r.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
+	if status = failure.StatusCode; status != http.StatusBadGateway && status != http.StatusGatewayTimeout ||
+		server != nil && server.Errors != nil {
 		limitUnread(w, r)
 		return failure
 	}
-	p.log.Error("the upstream failed", zap.Error(err), zap.String("upstream", p.Address),
-		zap.Int("status", failure.StatusCode))
-	body := newProblem(failure.StatusCode, detail)
+	p.log.Error("the upstream failed", zap.Error(err), zap.String("upstream", p.Address), zap.Int("status", status))
+	body := newProblem(status, "the upstream gave no valid answer")
 	describeProblem(w, r, body)
 	return writeProblem(w, r, body, true)
 }

@@ -10,9 +10,9 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
 	"golang.org/x/net/http/httpguts"
 )
 
@@ -20,15 +20,9 @@ import (
 // answer has begun.
 func (p *Proxy) exchange(w http.ResponseWriter, r *http.Request) error {
 	hints := &hints{w: w}
-	out := r.WithContext(httptrace.WithClientTrace(r.Context(), &httptrace.ClientTrace{Got1xxResponse: hints.forward}))
+	trace := &httptrace.ClientTrace{Got1xxResponse: hints.forward}
+	out := r.WithContext(httptrace.WithClientTrace(r.Context(), trace))
 	p.direct(out)
-	if r.ContentLength == 0 {
-		out.Body = nil // so that the transport may send the request again on another connection
-	} else if r.Body != nil {
-		body := &lentBody{ReadCloser: r.Body}
-		defer body.Close()
-		out.Body = body
-	}
 	answer, err := p.transport.RoundTrip(out)
 	hints.end()
 	if err != nil {
@@ -47,6 +41,11 @@ func (p *Proxy) direct(out *http.Request) {
 	url := *out.URL
 	url.Scheme, url.Host = "http", p.host
 	out.URL, out.Close = &url, false
+	if out.ContentLength == 0 {
+		out.Body = nil // so that the transport may send the request again on another connection
+	} else if out.Body != nil {
+		out.Body = io.NopCloser(out.Body) // the server closes it
+	}
 	header := out.Header.Clone()
 	out.Header = header
 	removeNamed(header)
@@ -82,6 +81,7 @@ func (p *Proxy) answer(w http.ResponseWriter, answer *http.Response) {
 	err := copyBody(w, answer.Body, p.flushes(answer))
 	answer.Body.Close() // which also fills the trailers
 	if err != nil {
+		p.log.Warn("the answer broke off", zap.Error(err), zap.String("upstream", p.Address))
 		_ = http.NewResponseController(w).Flush() // the client gets the part that is there
 		panic(http.ErrAbortHandler)
 	}
@@ -110,25 +110,19 @@ func (p *Proxy) flushes(answer *http.Response) bool {
 // bodyBuffers contains the buffers of copyBody.
 var bodyBuffers = sync.Pool{New: func() any { return new([32 << 10]byte) }}
 
+// copyBody copies the body of an answer, and flushes each part if flush is set.
 func copyBody(w http.ResponseWriter, body io.Reader, flush bool) error {
-	if body == http.NoBody {
-		return nil
-	}
 	buffer := bodyBuffers.Get().(*[32 << 10]byte)
 	defer bodyBuffers.Put(buffer)
 	control := http.NewResponseController(w)
-	if flush {
-		_ = control.Flush() // the first part may take long
-	}
-	for {
-		n, err := body.Read(buffer[:])
+	for n, err := 0, error(nil); ; n, err = body.Read(buffer[:]) {
 		if n > 0 {
 			if _, err := w.Write(buffer[:n]); err != nil {
 				return err
 			}
-			if flush {
-				_ = control.Flush()
-			}
+		}
+		if flush && err == nil { // also before the first part, which may take long
+			_ = control.Flush()
 		}
 		if err == io.EOF {
 			return nil
@@ -167,25 +161,6 @@ func (h *hints) end() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.ended = true
-}
-
-// lentBody is the body of a request, lent to the transport. The server closes the body itself. The
-// transport must not read it once the handler has returned.
-type lentBody struct {
-	io.ReadCloser
-	closed atomic.Bool
-}
-
-func (b *lentBody) Read(into []byte) (int, error) {
-	if b.closed.Load() {
-		return 0, http.ErrBodyReadAfterClose
-	}
-	return b.ReadCloser.Read(into)
-}
-
-func (b *lentBody) Close() error {
-	b.closed.Store(true)
-	return nil
 }
 
 // hopByHop lists the header fields that belong to one connection (RFC 9110, section 7.6.1).
@@ -233,32 +208,28 @@ func via(protocol string) string {
 // addForwarded sets X-Forwarded-For, -Proto and -Host, as reverse_proxy does. The values of a trusted
 // proxy are kept. A handler before this one may have set a field to nil, which leaves the field out.
 func addForwarded(out *http.Request, trusted bool) {
-	header := out.Header
 	address, _, err := net.SplitHostPort(out.RemoteAddr)
-	if err != nil {
-		delete(header, "X-Forwarded-For")
-		delete(header, "X-Forwarded-Proto")
-		delete(header, "X-Forwarded-Host")
-		return
-	}
-	set := func(name, value string, join bool) {
-		values, ok := header[name]
-		if ok && values == nil {
-			return
-		}
-		if before := strings.Join(values, ", "); trusted && join && before != "" {
-			value = before + ", " + value
-		} else if n := len(values); trusted && !join && n > 0 && values[n-1] != "" {
-			value = values[n-1]
-		}
-		header[name] = []string{value}
-	}
+	address, _, _ = strings.Cut(address, "%") // the zone of an IPv6 address
 	scheme := "http"
 	if out.TLS != nil {
 		scheme = "https"
 	}
-	address, _, _ = strings.Cut(address, "%") // the zone of an IPv6 address
-	set("X-Forwarded-For", address, true)
-	set("X-Forwarded-Proto", scheme, false)
-	set("X-Forwarded-Host", out.Host, false)
+	for _, field := range [...]struct{ name, value string }{
+		{"X-Forwarded-For", address}, {"X-Forwarded-Proto", scheme}, {"X-Forwarded-Host", out.Host},
+	} {
+		values, ok := out.Header[field.name]
+		switch n := len(values); {
+		case err != nil:
+			delete(out.Header, field.name)
+			continue
+		case ok && values == nil:
+			continue
+		case !trusted || n == 0:
+		case field.name == "X-Forwarded-For" && strings.Join(values, ", ") != "":
+			field.value = strings.Join(values, ", ") + ", " + address
+		case field.name != "X-Forwarded-For" && values[n-1] != "":
+			field.value = values[n-1]
+		}
+		out.Header[field.name] = []string{field.value}
+	}
 }
