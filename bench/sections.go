@@ -44,7 +44,10 @@ func (b *bench) stock(ctx context.Context, users int) (*stock, error) {
 // The parts of a Caddyfile. Every site is one port; "{upstream}" and the ports
 // are filled in by [bench.caddyfile].
 
-const proxy = "reverse_proxy {upstream}\n"
+const (
+	proxy     = "reverse_proxy {upstream}\n"
+	leanProxy = "service_users_proxy {upstream}\n"
+)
 
 func guarded(options string) string { return "service_users {\n" + options + "}\n" + proxy }
 
@@ -121,6 +124,8 @@ func (b *bench) sameProcess(ctx context.Context) error {
 		{"plugin, `headers none`", guarded("headers none\n")},
 		{"plugin, `headers id`", guarded("headers id\n")},
 		{"plugin", guarded("")},
+		{"bare `service_users_proxy`", leanProxy},
+		{"plugin with `service_users_proxy`", "service_users\n" + leanProxy},
 		{"plugin, `headers` all seven", guarded("headers id name display_name groups role teams token_id\n")},
 	}
 	var sites []string

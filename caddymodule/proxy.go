@@ -158,14 +158,16 @@ func (p *Proxy) Cleanup() error {
 
 // ServeHTTP forwards a request and its answer.
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	forward := p.exchange
+	var err error
 	if isSpecial(r) {
-		forward = func(w http.ResponseWriter, r *http.Request) error { return p.full.ServeHTTP(w, r, next) }
+		err = p.full.ServeHTTP(w, r, next)
+	} else {
+		err = p.exchange(w, r)
 	}
-	if err := forward(w, r); err != nil {
-		return p.fail(w, r, err)
+	if err != nil {
+		err = p.fail(w, r, err)
 	}
-	return nil
+	return err
 }
 
 // isSpecial reports whether reverse_proxy serves a request. Such a request may turn into a WebSocket, may

@@ -114,7 +114,6 @@ var bodyBuffers = sync.Pool{New: func() any { return new([32 << 10]byte) }}
 func copyBody(w http.ResponseWriter, body io.Reader, flush bool) error {
 	buffer := bodyBuffers.Get().(*[32 << 10]byte)
 	defer bodyBuffers.Put(buffer)
-	control := http.NewResponseController(w)
 	for n, err := 0, error(nil); ; n, err = body.Read(buffer[:]) {
 		if n > 0 {
 			if _, err := w.Write(buffer[:n]); err != nil {
@@ -122,7 +121,7 @@ func copyBody(w http.ResponseWriter, body io.Reader, flush bool) error {
 			}
 		}
 		if flush && err == nil { // also before the first part, which may take long
-			_ = control.Flush()
+			_ = http.NewResponseController(w).Flush()
 		}
 		if err == io.EOF {
 			return nil
