@@ -7,23 +7,24 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy/fastcgi"
 )
 
-// proxy follows a reverse_proxy, or the one inside of a service_users_proxy: one that ends at an upstream, or a forward_auth, which asks an
+// proxy follows a handler that is a reverse_proxy, or a service_users_proxy with its own: one that ends at an upstream, or a forward_auth, which asks an
 // authenticator and goes on.
-func (w *serverWalk) proxy(directive string, h *reverseproxy.Handler, in flow) flow {
+func (w *serverWalk) proxy(handler caddyhttp.MiddlewareHandler, h *reverseproxy.Handler, in flow) flow {
 	out := w.responses(h.HandleResponse, in)
 	out.certain = out.reached && in.certain
 	out.owned, out.removed, out.set = out.removed&out.set, 0, 0
-	text := configuration(h)
-	w.checkReader(h, text, &out, in)
+	text := configuration(handler)
+	w.checkReader(handler, text, &out, in)
 	if out.reached && h.Rewrite != nil && h.Rewrite.Method != "" && h.Rewrite.URI != "" {
 		out.waiting, out.basicless = false, false
 		return out // a forward_auth: its upstream gets a request about the request
 	}
-	c := candidate{site: w.site(), proxy: directive}
+	c := candidate{site: w.site(), proxy: strings.TrimPrefix(moduleID(handler), "http.handlers.")}
 	for i, upstream := range h.Upstreams {
 		address := localAddress(upstream.Dial)
 		if i == 0 && upstream.Dial != "" {

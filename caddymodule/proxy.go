@@ -20,9 +20,8 @@ func init() {
 }
 
 // Proxy forwards requests to one upstream, at less cost than reverse_proxy. The upstream and the client
-// get from it what they get from reverse_proxy with the same upstream. Balancing, health checks, retries,
-// responses of its own, the placeholders {http.reverse_proxy.*} and TLS to the upstream are left to
-// reverse_proxy.
+// get the same bytes as with reverse_proxy. Balancing, health checks, retries, handle_response, the
+// placeholders {http.reverse_proxy.*} and TLS to the upstream are left to reverse_proxy.
 //
 // A failure of the upstream is an error for the error routes of the server. Without them Proxy answers
 // with a problem (RFC 9457): 504 if the upstream is too slow, else 502.

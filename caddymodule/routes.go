@@ -375,9 +375,9 @@ func (w *serverWalk) handler(handler caddyhttp.MiddlewareHandler, in flow) (out 
 	case *SiteDoor:
 		return w.door(h, in)
 	case *reverseproxy.Handler:
-		return w.proxy("reverse_proxy", h, in)
+		return w.proxy(h, h, in)
 	case *Proxy:
-		return w.proxy("service_users_proxy", h.full, in)
+		return w.proxy(h, h.full, in)
 	case *intercept.Intercept:
 		// Its routes run after the answer, on the request that the handlers behind have
 		// changed: it may carry the identity by then.
