@@ -137,7 +137,7 @@ func (w *serverWalk) checkReader(handler any, text string, out *flow, in flow) {
 	}
 	switch handler.(type) {
 	case *rewrite.Rewrite, *caddyhttp.StaticResponse, *caddyhttp.StaticError, *logging.LogAppend, *tracing.Tracing,
-		*reverseproxy.Handler, *Proxy:
+		*reverseproxy.Handler:
 	default:
 		out.carriesTarget = out.carriesTarget || strings.Contains(text, "{http.request.uri") ||
 			namesOriginal(text)
@@ -183,7 +183,7 @@ func (w *serverWalk) namesIdentity(handler any, text string) bool {
 		if !h.Early {
 			return false
 		}
-	case *headers.Handler, *reverseproxy.Handler, *Proxy:
+	case *headers.Handler, *reverseproxy.Handler:
 		var tree any
 		_ = json.Unmarshal([]byte(text), &tree)
 		text = configuration(withoutLate(tree))

@@ -260,3 +260,82 @@ func TestProxyErrors(t *testing.T) {
 		t.Errorf("the log does not name the failure")
 	}
 }
+
+const proxyOptionsCaddyfile = `
+{
+	service_users {
+		store {$SERVICE_USERS_STORE}
+	}
+}
+
+http://:{$API_PORT} {
+	bind 127.0.0.1
+	service_users
+	service_users_proxy 127.0.0.1:{$UPSTREAM_PORT} {
+		flush
+		max_conns 2
+	}
+}
+`
+
+// TestProxyOptions checks max_conns and flush, and that the body of a request is not asked for before the upstream
+// can have it.
+func TestProxyOptions(t *testing.T) {
+	t.Parallel()
+	s, up, login := startPeers(t, proxyOptionsCaddyfile)
+	open := func(request string) (net.Conn, *bufio.Reader) {
+		t.Helper()
+		conn, err := net.Dial("tcp", "127.0.0.1:"+s.ports["API_PORT"])
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		_ = conn.SetDeadline(time.Now().Add(patience))
+		_, _ = io.WriteString(conn, request)
+		return conn, bufio.NewReader(conn)
+	}
+	read := func(what string, in *bufio.Reader, want string) {
+		t.Helper()
+		for got := ""; !strings.HasSuffix(got, want); {
+			c, err := in.ReadByte()
+			if err != nil {
+				t.Fatalf("%s: got %q %v, want %q", what, got, err, want)
+			}
+			got += string(c)
+		}
+	}
+
+	// Each part arrives before the upstream sends the next one.
+	up.next = make(chan struct{})
+	_, in := open("GET / " + login + "X-Answer: parts\r\n\r\n")
+	read("flush", in, "\r\n\r\na")
+	up.next <- struct{}{}
+	read("flush", in, "b")
+
+	conn, in := open("POST / " + login + "Content-Length: 3\r\nExpect: 100-continue\r\n\r\n")
+	read("a body on demand", in, "HTTP/1.1 100 Continue\r\n\r\n")
+	_, _ = io.WriteString(conn, "abc")
+	read("a body on demand", in, "\r\n\r\nok")
+	got := up.take()
+	if last := got[len(got)-1]; !strings.HasSuffix(last, "\r\n\r\nabc") || !strings.Contains(last, "Expect: 100-continue\r\n") {
+		t.Errorf("the upstream got %q", last)
+	}
+
+	// Two requests are under way, four wait, and all are answered.
+	eventually(t, "one idle connection is left", func() bool { return up.open.Load() <= 1 })
+	up.peak.Store(0)
+	var waiting []*bufio.Reader
+	for range 6 {
+		_, in := open("GET / " + login + "X-Answer: parts\r\n\r\n")
+		waiting = append(waiting, in)
+	}
+	for range waiting {
+		up.next <- struct{}{}
+	}
+	for _, in := range waiting {
+		read("max_conns", in, "\r\n\r\nab")
+	}
+	if peak := up.peak.Load(); peak > 2 {
+		t.Errorf("the upstream had %d connections at once, want 2", peak)
+	}
+}

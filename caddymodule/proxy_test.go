@@ -142,9 +142,10 @@ func dialTLS(addr string) (net.Conn, error) {
 
 // script is an upstream that keeps the raw bytes of each request. The header X-Answer names its answer.
 type script struct {
-	open atomic.Int64 // connections
-	mu   sync.Mutex
-	got  []string
+	open, peak atomic.Int64  // connections
+	next       chan struct{} // has the answer "parts" go on
+	mu         sync.Mutex
+	got        []string
 }
 
 func (up *script) keep(text string) {
@@ -173,7 +174,9 @@ func (up *script) accept(l net.Listener) {
 }
 
 func (up *script) serve(conn net.Conn) {
-	up.open.Add(1)
+	up.mu.Lock()
+	up.peak.Store(max(up.peak.Load(), up.open.Add(1)))
+	up.mu.Unlock()
 	defer up.open.Add(-1)
 	defer conn.Close()
 	var raw bytes.Buffer
@@ -195,6 +198,11 @@ func (up *script) serve(conn net.Conn) {
 		case "never":
 			_, _ = io.Copy(io.Discard, in)
 			return
+		case "parts":
+			_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\na")
+			<-up.next
+			_, _ = io.WriteString(conn, "b")
+			continue
 		case "big", "endless":
 			head := "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
 			if r.Header.Get("X-Answer") == "big" {
