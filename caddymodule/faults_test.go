@@ -28,7 +28,7 @@ var (
 	revocations = goflag.Int("revocations", 15, "how many tokens each goroutine of TestRevokedAtOnce revokes")
 )
 
-// faultsCaddyfile answers by itself.
+// faultsCaddyfile answers by itself: respond comes before the proxy.
 const faultsCaddyfile = `
 {
 	log {
@@ -43,6 +43,7 @@ const faultsCaddyfile = `
 http://:{$API_PORT} {
 	bind 127.0.0.1
 	service_users
+	service_users_proxy /proxied localhost:1
 	respond "let in"
 }
 `
