@@ -90,10 +90,14 @@ func connectH3(t *testing.T, s *server, path string, user credentials) (int, con
 // GET that they become, and cut like others.
 func TestWebSocketConnect(t *testing.T) {
 	t.Parallel()
+	throughBoth(t, testWebSocketConnect)
+}
+
+func testWebSocketConnect(t *testing.T, proxy func(string) string) {
 	s := newServer(t, "GODEBUG=http2xconnect=1")
 	s.moreports("TLS_PORT")
 	up := startBackend(t, s.ports["UPSTREAM_PORT"])
-	withCaddyfile(s, wireCaddyfile)
+	withCaddyfile(s, proxy(wireCaddyfile))
 	s.mustCLI("group", "create", "readers", "--rule", "allow GET /v1/{rest...}")
 	s.mustCLI("group", "create", "writers", "--rule", "allow POST,PUT /v1/{rest...}")
 	for protocol, connect := range map[string]func(*testing.T, *server, string, credentials) (int, connected){"h2": connectH2, "h3": connectH3} {
