@@ -12,8 +12,8 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy/fastcgi"
 )
 
-// proxy follows a handler that is a reverse_proxy, or a service_users_proxy with its own: one that ends at an upstream, or a forward_auth, which asks an
-// authenticator and goes on.
+// proxy follows a handler that is a reverse_proxy, or a service_users_proxy with its own: one that ends at
+// an upstream, or a forward_auth, which asks an authenticator and goes on.
 func (w *serverWalk) proxy(handler caddyhttp.MiddlewareHandler, h *reverseproxy.Handler, in flow) flow {
 	out := w.responses(h.HandleResponse, in)
 	out.certain = out.reached && in.certain

@@ -26,9 +26,7 @@ var failovers = flag.Int("failovers", 1, "how many failovers TestPostgresFailove
 // primary before is killed, is paused, or runs on. Meanwhile three nodes create and revoke tokens. They recover by
 // themselves, and each receipt stays true.
 func TestPostgresFailover(t *testing.T) {
-	before := lastMoments
-	lastMoments = 300 * time.Millisecond
-	t.Cleanup(func() { lastMoments = before })
+	setTimeout(t, &lastMoments, 300*time.Millisecond)
 	pair := pgtest.NewPair(t)
 	c := &cluster{t: t, schema: pair.Primary.NewSchema(t, pgtest.Role)}
 	c.at = pair.TCPURL(pgtest.Role, c.schema) + "&connect_timeout=1"
@@ -351,9 +349,7 @@ func TestPostgresCancelledWait(t *testing.T) {
 // A node that stays on a primary after the standby was promoted is late in the receipts of the new primary, and answers
 // no request after the time in them. The history of the new primary continues its own.
 func TestPostgresOldPrimary(t *testing.T) {
-	before := lastMoments
-	lastMoments = 300 * time.Millisecond
-	t.Cleanup(func() { lastMoments = before })
+	setTimeout(t, &lastMoments, 300*time.Millisecond)
 	pair := pgtest.NewPair(t)
 	schema := pair.Primary.NewSchema(t, pgtest.Role)
 	a := open(t, pair.TCPURL(pgtest.Role, schema), Options{NodeID: "node_a", MaxStaleness: 20 * time.Second})
@@ -393,9 +389,7 @@ func TestPostgresOldPrimary(t *testing.T) {
 // A primary that crashes and starts again alone shows changes that no standby has, and nodes put them in force. After
 // a failover these nodes keep their directory, and take no change.
 func TestPostgresAhead(t *testing.T) {
-	before := commitWait
-	commitWait = time.Second
-	t.Cleanup(func() { commitWait = before })
+	setTimeout(t, &commitWait, time.Second)
 	pair := pgtest.NewPair(t)
 	at := pair.TCPURL(pgtest.Role, pair.Primary.NewSchema(t, pgtest.Role))
 	opts := func(id string) Options { return Options{NodeID: id, MaxStaleness: time.Minute} }

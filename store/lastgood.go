@@ -162,19 +162,7 @@ func writeCopyLog(dir string, at *loaded, peppers []string, over <-chan struct{}
 func writeCopyHead(dir string, h copyHead) error {
 	h.Format, h.Sum = copyFormat, ""
 	h.Sum = h.sum()
-	file, err := os.CreateTemp(dir, ".copy-*") // 0600
-	if err != nil {
-		return err
-	}
-	_, err = file.WriteString(toJSON(h) + "\n")
-	err = errors.Join(err, file.Sync(), file.Close())
-	if err == nil {
-		err = os.Rename(file.Name(), filepath.Join(dir, copyHeadName))
-	}
-	if err != nil {
-		os.Remove(file.Name())
-	}
-	return err
+	return replaceFile(filepath.Join(dir, copyHeadName), ".copy-*", []byte(toJSON(h)), nil)
 }
 
 // readCopyHead returns the head in dir. The error is fs.ErrNotExist if there is none.

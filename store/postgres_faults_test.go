@@ -147,13 +147,6 @@ func (f *pgFleet) round(when string, fault func()) {
 	}
 }
 
-// setTimeout sets a timeout until the end of the test.
-func setTimeout(t *testing.T, timeout *time.Duration, d time.Duration) {
-	before := *timeout
-	*timeout = d
-	t.Cleanup(func() { *timeout = before })
-}
-
 // pgWriter changes a store at one node.
 type pgWriter struct {
 	s        *Store

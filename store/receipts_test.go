@@ -25,9 +25,7 @@ var rounds = flag.Int("rounds", 30, "how many rounds TestPostgresReceipts has")
 // round one node revokes a token, and the test asks each node for it after the answer. The token works on no
 // node but the late ones, and there only until the time in the receipt.
 func TestPostgresReceipts(t *testing.T) {
-	before := lastMoments
-	lastMoments = 300 * time.Millisecond
-	t.Cleanup(func() { lastMoments = before })
+	setTimeout(t, &lastMoments, 300*time.Millisecond)
 	f := newFleet(t)
 	all, named, over := 0, 0, 0
 	for f.round = range *rounds {
@@ -84,6 +82,13 @@ func TestPostgresReceipts(t *testing.T) {
 		t.Errorf("of %d receipts %d were by all, %d named a node that was held, and %d were kept by a node whose time was over; "+
 			"the test shows nothing", *rounds, all, named, over)
 	}
+}
+
+// setTimeout sets a timeout until the end of the test.
+func setTimeout(t *testing.T, timeout *time.Duration, d time.Duration) {
+	before := *timeout
+	*timeout = d
+	t.Cleanup(func() { *timeout = before })
 }
 
 // fleet is four nodes, each behind a proxy, and a service user with one token.

@@ -56,20 +56,32 @@ func (m Mark) write(path string) error {
 	if err != nil {
 		return err
 	}
-	file, err := os.CreateTemp(filepath.Dir(path), ".seen-*") // 0600
+	err = replaceFile(path+".seen", ".seen-*", text, func(file *os.File) error { return giveTo(file, path) })
+	if err != nil {
+		return err
+	}
+	return SyncDir(filepath.Dir(path))
+}
+
+// replaceFile replaces a file by a line of text in one step, by way of a temporary file beside it. prepare, unless it
+// is nil, gets the temporary file before it has its name.
+func replaceFile(path, temporary string, text []byte, prepare func(*os.File) error) error {
+	file, err := os.CreateTemp(filepath.Dir(path), temporary) // 0600
 	if err != nil {
 		return err
 	}
 	_, err = file.Write(append(text, '\n'))
-	err = errors.Join(err, giveTo(file, path), file.Sync(), file.Close())
+	if prepare != nil {
+		err = errors.Join(err, prepare(file))
+	}
+	err = errors.Join(err, file.Sync(), file.Close())
 	if err == nil {
-		err = os.Rename(file.Name(), path+".seen")
+		err = os.Rename(file.Name(), path)
 	}
 	if err != nil {
 		os.Remove(file.Name())
-		return err
 	}
-	return SyncDir(filepath.Dir(path))
+	return err
 }
 
 // Holds returns the mark of the database at path without opening it as a store.

@@ -53,6 +53,9 @@ func child(path, do string) {
 	s := must(Open(ctx, path, opts))
 	switch verb {
 	case "node":
+		for tick := time.NewTicker(time.Millisecond); s.CopyFault() != ""; {
+			<-tick.C
+		}
 		fmt.Println("ready")
 		select {} // until it is killed
 	case "deactivate":
