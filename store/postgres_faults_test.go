@@ -407,7 +407,7 @@ func TestPostgresSilence(t *testing.T) {
 	server := pgtest.Shared(t)
 	create := func(s *Store, _ string) error { return second(s.CreateGroup(ctx, alice, Group{Name: "made"})) }
 	start := func(_ *Store, at string) error {
-		s, err := Open(ctx, at, Options{})
+		s, err := Open(ctx, at+"&application_name=start", Options{})
 		if err == nil {
 			mustDo(s.Close())
 		}
@@ -438,7 +438,7 @@ func TestPostgresSilence(t *testing.T) {
 		{"a check", "ORDER BY seq", false, func(s *Store, _ string) error { return second(s.Check(ctx, Local, AuditHead{})) }},
 		{"the nodes", "FROM nodes", false, func(s *Store, _ string) error { return second(s.Nodes(ctx, Local)) }},
 		{"figures", "FOR NO KEY UPDATE", false, figures},
-		{"a connection of a start", "user\x00", false, start},
+		{"a connection of a start", "application_name\x00start", false, start},
 		{"the tables of a start", "pg_advisory_xact_lock", false, start},
 		{"the directory of a start", "FROM service_users", false, start},
 		{"the node of a start", "INSERT INTO nodes", false, start},
