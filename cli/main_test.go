@@ -15,6 +15,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/serviceusers/caddy-service-users/internal/curl"
+	"github.com/serviceusers/caddy-service-users/internal/testkit"
 )
 
 var update = flag.Bool("update", false, "rewrite what the golden files in testdata expect")
@@ -25,6 +26,7 @@ func TestMain(m *testing.M) {
 		caddycmd.Main()
 		return
 	}
+	testkit.Prepare()
 	testscript.Main(m, map[string]func(){"curl": curl.Main})
 }
 

@@ -21,6 +21,7 @@ import (
 
 	"github.com/serviceusers/caddy-service-users/access"
 	"github.com/serviceusers/caddy-service-users/internal/pgtest"
+	"github.com/serviceusers/caddy-service-users/internal/testkit"
 )
 
 var ctx = context.Background()
@@ -31,6 +32,7 @@ func TestMain(m *testing.M) {
 		child(path, os.Getenv("STORE_TEST_DO"))
 		return
 	}
+	testkit.Prepare()
 	os.Exit(m.Run())
 }
 
