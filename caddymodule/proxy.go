@@ -211,12 +211,15 @@ func (p *Proxy) fail(w http.ResponseWriter, r *http.Request, err error) error {
 // exchange forwards a request that is not special, and its answer. It returns an error only before the
 // answer has begun.
 func (p *Proxy) exchange(w http.ResponseWriter, r *http.Request) error {
-	var mu sync.Mutex // of the header of the answer
-	over := false
-	trace := &httptrace.ClientTrace{Got1xxResponse: func(status int, hint textproto.MIMEHeader) error {
-		mu.Lock()
-		defer mu.Unlock()
-		if over {
+	var hints struct { // one allocation
+		sync.Mutex // of the header of the answer
+		over       bool
+		trace      httptrace.ClientTrace
+	}
+	hints.trace.Got1xxResponse = func(status int, hint textproto.MIMEHeader) error {
+		hints.Lock()
+		defer hints.Unlock()
+		if hints.over {
 			return nil
 		}
 		header := w.Header()
@@ -227,13 +230,13 @@ func (p *Proxy) exchange(w http.ResponseWriter, r *http.Request) error {
 		clear(header)
 		maps.Copy(header, own)
 		return nil
-	}}
-	out := r.WithContext(httptrace.WithClientTrace(r.Context(), trace))
+	}
+	out := r.WithContext(httptrace.WithClientTrace(r.Context(), &hints.trace))
 	p.direct(out)
 	answer, err := p.transport.RoundTrip(out)
-	mu.Lock()
-	over = true
-	mu.Unlock()
+	hints.Lock()
+	hints.over = true
+	hints.Unlock()
 	if err != nil {
 		return err
 	}
@@ -255,7 +258,11 @@ func (p *Proxy) direct(out *http.Request) {
 	} else if out.Body != nil {
 		out.Body = io.NopCloser(out.Body) // the server closes it
 	}
-	header := out.Header.Clone()
+	header, all := make(http.Header, len(out.Header)+5), make([]string, 0, len(out.Header))
+	for name, values := range out.Header { // as Clone does, with room for the fields below
+		all = append(all, values...)
+		header[name] = all[len(all)-len(values) : len(all) : len(all)]
+	}
 	out.Header = header
 	if removeHopByHop(header) {
 		header["Te"] = []string{"trailers"}
@@ -379,7 +386,8 @@ func addForwarded(out *http.Request, trusted bool) {
 	if out.TLS != nil {
 		scheme = "https"
 	}
-	for _, field := range [...]struct{ name, value string }{
+	var written [3]string
+	for i, field := range [...]struct{ name, value string }{
 		{"X-Forwarded-For", address}, {"X-Forwarded-Proto", scheme}, {"X-Forwarded-Host", out.Host},
 	} {
 		values, ok := out.Header[field.name]
@@ -387,7 +395,7 @@ func addForwarded(out *http.Request, trusted bool) {
 		case err != nil:
 			delete(out.Header, field.name)
 			continue
-		case ok && values == nil:
+		case ok && n == 0:
 			continue
 		case !trusted || n == 0:
 		case field.name == "X-Forwarded-For" && strings.Join(values, ", ") != "":
@@ -395,7 +403,8 @@ func addForwarded(out *http.Request, trusted bool) {
 		case field.name != "X-Forwarded-For" && values[n-1] != "":
 			field.value = values[n-1]
 		}
-		out.Header[field.name] = []string{field.value}
+		written[i] = field.value
+		out.Header[field.name] = written[i : i+1 : i+1]
 	}
 }
 
