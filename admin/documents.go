@@ -74,17 +74,29 @@ func withVersion(text []byte) []byte {
 	return bytes.Replace(text, []byte("v0.0.0"), []byte(Version()), 1)
 }
 
-// Version returns the version of this module in the running program, or "dev" if the build
-// information has none or the module is replaced.
+// Version returns the version of this module in the running program: its tag, or a version that has the revision in its
+// name. It returns "dev" if the build information has neither.
 func Version() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return "dev"
 	}
-	module := path.Dir(reflect.TypeFor[API]().PkgPath()) // this package is one directory below
+	return versionIn(info, path.Dir(reflect.TypeFor[API]().PkgPath())) // this package is one directory below
+}
+
+// versionIn returns the version of a module. The builder invents v0.0.0 and the zero pseudo-version for a module that it
+// replaces by a directory; the version of a fork is that of the fork.
+func versionIn(info *debug.BuildInfo, module string) string {
 	for _, m := range append(info.Deps, &info.Main) {
-		if m.Path == module && m.Replace == nil && strings.HasPrefix(m.Version, "v") {
-			return m.Version
+		if m.Path != module {
+			continue
+		}
+		version := m.Version
+		if m.Replace != nil && m.Replace.Version != "" {
+			version = m.Replace.Version
+		}
+		if strings.HasPrefix(version, "v") && version != "v0.0.0" && !strings.HasPrefix(version, "v0.0.0-0001") {
+			return version
 		}
 	}
 	return "dev"

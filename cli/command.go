@@ -120,4 +120,5 @@ func (c *cli) commands(root *cobra.Command) {
 	c.scanCommand(root)
 	c.lintCommand(root)
 	c.checkLogCommand(root)
+	c.versionCommand(root)
 }

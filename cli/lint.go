@@ -39,11 +39,11 @@ its neighbours.`
 	lint.Flags().BoolVar(&strict, "strict", false, "fail on warnings as well")
 }
 
-// onlyReads returns an action of a command that only reads files. It refuses flags that name a store.
+// onlyReads returns an action of a command that needs no server and no store. It refuses flags that name one.
 func (c *cli) onlyReads(name string, do action) action {
 	return func(args []string) error {
 		if c.address != "" || c.store != "" || c.url != "" {
-			return usagef("%s only reads files; leave out --address, --store and --url", name)
+			return usagef("%s needs no server and no store; leave out --address, --store and --url", name)
 		}
 		return do(args)
 	}

@@ -144,6 +144,9 @@ func insertMeta(ctx context.Context, q *sql.Tx, now time.Time) error {
 // schemaVersion is the schema version that this program reads and writes.
 var schemaVersion = 1 + len(upgrades)
 
+// SchemaVersion returns the schema version that this program reads and writes.
+func SchemaVersion() int { return schemaVersion }
+
 // checkOurs rejects a database that is not a store of this program, or has a newer schema. row is
 // QueryRowContext of the database or of a transaction.
 func checkOurs(ctx context.Context, row func(context.Context, string, ...any) *sql.Row) error {
