@@ -48,6 +48,21 @@ func (d *Directory) Sketches(now int64, f func(*Sketch)) {
 	})
 }
 
+// Tokens calls f for every token of every service user, in no particular order. The token has only
+// NotBefore, ExpiresAt, Revoked and Retiring.
+func (d *Directory) Tokens(f func(Token)) {
+	d.users.rows(func(row userRow) {
+		a := row.account()
+		for range a.count {
+			t := a.tokens.token()
+			f(Token{
+				NotBefore: t.notBefore, ExpiresAt: t.expires,
+				Revoked: t.bits&isRevoked != 0, Retiring: t.bits&isRetiring != 0,
+			})
+		}
+	})
+}
+
 // Sketch returns the service user with this id as it is at an instant (Unix seconds).
 func (d *Directory) Sketch(id string, now int64) (k Sketch, ok bool) {
 	row := d.users.get(id)

@@ -111,6 +111,9 @@ func (s *Store) install(next *loaded) {
 	if s.inForce.Load() != next {
 		s.copy.follow(next)
 		s.inForce.Store(&loaded{position: next.position, directory: next.directory}) // without the changes
+		if s.opts.Rebuilt != nil {
+			s.opts.Rebuilt(next.took)
+		}
 		s.announce()
 	}
 }

@@ -69,8 +69,7 @@ func (s *Store) load(ctx context.Context, q *sql.Tx) (*loaded, error) {
 			return next, err
 		}
 	}
-	next.directory, err = edit.Done()
-	return next, err
+	return next, edit.finish(next)
 }
 
 // rowCounts has the numbers of rows that make up a directory, in the order of countedTables. Triggers
@@ -128,12 +127,14 @@ type loaded struct {
 	directory *access.Directory
 	changes   *access.Changes // for the last good copy; nil if all rows were read
 	since     int64           // the revision after which the changes are
+	took      time.Duration   // the time in which the directory was made, from reading the rows on
 }
 
 // edit is an edit of the directory that also collects the changes, unless changes is nil.
 type edit struct {
 	*access.Edit
 	changes *access.Changes
+	begun   time.Time
 }
 
 func (e *edit) Groups(changed []access.Group, removed []string) error {
@@ -150,9 +151,16 @@ func (e *edit) Users(changed []access.User, removed []string) error {
 	return e.Edit.Users(changed, removed)
 }
 
+// finish sets the new directory.
+func (e *edit) finish(next *loaded) (err error) {
+	next.directory, err = e.Done()
+	next.took = time.Since(e.begun)
+	return err
+}
+
 // edit begins a directory of a position from an earlier one.
 func (s *Store) edit(current *loaded, to position) (next *loaded, e *edit, err error) {
-	next, e = &loaded{position: to}, &edit{}
+	next, e = &loaded{position: to}, &edit{begun: time.Now()}
 	if current.revision > 0 && s.copy != nil {
 		next.changes, next.since = &access.Changes{Revision: to.revision}, current.revision
 		e.changes = next.changes

@@ -164,8 +164,7 @@ func (s *Store) loadAtOnce(ctx context.Context, q querier, versionColumns string
 	if err := edit.Users(users, removed); err != nil {
 		return nil, at, err
 	}
-	next.directory, err = edit.Done()
-	return next, at, err
+	return next, at, edit.finish(next)
 }
 
 // usersPerReader is how many service users justify one more connection for reading.

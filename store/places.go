@@ -46,13 +46,7 @@ var UserSorts = map[string]func(key []byte, k *access.Sketch, now int64) []byte{
 		return append(key, k.Role...) // the names of the roles are in the order of their rights
 	},
 	"status": func(key []byte, k *access.Sketch, now int64) []byte {
-		switch {
-		case !k.Active:
-			return append(key, 2)
-		case expired(k, now):
-			return append(key, 1)
-		}
-		return append(key, 0)
+		return append(key, byte(slices.Index(UserStatuses, status(k, now))))
 	},
 	// choose turns this order around: the highest key is first, and then the newest service
 	// user.
@@ -65,6 +59,20 @@ var UserSorts = map[string]func(key []byte, k *access.Sketch, now int64) []byte{
 		}
 		return append(key, 2)
 	},
+}
+
+// UserStatuses are the statuses of a service user. One that is inactive and has expired is inactive.
+var UserStatuses = []string{"active", "expired", "inactive"}
+
+// status returns the status of a service user at an instant (Unix seconds).
+func status(k *access.Sketch, now int64) string {
+	switch {
+	case !k.Active:
+		return "inactive"
+	case expired(k, now):
+		return "expired"
+	}
+	return "active"
 }
 
 // joined appends texts, each before a zero byte.

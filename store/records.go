@@ -110,16 +110,21 @@ var TokenStates = []TokenState{TokenActive, TokenPending, TokenRetiring, TokenEx
 
 // State returns the token's state at an instant. A token whose grace has ended counts as revoked.
 func (t Token) State(now time.Time) TokenState {
-	past := func(at time.Time) bool { return !at.IsZero() && !now.Before(at) }
+	return stateOf(now.Unix(), unix(t.RevokedAt), unix(t.RetiresAt), unix(t.ExpiresAt), unix(t.NotBefore))
+}
+
+// stateOf is [Token.State] in Unix seconds.
+func stateOf(now, revoked, retires, expires, notBefore int64) TokenState {
+	past := func(at int64) bool { return at != 0 && now >= at }
 	switch {
 	// A grace is cut to the token's own end. If the two are equal, the token has expired.
-	case past(t.RevokedAt), past(t.RetiresAt) && !t.ExpiresAt.Equal(t.RetiresAt):
+	case past(revoked), past(retires) && expires != retires:
 		return TokenRevoked
-	case past(t.ExpiresAt):
+	case past(expires):
 		return TokenExpired
-	case !t.RetiresAt.IsZero():
+	case retires != 0:
 		return TokenRetiring
-	case now.Before(t.NotBefore):
+	case now < notBefore:
 		return TokenPending
 	default:
 		return TokenActive

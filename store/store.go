@@ -28,24 +28,25 @@ import (
 
 // Options configure a store. The zero value is good for tests.
 type Options struct {
-	Peppers      access.Peppers   // hash new secrets and verify old ones
-	DefaultGroup string           // the name of a group that contains every service user; "" for none
-	TokenTTL     time.Duration    // lifetime of a token that is created without an end; 0 is MaxTokenTTL
-	MaxTokenTTL  time.Duration    // the longest lifetime of a token; 0 is unlimited
-	UseInterval  time.Duration    // how often the use of tokens is written; 0 is 10 s
-	Retention    time.Duration    // how long a deleted service user can be brought back; 0 is 30 days
-	MaxStaleness time.Duration    // how long requests are answered after the last successful poll; 0 is for ever, in PostgreSQL 1 h
-	Poll         time.Duration    // look for changes by other processes this often; 0: when a file changes
-	NodeID       string           // of this process, for its row in PostgreSQL; "" is a new one
-	Unlisted     bool             // this process answers no requests, so it is not among the nodes
-	NodeName     string           // of this machine, for people
-	Version      string           // of the program, for people
-	ReadOnly     bool             // change nothing but this node's own row; implies Existing
-	CopyDir      string           // a directory for the last good copy of a store in PostgreSQL; "" keeps none
-	Refusals     *access.Recall   // the memory of refusals, which the store writes once a second; nil is none
-	Existing     bool             // if the path has no store, fail with fs.ErrNotExist instead of creating one
-	Now          func() time.Time // nil is time.Now
-	Log          *zap.Logger      // nil logs nothing
+	Peppers      access.Peppers           // hash new secrets and verify old ones
+	DefaultGroup string                   // the name of a group that contains every service user; "" for none
+	TokenTTL     time.Duration            // lifetime of a token that is created without an end; 0 is MaxTokenTTL
+	MaxTokenTTL  time.Duration            // the longest lifetime of a token; 0 is unlimited
+	UseInterval  time.Duration            // how often the use of tokens is written; 0 is 10 s
+	Retention    time.Duration            // how long a deleted service user can be brought back; 0 is 30 days
+	MaxStaleness time.Duration            // how long requests are answered after the last successful poll; 0 is for ever, in PostgreSQL 1 h
+	Poll         time.Duration            // look for changes by other processes this often; 0: when a file changes
+	NodeID       string                   // of this process, for its row in PostgreSQL; "" is a new one
+	Unlisted     bool                     // this process answers no requests, so it is not among the nodes
+	NodeName     string                   // of this machine, for people
+	Version      string                   // of the program, for people
+	ReadOnly     bool                     // change nothing but this node's own row; implies Existing
+	CopyDir      string                   // a directory for the last good copy of a store in PostgreSQL; "" keeps none
+	Refusals     *access.Recall           // the memory of refusals, which the store writes once a second; nil is none
+	Existing     bool                     // if the path has no store, fail with fs.ErrNotExist instead of creating one
+	Now          func() time.Time         // nil is time.Now
+	Rebuilt      func(took time.Duration) // called for each new directory in force; must return at once; nil is none
+	Log          *zap.Logger              // nil logs nothing
 
 	idlePoll    time.Duration // without Poll, how often to look although no file has changed; 0 is 1 s
 	refusalPoll time.Duration // how often new refusals are written; 0 is 1 s
@@ -114,6 +115,7 @@ type Store struct {
 	uses       recorder
 	attempts   attempts
 	refusals   refusalQueue
+	census     censusTaker
 }
 
 // Create creates an empty store at path unless there is a file. It reports whether it created one.
@@ -145,6 +147,7 @@ func Open(ctx context.Context, path string, opts Options) (*Store, error) {
 	s := &Store{
 		opts: opts, log: opts.Log, clock: wall{read: opts.Now},
 		writing: make(chan struct{}, 1), uses: newRecorder(),
+		census: censusTaker{asked: make(chan chan struct{})},
 	}
 	if _, err := Shown(path); err != nil {
 		return nil, err
@@ -196,6 +199,7 @@ func Open(ctx context.Context, path string, opts Options) (*Store, error) {
 	} else {
 		s.start(s.recordUses, every(opts.UseInterval, s.keepFigures), every(jitter(opts.refusalPoll), s.keepRefusals))
 	}
+	s.start(s.keepCensus)
 	s.start(s.work()...)
 	if limit := s.opts.MaxStaleness; limit > 0 {
 		s.start(every(min(max(limit/10, time.Millisecond), time.Second), s.watchAge))
