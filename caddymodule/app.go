@@ -85,6 +85,11 @@ type App struct {
 	// except to the table nodes. Default: false.
 	ReadOnly bool `json:"read_only,omitempty"`
 
+	// The number of service users that have a counter of requests of their own in the metrics, with
+	// their id as its label, so that a reader of the metrics sees the ids. The first that call get
+	// one. At most 10000. Default: 0, so that no id is in the metrics.
+	PerUserMetrics int `json:"per_user_metrics,omitempty"`
+
 	storeHandle
 	ctx     caddy.Context
 	guards  []*Handler  // all of this configuration
@@ -112,6 +117,9 @@ func (App) CaddyModule() caddy.ModuleInfo {
 
 // maxDecisions limits the memory for refusals: each takes some hundreds of bytes.
 const maxDecisions = 1_000_000
+
+// maxPerUser limits the memory for metrics of service users, here and in Prometheus.
+const maxPerUser = 10_000
 
 // minStaleness is the shortest max_staleness.
 const minStaleness = time.Second
@@ -161,7 +169,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return err
 	}
-	a.shared = pooled.(*shared)
+	a.shared, a.perUser = pooled.(*shared), a.PerUserMetrics
 	return nil
 }
 
@@ -171,6 +179,8 @@ func (a *App) check() error {
 	case min(a.TokenTTL, a.MaxTokenTTL, a.Retention, a.UseInterval, a.MaxStaleness) < 0:
 		return errors.New("token_ttl, max_token_ttl, retention, use_interval and max_staleness " +
 			"must not be negative")
+	case a.PerUserMetrics < 0 || a.PerUserMetrics > maxPerUser:
+		return fmt.Errorf("per_user_metrics %d is not a number from 0 to %d", a.PerUserMetrics, maxPerUser)
 	case a.MaxStaleness > 0 && time.Duration(a.MaxStaleness) < minStaleness:
 		return fmt.Errorf("max_staleness %s is shorter than a look at the store may take; "+
 			"the least is %s", time.Duration(a.MaxStaleness), minStaleness)
@@ -318,6 +328,7 @@ type storeHandle struct {
 	routes    func() []Finding // walks the routes at the first call, see routes.go
 
 	warnOfAddress *sync.Once // one per configuration, see clientAddress
+	perUser       int        // PerUserMetrics
 }
 
 // serviceUsers returns the app of the configuration that is being loaded.

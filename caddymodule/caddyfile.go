@@ -55,6 +55,7 @@ func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
 //		use_interval  <duration>
 //		max_staleness <duration>
 //		read_only
+//		per_user_metrics <number>
 //	}
 func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the option's name
@@ -74,6 +75,7 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		"use_interval 10s":                      func() error { return duration(d, &a.UseInterval) },
 		"max_staleness 10m":                     func() error { return duration(d, &a.MaxStaleness) },
 		"read_only":                             func() error { return flag(d, &a.ReadOnly) },
+		"per_user_metrics 500":                  func() error { return positive(d, &a.PerUserMetrics) },
 	})
 }
 

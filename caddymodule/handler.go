@@ -313,7 +313,7 @@ func publicRules(texts []string) (*access.Ruleset, error) {
 //  11. serve: call the next handler.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	vars := varsOf(r)
-	rq := request{r: r, vars: vars, address: h.clientAddress(r, vars)}
+	rq := request{r: r, vars: vars, address: h.clientAddress(r, vars), begun: metrics.begin()}
 	rq.authorization, rq.overridden = h.sanitizer.clean(r, vars.fromTrustedProxy(), rq.address)
 	// A cache before this handler must see Authorization again when it stores the answer.
 	if h.surroundings().cached && len(rq.authorization) > 0 {
@@ -362,6 +362,8 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	}
 
 	decided, decision := h.authorize(&rq)
+	metrics.decided(rq.begun)
+	metrics.users.count(rq.principal.ID(), h.perUser)
 	// A refused request counts as a use too: the token was valid.
 	rq.live.store.Use(rq.principal, rq.action.Now, rq.address, decision.RuleID())
 	if h.refuses(decision) {

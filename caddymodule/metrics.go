@@ -3,9 +3,12 @@ package caddymodule
 import (
 	"errors"
 	"fmt"
-	"math"
+	"maps"
+	"math/rand/v2"
 	"strconv"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -17,8 +20,8 @@ import (
 )
 
 // metrics outlive a configuration. Each configuration has its own registry, and [collectors.register]
-// adds the same collectors to it. Labels are names of outcomes and never ids, so there are few of
-// them, and none reveals a service user.
+// adds the same collectors to it. Labels are names of outcomes and states and no ids, so there are few
+// of them, and none reveals a service user, except for those of userRequests, which the operator chooses.
 var metrics = newCollectors()
 
 type collectors struct {
@@ -29,7 +32,11 @@ type collectors struct {
 	ambiguous   prometheus.Counter
 	throttled   prometheus.Counter
 	unavailable prometheus.Counter
+	wouldDeny   prometheus.Counter
+	decisions   prometheus.Histogram
+	users       *userRequests
 
+	rebuilds    prometheus.Histogram
 	plaintext   prometheus.Counter
 	openStreams prometheus.Gauge
 	cutStreams  prometheus.Counter
@@ -42,7 +49,7 @@ type collectors struct {
 func newCollectors() *collectors {
 	c := new(collectors)
 	requests := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "caddy_service_users_requests_total",
+		Name: prefix + "requests_total",
 		Help: "Requests by outcome: granted, observed, public, passed, ambiguous, throttled, unavailable, " +
 			"or why authentication or authorisation failed.",
 	}, []string{"outcome"})
@@ -57,71 +64,237 @@ func newCollectors() *collectors {
 	c.throttled = requests.WithLabelValues("throttled")
 	c.unavailable = requests.WithLabelValues("unavailable")
 
+	c.wouldDeny = c.counter("would_deny_total",
+		"Requests that passed only because a site or a permission group is in mode observe.")
+	c.decisions = c.histogram("decision_duration_seconds", fmt.Sprintf("The time from the arrival of a request "+
+		"at the handler until the decision about its login and rules, of one request in %d, chosen at random.",
+		decisionSample), 1e-6, 2, 21)
+	c.users = newUserRequests()
+	c.all = append(c.all, c.users)
+	c.rebuilds = c.histogram("rebuild_duration_seconds",
+		"The time in which a new directory was read and built, after a change or at the start.", 1e-4, 4, 10)
+
 	c.plaintext = c.counter("plaintext_credentials_total",
 		"Credentials that arrived unencrypted from another machine.")
 	c.openStreams = c.gauge("open_streams",
 		"WebSockets of service users that are open, and their other requests that are under way "+
-			"for more than 5 seconds.")
+			"for more than 5 seconds.").WithLabelValues()
 	c.cutStreams = c.counter("cut_streams_total",
 		"Streams and other long requests that were cut because their service user lost the right to them.")
-	c.auditSeq = c.gauge("audit_seq", "The number of the last record of the audit trail.")
+	c.auditSeq = c.gauge("audit_seq", "The number of the last record of the audit trail.").WithLabelValues()
 	c.auditHash = c.gauge("audit_hash",
-		"The first 48 bits of the hash of the last record of the audit trail.")
+		"The first 48 bits of the hash of the last record of the audit trail.").WithLabelValues()
+	c.gauge("build_info", "1, with the version of the plugin.", "version").WithLabelValues(admin.Version()).Set(1)
 	c.storeMetrics()
+	c.censusMetrics()
 	return c
 }
 
-// storeMetrics adds the metrics that are read from the store of the configuration in force.
+// storeMetrics adds the metrics that are read from the store of the configuration in force. They are 0 while
+// no store is open.
 func (c *collectors) storeMetrics() {
-	var labels prometheus.Labels // of the gauges that follow
-	gauge := func(name, help string, value func(*store.Store) float64, otherwise float64) {
-		opts := prometheus.GaugeOpts{Name: "caddy_service_users_" + name, Help: help, ConstLabels: labels}
-		read := func() float64 { return ofStore(value, otherwise) }
-		c.all = append(c.all, prometheus.NewGaugeFunc(opts, read))
+	gauge := func(name, help string, labels prometheus.Labels, value func(*store.Store) float64) {
+		opts := prometheus.GaugeOpts{Name: prefix + name, Help: help, ConstLabels: labels}
+		c.all = append(c.all, prometheus.NewGaugeFunc(opts, func() float64 { return ofStore(value) }))
 	}
 	gauge("store_up",
 		"1 while the store can be read, 0 while requests are decided on what was read last, or not at all.",
-		func(s *store.Store) float64 { return oneIf(s.Fault() == "" && !s.Stale()) }, 0)
-	gauge("copy_kept",
-		"1 while this node keeps a last good copy of its store in PostgreSQL, 0 while it cannot.",
-		func(s *store.Store) float64 {
-			if !s.KeepsCopy() {
-				return math.NaN()
-			}
-			return oneIf(s.CopyFault() == "")
-		}, math.NaN())
+		nil, func(s *store.Store) float64 { return oneIf(s.Fault() == "" && !s.Stale()) })
+	gauge("copy_kept", "1 while this node keeps a last good copy of its store in PostgreSQL, otherwise 0.",
+		nil, func(s *store.Store) float64 { return oneIf(s.KeepsCopy() && s.CopyFault() == "") })
+	gauge("copy_fault", "1 while this node cannot keep a last good copy of its store in PostgreSQL, otherwise 0.",
+		nil, func(s *store.Store) float64 { return oneIf(s.KeepsCopy() && s.CopyFault() != "") })
 	gauge("directory_age_seconds",
 		"How long ago the store was last found to hold nothing newer than what requests are decided on.",
-		func(s *store.Store) float64 { return s.Age().Seconds() }, math.NaN())
+		nil, func(s *store.Store) float64 { return s.Age().Seconds() })
 	gauge("revision", "The revision of the store that requests are decided on.",
-		func(s *store.Store) float64 { return float64(s.Directory().Revision()) }, math.NaN())
+		nil, func(s *store.Store) float64 { return float64(s.Directory().Revision()) })
 	gauge("clock_difference_seconds",
 		"How far the clock of this node was ahead of that of the database in PostgreSQL, at the last report.",
-		func(s *store.Store) float64 { return s.ClockDifference().Seconds() }, math.NaN())
+		nil, func(s *store.Store) float64 { return s.ClockDifference().Seconds() })
 	for _, source := range []string{store.FromDatabase, store.FromMemory, store.FromCopy} {
-		labels = prometheus.Labels{"source": source}
 		gauge("store_source",
 			"1 for the source of what requests are decided on: database; memory, read before the store had a fault; "+
 				"or copy, the last good copy of a node that started without its database.",
-			func(s *store.Store) float64 {
+			prometheus.Labels{"source": source}, func(s *store.Store) float64 {
 				now, _ := s.Source()
 				return oneIf(now == source)
-			}, 0)
+			})
 	}
 	c.all = append(c.all, prometheus.NewCounterFunc(prometheus.CounterOpts{
-		Name: "caddy_service_users_panics_total",
+		Name: prefix + "panics_total",
 		Help: "Mistakes of the program that its background work has survived since the store was opened.",
-	}, func() float64 { return ofStore(func(s *store.Store) float64 { return float64(s.Panics()) }, 0) }))
+	}, func() float64 { return ofStore(func(s *store.Store) float64 { return float64(s.Panics()) }) }))
 }
 
+// censusWait is how long a scrape waits for new counts. After that it shows the ones before.
+const censusWait = time.Second
+
+// censusMetrics adds the metrics that have counts of the store, which each scrape asks for.
+func (c *collectors) censusMetrics() {
+	before := len(c.all)
+	users := c.gauge("users", "Service users by status.", "status")
+	tokens := c.gauge("tokens", "Tokens by state, without revoked ones.", "state")
+	ending := c.gauge("tokens_ending", "Usable tokens that end within a time, by their expiry or a refresh.", "within")
+	unused := c.gauge("users_unused", "Service users that are older than 90 days and were not used in that time.")
+	lag := c.gauge("node_lag_revisions", "Changes in the database that are not in force yet.", "node")
+	reported := c.gauge("node_lag_seconds", "The time since the last report of a look for changes.", "node")
+	parts := c.all[before:]
+	c.all = append(c.all[:before:before], &scraped{parts, func() {
+		var now store.Census
+		if live := storeInForce(); live != nil {
+			now = live.store.Census(censusWait)
+		}
+		for _, status := range store.UserStatuses {
+			users.WithLabelValues(status).Set(float64(now.Users[status]))
+		}
+		for _, state := range store.TokenStates {
+			if state != store.TokenRevoked {
+				tokens.WithLabelValues(string(state)).Set(float64(now.Tokens[state]))
+			}
+		}
+		for _, within := range store.CensusEnds {
+			days := strconv.Itoa(int(within/(24*time.Hour))) + "d"
+			ending.WithLabelValues(days).Set(float64(now.Ending[within]))
+		}
+		unused.WithLabelValues().Set(float64(now.Unused))
+		for name, n := range map[string]store.NodeLag{"this": now.This, "slowest": now.Slowest} {
+			lag.WithLabelValues(name).Set(float64(n.Revisions))
+			reported.WithLabelValues(name).Set(n.Reported.Seconds())
+		}
+	}})
+}
+
+// scraped are collectors that have to be set before each scrape.
+type scraped struct {
+	parts []prometheus.Collector
+	set   func()
+}
+
+// Describe describes the collectors.
+func (s *scraped) Describe(to chan<- *prometheus.Desc) {
+	for _, part := range s.parts {
+		part.Describe(to)
+	}
+}
+
+// Collect sets the collectors, and collects them.
+func (s *scraped) Collect(to chan<- prometheus.Metric) {
+	s.set()
+	for _, part := range s.parts {
+		part.Collect(to)
+	}
+}
+
+// decisionSample is of how many requests one is timed. Reading the clock twice costs more than the rest of a
+// metric. A choice at random favours no request, however regularly clients send them.
+const decisionSample = 16
+
+// begin returns the time for decided, or the zero time for a request that is not timed.
+func (c *collectors) begin() (begun time.Time) {
+	if rand.Uint32()%decisionSample == 0 {
+		begun = time.Now()
+	}
+	return begun
+}
+
+// decided observes the time of a decision, if begin has chosen the request.
+func (c *collectors) decided(begun time.Time) {
+	if !begun.IsZero() {
+		c.decisions.Observe(time.Since(begun).Seconds())
+	}
+}
+
+// userRequests counts the requests of each service user, if a configuration has per_user_metrics.
+type userRequests struct {
+	desc  *prometheus.Desc
+	mu    sync.Mutex                               // held to replace byID
+	byID  atomic.Pointer[map[string]*atomic.Int64] // never changes
+	other atomic.Int64                             // requests of service users that are not in byID
+}
+
+func newUserRequests() *userRequests {
+	u := &userRequests{desc: prometheus.NewDesc(prefix+"user_requests_total",
+		"Requests with a valid login by service user, up to the number of per_user_metrics; other has the rest.",
+		[]string{"service_user"}, nil)}
+	u.byID.Store(new(map[string]*atomic.Int64))
+	return u
+}
+
+// count counts a request. most is the number of service users that have a counter of their own; with 0, count
+// does nothing.
+func (u *userRequests) count(id string, most int) {
+	if most == 0 {
+		return
+	}
+	n := (*u.byID.Load())[id]
+	if n == nil && len(*u.byID.Load()) < most {
+		u.mu.Lock()
+		defer u.mu.Unlock()
+		next := maps.Clone(*u.byID.Load())
+		if n = next[id]; n == nil && len(next) < most {
+			if next == nil {
+				next = make(map[string]*atomic.Int64)
+			}
+			n = new(atomic.Int64)
+			next[strings.Clone(id)] = n // a copy: id may be a part of a longer text
+			u.byID.Store(&next)
+		}
+	}
+	if n == nil {
+		n = &u.other
+	}
+	n.Add(1)
+}
+
+// Describe sends the only description.
+func (u *userRequests) Describe(to chan<- *prometheus.Desc) { to <- u.desc }
+
+// Collect collects the counters that the configuration in force allows.
+func (u *userRequests) Collect(to chan<- prometheus.Metric) {
+	most := 0
+	if app, err := running(); err == nil {
+		most = app.PerUserMetrics
+	}
+	u.collect(to, most)
+}
+
+// collect forgets all counters if they are more than most, so that no id is shown after an operator has removed
+// the option.
+func (u *userRequests) collect(to chan<- prometheus.Metric, most int) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if most == 0 || len(*u.byID.Load()) > most {
+		u.byID.Store(new(map[string]*atomic.Int64))
+		u.other.Store(0)
+	}
+	for id, n := range *u.byID.Load() {
+		to <- prometheus.MustNewConstMetric(u.desc, prometheus.CounterValue, float64(n.Load()), id)
+	}
+	to <- prometheus.MustNewConstMetric(u.desc, prometheus.CounterValue, float64(u.other.Load()), "other")
+}
+
+// prefix begins the names of all metrics.
+const prefix = "caddy_service_users_"
+
 func (c *collectors) counter(name, help string) prometheus.Counter {
-	m := prometheus.NewCounter(prometheus.CounterOpts{Name: "caddy_service_users_" + name, Help: help})
+	m := prometheus.NewCounter(prometheus.CounterOpts{Name: prefix + name, Help: help})
 	c.all = append(c.all, m)
 	return m
 }
 
-func (c *collectors) gauge(name, help string) prometheus.Gauge {
-	m := prometheus.NewGauge(prometheus.GaugeOpts{Name: "caddy_service_users_" + name, Help: help})
+func (c *collectors) gauge(name, help string, labels ...string) *prometheus.GaugeVec {
+	m := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: prefix + name, Help: help}, labels)
+	c.all = append(c.all, m)
+	return m
+}
+
+// histogram adds a histogram with this number of buckets. least is the first bound, and each next one is a
+// multiple of the one before.
+func (c *collectors) histogram(name, help string, least, multiple float64, buckets int) prometheus.Histogram {
+	m := prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name: prefix + name, Help: help, Buckets: prometheus.ExponentialBuckets(least, multiple, buckets),
+	})
 	c.all = append(c.all, m)
 	return m
 }
@@ -134,13 +307,12 @@ func oneIf(yes bool) float64 {
 	return 0
 }
 
-// ofStore returns a value of the store of the configuration in force, or otherwise if no store is
-// open.
-func ofStore(value func(*store.Store) float64, otherwise float64) float64 {
+// ofStore returns a value of the store of the configuration in force, or 0 if no store is open.
+func ofStore(value func(*store.Store) float64) float64 {
 	if live := storeInForce(); live != nil {
 		return value(live.store)
 	}
-	return otherwise
+	return 0
 }
 
 // showAudit sets the gauges of the audit trail.

@@ -21,6 +21,7 @@ type request struct {
 	r       *http.Request
 	vars    variables
 	address netip.Addr // of the client
+	begun   time.Time  // see collectors.begin
 
 	authorization []string // the values of the field that clean has removed
 	overridden    bool     // clean has removed a header that names another method
@@ -233,6 +234,7 @@ func (h *Handler) authenticate(rq *request) refusal {
 	if a.reason == access.Granted {
 		return refusal{}
 	}
+	metrics.decided(rq.begun)
 	// The throttle comes after the check of the secret, so it never delays a right one.
 	refused := refusal{status: http.StatusUnauthorized}
 	refused.candidate, refused.retryAfter = rq.live.failedLogin(h.log, rq.r, a, rq.address)

@@ -209,6 +209,7 @@ func (s *shared) open(ctx context.Context) error {
 	}
 	recall := access.NewRecall(s.decisions)
 	opts.Refusals = recall
+	opts.Rebuilt = func(took time.Duration) { metrics.rebuilds.Observe(took.Seconds()) }
 	db, err := store.Open(ctx, s.path, opts)
 	if opts.Existing && errors.Is(err, fs.ErrNotExist) {
 		way := "name the right file, or put it back. To go on with an empty store " +

@@ -153,7 +153,9 @@ func (h *Handler) authorize(rq *request) (access.Action, access.Decision) {
 	case !refused:
 		metrics.observed.Inc()
 	}
+	wouldDeny := false
 	for i, d := range decisions {
+		wouldDeny = wouldDeny || !refused && (!d.Allowed() || d.Would.Effect == access.Deny)
 		action := rq.action
 		if i > 0 {
 			action = rq.further[i-1].of(action)
@@ -167,6 +169,9 @@ func (h *Handler) authorize(rq *request) (access.Action, access.Decision) {
 		if d.Would.Effect != "" {
 			h.count(rq, action, d, false)
 		}
+	}
+	if wouldDeny {
+		metrics.wouldDeny.Inc()
 	}
 	return decided, decision
 }
