@@ -220,6 +220,7 @@ func (s *Store) finish(t *tx) error {
 	}
 	s.install(next)
 	s.logAudit(t.events)
+	s.notifyAudit(t.events)
 	return nil
 }
 

@@ -11,14 +11,15 @@ import (
 
 // health is whether the store can be read, and since when it cannot.
 type health struct {
-	clock   *wall
-	begun   time.Time              // the time of Open, with a monotonic reading
-	fault   atomic.Pointer[string] // the error of the last poll; nil if it succeeded
-	checked atomic.Int64           // the time of the last successful poll, in Unix nanoseconds
-	fresh   atomic.Int64           // like checked, in nanoseconds since begun, so independent of the date
-	acked   atomic.Pointer[moment] // like checked, for later processes
-	stale   atomic.Bool
-	copied  atomic.Bool // the directory is from the last good copy, and no poll has succeeded since
+	clock    *wall
+	begun    time.Time              // the time of Open, with a monotonic reading
+	fault    atomic.Pointer[string] // the error of the last poll; nil if it succeeded
+	checked  atomic.Int64           // the time of the last successful poll, in Unix nanoseconds
+	fresh    atomic.Int64           // like checked, in nanoseconds since begun, so independent of the date
+	acked    atomic.Pointer[moment] // like checked, for later processes
+	stale    atomic.Bool
+	degraded atomic.Bool // notifyHealth has reported a fault, and not its end
+	copied   atomic.Bool // the directory is from the last good copy, and no poll has succeeded since
 }
 
 // succeed records that the directory was up to date at an instant of the machine's clock.
@@ -114,7 +115,7 @@ func (s *Store) setStale(stale bool) {
 			zap.String("store", s.path), zap.Duration("max_staleness", s.opts.MaxStaleness),
 			zap.String("fault", s.Fault()))
 	}
-	_ = s.safely("announcing a stale directory", func() error { s.announce(); return nil })
+	_ = s.safely("announcing a stale directory", func() error { s.announce(); s.notifyHealth(); return nil })
 }
 
 // report stores the result of a poll, and logs it when it differs from the one before. asOf is as in
@@ -139,4 +140,5 @@ func (s *Store) report(err error, asOf time.Time) {
 			zap.String("store", s.path), zap.Int64("revision", s.Directory().Revision()),
 			zap.String("source", source), zap.Time("as_of", asOf), zap.Error(err))
 	}
+	s.notifyHealth()
 }

@@ -40,6 +40,7 @@ func TestPostgres(t *testing.T) {
 		{"OpenAtOnce", TestOpenAtOnce},
 		{"BadRowIsRefused", TestBadRowIsRefused},
 		{"UndeleteGroup", TestUndeleteGroup},
+		{"ClaimExpiringAtOnce", TestClaimExpiringAtOnce},
 	} {
 		t.Run(row.name, row.test)
 	}
@@ -275,6 +276,27 @@ func TestPostgresUpgrade(t *testing.T) {
 	upgrades, schemaVersion = before, version
 	if s, err := Open(ctx, at, Options{}); !errors.Is(err, ErrNewer) {
 		t.Errorf("an older program: got %v, %v, want ErrNewer", s, err)
+	}
+}
+
+// A store of schema version 9 is upgraded.
+func TestPostgresUpgradeNotices(t *testing.T) {
+	at, clock := pgtest.URL(t), newClock()
+	s := must(Open(ctx, at, Options{Now: clock.Now}))
+	_, _, err := s.CreateServiceUser(ctx, Local, ServiceUser{Profile: access.Profile{Name: "a", Active: true}}, &Token{ExpiresAt: s.Now().Add(20 * day)})
+	mustDo(err)
+	objects := func(s *Store) string {
+		query, _ := s.catalogue()
+		return strings.Join(must(collect(must(s.read.QueryContext(ctx, `SELECT relname FROM (`+query+`) o`)), scanString)), " ")
+	}
+	want := objects(s)
+	mustDo(s.Close())
+	runSQL(t, at, `ALTER TABLE tokens DROP COLUMN notice_end, DROP COLUMN notice_days; UPDATE store_schema SET version = 9`)
+	clock.add(15 * day)
+	s = open(t, at, Options{Now: clock.Now})
+	same(t, "tables and indexes", objects(s), want)
+	if got := claimed(s); got != "a 7" {
+		t.Errorf("claimed: got %q, want a 7", got)
 	}
 }
 

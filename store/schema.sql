@@ -1,4 +1,4 @@
--- The store of service users, version 9. Times are Unix seconds in UTC; 0 means "never" or "not
+-- The store of service users, version 10. Times are Unix seconds in UTC; 0 means "never" or "not
 -- yet". Lists and maps are JSON text. The same text serves SQLite and PostgreSQL.
 --
 -- A revision is the number of a change. The column revision has the last change that affected the
@@ -81,12 +81,17 @@ CREATE TABLE tokens (
 	used_from         TEXT   NOT NULL DEFAULT '{}', -- {"192.0.2.7":1767323045}: the last addresses with their times
 	used_rules        TEXT   NOT NULL DEFAULT '{}', -- {"rule_…":1767323045}: the last rules with their times
 	refreshed_at      BIGINT NOT NULL DEFAULT 0,    -- the time of the refresh or rotation that replaced it
-	count_at_refresh  BIGINT NOT NULL DEFAULT 0     -- use_count at that time
+	count_at_refresh  BIGINT NOT NULL DEFAULT 0,    -- use_count at that time
+	-- The last notice that the token ends soon: the end that it was about, and how many days ahead
+	-- the notice was for.
+	notice_end        BIGINT NOT NULL DEFAULT 0,
+	notice_days       BIGINT NOT NULL DEFAULT 0
 );
 CREATE UNIQUE INDEX tokens_hash ON tokens (hash);
 CREATE INDEX tokens_service_user ON tokens (service_user_id, id);
 CREATE INDEX tokens_hint ON tokens (hint);
 CREATE INDEX tokens_ends ON tokens (id, expires_at, retires_at) WHERE expires_at > 0 OR retires_at > 0;
+CREATE INDEX tokens_notices ON tokens (expires_at, notice_end, notice_days) WHERE expires_at > 0 AND revoked_at = 0;
 
 -- The idempotency keys of requests that issued tokens. A row has ended 24 hours later, and
 -- the next key removes it.

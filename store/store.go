@@ -48,6 +48,10 @@ type Options struct {
 	Rebuilt      func(took time.Duration) // called for each new directory in force; must return at once; nil is none
 	Log          *zap.Logger              // nil logs nothing
 
+	// Notify is called with the name and the data of an event: a change that this process made, or the beginning or
+	// end of a fault. It must return at once. nil ignores all events.
+	Notify func(event string, data map[string]any)
+
 	idlePoll    time.Duration // without Poll, how often to look although no file has changed; 0 is 1 s
 	refusalPoll time.Duration // how often new refusals are written; 0 is 1 s
 }
@@ -68,6 +72,9 @@ func (o Options) filled() Options {
 	o.NodeID = cmp.Or(o.NodeID, newID("node", o.Now()))
 	if o.Log == nil {
 		o.Log = zap.NewNop()
+	}
+	if o.Notify == nil {
+		o.Notify = func(string, map[string]any) {}
 	}
 	return o
 }
@@ -116,6 +123,7 @@ type Store struct {
 	attempts   attempts
 	refusals   refusalQueue
 	census     censusTaker
+	claimsFail atomic.Bool // the last call of ClaimExpiring
 }
 
 // Create creates an empty store at path unless there is a file. It reports whether it created one.

@@ -88,6 +88,10 @@ var upgrades = []string{
 	`CREATE TABLE refusals (id TEXT PRIMARY KEY, at BIGINT NOT NULL, service_user_id TEXT NOT NULL,
 		node TEXT NOT NULL, text TEXT NOT NULL);
 	CREATE INDEX refusals_service_user ON refusals (service_user_id, at, id);`,
+	// 10: notices that tokens end soon.
+	`ALTER TABLE tokens ADD COLUMN notice_end  BIGINT NOT NULL DEFAULT 0;
+	ALTER TABLE tokens ADD COLUMN notice_days BIGINT NOT NULL DEFAULT 0;
+	CREATE INDEX tokens_notices ON tokens (expires_at, notice_end, notice_days) WHERE expires_at > 0 AND revoked_at = 0;`,
 }
 
 // upgradeTrail fills the new columns from the audit trail. Earlier versions did not keep the members

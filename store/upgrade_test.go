@@ -44,6 +44,9 @@ import (
 // testdata/schema-8.db is that one, upgraded and used by the last program with schema
 // version 8: with a used token that has an end, and a group that was deleted and came
 // back. Nor is it made again.
+//
+// testdata/schema-9.db is that one, upgraded and used by the last program with schema
+// version 9: with a token that ends ten days later, and a refusal. Nor is it made again.
 const (
 	schema1 = "testdata/schema-1.db"
 	schema3 = "testdata/schema-3.db"
@@ -51,12 +54,14 @@ const (
 	schema6 = "testdata/schema-6.db"
 	schema7 = "testdata/schema-7.db"
 	schema8 = "testdata/schema-8.db"
+	schema9 = "testdata/schema-9.db"
 )
 
 var (
 	tables1 = []string{"meta", "service_users", "tokens", "permission_groups", "rules", "members", "audit_events"}
 	tables3 = append([]string{"permissions", "group_permissions"}, tables1...)
 	tables7 = append([]string{"deleted_links", "audit_subjects", "idempotency_keys"}, tables3...)
+	tables9 = append([]string{"refusals"}, tables7...)
 )
 
 // atSchema1 is an instant a little behind the last change in them.
@@ -127,6 +132,7 @@ func TestUpgrade(t *testing.T) {
 		{schema6, 6, tables3, []string{"gone-active", "gone-inactive", "permission_group.delete", "salary.view"}},
 		{schema7, 7, tables7, []string{"request-7", "gone-keyed", "| human:carol |", "made with a key"}},
 		{schema8, 8, tables7, []string{"| user-8 |", "made-at-8", "permission_group.undelete", `{"192.0.2.8":`}},
+		{schema9, 9, tables9, []string{"| user-9 |", "made-at-9", "team nine", "/v9/refused"}},
 	} {
 		t.Run(row.file, func(t *testing.T) { testUpgrade(t, row.file, row.version, row.tables, row.holds) })
 	}
@@ -295,6 +301,17 @@ func TestUpgradeAfterRestore(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A token of an earlier version is reported when its end comes near.
+func TestUpgradeNotices(t *testing.T) {
+	pgtest.SQLiteOnly(t, "PostgreSQL has no store with an older schema")
+	path, opts := copyOfSchema(t, schema9)
+	opts.Now = func() time.Time { return time.Date(2026, 1, 8, 0, 0, 0, 0, time.UTC) } // four days before the end
+	s := open(t, path, opts)
+	if got := claimed(s); got != "user-9 7" {
+		t.Errorf("got %q, want user-9 7", got)
 	}
 }
 

@@ -1,0 +1,118 @@
+package store
+
+import (
+	"cmp"
+	"context"
+	"database/sql"
+	"encoding/json"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// The events that Options.Notify gets besides those of the audit trail, whose names are the actions.
+const (
+	EventDegraded  = "store.degraded"  // the store cannot be read, or the directory is too old
+	EventRecovered = "store.recovered" // the end of that
+)
+
+// notifyAudit passes committed audit records on, with the names that their fields have in the API.
+func (s *Store) notifyAudit(events []AuditEvent) {
+	for _, e := range events {
+		s.opts.Notify(e.Action, map[string]any{
+			"seq": e.Seq, "id": e.ID, "created_at": e.At.Format(time.RFC3339), "actor": e.Actor, "action": e.Action,
+			"resource_id": e.Resource, "before": eventJSON(e.Before), "after": eventJSON(e.After),
+			"operation_id": e.Operation, "prev_hash": e.PrevHash, "hash": e.Hash,
+		})
+	}
+}
+
+// eventJSON is a value for JSON documents and, as its text, for placeholders.
+type eventJSON json.RawMessage
+
+// String implements [fmt.Stringer].
+func (t eventJSON) String() string { return string(t) }
+
+// MarshalJSON implements [json.Marshaler].
+func (t eventJSON) MarshalJSON() ([]byte, error) { return json.RawMessage(t).MarshalJSON() }
+
+// notifyHealth reports the first fault of the store, and its end.
+func (s *Store) notifyHealth() {
+	fault := s.Fault()
+	if fault == "" && s.stale.Load() {
+		fault = "the store was not readable for longer than max_staleness"
+	}
+	if s.degraded.Swap(fault != "") == (fault != "") {
+		return
+	}
+	event := EventRecovered
+	if fault != "" {
+		event = EventDegraded
+	}
+	source, asOf := s.Source()
+	s.opts.Notify(event, map[string]any{
+		"store": s.path, "node": s.opts.NodeName, "revision": s.Directory().Revision(), "source": source,
+		"as_of": asOf.UTC().Format(time.RFC3339), "error": fault,
+	})
+}
+
+// Expiring is a token that ends soon, with its service user.
+type Expiring struct {
+	TokenID, UserID string
+	Name, Owner     string // of the service user
+	ExpiresAt       time.Time
+	Days            int64 // the end is at most so many days ahead: 14, 7 or 1
+}
+
+// claimsAtOnce is how many tokens ClaimExpiring returns at most for each of the times.
+const claimsAtOnce = 500
+
+// ClaimExpiring returns tokens whose end is at most 14, 7 or 1 days ahead. All calls in all processes
+// together return a token once for each of these times, even if the caller then fails to report it. After a
+// time when nobody called, only the nearest time counts. A time before the creation of the token does not, and
+// neither does a token that is replaced, or whose service user is inactive. A read-only node has none.
+func (s *Store) ClaimExpiring(ctx context.Context) (list []Expiring, err error) {
+	if s.opts.ReadOnly {
+		return nil, nil
+	}
+	err = s.safely("claiming the tokens that end soon", func() error {
+		return s.aside(ctx, func(t *tx) error {
+			list, err = t.claimExpiring()
+			return cmp.Or(err, t.Commit())
+		})
+	})
+	if s.claimsFail.Swap(err != nil) != (err != nil) && err != nil {
+		s.log.Error("the tokens that end soon cannot be claimed; the store tries again", zap.Error(err))
+	}
+	if err != nil {
+		return nil, err
+	}
+	for i := range list {
+		if u, ok := s.Directory().User(list[i].UserID); ok {
+			list[i].Name, list[i].Owner = u.Name, u.Owner
+		}
+	}
+	return list, nil
+}
+
+func (t *tx) claimExpiring() (list []Expiring, err error) {
+	for _, days := range []int64{1, 7, 14} {
+		ahead, now := days*24*60*60, t.now.Unix()
+		some, err := all(t, "claiming tokens that end soon", func(rows *sql.Rows) (e Expiring, err error) {
+			e.Days = days
+			err = rows.Scan(&e.TokenID, &e.UserID, (*unixTime)(&e.ExpiresAt))
+			return e, err
+		}, `UPDATE tokens SET notice_end = expires_at, notice_days = $1 WHERE id IN (
+			SELECT id FROM tokens
+			WHERE expires_at > $2 AND expires_at <= $3 AND created_at < expires_at - $4
+				AND (notice_end <> expires_at OR notice_days > $1) AND revoked_at = 0 AND retires_at = 0
+				AND EXISTS (SELECT 1 FROM service_users u WHERE u.id = service_user_id AND deleted_at = 0 AND active)
+			ORDER BY expires_at LIMIT $5`+t.store.lockRows()+`)
+			RETURNING id, service_user_id, expires_at`, days, now, now+ahead, ahead, claimsAtOnce)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, some...)
+	}
+	return list, nil
+}
