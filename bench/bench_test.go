@@ -84,19 +84,50 @@ func TestParseWrk(t *testing.T) {
 	}
 }
 
-func TestSkipHead(t *testing.T) {
+func TestReadRequest(t *testing.T) {
+	const size = 64 // of the buffer
+	long := strings.Replace(request("/"+strings.Repeat("a", 100)), "GET", "POST", 1)
 	in := bufio.NewReaderSize(strings.NewReader(
-		request("/"+strings.Repeat("a", 100))+
+		strings.Replace(long, "\r\n\r\n", "\r\nContent-Length: 70\r\n\r\n"+strings.Repeat("\r\n", 35), 1)+
 			// the line is as long as the buffer but for its end
-			"GET /"+strings.Repeat("b", 64-len("GET /"))+"\r\n\r\n"+
-			request("/")), 64)
-	for i := range 3 {
-		if err := skipHead(in); err != nil {
-			t.Errorf("request %d: %v", i+1, err)
+			"GET /"+strings.Repeat("b", size-len("GET /"))+"\r\n\r\n"+
+			request("/?bytes=7")+request("/?head")), size)
+	for i, want := range []string{"", "", "bytes=7", "head"} {
+		query, head, err := readRequest(in)
+		if err != nil || query != want {
+			t.Errorf("request %d: got query %q, %v, want %q", i+1, query, err, want)
+		}
+		if lines := strings.TrimSuffix(request("/?head"), "\r\n"); want == "head" && string(head) != lines {
+			t.Errorf("got head %q, want %q", head, lines)
 		}
 	}
-	if err := skipHead(in); err == nil {
-		t.Error("got a fourth request out of three")
+	if _, _, err := readRequest(in); err == nil {
+		t.Error("got a fifth request out of four")
+	}
+}
+
+func TestParse(t *testing.T) {
+	for protocol, want := range map[string]string{https1: "https://127.0.0.1:9/v1/7?bytes=1", h2c: "http://127.0.0.1:9/v1/7?bytes=1"} {
+		r, err := parse(request("/v1/7?bytes=1", "Content-Length: 5"), protocol, "127.0.0.1:9")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := r.URL.String(); got != want || r.Host != "api.example.com" || r.ContentLength != 5 || r.RequestURI != "" {
+			t.Errorf("%s: got %s of %s with %d bytes, want %s of api.example.com with 5", protocol, got, r.Host, r.ContentLength, want)
+		}
+	}
+	if _, err := parse("GET /", https1, "127.0.0.1:9"); err == nil {
+		t.Error("got no error of half a request")
+	}
+}
+
+func TestParseLoad(t *testing.T) {
+	got, err := parseLoad("100 50.5 2000000 9000000 3 4\n")
+	if want := (answers{requests: 100, rate: 50.5, p50: 2 * time.Millisecond, p99: 9 * time.Millisecond, refused: 3, broken: 4}); err != nil || got != want {
+		t.Errorf("got %+v, %v, want %+v", got, err, want)
+	}
+	if _, err := parseLoad("100\n"); err == nil {
+		t.Error("got no error of a load without figures")
 	}
 }
 

@@ -129,7 +129,7 @@ func (s *section) flood(ctx context.Context, t *subject, guesses string, rate in
 		return err
 	}
 	time.Sleep(lasts/2 - s.slice/2) // the flood rises before the slice and ends after it
-	a, _, err := s.b.drive(ctx, t.address, t.requests, s.connections, s.slice)
+	a, _, err := s.b.drive(ctx, t, s.connections, s.slice)
 	if ended := cmd.Wait(); err == nil {
 		err = ended
 	}

@@ -4,12 +4,14 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -20,8 +22,10 @@ import (
 
 // answerAlways is an upstream: it answers every request with the same bytes. A
 // server that understood requests would cost more than some of the proxies.
-func answerAlways(address, extra string) error {
-	answer := []byte("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n" + extra + "Content-Length: 13\r\n\r\nhello, world\n")
+// Two queries have an answer of their own: "?bytes=N" gets N bytes, and "?head"
+// the head of the request.
+func answerAlways(address, head, body string) error {
+	usual := answer(head, body)
 	l, err := net.Listen("tcp", address)
 	if err != nil {
 		return err
@@ -33,8 +37,23 @@ func answerAlways(address, extra string) error {
 		}
 		go func() {
 			defer conn.Close()
-			for in := bufio.NewReader(conn); skipHead(in) == nil; {
-				if _, err := conn.Write(answer); err != nil {
+			sized := make(map[string][]byte)
+			for in := bufio.NewReader(conn); ; {
+				query, echo, err := readRequest(in)
+				if err != nil {
+					return
+				}
+				reply := usual
+				if length, found := strings.CutPrefix(query, "bytes="); found {
+					if sized[length] == nil {
+						n, _ := strconv.Atoi(length)
+						sized[length] = answer(head, strings.Repeat("x", n))
+					}
+					reply = sized[length]
+				} else if query == "head" {
+					reply = answer(head, string(echo))
+				}
+				if _, err := conn.Write(reply); err != nil {
 					return
 				}
 			}
@@ -42,15 +61,33 @@ func answerAlways(address, extra string) error {
 	}
 }
 
-// skipHead reads to the end of a request without a body.
-func skipHead(in *bufio.Reader) error {
-	for begin := true; ; {
+func answer(head, body string) []byte {
+	return fmt.Appendf(nil, "HTTP/1.1 200 OK\r\n%sContent-Length: %d\r\n\r\n%s", head, len(body), body)
+}
+
+// readRequest reads a request to its end. It returns the query, and the head if the query is "head".
+func readRequest(in *bufio.Reader) (query string, head []byte, err error) {
+	length := 0 // of the body
+	for begin, first := true, true; ; first = false {
 		part, err := in.ReadSlice('\n')
 		if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
-			return err
+			return "", nil, err
 		}
 		if begin && string(part) == "\r\n" {
-			return nil
+			_, err := in.Discard(length)
+			return query, head, err
+		}
+		if first {
+			_, rest, _ := bytes.Cut(part, []byte("?"))
+			rest, _, _ = bytes.Cut(rest, []byte(" "))
+			query = string(rest)
+		} else if value, found := bytes.CutPrefix(part, []byte("Content-Length: ")); begin && found {
+			if length, err = strconv.Atoi(string(bytes.TrimSpace(value))); err != nil {
+				return "", nil, err
+			}
+		}
+		if query == "head" {
+			head = append(head, part...)
 		}
 		begin = err == nil
 	}

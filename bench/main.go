@@ -22,6 +22,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -35,16 +36,20 @@ type bench struct {
 	caddy      string // the program with the plugin
 	self       string // this program
 	cpus       struct{ proxy, upstream, load string }
+	processors int
 	slice      time.Duration
 	rounds     int
 	only       *regexp.Regexp
 	quick      bool
+	gateways   []*gateway
 
 	upstream string // its address
 	port     int    // the last one that was given away
 	started  int    // processes and files, so far
 	running  []*process
 	made     map[string]*stock // stores that exist already
+	sections []*section        // so far
+	about    string            // a sentence about the run
 }
 
 func main() {
@@ -58,6 +63,13 @@ func main() {
 	b := &bench{port: 20000 + os.Getpid()%10000, made: make(map[string]*stock)}
 	flag.DurationVar(&b.slice, "slice", time.Second, "how long a subject is under load in a turn; `whole seconds`")
 	flag.IntVar(&b.rounds, "rounds", 10, "how many turns a section has")
+	processors := 2
+	if runtime.NumCPU() >= 4 {
+		processors = 4
+	}
+	flag.IntVar(&b.processors, "processors", processors, "how many processors all programs have: `2 or 4`, half of them for the proxy")
+	peers := flag.String("peers", "Oathkeeper,oauth2-proxy,Traefik", "the `gateways` to build and measure; the first builds take a quarter of an hour")
+	write := flag.Bool("write", false, "write docs/benchmark.md, docs/benchmark.svg and the tables in README.md and docs/performance.md")
 	only := flag.String("only", "", "measure only subjects whose \"section/name\" matches this `regexp`, and what they are compared with")
 	flag.BoolVar(&b.quick, "quick", false, "a smoke run: one turn of most subjects, in a minute; its figures mean nothing")
 	flag.StringVar(&b.caddy, "caddy", "", "the `program` to measure, instead of a build by xcaddy.sh")
@@ -71,7 +83,12 @@ func main() {
 	flag.Parse()
 	var err error
 	b.only, err = regexp.Compile(*only)
-	if err != nil || flag.NArg() > 0 || b.slice < time.Second || b.slice%time.Second != 0 || b.rounds < 1 {
+	for _, g := range gateways {
+		if slices.Contains(strings.Split(*peers, ","), g.name) && !b.quick {
+			b.gateways = append(b.gateways, g)
+		}
+	}
+	if err != nil || flag.NArg() > 0 || b.processors != 2 && b.processors != 4 || *write && (b.quick || *only != "") || b.slice < time.Second || b.slice%time.Second != 0 || b.rounds < 1 {
 		flag.Usage()
 		os.Exit(2)
 	}
@@ -84,7 +101,11 @@ func main() {
 		b.dir, err = os.MkdirTemp("", "bench-")
 	}
 	if err == nil {
-		err = b.run(ctx)
+		if *write {
+			err = b.write(ctx)
+		} else {
+			err = b.run(ctx)
+		}
 		err = errors.Join(err, os.RemoveAll(b.dir))
 	}
 	if err != nil {
@@ -100,9 +121,16 @@ func main() {
 func play(args []string) error {
 	switch {
 	case len(args) == 2 && args[0] == "upstream":
-		return answerAlways(args[1], "")
-	case len(args) == 2 && args[0] == "authority":
-		return answerAlways(args[1], "X-Service-User-Id: service_3MQkTyLfBmwNcJuBTVeoYRG1ZkP\r\nX-Service-User-Name: user-1\r\nX-Service-User-Groups: group-1\r\n")
+		return answerAlways(args[1], "Content-Type: text/plain\r\n", "hello, world\n")
+	case len(args) == 2 && args[0] == "authority": // to Oathkeeper a server of tokens
+		return answerAlways(args[1], "Content-Type: application/json\r\n"+strings.Join(identity, "\r\n")+"\r\n", `{"access_token":"a","token_type":"bearer","expires_in":86400}`)
+	case len(args) == 6 && args[0] == "load":
+		atOnce, _ := strconv.Atoi(args[4])
+		lasts, err := time.ParseDuration(args[5])
+		if err != nil {
+			return err
+		}
+		return load(args[1], args[2], args[3], atOnce, lasts)
 	case len(args) == 6 && args[0] == "flood":
 		connections, _ := strconv.Atoi(args[3])
 		rate, _ := strconv.Atoi(args[4])
@@ -126,7 +154,11 @@ func (b *bench) run(ctx context.Context) (err error) {
 	}
 	defer func() { b.stop(append([]*process(nil), b.running...)...) }()
 
-	if _, err := exec.LookPath("taskset"); err == nil && runtime.NumCPU() >= 4 {
+	if _, err := exec.LookPath("taskset"); err != nil || runtime.NumCPU() < b.processors {
+		return fmt.Errorf("this needs taskset (apt-get install util-linux) and %d processors", b.processors)
+	}
+	b.cpus.proxy, b.cpus.upstream, b.cpus.load = "0", "1", "1"
+	if b.processors == 4 {
 		b.cpus.proxy, b.cpus.upstream, b.cpus.load = "0,1", "2", "3"
 	}
 	if err := b.build(ctx); err != nil {
@@ -140,7 +172,7 @@ func (b *bench) run(ctx context.Context) (err error) {
 	}
 	b.printHead()
 	for _, section := range []func(context.Context) error{
-		b.sameProcess, b.sizes, b.peers, b.slow, b.refusals, b.floods, b.tuning,
+		b.sameProcess, b.protocols, b.sizes, b.peers, b.slow, b.refusals, b.floods, b.tuning,
 	} {
 		if err := section(ctx); err != nil {
 			return err
@@ -154,6 +186,11 @@ var processors = float64(runtime.NumCPU())
 
 // build makes the program to measure, as an operator would.
 func (b *bench) build(ctx context.Context) error {
+	for _, g := range b.gateways {
+		if err := b.buildGateway(ctx, g); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+		}
+	}
 	if b.caddy != "" {
 		return nil
 	}
@@ -175,7 +212,7 @@ func (b *bench) role(name string) (address string, err error) {
 	if err != nil {
 		return "", err
 	}
-	return address, p.await(context.Background(), address, request("/"), 200)
+	return address, p.await(context.Background(), "", address, request("/"), 200)
 }
 
 // pinned makes a program run on some processors only.
@@ -205,24 +242,26 @@ func (b *bench) printHead() {
 	}
 	memory, _ := strconv.Atoi(strings.TrimSuffix(line("/proc/meminfo", "MemTotal"), " kB"))
 	commit := first("git", "describe", "--always", "--dirty", "--exclude=*")
+	built := ""
+	for _, g := range b.gateways {
+		built += ", " + g.name + " " + g.version
+	}
 	fmt.Printf("# Benchmark of %s\n\n", time.Now().UTC().Format("2 January 2006, 15:04 UTC"))
 	fmt.Printf("| | |\n|---|---|\n")
 	fmt.Printf("| machine | %s, %d processors, %.0f GiB, Linux %s |\n", line("/proc/cpuinfo", "model name"), runtime.NumCPU(), float64(memory)/(1<<20), first("uname", "-r"))
-	fmt.Printf("| programs | %s, Caddy %s, plugin %s, %s, %s |\n", runtime.Version(), strings.Fields(first(b.caddy, "version") + " ?")[0], commit,
-		strings.TrimPrefix(first("nginx", "-v"), "nginx version: "), strings.Join(strings.Fields(first("wrk", "-v") + " ? ?")[:2], " "))
+	fmt.Printf("| programs | %s, Caddy %s, plugin %s, %s, %s%s |\n", runtime.Version(), strings.Fields(first(b.caddy, "version") + " ?")[0], commit,
+		strings.TrimPrefix(first("nginx", "-v"), "nginx version: "), strings.Join(strings.Fields(first("wrk", "-v") + " ? ?")[:2], " "), built)
 	command := "bench/run"
 	flag.Visit(func(f *flag.Flag) {
-		if f.Name != "work" && f.Name != "repository" {
+		if f.Name != "work" && f.Name != "repository" && f.Name != "caddy" {
 			command += fmt.Sprintf(" -%s=%s", f.Name, f.Value)
 		}
 	})
 	fmt.Printf("| command | `%s` |\n", strings.ReplaceAll(command, "|", `\|`))
-	if b.cpus.proxy == "" {
-		fmt.Printf("| processors | shared by all programs |\n")
-	} else {
-		fmt.Printf("| processors | proxy (with its authority) %s, upstream and flood %s, wrk %s |\n", b.cpus.proxy, b.cpus.upstream, b.cpus.load)
-	}
-	fmt.Printf("| load | HTTP/1.1 without TLS, GET, 32 connections unless said, slices of %s, %d turns unless said |\n\n", b.slice, b.rounds)
+	b.about = fmt.Sprintf("One run of `%s` on %s: %s, %d processors, %d of them for the proxy.",
+		command, time.Now().UTC().Format("2 January 2006"), line("/proc/cpuinfo", "model name"), b.processors, b.processors/2)
+	fmt.Printf("| processors | proxy (with its authority) %s, upstream and flood %s, load %s |\n", b.cpus.proxy, b.cpus.upstream, b.cpus.load)
+	fmt.Printf("| load | wrk, HTTP/1.1 without TLS, GET, 32 connections unless said, slices of %s, %d turns unless said |\n\n", b.slice, b.rounds)
 	fmt.Println("Figures are medians over the turns; ratios are taken within a turn and come with their quartiles. " +
 		"CPU is that of the proxy, in seconds per 100 000 requests." +
 		" Other load on the machine can only increase it. So under much other load the least of all turns, and its ratio to the least of the reference, are the steadiest figures." +

@@ -3,11 +3,14 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -77,7 +80,7 @@ func (b *bench) stop(list ...*process) {
 }
 
 // await sends a request until its answer has the status.
-func (p *process) await(ctx context.Context, address, request string, status int) error {
+func (p *process) await(ctx context.Context, protocol, address, request string, status int) error {
 	begun := time.Now()
 	var last any
 	for time.Since(begun) < 2*time.Minute && ctx.Err() == nil {
@@ -86,7 +89,7 @@ func (p *process) await(ctx context.Context, address, request string, status int
 			return fmt.Errorf("%s has ended:\n%s", p.name, tail(p.log))
 		default:
 		}
-		got, err := ask(address, request)
+		got, _, err := ask(protocol, address, request)
 		if got == status {
 			if p.took == 0 {
 				p.took, p.pids = time.Since(p.begun), family(p.cmd.Process.Pid)
@@ -104,26 +107,38 @@ func (p *process) await(ctx context.Context, address, request string, status int
 	return fmt.Errorf("%s: got %v, want %d; the first request was\n%.300s\n%s", p.name, last, status, request, tail(p.log))
 }
 
-// ask returns the status of the answer to a request.
-func ask(address, request string) (int, error) {
-	conn, err := net.DialTimeout("tcp", address, time.Second)
-	if err != nil {
-		return 0, err
-	}
-	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(30 * time.Second))
-	if _, err := conn.Write([]byte(request)); err != nil {
-		return 0, err
-	}
-	line := make([]byte, len("HTTP/1.1 200"))
-	for n := 0; n < len(line); {
-		m, err := conn.Read(line[n:])
+// ask sends a request, over a connection of its own, and returns the status and the body of the answer.
+func ask(protocol, address, request string) (status int, body string, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	var resp *http.Response
+	if protocol == "" {
+		conn, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "tcp", address)
 		if err != nil {
-			return 0, err
+			return 0, "", err
 		}
-		n += m
+		defer conn.Close()
+		_ = conn.SetDeadline(time.Now().Add(30 * time.Second))
+		if _, err := conn.Write([]byte(request)); err != nil {
+			return 0, "", err
+		}
+		if resp, err = http.ReadResponse(bufio.NewReader(conn), nil); err != nil {
+			return 0, "", err
+		}
+	} else {
+		r, err := parse(request, protocol, address)
+		if err != nil {
+			return 0, "", err
+		}
+		client := transport(protocol)
+		defer (&http.Client{Transport: client}).CloseIdleConnections()
+		if resp, err = send(ctx, client, r); err != nil {
+			return 0, "", err
+		}
 	}
-	return strconv.Atoi(string(line[len("HTTP/1.1 "):]))
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(text), err
 }
 
 func tail(file string) string {

@@ -8,6 +8,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -37,9 +38,12 @@ type subject struct {
 	against string // the subject that it is compared with
 	status  int    // of every answer
 	start   func(*subject) error
+	sees    string // the upstream gets this with every request
+	guards  bool   // answers otherwise if a request has no credential
 
 	process  *process
 	beside   *process // works for it: counts as a part of it
+	protocol string   // "": HTTP/1.1 without TLS
 	address  string
 	calls    []string
 	warm     bool // every call has to be made once before
@@ -50,13 +54,20 @@ type subject struct {
 }
 
 func (b *bench) section(name, title string) *section {
-	return &section{b: b, name: name, title: title, connections: 32, slice: b.slice, rounds: b.rounds}
+	s := &section{b: b, name: name, title: title, connections: 32, slice: b.slice, rounds: b.rounds}
+	b.sections = append(b.sections, s)
+	return s
 }
 
 // add adds a subject. start starts it and calls [subject.serve].
-func (s *section) add(name, against string, status int, start func(*subject) error) {
-	s.subjects = append(s.subjects, &subject{name: name, against: against, status: status, start: start, turns: make(map[string][]float64)})
+func (s *section) add(name, against string, status int, start func(*subject) error) *subject {
+	t := &subject{name: name, against: against, status: status, start: start, turns: make(map[string][]float64)}
+	s.subjects = append(s.subjects, t)
+	return t
 }
+
+// checks says that the subject checks credentials, and sends something of the caller upstream.
+func (t *subject) checks(sees string) { t.sees, t.guards = sees, true }
 
 // serve says which process answers which requests at which address.
 func (t *subject) serve(p *process, address string, calls []string) {
@@ -125,12 +136,24 @@ func (s *section) prepare(ctx context.Context, t *subject) error {
 	if err := t.start(t); err != nil {
 		return err
 	}
-	if err := t.process.await(ctx, t.address, t.calls[0], t.status); err != nil {
+	if err := t.process.await(ctx, t.protocol, t.address, t.calls[0], t.status); err != nil {
 		return err
+	}
+	if t.sees != "" {
+		target, rest, _ := strings.Cut(t.calls[0], " HTTP/1.1\r\n")
+		target, _, _ = strings.Cut(target, "?")
+		if status, head, err := ask(t.protocol, t.address, target+"?head HTTP/1.1\r\n"+rest); !strings.Contains(head, t.sees) {
+			return fmt.Errorf("%s: got %d (%v); the upstream has not got %q but\n%s", t.name, status, err, t.sees, head)
+		}
+	}
+	if t.guards {
+		if status, _, err := ask(t.protocol, t.address, authorization.ReplaceAllString(t.calls[0], "")); err != nil || status == t.status {
+			return fmt.Errorf("%s: without a credential: got %d, %v", t.name, status, err)
+		}
 	}
 	if t.warm {
 		for _, call := range t.calls {
-			if status, err := ask(t.address, call); status != t.status {
+			if status, _, err := ask(t.protocol, t.address, call); status != t.status {
 				return fmt.Errorf("%s: got %d (%v), want %d", t.name, status, err, t.status)
 			}
 		}
@@ -139,6 +162,8 @@ func (s *section) prepare(ctx context.Context, t *subject) error {
 	t.requests = filepath.Join(s.b.dir, fmt.Sprintf("%d.requests", s.b.started))
 	return os.WriteFile(t.requests, []byte(strings.Join(t.calls, "\x00")), 0o600)
 }
+
+var authorization = regexp.MustCompile(`Authorization: .*\r\n`)
 
 // cpu is the processor time of a subject.
 func (t *subject) cpu() time.Duration {
@@ -155,7 +180,7 @@ func (s *section) measure(ctx context.Context, t *subject) (foreign float64, err
 	t.process.settle(ctx)
 	begun, busy, ours := time.Now(), machineBusy(), s.b.cpu()
 	cpu, lines := t.cpu(), t.process.lines()
-	a, load, err := s.b.drive(ctx, t.address, t.requests, s.connections, s.slice)
+	a, load, err := s.b.drive(ctx, t, s.connections, s.slice)
 	if ctx.Err() != nil {
 		return 0, ctx.Err()
 	}

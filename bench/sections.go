@@ -41,13 +41,18 @@ func (b *bench) stock(ctx context.Context, users int) (*stock, error) {
 	return s, nil
 }
 
-// The parts of a Caddyfile. Every site is one port; "{upstream}" and the ports
-// are filled in by [bench.caddyfile].
+// The parts of a Caddyfile. Every site is one port, with HTTPS if its text begins with "tls";
+// "{upstream}" and the ports are filled in by [bench.caddyfile].
 
 const (
 	proxy     = "reverse_proxy {upstream}\n"
 	leanProxy = "service_users_proxy {upstream}\n"
+
+	lean = "plugin with `service_users_proxy`"
 )
+
+// identity has the headers of a caller as an authority sends them.
+var identity = []string{"X-Service-User-Id: service_3MQkTyLfBmwNcJuBTVeoYRG1ZkP", "X-Service-User-Name: user-1", "X-Service-User-Groups: group-1"}
 
 func guarded(options string) string { return "service_users {\n" + options + "}\n" + proxy }
 
@@ -55,14 +60,18 @@ func guarded(options string) string { return "service_users {\n" + options + "}\
 // addresses.
 func (b *bench) caddyfile(global string, sites ...string) (file string, addresses []string, err error) {
 	var text strings.Builder
-	fmt.Fprintf(&text, "{\nadmin off\nauto_https off\npersist_config off\n%s}\n", global)
+	fmt.Fprintf(&text, "{\nadmin off\nauto_https disable_redirects\nskip_install_trust\npersist_config off\n%s}\n", global)
 	for _, site := range sites {
 		address, err := b.freeAddress()
 		if err != nil {
 			return "", nil, err
 		}
 		_, port, _ := strings.Cut(address, ":")
-		fmt.Fprintf(&text, "http://:%s {\nbind 127.0.0.1\n%s}\n", port, strings.ReplaceAll(site, "{upstream}", b.upstream))
+		name := "http://"
+		if strings.HasPrefix(site, "tls") {
+			name = "https://api.example.com"
+		}
+		fmt.Fprintf(&text, "%s:%s {\nbind 127.0.0.1\n%s}\n", name, port, strings.ReplaceAll(site, "{upstream}", b.upstream))
 		addresses = append(addresses, address)
 	}
 	b.started++
@@ -117,16 +126,17 @@ func (b *bench) sameProcess(ctx context.Context) error {
 		s.rounds *= 2
 	}
 	const bare = "bare reverse_proxy"
-	routes := []struct{ name, site string }{
-		{bare, proxy},
-		{"with 3 `header_up`", "reverse_proxy {upstream} {\nheader_up X-Service-User-Id service_3MQkTyLfBmwNcJuBTVeoYRG1ZkP\nheader_up X-Service-User-Name user-1\nheader_up X-Service-User-Groups group-1\n}\n"},
-		{"`service_users sanitize`", "service_users sanitize\n" + proxy},
-		{"plugin, `headers none`", guarded("headers none\n")},
-		{"plugin, `headers id`", guarded("headers id\n")},
-		{"plugin", guarded("")},
-		{"bare `service_users_proxy`", leanProxy},
-		{"plugin with `service_users_proxy`", "service_users\n" + leanProxy},
-		{"plugin, `headers` all seven", guarded("headers id name display_name groups role teams token_id\n")},
+	const id = "X-Service-User-Id: "
+	routes := []struct{ name, site, sees string }{
+		{bare, proxy, ""},
+		{"with 3 `header_up`", "reverse_proxy {upstream} {\nheader_up " + strings.ReplaceAll(strings.Join(identity, "\nheader_up "), ":", "") + "\n}\n", identity[0]},
+		{"`service_users sanitize`", "service_users sanitize\n" + proxy, ""},
+		{"plugin, `headers none`", guarded("headers none\n"), "GET "},
+		{"plugin, `headers id`", guarded("headers id\n"), id},
+		{"plugin", guarded(""), id},
+		{"bare `service_users_proxy`", leanProxy, ""},
+		{lean, "service_users\n" + leanProxy, id},
+		{"plugin, `headers` all seven", guarded("headers id name display_name groups role teams token_id\n"), "X-Service-User-Token-Id: "},
 	}
 	var sites []string
 	for _, route := range routes {
@@ -144,7 +154,7 @@ func (b *bench) sameProcess(ctx context.Context) error {
 			if i == 0 {
 				against = ""
 			}
-			s.add(route.name+callers.name, against, 200, func(t *subject) (err error) {
+			t := s.add(route.name+callers.name, against, 200, func(t *subject) (err error) {
 				if p == nil {
 					if p, addresses, err = b.caddyServer("routes", nil, storeOption(users, "use_interval 1h"), sites...); err != nil {
 						return err
@@ -153,6 +163,75 @@ func (b *bench) sameProcess(ctx context.Context) error {
 				t.serve(p, addresses[i], callers.calls)
 				return nil
 			})
+			if route.sees != "" {
+				t.checks(route.sees)
+			}
+		}
+	}
+	return s.run(ctx)
+}
+
+// protocols compares routes of one process in each protocol, with bodies and with an access log.
+func (b *bench) protocols(ctx context.Context) error {
+	users, err := b.stock(ctx, 10_000)
+	if err != nil {
+		return err
+	}
+	s := b.section("protocols", "TLS, HTTP/2, HTTP/3, bodies and the access log; routes of one process, 10 000 service users call")
+	s.note = "This program is the client: 32 requests at a time, each on a connection of HTTP/1.1, or four on each of HTTP/2 and HTTP/3. `use_interval 1h`."
+	s.last = column{"p99 ratio", func(t *subject) string {
+		if of := s.find(t.against); of != nil {
+			return t.ratio("p99", of)
+		}
+		return "1"
+	}}
+	routes := []struct{ name, site string }{{"bare reverse_proxy", proxy}, {"plugin", guarded("")}, {lean, "service_users\n" + leanProxy}}
+	var sites []string // of each route: with HTTPS, with an access log too, without HTTPS
+	for i, route := range routes {
+		logs := fmt.Sprintf("log {\noutput file %s/access-%d.log\n}\n", b.dir, i)
+		sites = append(sites, "tls internal\n"+route.site, "tls internal\n"+logs+route.site, route.site)
+	}
+	var p *process
+	var addresses []string
+	for _, load := range []struct{ protocol, name string }{{https1, "HTTPS/1.1"}, {https2, "HTTP/2"}, {https3, "HTTP/3"}, {h2c, "h2c"}} {
+		for _, kind := range []struct {
+			name         string
+			answer, body int
+			site         int
+		}{{"1 KiB", 1 << 10, 0, 0}, {"1 KiB, access log", 1 << 10, 0, 1}, {"64 KiB", 64 << 10, 0, 0}, {"1 MiB", 1 << 20, 0, 0}, {"upload of 1 MiB", 13, 1 << 20, 0}} {
+			if load.protocol == h2c {
+				kind.site = 2
+			}
+			if load.protocol == h2c && kind.name != "1 KiB" || b.quick && kind.name != "1 KiB" && kind.body == 0 {
+				continue
+			}
+			var calls []string
+			for _, call := range users.calls {
+				call = strings.Replace(call, " HTTP/1.1", fmt.Sprintf("?bytes=%d HTTP/1.1", kind.answer), 1)
+				if kind.body > 0 {
+					call = strings.Replace(call, "GET ", "POST ", 1)
+					call = strings.Replace(call, "\r\n\r\n", fmt.Sprintf("\r\nContent-Length: %d\r\n\r\n", kind.body), 1)
+				}
+				calls = append(calls, call)
+			}
+			against := ""
+			for i, route := range routes {
+				t := s.add(load.name+", "+kind.name+": "+route.name, against, 200, func(t *subject) (err error) {
+					if p == nil {
+						if p, addresses, err = b.caddyServer("protocols", nil, "servers {\nprotocols h1 h2 h2c h3\n}\n"+storeOption(users, "use_interval 1h"), sites...); err != nil {
+							return err
+						}
+					}
+					t.serve(p, addresses[3*i+kind.site], calls)
+					return nil
+				})
+				t.protocol = load.protocol
+				if i == 0 {
+					against = t.name
+				} else {
+					t.checks("X-Service-User-Id: " + users.logins[0].id)
+				}
+			}
 		}
 	}
 	return s.run(ctx)
@@ -198,36 +277,6 @@ func (b *bench) sizes(ctx context.Context) error {
 	return s.run(ctx)
 }
 
-// peers compares other ways to check callers, each where it does well.
-func (b *bench) peers(ctx context.Context) error {
-	users, err := b.stock(ctx, 10_000)
-	if err != nil {
-		return err
-	}
-	var accounts []login
-	var passwords strings.Builder
-	for i := range 10_000 {
-		l := login{id: fmt.Sprintf("user-%d", i), secret: fmt.Sprintf("secret-%d", i)}
-		accounts = append(accounts, l)
-		passwords.WriteString(sha1Password(l.id, l.secret))
-	}
-	one := sha1Password(accounts[0].id, accounts[0].secret)
-
-	s := b.section("peers", "Peers")
-	s.note = "The accounts of `basic_auth` have bcrypt hashes: of cost 14, Caddy's default, for the one; of cost 4 for the 1000, or filling the cache would take a quarter of an hour. " +
-		"A warm cache never hashes; it holds 1000 passwords. nginx, with two workers, is bounded by the upstream and by wrk."
-	const bare = "bare reverse_proxy"
-	s.add(bare, "", 200, b.bare(nil, users))
-	s.add("plugin, 10 000 service users", bare, 200, b.plugin(nil, users))
-	s.add("`basic_auth` with hash_cache, 1 account, warm", bare, 200, func(t *subject) error { return b.serveBasicAuth(ctx, t, 1, 14, true) })
-	s.add("`basic_auth` with hash_cache, 1000 accounts, warm", bare, 200, func(t *subject) error { return b.serveBasicAuth(ctx, t, 1000, 4, true) })
-	s.add("`forward_auth` to an authority that always agrees", bare, 200, func(t *subject) error { return b.serveForwardAuth(t, users) })
-	s.add("nginx proxy_pass, no check", bare, 200, func(t *subject) error { return b.serveNginx(t, nil, "") })
-	s.add("nginx auth_basic {SHA}, 1 account", bare, 200, func(t *subject) error { return b.serveNginx(t, accounts[:1], one) })
-	s.add("nginx auth_basic {SHA}, 10 000 accounts", bare, 200, func(t *subject) error { return b.serveNginx(t, accounts, passwords.String()) })
-	return s.run(ctx)
-}
-
 // serveBasicAuth starts a Caddy with basic_auth. Every caller has a password of
 // its own.
 func (b *bench) serveBasicAuth(ctx context.Context, subject *subject, accounts, cost int, cached bool) error {
@@ -269,84 +318,6 @@ func (b *bench) serveBasicAuth(ctx context.Context, subject *subject, accounts, 
 	return nil
 }
 
-func (b *bench) serveForwardAuth(subject *subject, users *stock) error {
-	address, err := b.freeAddress()
-	if err != nil {
-		return err
-	}
-	authority, err := b.start("authority", b.cpus.proxy, nil, b.self, "role", "authority", address)
-	if err != nil {
-		return err
-	}
-	p, addresses, err := b.caddyServer(subject.name, nil, "", "forward_auth "+address+
-		" {\nuri /auth\ncopy_headers X-Service-User-Id X-Service-User-Name X-Service-User-Groups\n}\n"+proxy)
-	if err != nil {
-		return err
-	}
-	subject.serve(p, addresses[0], users.calls)
-	subject.beside = authority
-	return nil
-}
-
-// serveNginx starts an nginx with two workers. Without logins it checks nothing.
-func (b *bench) serveNginx(subject *subject, logins []login, passwords string) error {
-	address, err := b.freeAddress()
-	if err != nil {
-		return err
-	}
-	calls := []string{request("/v1/things/1")}
-	check := ""
-	b.started++
-	place := filepath.Join(b.dir, fmt.Sprintf("nginx-%d", b.started))
-	if err := os.Mkdir(place, 0o700); err != nil {
-		return err
-	}
-	if logins != nil {
-		check = "auth_basic things; auth_basic_user_file " + place + "/passwords;"
-		if err := os.WriteFile(place+"/passwords", []byte(passwords), 0o600); err != nil {
-			return err
-		}
-		calls = nil
-		for _, l := range logins {
-			calls = append(calls, request("/v1/things/"+l.id, basic(l.id, l.secret)))
-		}
-	}
-	user := ""
-	if os.Getuid() == 0 {
-		user = "user root;" // the workers read the passwords
-	}
-	config := fmt.Sprintf(`%s
-worker_processes 2;
-daemon off;
-pid %s/pid;
-error_log stderr;
-events {}
-http {
-	access_log off;
-	client_body_temp_path %s; proxy_temp_path %s; fastcgi_temp_path %s; uwsgi_temp_path %s; scgi_temp_path %s;
-	keepalive_requests 1000000000;
-	upstream api { server %s; keepalive 64; keepalive_requests 1000000000; }
-	server {
-		listen %s;
-		location / {
-			%s
-			proxy_pass http://api;
-			proxy_http_version 1.1;
-			proxy_set_header Connection "";
-		}
-	}
-}
-`, user, place, place, place, place, place, place, b.upstream, address, check)
-	if err := os.WriteFile(place+"/nginx.conf", []byte(config), 0o600); err != nil {
-		return err
-	}
-	p, err := b.start(subject.name, b.cpus.proxy, nil, "nginx", "-c", place+"/nginx.conf", "-e", "stderr")
-	if err == nil {
-		subject.serve(p, address, calls)
-	}
-	return err
-}
-
 // slow compares methods that hash a password at every request.
 func (b *bench) slow(ctx context.Context) error {
 	if b.quick {
@@ -371,7 +342,7 @@ func (b *bench) slow(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		return b.serveNginx(t, []login{{id: "user-1", secret: bcryptPrefix}}, "user-1:"+hash+"\n")
+		return b.serveNginx(t, []login{{id: "user-1", secret: bcryptPrefix, path: "/v1/things/1"}}, basicAuth, "user-1:"+hash+"\n")
 	})
 	return s.run(ctx)
 }

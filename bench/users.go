@@ -41,7 +41,7 @@ func makeStore(ctx context.Context, path string, users int) ([]login, error) {
 	for g := range groups {
 		group := store.Group{Name: fmt.Sprintf("group-%d", g)}
 		for r := range rulesPerGroup {
-			rule, err := access.ParseRule(fmt.Sprintf("allow GET %s/{id}", collection(g, r)))
+			rule, err := access.ParseRule(fmt.Sprintf("allow GET,POST %s/{id}", collection(g, r)))
 			if err != nil {
 				return nil, err
 			}

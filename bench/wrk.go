@@ -33,7 +33,7 @@ function request()
 end
 `
 
-// answers are the figures that wrk prints about a slice.
+// answers are the figures of a slice.
 type answers struct {
 	requests float64
 	rate     float64       // a second
@@ -42,11 +42,18 @@ type answers struct {
 	broken   float64       // not answered: failed connections and timeouts
 }
 
-// drive sends requests from a file over as many connections as asked for.
-func (b *bench) drive(ctx context.Context, address, requests string, connections int, slice time.Duration) (answers, time.Duration, error) {
-	args := b.pinned(b.cpus.load, "wrk", "--threads", "1", "--connections", strconv.Itoa(connections),
+// drive sends the requests of a subject, as many at a time as asked for: by wrk, or in another
+// protocol by this program.
+func (b *bench) drive(ctx context.Context, t *subject, atOnce int, slice time.Duration) (answers, time.Duration, error) {
+	args := []string{"wrk", "--threads", "1", "--connections", strconv.Itoa(atOnce),
 		"--duration", fmt.Sprintf("%ds", int(slice/time.Second)), "--timeout", "30s", "--latency",
-		"--script", filepath.Join(b.dir, "requests.lua"), "http://"+address+"/", "--", requests)
+		"--script", filepath.Join(b.dir, "requests.lua"), "http://" + t.address + "/", "--", t.requests}
+	read := parseWrk
+	if t.protocol != "" {
+		args = []string{b.self, "role", "load", t.protocol, t.address, t.requests, strconv.Itoa(atOnce), slice.String()}
+		read = parseLoad
+	}
+	args = b.pinned(b.cpus.load, args...)
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // an interrupt is for us to pass on
 	cmd.Stderr = os.Stderr
@@ -57,7 +64,7 @@ func (b *bench) drive(ctx context.Context, address, requests string, connections
 	if err != nil {
 		return answers{}, 0, fmt.Errorf("%s: %w\n%s", strings.Join(args, " "), err, out)
 	}
-	a, err := parseWrk(string(out))
+	a, err := read(string(out))
 	return a, cmd.ProcessState.SystemTime() + cmd.ProcessState.UserTime(), err
 }
 

@@ -1,0 +1,314 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+)
+
+// gateway is a peer that is built from its Go module, with the versions that its authors chose.
+type gateway struct {
+	name, module, version string
+	main                  string // the package of the program
+	program               string // once it is built
+}
+
+var (
+	oathkeeper  = &gateway{name: "Oathkeeper", module: "github.com/ory/oathkeeper", version: "v0.40.9", main: "."}
+	oauth2Proxy = &gateway{name: "oauth2-proxy", module: "github.com/oauth2-proxy/oauth2-proxy/v7", version: "v7.15.6", main: "."}
+	traefik     = &gateway{name: "Traefik", module: "github.com/traefik/traefik/v3", version: "v3.6.12", main: "./cmd/traefik"}
+
+	gateways = []*gateway{oathkeeper, oauth2Proxy, traefik}
+)
+
+// buildGateway builds a copy of the module: the go command ignores the replacements in the go.mod of
+// all modules but the main one.
+func (b *bench) buildGateway(ctx context.Context, g *gateway) error {
+	fmt.Fprintf(os.Stderr, "building %s %s\n", g.name, g.version)
+	out, err := exec.CommandContext(ctx, "go", "mod", "download", "-json", g.module+"@"+g.version).Output()
+	var module struct{ Dir, Error string }
+	if len(out) > 0 {
+		err = json.Unmarshal(out, &module)
+	}
+	if err != nil || module.Error != "" {
+		return fmt.Errorf("go mod download %s@%s: %s (%w)", g.module, g.version, module.Error, err)
+	}
+	place := filepath.Join(b.dir, g.name)
+	if err := os.CopyFS(place, os.DirFS(module.Dir)); err != nil {
+		return err
+	}
+	defer os.RemoveAll(place)
+	program := place + ".program"
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", program, g.main)
+	cmd.Dir = place
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: go build: %w\n%s", g.name, err, out)
+	}
+	g.program = program
+	return nil
+}
+
+// peers compares other ways to check callers, each where it does well.
+func (b *bench) peers(ctx context.Context) error {
+	users, err := b.stock(ctx, 10_000)
+	if err != nil {
+		return err
+	}
+	var accounts []login
+	var passwords strings.Builder
+	for i := range 10_000 {
+		l := login{id: fmt.Sprintf("user-%d", i), secret: fmt.Sprintf("secret-%d", i), path: "/v1/things/1"}
+		accounts = append(accounts, l)
+		passwords.WriteString(sha1Password(l.id, l.secret))
+	}
+	all := passwords.String()
+	one, _, _ := strings.Cut(all, "\n")
+
+	s := b.section("peers", "Peers")
+	s.note = "The accounts of `basic_auth` have bcrypt hashes: of cost 14, Caddy's default, for the one; of cost 4 for the 1000, or filling the cache would take a quarter of an hour. " +
+		"A warm cache never hashes; it holds 1000 passwords. The hashes of nginx, oauth2-proxy and Traefik are SHA-1. nginx, with as many workers as the proxy has processors, is bounded by the upstream and by wrk. " +
+		"Oathkeeper asks a token endpoint, and keeps the answer for each caller. An authority always agrees, and names the caller in three headers."
+	const bare = "bare reverse_proxy"
+	const user = "X-Forwarded-User: user-0\r\n"
+	compare := func(name string, start func(*subject) error) *subject { return s.add(name, bare, 200, start) }
+	authority := identity[0]
+	s.add(bare, "", 200, b.bare(nil, users))
+	compare("plugin, 10 000 service users", b.plugin(nil, users)).checks("X-Service-User-Id: " + users.logins[0].id)
+	compare(lean+", 10 000 service users", b.site(nil, storeOption(users), "service_users\n"+leanProxy, users)).checks("X-Service-User-Id: " + users.logins[0].id)
+	compare("`basic_auth` with hash_cache, 1 account, warm", func(t *subject) error { return b.serveBasicAuth(ctx, t, 1, 14, true) }).checks("Authorization: Basic ")
+	compare("`basic_auth` with hash_cache, 1000 accounts, warm", func(t *subject) error { return b.serveBasicAuth(ctx, t, 1000, 4, true) }).checks("Authorization: Basic ")
+	compare("`forward_auth` to an authority", func(t *subject) error { return b.serveForwardAuth(t, users) }).sees = authority
+	compare("nginx, no check", func(t *subject) error { return b.serveNginx(t, accounts[:1], "", "") })
+	compare("nginx `auth_basic`, 1 account", func(t *subject) error { return b.serveNginx(t, accounts[:1], basicAuth, one) }).checks(user)
+	compare("nginx `auth_basic`, 10 000 accounts", func(t *subject) error { return b.serveNginx(t, accounts, basicAuth, all) }).checks(user)
+	compare("nginx `auth_request` to an authority", func(t *subject) error { return b.serveNginx(t, accounts, authRequest, "") }).sees = authority
+	if oathkeeper.program != "" {
+		compare("Oathkeeper, 10 000 clients, warm", func(t *subject) error { return b.serveOathkeeper(t, accounts) }).checks(user)
+	}
+	if oauth2Proxy.program != "" {
+		compare("oauth2-proxy, 10 000 accounts", func(t *subject) error { return b.serveOAuth2Proxy(t, accounts, all) }).checks(user)
+	}
+	if traefik.program != "" {
+		compare("Traefik, no check", func(t *subject) error { return b.serveTraefik(t, accounts, "", "") })
+		compare("Traefik `basicAuth`, 1 account", func(t *subject) error { return b.serveTraefik(t, accounts[:1], basicAuth, one) }).checks(user)
+		compare("Traefik `basicAuth`, 10 000 accounts", func(t *subject) error { return b.serveTraefik(t, accounts, basicAuth, all) }).checks(user)
+		compare("Traefik `forwardAuth` to an authority", func(t *subject) error { return b.serveTraefik(t, accounts, authRequest, "") }).sees = authority
+	}
+	return s.run(ctx)
+}
+
+// The ways in which nginx and Traefik check callers.
+const (
+	basicAuth   = "basic auth"
+	authRequest = "auth request"
+)
+
+// authority starts an authority that works for a subject.
+func (b *bench) authority(subject *subject) (address string, err error) {
+	if address, err = b.freeAddress(); err != nil {
+		return "", err
+	}
+	if subject.beside, err = b.start("authority", b.cpus.proxy, nil, b.self, "role", "authority", address); err != nil {
+		return "", err
+	}
+	return address, subject.beside.await(context.Background(), "", address, request("/"), 200)
+}
+
+// place makes a directory for a subject, with files.
+func (b *bench) place(files map[string]string) (string, error) {
+	b.started++
+	place := filepath.Join(b.dir, fmt.Sprintf("place-%d", b.started))
+	if err := os.Mkdir(place, 0o700); err != nil {
+		return "", err
+	}
+	for name, text := range files {
+		if err := os.WriteFile(filepath.Join(place, name), []byte(text), 0o600); err != nil {
+			return "", err
+		}
+	}
+	return place, nil
+}
+
+// serveProgram starts a program that answers the requests of these logins.
+func (b *bench) serveProgram(subject *subject, address string, logins []login, args ...string) error {
+	p, err := b.start(subject.name, b.cpus.proxy, nil, args...)
+	if err != nil {
+		return err
+	}
+	var calls []string
+	for _, l := range logins {
+		calls = append(calls, request(l.path, basic(l.id, l.secret)))
+	}
+	subject.serve(p, address, calls)
+	return nil
+}
+
+func (b *bench) serveForwardAuth(subject *subject, users *stock) error {
+	address, err := b.authority(subject)
+	if err != nil {
+		return err
+	}
+	p, addresses, err := b.caddyServer(subject.name, nil, "", "forward_auth "+address+
+		" {\nuri /auth\ncopy_headers X-Service-User-Id X-Service-User-Name X-Service-User-Groups\n}\n"+proxy)
+	if err != nil {
+		return err
+	}
+	subject.serve(p, addresses[0], users.calls)
+	return nil
+}
+
+// serveNginx starts an nginx.
+func (b *bench) serveNginx(subject *subject, logins []login, check, passwords string) error {
+	address, err := b.freeAddress()
+	if err != nil {
+		return err
+	}
+	place, err := b.place(map[string]string{"passwords": passwords})
+	if err != nil {
+		return err
+	}
+	var location, more string
+	switch check {
+	case basicAuth:
+		location = "auth_basic things; auth_basic_user_file " + place + "/passwords; proxy_set_header X-Forwarded-User $remote_user;"
+	case authRequest:
+		authority, err := b.authority(subject)
+		if err != nil {
+			return err
+		}
+		more = "upstream authority { server " + authority + "; keepalive 64; keepalive_requests 1000000000; }"
+		location = `auth_request /auth;
+			auth_request_set $id $upstream_http_x_service_user_id; proxy_set_header X-Service-User-Id $id;
+			auth_request_set $name $upstream_http_x_service_user_name; proxy_set_header X-Service-User-Name $name;
+			auth_request_set $groups $upstream_http_x_service_user_groups; proxy_set_header X-Service-User-Groups $groups;`
+	}
+	user := ""
+	if os.Getuid() == 0 {
+		user = "user root;" // the workers read the passwords
+	}
+	config := fmt.Sprintf(`%s
+worker_processes %d;
+daemon off;
+pid %s/pid;
+error_log stderr;
+events {}
+http {
+	access_log off;
+	client_body_temp_path %[3]s; proxy_temp_path %[3]s; fastcgi_temp_path %[3]s; uwsgi_temp_path %[3]s; scgi_temp_path %[3]s;
+	keepalive_requests 1000000000;
+	proxy_http_version 1.1;
+	upstream api { server %s; keepalive 64; keepalive_requests 1000000000; }
+	%s
+	server {
+		listen %s;
+		location / {
+			%s
+			proxy_pass http://api;
+			proxy_set_header Connection "";
+		}
+		location = /auth {
+			internal;
+			proxy_pass http://%s;
+			proxy_set_header Connection "";
+		}
+	}
+}
+`, user, b.processors/2, place, b.upstream, more, address, location, map[bool]string{true: "authority", false: "api"}[check == authRequest])
+	if err := os.WriteFile(place+"/nginx.conf", []byte(config), 0o600); err != nil {
+		return err
+	}
+	return b.serveProgram(subject, address, logins, "nginx", "-c", place+"/nginx.conf", "-e", "stderr")
+}
+
+// serveOathkeeper starts an Oathkeeper, which checks Basic credentials at a token endpoint alone.
+func (b *bench) serveOathkeeper(subject *subject, logins []login) error {
+	authority, err := b.authority(subject)
+	if err != nil {
+		return err
+	}
+	address, err := b.freeAddress()
+	if err != nil {
+		return err
+	}
+	api, err := b.freeAddress()
+	if err != nil {
+		return err
+	}
+	place, err := b.place(map[string]string{"rules.json": fmt.Sprintf(`[{"id": "things", "upstream": {"url": "http://%s"},
+	"match": {"url": "http://api.example.com/<.*>", "methods": ["GET"]},
+	"authenticators": [{"handler": "oauth2_client_credentials"}], "authorizer": {"handler": "allow"},
+	"mutators": [{"handler": "header"}]}]`, b.upstream)})
+	if err != nil {
+		return err
+	}
+	_, port, _ := strings.Cut(address, ":")
+	_, apiPort, _ := strings.Cut(api, ":")
+	config := fmt.Sprintf(`
+log: {level: error}
+serve:
+  proxy: {host: 127.0.0.1, port: %s}
+  api: {host: 127.0.0.1, port: %s}
+  prometheus: {host: 127.0.0.1, port: 0}
+access_rules: {repositories: ["file://%s/rules.json"]}
+authenticators:
+  oauth2_client_credentials:
+    enabled: true
+    config: {token_url: "http://%s/token", cache: {enabled: true, ttl: 24h, max_tokens: 100000}}
+authorizers: {allow: {enabled: true}}
+mutators: {header: {enabled: true, config: {headers: {X-Forwarded-User: "{{ print .Subject }}"}}}}
+`, port, apiPort, place, authority)
+	if err := os.WriteFile(place+"/oathkeeper.yaml", []byte(config), 0o600); err != nil {
+		return err
+	}
+	subject.warm = true
+	return b.serveProgram(subject, address, logins, oathkeeper.program, "serve", "--config", place+"/oathkeeper.yaml", "--disable-telemetry")
+}
+
+func (b *bench) serveOAuth2Proxy(subject *subject, logins []login, passwords string) error {
+	address, err := b.freeAddress()
+	if err != nil {
+		return err
+	}
+	place, err := b.place(map[string]string{"passwords": passwords})
+	if err != nil {
+		return err
+	}
+	return b.serveProgram(subject, address, logins, oauth2Proxy.program, "--http-address", address, "--upstream", "http://"+b.upstream+"/",
+		"--htpasswd-file", place+"/passwords", "--provider", "github", "--client-id", "a", "--client-secret", "b", "--cookie-secret", strings.Repeat("c", 32),
+		"--email-domain", "*", "--request-logging=false", "--auth-logging=false", "--standard-logging=false")
+}
+
+func (b *bench) serveTraefik(subject *subject, logins []login, check, passwords string) error {
+	address, err := b.freeAddress()
+	if err != nil {
+		return err
+	}
+	place, err := b.place(map[string]string{"passwords": passwords})
+	if err != nil {
+		return err
+	}
+	var router, middlewares string
+	switch check {
+	case basicAuth:
+		router, middlewares = ", middlewares: [check]", fmt.Sprintf("  middlewares: {check: {basicAuth: {usersFile: %s/passwords, headerField: X-Forwarded-User}}}\n", place)
+	case authRequest:
+		authority, err := b.authority(subject)
+		if err != nil {
+			return err
+		}
+		router = ", middlewares: [check]"
+		middlewares = fmt.Sprintf("  middlewares: {check: {forwardAuth: {address: \"http://%s/auth\", authResponseHeaders: [X-Service-User-Id, X-Service-User-Name, X-Service-User-Groups]}}}\n", authority)
+	}
+	config := fmt.Sprintf("http:\n  routers: {all: {rule: \"PathPrefix(`/`)\", service: api%s}}\n%s  services: {api: {loadBalancer: {servers: [{url: \"http://%s\"}]}}}\n", router, middlewares, b.upstream)
+	if err := os.WriteFile(place+"/routes.yaml", []byte(config), 0o600); err != nil {
+		return err
+	}
+	return b.serveProgram(subject, address, logins, traefik.program, "--entryPoints.web.address="+address, "--providers.file.filename="+place+"/routes.yaml",
+		"--log.level=ERROR", "--global.checkNewVersion=false", "--global.sendAnonymousUsage=false")
+}
