@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"fmt"
 	"math"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -128,6 +129,57 @@ func TestParseLoad(t *testing.T) {
 	}
 	if _, err := parseLoad("100\n"); err == nil {
 		t.Error("got no error of a load without figures")
+	}
+}
+
+func TestReplaceTable(t *testing.T) {
+	got, err := replaceTable("a\n<!-- bench: x -->\n\nold\n\n<!-- bench end -->\nz\n", "x", "| new |\n")
+	if want := "a\n<!-- bench: x -->\n\n| new |\n\n<!-- bench end -->\nz\n"; err != nil || got != want {
+		t.Errorf("got %q, %v, want %q", got, err, want)
+	}
+	for _, table := range tables {
+		page, err := os.ReadFile("../" + table.file)
+		if err == nil {
+			_, err = replaceTable(string(page), table.name, "")
+		}
+		if err != nil {
+			t.Errorf("%s: %v", table.file, err)
+		}
+	}
+}
+
+// TestSummary reads the tables of a run with one turn of a few subjects.
+func TestSummary(t *testing.T) {
+	b := &bench{about: "One run."}
+	turn := func(s *section, name, against string, rate, cpu, p99 float64) *subject {
+		t := s.add(name, against, 200, nil)
+		t.turns = map[string][]float64{"rate": {rate}, "cpu": {cpu}, "p99": {p99}}
+		return t
+	}
+	same, protocols, flood := b.section("same", ""), b.section("protocols", ""), b.section("flood", "")
+	turn(same, "bare reverse_proxy", "", 1000, 8, 4)
+	turn(same, "plugin", "bare reverse_proxy", 900, 10, 6)
+	turn(protocols, "HTTP/2, 1 KiB: bare reverse_proxy", "", 100, 2, 8)
+	turn(protocols, "HTTP/2, 1 KiB: plugin", "HTTP/2, 1 KiB: bare reverse_proxy", 95, 3, 16)
+	turn(protocols, "HTTP/2, 1 KiB: "+lean, "HTTP/2, 1 KiB: bare reverse_proxy", 120, 1, 4)
+	turn(flood, "plugin", "", 40, 0, 7).turns["rate alone"] = []float64{50}
+	for got, wants := range map[string][]string{
+		b.peersTable(true):  {"One run.", "| Caddy's `reverse_proxy`, no check | 1.00 | 1.00 |\n", "| **this plugin** | 0.90 | 1.25 |\n"},
+		b.peersTable(false): {"| **this plugin** | 0.90 | 1.25 | 1.50 |\n"},
+		b.protocolsTable():  {"| HTTP/2, 1 KiB | 0.95 | 1.50 | 2.00 | 1.20 | 0.50 | 0.50 |\n"},
+		b.floodTable():      {"| plugin | 0.80 | 7.00 |\n"},
+	} {
+		for _, want := range wants {
+			if !strings.Contains(got, want) {
+				t.Errorf("got\n%s\nwhich lacks %q", got, want)
+			}
+		}
+		if strings.Contains(got, "Traefik") {
+			t.Errorf("got a row that was not measured:\n%s", got)
+		}
+	}
+	if got := b.charts(); len(got[0].Rows) != 2 || len(got[1].Rows) != 2 {
+		t.Errorf("got charts %v, want two rows in each", got)
 	}
 }
 

@@ -189,6 +189,7 @@ func (b *bench) build(ctx context.Context) error {
 	for _, g := range b.gateways {
 		if err := b.buildGateway(ctx, g); err != nil {
 			fmt.Fprintln(os.Stderr, err)
+			g.missing, _, _ = strings.Cut(err.Error(), "\n")
 		}
 	}
 	if b.caddy != "" {
@@ -244,7 +245,9 @@ func (b *bench) printHead() {
 	commit := first("git", "describe", "--always", "--dirty", "--exclude=*")
 	built := ""
 	for _, g := range b.gateways {
-		built += ", " + g.name + " " + g.version
+		if g.program != "" {
+			built += ", " + g.name + " " + g.version
+		}
 	}
 	fmt.Printf("# Benchmark of %s\n\n", time.Now().UTC().Format("2 January 2006, 15:04 UTC"))
 	fmt.Printf("| | |\n|---|---|\n")

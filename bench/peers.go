@@ -16,7 +16,8 @@ import (
 type gateway struct {
 	name, module, version string
 	main                  string // the package of the program
-	program               string // once it is built
+	program               string // once it is built …
+	missing               string // … or why it could not be built
 }
 
 var (
@@ -74,6 +75,11 @@ func (b *bench) peers(ctx context.Context) error {
 	s.note = "The accounts of `basic_auth` have bcrypt hashes: of cost 14, Caddy's default, for the one; of cost 4 for the 1000, or filling the cache would take a quarter of an hour. " +
 		"A warm cache never hashes; it holds 1000 passwords. The hashes of nginx, oauth2-proxy and Traefik are SHA-1. nginx, with as many workers as the proxy has processors, is bounded by the upstream and by wrk. " +
 		"Oathkeeper asks a token endpoint, and keeps the answer for each caller. An authority always agrees, and names the caller in three headers."
+	for _, g := range b.gateways {
+		if g.missing != "" {
+			s.note += fmt.Sprintf(" %s %s could not be built here: %s.", g.name, g.version, g.missing)
+		}
+	}
 	const bare = "bare reverse_proxy"
 	const user = "X-Forwarded-User: user-0\r\n"
 	compare := func(name string, start func(*subject) error) *subject { return s.add(name, bare, 200, start) }

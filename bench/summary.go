@@ -72,24 +72,32 @@ func (b *bench) write(ctx context.Context) error {
 	if err := picture.Close(); err != nil {
 		return err
 	}
-	readme, performance := filepath.Join(b.repository, "README.md"), filepath.Join(docs, "performance.md")
-	for _, table := range []struct{ file, name, text string }{
-		{readme, "peers", b.peersTable(true)}, {performance, "peers", b.peersTable(false)},
-		{performance, "protocols", b.protocolsTable()}, {performance, "flood", b.floodTable()},
-	} {
-		text, err := os.ReadFile(table.file)
+	for _, table := range tables {
+		file := filepath.Join(b.repository, table.file)
+		text, err := os.ReadFile(file)
 		if err != nil {
 			return err
 		}
-		replaced, err := replaceTable(string(text), table.name, table.text)
+		replaced, err := replaceTable(string(text), table.name, table.text(b))
 		if err != nil {
-			return fmt.Errorf("%s: %w", table.file, err)
+			return fmt.Errorf("%s: %w", file, err)
 		}
-		if err := os.WriteFile(table.file, []byte(replaced), 0o644); err != nil {
+		if err := os.WriteFile(file, []byte(replaced), 0o644); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// tables are those in other pages.
+var tables = []struct {
+	file, name string
+	text       func(*bench) string
+}{
+	{"README.md", "peers", func(b *bench) string { return b.peersTable(true) }},
+	{"docs/performance.md", "peers", func(b *bench) string { return b.peersTable(false) }},
+	{"docs/performance.md", "protocols", (*bench).protocolsTable},
+	{"docs/performance.md", "flood", (*bench).floodTable},
 }
 
 // replaceTable replaces the text between the comments that mark a table in a page.
