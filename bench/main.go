@@ -186,12 +186,6 @@ var processors = float64(runtime.NumCPU())
 
 // build makes the program to measure, as an operator would.
 func (b *bench) build(ctx context.Context) error {
-	for _, g := range b.gateways {
-		if err := b.buildGateway(ctx, g); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			g.missing, _, _ = strings.Cut(err.Error(), "\n")
-		}
-	}
 	if b.caddy != "" {
 		return nil
 	}
@@ -243,17 +237,11 @@ func (b *bench) printHead() {
 	}
 	memory, _ := strconv.Atoi(strings.TrimSuffix(line("/proc/meminfo", "MemTotal"), " kB"))
 	commit := first("git", "describe", "--always", "--dirty", "--exclude=*")
-	built := ""
-	for _, g := range b.gateways {
-		if g.program != "" {
-			built += ", " + g.name + " " + g.version
-		}
-	}
 	fmt.Printf("# Benchmark of %s\n\n", time.Now().UTC().Format("2 January 2006, 15:04 UTC"))
 	fmt.Printf("| | |\n|---|---|\n")
 	fmt.Printf("| machine | %s, %d processors, %.0f GiB, Linux %s |\n", line("/proc/cpuinfo", "model name"), runtime.NumCPU(), float64(memory)/(1<<20), first("uname", "-r"))
-	fmt.Printf("| programs | %s, Caddy %s, plugin %s, %s, %s%s |\n", runtime.Version(), strings.Fields(first(b.caddy, "version") + " ?")[0], commit,
-		strings.TrimPrefix(first("nginx", "-v"), "nginx version: "), strings.Join(strings.Fields(first("wrk", "-v") + " ? ?")[:2], " "), built)
+	fmt.Printf("| programs | %s, Caddy %s, plugin %s, %s, %s |\n", runtime.Version(), strings.Fields(first(b.caddy, "version") + " ?")[0], commit,
+		strings.TrimPrefix(first("nginx", "-v"), "nginx version: "), strings.Join(strings.Fields(first("wrk", "-v") + " ? ?")[:2], " "))
 	command := "bench/run"
 	flag.Visit(func(f *flag.Flag) {
 		if f.Name != "work" && f.Name != "repository" && f.Name != "caddy" {

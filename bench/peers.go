@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -17,7 +18,7 @@ type gateway struct {
 	name, module, version string
 	main                  string // the package of the program
 	program               string // once it is built …
-	missing               string // … or why it could not be built
+	failed                error  // … or why it could not be built
 }
 
 var (
@@ -28,17 +29,27 @@ var (
 	gateways = []*gateway{oathkeeper, oauth2Proxy, traefik}
 )
 
+// gateway returns the program, after it has built it once.
+func (b *bench) gateway(ctx context.Context, g *gateway) (program string, err error) {
+	if g.program == "" && g.failed == nil {
+		if g.failed = b.buildGateway(ctx, g); g.failed != nil {
+			g.failed = &missing{fmt.Errorf("%s %s: %w", g.name, g.version, g.failed)}
+		}
+	}
+	return g.program, g.failed
+}
+
 // buildGateway builds a copy of the module: the go command ignores the replacements in the go.mod of
 // all modules but the main one.
 func (b *bench) buildGateway(ctx context.Context, g *gateway) error {
 	fmt.Fprintf(os.Stderr, "building %s %s\n", g.name, g.version)
 	out, err := exec.CommandContext(ctx, "go", "mod", "download", "-json", g.module+"@"+g.version).Output()
-	var module struct{ Dir, Error string }
-	if len(out) > 0 {
-		err = json.Unmarshal(out, &module)
+	if err != nil {
+		return fmt.Errorf("go mod download: %w\n%s", err, out)
 	}
-	if err != nil || module.Error != "" {
-		return fmt.Errorf("go mod download %s@%s: %s (%w)", g.module, g.version, module.Error, err)
+	var module struct{ Dir string }
+	if err := json.Unmarshal(out, &module); err != nil {
+		return err
 	}
 	place := filepath.Join(b.dir, g.name)
 	if err := os.CopyFS(place, os.DirFS(module.Dir)); err != nil {
@@ -49,7 +60,7 @@ func (b *bench) buildGateway(ctx context.Context, g *gateway) error {
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", program, g.main)
 	cmd.Dir = place
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("%s: go build: %w\n%s", g.name, err, out)
+		return fmt.Errorf("go build: %w\n%s", err, out)
 	}
 	g.program = program
 	return nil
@@ -76,37 +87,41 @@ func (b *bench) peers(ctx context.Context) error {
 		"A warm cache never hashes; it holds 1000 passwords. The hashes of nginx, oauth2-proxy and Traefik are SHA-1. nginx, with as many workers as the proxy has processors, is bounded by the upstream and by wrk. " +
 		"Oathkeeper asks a token endpoint, and keeps the answer for each caller. An authority always agrees, and names the caller in three headers."
 	for _, g := range b.gateways {
-		if g.missing != "" {
-			s.note += fmt.Sprintf(" %s %s could not be built here: %s.", g.name, g.version, g.missing)
-		}
+		s.note += fmt.Sprintf(" %s %s is built from its Go module.", g.name, g.version)
 	}
 	const bare = "bare reverse_proxy"
 	const user = "X-Forwarded-User: user-0\r\n"
 	compare := func(name string, start func(*subject) error) *subject { return s.add(name, bare, 200, start) }
 	authority := identity[0]
 	s.add(bare, "", 200, b.bare(nil, users))
-	compare("plugin, 10 000 service users", b.plugin(nil, users)).checks("X-Service-User-Id: " + users.logins[0].id)
+	const plugin, nginx = "plugin, 10 000 service users", "nginx `auth_basic`, 10 000 accounts"
+	compare(plugin, b.plugin(nil, users)).checks("X-Service-User-Id: " + users.logins[0].id)
 	compare(lean+", 10 000 service users", b.site(nil, storeOption(users), "service_users\n"+leanProxy, users)).checks("X-Service-User-Id: " + users.logins[0].id)
 	compare("`basic_auth` with hash_cache, 1 account, warm", func(t *subject) error { return b.serveBasicAuth(ctx, t, 1, 14, true) }).checks("Authorization: Basic ")
 	compare("`basic_auth` with hash_cache, 1000 accounts, warm", func(t *subject) error { return b.serveBasicAuth(ctx, t, 1000, 4, true) }).checks("Authorization: Basic ")
 	compare("`forward_auth` to an authority", func(t *subject) error { return b.serveForwardAuth(t, users) }).sees = authority
 	compare("nginx, no check", func(t *subject) error { return b.serveNginx(t, accounts[:1], "", "") })
 	compare("nginx `auth_basic`, 1 account", func(t *subject) error { return b.serveNginx(t, accounts[:1], basicAuth, one) }).checks(user)
-	compare("nginx `auth_basic`, 10 000 accounts", func(t *subject) error { return b.serveNginx(t, accounts, basicAuth, all) }).checks(user)
+	compare(nginx, func(t *subject) error { return b.serveNginx(t, accounts, basicAuth, all) }).checks(user)
 	compare("nginx `auth_request` to an authority", func(t *subject) error { return b.serveNginx(t, accounts, authRequest, "") }).sees = authority
-	if oathkeeper.program != "" {
-		compare("Oathkeeper, 10 000 clients, warm", func(t *subject) error { return b.serveOathkeeper(t, accounts) }).checks(user)
+	if slices.Contains(b.gateways, oathkeeper) {
+		compare("Oathkeeper, 10 000 clients, warm", func(t *subject) error { return b.serveOathkeeper(ctx, t, accounts) }).checks(user)
 	}
-	if oauth2Proxy.program != "" {
-		compare("oauth2-proxy, 10 000 accounts", func(t *subject) error { return b.serveOAuth2Proxy(t, accounts, all) }).checks(user)
+	if slices.Contains(b.gateways, oauth2Proxy) {
+		compare("oauth2-proxy, 10 000 accounts", func(t *subject) error { return b.serveOAuth2Proxy(ctx, t, accounts, all) }).checks(user)
 	}
-	if traefik.program != "" {
-		compare("Traefik, no check", func(t *subject) error { return b.serveTraefik(t, accounts, "", "") })
-		compare("Traefik `basicAuth`, 1 account", func(t *subject) error { return b.serveTraefik(t, accounts[:1], basicAuth, one) }).checks(user)
-		compare("Traefik `basicAuth`, 10 000 accounts", func(t *subject) error { return b.serveTraefik(t, accounts, basicAuth, all) }).checks(user)
-		compare("Traefik `forwardAuth` to an authority", func(t *subject) error { return b.serveTraefik(t, accounts, authRequest, "") }).sees = authority
+	if slices.Contains(b.gateways, traefik) {
+		compare("Traefik, no check", func(t *subject) error { return b.serveTraefik(ctx, t, accounts, "", "") })
+		compare("Traefik `basicAuth`, 1 account", func(t *subject) error { return b.serveTraefik(ctx, t, accounts[:1], basicAuth, one) }).checks(user)
+		compare("Traefik `basicAuth`, 10 000 accounts", func(t *subject) error { return b.serveTraefik(ctx, t, accounts, basicAuth, all) }).checks(user)
+		compare("Traefik `forwardAuth` to an authority", func(t *subject) error { return b.serveTraefik(ctx, t, accounts, authRequest, "") }).sees = authority
 	}
-	return s.run(ctx)
+	if err := s.run(ctx); err != nil {
+		return err
+	}
+	s.relate(plugin, nginx)
+	s.relate(lean+", 10 000 service users", nginx)
+	return nil
 }
 
 // The ways in which nginx and Traefik check callers.
@@ -233,7 +248,11 @@ http {
 }
 
 // serveOathkeeper starts an Oathkeeper, which checks Basic credentials at a token endpoint alone.
-func (b *bench) serveOathkeeper(subject *subject, logins []login) error {
+func (b *bench) serveOathkeeper(ctx context.Context, subject *subject, logins []login) error {
+	program, err := b.gateway(ctx, oathkeeper)
+	if err != nil {
+		return err
+	}
 	authority, err := b.authority(subject)
 	if err != nil {
 		return err
@@ -273,10 +292,14 @@ mutators: {header: {enabled: true, config: {headers: {X-Forwarded-User: "{{ prin
 		return err
 	}
 	subject.warm = true
-	return b.serveProgram(subject, address, logins, oathkeeper.program, "serve", "--config", place+"/oathkeeper.yaml", "--disable-telemetry")
+	return b.serveProgram(subject, address, logins, program, "serve", "--config", place+"/oathkeeper.yaml", "--disable-telemetry")
 }
 
-func (b *bench) serveOAuth2Proxy(subject *subject, logins []login, passwords string) error {
+func (b *bench) serveOAuth2Proxy(ctx context.Context, subject *subject, logins []login, passwords string) error {
+	program, err := b.gateway(ctx, oauth2Proxy)
+	if err != nil {
+		return err
+	}
 	address, err := b.freeAddress()
 	if err != nil {
 		return err
@@ -285,12 +308,16 @@ func (b *bench) serveOAuth2Proxy(subject *subject, logins []login, passwords str
 	if err != nil {
 		return err
 	}
-	return b.serveProgram(subject, address, logins, oauth2Proxy.program, "--http-address", address, "--upstream", "http://"+b.upstream+"/",
+	return b.serveProgram(subject, address, logins, program, "--http-address", address, "--upstream", "http://"+b.upstream+"/",
 		"--htpasswd-file", place+"/passwords", "--provider", "github", "--client-id", "a", "--client-secret", "b", "--cookie-secret", strings.Repeat("c", 32),
 		"--email-domain", "*", "--request-logging=false", "--auth-logging=false", "--standard-logging=false")
 }
 
-func (b *bench) serveTraefik(subject *subject, logins []login, check, passwords string) error {
+func (b *bench) serveTraefik(ctx context.Context, subject *subject, logins []login, check, passwords string) error {
+	program, err := b.gateway(ctx, traefik)
+	if err != nil {
+		return err
+	}
 	address, err := b.freeAddress()
 	if err != nil {
 		return err
@@ -315,6 +342,6 @@ func (b *bench) serveTraefik(subject *subject, logins []login, check, passwords 
 	if err := os.WriteFile(place+"/routes.yaml", []byte(config), 0o600); err != nil {
 		return err
 	}
-	return b.serveProgram(subject, address, logins, traefik.program, "--entryPoints.web.address="+address, "--providers.file.filename="+place+"/routes.yaml",
+	return b.serveProgram(subject, address, logins, program, "--entryPoints.web.address="+address, "--providers.file.filename="+place+"/routes.yaml",
 		"--log.level=ERROR", "--global.checkNewVersion=false", "--global.sendAnonymousUsage=false")
 }

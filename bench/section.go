@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -105,8 +106,16 @@ func (s *section) run(ctx context.Context) error {
 	defer func() {
 		s.b.stop(slices.DeleteFunc(slices.Clone(s.b.running), func(p *process) bool { return slices.Contains(before, p) })...)
 	}()
-	for _, t := range s.subjects {
-		if err := s.prepare(ctx, t); err != nil {
+	for _, t := range slices.Clone(s.subjects) {
+		err := s.prepare(ctx, t)
+		var without *missing
+		if errors.As(err, &without) {
+			fmt.Fprintln(os.Stderr, err)
+			s.subjects = slices.DeleteFunc(s.subjects, func(other *subject) bool { return other == t })
+			if reason, _, _ := strings.Cut(err.Error(), "\n"); !strings.Contains(s.note, reason) {
+				s.note += " Missing is " + reason + "."
+			}
+		} else if err != nil {
 			return err
 		}
 	}
@@ -130,6 +139,9 @@ func (s *section) run(ctx context.Context) error {
 	s.print(spread(foreign))
 	return nil
 }
+
+// missing is why a program cannot be had. Its subjects are left out.
+type missing struct{ error }
 
 // prepare starts a subject and waits until it answers as it should.
 func (s *section) prepare(ctx context.Context, t *subject) error {
@@ -230,6 +242,13 @@ func (s *section) print(foreign quartiles) {
 		}
 		fmt.Printf("| %s | %s | %s | %s | %s | %s | %s | %s | %s | %s | %s |\n", t.name, answer, t.median("rate"), rate, t.median("cpu"), cpu,
 			digits(slices.Min(t.turns["cpu"])), least, t.median("p50"), t.median("p99"), last.of(t))
+	}
+}
+
+// relate prints the ratios of a subject to another one than its reference.
+func (s *section) relate(name, to string) {
+	if t, of := s.find(name), s.find(to); t != nil && of != nil && len(t.turns["rate"]) > 0 {
+		fmt.Printf("\n%s, relative to %s: req/s %s, CPU %s.\n", name, to, t.ratio("rate", of), t.ratio("cpu", of))
 	}
 }
 

@@ -126,10 +126,11 @@ func (b *bench) sameProcess(ctx context.Context) error {
 		s.rounds *= 2
 	}
 	const bare = "bare reverse_proxy"
+	const headerUp = "with 3 `header_up`"
 	const id = "X-Service-User-Id: "
 	routes := []struct{ name, site, sees string }{
 		{bare, proxy, ""},
-		{"with 3 `header_up`", "reverse_proxy {upstream} {\nheader_up " + strings.ReplaceAll(strings.Join(identity, "\nheader_up "), ":", "") + "\n}\n", identity[0]},
+		{headerUp, "reverse_proxy {upstream} {\nheader_up " + strings.ReplaceAll(strings.Join(identity, "\nheader_up "), ":", "") + "\n}\n", identity[0]},
 		{"`service_users sanitize`", "service_users sanitize\n" + proxy, ""},
 		{"plugin, `headers none`", guarded("headers none\n"), "GET "},
 		{"plugin, `headers id`", guarded("headers id\n"), id},
@@ -163,12 +164,15 @@ func (b *bench) sameProcess(ctx context.Context) error {
 				t.serve(p, addresses[i], callers.calls)
 				return nil
 			})
-			if route.sees != "" {
-				t.checks(route.sees)
-			}
+			t.sees, t.guards = route.sees, strings.HasPrefix(route.name, "plugin")
 		}
 	}
-	return s.run(ctx)
+	if err := s.run(ctx); err != nil {
+		return err
+	}
+	s.relate("plugin", headerUp)
+	s.relate(lean, headerUp)
+	return nil
 }
 
 // protocols compares routes of one process in each protocol, with bodies and with an access log.
@@ -439,7 +443,6 @@ func (b *bench) tuning(ctx context.Context) error {
 	const bare = "bare reverse_proxy"
 	for i, setting := range []struct {
 		name, global string
-		logs         bool
 		env          []string
 		option       string // of the plugin; such a setting has no bare subject
 	}{
@@ -447,27 +450,20 @@ func (b *bench) tuning(ctx context.Context) error {
 		{name: ", GOGC=400", env: []string{"GOGC=400"}},
 		{name: ", GOGC=off GOMEMLIMIT=256MiB", env: []string{"GOGC=off", "GOMEMLIMIT=256MiB"}},
 		{name: ", GOMEMLIMIT=64MiB", env: []string{"GOMEMLIMIT=64MiB"}},
-		{name: ", access log to a file", logs: true},
 		{name: ", `log { output discard }`", global: "log {\noutput discard\n}\n"},
 		{name: ", `use_interval 1h`", option: "use_interval 1h"},
 	} {
 		if b.quick && i > 0 {
 			break
 		}
-		log := func(name string) string {
-			if !setting.logs {
-				return ""
-			}
-			return "log {\noutput file " + filepath.Join(b.dir, name) + "\n}\n"
-		}
 		against := bare
 		if i == 0 {
 			against = ""
 		}
 		if setting.option == "" {
-			s.add(bare+setting.name, against, 200, b.site(setting.env, setting.global, log("bare.log")+proxy, users))
+			s.add(bare+setting.name, against, 200, b.site(setting.env, setting.global, proxy, users))
 		}
-		s.add("plugin"+setting.name, bare, 200, b.site(setting.env, setting.global+storeOption(users, setting.option), log("plugin.log")+guarded(""), users))
+		s.add("plugin"+setting.name, bare, 200, b.site(setting.env, setting.global+storeOption(users, setting.option), guarded(""), users))
 	}
 	return s.run(ctx)
 }
