@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -105,16 +106,32 @@ func (b *bench) peers(ctx context.Context) error {
 	compare(nginx, func(t *subject) error { return b.serveNginx(t, accounts, basicAuth, all) }).checks(user)
 	compare("nginx `auth_request` to an authority", func(t *subject) error { return b.serveNginx(t, accounts, authRequest, "") }).sees = authority
 	if slices.Contains(b.gateways, oathkeeper) {
-		compare("Oathkeeper, 10 000 clients, warm", func(t *subject) error { return b.serveOathkeeper(ctx, t, accounts) }).checks(user)
+		compare("Oathkeeper, 10 000 clients, warm", func(t *subject) error {
+			t.warm = true
+			rules := base64.StdEncoding.EncodeToString(fmt.Appendf(nil, oathkeeperRules, b.upstream))
+			return b.serveGateway(ctx, oathkeeper, t, accounts, "", fmt.Sprintf(oathkeeperConfig, rules), "serve", "--config", "{place}/config.yaml", "--disable-telemetry")
+		}).checks(user)
 	}
 	if slices.Contains(b.gateways, oauth2Proxy) {
-		compare("oauth2-proxy, 10 000 accounts", func(t *subject) error { return b.serveOAuth2Proxy(ctx, t, accounts, all) }).checks(user)
+		compare("oauth2-proxy, 10 000 accounts", func(t *subject) error {
+			return b.serveGateway(ctx, oauth2Proxy, t, accounts, all, "", "--http-address", "{address}", "--upstream", "http://{upstream}/",
+				"--htpasswd-file", "{place}/passwords", "--provider", "github", "--client-id", "a", "--client-secret", "b", "--cookie-secret", strings.Repeat("c", 32),
+				"--email-domain", "*", "--request-logging=false", "--auth-logging=false", "--standard-logging=false")
+		}).checks(user)
 	}
 	if slices.Contains(b.gateways, traefik) {
-		compare("Traefik, no check", func(t *subject) error { return b.serveTraefik(ctx, t, accounts, "", "") })
-		compare("Traefik `basicAuth`, 1 account", func(t *subject) error { return b.serveTraefik(ctx, t, accounts[:1], basicAuth, one) }).checks(user)
-		compare("Traefik `basicAuth`, 10 000 accounts", func(t *subject) error { return b.serveTraefik(ctx, t, accounts, basicAuth, all) }).checks(user)
-		compare("Traefik `forwardAuth` to an authority", func(t *subject) error { return b.serveTraefik(ctx, t, accounts, authRequest, "") }).sees = authority
+		serve := func(logins []login, check, passwords string) func(*subject) error {
+			return func(t *subject) error {
+				return b.serveGateway(ctx, traefik, t, logins, passwords, fmt.Sprintf(traefikConfig, check), "--entryPoints.web.address={address}",
+					"--providers.file.filename={place}/config.yaml", "--log.level=ERROR", "--global.checkNewVersion=false", "--global.sendAnonymousUsage=false")
+			}
+		}
+		const accountsOf = `basicAuth: {usersFile: "{place}/passwords", headerField: X-Forwarded-User}`
+		compare("Traefik, no check", serve(accounts, "headers: {}", ""))
+		compare("Traefik `basicAuth`, 1 account", serve(accounts[:1], accountsOf, one)).checks(user)
+		compare("Traefik `basicAuth`, 10 000 accounts", serve(accounts, accountsOf, all)).checks(user)
+		compare("Traefik `forwardAuth` to an authority", serve(accounts,
+			`forwardAuth: {address: "http://{authority}/auth", authResponseHeaders: [X-Service-User-Id, X-Service-User-Name, X-Service-User-Groups]}`, "")).sees = authority
 	}
 	if err := s.run(ctx); err != nil {
 		return err
@@ -124,41 +141,81 @@ func (b *bench) peers(ctx context.Context) error {
 	return nil
 }
 
-// The ways in which nginx and Traefik check callers.
+// The lines of nginx's configuration that check callers, and the configurations of the gateways.
 const (
-	basicAuth   = "basic auth"
-	authRequest = "auth request"
+	basicAuth   = "auth_basic things; auth_basic_user_file {place}/passwords; proxy_set_header X-Forwarded-User $remote_user;"
+	authRequest = `auth_request /auth;
+			auth_request_set $id $upstream_http_x_service_user_id; proxy_set_header X-Service-User-Id $id;
+			auth_request_set $name $upstream_http_x_service_user_name; proxy_set_header X-Service-User-Name $name;
+			auth_request_set $groups $upstream_http_x_service_user_groups; proxy_set_header X-Service-User-Groups $groups;`
+
+	// Oathkeeper checks Basic credentials at a token endpoint alone.
+	oathkeeperConfig = `
+log: {level: error}
+serve: {proxy: {host: 127.0.0.1, port: {port}}, api: {host: 127.0.0.1, port: 0}, prometheus: {host: 127.0.0.1, port: 0}}
+access_rules: {repositories: ["inline://%s"]}
+authenticators: {oauth2_client_credentials: {enabled: true, config: {token_url: "http://{authority}/token", cache: {enabled: true, ttl: 24h, max_tokens: 100000}}}}
+authorizers: {allow: {enabled: true}}
+mutators: {header: {enabled: true, config: {headers: {X-Forwarded-User: "{{ print .Subject }}"}}}}
+`
+	oathkeeperRules = `[{"id": "all", "match": {"url": "http://api.example.com/<.*>", "methods": ["GET"]}, "upstream": {"url": "http://%s"},
+		"authenticators": [{"handler": "oauth2_client_credentials"}], "authorizer": {"handler": "allow"}, "mutators": [{"handler": "header"}]}]`
+
+	traefikConfig = "http:\n  routers: {all: {rule: \"PathPrefix(`/`)\", service: api, middlewares: [check]}}\n  middlewares: {check: {%s}}\n" +
+		"  services: {api: {loadBalancer: {servers: [{url: \"http://{upstream}\"}]}}}\n"
 )
 
 // authority starts an authority that works for a subject.
-func (b *bench) authority(subject *subject) (address string, err error) {
+func (b *bench) authority(t *subject) (address string, err error) {
 	if address, err = b.freeAddress(); err != nil {
 		return "", err
 	}
-	if subject.beside, err = b.start("authority", b.cpus.proxy, nil, b.self, "role", "authority", address); err != nil {
+	if t.beside, err = b.start("authority", b.cpus.proxy, nil, b.self, "role", "authority", address); err != nil {
 		return "", err
 	}
-	return address, subject.beside.await(context.Background(), "", address, request("/"), 200)
+	return address, t.beside.await(context.Background(), "", address, request("/"), 200)
 }
 
-// place makes a directory for a subject, with files.
-func (b *bench) place(files map[string]string) (string, error) {
+func (b *bench) serveForwardAuth(t *subject, users *stock) error {
+	authority, err := b.authority(t)
+	if err != nil {
+		return err
+	}
+	return b.site(nil, "", "forward_auth "+authority+" {\nuri /auth\ncopy_headers X-Service-User-Id X-Service-User-Name X-Service-User-Groups\n}\n"+proxy, users)(t)
+}
+
+// serveProgram starts a program that answers the requests of these logins. In what it is given, "{address}"
+// is where it has to listen, "{place}" a directory of its own, with a file of passwords and of its
+// configuration, and "{authority}" an authority.
+func (b *bench) serveProgram(t *subject, logins []login, passwords, config string, args ...string) error {
+	address, err := b.freeAddress()
+	if err != nil {
+		return err
+	}
 	b.started++
 	place := filepath.Join(b.dir, fmt.Sprintf("place-%d", b.started))
-	if err := os.Mkdir(place, 0o700); err != nil {
-		return "", err
+	_, port, _ := strings.Cut(address, ":")
+	known := []string{"{address}", address, "{port}", port, "{place}", place, "{upstream}", b.upstream}
+	if strings.Contains(config, "{authority}") {
+		authority, err := b.authority(t)
+		if err != nil {
+			return err
+		}
+		known = append(known, "{authority}", authority)
 	}
-	for name, text := range files {
+	fill := strings.NewReplacer(known...)
+	if err := os.Mkdir(place, 0o700); err != nil {
+		return err
+	}
+	for name, text := range map[string]string{"passwords": passwords, "config.yaml": fill.Replace(config)} {
 		if err := os.WriteFile(filepath.Join(place, name), []byte(text), 0o600); err != nil {
-			return "", err
+			return err
 		}
 	}
-	return place, nil
-}
-
-// serveProgram starts a program that answers the requests of these logins.
-func (b *bench) serveProgram(subject *subject, address string, logins []login, args ...string) error {
-	p, err := b.start(subject.name, b.cpus.proxy, nil, args...)
+	for i := range args {
+		args[i] = fill.Replace(args[i])
+	}
+	p, err := b.start(t.name, b.cpus.proxy, nil, args...)
 	if err != nil {
 		return err
 	}
@@ -166,68 +223,34 @@ func (b *bench) serveProgram(subject *subject, address string, logins []login, a
 	for _, l := range logins {
 		calls = append(calls, request(l.path, basic(l.id, l.secret)))
 	}
-	subject.serve(p, address, calls)
+	t.serve(p, address, calls)
 	return nil
 }
 
-func (b *bench) serveForwardAuth(subject *subject, users *stock) error {
-	address, err := b.authority(subject)
-	if err != nil {
-		return err
-	}
-	p, addresses, err := b.caddyServer(subject.name, nil, "", "forward_auth "+address+
-		" {\nuri /auth\ncopy_headers X-Service-User-Id X-Service-User-Name X-Service-User-Groups\n}\n"+proxy)
-	if err != nil {
-		return err
-	}
-	subject.serve(p, addresses[0], users.calls)
-	return nil
-}
-
-// serveNginx starts an nginx.
-func (b *bench) serveNginx(subject *subject, logins []login, check, passwords string) error {
-	address, err := b.freeAddress()
-	if err != nil {
-		return err
-	}
-	place, err := b.place(map[string]string{"passwords": passwords})
-	if err != nil {
-		return err
-	}
-	var location, more string
-	switch check {
-	case basicAuth:
-		location = "auth_basic things; auth_basic_user_file " + place + "/passwords; proxy_set_header X-Forwarded-User $remote_user;"
-	case authRequest:
-		authority, err := b.authority(subject)
-		if err != nil {
-			return err
-		}
-		more = "upstream authority { server " + authority + "; keepalive 64; keepalive_requests 1000000000; }"
-		location = `auth_request /auth;
-			auth_request_set $id $upstream_http_x_service_user_id; proxy_set_header X-Service-User-Id $id;
-			auth_request_set $name $upstream_http_x_service_user_name; proxy_set_header X-Service-User-Name $name;
-			auth_request_set $groups $upstream_http_x_service_user_groups; proxy_set_header X-Service-User-Groups $groups;`
-	}
-	user := ""
+// serveNginx starts an nginx with these lines in its only location.
+func (b *bench) serveNginx(t *subject, logins []login, check, passwords string) error {
+	user, authority := "", ""
 	if os.Getuid() == 0 {
 		user = "user root;" // the workers read the passwords
 	}
-	config := fmt.Sprintf(`%s
+	if check == authRequest {
+		authority = `upstream authority { server {authority}; keepalive 64; keepalive_requests 1000000000; }`
+	}
+	return b.serveProgram(t, logins, passwords, user+fmt.Sprintf(`
 worker_processes %d;
 daemon off;
-pid %s/pid;
+pid {place}/pid;
 error_log stderr;
 events {}
 http {
 	access_log off;
-	client_body_temp_path %[3]s; proxy_temp_path %[3]s; fastcgi_temp_path %[3]s; uwsgi_temp_path %[3]s; scgi_temp_path %[3]s;
+	client_body_temp_path {place}; proxy_temp_path {place}; fastcgi_temp_path {place}; uwsgi_temp_path {place}; scgi_temp_path {place};
 	keepalive_requests 1000000000;
 	proxy_http_version 1.1;
-	upstream api { server %s; keepalive 64; keepalive_requests 1000000000; }
+	upstream api { server {upstream}; keepalive 64; keepalive_requests 1000000000; }
 	%s
 	server {
-		listen %s;
+		listen {address};
 		location / {
 			%s
 			proxy_pass http://api;
@@ -240,108 +263,14 @@ http {
 		}
 	}
 }
-`, user, b.processors/2, place, b.upstream, more, address, location, map[bool]string{true: "authority", false: "api"}[check == authRequest])
-	if err := os.WriteFile(place+"/nginx.conf", []byte(config), 0o600); err != nil {
-		return err
-	}
-	return b.serveProgram(subject, address, logins, "nginx", "-c", place+"/nginx.conf", "-e", "stderr")
+`, b.processors/2, authority, check, map[bool]string{true: "authority", false: "api"}[authority != ""]), "nginx", "-c", "{place}/config.yaml", "-e", "stderr")
 }
 
-// serveOathkeeper starts an Oathkeeper, which checks Basic credentials at a token endpoint alone.
-func (b *bench) serveOathkeeper(ctx context.Context, subject *subject, logins []login) error {
-	program, err := b.gateway(ctx, oathkeeper)
+// serveGateway starts a gateway, after it was built.
+func (b *bench) serveGateway(ctx context.Context, g *gateway, t *subject, logins []login, passwords, config string, args ...string) error {
+	program, err := b.gateway(ctx, g)
 	if err != nil {
 		return err
 	}
-	authority, err := b.authority(subject)
-	if err != nil {
-		return err
-	}
-	address, err := b.freeAddress()
-	if err != nil {
-		return err
-	}
-	api, err := b.freeAddress()
-	if err != nil {
-		return err
-	}
-	place, err := b.place(map[string]string{"rules.json": fmt.Sprintf(`[{"id": "things", "upstream": {"url": "http://%s"},
-	"match": {"url": "http://api.example.com/<.*>", "methods": ["GET"]},
-	"authenticators": [{"handler": "oauth2_client_credentials"}], "authorizer": {"handler": "allow"},
-	"mutators": [{"handler": "header"}]}]`, b.upstream)})
-	if err != nil {
-		return err
-	}
-	_, port, _ := strings.Cut(address, ":")
-	_, apiPort, _ := strings.Cut(api, ":")
-	config := fmt.Sprintf(`
-log: {level: error}
-serve:
-  proxy: {host: 127.0.0.1, port: %s}
-  api: {host: 127.0.0.1, port: %s}
-  prometheus: {host: 127.0.0.1, port: 0}
-access_rules: {repositories: ["file://%s/rules.json"]}
-authenticators:
-  oauth2_client_credentials:
-    enabled: true
-    config: {token_url: "http://%s/token", cache: {enabled: true, ttl: 24h, max_tokens: 100000}}
-authorizers: {allow: {enabled: true}}
-mutators: {header: {enabled: true, config: {headers: {X-Forwarded-User: "{{ print .Subject }}"}}}}
-`, port, apiPort, place, authority)
-	if err := os.WriteFile(place+"/oathkeeper.yaml", []byte(config), 0o600); err != nil {
-		return err
-	}
-	subject.warm = true
-	return b.serveProgram(subject, address, logins, program, "serve", "--config", place+"/oathkeeper.yaml", "--disable-telemetry")
-}
-
-func (b *bench) serveOAuth2Proxy(ctx context.Context, subject *subject, logins []login, passwords string) error {
-	program, err := b.gateway(ctx, oauth2Proxy)
-	if err != nil {
-		return err
-	}
-	address, err := b.freeAddress()
-	if err != nil {
-		return err
-	}
-	place, err := b.place(map[string]string{"passwords": passwords})
-	if err != nil {
-		return err
-	}
-	return b.serveProgram(subject, address, logins, program, "--http-address", address, "--upstream", "http://"+b.upstream+"/",
-		"--htpasswd-file", place+"/passwords", "--provider", "github", "--client-id", "a", "--client-secret", "b", "--cookie-secret", strings.Repeat("c", 32),
-		"--email-domain", "*", "--request-logging=false", "--auth-logging=false", "--standard-logging=false")
-}
-
-func (b *bench) serveTraefik(ctx context.Context, subject *subject, logins []login, check, passwords string) error {
-	program, err := b.gateway(ctx, traefik)
-	if err != nil {
-		return err
-	}
-	address, err := b.freeAddress()
-	if err != nil {
-		return err
-	}
-	place, err := b.place(map[string]string{"passwords": passwords})
-	if err != nil {
-		return err
-	}
-	var router, middlewares string
-	switch check {
-	case basicAuth:
-		router, middlewares = ", middlewares: [check]", fmt.Sprintf("  middlewares: {check: {basicAuth: {usersFile: %s/passwords, headerField: X-Forwarded-User}}}\n", place)
-	case authRequest:
-		authority, err := b.authority(subject)
-		if err != nil {
-			return err
-		}
-		router = ", middlewares: [check]"
-		middlewares = fmt.Sprintf("  middlewares: {check: {forwardAuth: {address: \"http://%s/auth\", authResponseHeaders: [X-Service-User-Id, X-Service-User-Name, X-Service-User-Groups]}}}\n", authority)
-	}
-	config := fmt.Sprintf("http:\n  routers: {all: {rule: \"PathPrefix(`/`)\", service: api%s}}\n%s  services: {api: {loadBalancer: {servers: [{url: \"http://%s\"}]}}}\n", router, middlewares, b.upstream)
-	if err := os.WriteFile(place+"/routes.yaml", []byte(config), 0o600); err != nil {
-		return err
-	}
-	return b.serveProgram(subject, address, logins, program, "--entryPoints.web.address="+address, "--providers.file.filename="+place+"/routes.yaml",
-		"--log.level=ERROR", "--global.checkNewVersion=false", "--global.sendAnonymousUsage=false")
+	return b.serveProgram(t, logins, passwords, config, append([]string{program}, args...)...)
 }

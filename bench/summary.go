@@ -3,12 +3,12 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
-	"math"
 	"os"
 	"path/filepath"
-	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/serviceusers/caddy-service-users/bench/plot"
@@ -18,7 +18,7 @@ import (
 var summary = []struct {
 	section, subject string
 	name             string
-	short            bool // is in README.md too
+	short            bool // also in README.md
 }{
 	{"same", "bare reverse_proxy", "Caddy's `reverse_proxy`, no check", true},
 	{"same", "with 3 `header_up`", "the same, with three `header_up`", false},
@@ -43,50 +43,72 @@ var summary = []struct {
 	{"peers", "Traefik `forwardAuth` to an authority", "Traefik `forwardAuth`", true},
 }
 
-// write runs all sections and writes the page of their tables, the picture, and the tables of other pages.
-func (b *bench) write(ctx context.Context) error {
-	page, err := os.Create(filepath.Join(b.dir, "benchmark.md"))
-	if err != nil {
-		return err
+// row has the ratios of a subject to its reference: requests a second, CPU of a request, p99.
+type row struct {
+	name   string
+	short  bool
+	ratios []float64
+}
+
+// row returns the ratios of a subject; false if it was not measured.
+func (s *section) row(t *subject, name string) (row, bool) {
+	if t == nil || len(t.turns["rate"]) == 0 {
+		return row{}, false
 	}
-	os.Stdout = page
-	if err := b.run(ctx); err != nil {
-		return err
-	}
-	if err := page.Close(); err != nil {
-		return err
-	}
-	text, err := os.ReadFile(page.Name())
-	if err != nil {
-		return err
-	}
-	docs := filepath.Join(b.repository, "docs")
-	if err := os.WriteFile(filepath.Join(docs, "benchmark.md"), text, 0o644); err != nil {
-		return err
-	}
-	picture, err := os.Create(filepath.Join(docs, "benchmark.svg"))
-	if err != nil {
-		return err
-	}
-	plot.Ratios(picture, b.charts()...)
-	if err := picture.Close(); err != nil {
-		return err
-	}
-	for _, table := range tables {
-		file := filepath.Join(b.repository, table.file)
-		text, err := os.ReadFile(file)
-		if err != nil {
-			return err
-		}
-		replaced, err := replaceTable(string(text), table.name, table.text(b))
-		if err != nil {
-			return fmt.Errorf("%s: %w", file, err)
-		}
-		if err := os.WriteFile(file, []byte(replaced), 0o644); err != nil {
-			return err
+	r := row{name: name, ratios: []float64{1, 1, 1}}
+	if of := s.find(t.against); of != nil {
+		for i, figure := range []string{"rate", "cpu", "p99"} {
+			r.ratios[i] = spread(ratios(t.turns[figure], of.turns[figure])).median
 		}
 	}
-	return nil
+	return r, true
+}
+
+// peersRows are the rows of [summary], protocolRows the guarded subjects of section "protocols".
+func (b *bench) peersRows() (list []row) {
+	for _, line := range summary {
+		for _, s := range b.sections {
+			if r, measured := s.row(s.find(line.subject), line.name); s.name == line.section && measured {
+				r.short = line.short
+				list = append(list, r)
+			}
+		}
+	}
+	return list
+}
+
+func (b *bench) protocolRows() (list []row) {
+	for _, s := range b.sections {
+		for _, t := range s.subjects {
+			if r, measured := s.row(t, strings.Replace(t.name, ": plugin", ": **this plugin**", 1)); s.name == "protocols" && t.against != "" && measured {
+				list = append(list, r)
+			}
+		}
+	}
+	return list
+}
+
+func table(rows []row) string {
+	var text strings.Builder
+	text.WriteString("| | requests a second | CPU of a request | p99 |\n|---|---|---|---|\n")
+	for _, r := range rows {
+		fmt.Fprintf(&text, "| %s | %s | %s | %s |\n", r.name, digits(r.ratios[0]), digits(r.ratios[1]), digits(r.ratios[2]))
+	}
+	return text.String()
+}
+
+// floodTable has good requests a second, relative to the same subject without a flood.
+func (b *bench) floodTable() string {
+	var text strings.Builder
+	text.WriteString("| | good requests a second | p99, ms |\n|---|---|---|\n")
+	for _, s := range b.sections {
+		for _, t := range s.subjects {
+			if alone := t.turns["rate alone"]; len(alone) > 0 {
+				fmt.Fprintf(&text, "| %s | %s | %s |\n", t.name, digits(spread(ratios(t.turns["rate"], alone)).median), t.median("p99"))
+			}
+		}
+	}
+	return text.String()
 }
 
 // tables are those in other pages.
@@ -94,10 +116,60 @@ var tables = []struct {
 	file, name string
 	text       func(*bench) string
 }{
-	{"README.md", "peers", func(b *bench) string { return b.peersTable(true) }},
-	{"docs/performance.md", "peers", func(b *bench) string { return b.peersTable(false) }},
-	{"docs/performance.md", "protocols", (*bench).protocolsTable},
+	{"README.md", "peers", func(b *bench) string {
+		return b.about + "\n\n" + table(slices.DeleteFunc(b.peersRows(), func(r row) bool { return !r.short }))
+	}},
+	{"docs/performance.md", "peers", func(b *bench) string { return b.about + "\n\n" + table(b.peersRows()) }},
+	{"docs/performance.md", "protocols", func(b *bench) string { return table(b.protocolRows()) }},
 	{"docs/performance.md", "flood", (*bench).floodTable},
+}
+
+// chart draws rows as a picture.
+func chart(title string, rows []row) plot.Chart {
+	c := plot.Chart{Title: title, Columns: []string{"requests a second (more is better)", "CPU of a request (less is better)"}}
+	for _, r := range rows {
+		c.Rows = append(c.Rows, plot.Row{Name: strings.NewReplacer("`", "", "**", "").Replace(r.name), Marked: strings.Contains(r.name, "**"), Ratios: r.ratios[:2]})
+	}
+	return c
+}
+
+// write runs all sections and writes the page of their tables, the picture, and the tables of other pages.
+func (b *bench) write(ctx context.Context) error {
+	page, err := os.Create(filepath.Join(b.dir, "benchmark.md"))
+	if err != nil {
+		return err
+	}
+	defer page.Close()
+	os.Stdout = page
+	if err := b.run(ctx); err != nil {
+		return err
+	}
+	text, err := os.ReadFile(page.Name())
+	if err != nil {
+		return err
+	}
+	var picture bytes.Buffer
+	plot.Ratios(&picture, chart("relative to Caddy without a check", b.peersRows()),
+		chart("the same, by protocol and body", b.protocolRows()))
+	files := map[string]string{"docs/benchmark.md": string(text), "docs/benchmark.svg": picture.String()}
+	for _, table := range tables {
+		if files[table.file] == "" {
+			text, err := os.ReadFile(filepath.Join(b.repository, table.file))
+			if err != nil {
+				return err
+			}
+			files[table.file] = string(text)
+		}
+		if files[table.file], err = replaceTable(files[table.file], table.name, table.text(b)); err != nil {
+			return fmt.Errorf("%s: %w", table.file, err)
+		}
+	}
+	for name, text := range files {
+		if err := os.WriteFile(filepath.Join(b.repository, name), []byte(text), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // replaceTable replaces the text between the comments that mark a table in a page.
@@ -109,121 +181,4 @@ func replaceTable(page, name, table string) (string, error) {
 		return "", fmt.Errorf("there is no table between %q and %q", begin, end)
 	}
 	return before + begin + "\n" + table + "\n" + end + after, nil
-}
-
-// median returns the median of the ratios of a figure of a subject; NaN if it was not measured. The
-// reference itself has 1.
-func (b *bench) median(section, subject, figure string) float64 {
-	for _, s := range b.sections {
-		if t := s.find(subject); s.name == section && t != nil && len(t.turns[figure]) > 0 {
-			if of := s.find(t.against); of != nil {
-				return spread(ratios(t.turns[figure], of.turns[figure])).median
-			}
-			return 1
-		}
-	}
-	return math.NaN()
-}
-
-// peersTable is the table of [summary].
-func (b *bench) peersTable(short bool) string {
-	var text strings.Builder
-	text.WriteString(b.about + "\n\n| | requests a second | CPU of a request |")
-	if !short {
-		text.WriteString(" p99 |")
-	}
-	text.WriteString("\n|---|---|---|" + map[bool]string{false: "---|"}[short] + "\n")
-	for _, row := range summary {
-		rate := b.median(row.section, row.subject, "rate")
-		if math.IsNaN(rate) || short && !row.short {
-			continue
-		}
-		fmt.Fprintf(&text, "| %s | %s | %s |", row.name, ratioText(rate), ratioText(b.median(row.section, row.subject, "cpu")))
-		if !short {
-			fmt.Fprintf(&text, " %s |", ratioText(b.median(row.section, row.subject, "p99")))
-		}
-		text.WriteString("\n")
-	}
-	return text.String()
-}
-
-// ratioText writes a ratio with as many digits as two runs agree on.
-func ratioText(ratio float64) string {
-	switch {
-	case ratio >= 100:
-		return fmt.Sprintf("%.0f", ratio)
-	case ratio >= 0.1:
-		return fmt.Sprintf("%.2f", ratio)
-	case ratio >= 0.001:
-		return fmt.Sprintf("%.3f", ratio)
-	default:
-		return digits(ratio)
-	}
-}
-
-var protocolRow = regexp.MustCompile(`^(.+): bare reverse_proxy$`)
-
-// eachProtocol calls f with the rows of section "protocols", and their ratios: rate, CPU and p99 of the
-// guarded reverse_proxy, then those of the guarded service_users_proxy.
-func (b *bench) eachProtocol(f func(name string, ratios []float64)) {
-	for _, s := range b.sections {
-		for _, t := range s.subjects {
-			match := protocolRow.FindStringSubmatch(t.name)
-			if match == nil || s.name != "protocols" {
-				continue
-			}
-			var list []float64
-			for _, guarded := range []string{": plugin", ": " + lean} {
-				for _, figure := range []string{"rate", "cpu", "p99"} {
-					list = append(list, b.median(s.name, match[1]+guarded, figure))
-				}
-			}
-			f(match[1], list)
-		}
-	}
-}
-
-func (b *bench) protocolsTable() string {
-	var text strings.Builder
-	text.WriteString("| | `reverse_proxy`: requests a second | CPU of a request | p99 | `service_users_proxy`: requests a second | CPU of a request | p99 |\n|---|---|---|---|---|---|---|\n")
-	b.eachProtocol(func(name string, list []float64) {
-		text.WriteString("| " + name + " |")
-		for _, ratio := range list {
-			text.WriteString(" " + ratioText(ratio) + " |")
-		}
-		text.WriteString("\n")
-	})
-	return text.String()
-}
-
-func (b *bench) floodTable() string {
-	var text strings.Builder
-	text.WriteString("| | good requests a second, relative to no flood | p99, ms |\n|---|---|---|\n")
-	for _, s := range b.sections {
-		for _, t := range s.subjects {
-			if s.name == "flood" {
-				fmt.Fprintf(&text, "| %s | %s | %s |\n", t.name, ratioText(spread(ratios(t.turns["rate"], t.turns["rate alone"])).median), t.median("p99"))
-			}
-		}
-	}
-	return text.String()
-}
-
-// charts are the tables of peers and of protocols as pictures.
-func (b *bench) charts() []plot.Chart {
-	columns := []string{"requests a second (more is better)", "CPU of a request (less is better)"}
-	peers := plot.Chart{Title: "relative to Caddy without a check", Columns: columns}
-	for _, row := range summary {
-		rate := b.median(row.section, row.subject, "rate")
-		if !math.IsNaN(rate) {
-			peers.Rows = append(peers.Rows, plot.Row{Name: strings.NewReplacer("`", "", "**", "").Replace(row.name), Marked: strings.HasPrefix(row.name, "**"),
-				Ratios: []float64{rate, b.median(row.section, row.subject, "cpu")}})
-		}
-	}
-	protocols := plot.Chart{Title: "with this plugin, by protocol and body", Columns: columns}
-	b.eachProtocol(func(name string, list []float64) {
-		protocols.Rows = append(protocols.Rows, plot.Row{Name: name + ": reverse_proxy", Ratios: list[:2]},
-			plot.Row{Name: name + ": service_users_proxy", Marked: true, Ratios: list[3:5]})
-	})
-	return []plot.Chart{peers, protocols}
 }
