@@ -99,7 +99,7 @@ func TestPagesNameCommands(t *testing.T) {
 	// not named at all, as in "caddy service-user --store PATH --create".
 	command := regexp.MustCompile("caddy service-user(?: --[a-z-]+ [^ `]+)* ([a-z-]+(?: [a-z-]+)?)")
 	named := 0
-	for _, page := range append(must(filepath.Glob("../docs/*.md")), "../README.md", "../CHANGELOG.md") {
+	for _, page := range allPages(t) {
 		text := string(must(os.ReadFile(page)))
 		for _, found := range command.FindAllStringSubmatch(text, -1) {
 			if strings.HasPrefix(found[1], "-") {
@@ -114,4 +114,102 @@ func TestPagesNameCommands(t *testing.T) {
 	if named < 100 {
 		t.Errorf("found %d commands, fewer than were there", named)
 	}
+}
+
+// shellToken matches a part of a line of a shell: a separator, a comment, a quoted text, a variable, or
+// other characters of a word.
+var shellToken = regexp.MustCompile(`[|&;<>()]+|\s+|#[^\n]*|'[^']*'|"(?:\\.|[^"\\])*"|\\.|[^\s|&;<>()'"\\]+`)
+
+// caddyCommands returns the words of each command of Caddy in a line of a shell.
+func caddyCommands(line string) (commands [][]string) {
+	var words []string
+	word, inside := "", false
+	end := func() {
+		if inside {
+			words = append(words, word)
+		}
+		word, inside = "", false
+	}
+	command := func() {
+		end()
+		for i, word := range words {
+			// "sudo -u caddy caddy run" has the command after the user. "systemctl reload caddy" has none.
+			if strings.TrimPrefix(word, "./") == "caddy" && i+1 < len(words) && regexp.MustCompile("^[a-z-]+$").MatchString(words[i+1]) && words[i+1] != "caddy" {
+				commands = append(commands, append([]string{"caddy"}, words[i+1:]...))
+				break
+			}
+		}
+		words = nil
+	}
+	for _, token := range shellToken.FindAllString(line, -1) {
+		switch {
+		case strings.ContainsAny(token[:1], "|&;<>()"):
+			command()
+		case strings.TrimSpace(token) == "":
+			end()
+		case token[0] == '#' && !inside:
+			command()
+			return commands
+		default:
+			word, inside = word+strings.Trim(token, `'"`), true
+		}
+	}
+	command()
+	return commands
+}
+
+// TestCaddyCommands: the words of a command end where those of the shell do.
+func TestCaddyCommands(t *testing.T) {
+	for line, want := range map[string]string{
+		`./caddy reload --config Caddyfile`:                          "caddy|reload|--config|Caddyfile",
+		`sudo -u caddy caddy service-user list | head -n 1`:          "caddy|service-user|list",
+		`caddy service-user check FILE >out   # a backup`:            "caddy|service-user|check|FILE",
+		`x=$(caddy service-user rule add g "allow GET /a|b") && y`:   "caddy|service-user|rule|add|g|allow GET /a|b",
+		`caddy service-user list --filter 'obj.name == "x"'`:         `caddy|service-user|list|--filter|obj.name == "x`,
+		`systemctl reload caddy`:                                     "",
+		`install -m 0755 caddy /usr/local/bin/caddy`:                 "",
+		`caddy service-user token rotate --grace 1h; caddy stop # x`: "caddy|service-user|token|rotate|--grace|1h caddy|stop",
+	} {
+		var got []string
+		for _, words := range caddyCommands(line) {
+			got = append(got, strings.Join(words, "|"))
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("%s: got %q, want %q", line, got, want)
+		}
+	}
+}
+
+// TestPagesCommands: each command of Caddy in a block of a page in console, sh or text is there, with its
+// flags and its number of arguments.
+func TestPagesCommands(t *testing.T) {
+	t.Parallel()
+	block := regexp.MustCompile("(?ms)^ *```(console|sh|dockerfile)\n(.*?)^ *```$")
+	checked, times := make(map[string]bool), 0
+	for _, page := range allPages(t) {
+		for _, found := range block.FindAllStringSubmatch(string(must(os.ReadFile(page))), -1) {
+			for line := range strings.Lines(strings.ReplaceAll(found[2], "\\\n", " ")) {
+				line, isCommand := strings.CutPrefix(strings.TrimSpace(line), "$ ")
+				if found[1] == "console" && !isCommand {
+					continue
+				}
+				for _, words := range caddyCommands(line) {
+					times++
+					if key := strings.Join(words, "\x00"); !checked[key] {
+						checked[key] = true
+						checkWords(t, page+": "+line, words)
+					}
+				}
+			}
+		}
+	}
+	if times < 200 {
+		t.Errorf("found %d commands, fewer than were there", times)
+	}
+}
+
+// allPages returns the pages of this repository for its users.
+func allPages(t *testing.T) []string {
+	t.Helper()
+	return append(must(filepath.Glob("../docs/*.md")), must(filepath.Glob("../*.md"))...)
 }

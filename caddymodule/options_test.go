@@ -205,16 +205,16 @@ func TestFurtherReadings(t *testing.T) {
 	}
 }
 
-// TestOptionsAreDocumented: the page about targets and the README have each option.
+// TestOptionsAreDocumented: the pages about targets and configuration have each option.
 func TestOptionsAreDocumented(t *testing.T) {
-	for _, page := range []string{"../docs/targets.md", "../README.md"} {
+	for _, page := range []string{"../docs/targets.md", "../docs/configuration.md"} {
 		text, err := os.ReadFile(page)
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, o := range access.Options() {
 			name := strings.TrimSpace(o.Family + " " + o.Word)
-			if page == "../README.md" { // where a family has one line
+			if page == "../docs/configuration.md" { // where a family has one line
 				name = o.Word
 			}
 			if !strings.Contains(string(text), "`"+name+"`") {

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -30,6 +32,13 @@ func TestReadme(t *testing.T) {
 		"README.md":                      {9, "Caddyfile.example", "/service_users"},
 		"docs/permissions.md":            {35, "Caddyfile.example", "/service_users"},
 		"docs/coming-from-basic-auth.md": {25, "examples/coming-from-basic-auth/1-before.Caddyfile", "/config/"},
+		// Guides, which show their own Caddyfiles.
+		"docs/quick-start.md": {12, "", "/service_users"},
+		"docs/running.md":     {6, "", "/service_users"},
+		"docs/rotation.md":    {7, "Caddyfile.example", "/service_users"},
+		"docs/incident.md":    {10, "Caddyfile.example", "/service_users"},
+		"docs/upgrading.md":   {8, "Caddyfile.example", "/service_users"},
+		"docs/hardening.md":   {2, "", "/service_users"},
 	} {
 		t.Run(filepath.Base(file), func(t *testing.T) {
 			text, err := os.ReadFile("../" + file)
@@ -46,7 +55,8 @@ func TestReadme(t *testing.T) {
 }
 
 // runTranscript runs the commands where the repository's Caddyfile.example and
-// examples lie beside a built caddy, which runs one of them.
+// examples lie beside a built caddy, which runs one of them. Without a Caddyfile, caddy runs the first
+// file of the steps when they come to it, in front of a stand-in for the API.
 func runTranscript(t *testing.T, steps []step, caddyfile, isThere string) {
 	s := newServer(t)
 	binary, err := exec.LookPath(caddyBinary())
@@ -63,19 +73,33 @@ func runTranscript(t *testing.T, steps []step, caddyfile, isThere string) {
 	if err := os.WriteFile(example, []byte(exampleCaddyfile(t)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s.run(filepath.Join(s.dir, caddyfile))
-	s.waitFor(isThere)
+	start := func() {
+		s.run(filepath.Join(s.dir, caddyfile))
+		s.waitFor(isThere)
+	}
+	if caddyfile != "" {
+		start()
+	}
 
 	requests := 0
 	actual := map[string]string{} // what the text calls something, and what it is here
 	real := func(line string) string {
-		line = strings.ReplaceAll(line, "localhost:8080", s.addr("API_PORT"))
+		line = s.here(line)
 		for there, here := range actual {
 			line = strings.ReplaceAll(line, there, here)
 		}
 		return line
 	}
 	for _, step := range steps {
+		if step.file != "" {
+			s.save(step)
+			if caddyfile == "" {
+				caddyfile = step.file
+				s.standIn()
+				start()
+			}
+			continue
+		}
 		if typedSecret.MatchString(step.command) {
 			t.Errorf("$ %s: a secret that is typed in stays in the history of the shell", step.command)
 		}
@@ -252,15 +276,53 @@ func TestRuleOfTargetsPage(t *testing.T) {
 	}
 }
 
-type step struct{ command, output string }
+// step is a command of a text with its output, or a file that the text shows.
+type step struct{ command, output, file string }
 
-// transcript reads the console blocks of a Markdown text.
+// save writes a file of a text into the directory of the server.
+func (s *server) save(file step) {
+	s.t.Helper()
+	if err := os.WriteFile(filepath.Join(s.dir, file.file), []byte(s.here(file.output)), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// here replaces the addresses and directories of a text by those of the server.
+func (s *server) here(text string) string {
+	return strings.NewReplacer(
+		"localhost:8080", s.addr("API_PORT"), "localhost:8081", s.addr("ADMIN_PORT"), "localhost:9000", s.addr("UPSTREAM_PORT"),
+		"unix/caddy.sock|0600", "{$CADDY_ADMIN}", "unix//run/caddy/admin.sock|0600", "{$CADDY_ADMIN}", "/var/lib/caddy", s.dir,
+	).Replace(text)
+}
+
+// standIn serves the API of the guides: "caddy respond" as docs/quick-start.md starts it.
+func (s *server) standIn() {
+	s.t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:"+s.ports["UPSTREAM_PORT"])
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	api := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, "%s %s by [%s]", r.Method, r.URL.RequestURI(), r.Header.Get("X-Service-User-Name"))
+	})}
+	go func() { _ = api.Serve(listener) }()
+	s.t.Cleanup(func() { _ = api.Close() })
+}
+
+// transcript reads the console blocks of a Markdown text, and its Caddyfiles that begin with their
+// name as a comment.
 func transcript(text string) (steps []step) {
-	inside := false
+	inside, file := false, regexp.MustCompile(`^# ([a-zA-Z.-]*Caddyfile[a-zA-Z.-]*)$`)
+	language := ""
 	for line := range strings.Lines(text) {
+		named := file.FindStringSubmatch(strings.TrimSpace(line))
 		switch {
 		case strings.HasPrefix(line, "```"):
-			inside = strings.TrimSpace(line) == "```console"
+			language = strings.TrimSpace(line)
+			inside = language == "```console"
+		case language == "```caddyfile" && named != nil:
+			steps = append(steps, step{file: named[1]})
+			inside = true
 		case !inside:
 		case strings.HasPrefix(line, "$ "):
 			steps = append(steps, step{command: strings.TrimSpace(line[2:])})
@@ -274,7 +336,7 @@ func transcript(text string) (steps []step) {
 var (
 	identifier  = regexp.MustCompile(`(service|token|group|rule|decision)_[0-9A-Za-z]{27}|csu_[0-9A-Za-z]{49}|…[0-9A-Za-z]{4}`)
 	typedSecret = regexp.MustCompile(access.SecretPattern)
-	instant     = regexp.MustCompile(`\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ|(?m)^Date: .*$`)
+	instant     = regexp.MustCompile(`\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ|(?m)^Date: .*$|\b[0-9a-f]{64}\b`)
 	ownLog      = regexp.MustCompile(`(?m)^\{"level":.*\n`)
 )
 
@@ -288,16 +350,16 @@ func learn(actual map[string]string, text, printed string) {
 	}
 }
 
-// stable replaces what differs from run to run.
+// stable replaces what differs from run to run: times and digests.
 func stable(text string) string {
 	text = ownLog.ReplaceAllString(strings.ReplaceAll(text, "\r", ""), "")
 	return strings.TrimSpace(instant.ReplaceAllString(text, "<time>"))
 }
 
-// TestREADMEOptions: each option in the tables of the README parses as it is written there, and no
-// option of a block is missing.
-func TestREADMEOptions(t *testing.T) {
-	text, err := os.ReadFile("../README.md")
+// TestConfigurationPage: each option in the tables of docs/configuration.md parses as it is written
+// there, and no option of a block is missing.
+func TestConfigurationPage(t *testing.T) {
+	text, err := os.ReadFile("../docs/configuration.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -315,11 +377,11 @@ func TestREADMEOptions(t *testing.T) {
 		"The directive `service_users_admin`": ":8081 {\n\tservice_users_admin {\n%s\n\t}\n}\n",
 	}
 	for heading, block := range blocks {
-		_, section, ok := strings.Cut(string(text), "\n### "+heading+"\n")
+		_, section, ok := strings.Cut(string(text), "\n## "+heading+"\n")
 		if !ok {
-			t.Fatalf("README has no section %s", heading)
+			t.Fatalf("the page has no section %s", heading)
 		}
-		section, _, _ = strings.Cut(section, "\n### ")
+		section, _, _ = strings.Cut(section, "\n## ")
 		documented := make(map[string]bool)
 		for _, row := range regexp.MustCompile("(?m)^\\| (`[a-z].*?`) \\| ").FindAllStringSubmatch(section, -1) {
 			for _, option := range strings.Split(strings.ReplaceAll(row[1], `\|`, "|"), "`, `") {
@@ -336,7 +398,7 @@ func TestREADMEOptions(t *testing.T) {
 		known, _, _ = strings.Cut(known, ", at ")
 		for _, name := range strings.Split(known, ", ") {
 			if !documented[name] {
-				t.Errorf("%s: README does not have the option %s", heading, name)
+				t.Errorf("%s: the page does not have the option %s", heading, name)
 			}
 			// The example in the error about its arguments parses, too.
 			_, few := adapt([]byte(fmt.Sprintf(block, name)))

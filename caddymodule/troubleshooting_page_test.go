@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 )
 
@@ -228,14 +229,36 @@ func checkCommand(t *testing.T, line string) {
 	words := shellWords(line)
 	switch {
 	case words[0] == "grep" || words[0] == "curl": // the sections run them
-		return
 	case len(words) < 2 || words[0] != "caddy":
 		t.Errorf("%s: not a command of Caddy", line)
-		return
-	case words[1] != "service-user":
-		if _, ok := caddycmd.Commands()[words[1]]; !ok {
+	default:
+		checkWords(t, line, words)
+	}
+}
+
+// checkWords complains about the words of a command, the first of which is caddy.
+func checkWords(t *testing.T, line string, words []string) {
+	t.Helper()
+	if words[1] != "service-user" {
+		known, ok := caddycmd.Commands()[words[1]]
+		cmd := new(cobra.Command)
+		switch {
+		case slices.Contains([]string{"completion", "help", "--version"}, words[1]): // of cobra
+			return
+		case !ok:
 			t.Errorf("%s: Caddy has no such command", line)
+		case known.CobraFunc != nil:
+			known.CobraFunc(cmd)
 		}
+		if known.Flags != nil {
+			cmd.Flags().AddGoFlagSet(known.Flags)
+		}
+		if err := cmd.ParseFlags(words[2:]); err != nil && !errors.Is(err, pflag.ErrHelp) {
+			t.Errorf("%s: %v", line, err)
+		}
+		return
+	}
+	if slices.Equal(words[len(words)-1:], []string{"--create"}) { // works without a command
 		return
 	}
 	cmd, args, err := serviceUserCommand(t).Find(words[2:])
