@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -125,8 +126,11 @@ func TestFilterRefused(t *testing.T) {
 // However little a filter seems to cost, it ends within its bounds. The log has the time
 // for each: at most 2 s of a core that has nothing else to do.
 func TestFilterBudget(t *testing.T) {
-	u := fat()
+	u, tried := fat(), 0
 	for name, text := range hostile {
+		if tried++; tried > len(hostile)/2 && os.Getenv("CI") != "true" {
+			break // CI tries all, and others a half, in another order each time
+		}
 		fits, err := userFilter.compile(t.Context(), text, start)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)

@@ -280,7 +280,7 @@ http://localhost:{$ADMIN_PORT} {
 			}
 		})
 	}
-	for i := range 10 {
+	for i := range *reloads / 6 {
 		before := requests.Load()
 		if out, ok := s.reload(strings.Replace(proven, "%d", strconv.Itoa(i), 1)); !ok {
 			t.Errorf("a reload was refused: %s", out)

@@ -24,7 +24,7 @@ import (
 )
 
 var (
-	reloads     = goflag.Int("reloads", 30, "how often TestReloadsLeakNothing loads a configuration; a tenth of them fails")
+	reloads     = goflag.Int("reloads", 30, "how often TestReloadsLeakNothing loads a configuration, of which a tenth fails; TestActorHeaderDuringReload does it for each six of them")
 	revocations = goflag.Int("revocations", 15, "how many tokens each goroutine of TestRevokedAtOnce revokes")
 )
 
