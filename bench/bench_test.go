@@ -162,6 +162,7 @@ func TestSummary(t *testing.T) {
 	turn(same, "plugin", "bare reverse_proxy", 900, 10, 6)
 	turn(protocols, "HTTP/2, 1 KiB: bare reverse_proxy", "", 100, 2, 8)
 	turn(protocols, "HTTP/2, 1 KiB: plugin", "HTTP/2, 1 KiB: bare reverse_proxy", 95, 3, 16)
+	turn(protocols, "HTTP/2, 1 KiB: "+lean, "HTTP/2, 1 KiB: bare reverse_proxy", 120, 1, 4)
 	turn(flood, "plugin", "", 40, 0, 7).turns["rate alone"] = []float64{50}
 	var got []string
 	for _, table := range tables {
@@ -171,7 +172,8 @@ func TestSummary(t *testing.T) {
 	const peers = "One run.\n\n" + head + "| Caddy's `reverse_proxy`, no check | 1.00 | 1.00 | 1.00 |\n%s| **this plugin** | 0.900 | 1.25 | 1.50 |\n"
 	want := []string{
 		fmt.Sprintf(peers, ""), fmt.Sprintf(peers, "| the same, with three `header_up` | 0.950 | 1.12 | 1.00 |\n"),
-		head + "| HTTP/2, 1 KiB: **this plugin** | 0.950 | 1.50 | 2.00 |\n",
+		"| | `reverse_proxy`: requests a second | CPU | p99 | `service_users_proxy`: requests a second | CPU | p99 |\n|---|---|---|---|---|---|---|\n" +
+			"| HTTP/2, 1 KiB | 0.950 | 1.50 | 2.00 | 1.20 | 0.500 | 0.500 |\n",
 		"| | good requests a second | p99, ms |\n|---|---|---|\n| plugin | 0.800 | 7.00 |\n",
 	}
 	for i, table := range tables {

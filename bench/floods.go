@@ -71,7 +71,7 @@ func (b *bench) floods(ctx context.Context) error {
 		return nil
 	}
 	fmt.Printf("\n## %s\n\n", s.title)
-	fmt.Printf("Slices of %s, %d turns. The generator of the flood shares a processor with the upstream. Log lines are those of the flood, per 100 000 guesses.\n\n", s.slice, s.rounds)
+	fmt.Printf("Slices of %s, %d turns. The generator of the flood shares a processor with the upstream, and of two processors also with wrk. Log lines are those of the flood, per 100 000 guesses.\n\n", s.slice, s.rounds)
 	fmt.Println("| subject | alone: req/s | p50 ms | p99 ms | under the flood: req/s | of alone | p50 ms | p99 ms | guesses answered/s | log lines |")
 	fmt.Println("|---|---|---|---|---|---|---|---|---|---|")
 	for _, t := range s.subjects {

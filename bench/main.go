@@ -245,7 +245,7 @@ func (b *bench) printHead() {
 	command := "bench/run"
 	flag.Visit(func(f *flag.Flag) {
 		if f.Name != "work" && f.Name != "repository" && f.Name != "caddy" {
-			command += fmt.Sprintf(" -%s=%s", f.Name, f.Value)
+			command += strings.TrimSuffix(fmt.Sprintf(" -%s=%s", f.Name, f.Value), "=true")
 		}
 	})
 	fmt.Printf("| command | `%s` |\n", strings.ReplaceAll(command, "|", `\|`))

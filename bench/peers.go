@@ -184,9 +184,9 @@ func (b *bench) serveForwardAuth(t *subject, users *stock) error {
 	return b.site(nil, "", "forward_auth "+authority+" {\nuri /auth\ncopy_headers X-Service-User-Id X-Service-User-Name X-Service-User-Groups\n}\n"+proxy, users)(t)
 }
 
-// serveProgram starts a program that answers the requests of these logins. In what it is given, "{address}"
-// is where it has to listen, "{place}" a directory of its own, with a file of passwords and of its
-// configuration, and "{authority}" an authority.
+// serveProgram starts a program that answers the requests of these logins. In its arguments and its
+// configuration "{place}" is a directory of its own, with the files passwords and config.yaml. It has to
+// listen at "{address}", which has the port "{port}".
 func (b *bench) serveProgram(t *subject, logins []login, passwords, config string, args ...string) error {
 	address, err := b.freeAddress()
 	if err != nil {

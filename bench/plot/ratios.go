@@ -67,7 +67,11 @@ func (c Chart) draw(out io.Writer) {
 			}
 			fmt.Fprintf(out, `<rect x="%.1f" y="%.1f" width="%.1f" height="%g" fill="%s"/>`+"\n",
 				min(x(1), x(r.Ratios[i])), y+2, math.Abs(x(r.Ratios[i])-x(1)), rowH-4, bar)
-			text(left+barsW+8, y+11, `fill="#444444"`, fmt.Sprintf("%.3g", r.Ratios[i]))
+			value := fmt.Sprintf("%.3g", r.Ratios[i])
+			if r.Ratios[i] >= 1000 {
+				value = fmt.Sprintf("%.0f", r.Ratios[i])
+			}
+			text(left+barsW+8, y+11, `fill="#444444"`, value)
 		}
 		fmt.Fprintf(out, `<path d="M%.1f %gV%g" stroke="#666666"/>`+"\n", x(1), headH-2, headH+rowH*float64(len(c.Rows)))
 		text(x(1), headH-4, `text-anchor="middle" fill="#666666" font-size="9"`, "1")
