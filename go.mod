@@ -21,6 +21,8 @@ require (
 	github.com/segmentio/ksuid v1.0.4 // ids that sort by creation
 	github.com/spf13/cobra v1.10.2 // Caddy's CLI is made of it
 	github.com/spf13/pflag v1.0.10 // the flags of cobra, to name the nearest one
+	go.opentelemetry.io/otel v1.46.0 // attributes of the spans of Caddy's tracing
+	go.opentelemetry.io/otel/trace v1.46.0 // those spans
 	go.uber.org/zap v1.28.0 // Caddy's log
 	golang.org/x/net v0.61.0 // what a header field may hold
 	golang.org/x/sync v0.24.0 // groups of goroutines that fail together
@@ -147,7 +149,6 @@ require (
 	go.opentelemetry.io/contrib/propagators/b3 v1.46.0 // indirect
 	go.opentelemetry.io/contrib/propagators/jaeger v1.46.0 // indirect
 	go.opentelemetry.io/contrib/propagators/ot v1.46.0 // indirect
-	go.opentelemetry.io/otel v1.46.0 // indirect
 	go.opentelemetry.io/otel/exporters/otlp/otlplog/otlploggrpc v0.22.0 // indirect
 	go.opentelemetry.io/otel/exporters/otlp/otlplog/otlploghttp v0.22.0 // indirect
 	go.opentelemetry.io/otel/exporters/otlp/otlpmetric/otlpmetricgrpc v1.46.0 // indirect
@@ -164,7 +165,6 @@ require (
 	go.opentelemetry.io/otel/sdk v1.46.0 // indirect
 	go.opentelemetry.io/otel/sdk/log v0.22.0 // indirect
 	go.opentelemetry.io/otel/sdk/metric v1.46.0 // indirect
-	go.opentelemetry.io/otel/trace v1.46.0 // indirect
 	go.opentelemetry.io/proto/otlp v1.11.0 // indirect
 	go.step.sm/crypto v0.91.0 // indirect
 	go.uber.org/automaxprocs v1.6.0 // indirect

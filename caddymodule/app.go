@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyevents"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 
@@ -95,6 +96,7 @@ type App struct {
 	guards  []*Handler  // all of this configuration
 	doors   []*SiteDoor // all of this configuration
 	key     string      // of the store in stores
+	events  *caddyevents.App
 	started bool
 }
 
@@ -140,7 +142,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return err
 	}
-	opts.Log = caddy.Log().Named("service_users") // the store outlives this configuration, and so must its log
+	opts.Log, opts.Notify = mainLog(), notify // the store outlives this configuration
 	throttle := *cmp.Or(a.Throttle, &Throttle{Attempts: 30})
 	throttle.Within = cmp.Or(throttle.Within, caddy.Duration(time.Minute))
 	decisions := cmp.Or(a.Decisions, 10_000)
@@ -153,6 +155,11 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if err := metrics.register(ctx.GetMetricsRegistry()); err != nil {
 		return err
 	}
+	app, err := ctx.App("events")
+	if err != nil {
+		return err
+	}
+	a.events = app.(*caddyevents.App)
 	key, err := json.Marshal([]any{
 		path, opts.Peppers.IDs(), opts.DefaultGroup, opts.TokenTTL, opts.MaxTokenTTL, throttle, decisions,
 		opts.Retention, opts.UseInterval, opts.MaxStaleness, opts.ReadOnly,
@@ -170,7 +177,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 		return err
 	}
 	a.shared, a.perUser = pooled.(*shared), a.PerUserMetrics
-	return nil
+	return a.events.On("started", &emitter{a, a.shared})
 }
 
 // check checks the settings that need no file and no environment.
@@ -282,8 +289,14 @@ func (a *App) walkRoutes() []Finding {
 	return a.findings(app.(*caddyhttp.App))
 }
 
-// Stop does nothing: requests may still need the store.
-func (a *App) Stop() error { return nil }
+// Stop leaves the store open: requests may still need it. At the end of Caddy it waits a little for the handlers of
+// events.
+func (a *App) Stop() error {
+	if caddy.Exiting() {
+		emitAll()
+	}
+	return nil
+}
 
 // Cleanup releases the store. Other configurations may still use it.
 func (a *App) Cleanup() error {
@@ -292,7 +305,7 @@ func (a *App) Cleanup() error {
 	}
 	release := func() {
 		if _, err := stores.Delete(a.key); err != nil {
-			caddy.Log().Named("service_users").Error("closing the store", zap.Error(err))
+			mainLog().Error("closing the store", zap.Error(err))
 		}
 	}
 	if !a.started {

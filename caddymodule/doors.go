@@ -43,7 +43,8 @@ func (localDoor) CaddyModule() caddy.ModuleInfo {
 // Provision only takes a logger. Caddy provisions this module before the apps, and keeps it when the
 // load fails, so serve looks for the store at each request.
 func (d *localDoor) Provision(ctx caddy.Context) error {
-	d.log = ctx.Logger(d)
+	log := ctx.Logger(d)
+	d.log = prompt(log, log.Core)
 	return nil
 }
 
@@ -158,7 +159,7 @@ func (SiteDoor) CaddyModule() caddy.ModuleInfo {
 
 // Provision takes the store of the configuration, which Start opens later.
 func (d *SiteDoor) Provision(ctx caddy.Context) (err error) {
-	d.log = ctx.Logger()
+	d.log = moduleLog(ctx)
 	d.origin = http.NewCrossOriginProtection()
 	app, err := serviceUsers(ctx)
 	if err != nil {
@@ -277,7 +278,8 @@ func (d *SiteDoor) actor(
 		principal, a.reason = live.store.Directory().Authenticate(a.Credential, address, now.Unix())
 	}
 	if _, probe := admin.IsProbe(r); a.reason != access.Granted && !(probe && a.reason == access.NoCredential) {
-		login, wait = live.failedLogin(d.log, r, a, address)
+		refused := live.failedLogin(d.log, r, a, address)
+		login, wait = refused.candidate, refused.retryAfter
 	}
 	switch {
 	case wait > 0:

@@ -176,7 +176,7 @@ func (h *Handler) Provision(ctx caddy.Context) (err error) {
 	h.storeHandle = app.storeHandle
 	h.over = ctx.Done()
 	// The sampler keeps a flood of refusals from filling the log.
-	h.log = ctx.Logger().WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core {
+	h.log = moduleLog(ctx).WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core {
 		return zapcore.NewSamplerWithOptions(core, time.Second, 100, 1000)
 	}))
 	if err := h.prepare(); err != nil {
@@ -370,6 +370,13 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		return h.refuse(w, r, h.forbid(&rq, decided, decision))
 	}
 
+	show(r, vars, func() outcome {
+		word := access.Granted.String()
+		if !decision.Allowed() {
+			word = "observed"
+		}
+		return outcome{word, rq.principal.ID(), rq.principal.TokenID(), decision.RuleID(), ""}
+	})
 	st := rq.live.streams.begin(h, w, &rq, decision)
 	remember(r, vars, &st.identity)
 	inject(r.Header, h.identity, rq.principal)
@@ -417,7 +424,7 @@ func (h *Handler) forbid(rq *request, action access.Action, decision access.Deci
 	}
 	rq.live.recall.Keep(kept)
 	return refusal{
-		status: http.StatusForbidden, candidate: p.ID(), reason: decision.Reason,
+		status: http.StatusForbidden, candidate: p.ID(), user: p.ID(), reason: decision.Reason,
 		decision: decision, action: kept.Action, decisionID: kept.ID, token: kept.TokenID,
 	}
 }

@@ -226,7 +226,7 @@ func TestThrottleBehindProxy(t *testing.T) {
 		caddyhttp.SetVar(r.Context(), caddyhttp.TrustedProxyVarKey, trusted)
 		address := peerAddress(r)
 		fail := func(name string) bool {
-			_, wait := live.failedLogin(zap.NewNop(), r, login{value: basic(name, "x"), reason: access.UnknownID}, address)
+			wait := live.failedLogin(zap.NewNop(), r, login{value: basic(name, "x"), reason: access.UnknownID}, address).retryAfter
 			return wait > 0
 		}
 		if fail("a") {
@@ -238,7 +238,7 @@ func TestThrottleBehindProxy(t *testing.T) {
 		if !fail("a") {
 			t.Errorf("trusted %t: the same login is not throttled", trusted)
 		}
-		if _, wait := live.failedLogin(zap.NewNop(), r, login{reason: access.NoCredential}, netip.MustParseAddr("192.0.2.99")); wait != 0 {
+		if wait := live.failedLogin(zap.NewNop(), r, login{reason: access.NoCredential}, netip.MustParseAddr("192.0.2.99")).retryAfter; wait != 0 {
 			t.Errorf("trusted %t: a request without a credential has to wait for %s", trusted, wait)
 		}
 	}

@@ -43,6 +43,9 @@ type collectors struct {
 	auditSeq    prometheus.Gauge
 	auditHash   prometheus.Gauge
 
+	droppedEvents prometheus.Counter
+	droppedLines  prometheus.Counter
+
 	all []prometheus.Collector // every collector, in the order of creation
 }
 
@@ -85,6 +88,10 @@ func newCollectors() *collectors {
 	c.auditHash = c.gauge("audit_hash",
 		"The first 48 bits of the hash of the last record of the audit trail.").WithLabelValues()
 	c.gauge("build_info", "1, with the version of the plugin.", "version").WithLabelValues(admin.Version()).Set(1)
+	c.droppedEvents = c.counter("dropped_events_total",
+		"Events that no handler of Caddy's app events got, since an earlier handler hung or was too slow.")
+	c.droppedLines = c.counter("dropped_log_lines_total",
+		"Lines that are missing in the log, since its writer did not take them in time.")
 	c.storeMetrics()
 	c.censusMetrics()
 	return c

@@ -25,12 +25,13 @@ type refusal struct {
 	detail    string        // for the caller
 	why       string        // for the log; "" means detail
 	candidate string        // the login id that the caller gave
-	reason    access.Reason // 403
+	reason    access.Reason // 401, 429, 403
+	user      string        // the id of the service user, if its secret is right
+	token     string        // likewise of the token
 
 	decision   access.Decision // 403
 	action     access.Action   // 403: the action that the decision refuses
 	decisionID string          // 403
-	token      string          // 403: the id of the token
 
 	retryAfter time.Duration // 429
 	stale      bool          // 503: the store was loaded once; false means never
@@ -277,6 +278,20 @@ func writeReady(w http.ResponseWriter, ready bool) error {
 	return writeJSON(w, status, "application/json", map[string]string{"status": text}, "\n")
 }
 
+// outcome returns the fields of the refusal for the access log and the trace.
+func (refused *refusal) outcome() outcome {
+	o := outcome{"ambiguous", refused.user, refused.token, refused.decision.RuleID(), refused.decisionID}
+	switch refused.status {
+	case http.StatusUnauthorized, http.StatusForbidden:
+		o.outcome = refused.reason.String()
+	case http.StatusTooManyRequests:
+		o.outcome = "throttled"
+	case http.StatusServiceUnavailable:
+		o.outcome = "unavailable"
+	}
+	return o
+}
+
 // record records a refusal in the metrics, the log and the placeholders.
 func (h *Handler) record(r *http.Request, refused refusal) {
 	refused.candidate = access.MaskLogin(refused.candidate)
@@ -289,6 +304,7 @@ func (h *Handler) record(r *http.Request, refused refusal) {
 			repl.Set("http.service_users.decision_id", refused.decisionID)
 		}
 	}
+	show(r, varsOf(r), refused.outcome)
 	why := cmp.Or(refused.why, refused.detail)
 	address, level, text := h.clientAddress(r, varsOf(r)), zap.InfoLevel, "request refused"
 	switch refused.status {

@@ -132,6 +132,7 @@ func (h *Handler) bypass(rq *request) bool {
 			h.keepForeign(rq)
 		}
 		metrics.public.Inc()
+		show(r, rq.vars, just("public"))
 		return true
 	}
 	if h.CORSPreflight && isPreflight(r) && len(rq.authorization) == 0 {
@@ -139,6 +140,7 @@ func (h *Handler) bypass(rq *request) bool {
 		// the same.
 		r.Body, r.ContentLength = http.NoBody, 0
 		metrics.public.Inc()
+		show(r, rq.vars, just("public"))
 		return true
 	}
 	// More than one Authorization field is a 400 of authenticate. A request with the identity of
@@ -153,6 +155,7 @@ func (h *Handler) bypass(rq *request) bool {
 	}
 	h.keepForeign(rq)
 	metrics.passed.Inc()
+	show(r, rq.vars, just("passed"))
 	return true
 }
 
@@ -175,6 +178,7 @@ func (h *Handler) passForeign(rq *request) bool {
 	}
 	rq.r.Header["Authorization"] = rq.authorization
 	metrics.passed.Inc()
+	show(rq.r, rq.vars, just("passed"))
 	return true
 }
 
@@ -236,12 +240,7 @@ func (h *Handler) authenticate(rq *request) refusal {
 	}
 	metrics.decided(rq.begun)
 	// The throttle comes after the check of the secret, so it never delays a right one.
-	refused := refusal{status: http.StatusUnauthorized}
-	refused.candidate, refused.retryAfter = rq.live.failedLogin(h.log, rq.r, a, rq.address)
-	if refused.retryAfter > 0 {
-		refused.status = http.StatusTooManyRequests
-	}
-	return refused
+	return rq.live.failedLogin(h.log, rq.r, a, rq.address)
 }
 
 // login is the attempt of a request to authenticate.

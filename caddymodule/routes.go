@@ -8,7 +8,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/intercept"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
@@ -49,7 +48,7 @@ func checkRoutes(list []Finding) error {
 			fatal = append(fatal, f.String())
 			continue
 		}
-		caddy.Log().Named("service_users").Warn(f.Message,
+		mainLog().Warn(f.Message,
 			zap.String("server", f.Server), zap.String("route", f.Route))
 	}
 	switch len(fatal) {

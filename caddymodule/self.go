@@ -40,6 +40,9 @@ func (h *Handler) serveSelf(w http.ResponseWriter, rq *request) error {
 	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
 		repl.Set("http.auth.user.id", rq.principal.ID()) // for the access log
 	}
+	show(r, rq.vars, func() outcome {
+		return outcome{outcome: "self_service", user: rq.principal.ID(), token: rq.principal.TokenID()}
+	})
 	part := strings.TrimPrefix(strings.TrimSuffix(r.URL.Path, "/"), h.Self.Path)
 	rotate, can := part == "/rotate", part == "/can"
 	if rotate && !h.Self.Rotate {

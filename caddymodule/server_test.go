@@ -39,6 +39,7 @@ type server struct {
 	cmd   *exec.Cmd
 	log   *processLog
 	as    *syscall.SysProcAttr // whom it runs as; nil is the user of the tests
+	errs  *os.File             // its standard error; nil is the log
 
 	exited <-chan struct{} // closed when the process has ended
 }
@@ -92,6 +93,9 @@ func (s *server) run(caddyfile string) {
 	s.cmd.Dir, s.cmd.Env, s.cmd.Stdout, s.cmd.Stderr, s.cmd.SysProcAttr = s.dir, s.env, s.log.file, s.log.file, s.as
 	if s.as != nil {
 		s.cmd.Path = filepath.Join(s.dir, "caddy")
+	}
+	if s.errs != nil {
+		s.cmd.Stderr = s.errs
 	}
 	if err := s.cmd.Start(); err != nil {
 		s.t.Fatal(err)

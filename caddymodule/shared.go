@@ -54,22 +54,24 @@ type liveStore struct {
 	throttle *access.Throttle // nil is off
 }
 
-// failedLogin logs, counts and remembers a failed login. authorization is the value of the field. It
-// returns the login, and the time to wait before the next attempt; 0 while the rate is accepted. For
-// the throttle, the address of a trusted proxy does not count, since all clients behind the proxy
-// share it. A request without a credential is not an attempt.
+// failedLogin logs, counts and remembers a failed login, and returns the refusal: 401, or 429 with the time to wait
+// while the rate is too high. For the throttle, the address of a trusted proxy does not count, since all clients
+// behind the proxy share it. A request without a credential is not an attempt.
 //
 // Programs such as fail2ban read the line: its message and its fields, in this order, stay. A line
 // with a fault has one more field.
 func (l *liveStore) failedLogin(
 	log *zap.Logger, r *http.Request, a login, address netip.Addr,
-) (login string, wait time.Duration) {
+) refusal {
+	refused := refusal{status: http.StatusUnauthorized, reason: a.reason}
 	kept := access.Recalled{Status: http.StatusUnauthorized, Reason: a.reason}
 	kept.Action.Address = address
-	login, kept.Why = access.ReadLogin(a.value, a.bearer, a.reason)
+	login, why := access.ReadLogin(a.value, a.bearer, a.reason)
+	kept.Why = why
 	if a.reason > access.WrongSecret { // the secret is right, so it names its service user
 		if u, t := l.store.Directory().FindDigest(sha256.Sum256([]byte(a.Secret))); u != nil {
 			login, kept.TokenID = cmp.Or(login, u.ID), t.ID
+			refused.user, refused.token = u.ID, t.ID
 		}
 	}
 	level := zap.InfoLevel
@@ -91,13 +93,15 @@ func (l *liveStore) failedLogin(
 		if varsOf(r).fromTrustedProxy() && address == peerAddress(r) {
 			address = netip.Addr{}
 		}
-		if wait = l.throttle.Fail(login, address, l.store.Now()); wait > 0 {
+		if wait := l.throttle.Fail(login, address, l.store.Now()); wait > 0 {
 			kept.Status, counter = http.StatusTooManyRequests, metrics.throttled
+			refused.status, refused.retryAfter = kept.Status, wait
 		}
 	}
 	counter.Inc()
 	l.remember(r, login, kept)
-	return login, wait
+	refused.candidate = login
+	return refused
 }
 
 // maxFailedPath bounds the path that is kept of a request without a decision id, in bytes: strangers
@@ -163,6 +167,9 @@ func (s *shared) keepOpening(ctx context.Context, first chan<- error) {
 		if errors.Is(err, store.ErrNotOurs) || errors.Is(err, store.ErrNewer) {
 			fatal = err
 		}
+		if failed := s.fault.Load() != nil; failed != (err != nil) {
+			s.notifyOpening(err)
+		}
 		if err != nil {
 			s.fault.Store(&err)
 		}
@@ -185,6 +192,18 @@ func (s *shared) keepOpening(ctx context.Context, first chan<- error) {
 		case <-time.After(wait):
 		}
 	}
+}
+
+// notifyOpening reports that the store cannot be opened, or that it could be opened after all.
+func (s *shared) notifyOpening(err error) {
+	shown, _ := store.Shown(s.path)
+	data := map[string]any{"store": shown, "node": s.opts.NodeName, "error": ""}
+	if err == nil {
+		notify(store.EventRecovered, data)
+		return
+	}
+	data["error"] = err.Error()
+	notify(store.EventDegraded, data)
 }
 
 // open opens the store and starts the services that use it.

@@ -1,0 +1,129 @@
+package caddymodule
+
+import (
+	"context"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"go.uber.org/zap"
+)
+
+// event is on its way to the handlers of Caddy's app events.
+type event struct {
+	name string
+	data map[string]any
+	done chan struct{} // if not nil, it is closed instead: all events before have been emitted
+}
+
+// events are those that no configuration has emitted yet. They outlive a configuration, as stores do. The length
+// is that of some of the largest changes.
+var events = make(chan event, 10_000)
+
+const (
+	// expiringInterval is the time between two looks for tokens that end soon.
+	expiringInterval = 10 * time.Minute
+	// handlerLimit is the time after which the context of an event handler ends.
+	handlerLimit = time.Minute
+	// exitLimit is how long the end of Caddy waits for handlers of events.
+	exitLimit = 2 * time.Second
+)
+
+// notify queues an event for [App.emitEvents]. It never waits, so that a handler that hangs stops no change.
+func notify(name string, data map[string]any) {
+	select {
+	case events <- event{name: name, data: data}:
+		return
+	default:
+	}
+	metrics.droppedEvents.Inc()
+	now := time.Now().Unix()
+	if last := lastDroppedEvent.Load(); now-last >= 60 && lastDroppedEvent.CompareAndSwap(last, now) {
+		mainLog().Error("events are dropped: a handler of Caddy's app events hangs or is too slow; mend it and reload "+
+			"the configuration. The audit trail has all changes", zap.String("event", name))
+	}
+}
+
+// lastDroppedEvent is the time of the last such line, in Unix seconds.
+var lastDroppedEvent atomic.Int64
+
+// emitter emits events to the handlers of one configuration. Handlers run one after another, in a goroutine of its
+// own. One that hangs ends with it: the next configuration has another emitter.
+type emitter struct {
+	app    *App
+	shared *shared
+}
+
+// Handle implements caddyevents.Handler, for the event "started": before it, handlers may not be subscribed yet.
+func (e *emitter) Handle(context.Context, caddy.Event) error {
+	go e.run()
+	return nil
+}
+
+func (e *emitter) run() {
+	tick := time.NewTicker(expiringInterval)
+	defer tick.Stop()
+	e.emitExpiring()
+	for {
+		select {
+		case <-e.app.ctx.Done():
+			return
+		case next := <-events:
+			if next.done != nil {
+				close(next.done)
+			} else {
+				e.emit(next.name, next.data)
+			}
+		case <-tick.C:
+			e.emitExpiring()
+		}
+	}
+}
+
+// emitExpiring emits token.expiring. It claims a token only where a handler listens, so that the handlers of a fleet
+// can be on one of its nodes.
+func (e *emitter) emitExpiring() {
+	const name = "token.expiring"
+	live := e.shared.live.Load()
+	if live == nil || !e.app.events.ShouldEmit(name) {
+		return
+	}
+	list, _ := live.store.ClaimExpiring(context.WithoutCancel(e.app.ctx)) // logs errors
+	for _, t := range list {
+		e.emit(name, map[string]any{
+			"token_id": t.TokenID, "service_user_id": t.UserID, "service_user_name": t.Name, "owner": t.Owner,
+			"expires_at": t.ExpiresAt.Format(time.RFC3339), "days": t.Days,
+		})
+	}
+}
+
+// emit calls the handlers of an event. A reload does not end their context, so that no event is lost by it.
+func (e *emitter) emit(name string, data map[string]any) {
+	if !e.app.events.ShouldEmit(name) {
+		return
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			mainLog().Error("a handler of Caddy's app events has panicked", zap.String("event", name), zap.Any("panic", r),
+				zap.Stack("stack"))
+		}
+	}()
+	ctx, cancel := e.app.ctx, context.CancelFunc(nil) // a copy
+	ctx.Context, cancel = context.WithTimeout(context.WithoutCancel(ctx.Context), handlerLimit)
+	defer cancel()
+	e.app.events.Emit(ctx, name, data)
+}
+
+// emitAll waits until the events so far have been emitted, for a while.
+func emitAll() {
+	end, done := time.After(exitLimit), make(chan struct{})
+	select {
+	case events <- event{done: done}:
+	case <-end:
+		return
+	}
+	select {
+	case <-done:
+	case <-end:
+	}
+}

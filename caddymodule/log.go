@@ -1,0 +1,142 @@
+package caddymodule
+
+import (
+	"os"
+	"sync"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+)
+
+const (
+	// logWait is how long a line of the log may hold up the goroutine that writes it.
+	logWait = 100 * time.Millisecond
+	// maxLogLines is how many lines wait for a log that does not take them.
+	maxLogLines = 1000
+)
+
+// mainLog returns the log of code that outlives a configuration, such as a store. Its lines go to the default log of
+// the configuration in force.
+var mainLog = sync.OnceValue(func() *zap.Logger {
+	return prompt(caddy.Log(), func() zapcore.Core { return caddy.Log().Core() }).Named("service_users")
+})
+
+// moduleLog returns the log of a module.
+func moduleLog(ctx caddy.Context) *zap.Logger {
+	log := ctx.Logger()
+	return prompt(log, log.Core)
+}
+
+// prompt returns a log whose lines never block for longer than logWait, whatever the writer of the log does: a pipe that
+// nobody reads, or a hung disk, must stop neither a request nor a change nor the look for changes. A goroutine
+// writes the lines, in their order, and ends when there are none. Usually it has written a line before the call
+// returns. core is called for each line.
+func prompt(log *zap.Logger, core func() zapcore.Core) *zap.Logger {
+	return log.WithOptions(zap.WrapCore(func(zapcore.Core) zapcore.Core {
+		return &promptCore{core: core, queue: new(logQueue)}
+	}))
+}
+
+// promptCore is a [zapcore.Core] in front of another one.
+type promptCore struct {
+	core   func() zapcore.Core
+	fields []zapcore.Field
+	queue  *logQueue
+}
+
+func (c *promptCore) Enabled(level zapcore.Level) bool { return c.core().Enabled(level) }
+
+func (c *promptCore) With(fields []zapcore.Field) zapcore.Core {
+	return &promptCore{c.core, append(c.fields[:len(c.fields):len(c.fields)], fields...), c.queue}
+}
+
+func (c *promptCore) Check(entry zapcore.Entry, checked *zapcore.CheckedEntry) *zapcore.CheckedEntry {
+	if !c.Enabled(entry.Level) {
+		return checked
+	}
+	return checked.AddCore(entry, c)
+}
+
+func (c *promptCore) Write(entry zapcore.Entry, fields []zapcore.Field) error {
+	c.queue.put(logLine{c.core(), entry, append(c.fields[:len(c.fields):len(c.fields)], fields...), make(chan struct{})})
+	return nil
+}
+
+func (c *promptCore) Sync() error { return c.core().Sync() }
+
+// writeErrors gets the errors of writers, such as a full disk.
+var writeErrors = zapcore.Lock(os.Stderr)
+
+type logLine struct {
+	core    zapcore.Core
+	entry   zapcore.Entry
+	fields  []zapcore.Field
+	written chan struct{}
+}
+
+func (l logLine) write() {
+	// The core may have several writers, each with a level of its own: Check chooses those of the line.
+	if checked := l.core.Check(l.entry, nil); checked != nil {
+		checked.ErrorOutput = writeErrors
+		checked.Write(l.fields...)
+	}
+	close(l.written)
+}
+
+// logQueue has the lines that are not written yet, the first of which is being written.
+type logQueue struct {
+	mu      sync.Mutex
+	lines   []logLine
+	late    bool // a line has waited in vain: until all are written, no other one waits
+	dropped int64
+}
+
+func (q *logQueue) put(line logLine) {
+	q.mu.Lock()
+	if len(q.lines) == maxLogLines {
+		q.dropped++
+		q.mu.Unlock()
+		metrics.droppedLines.Inc()
+		return
+	}
+	if q.lines = append(q.lines, line); len(q.lines) == 1 {
+		go q.write(line)
+	}
+	late := q.late
+	q.mu.Unlock()
+	if late {
+		return
+	}
+	end := time.NewTimer(logWait)
+	defer end.Stop()
+	select {
+	case <-line.written:
+	case <-end.C:
+		q.mu.Lock()
+		q.late = len(q.lines) > 0
+		q.mu.Unlock()
+	}
+}
+
+// write writes lines, of which this is the first, until there are none.
+func (q *logQueue) write(line logLine) {
+	for more := true; more; {
+		line.write()
+		q.mu.Lock()
+		if q.lines = q.lines[1:]; len(q.lines) == 0 && q.dropped > 0 {
+			q.lines = append(q.lines, logLine{line.core, zapcore.Entry{
+				Level: zap.WarnLevel, Time: time.Now(), LoggerName: line.entry.LoggerName,
+				Message: "lines are missing here: the log did not take them in time",
+			}, []zapcore.Field{zap.Int64("lines", q.dropped)}, make(chan struct{})})
+			q.dropped = 0
+		}
+		if more = len(q.lines) > 0; more {
+			line = q.lines[0]
+		} else {
+			q.lines, q.late = nil, false
+		}
+		q.mu.Unlock()
+	}
+}
