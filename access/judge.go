@@ -46,9 +46,21 @@ func (p Problem) Advice() string {
 // With [MergedSlashes], the path of the action has single slashes. A caller that forwards the request
 // forwards the form of [Relax.Forwarded].
 //
-// The data path, check-log, self-service and explain all judge by this function. A caller that does
+// The data path (by Screen), check-log, self-service and explain all judge by this function. A caller that does
 // not know the host of a request passes any valid one, such as "localhost": "" is a problem.
 func Judge(method, host, target string, allow Relax) (Action, Problem) {
+	action, p := Screen(method, host, target, allow)
+	if p.Need != 0 { // the readings that the options open may be a problem too
+		if _, other := (allow | p.Need).CheckTarget(target); !other.OK() {
+			p.Need = 0
+		}
+	}
+	return action, p
+}
+
+// Screen is Judge for callers that only refuse: the request may have another problem, which the options of
+// Need do not lift. A stranger decides about the time that the search for it takes.
+func Screen(method, host, target string, allow Relax) (Action, Problem) {
 	if p := CheckMethod(method); !p.OK() {
 		p.Part = "method"
 		return Action{}, p
@@ -60,11 +72,6 @@ func Judge(method, host, target string, allow Relax) (Action, Problem) {
 	}
 	path, p := allow.CheckTarget(target)
 	if !p.OK() {
-		if p.Need != 0 { // the readings that the options open may be a problem too
-			if _, other := (allow | p.Need).CheckTarget(target); !other.OK() {
-				p.Need = 0
-			}
-		}
 		p.Part = "path"
 		return Action{}, p
 	}

@@ -66,13 +66,13 @@ func (h *Handler) judge(rq *request) access.Problem {
 		if original.Method != r.Method {
 			was.method = original.Method
 		}
-		action, p := access.Judge(was.method, r.Host, original.RequestURI, h.relax)
+		action, p := access.Screen(was.method, r.Host, original.RequestURI, h.relax)
 		if !p.OK() {
 			return p
 		}
 		was.path, originalRaw = action.Path, rawPath(&original)
 	}
-	action, p := access.Judge(method, r.Host, r.RequestURI, h.relax)
+	action, p := access.Screen(method, r.Host, r.RequestURI, h.relax)
 	if !p.OK() {
 		return p
 	}
