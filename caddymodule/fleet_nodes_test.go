@@ -20,7 +20,8 @@ import (
 	"github.com/serviceusers/caddy-service-users/internal/pgtest"
 )
 
-// startFleet starts Caddys on an empty store. There is a pooler of transactions before the last of them.
+// startFleet starts Caddys on an empty store. There is a pooler of transactions before the last of them. Every
+// second one forwards by service_users_proxy.
 func startFleet(t testing.TB, nodes int, caddyfile string) *fleet {
 	t.Helper()
 	f := &fleet{t: t, database: pgtest.Shared(t), past: []fleetWorld{{}}, since: []time.Time{{}}}
@@ -39,10 +40,16 @@ func startFleet(t testing.TB, nodes int, caddyfile string) *fleet {
 		// The address says at which node a token was used.
 		dialer := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, byte(2+i))}}
 		n := &fleetNode{
-			server: newServer(t, "SERVICE_USERS_STORE="+place), name: name,
+			server: newServer(t, "SERVICE_USERS_STORE="+place, "PROXY="+[]string{"reverse_proxy", "service_users_proxy"}[i%2]), name: name,
 			client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 20, DialContext: dialer.DialContext}},
 		}
 		t.Cleanup(n.client.CloseIdleConnections)
+		upstream, err := net.Listen("tcp", "127.0.0.1:"+n.ports["UPSTREAM_PORT"])
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { upstream.Close() })
+		go func() { _ = http.Serve(upstream, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})) }()
 		if err := os.WriteFile(n.caddyfile(), []byte(caddyfile), 0o600); err != nil {
 			t.Fatal(err)
 		}

@@ -46,7 +46,7 @@ http://:{$API_PORT} {
 			rotate 1h
 		}
 	}
-	respond "let in"
+	{$PROXY} 127.0.0.1:{$UPSTREAM_PORT}
 }
 `
 

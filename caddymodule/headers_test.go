@@ -260,9 +260,13 @@ func testHostileTargets(t *testing.T, proxy func(string) string) {
 // the log tells a credential that could be read from one that could not.
 func TestHostileCredentials(t *testing.T) {
 	t.Parallel()
+	throughBoth(t, testHostileCredentials)
+}
+
+func testHostileCredentials(t *testing.T, proxy func(string) string) {
 	s := newServer(t)
 	up := startRecorder(t, s.ports["UPSTREAM_PORT"])
-	withCaddyfile(s, strings.Replace(proxyCaddyfile, "\n\t}\n}", "\n\t\tthrottle off\n\t}\n}", 1))
+	withCaddyfile(s, proxy(strings.Replace(proxyCaddyfile, "\n\t}\n}", "\n\t\tthrottle off\n\t}\n}", 1)))
 	s.create("somebody", "--alias", "svc-1")
 
 	rows, refusal := 0, ""
@@ -322,6 +326,9 @@ func TestHostileCredentials(t *testing.T) {
 // withCaddyfile starts a prepared server.
 func withCaddyfile(s *server, caddyfile string) *server {
 	s.t.Helper()
+	if *leanEverywhere {
+		caddyfile = lean(caddyfile)
+	}
 	path := s.dir + "/Caddyfile"
 	if err := os.WriteFile(path, []byte(caddyfile), 0o600); err != nil {
 		s.t.Fatal(err)

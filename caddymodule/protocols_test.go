@@ -267,6 +267,18 @@ func h3HeaderFrame(fields []hpack.HeaderField) []byte {
 	return h3Frame(h3Headers, block.Bytes())
 }
 
+// h3 returns the frames of a request.
+func (r wireRequest) h3() []byte {
+	out := h3HeaderFrame(r.fields)
+	if r.body != "" {
+		out = append(out, h3Frame(h3Data, []byte(r.body))...)
+	}
+	if r.trailer != nil {
+		out = append(out, h3HeaderFrame(r.trailer)...)
+	}
+	return out
+}
+
 // send sends one request and reads the status of the answer.
 func (c h3Conn) send(r wireRequest) (status int, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -276,14 +288,7 @@ func (c h3Conn) send(r wireRequest) (status int, err error) {
 		return 0, err
 	}
 	_ = stream.SetDeadline(time.Now().Add(patience))
-	out := h3HeaderFrame(r.fields)
-	if r.body != "" {
-		out = append(out, h3Frame(h3Data, []byte(r.body))...)
-	}
-	if r.trailer != nil {
-		out = append(out, h3HeaderFrame(r.trailer)...)
-	}
-	_, _ = stream.Write(out) // the server may have stopped reading
+	_, _ = stream.Write(r.h3()) // the server may have stopped reading
 	if !r.open {
 		_ = stream.Close()
 	}

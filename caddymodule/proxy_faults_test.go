@@ -14,13 +14,23 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/quic-go/quic-go"
+	"github.com/quic-go/quic-go/http3"
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 )
 
-var peers = goflag.Int("peers", 20, "how many bad upstreams and bad clients of each kind TestProxyBadPeers meets")
+var peers = goflag.Int("peers", 10, "how many bad upstreams and bad clients of each kind TestProxyBadPeers meets")
 
-// peersCaddyfile has a guarded site for each proxy, and one with error routes.
+// peersCaddyfile has a guarded site for each proxy.
 const peersCaddyfile = `
 {
+	skip_install_trust
+	auto_https disable_redirects
+	servers {
+		protocols h1 h2 h2c h3
+	}
 	log {
 		level FATAL
 	}
@@ -36,6 +46,13 @@ http://:{$API_PORT} {
 	service_users_proxy /slow 127.0.0.1:{$UPSTREAM_PORT} {
 		timeout 100ms
 	}
+	service_users_proxy 127.0.0.1:{$UPSTREAM_PORT}
+}
+
+https://app.example:{$TLS_PORT} {
+	bind 127.0.0.1
+	tls internal
+	service_users
 	service_users_proxy 127.0.0.1:{$UPSTREAM_PORT}
 }
 
@@ -58,6 +75,9 @@ func startPeers(t *testing.T, caddyfile string) (s *server, up *script, login st
 	t.Helper()
 	s, up = newServer(t), new(script)
 	s.moreports("STOCK_PORT", "DOWN_PORT")
+	if strings.Contains(caddyfile, "TLS_PORT") {
+		s.moreports("TLS_PORT")
+	}
 	l, err := net.Listen("tcp", "127.0.0.1:"+s.ports["UPSTREAM_PORT"])
 	if err != nil {
 		t.Fatal(err)
@@ -85,14 +105,19 @@ func TestProxyBadPeers(t *testing.T) {
 		defer conn.Close()
 		_ = conn.SetDeadline(time.Now().Add(patience))
 		_, _ = io.WriteString(conn, "GET "+target+" "+login+header+"\r\n")
-		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
-		if err != nil {
-			return err.Error()
+		for in := bufio.NewReader(conn); ; {
+			resp, err := http.ReadResponse(in, nil)
+			if err != nil {
+				return err.Error()
+			}
+			if resp.StatusCode == http.StatusEarlyHints {
+				continue
+			}
+			if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+				return fmt.Sprint(resp.StatusCode, " ", err)
+			}
+			return fmt.Sprint(resp.StatusCode)
 		}
-		if _, err := io.Copy(io.Discard, resp.Body); err != nil {
-			return fmt.Sprint(resp.StatusCode, " ", err)
-		}
-		return fmt.Sprint(resp.StatusCode)
 	}
 	upstreams := map[string]struct {
 		target, answer, want string
@@ -101,6 +126,9 @@ func TestProxyBadPeers(t *testing.T) {
 	}{
 		"down":       {target: "/down", want: "502"},
 		"slow":       {target: "/slow", answer: "never", want: "504"},
+		"hints":      {target: "/slow", answer: "hints forever", want: "504", dose: 2},
+		"trailers":   {answer: "one trailer", want: "200"},
+		"codings":    {answer: "two codings", want: "502"},
 		"closes":     {answer: "closes", want: "502"},
 		"early":      {answer: "short", want: "200 unexpected EOF"},
 		"chunk":      {answer: "bad chunk", want: "200 unexpected EOF"},
@@ -133,6 +161,9 @@ func TestProxyBadPeers(t *testing.T) {
 		"stops reading a stream": func() error {
 			return leave("GET / "+login+"X-Answer: endless\r\n\r\n", 1000)
 		},
+		"stops reading hints": func() error {
+			return leave("GET / "+login+"X-Answer: hints forever\r\n\r\n", 1000)
+		},
 		"stops sending": func() error {
 			return leave("POST / "+login+"Content-Length: 100000\r\nX-Answer: hints first\r\n\r\nabc", 20)
 		},
@@ -145,6 +176,46 @@ func TestProxyBadPeers(t *testing.T) {
 		"leaves a WebSocket": func() error {
 			return leave("GET / "+login+"Connection: Upgrade\r\nUpgrade: websocket\r\nX-Answer: switched\r\n\r\n", 20)
 		},
+	}
+	// The same over HTTP/2, on a connection of its own, and over HTTP/3, on a connection for all.
+	leaveH2 := func(r wireRequest) error {
+		conn, err := net.Dial("tcp", "127.0.0.1:"+s.ports["API_PORT"])
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		c := speakH2(t, conn)
+		c.send(1, r)
+		for {
+			if frame, err := c.ReadFrame(); err != nil || frame.Header().Type == http2.FrameHeaders {
+				return err
+			}
+		}
+	}
+	h3 := dialH3(t, s.addr("TLS_PORT"))
+	defer func() { _ = h3.CloseWithError(0x100, "") }()
+	leaveH3 := func(r wireRequest) error {
+		stream, err := h3.OpenStreamSync(t.Context())
+		if err != nil {
+			return err
+		}
+		_ = stream.SetDeadline(time.Now().Add(patience))
+		_, _ = stream.Write(r.h3())
+		_, err = io.ReadFull(stream, make([]byte, 5)) // as long as a 103
+		stream.CancelRead(quic.StreamErrorCode(http3.ErrCodeRequestCanceled))
+		stream.CancelWrite(quic.StreamErrorCode(http3.ErrCodeRequestCanceled))
+		return err
+	}
+	_, authorization, _ := strings.Cut(strings.TrimSpace(login), "Authorization: ")
+	for name, r := range map[string]wireRequest{
+		"stops reading":         {fields: wireFields("GET", "/", "x-answer: big")},
+		"stops reading hints":   {fields: wireFields("GET", "/", "x-answer: hints forever")},
+		"stops sending":         {fields: wireFields("POST", "/", "x-answer: hints first"), body: "abc", open: true},
+		"leaves while it waits": {fields: wireFields("GET", "/", "x-answer: hints, then never")},
+	} {
+		r.fields = append(r.fields, hpack.HeaderField{Name: "authorization", Value: authorization})
+		clients[name+", HTTP/2"] = func() error { return leaveH2(r) }
+		clients[name+", HTTP/3"] = func() error { return leaveH3(r) }
 	}
 	meet := func(dose int) {
 		var running sync.WaitGroup
@@ -181,7 +252,7 @@ func TestProxyBadPeers(t *testing.T) {
 		}
 		running.Wait()
 	}
-	meet(20)
+	meet(10)
 	eventually(t, "the upstream has only idle connections", func() bool { return up.open.Load() <= 64 })
 	before := s.holdings()
 	meet(*peers)

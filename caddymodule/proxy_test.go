@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"errors"
+	goflag "flag" // flag is a function here
 	"fmt"
 	"io"
 	"maps"
@@ -22,9 +23,13 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/quic-go/qpack"
+	"github.com/quic-go/quic-go/quicvarint"
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 )
+
+var leanEverywhere = goflag.Bool("lean", false, "run the tests with service_users_proxy in the place of reverse_proxy, where a Caddyfile has it")
 
 // lean returns a Caddyfile with service_users_proxy in the place of reverse_proxy.
 func lean(caddyfile string) string {
@@ -63,13 +68,13 @@ const pairUpstreams = `
 `
 
 // pairCaddyfile serves the same upstreams by reverse_proxy and by service_users_proxy, over HTTP/1.1,
-// cleartext HTTP/2, and TLS. 127.0.0.2 is a trusted proxy.
+// cleartext HTTP/2, TLS, and HTTP/3. 127.0.0.2 is a trusted proxy.
 var pairCaddyfile = `
 {
 	skip_install_trust
 	auto_https disable_redirects
 	servers {
-		protocols h1 h2 h2c
+		protocols h1 h2 h2c h3
 		trusted_proxies static 127.0.0.2
 	}
 	service_users {
@@ -195,6 +200,11 @@ func (up *script) serve(conn net.Conn) {
 			_, _ = io.WriteString(conn, "HTTP/1.1 103 Early Hints\r\n\r\n")
 			_, _ = io.Copy(io.Discard, in)
 			return
+		case "hints forever":
+			for err == nil {
+				_, err = io.WriteString(conn, "HTTP/1.1 103 Early Hints\r\nLink: </a>; rel=preload\r\n\r\n")
+			}
+			return
 		case "never":
 			_, _ = io.Copy(io.Discard, in)
 			return
@@ -216,7 +226,9 @@ func (up *script) serve(conn net.Conn) {
 			}
 		}
 		if r.Header.Get("X-Answer") != "early" {
-			_, _ = io.Copy(io.Discard, r.Body)
+			if _, err := io.Copy(io.Discard, r.Body); err != nil {
+				return // not a whole request
+			}
 			text = raw.String()
 		}
 		up.keep(text)
@@ -279,6 +291,14 @@ var answers = map[string]string{
 	"switched h2c": "101 Switching Protocols\nConnection: Upgrade\nUpgrade: h2c\n\n",
 	"same twice":   "200 OK\nContent-Length: 2\nContent-Length: 2\n\nok",
 	"other twice":  "200 OK\nContent-Length: 2\nContent-Length: 3\n\nok",
+	"two lengths":  "200 OK\nContent-Length: 2\nTransfer-Encoding: chunked\nContent-Type: a/b\n\n3\r\nabc\r\n0\r\n\r\n",
+	"two codings":  "200 OK\nTransfer-Encoding: chunked\nTransfer-Encoding: chunked\nContent-Type: a/b\n\n3\r\nabc\r\n0\r\n\r\n",
+	"gzip, then":   "200 OK\nTransfer-Encoding: gzip, chunked\nContent-Type: a/b\n\n3\r\nabc\r\n0\r\n\r\n",
+	"minus":        "200 OK\nContent-Length: -2\n\nok",
+	"folded":       "200 OK\nX-A: a\n b\nContent-Length: 2\n\nok",
+	"no reason":    "200\nContent-Length: 2\n\nok",
+	"100 hints":    strings.Repeat("103 Early Hints\nLink: </a>|", 100) + "200 OK\nContent-Length: 2\n\nok",
+	"bad hint":     "103 Early Hints\nX Y: 1|200 OK\nContent-Length: 2\n\nok",
 	"short":        "200 OK\nContent-Length: 9\nX-End: BREAKS\n\nok",
 	"short chunk":  "200 OK\nTransfer-Encoding: chunked\nContent-Type: a/b\nX-End: BREAKS\n\n9\r\nok",
 	"bad chunk":    "200 OK\nTransfer-Encoding: chunked\nContent-Type: a/b\nX-End: BREAKS\n\nx\r\nok",
@@ -320,9 +340,12 @@ const (
 	refused101    = "reverse_proxy answers a 101 that nobody asked for with an empty 200, service_users_proxy with 502"
 )
 
+// wireText makes a proxyRow the bytes of a request.
+var wireText = strings.NewReplacer("\n", "\r\n", "␊", "\n", "␍", "\r")
+
 // proxyRow is a request over HTTP/1.1.
 type proxyRow struct {
-	request string // with "\n" for the end of a line
+	request string // with "\n" for the end of a line, and "␊" and "␍" for a bare LF and CR
 	answer  string // a key of answers
 	trusted bool   // the client is a trusted proxy
 	differs string // the reason
@@ -339,6 +362,7 @@ func TestProxyIsReverseProxy(t *testing.T) {
 		t.Helper()
 		stock := ask("API_PORT") + "\n==> " + strings.Join(up.take(), "\n")
 		lean := ask("LEAN_PORT") + "\n==> " + strings.Join(up.take(), "\n")
+		t.Logf("%q", lean)
 		switch {
 		case differs == "" && stock != lean:
 			t.Errorf("reverse_proxy:\n%q\nservice_users_proxy:\n%q", stock, lean)
@@ -354,27 +378,38 @@ func TestProxyIsReverseProxy(t *testing.T) {
 			}
 			t.Run(strings.NewReplacer("\n", ";", " ", "_", "/", "|").Replace(text[:min(len(text), 150)]), func(t *testing.T) {
 				compare(t, row.differs, func(port string) string {
-					return askRaw(t, s.addr(port), strings.ReplaceAll(text, "\n", "\r\n"), row.trusted)
+					return askRaw(t, s.addr(port), wireText.Replace(text), row.trusted)
 				})
 			})
 		}
 	})
-	for name, dial := range map[string]func(port string) (net.Conn, error){
-		"h2c": func(port string) (net.Conn, error) { return net.Dial("tcp", s.addr(port)) },
-		"h2": func(port string) (net.Conn, error) {
-			return dialTLS(s.addr(map[string]string{"API_PORT": "TLS_PORT", "LEAN_PORT": "LEAN_TLS_PORT"}[port]))
+	secure := map[string]string{"API_PORT": "TLS_PORT", "LEAN_PORT": "LEAN_TLS_PORT"}
+	for name, ask := range map[string]func(t *testing.T, port string, r wireRequest) string{
+		"h2c": func(t *testing.T, port string, r wireRequest) string {
+			conn, err := net.Dial("tcp", s.addr(port))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return askH2(t, conn, r)
 		},
+		"h2": func(t *testing.T, port string, r wireRequest) string {
+			conn, err := dialTLS(s.addr(secure[port]))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return askH2(t, conn, r)
+		},
+		"h3": func(t *testing.T, port string, r wireRequest) string { return askH3(t, s.addr(secure[port]), r) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			for i, row := range proxyH2Rows {
 				t.Run(fmt.Sprint(i), func(t *testing.T) {
 					compare(t, row.differs, func(port string) string {
-						conn, err := dial(port)
-						if err != nil {
-							t.Fatal(err)
+						text := ask(t, port, row.wireRequest)
+						if !strings.Contains(text, "\n:status: ") && !strings.Contains(text, "canceled") { // over HTTP/3 a reset may overtake
+							t.Errorf("no answer: %q", text)
 						}
-						defer conn.Close()
-						return askH2(t, conn, row.wireRequest)
+						return text
 					})
 				})
 			}
@@ -420,7 +455,10 @@ func askRaw(t *testing.T, addr, request string, trusted bool) string {
 			end = "unexpected EOF" // as the bytes happen to arrive
 		}
 		text := strings.Replace(raw.String(), "Trailer: X-More, X-Sum", "Trailer: X-Sum, X-More", 1) // in any order
-		return dates.ReplaceAllString(text, "Date: now") + "\n" + end
+		text = dates.ReplaceAllString(text, "Date: now")
+		// An empty body that is flushed before its end is seen; reverse_proxy sometimes is late.
+		text = strings.Replace(text, "Date: now\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "Date: now\r\nContent-Length: 0\r\n\r\n", 1)
+		return text + "\n" + end
 	}
 }
 
@@ -428,6 +466,7 @@ func askRaw(t *testing.T, addr, request string, trusted bool) string {
 // those of the data.
 func askH2(t *testing.T, conn net.Conn, r wireRequest) string {
 	t.Helper()
+	defer conn.Close()
 	c := speakH2(t, conn)
 	c.send(1, r)
 	var text strings.Builder
@@ -450,13 +489,7 @@ func askH2(t *testing.T, conn net.Conn, r wireRequest) string {
 			for _, field := range f.Fields {
 				lines = append(lines, field.Name+": "+field.Value)
 			}
-			slices.Sort(lines)
-			for i, line := range lines {
-				if line == "trailer: X-More, X-Sum" {
-					lines[i] = "trailer: X-Sum, X-More"
-				}
-			}
-			text.WriteString("\n" + dates.ReplaceAllString(strings.Join(lines, "\n"), "date: now") + "\n")
+			text.WriteString(sortedFields(lines))
 			if f.StreamEnded() {
 				return text.String() + "end"
 			}
@@ -471,7 +504,58 @@ func askH2(t *testing.T, conn net.Conn, r wireRequest) string {
 	}
 }
 
-// proxyH2Rows are requests over HTTP/2.
+// sortedFields is a header block as text, without the parts that differ between two servers.
+func sortedFields(lines []string) string {
+	slices.Sort(lines)
+	text := strings.Replace("\n"+strings.Join(lines, "\n")+"\n", "trailer: X-More, X-Sum\n", "trailer: X-Sum, X-More\n", 1)
+	return dates.ReplaceAllString(ownAltSvc.ReplaceAllString(text, ""), "date: now")
+}
+
+var ownAltSvc = regexp.MustCompile(`alt-svc: h3=":\d+"; ma=2592000\n`)
+
+// askH3 is askH2 over HTTP/3.
+func askH3(t *testing.T, addr string, r wireRequest) string {
+	t.Helper()
+	c := dialH3(t, addr)
+	defer func() { _ = c.CloseWithError(0x100, "") }()
+	stream, err := c.OpenStreamSync(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = stream.SetDeadline(time.Now().Add(patience))
+	_, _ = stream.Write(r.h3())
+	_ = stream.Close()
+	in := quicvarint.NewReader(bufio.NewReader(stream))
+	var text strings.Builder
+	for {
+		kind, err := quicvarint.Read(in)
+		if err != nil {
+			return text.String() + " " + err.Error()
+		}
+		length, _ := quicvarint.Read(in)
+		payload := make([]byte, length)
+		if _, err := io.ReadFull(in, payload); err != nil {
+			return text.String() + " " + err.Error()
+		}
+		if kind == h3Data {
+			text.Write(payload)
+		}
+		if kind != h3Headers {
+			continue
+		}
+		lines := []string{}
+		for next := qpack.NewDecoder().Decode(payload); ; {
+			field, err := next()
+			if err != nil {
+				break
+			}
+			lines = append(lines, field.Name+": "+field.Value)
+		}
+		text.WriteString(sortedFields(lines))
+	}
+}
+
+// proxyH2Rows are requests over HTTP/2 and HTTP/3.
 var proxyH2Rows = []struct {
 	wireRequest
 	differs string
@@ -551,12 +635,34 @@ func proxyRows() []proxyRow {
 			}
 		}
 	}
+	// Requests whose end two programs could see at different places.
+	for _, framing := range []string{
+		"Content-Length: 3\nTransfer-Encoding: chunked\n\n3\nabc\n0\n\n", "Transfer-Encoding: chunked\nContent-Length: 3\n\n0\n\n",
+		"Content-Length: 3\nContent-Length: 3\n\nabc", "Content-Length: 3\nContent-Length: 4\n\nabc", "Content-Length: 3, 3\n\nabc",
+		"Content-Length: +3\n\nabc", "Content-Length: 0x3\n\nabc", "Content-Length: -1\n\n", "Content-Length: 3 \n\nabc", "Content-Length : 3\n\nabc",
+		"Content-Length: 99999999999999999999\n\n", "Content-Length:\n\n", "X-A: a\n Content-Length: 3\n\nabc", "Content_Length: 3\n\n",
+		"Transfer-Encoding: gzip, chunked\n\n0\n\n", "Transfer-Encoding: identity\n\n", "Transfer-Encoding: Chunked\n\n3\nabc\n0\n\n",
+		"Transfer-Encoding: chunked\nTransfer-Encoding: chunked\n\n0\n\n", "Transfer-Encoding: chunked\nTransfer-Encoding: identity\n\n0\n\n",
+		"Transfer-Encoding : chunked\n\n0\n\n", "Transfer-Encoding: \x0bchunked\n\n0\n\n", "Transfer-Encoding: xchunked\n\n0\n\n", "Transfer_Encoding: chunked\n\n",
+		"Connection: Content-Length\nContent-Length: 3\n\nabc", "Connection: Transfer-Encoding\nTransfer-Encoding: chunked\n\n3\nabc\n0\n\n",
+		"Transfer-Encoding: chunked\n\n03;x=y\nabc\n0;z\n\n", "Transfer-Encoding: chunked\nTrailer: Content-Length\n\n0\nContent-Length: 3\n\n",
+		"Transfer-Encoding: chunked\nTrailer: Host, X-Sum\n\n0\nHost: x\nX-Sum: 1\n\n", "X-A: a␊Content-Length: 3\n\nabc", "X-A: a␍Content-Length: 3\n\nabc",
+		"X-A: a\x00b\n\n", "Host: other.example\n\n", "\xffX: 1\n\n", "Expect: 200-ok\n\n", "Content-Length: 3\nExpect: 100-continue\nConnection: Expect\n\nabc",
+	} {
+		rows = append(rows, proxyRow{request: "POST / HTTP/1.1\nHost: app.example\nAccept-Encoding: br\n" + framing})
+	}
+	for i, chunks := range []string{"3\nabc\n0\nX Y: 1\n\n", "0x3\nabc\n0\n\n", "-1\nabc\n0\n\n", "3\nabcd\n0\n\n", "3\nabc0\n\n", "ffffffffffffffffff\nabc\n0\n\n", "3␊abc␊0␊␊", "3␍abc\n0\n\n"} {
+		rows = append(rows, proxyRow{differs: map[bool]string{true: problemAnswer}[i > 0], request: "POST / HTTP/1.1\nHost: app.example\nAccept-Encoding: br\nTransfer-Encoding: chunked\n\n" + chunks})
+	}
+	for _, line := range []string{"GET  / HTTP/1.1", "GET / HTTP/1.1 ", "GET\t/\tHTTP/1.1", "GET / HTTP/1.2", "GET / HTTP/2.0", "GET / http/1.1", "GET /", "G\x00T / HTTP/1.1", "GET /a b HTTP/1.1", " GET / HTTP/1.1"} {
+		rows = append(rows, proxyRow{request: line + "\nHost: app.example\nAccept-Encoding: br\n\n"})
+	}
 	for _, answer := range slices.Sorted(maps.Keys(answers)) {
 		for _, method := range []string{"GET", "HEAD"} {
 			row := add(method+" /", "", "")
 			row.answer = answer
 			switch answer {
-			case "other twice", "bad status", "no status", "huge":
+			case "other twice", "two codings", "gzip, then", "minus", "bad status", "no status", "huge":
 				row.differs = problemAnswer
 			case "switched", "switched h2c":
 				row.differs = refused101

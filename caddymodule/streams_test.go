@@ -99,9 +99,13 @@ http://:{$API_PORT} {
 // as it came.
 func TestConditionalStreams(t *testing.T) {
 	t.Parallel()
+	throughBoth(t, testConditionalStreams)
+}
+
+func testConditionalStreams(t *testing.T, proxy func(string) string) {
 	s := newServer(t)
 	up := startBackend(t, s.ports["UPSTREAM_PORT"])
-	withCaddyfile(s, changingCaddyfile)
+	withCaddyfile(s, proxy(changingCaddyfile))
 	s.mustCLI("group", "create", "by-label", "--rule", `allow GET /v1/{rest...} when user.labels.env == "prod"`)
 	s.mustCLI("group", "create", "by-header", "--rule", `allow GET /v1/{rest...} when request.header("X-Env") == "prod" && request.header("X-Plan") == "gold" && request.header("Authorization") + request.header("X-Forwarded-Proto") == ""`)
 	s.mustCLI("group", "create", "by-address", "--rule", `allow GET /v1/{rest...} when cidr("127.0.0.0/8").containsIP(request.remote_ip)`)

@@ -204,10 +204,14 @@ var kindsUnderWay = []string{"lines", "poll", "upload", "chunked", "download", "
 // seconds, whatever their headers say: exactly those that lost it are cut.
 func TestUnderWay(t *testing.T) {
 	t.Parallel()
+	throughBoth(t, testUnderWay)
+}
+
+func testUnderWay(t *testing.T, proxy func(string) string) {
 	s := newServer(t)
 	s.moreports("TLS_PORT")
 	up := startSlow(t, s.ports["UPSTREAM_PORT"])
-	withCaddyfile(s, wireCaddyfile)
+	withCaddyfile(s, proxy(wireCaddyfile))
 	s.mustCLI("group", "create", "readers", "--rule", "allow GET,POST /v1/{rest...}")
 	losing := map[string]func(user string){
 		"revoked":     func(user string) { s.mustCLI("token", "revoke", user, s.tokenID(user), "--yes") },
@@ -249,10 +253,14 @@ func TestUnderWay(t *testing.T) {
 // expires meanwhile, and not although it is revoked then.
 func TestUnderWayAfterExpiry(t *testing.T) {
 	t.Parallel()
+	throughBoth(t, testUnderWayAfterExpiry)
+}
+
+func testUnderWayAfterExpiry(t *testing.T, proxy func(string) string) {
 	s := newServer(t)
 	s.moreports("TLS_PORT")
 	up := startSlow(t, s.ports["UPSTREAM_PORT"])
-	withCaddyfile(s, wireCaddyfile)
+	withCaddyfile(s, proxy(wireCaddyfile))
 	s.mustCLI("group", "create", "readers", "--rule", "allow GET,POST /v1/{rest...}")
 	protocols := []string{"h1", "h2", "h3"}
 
