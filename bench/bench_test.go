@@ -92,13 +92,13 @@ func TestReadRequest(t *testing.T) {
 		strings.Replace(long, "\r\n\r\n", "\r\nContent-Length: 70\r\n\r\n"+strings.Repeat("\r\n", 35), 1)+
 			// the line is as long as the buffer but for its end
 			"GET /"+strings.Repeat("b", size-len("GET /"))+"\r\n\r\n"+
-			request("/?bytes=7")+request("/?head")), size)
-	for i, want := range []string{"", "", "bytes=7", "head"} {
+			request("/?bytes=7")+request("/?head=1")), size)
+	for i, want := range []string{"", "", "bytes=7", "head=1"} {
 		query, head, err := readRequest(in)
 		if err != nil || query != want {
 			t.Errorf("request %d: got query %q, %v, want %q", i+1, query, err, want)
 		}
-		if lines := strings.TrimSuffix(request("/?head"), "\r\n"); want == "head" && string(head) != lines {
+		if lines := strings.TrimSuffix(request("/?head=1"), "\r\n"); want == "head=1" && string(head) != lines {
 			t.Errorf("got head %q, want %q", head, lines)
 		}
 	}

@@ -22,7 +22,7 @@ import (
 
 // answerAlways is an upstream: it answers every request with the same bytes. A
 // server that understood requests would cost more than some of the proxies.
-// Two queries have an answer of their own: "?bytes=N" gets N bytes, and "?head"
+// Two queries have an answer of their own: "?bytes=N" gets N bytes, and "?head=1"
 // the head of the request.
 func answerAlways(address, head, body string) error {
 	usual := answer(head, body)
@@ -50,7 +50,7 @@ func answerAlways(address, head, body string) error {
 						sized[length] = answer(head, strings.Repeat("x", n))
 					}
 					reply = sized[length]
-				} else if query == "head" {
+				} else if query == "head=1" {
 					reply = answer(head, string(echo))
 				}
 				if _, err := conn.Write(reply); err != nil {
@@ -65,7 +65,7 @@ func answer(head, body string) []byte {
 	return fmt.Appendf(nil, "HTTP/1.1 200 OK\r\n%sContent-Length: %d\r\n\r\n%s", head, len(body), body)
 }
 
-// readRequest reads a request to its end. It returns the query, and the head if the query is "head".
+// readRequest reads a request to its end. It returns the query, and the head if the query is "head=1".
 func readRequest(in *bufio.Reader) (query string, head []byte, err error) {
 	length := 0 // of the body
 	for begin, first := true, true; ; first = false {
@@ -86,7 +86,7 @@ func readRequest(in *bufio.Reader) (query string, head []byte, err error) {
 				return "", nil, err
 			}
 		}
-		if query == "head" {
+		if query == "head=1" {
 			head = append(head, part...)
 		}
 		begin = err == nil

@@ -154,7 +154,7 @@ func (s *section) prepare(ctx context.Context, t *subject) error {
 	if t.sees != "" {
 		target, rest, _ := strings.Cut(t.calls[0], " HTTP/1.1\r\n")
 		target, _, _ = strings.Cut(target, "?")
-		if status, head, err := ask(t.protocol, t.address, target+"?head HTTP/1.1\r\n"+rest); !strings.Contains(head, t.sees) {
+		if status, head, err := ask(t.protocol, t.address, target+"?head=1 HTTP/1.1\r\n"+rest); !strings.Contains(head, t.sees) {
 			return fmt.Errorf("%s: got %d (%v); the upstream has not got %q but\n%s", t.name, status, err, t.sees, head)
 		}
 	}

@@ -35,7 +35,7 @@ var summary = []struct {
 	{"peers", "nginx `auth_basic`, 10 000 accounts", "nginx `auth_basic`, 10 000 accounts, SHA-1", true},
 	{"slow", "nginx auth_basic bcrypt 10, 1 account", "nginx `auth_basic`, one account, bcrypt 10", false},
 	{"peers", "nginx `auth_request` to an authority", "nginx `auth_request`", true},
-	{"peers", "Oathkeeper, 10 000 clients, warm", "Oathkeeper, 10 000 clients, all in its cache", true},
+	{"peers", "Oathkeeper, 1000 clients, warm", "Oathkeeper, 1000 clients, all in its cache", true},
 	{"peers", "oauth2-proxy, 10 000 accounts", "oauth2-proxy, 10 000 accounts, SHA-1", true},
 	{"peers", "Traefik, no check", "Traefik, no check", false},
 	{"peers", "Traefik `basicAuth`, 1 account", "Traefik `basicAuth`, one account, SHA-1", false},
