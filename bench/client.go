@@ -11,6 +11,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -80,6 +81,7 @@ func load(protocol, address, file string, atOnce int, lasts time.Duration) error
 		}
 		requests = append(requests, r)
 	}
+	debug.SetGCPercent(400) // the work of the client is not measured
 	ctx, cancel := context.WithTimeout(context.Background(), lasts+30*time.Second)
 	defer cancel()
 	var refused, broken atomic.Int64
