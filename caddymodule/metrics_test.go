@@ -111,7 +111,7 @@ func TestMetricNames(t *testing.T) {
 		}
 	}
 	name, files := regexp.MustCompile(prefix+`[a-z_]+`), 0
-	for _, pattern := range []string{"../*.md", "../docs/*.md", "../examples/*/*"} {
+	for _, pattern := range []string{"../*.md", "../docs/*.md", "../examples/*/*.json", "../examples/*/*.yml"} {
 		for _, path := range must(filepath.Glob(pattern)) {
 			found := name.FindAllString(string(must(os.ReadFile(path))), -1)
 			if len(found) > 0 {

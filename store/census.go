@@ -102,7 +102,8 @@ func (s *Store) takeCensus(ctx context.Context) (err error) {
 			continue
 		}
 		lag := NodeLag{n.Lag, max(n.now.Sub(n.SeenAt), 0)}
-		if n.Self {
+		if n.Self { // its last changes may be in force and not reported yet
+			lag.Revisions = max(n.Revision+n.Lag-s.Directory().Revision(), 0)
 			c.This = lag
 		}
 		c.Slowest.Revisions = max(c.Slowest.Revisions, lag.Revisions)
