@@ -289,14 +289,8 @@ func (a *App) walkRoutes() []Finding {
 	return a.findings(app.(*caddyhttp.App))
 }
 
-// Stop leaves the store open: requests may still need it. At the end of Caddy it waits a little for the handlers of
-// events.
-func (a *App) Stop() error {
-	if caddy.Exiting() {
-		emitAll()
-	}
-	return nil
-}
+// Stop does nothing: requests may still need the store.
+func (a *App) Stop() error { return nil }
 
 // Cleanup releases the store. Other configurations may still use it.
 func (a *App) Cleanup() error {

@@ -43,8 +43,7 @@ func (localDoor) CaddyModule() caddy.ModuleInfo {
 // Provision only takes a logger. Caddy provisions this module before the apps, and keeps it when the
 // load fails, so serve looks for the store at each request.
 func (d *localDoor) Provision(ctx caddy.Context) error {
-	log := ctx.Logger(d)
-	d.log = prompt(log, log.Core)
+	d.log = moduleLog(ctx.Logger(d))
 	return nil
 }
 
@@ -159,7 +158,7 @@ func (SiteDoor) CaddyModule() caddy.ModuleInfo {
 
 // Provision takes the store of the configuration, which Start opens later.
 func (d *SiteDoor) Provision(ctx caddy.Context) (err error) {
-	d.log = moduleLog(ctx)
+	d.log = moduleLog(ctx.Logger())
 	d.origin = http.NewCrossOriginProtection()
 	app, err := serviceUsers(ctx)
 	if err != nil {

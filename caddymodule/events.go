@@ -2,7 +2,6 @@ package caddymodule
 
 import (
 	"context"
-	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -13,7 +12,6 @@ import (
 type event struct {
 	name string
 	data map[string]any
-	done chan struct{} // if not nil, it is closed instead: all events before have been emitted
 }
 
 // events are those that no configuration has emitted yet. They outlive a configuration, as stores do. The length
@@ -25,27 +23,21 @@ const (
 	expiringInterval = 10 * time.Minute
 	// handlerLimit is the time after which the context of an event handler ends.
 	handlerLimit = time.Minute
-	// exitLimit is how long the end of Caddy waits for handlers of events.
-	exitLimit = 2 * time.Second
 )
 
 // notify queues an event for [App.emitEvents]. It never waits, so that a handler that hangs stops no change.
 func notify(name string, data map[string]any) {
 	select {
-	case events <- event{name: name, data: data}:
+	case events <- event{name, data}:
 		return
 	default:
 	}
 	metrics.droppedEvents.Inc()
-	now := time.Now().Unix()
-	if last := lastDroppedEvent.Load(); now-last >= 60 && lastDroppedEvent.CompareAndSwap(last, now) {
+	if n := count(metrics.droppedEvents); n%1000 == 1 {
 		mainLog().Error("events are dropped: a handler of Caddy's app events hangs or is too slow; mend it and reload "+
 			"the configuration. The audit trail has all changes", zap.String("event", name))
 	}
 }
-
-// lastDroppedEvent is the time of the last such line, in Unix seconds.
-var lastDroppedEvent atomic.Int64
 
 // emitter emits events to the handlers of one configuration. Handlers run one after another, in a goroutine of its
 // own. One that hangs ends with it: the next configuration has another emitter.
@@ -69,11 +61,7 @@ func (e *emitter) run() {
 		case <-e.app.ctx.Done():
 			return
 		case next := <-events:
-			if next.done != nil {
-				close(next.done)
-			} else {
-				e.emit(next.name, next.data)
-			}
+			e.emit(next.name, next.data)
 		case <-tick.C:
 			e.emitExpiring()
 		}
@@ -88,7 +76,10 @@ func (e *emitter) emitExpiring() {
 	if live == nil || !e.app.events.ShouldEmit(name) {
 		return
 	}
-	list, _ := live.store.ClaimExpiring(context.WithoutCancel(e.app.ctx)) // logs errors
+	list, err := live.store.ClaimExpiring(context.WithoutCancel(e.app.ctx))
+	if err != nil {
+		mainLog().Error("the tokens that end soon cannot be claimed; the next try is in ten minutes", zap.Error(err))
+	}
 	for _, t := range list {
 		e.emit(name, map[string]any{
 			"token_id": t.TokenID, "service_user_id": t.UserID, "service_user_name": t.Name, "owner": t.Owner,
@@ -112,18 +103,4 @@ func (e *emitter) emit(name string, data map[string]any) {
 	ctx.Context, cancel = context.WithTimeout(context.WithoutCancel(ctx.Context), handlerLimit)
 	defer cancel()
 	e.app.events.Emit(ctx, name, data)
-}
-
-// emitAll waits until the events so far have been emitted, for a while.
-func emitAll() {
-	end, done := time.After(exitLimit), make(chan struct{})
-	select {
-	case events <- event{done: done}:
-	case <-end:
-		return
-	}
-	select {
-	case <-done:
-	case <-end:
-	}
 }

@@ -176,7 +176,7 @@ func (h *Handler) Provision(ctx caddy.Context) (err error) {
 	h.storeHandle = app.storeHandle
 	h.over = ctx.Done()
 	// The sampler keeps a flood of refusals from filling the log.
-	h.log = moduleLog(ctx).WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core {
+	h.log = moduleLog(ctx.Logger()).WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core {
 		return zapcore.NewSamplerWithOptions(core, time.Second, 100, 1000)
 	}))
 	if err := h.prepare(); err != nil {

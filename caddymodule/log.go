@@ -24,14 +24,11 @@ var mainLog = sync.OnceValue(func() *zap.Logger {
 })
 
 // moduleLog returns the log of a module.
-func moduleLog(ctx caddy.Context) *zap.Logger {
-	log := ctx.Logger()
-	return prompt(log, log.Core)
-}
+func moduleLog(log *zap.Logger) *zap.Logger { return prompt(log, log.Core) }
 
 // prompt returns a log whose lines never block for longer than logWait, whatever the writer of the log does: a pipe that
 // nobody reads, or a hung disk, must stop neither a request nor a change nor the look for changes. A goroutine
-// writes the lines, in their order, and ends when there are none. Usually it has written a line before the call
+// writes the lines, in their order, and ends after the last one. Usually it has written a line before the call
 // returns. core is called for each line.
 func prompt(log *zap.Logger, core func() zapcore.Core) *zap.Logger {
 	return log.WithOptions(zap.WrapCore(func(zapcore.Core) zapcore.Core {
@@ -41,15 +38,16 @@ func prompt(log *zap.Logger, core func() zapcore.Core) *zap.Logger {
 
 // promptCore is a [zapcore.Core] in front of another one.
 type promptCore struct {
-	core   func() zapcore.Core
-	fields []zapcore.Field
-	queue  *logQueue
+	core  func() zapcore.Core
+	queue *logQueue
 }
 
 func (c *promptCore) Enabled(level zapcore.Level) bool { return c.core().Enabled(level) }
 
+func (c *promptCore) Sync() error { return c.core().Sync() }
+
 func (c *promptCore) With(fields []zapcore.Field) zapcore.Core {
-	return &promptCore{c.core, append(c.fields[:len(c.fields):len(c.fields)], fields...), c.queue}
+	return &promptCore{func() zapcore.Core { return c.core().With(fields) }, c.queue}
 }
 
 func (c *promptCore) Check(entry zapcore.Entry, checked *zapcore.CheckedEntry) *zapcore.CheckedEntry {
@@ -60,11 +58,9 @@ func (c *promptCore) Check(entry zapcore.Entry, checked *zapcore.CheckedEntry) *
 }
 
 func (c *promptCore) Write(entry zapcore.Entry, fields []zapcore.Field) error {
-	c.queue.put(logLine{c.core(), entry, append(c.fields[:len(c.fields):len(c.fields)], fields...), make(chan struct{})})
+	c.queue.put(logLine{c.core(), entry, fields, make(chan struct{})})
 	return nil
 }
-
-func (c *promptCore) Sync() error { return c.core().Sync() }
 
 // writeErrors gets the errors of writers, such as a full disk.
 var writeErrors = zapcore.Lock(os.Stderr)
@@ -76,27 +72,16 @@ type logLine struct {
 	written chan struct{}
 }
 
-func (l logLine) write() {
-	// The core may have several writers, each with a level of its own: Check chooses those of the line.
-	if checked := l.core.Check(l.entry, nil); checked != nil {
-		checked.ErrorOutput = writeErrors
-		checked.Write(l.fields...)
-	}
-	close(l.written)
-}
-
 // logQueue has the lines that are not written yet, the first of which is being written.
 type logQueue struct {
-	mu      sync.Mutex
-	lines   []logLine
-	late    bool // a line has waited in vain: until all are written, no other one waits
-	dropped int64
+	mu    sync.Mutex
+	lines []logLine
+	late  bool // a line has waited in vain: until all are written, no other one waits
 }
 
 func (q *logQueue) put(line logLine) {
 	q.mu.Lock()
 	if len(q.lines) == maxLogLines {
-		q.dropped++
 		q.mu.Unlock()
 		metrics.droppedLines.Inc()
 		return
@@ -120,18 +105,17 @@ func (q *logQueue) put(line logLine) {
 	}
 }
 
-// write writes lines, of which this is the first, until there are none.
+// write writes lines, of which this is the first, until all are written.
 func (q *logQueue) write(line logLine) {
 	for more := true; more; {
-		line.write()
-		q.mu.Lock()
-		if q.lines = q.lines[1:]; len(q.lines) == 0 && q.dropped > 0 {
-			q.lines = append(q.lines, logLine{line.core, zapcore.Entry{
-				Level: zap.WarnLevel, Time: time.Now(), LoggerName: line.entry.LoggerName,
-				Message: "lines are missing here: the log did not take them in time",
-			}, []zapcore.Field{zap.Int64("lines", q.dropped)}, make(chan struct{})})
-			q.dropped = 0
+		// The core may have several writers, each with a level of its own: Check chooses those of the line.
+		if checked := line.core.Check(line.entry, nil); checked != nil {
+			checked.ErrorOutput = writeErrors
+			checked.Write(line.fields...)
 		}
+		close(line.written)
+		q.mu.Lock()
+		q.lines = q.lines[1:]
 		if more = len(q.lines) > 0; more {
 			line = q.lines[0]
 		} else {

@@ -152,19 +152,6 @@ func (l *logSource) function(f *ast.FuncDecl) {
 				fields = append(fields, l.fields(arg, 0)...)
 			}
 			l.add([]string{logLevels[s.Sel.Name]}, l.messages(n.Args[0]), fields, n.Pos())
-		case *ast.CompositeLit: // zapcore.Entry
-			if s, ok := n.Type.(*ast.SelectorExpr); ok && fmt.Sprint(s.X) == "zapcore" && s.Sel.Name == "Entry" {
-				var levels, messages []string
-				for _, element := range n.Elts {
-					switch kv := element.(*ast.KeyValueExpr); fmt.Sprint(kv.Key) {
-					case "Level":
-						levels = l.levels(kv.Value)
-					case "Message":
-						messages = l.messages(kv.Value)
-					}
-				}
-				l.add(levels, messages, l.fields(f, 0), n.Pos())
-			}
 		}
 		return true
 	})

@@ -31,12 +31,6 @@ func (o *outcome) each(f func(name, value string)) {
 	}
 }
 
-// MarshalLogObject implements [zapcore.ObjectMarshaler].
-func (o *outcome) MarshalLogObject(into zapcore.ObjectEncoder) error {
-	o.each(into.AddString)
-	return nil
-}
-
 // outcomeVar is the name of the request variable with the outcome, while there is an access log.
 const outcomeVar = "service_users.outcome"
 
@@ -57,7 +51,10 @@ func show(r *http.Request, vars variables, of func() outcome) {
 		*before = shown
 	} else if extra, ok := ctx.Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok && logged {
 		vars[outcomeVar] = &shown
-		extra.Add(zap.Inline(&shown))
+		extra.Add(zap.Inline(zapcore.ObjectMarshalerFunc(func(into zapcore.ObjectEncoder) error {
+			shown.each(into.AddString)
+			return nil
+		})))
 	}
 }
 

@@ -119,7 +119,7 @@ func (p *Proxy) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return err
 	}
-	p.log, p.host = moduleLog(ctx), address.JoinHostPort(0)
+	p.log, p.host = moduleLog(ctx.Logger()), address.JoinHostPort(0)
 	noCompression := false // of its own: the upstream sees the client's Accept-Encoding or none
 	settings := &reverseproxy.HTTPTransport{
 		Compression:     &noCompression,

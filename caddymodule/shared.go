@@ -168,7 +168,12 @@ func (s *shared) keepOpening(ctx context.Context, first chan<- error) {
 			fatal = err
 		}
 		if failed := s.fault.Load() != nil; failed != (err != nil) {
-			s.notifyOpening(err)
+			shown, _ := store.Shown(s.path)
+			name, text := store.EventRecovered, ""
+			if err != nil {
+				name, text = store.EventDegraded, err.Error()
+			}
+			notify(name, map[string]any{"store": shown, "node": s.opts.NodeName, "error": text})
 		}
 		if err != nil {
 			s.fault.Store(&err)
@@ -192,18 +197,6 @@ func (s *shared) keepOpening(ctx context.Context, first chan<- error) {
 		case <-time.After(wait):
 		}
 	}
-}
-
-// notifyOpening reports that the store cannot be opened, or that it could be opened after all.
-func (s *shared) notifyOpening(err error) {
-	shown, _ := store.Shown(s.path)
-	data := map[string]any{"store": shown, "node": s.opts.NodeName, "error": ""}
-	if err == nil {
-		notify(store.EventRecovered, data)
-		return
-	}
-	data["error"] = err.Error()
-	notify(store.EventDegraded, data)
 }
 
 // open opens the store and starts the services that use it.

@@ -6,8 +6,6 @@ import (
 	"database/sql"
 	"encoding/json"
 	"time"
-
-	"go.uber.org/zap"
 )
 
 // The events that Options.Notify gets besides those of the audit trail, whose names are the actions.
@@ -81,9 +79,6 @@ func (s *Store) ClaimExpiring(ctx context.Context) (list []Expiring, err error) 
 			return cmp.Or(err, t.Commit())
 		})
 	})
-	if s.claimsFail.Swap(err != nil) != (err != nil) && err != nil {
-		s.log.Error("the tokens that end soon cannot be claimed; the store tries again", zap.Error(err))
-	}
 	if err != nil {
 		return nil, err
 	}
@@ -97,6 +92,7 @@ func (s *Store) ClaimExpiring(ctx context.Context) (list []Expiring, err error) 
 
 func (t *tx) claimExpiring() (list []Expiring, err error) {
 	for _, days := range []int64{1, 7, 14} {
+		// "expires_at > 0" is there for the index tokens_notices.
 		ahead, now := days*24*60*60, t.now.Unix()
 		some, err := all(t, "claiming tokens that end soon", func(rows *sql.Rows) (e Expiring, err error) {
 			e.Days = days
@@ -104,7 +100,7 @@ func (t *tx) claimExpiring() (list []Expiring, err error) {
 			return e, err
 		}, `UPDATE tokens SET notice_end = expires_at, notice_days = $1 WHERE id IN (
 			SELECT id FROM tokens
-			WHERE expires_at > $2 AND expires_at <= $3 AND created_at < expires_at - $4
+			WHERE expires_at > 0 AND expires_at > $2 AND expires_at <= $3 AND created_at < expires_at - $4
 				AND (notice_end <> expires_at OR notice_days > $1) AND revoked_at = 0 AND retires_at = 0
 				AND EXISTS (SELECT 1 FROM service_users u WHERE u.id = service_user_id AND deleted_at = 0 AND active)
 			ORDER BY expires_at LIMIT $5`+t.store.lockRows()+`)

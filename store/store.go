@@ -123,7 +123,6 @@ type Store struct {
 	attempts   attempts
 	refusals   refusalQueue
 	census     censusTaker
-	claimsFail atomic.Bool // the last call of ClaimExpiring
 }
 
 // Create creates an empty store at path unless there is a file. It reports whether it created one.
