@@ -32,8 +32,8 @@ build() {
 	# by this working tree. Without it the module proxy would be asked for a list
 	# of versions, and some proxies refuse paths that were never published. It only
 	# says what is built, in "caddy service-user version" and elsewhere.
-	tag=$(cd "$here" && git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null ||
-		git describe --always --dirty --exclude '*' 2>/dev/null | sed 's/^/v0.0.0-g/')
+	tag=$(git -C "$here" describe --tags --match 'v[0-9]*' --dirty 2>/dev/null ||
+		git -C "$here" describe --always --dirty --exclude '*' 2>/dev/null | sed 's/^/v0.0.0-g/')
 	(cd "$here" && go tool -modfile=tools/go.mod xcaddy build "$version" \
 		--output "$output" --with "$module@${tag:-v0.0.0}=$here")
 	touch "$output"
