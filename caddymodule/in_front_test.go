@@ -170,7 +170,7 @@ func TestInFront(t *testing.T) {
 		{"HAProxy with the PROXY protocol", "haproxy", "haproxy/proxy-protocol.Caddyfile", "haproxy/proxy-protocol.cfg"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			s, f := startFront(t, row.program, row.caddyfile, row.config, 
+			s, f := startFront(t, row.program, row.caddyfile, row.config,
 				"inter 2s fall 3 rise 2", "inter 50ms fall 1 rise 1", "\ttimeout http-request", "\ttimeout check 10s\n\ttimeout http-request")
 			s.mustCLI("group", "create", "callers", "--rule", "allow * /v1/{rest...}")
 			here := s.create("here", "--allowed-ip", "127.0.0.3", "--group", "callers")
