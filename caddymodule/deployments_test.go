@@ -51,7 +51,7 @@ func setUp(t *testing.T, s *server, heading string) (users map[string]credential
 				users[args[3]] = s.create(args[3], withoutSecretFile(args[4:])...)
 			case strings.HasPrefix(line, "caddy service-user "):
 				s.mustCLI(args[2:]...)
-			case strings.HasPrefix(line, "curl "):
+			case strings.Contains(line, "| curl "):
 				method := "GET"
 				if slices.Contains(args, "--json") || slices.Contains(args, "-d") {
 					method = "POST"
