@@ -1,5 +1,5 @@
 // Tests of service_users beside handlers of other plugins, in one build with them:
-// a cache (Souin), a rate limiter, and an authenticator for people. They have a
+// a cache (Souin), a rate limiter, an authenticator for people, and an MCP server behind. They have a
 // module of their own, so that none of their dependencies reaches the plugin.
 package neighbours
 
