@@ -213,3 +213,29 @@ func allPages(t *testing.T) []string {
 	t.Helper()
 	return append(must(filepath.Glob("../docs/*.md")), must(filepath.Glob("../*.md"))...)
 }
+
+// TestPagesCaddyfiles: each block of a page in caddyfile is a Caddyfile, or a part of a site or of its options.
+func TestPagesCaddyfiles(t *testing.T) {
+	t.Parallel()
+	block, blocks := regexp.MustCompile("(?ms)^ *```caddyfile\n(.*?)^ *```$"), 0
+	for _, page := range allPages(t) {
+		for _, found := range block.FindAllStringSubmatch(string(must(os.ReadFile(page))), -1) {
+			blocks++
+			if regexp.MustCompile(`(?m)^\s*(order )?(cache|rate_limit)\b`).MatchString(found[1]) {
+				continue // of modules that are not in this build; tools/neighbours has them
+			}
+			var err error
+			for _, whole := range []string{found[1], ":8080 {\n" + found[1] + "}\n", ":8080 {\nservice_users {\n" + found[1] + "}\n}\n"} {
+				if _, err = adapt([]byte(whole)); err == nil {
+					break
+				}
+			}
+			if err != nil {
+				t.Errorf("%s: %v\n%s", page, err, found[1])
+			}
+		}
+	}
+	if blocks < 30 {
+		t.Errorf("found %d blocks, fewer than were there", blocks)
+	}
+}
