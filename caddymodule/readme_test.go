@@ -39,6 +39,8 @@ func TestReadme(t *testing.T) {
 		"docs/incident.md":    {10, "Caddyfile.example", "/service_users"},
 		"docs/upgrading.md":   {8, "Caddyfile.example", "/service_users"},
 		"docs/hardening.md":   {2, "", "/service_users"},
+
+		"docs/coming-from-others.md": {6, "", "/service_users"},
 	} {
 		t.Run(filepath.Base(file), func(t *testing.T) {
 			text, err := os.ReadFile("../" + file)
@@ -291,6 +293,7 @@ func (s *server) save(file step) {
 func (s *server) here(text string) string {
 	return strings.NewReplacer(
 		"localhost:8080", s.addr("API_PORT"), "localhost:8081", s.addr("ADMIN_PORT"), "localhost:9000", s.addr("UPSTREAM_PORT"),
+		"localhost:8000", s.addr("UPSTREAM_PORT"), // of an old gateway
 		"unix/caddy.sock|0600", "{$CADDY_ADMIN}", "unix//run/caddy/admin.sock|0600", "{$CADDY_ADMIN}", "/var/lib/caddy", s.dir,
 	).Replace(text)
 }
