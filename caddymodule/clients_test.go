@@ -166,7 +166,7 @@ func codeUnder(t *testing.T, page, heading string) string {
 
 // ownPATH is PATH without the directory in which TestMain puts this binary under other names, such
 // as curl.
-func ownPATH(t *testing.T) string {
+func ownPATH(t testing.TB) string {
 	t.Helper()
 	fake, err := exec.LookPath("curl")
 	if err != nil {

@@ -29,7 +29,7 @@ func TestHandbook(t *testing.T) {
 		"'unix-socket = caddy.sock' ", "", "curl -K", curl+" -K",
 	).Replace(strings.Join(pageBlocks(t, "handbook.md", "sh"), ""))
 	cmd := exec.Command("sh", "-eux", "-c", script)
-	cmd.Dir, cmd.Env = s.dir, s.env
+	cmd.Dir, cmd.Env = s.dir, append(s.env, "no_proxy=*")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
