@@ -601,17 +601,20 @@ func rungs() []rung {
 func TestClimbs(t *testing.T) {
 	t.Parallel()
 	l, first := newLadder(t)
-	fresh := func(t *testing.T) *ladder {
-		return &ladder{open(t, clone(t, first), Options{}), maps.Clone(l.ids), l.tokens}
+	fresh := func(t *testing.T, opts Options) *ladder {
+		return &ladder{open(t, clone(t, first), opts), maps.Clone(l.ids), l.tokens}
 	}
-	refusing := fresh(t) // for rungs whose only step is refused, and leaves it as it was
+	// The store of rungs whose only step is refused stays as it was: at the time of its clock, nothing is purged.
+	clock := newClock()
+	clock.add(time.Minute)
+	refusing := fresh(t, Options{Now: clock.Now})
 	for _, r := range rungs() {
 		for _, by := range strings.Fields(r.by) {
 			t.Run(by+", "+r.name, func(t *testing.T) {
 				l := refusing
 				if r.before != nil || r.meanwhile != nil || len(r.steps) > 1 || r.want == "ok" {
 					t.Parallel()
-					l = fresh(t)
+					l = fresh(t, Options{})
 				}
 				if r.before != nil {
 					r.before(l)
