@@ -78,6 +78,13 @@ func check(t *testing.T, known map[string]metric, where, text string) (names []s
 		return nil
 	}
 	parser.Inspect(expression, func(node parser.Node, path []parser.Node) error {
+		if group, ok := node.(*parser.AggregateExpr); ok {
+			for _, label := range group.Grouping {
+				if !strings.Contains(" job instance "+labelsIn(known, group), " "+label+" ") {
+					t.Errorf("%s: the series in %s have no label %s", where, group, label)
+				}
+			}
+		}
 		selector, ok := node.(*parser.VectorSelector)
 		if !ok {
 			return nil
@@ -110,6 +117,20 @@ func check(t *testing.T, known map[string]metric, where, text string) (names []s
 		return nil
 	})
 	return names
+}
+
+// labelsIn returns the labels of the metrics in an expression, each before a space.
+func labelsIn(known map[string]metric, expression parser.Expr) (labels string) {
+	parser.Inspect(expression, func(node parser.Node, _ []parser.Node) error {
+		if selector, ok := node.(*parser.VectorSelector); ok {
+			labels += known[selector.Name].label + " "
+			if strings.HasSuffix(selector.Name, "_bucket") {
+				labels += "le "
+			}
+		}
+		return nil
+	})
+	return labels
 }
 
 // panel is a panel of a dashboard of Grafana.
