@@ -102,6 +102,9 @@ func TestJSONTwins(t *testing.T) {
 	variable := regexp.MustCompile(`\{\$(\w+)`)
 	twins := map[string]bool{}
 	for _, path := range examples {
+		if strings.Contains(path, "/ratelimit/") {
+			continue // tools/neighbours has its module
+		}
 		text, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)

@@ -213,7 +213,7 @@ func TestLintRoutes(t *testing.T) {
 // TestExamplesAreClean: nothing is to be said about the Caddyfiles that we show.
 func TestExamplesAreClean(t *testing.T) {
 	files := []string{"../Caddyfile.example"}
-	for _, pattern := range []string{"../examples/*Caddyfile*", "../examples/*/*Caddyfile*"} {
+	for _, pattern := range []string{"../examples/*Caddyfile", "../examples/*/*Caddyfile"} {
 		more, err := filepath.Glob(pattern)
 		if err != nil {
 			t.Fatal(err)
@@ -221,6 +221,9 @@ func TestExamplesAreClean(t *testing.T) {
 		files = append(files, more...)
 	}
 	for _, file := range files {
+		if strings.Contains(file, "/ratelimit/") {
+			continue // tools/neighbours has its module
+		}
 		text, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
