@@ -68,7 +68,7 @@ func main() {
 		processors = 4
 	}
 	flag.IntVar(&b.processors, "processors", processors, "how many processors all programs have: `2 or 4`, half of them for the proxy")
-	peers := flag.String("peers", "Oathkeeper,oauth2-proxy,Traefik", "the `gateways` to build and measure; the first builds take a quarter of an hour")
+	peers := flag.String("peers", "Oathkeeper,oauth2-proxy", "the `gateways` to build and measure; Traefik is another one, whose first build takes a quarter of an hour")
 	write := flag.Bool("write", false, "write docs/benchmark.md, docs/benchmark.svg and the tables in README.md and docs/performance.md")
 	only := flag.String("only", "", "measure only subjects whose \"section/name\" matches this `regexp`, and what they are compared with")
 	flag.BoolVar(&b.quick, "quick", false, "a smoke run: one turn of most subjects, in a minute; its figures mean nothing")
