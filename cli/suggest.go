@@ -30,10 +30,6 @@ var synonyms = map[string]string{
 // the caller probably meant: those of cmd, or else those below its commands.
 func unknownCommand(cmd *cobra.Command, words []string) error {
 	word := strings.ReplaceAll(words[0], "_", "-")
-	if word == "version" {
-		return usagef("unknown command %q; "+
-			"\"caddy build-info\" has the versions of Caddy and of this plugin", word)
-	}
 	if word == "import" && cmd.Name() == "service-user" {
 		return usagef("unknown command %q; \"create --from FILE\" makes the service users of a CSV file, "+
 			"and \"permission load FILE\" reads the catalogue", word)

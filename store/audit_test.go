@@ -173,6 +173,9 @@ func TestAuditActions(t *testing.T) {
 			if _, ok := n.(*ast.ImportSpec); ok {
 				return false
 			}
+			if c, ok := n.(*ast.ValueSpec); ok && strings.HasPrefix(c.Names[0].Name, "Event") {
+				return false // an event that is no record
+			}
 			if text, ok := n.(*ast.BasicLit); ok && action.MatchString(text.Value) {
 				written[strings.Trim(text.Value, `"`)] = true
 			}

@@ -604,8 +604,9 @@ func (w *world) calls() map[string]func() error {
 		"ChangeUsers": func() error {
 			return second(w.ChangeUsers(ctx, alice, Bulk{Entries: []Entry{{ID: w.user.ID, Change: RefreshTokens(time.Hour, new([]Replaced))}}}))
 		},
-		"Check":       func() error { return second(w.Check(ctx, alice, AuditHead{})) },
-		"CreateGroup": func() error { return second(w.CreateGroup(ctx, alice, Group{Name: "another"})) },
+		"Check":         func() error { return second(w.Check(ctx, alice, AuditHead{})) },
+		"ClaimExpiring": func() error { return second(w.ClaimExpiring(ctx)) },
+		"CreateGroup":   func() error { return second(w.CreateGroup(ctx, alice, Group{Name: "another"})) },
 		"CreateServiceUser": func() error {
 			return third(w.CreateServiceUser(ctx, alice, ServiceUser{Profile: profile}, &Token{}))
 		},
