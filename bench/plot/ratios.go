@@ -18,7 +18,7 @@ type Chart struct {
 type Row struct {
 	Name   string
 	Marked bool
-	Ratios []float64 // one for each column
+	Ratios []float64 // one for each column; NaN where nothing was measured
 }
 
 // The measures of a chart, in pixels.
@@ -53,7 +53,9 @@ func (c Chart) draw(out io.Writer) {
 	for i, title := range c.Columns {
 		left, low, high := namesW+columnW*float64(i), 1.0, 1.0
 		for _, r := range c.Rows {
-			low, high = min(low, r.Ratios[i]), max(high, r.Ratios[i])
+			if !math.IsNaN(r.Ratios[i]) {
+				low, high = min(low, r.Ratios[i]), max(high, r.Ratios[i])
+			}
 		}
 		x := func(ratio float64) float64 { return left + barsW*math.Log(ratio/low)/math.Log(high/low*1.001) }
 		text(left, 22, `fill="#222222"`, title)
@@ -64,6 +66,10 @@ func (c Chart) draw(out io.Writer) {
 			}
 			if i == 0 {
 				text(8, y+11, name, r.Name)
+			}
+			if math.IsNaN(r.Ratios[i]) {
+				text(left+barsW+8, y+11, `fill="#444444"`, "–")
+				continue
 			}
 			fmt.Fprintf(out, `<rect x="%.1f" y="%.1f" width="%.1f" height="%g" fill="%s"/>`+"\n",
 				min(x(1), x(r.Ratios[i])), y+2, math.Abs(x(r.Ratios[i])-x(1)), rowH-4, bar)

@@ -3,6 +3,7 @@ package plot
 import (
 	"encoding/xml"
 	"io"
+	"math"
 	"strings"
 	"testing"
 )
@@ -10,7 +11,8 @@ import (
 func TestRatios(t *testing.T) {
 	var picture strings.Builder
 	Ratios(&picture, Chart{Title: "peers", Columns: []string{"rate", "CPU"}, Rows: []Row{
-		{Name: "a < b", Ratios: []float64{1, 1}}, {Name: "ours", Marked: true, Ratios: []float64{0.5, 2}}}})
+		{Name: "a < b", Ratios: []float64{1, 1}}, {Name: "ours", Marked: true, Ratios: []float64{0.5, 2}},
+		{Name: "without an answer", Ratios: []float64{math.NaN(), math.NaN()}}}})
 	var widths []string
 	for in := xml.NewDecoder(strings.NewReader(picture.String())); ; {
 		token, err := in.Token()
