@@ -94,8 +94,8 @@ func (w *serverWalk) basicAuth(h *caddyauth.Authentication, in flow) {
 			if account.Password == examplePassword {
 				w.examples = append(w.examples, Finding{load: true, Message: fmt.Sprintf("people "+
 					"log in as %q with the password of Caddyfile.example, which "+
-					"everybody knows; set another one before anybody else reaches this "+
-					"site: export ADMIN_PASSWORD_HASH=\"$(./caddy hash-password)\"",
+					"everybody knows; put the output of \"caddy hash-password\" in the place of its hash "+
+					"(Caddyfile.example reads that from ADMIN_PASSWORD_HASH) before anybody else reaches this site",
 					account.Username)})
 			}
 		}

@@ -131,7 +131,7 @@ func tryAdmins(t *testing.T, p *patient) {
 	if got := p.get("/v1/x", stranger); got.StatusCode != 403 {
 		t.Errorf("a service user without a group: got %d", got.StatusCode)
 	}
-	p.section("A new service user gets 403", []string{"billing-sync", "stranger"}, "No permission group that you may see has this member")
+	p.section("A new service user gets 403", []string{"billing-sync", "stranger"}, "No permission group has this member")
 	if got := p.get("/v1/people/7", stranger); got.StatusCode != 200 {
 		t.Errorf("a service user with a group of its own: got %d", got.StatusCode)
 	}

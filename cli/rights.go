@@ -35,7 +35,7 @@ func (c *cli) rightsCommands(root *cobra.Command) {
 					rows.add(g.Name, g.Mode, g.Source, r.Text, r.ID)
 				}
 			}
-			none := noneNote(len(a.PermissionGroups), "No permission group that you may see has this "+
+			none := noneNote(len(a.PermissionGroups), "No permission group has this "+
 				"member, so none of their rules applies to it.")
 			if a.Partial {
 				none = "Rules of permission groups outside of your reach may apply too."
