@@ -115,11 +115,14 @@ func (s *Store) takeCensus(ctx context.Context) (err error) {
 	c.unusedTaken = now
 	// The ids of service users sort by creation, so this query reads only an index.
 	since := now.Add(-UnusedFor)
-	c.Unused, err = inReadOf(ctx, s, Local, lookTimeout, func(t *tx) (n int, err error) {
+	unused, err := inReadOf(ctx, s, Local, lookTimeout, func(t *tx) (n int, err error) {
 		err = t.row(`SELECT COUNT(*) FROM service_users WHERE deleted_at = 0 AND last_active_at <= $1 AND id < $2`,
 			since.Unix(), newID("service", since)).Scan(&n)
 		return n, err
 	})
+	if err == nil {
+		c.Unused = unused
+	}
 	return err
 }
 

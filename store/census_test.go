@@ -111,6 +111,10 @@ func TestCensusUnused(t *testing.T) {
 	unused(3)
 	mustDo(w.DeleteServiceUser(ctx, Local, young.ID, 0, 0))
 	unused(2)
+	runSQL(t, w.path, `ALTER TABLE service_users RENAME COLUMN last_active_at TO aside`)
+	unused(2) // the number before, since the database gives none
+	runSQL(t, w.path, `ALTER TABLE service_users RENAME COLUMN aside TO last_active_at`)
+	unused(2)
 }
 
 // Each new directory in force is reported once.
