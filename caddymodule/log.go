@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"fmt"
 	"os"
 	"sync"
 	"time"
@@ -72,6 +73,22 @@ type logLine struct {
 	written chan struct{}
 }
 
+// write writes a line. A panic of a writer or of a value would end Caddy, since nobody else recovers it here.
+func (l *logLine) write() {
+	defer close(l.written)
+	defer func() {
+		if r := recover(); r != nil {
+			metrics.droppedLines.Inc()
+			fmt.Fprintf(writeErrors, "a line of the log is missing, after a panic: %v\n", r)
+		}
+	}()
+	// The core may have several writers, each with a level of its own: Check chooses those of the line.
+	if checked := l.core.Check(l.entry, nil); checked != nil {
+		checked.ErrorOutput = writeErrors
+		checked.Write(l.fields...)
+	}
+}
+
 // logQueue has the lines that are not written yet, the first of which is being written.
 type logQueue struct {
 	mu    sync.Mutex
@@ -108,12 +125,7 @@ func (q *logQueue) put(line logLine) {
 // write writes lines, of which this is the first, until all are written.
 func (q *logQueue) write(line logLine) {
 	for more := true; more; {
-		// The core may have several writers, each with a level of its own: Check chooses those of the line.
-		if checked := line.core.Check(line.entry, nil); checked != nil {
-			checked.ErrorOutput = writeErrors
-			checked.Write(line.fields...)
-		}
-		close(line.written)
+		line.write()
 		q.mu.Lock()
 		q.lines = q.lines[1:]
 		if more = len(q.lines) > 0; more {

@@ -73,6 +73,27 @@ func TestPromptLog(t *testing.T) {
 	}
 }
 
+// TestLogPanics: a writer of the log that panics costs its line, and not Caddy.
+func TestLogPanics(t *testing.T) {
+	saved := writeErrors
+	writeErrors = zapcore.AddSync(io.Discard)
+	defer func() { writeErrors = saved }()
+	core, seen := observer.New(zap.InfoLevel)
+	core = zapcore.RegisterHooks(core, func(e zapcore.Entry) error {
+		if e.Message == "bad" {
+			panic("a writer of a test")
+		}
+		return nil
+	})
+	log := prompt(zap.NewNop(), func() zapcore.Core { return core })
+	before := count(metrics.droppedLines)
+	log.Info("bad")
+	log.Info("good")
+	if got := count(metrics.droppedLines) - before; got != 1 || seen.FilterMessage("good").Len() != 1 {
+		t.Errorf("dropped: got %d, want 1; the next line: got %d, want 1", got, seen.FilterMessage("good").Len())
+	}
+}
+
 const blockedCaddyfile = `
 {
 	log {
