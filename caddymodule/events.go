@@ -2,9 +2,11 @@ package caddymodule
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyevents"
 	"go.uber.org/zap"
 )
 
@@ -56,10 +58,9 @@ func (e *emitter) run() {
 	tick := time.NewTicker(expiringInterval)
 	defer tick.Stop()
 	e.emitExpiring()
-	for {
+	for e.app.ctx.Err() == nil { // or select would choose between the end and an event of the next configuration
 		select {
 		case <-e.app.ctx.Done():
-			return
 		case next := <-events:
 			e.emit(next.name, next.data)
 		case <-tick.C:
@@ -68,12 +69,16 @@ func (e *emitter) run() {
 	}
 }
 
-// emitExpiring emits token.expiring. It claims a token only where a handler listens, so that the handlers of a fleet
-// can be on one of its nodes.
+// emitExpiring emits token.expiring. It claims a token only where the configuration has a handler for it, so that the
+// handlers of a fleet can be on one of its nodes. ShouldEmit is also true for a log with the level debug, and for
+// handlers of other modules.
 func (e *emitter) emitExpiring() {
 	const name = "token.expiring"
 	live := e.shared.live.Load()
-	if live == nil || !e.app.events.ShouldEmit(name) {
+	if live == nil || !slices.ContainsFunc(e.app.events.Subscriptions, func(s *caddyevents.Subscription) bool {
+		return slices.ContainsFunc(s.Events, func(event string) bool { return event == name || event == "" }) &&
+			slices.ContainsFunc(s.Modules, func(id caddy.ModuleID) bool { return id == "service_users" || id == "" })
+	}) {
 		return
 	}
 	list, err := live.store.ClaimExpiring(context.WithoutCancel(e.app.ctx))

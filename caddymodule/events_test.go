@@ -3,6 +3,7 @@ package caddymodule
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyevents"
 
 	"github.com/serviceusers/caddy-service-users/access"
 	"github.com/serviceusers/caddy-service-users/admin"
@@ -270,5 +272,67 @@ func TestEventsAreDropped(t *testing.T) {
 		case <-events:
 		default:
 		}
+	}
+}
+
+// TestExpiringNeedsHandler: only a configuration with a handler for token.expiring takes the tokens. The log has the
+// level debug here.
+func TestExpiringNeedsHandler(t *testing.T) {
+	ctx, cancel := caddy.NewContext(caddy.Context{Context: t.Context()})
+	defer cancel()
+	for _, row := range []struct {
+		handler *caddyevents.Subscription
+		takes   bool
+	}{
+		{nil, false},
+		{&caddyevents.Subscription{Modules: []caddy.ModuleID{"tls"}}, false},
+		{&caddyevents.Subscription{Events: []string{"cert_obtained", "store.degraded"}}, false},
+		{&caddyevents.Subscription{}, true},
+		{&caddyevents.Subscription{Events: []string{"cert_obtained", "token.expiring"}, Modules: []caddy.ModuleID{"service_users"}}, true},
+	} {
+		path := filepath.Join(t.TempDir(), "service_users.db")
+		oldStore(t, path)
+		db, err := store.Open(ctx, path, store.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		app := new(caddyevents.App)
+		if row.handler != nil {
+			app.Subscriptions = append(app.Subscriptions, row.handler)
+		}
+		if err := errors.Join(app.Provision(ctx), app.Start()); err != nil {
+			t.Fatal(err)
+		}
+		e := &emitter{&App{ctx: ctx, events: app}, new(shared)}
+		e.shared.live.Store(&liveStore{store: db})
+		e.emitExpiring()
+		left, err := db.ClaimExpiring(ctx)
+		if taken := len(left) == 0; err != nil || taken != row.takes {
+			t.Errorf("%+v: took the token: got %v, want %v; %v", row.handler, taken, row.takes, err)
+		}
+		db.Close()
+	}
+}
+
+// TestEmitterEnds: the events that wait are those of the next configuration.
+func TestEmitterEnds(t *testing.T) {
+	ctx, cancel := caddy.NewContext(caddy.Context{Context: t.Context()})
+	cancel()
+	app := new(caddyevents.App)
+	if err := app.Provision(ctx); err != nil {
+		t.Fatal(err)
+	}
+	const waiting = 40
+	for range waiting {
+		notify("test.event", nil)
+	}
+	for range waiting {
+		(&emitter{&App{ctx: ctx, events: app}, new(shared)}).run()
+	}
+	if got := len(events); got != waiting {
+		t.Errorf("got %d events, want %d", got, waiting)
+	}
+	for len(events) > 0 {
+		<-events
 	}
 }
