@@ -3,11 +3,14 @@ package caddymodule
 import (
 	"context"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyevents"
 	"go.uber.org/zap"
+
+	"github.com/serviceusers/caddy-service-users/store"
 )
 
 // event is on its way to the handlers of Caddy's app events.
@@ -27,8 +30,15 @@ const (
 	handlerLimit = time.Minute
 )
 
-// notify queues an event for [App.emitEvents]. It never waits, so that a handler that hangs stops no change.
+// degraded is whether the last event about the health of a store was store.degraded. The store that a reload opens
+// ends that.
+var degraded atomic.Bool
+
+// notify queues an event for an emitter. It never waits, so that a handler that hangs stops no change.
 func notify(name string, data map[string]any) {
+	if name == store.EventDegraded || name == store.EventRecovered {
+		degraded.Store(name == store.EventDegraded)
+	}
 	select {
 	case events <- event{name, data}:
 		return

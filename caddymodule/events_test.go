@@ -213,6 +213,29 @@ func TestEvents(t *testing.T) {
 		t.Fatal(err)
 	}
 	await(t, path, "store.recovered")
+
+	// The way out may be another store.
+	other := filepath.Join(s.dir, "other.db")
+	oldStore(t, other)
+	if err := os.Rename(db, db+".away"); err != nil {
+		t.Fatal(err)
+	}
+	health := func() (list []string) {
+		for _, e := range eventsIn(t, path) {
+			if strings.HasPrefix(e.Type, "store.") {
+				list = append(list, e.Type)
+			}
+		}
+		return list
+	}
+	waitUntil(t, "the second fault", func() bool { return len(health()) == 3 })
+	if out, ok := s.reload(strings.Replace(eventsCaddyfile, "{$SERVICE_USERS_STORE}", other, 1)); !ok {
+		t.Fatal(out)
+	}
+	waitUntil(t, "its end, with the store of a reload", func() bool { return len(health()) == 4 })
+	if got, want := strings.Join(health(), " "), "store.degraded store.recovered store.degraded store.recovered"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
 }
 
 // TestBadEventHandler has a handler that hangs or panics: requests, changes, reloads and the end of Caddy go on,

@@ -167,13 +167,8 @@ func (s *shared) keepOpening(ctx context.Context, first chan<- error) {
 		if errors.Is(err, store.ErrNotOurs) || errors.Is(err, store.ErrNewer) {
 			fatal = err
 		}
-		if failed := s.fault.Load() != nil; failed != (err != nil) {
-			shown, _ := store.Shown(s.path)
-			name, text := store.EventRecovered, ""
-			if err != nil {
-				name, text = store.EventDegraded, err.Error()
-			}
-			notify(name, map[string]any{"store": shown, "node": s.opts.NodeName, "error": text})
+		if err != nil && s.fault.Load() == nil && ctx.Err() == nil {
+			s.notify(store.EventDegraded, err.Error())
 		}
 		if err != nil {
 			s.fault.Store(&err)
@@ -197,6 +192,12 @@ func (s *shared) keepOpening(ctx context.Context, first chan<- error) {
 		case <-time.After(wait):
 		}
 	}
+}
+
+// notify queues an event about the store as a whole.
+func (s *shared) notify(name, text string) {
+	shown, _ := store.Shown(s.path)
+	notify(name, map[string]any{"store": shown, "node": s.opts.NodeName, "error": text})
 }
 
 // open opens the store and starts the services that use it.
@@ -268,6 +269,9 @@ func (s *shared) open(ctx context.Context) error {
 	source, _ := db.Source()
 	opts.Log.Info("store opened", zap.String("store", shown), zap.Int64("revision", db.Directory().Revision()),
 		zap.Int("service_users", db.Directory().Len()), zap.String("source", source))
+	if source == store.FromDatabase && degraded.Load() {
+		s.notify(store.EventRecovered, "")
+	}
 	// Reading the service users took more memory than they need from now on.
 	if db.Directory().Len() >= manyUsers {
 		go debug.FreeOSMemory()
