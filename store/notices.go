@@ -1,7 +1,6 @@
 package store
 
 import (
-	"cmp"
 	"context"
 	"database/sql"
 	"encoding/json"
@@ -68,47 +67,70 @@ const claimsAtOnce = 500
 // ClaimExpiring returns tokens whose end is at most 14, 7 or 1 days ahead. All calls in all processes
 // together return a token once for each of these times, even if the caller then fails to report it. After a
 // time when nobody called, only the nearest time counts. A time before the creation of the token does not, and
-// neither does a token that is replaced, or whose service user is inactive. A read-only node has none.
+// neither does a token that is replaced, or whose service user is inactive. A read-only node has none. The list beside an
+// error has the tokens that were claimed before it.
 func (s *Store) ClaimExpiring(ctx context.Context) (list []Expiring, err error) {
 	if s.opts.ReadOnly {
 		return nil, nil
 	}
 	err = s.safely("claiming the tokens that end soon", func() error {
-		return s.aside(ctx, func(t *tx) error {
-			list, err = t.claimExpiring()
-			return cmp.Or(err, t.Commit())
-		})
+		after := int64(0)
+		for _, days := range []int64{1, 7, 14} {
+			some, err := s.claim(ctx, after, days)
+			if err != nil {
+				return err
+			}
+			list, after = append(list, some...), days
+		}
+		return nil
 	})
-	if err != nil {
-		return nil, err
-	}
 	for i := range list {
 		if u, ok := s.Directory().User(list[i].UserID); ok {
 			list[i].Name, list[i].Owner = u.Name, u.Owner
 		}
 	}
-	return list, nil
+	return list, err
 }
 
-func (t *tx) claimExpiring() (list []Expiring, err error) {
-	for _, days := range []int64{1, 7, 14} {
-		// "expires_at > 0" is there for the index tokens_notices.
-		ahead, now := days*24*60*60, t.now.Unix()
-		some, err := all(t, "claiming tokens that end soon", func(rows *sql.Rows) (e Expiring, err error) {
-			e.Days = days
-			err = rows.Scan(&e.TokenID, &e.UserID, (*unixTime)(&e.ExpiresAt))
-			return e, err
-		}, `UPDATE tokens SET notice_end = expires_at, notice_days = $1 WHERE id IN (
-			SELECT id FROM tokens
-			WHERE expires_at > 0 AND expires_at > $2 AND expires_at <= $3 AND created_at < expires_at - $4
-				AND (notice_end <> expires_at OR notice_days > $1) AND revoked_at = 0 AND retires_at = 0
-				AND EXISTS (SELECT 1 FROM service_users u WHERE u.id = service_user_id AND deleted_at = 0 AND active)
-			ORDER BY expires_at LIMIT $5`+t.store.lockRows()+`)
-			RETURNING id, service_user_id, expires_at`, days, now, now+ahead, ahead, claimsAtOnce)
+// claim claims tokens whose end is more than a number of days ahead, and at most another one.
+func (s *Store) claim(ctx context.Context, after, days int64) (list []Expiring, err error) {
+	scan := func(rows *sql.Rows) (e Expiring, err error) {
+		e.Days = days
+		err = rows.Scan(&e.TokenID, &e.UserID, (*unixTime)(&e.ExpiresAt))
+		return e, err
+	}
+	const due = `expires_at > $1 AND expires_at <= $2 AND created_at < expires_at - $3
+		AND (notice_end <> expires_at OR notice_days > $4) AND revoked_at = 0 AND retires_at = 0
+		AND EXISTS (SELECT 1 FROM service_users u WHERE u.id = service_user_id AND deleted_at = 0 AND active)`
+	const day = 24 * 60 * 60
+	now := s.Now().Unix()
+	args := params{now + after*day, now + days*day, days * day, days}
+	// The search may pass a million tokens, so it keeps no change waiting. "expires_at > 0" is there for the index
+	// tokens_notices.
+	found, err := inRead(ctx, s, Local, func(t *tx) ([]Expiring, error) {
+		return all(t, "looking for tokens that end soon", scan, `SELECT id, service_user_id, expires_at FROM tokens
+			WHERE expires_at > 0 AND `+due+` ORDER BY expires_at LIMIT $5`, append(args, claimsAtOnce)...)
+	})
+	if err != nil || len(found) == 0 {
+		return nil, err
+	}
+	ids := make([]string, len(found))
+	for i, e := range found {
+		ids[i] = e.TokenID
+	}
+	these := args.list(ids)
+	err = s.aside(ctx, func(t *tx) error {
+		list, err = all(t, "claiming tokens that end soon", scan, `UPDATE tokens
+			SET notice_end = expires_at, notice_days = $4
+			WHERE id IN (SELECT id FROM tokens WHERE id IN (`+these+`) AND `+due+t.store.lockRows()+`)
+			RETURNING id, service_user_id, expires_at`, args...)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		list = append(list, some...)
+		return t.Commit()
+	})
+	if err != nil {
+		return nil, err
 	}
 	return list, nil
 }

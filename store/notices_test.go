@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -144,6 +145,34 @@ func TestClaimExpiringAtOnce(t *testing.T) {
 	}
 	if len(times) != tokens {
 		t.Errorf("claimed: got %d tokens, want %d", len(times), tokens)
+	}
+}
+
+// Of more tokens than one call takes, each is claimed for the nearest time. A look that finds none waits for no change.
+func TestClaimMany(t *testing.T) {
+	w := newWorld(t, Options{})
+	k := must(w.CreateToken(ctx, Local, w.user.ID, Token{ExpiresAt: w.now().Add(20 * day)}))
+	runSQL(t, w.path, `INSERT INTO tokens (id, hash, service_user_id, description, hint, pepper_id, expires_at, not_before,
+			allowed_ips, metadata, permission_groups, created_at, created_by, updated_at, last_used_at, last_used_ip, use_count,
+			retires_at, revoked_at, replaced_by, version)
+		SELECT id || n, hash || n, service_user_id, description, hint, pepper_id, expires_at, not_before,
+			allowed_ips, metadata, permission_groups, created_at, created_by, updated_at, last_used_at, last_used_ip, use_count,
+			retires_at, revoked_at, replaced_by, version
+		FROM tokens JOIN (WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 600) SELECT n FROM n) x
+			ON tokens.id = '`+k.ID+`'`)
+	w.clock.add(19*day + time.Hour)
+	for _, want := range []int{claimsAtOnce, 601 - claimsAtOnce} {
+		list := must(w.ClaimExpiring(ctx))
+		if len(list) != want || slices.ContainsFunc(list, func(e Expiring) bool { return e.Days != 1 }) {
+			t.Errorf("got %d tokens, want %d, each a day ahead", len(list), want)
+		}
+	}
+	mustDo(w.lock(ctx)) // as a change does
+	defer w.unlock()
+	soon, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	if list, err := w.ClaimExpiring(soon); err != nil || len(list) != 0 {
+		t.Errorf("during a change: got %d tokens, %v, want none", len(list), err)
 	}
 }
 
