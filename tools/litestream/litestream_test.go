@@ -8,8 +8,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"math/rand/v2"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -30,6 +28,8 @@ import (
 
 	_ "github.com/serviceusers/caddy-service-users"
 	"github.com/serviceusers/caddy-service-users/admin"
+
+	"github.com/serviceusers/caddy-service-users/internal/testkit"
 )
 
 // patience is how long the test waits. Nothing is measured with it.
@@ -164,7 +164,7 @@ type machine struct {
 
 func newMachine(t *testing.T) *machine {
 	t.Helper()
-	m := &machine{t: t, dir: t.TempDir(), admin: freeAddress(t), site: freeAddress(t)}
+	m := &machine{t: t, dir: t.TempDir(), admin: testkit.FreeAddress(t), site: testkit.FreeAddress(t)}
 	m.env = []string{"HOME=" + m.dir, "XDG_DATA_HOME=" + m.dir + "/data", "XDG_CONFIG_HOME=" + m.dir + "/config", "CADDY_ADMIN=" + m.admin}
 	caddyfile := fmt.Sprintf("{\nadmin %s\nservice_users {\nstore %s\n}\n}\nhttp://%s {\nservice_users\nrespond allowed\n}\n", m.admin, m.store(), m.site)
 	if err := os.WriteFile(m.dir+"/Caddyfile", []byte(caddyfile), 0o600); err != nil {
@@ -390,21 +390,4 @@ func TestLitestream(t *testing.T) {
 	if output, code := m.cli("--store", m.store(), "list"); code == 0 || !strings.Contains(output, "older than before") {
 		t.Errorf("the command line with an older state: got %d %s", code, output)
 	}
-}
-
-// lastPort is below the range from which the system takes the ports of connections.
-var lastPort = 10_000 + rand.IntN(15_000)
-
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	for range 1000 {
-		lastPort++
-		address := fmt.Sprintf("127.0.0.1:%d", lastPort)
-		if l, err := net.Listen("tcp", address); err == nil {
-			l.Close()
-			return address
-		}
-	}
-	t.Fatal("no port is free")
-	return ""
 }

@@ -7,8 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"math/rand/v2"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -27,6 +25,8 @@ import (
 
 	_ "github.com/serviceusers/caddy-service-users"
 	"github.com/serviceusers/caddy-service-users/admin"
+
+	"github.com/serviceusers/caddy-service-users/internal/testkit"
 )
 
 // login is the name and the password of a request; the zero value sends none.
@@ -47,7 +47,7 @@ func newSite(t *testing.T) *site {
 	dir := t.TempDir()
 	t.Setenv("HOME", dir)
 	t.Setenv("STORE", dir+"/service_users.db")
-	return &site{t: t, admin: freeAddress(t), address: freeAddress(t), upstream: startUpstream(t)}
+	return &site{t: t, admin: testkit.FreeAddress(t), address: testkit.FreeAddress(t), upstream: startUpstream(t)}
 }
 
 // load runs a site whose block holds these directives, with {upstream} for the
@@ -210,26 +210,6 @@ func (u *upstream) requests() []http.Header {
 	seen := u.seen
 	u.seen = nil
 	return seen
-}
-
-// lastPort is the port that freeAddress returned last. It is below the range from
-// which the system takes the ports of connections, so that none is taken before the
-// server listens.
-var lastPort = 10_000 + rand.IntN(15_000)
-
-// freeAddress returns an address of this machine on which nobody listens.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	for range 1000 {
-		lastPort++
-		address := fmt.Sprintf("127.0.0.1:%d", lastPort)
-		if l, err := net.Listen("tcp", address); err == nil {
-			l.Close()
-			return address
-		}
-	}
-	t.Fatal("no port is free")
-	return ""
 }
 
 // TestMain makes the test binary a caddy as well, which asCaddy starts.
