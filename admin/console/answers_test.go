@@ -444,7 +444,7 @@ func TestNodes(t *testing.T) {
 	t.Parallel()
 	place := pgtest.URL(t)
 	s := newSiteAt(t, place, store.Options{NodeName: "gate-1"})
-	s.create("billing-sync")
+	s.call("POST", "/service_users?wait=30s", map[string]any{"name": "billing-sync"}, nil) // this node has reported it: live
 	db, err := sql.Open("pgx", place)
 	if err != nil {
 		t.Fatal(err)
