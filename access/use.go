@@ -3,6 +3,7 @@ package access
 import (
 	"hash/maphash"
 	"net/netip"
+	"slices"
 	"sync"
 )
 
@@ -17,8 +18,8 @@ type Uses struct {
 
 type useShard struct {
 	mu    sync.Mutex
-	users map[string]map[useKey]*Use // by service user and token
-	_     [48]byte                   // padding, so that no two locks share a line of the processor's cache
+	users map[string][]*Use // by service user; most use one token at a time
+	_     [48]byte          // padding, so that no two locks share a line of the processor's cache
 }
 
 // useShards is far more than there are processors, so that two requests rarely need the same lock.
@@ -30,6 +31,8 @@ type useKey [16]byte
 
 // Use is how a token was used for some time.
 type Use struct {
+	key useKey
+
 	Token  string // the id of the token
 	Count  int64
 	Last   int64              // Unix seconds
@@ -60,19 +63,17 @@ func (s *Uses) Note(p Principal, now int64, from netip.Addr, rule string) {
 	shard := s.shard(p.id)
 	shard.mu.Lock()
 	defer shard.mu.Unlock()
+	key := useKey(p.hash[:])
 	tokens := shard.users[p.id]
-	if tokens == nil {
+	i := slices.IndexFunc(tokens, func(u *Use) bool { return u.key == key })
+	if i < 0 {
 		if shard.users == nil {
-			shard.users = make(map[string]map[useKey]*Use)
+			shard.users = make(map[string][]*Use)
 		}
-		tokens = make(map[useKey]*Use)
+		i, tokens = len(tokens), append(tokens, &Use{key: key, Token: p.TokenID()})
 		shard.users[p.id] = tokens
 	}
-	u := tokens[useKey(p.hash[:])]
-	if u == nil {
-		u = &Use{Token: p.TokenID()}
-		tokens[useKey(p.hash[:])] = u
-	}
+	u := tokens[i]
 	u.Count++
 	u.Last = max(u.Last, now)
 	if from.IsValid() {
