@@ -236,6 +236,10 @@ func TestEvents(t *testing.T) {
 	if got, want := strings.Join(health(), " "), "store.degraded store.recovered store.degraded store.recovered"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
+	list := slices.DeleteFunc(eventsIn(t, path), func(e recorded) bool { return e.Type != "store.recovered" })
+	if data := list[len(list)-1].Data; data["store"] != other || data["source"] != "database" || data["as_of"] == "" || data["error"] != "" {
+		t.Errorf("the last event: got %v, want the state of %s", data, other)
+	}
 }
 
 // TestBadEventHandler has a handler that hangs or panics: requests, changes, reloads and the end of Caddy go on,

@@ -26,7 +26,8 @@ func init() {
 // cannot forge name the service user to the upstream. Handler refuses all other requests with 400,
 // 401, 403, 405, 425, 429, 501 or 503.
 //
-// Handler sets these placeholders on a request that passes:
+// Handler sets these placeholders on a request that passes. They are empty if it passes without an
+// identity.
 //
 // Placeholder | Description
 // ------------|------------

@@ -135,6 +135,16 @@ func remember(r *http.Request, vars variables, id *identity) {
 	}
 }
 
+// forget makes the placeholders empty for a request that passes without an identity. Caddy would send the name of an
+// unknown placeholder upstream in its place. What another authenticator sets goes first.
+func forget(r *http.Request, vars variables) {
+	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	repl.Map(func(key string) (any, bool) {
+		_, ours := new(identity).placeholder(key)
+		return "", ours && vars.identity() == nil
+	})
+}
+
 // placeholder returns the value of a placeholder, and whether it is one of ours.
 func (id *identity) placeholder(key string) (any, bool) {
 	if id == nil { // another handler has set the variable to something else

@@ -20,46 +20,63 @@ const (
 
 // mainLog returns the log of code that outlives a configuration, such as a store. Its lines go to the default log of
 // the configuration in force.
-var mainLog = sync.OnceValue(func() *zap.Logger {
-	return prompt(caddy.Log(), func() zapcore.Core { return caddy.Log().Core() }).Named("service_users")
-})
+var mainLog = sync.OnceValue(func() *zap.Logger { return prompt(caddy.Log).Named("service_users") })
 
 // moduleLog returns the log of a module.
-func moduleLog(log *zap.Logger) *zap.Logger { return prompt(log, log.Core) }
+func moduleLog(log *zap.Logger) *zap.Logger { return prompt(func() *zap.Logger { return log }) }
 
 // prompt returns a log whose lines never block for longer than logWait, whatever the writer of the log does: a pipe that
 // nobody reads, or a hung disk, must stop neither a request nor a change nor the look for changes. A goroutine
 // writes the lines, in their order, and ends after the last one. Usually it has written a line before the call
-// returns. core is called for each line.
-func prompt(log *zap.Logger, core func() zapcore.Core) *zap.Logger {
-	return log.WithOptions(zap.WrapCore(func(zapcore.Core) zapcore.Core {
-		return &promptCore{core: core, queue: new(logQueue)}
-	}))
+// returns. The lines go to the log that current returns, and do not wait for those of another one before it.
+func prompt(current func() *zap.Logger) *zap.Logger {
+	var mu sync.Mutex
+	var last *zap.Logger
+	var queue *logQueue
+	to := func() (zapcore.Core, *logQueue) {
+		log := current()
+		mu.Lock()
+		defer mu.Unlock()
+		if log != last {
+			last, queue = log, new(logQueue)
+		}
+		return log.Core(), queue
+	}
+	return current().WithOptions(zap.WrapCore(func(zapcore.Core) zapcore.Core { return promptCore{to} }))
 }
 
 // promptCore is a [zapcore.Core] in front of another one.
 type promptCore struct {
-	core  func() zapcore.Core
-	queue *logQueue
+	to func() (zapcore.Core, *logQueue)
 }
 
-func (c *promptCore) Enabled(level zapcore.Level) bool { return c.core().Enabled(level) }
-
-func (c *promptCore) Sync() error { return c.core().Sync() }
-
-func (c *promptCore) With(fields []zapcore.Field) zapcore.Core {
-	return &promptCore{func() zapcore.Core { return c.core().With(fields) }, c.queue}
+func (c promptCore) Enabled(level zapcore.Level) bool {
+	core, _ := c.to()
+	return core.Enabled(level)
 }
 
-func (c *promptCore) Check(entry zapcore.Entry, checked *zapcore.CheckedEntry) *zapcore.CheckedEntry {
+func (c promptCore) Sync() error {
+	core, _ := c.to()
+	return core.Sync()
+}
+
+func (c promptCore) With(fields []zapcore.Field) zapcore.Core {
+	return promptCore{func() (zapcore.Core, *logQueue) {
+		core, queue := c.to()
+		return core.With(fields), queue
+	}}
+}
+
+func (c promptCore) Check(entry zapcore.Entry, checked *zapcore.CheckedEntry) *zapcore.CheckedEntry {
 	if !c.Enabled(entry.Level) {
 		return checked
 	}
 	return checked.AddCore(entry, c)
 }
 
-func (c *promptCore) Write(entry zapcore.Entry, fields []zapcore.Field) error {
-	c.queue.put(logLine{c.core(), entry, fields, make(chan struct{})})
+func (c promptCore) Write(entry zapcore.Entry, fields []zapcore.Field) error {
+	core, queue := c.to()
+	queue.put(logLine{core, entry, fields, make(chan struct{})})
 	return nil
 }
 

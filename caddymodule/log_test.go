@@ -45,7 +45,7 @@ func TestPromptLog(t *testing.T) {
 	lines := zapcore.NewCore(zapcore.NewJSONEncoder(zapcore.EncoderConfig{MessageKey: "msg"}), g, zap.InfoLevel)
 	errs, seen := observer.New(zap.ErrorLevel)
 	core := zapcore.NewTee(lines, errs)
-	log := prompt(zap.NewNop(), func() zapcore.Core { return core }).Named("x").With(zap.Int("with", 1))
+	log := moduleLog(zap.New(core)).Named("x").With(zap.Int("with", 1))
 	before := count(metrics.droppedLines)
 	for i := range maxLogLines + 7 {
 		log.Info(fmt.Sprint("line ", i), zap.Int("n", i))
@@ -73,6 +73,21 @@ func TestPromptLog(t *testing.T) {
 	}
 }
 
+// TestLogOfTheNextConfiguration: its lines do not wait for a log that takes none.
+func TestLogOfTheNextConfiguration(t *testing.T) {
+	g := &gate{open: make(chan struct{})}
+	defer close(g.open)
+	current := zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(zapcore.EncoderConfig{}), g, zap.InfoLevel))
+	log := prompt(func() *zap.Logger { return current }).Named("store")
+	log.Info("nobody takes it")
+	core, seen := observer.New(zap.InfoLevel)
+	current = zap.New(core)
+	log.Info("the next one takes it")
+	if seen.Len() != 1 {
+		t.Errorf("got %d lines, want 1", seen.Len())
+	}
+}
+
 // TestLogPanics: a writer of the log that panics costs its line, and not Caddy.
 func TestLogPanics(t *testing.T) {
 	saved := writeErrors
@@ -85,7 +100,7 @@ func TestLogPanics(t *testing.T) {
 		}
 		return nil
 	})
-	log := prompt(zap.NewNop(), func() zapcore.Core { return core })
+	log := moduleLog(zap.New(core))
 	before := count(metrics.droppedLines)
 	log.Info("bad")
 	log.Info("good")

@@ -200,7 +200,7 @@ func TestPublicPathsOfPeople(t *testing.T) {
 }
 
 // TestMatchersThatAreWrong shows the harm that docs/people-and-programs.md tells of:
-// one matcher sends programs to the login of people, the other lets strangers in.
+// one matcher sends programs to the login of people. Two others are right.
 func TestMatchersThatAreWrong(t *testing.T) {
 	t.Parallel()
 	login := httptest.NewServer(http.RedirectHandler("https://login.example.com/", http.StatusFound))
@@ -208,7 +208,7 @@ func TestMatchersThatAreWrong(t *testing.T) {
 	for matcher, want := range map[string]struct{ program, stranger int }{
 		"not service_user":                     {200, 302},
 		"not header Authorization Basic*":      {302, 302},
-		`expression {http.auth.user.id} == ""`: {200, 200},
+		`expression {http.auth.user.id} == ""`: {200, 302},
 	} {
 		s, _, user := withUpstream(t, guarded("", "otherwise pass", "\t@people "+matcher+"\n\tforward_auth @people "+login.Listener.Addr().String()+" {\n\t\turi /\n\t}"))
 		if got := s.get("/x", user).StatusCode; got != want.program {

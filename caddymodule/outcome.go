@@ -19,19 +19,19 @@ type outcome struct {
 	decisionID string
 }
 
-// each calls f for the fields that are not empty.
-func (o *outcome) each(f func(name, value string)) {
+// each calls f for the fields, without the empty ones unless all is set.
+func (o *outcome) each(all bool, f func(name, value string)) {
 	for _, field := range [...][2]string{
 		{"outcome", o.outcome}, {"service_user", o.user}, {"token", o.token}, {"rule", o.rule},
 		{"decision_id", o.decisionID},
 	} {
-		if field[1] != "" {
+		if all || field[1] != "" {
 			f(field[0], field[1])
 		}
 	}
 }
 
-// outcomeVar is the name of the request variable with the outcome, while there is an access log.
+// outcomeVar is the name of the request variable with the outcome, if the request is logged or traced.
 const outcomeVar = "service_users.outcome"
 
 // show adds the outcome of a request to its line in the access log, and to the span that a handler such as "tracing"
@@ -46,13 +46,16 @@ func show(r *http.Request, vars variables, of func() outcome) {
 		return
 	}
 	shown := of()
-	shown.each(func(name, value string) { span.SetAttributes(attribute.String("service_users."+name, value)) })
-	if before, ok := vars[outcomeVar].(*outcome); ok {
+	before, second := vars[outcomeVar].(*outcome)
+	shown.each(second, func(name, value string) { span.SetAttributes(attribute.String("service_users."+name, value)) })
+	if second {
 		*before = shown
-	} else if extra, ok := ctx.Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok && logged {
-		vars[outcomeVar] = &shown
+		return
+	}
+	vars[outcomeVar] = &shown
+	if extra, ok := ctx.Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok && logged {
 		extra.Add(zap.Inline(zapcore.ObjectMarshalerFunc(func(into zapcore.ObjectEncoder) error {
-			shown.each(into.AddString)
+			shown.each(false, into.AddString)
 			return nil
 		})))
 	}

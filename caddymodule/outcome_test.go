@@ -186,6 +186,16 @@ func TestShow(t *testing.T) {
 	if !slices.Equal(span.list, want) {
 		t.Errorf("got %v, want %v", span.list, want)
 	}
+	span.list = nil // a second handler refuses: nothing of the first one stays
+	show(r, varsOf(r), func() outcome { return outcome{outcome: "denied", decisionID: "5"} })
+	want = []attribute.KeyValue{
+		attribute.String("service_users.outcome", "denied"), attribute.String("service_users.service_user", ""),
+		attribute.String("service_users.token", ""), attribute.String("service_users.rule", ""),
+		attribute.String("service_users.decision_id", "5"),
+	}
+	if !slices.Equal(span.list, want) {
+		t.Errorf("the second one: got %v, want %v", span.list, want)
+	}
 	for name, r := range map[string]*http.Request{
 		"no access log": request(new(caddyhttp.Server), nil), "a span that does not record": request(new(caddyhttp.Server), new(recordingSpan)),
 	} {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
 	"github.com/serviceusers/caddy-service-users/access"
@@ -131,17 +132,13 @@ func (h *Handler) bypass(rq *request) bool {
 		if h.KeepAuthorization {
 			h.keepForeign(rq)
 		}
-		metrics.public.Inc()
-		show(r, rq.vars, just("public"))
-		return true
+		return rq.pass(metrics.public, "public")
 	}
 	if h.CORSPreflight && isPreflight(r) && len(rq.authorization) == 0 {
 		// Over HTTP/3 an unknown length can mean that the request has no body. Drop one all
 		// the same.
 		r.Body, r.ContentLength = http.NoBody, 0
-		metrics.public.Inc()
-		show(r, rq.vars, just("public"))
-		return true
+		return rq.pass(metrics.public, "public")
 	}
 	// More than one Authorization field is a 400 of authenticate. A request with the identity of
 	// a handler before this one is judged as that service user.
@@ -154,8 +151,14 @@ func (h *Handler) bypass(rq *request) bool {
 		return false
 	}
 	h.keepForeign(rq)
-	metrics.passed.Inc()
-	show(r, rq.vars, just("passed"))
+	return rq.pass(metrics.passed, "passed")
+}
+
+// pass counts and shows a request that passes without an identity. It returns true.
+func (rq *request) pass(counter prometheus.Counter, outcome string) bool {
+	counter.Inc()
+	show(rq.r, rq.vars, just(outcome))
+	forget(rq.r, rq.vars)
 	return true
 }
 
@@ -177,9 +180,7 @@ func (h *Handler) passForeign(rq *request) bool {
 		return false
 	}
 	rq.r.Header["Authorization"] = rq.authorization
-	metrics.passed.Inc()
-	show(rq.r, rq.vars, just("passed"))
-	return true
+	return rq.pass(metrics.passed, "passed")
 }
 
 // keepForeign puts back the Authorization field of a request that this handler does not

@@ -168,7 +168,10 @@ func (s *shared) keepOpening(ctx context.Context, first chan<- error) {
 			fatal = err
 		}
 		if err != nil && s.fault.Load() == nil && ctx.Err() == nil {
-			s.notify(store.EventDegraded, err.Error())
+			shown, _ := store.Shown(s.path)
+			notify(store.EventDegraded, map[string]any{
+				"store": shown, "node": s.opts.NodeName, "revision": int64(0), "source": "", "as_of": "", "error": err.Error(),
+			})
 		}
 		if err != nil {
 			s.fault.Store(&err)
@@ -192,12 +195,6 @@ func (s *shared) keepOpening(ctx context.Context, first chan<- error) {
 		case <-time.After(wait):
 		}
 	}
-}
-
-// notify queues an event about the store as a whole.
-func (s *shared) notify(name, text string) {
-	shown, _ := store.Shown(s.path)
-	notify(name, map[string]any{"store": shown, "node": s.opts.NodeName, "error": text})
 }
 
 // open opens the store and starts the services that use it.
@@ -270,7 +267,7 @@ func (s *shared) open(ctx context.Context) error {
 	opts.Log.Info("store opened", zap.String("store", shown), zap.Int64("revision", db.Directory().Revision()),
 		zap.Int("service_users", db.Directory().Len()), zap.String("source", source))
 	if source == store.FromDatabase && degraded.Load() {
-		s.notify(store.EventRecovered, "")
+		notify(store.EventRecovered, db.HealthEvent(""))
 	}
 	// Reading the service users took more memory than they need from now on.
 	if db.Directory().Len() >= manyUsers {

@@ -46,11 +46,16 @@ func (s *Store) notifyHealth() {
 	if fault != "" {
 		event = EventDegraded
 	}
+	s.opts.Notify(event, s.HealthEvent(fault))
+}
+
+// HealthEvent returns the data of EventDegraded with this fault, or of EventRecovered without one.
+func (s *Store) HealthEvent(fault string) map[string]any {
 	source, asOf := s.Source()
-	s.opts.Notify(event, map[string]any{
+	return map[string]any{
 		"store": s.path, "node": s.opts.NodeName, "revision": s.Directory().Revision(), "source": source,
 		"as_of": asOf.UTC().Format(time.RFC3339), "error": fault,
-	})
+	}
 }
 
 // Expiring is a token that ends soon, with its service user.
