@@ -112,7 +112,11 @@ func (c *cli) createTokenCommand(root *cobra.Command) {
 				return err
 			}
 			in.AllowedIPs, in.PermissionGroups = admin.Some(notEmpty(addresses)), admin.Some(ids)
-			return c.issueToken(u.URI+"/tokens", in)
+			note := ""
+			if !u.Active {
+				note = fmt.Sprintf("%s is inactive: \"reactivate %s\" accepts its tokens.", u.Name, u.Name)
+			}
+			return c.issueToken(u.URI+"/tokens", in, note)
 		}))
 	tokenFlags(create, &in)
 	flags := create.Flags()
@@ -193,7 +197,7 @@ func (c *cli) refreshTokenCommand(root *cobra.Command) {
 				}
 			}
 			in.Grace = admin.Some(grace)
-			return c.issueToken(uri+"/refresh", in)
+			return c.issueToken(uri+"/refresh", in, "")
 		})
 	flags := refresh.Flags()
 	flags.Var(optional(&in.TTL), "ttl",
@@ -267,7 +271,7 @@ func (c *cli) tokenOf(args []string, sole bool) (uri, id string, err error) {
 }
 
 // issueToken sends a request that issues a token, and prints the token.
-func (c *cli) issueToken(uri string, in any) error {
+func (c *cli) issueToken(uri string, in any, note string) error {
 	var t admin.Token
 	request := func(key string) error { return c.client.PostOnce(context.Background(), key, uri, in, &t) }
 	if err := c.issue(request, &t.Secret); err != nil {
@@ -287,5 +291,5 @@ func (c *cli) issueToken(uri string, in any) error {
 		}
 		rows.add("old token", state)
 	}
-	return c.print(t, rows, c.secretNote(t.Secret))
+	return c.print(t, rows, c.secretNote(t.Secret), note)
 }
