@@ -193,7 +193,7 @@ func (b *bench) protocols(ctx context.Context) error {
 	routes := []struct{ name, site string }{{"bare reverse_proxy", proxy}, {"plugin", guarded("")}, {lean, "service_users\n" + leanProxy}}
 	var sites []string // of each route: with HTTPS, with an access log too, without HTTPS
 	for i, route := range routes {
-		logs := fmt.Sprintf("log {\noutput file %s/access-%d.log\n}\n", b.dir, i)
+		logs := fmt.Sprintf("log {\noutput file %s/access-%d.log {\nroll_disabled\n}\n}\n", b.dir, i)
 		sites = append(sites, "tls internal\n"+route.site, "tls internal\n"+logs+route.site, route.site)
 	}
 	var p *process
