@@ -1,4 +1,4 @@
-// Package oracle decides about requests as sections 2 and 3.4 of the design read, with no tree, no sets and
+// Package oracle decides about requests as docs/permissions.md describes it, with no tree, no sets and
 // no CEL: each rule of each group of the service user against the request. Random tests compare the product
 // with it. It has no type and no code of the product. [World.Decide] is the function to call.
 package oracle
