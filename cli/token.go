@@ -170,6 +170,9 @@ func (c *cli) updateTokenCommand(root *cobra.Command) {
 			if len(before.AllowedIPs) > 0 && len(after.AllowedIPs) == 0 {
 				note = "It may come from any address now."
 			}
+			if after.State == store.TokenRevoked {
+				note = "It stays revoked; \"token create\" issues another one."
+			}
 			return c.printTokens(admin.TokenList{Tokens: []admin.Token{after}}, false, note)
 		})
 	tokenFlags(update, &in)
