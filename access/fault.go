@@ -13,6 +13,8 @@ import (
 func ReadLogin(value string, bearer bool, reason Reason) (login, fault string) {
 	scheme, rest, _ := strings.Cut(value, " ")
 	switch lower := strings.ToLower(scheme); {
+	case reason == NoCredential:
+		return "", ""
 	case len(value) > MaxCredentialBytes:
 		return "", "the credential is too long"
 	case lower == "bearer" && !bearer:

@@ -45,6 +45,7 @@ func TestReadLogin(t *testing.T) {
 		{"hunter2 x", false, BadCredential, "", "the scheme is neither Basic nor Bearer"},
 		{secret, false, BadCredential, "", "the scheme is neither Basic nor Bearer"},
 		{"", false, BadCredential, "", "the scheme is neither Basic nor Bearer"},
+		{"", false, NoCredential, "", ""},
 		{"Bearer " + secret, false, BadCredential, "", "Bearer is off on this site"},
 		{"bearer " + secret, false, BadCredential, "", "Bearer is off on this site"},
 		{"Bearer", true, BadCredential, "", "the token is empty"},
