@@ -191,6 +191,9 @@ func TestProbesOfStaleGateway(t *testing.T) {
 		return status, status == 503
 	})
 	s.states(t, "with a stale directory", 503, user, 503)
+	if _, out, code := s.cli("health"); code != 1 || !strings.Contains(out, "is let through: the database was taken away") {
+		t.Errorf("health of a stale directory: got %d, %s, want the fault of the store", code, out)
+	}
 	if err := os.Rename(s.dir+"/service_users.db.old", s.dir+"/service_users.db"); err != nil {
 		t.Fatal(err)
 	}

@@ -174,6 +174,8 @@ func (c *cli) explain(err error) string {
 	case errors.As(err, &e) && e.Status == http.StatusForbidden && e.Code == "" && c.url == "":
 		return err.Error() + "; Caddy serves the hosts that \"admin\" and its \"origins\" name " +
 			"in the configuration: give one of them as --address, or add this one"
+	case errors.As(err, &e) && e.Code == "ERR_NOT_READY" && e.Details["store"] != "ok":
+		return err.Error() + ": " + e.Details["store"]
 	case !errors.As(err, new(*admin.UnreachableError)):
 		return err.Error()
 	case errors.As(err, new(*tls.CertificateVerificationError)):
