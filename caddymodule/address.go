@@ -104,13 +104,19 @@ func (vars variables) fromTrustedProxy() bool {
 }
 
 // isPrivate reports whether a request could not be read on its way: it came encrypted, from this
-// machine, or from a trusted proxy that received it encrypted.
-func isPrivate(r *http.Request, vars variables) bool {
-	if r.TLS != nil || vars.fromTrustedProxy() && r.Header.Get("X-Forwarded-Proto") == "https" {
+// machine, or from a trusted proxy that received it encrypted. client is the client's address. A trusted
+// proxy on this machine that received the request of another machine by http makes it readable.
+func isPrivate(r *http.Request, vars variables, client netip.Addr) bool {
+	proto := ""
+	if vars.fromTrustedProxy() {
+		proto = r.Header.Get("X-Forwarded-Proto")
+	}
+	if r.TLS != nil || proto == "https" {
 		return true
 	}
 	peer := peerAddress(r)
-	return !peer.IsValid() || peer.IsLoopback() // a Unix socket has no address
+	local := !peer.IsValid() || peer.IsLoopback() // a Unix socket has no address
+	return local && (proto != "http" || client == peer || client.IsLoopback())
 }
 
 // peerAddress returns the address of the other end of the connection.

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -444,6 +445,7 @@ func TestPlaintext(t *testing.T) {
 		tls     bool
 		trusted bool
 		proto   string
+		client  string // behind the proxy
 		want    bool
 	}{
 		"another machine":              {peer: "192.0.2.1:1", want: false},
@@ -455,6 +457,16 @@ func TestPlaintext(t *testing.T) {
 		"this machine, IPv6":           {peer: "[::1]:1", want: true},
 		"this machine, mapped":         {peer: "[::ffff:127.0.0.1]:1", want: true},
 		"a Unix socket":                {peer: "@", want: true},
+
+		"a proxy on this machine, encrypted":         {peer: "127.0.0.1:1", trusted: true, proto: "https", client: "192.0.2.7", want: true},
+		"a proxy on this machine, unencrypted":       {peer: "127.0.0.1:1", trusted: true, proto: "http", client: "192.0.2.7", want: false},
+		"a proxy on this machine, of another scheme": {peer: "127.0.0.1:1", trusted: true, proto: "wss", client: "192.0.2.7", want: true},
+		"a proxy on this machine that does not say":  {peer: "127.0.0.1:1", trusted: true, client: "192.0.2.7", want: true},
+		"a proxy and a client on this machine":       {peer: "127.0.0.1:1", trusted: true, proto: "http", client: "127.0.0.9", want: true},
+		"a proxy that names no client":               {peer: "127.0.0.1:1", trusted: true, proto: "http", client: "127.0.0.1", want: true},
+		"a claim on this machine of nobody we trust": {peer: "127.0.0.1:1", proto: "http", client: "127.0.0.1", want: true},
+		"a proxy at a Unix socket, unencrypted":      {peer: "@", trusted: true, proto: "http", client: "192.0.2.7", want: false},
+		"a proxy at a Unix socket that names nobody": {peer: "@", trusted: true, proto: "http", want: true},
 	} {
 		r := httptest.NewRequest("GET", "/", nil)
 		r.TLS = nil
@@ -465,7 +477,8 @@ func TestPlaintext(t *testing.T) {
 		r.Header.Set("X-Forwarded-Proto", tt.proto)
 		r = prepared(r)
 		caddyhttp.SetVar(r.Context(), caddyhttp.TrustedProxyVarKey, tt.trusted)
-		if got := isPrivate(r, varsOf(r)); got != tt.want {
+		client, _ := netip.ParseAddr(tt.client)
+		if got := isPrivate(r, varsOf(r), client); got != tt.want {
 			t.Errorf("%s: got %t, want %t", name, got, tt.want)
 		}
 	}

@@ -217,7 +217,7 @@ func (h *Handler) authenticate(rq *request) refusal {
 	if len(rq.authorization) > 1 {
 		return refusal{status: TwoCredentials.Status, detail: TwoCredentials.Detail, candidate: rq.readLogin()}
 	}
-	if len(rq.authorization) == 1 && !isPrivate(rq.r, rq.vars) {
+	if len(rq.authorization) == 1 && !isPrivate(rq.r, rq.vars, rq.address) {
 		h.warnOfPlaintext(rq.r)
 		if h.RequireTLS {
 			return refusal{
