@@ -274,7 +274,7 @@ func (c *cli) restore(ctx context.Context, path string) error {
 	}
 	note := ""
 	if r.RevivedTokens > 0 {
-		note = fmt.Sprintf("Of the tokens that were revoked or deleted since the backup, "+
+		note = fmt.Sprintf("Of the tokens that were revoked, deleted or deactivated since the backup, "+
 			"%d are valid again; \"audit list\" names them.", r.RevivedTokens)
 	}
 	return c.print(r, table{

@@ -161,10 +161,12 @@ func TestRestore(t *testing.T) {
 	w := newWorld(t, Options{})
 	must(w.LoadPermissions(ctx, alice, []Permission{{Key: "a.b", Name: "A", Rules: rules("allow GET /v3")}}, false))
 	mustDo(w.GrantPermission(ctx, alice, w.readers.ID, "a.b"))
+	paused, _ := addUser(w.Store, "paused", w.readers.ID)
 	seenRows, seen := rows(t, w.Store), withoutRevision(t, w.Store)
 	path, backup := backupTo(t, w.Store)
 
 	mustDo(w.revoke(ctx, alice, w.user.ID, w.token.ID))
+	must(w.UpdateServiceUser(ctx, alice, paused.ID, 0, func(u *ServiceUser) error { u.Active = false; return nil }))
 	later, laterToken := addUser(w.Store, "later", w.readers.ID)
 	mustDo(w.DeleteGroup(ctx, alice, w.closers.ID, 0))
 	must(w.UpdateGroup(ctx, alice, w.readers.ID, 0, func(g *Group) error { g.Rules = rules("allow * /{rest...}"); return nil }))
@@ -186,9 +188,9 @@ func TestRestore(t *testing.T) {
 	events := trail(t, w.Store)
 	last := events[len(events)-1]
 	want := RestoreReport{
-		Revision: revision + 1, ServiceUsers: 1, Head: AuditHead{last.Seq, last.Hash}.String(),
+		Revision: revision + 1, ServiceUsers: 2, Head: AuditHead{last.Seq, last.Hash}.String(),
 		BackupRevision: backup.Revision, RevisionBefore: revision,
-		LostChanges: int64(len(before)) - backup.Head.Seq, RevivedTokens: 1,
+		LostChanges: int64(len(before)) - backup.Head.Seq, RevivedTokens: 2,
 	}
 	if got != want {
 		t.Errorf("got %+v, want %+v", got, want)
@@ -213,11 +215,11 @@ func TestRestore(t *testing.T) {
 	if !slices.EqualFunc(events[:len(before)], before, func(a, b AuditEvent) bool { return a.Hash == b.Hash }) {
 		t.Error("audit trail: got other records than before")
 	}
-	after := fmt.Sprintf(`{"revision":%d,"service_users":1,"head":"%v","backup_revision":%d}`, revision+1, backup.Head, backup.Revision)
+	after := fmt.Sprintf(`{"revision":%d,"service_users":2,"head":"%v","backup_revision":%d}`, revision+1, backup.Head, backup.Revision)
 	if string(last.After) != after {
 		t.Errorf("after: got %s, want %s", last.After, after)
 	}
-	was := fmt.Sprintf(`{"revision":%d,"service_users":2,"head":"%d:%s"}`, revision, len(before), before[len(before)-1].Hash)
+	was := fmt.Sprintf(`{"revision":%d,"service_users":3,"head":"%d:%s"}`, revision, len(before), before[len(before)-1].Hash)
 	if string(last.Before) != was {
 		t.Errorf("before: got %s, want %s", last.Before, was)
 	}

@@ -20,7 +20,7 @@ type RestoreReport struct {
 	BackupRevision int64  `json:"backup_revision"` // the revision of the backup
 	RevisionBefore int64  `json:"revision_before"` // the revision of the store before the restore
 	LostChanges    int64  `json:"lost_changes"`    // undone changes since the backup; the audit trail still has them
-	RevivedTokens  int64  `json:"revived_tokens"`  // tokens that were revoked or deleted since the backup
+	RevivedTokens  int64  `json:"revived_tokens"`  // tokens that were revoked, deleted or deactivated since the backup
 }
 
 // restoreAudit is the form of a restore in the audit trail, for the state before and after it.
@@ -203,16 +203,17 @@ func (t *tx) appendTrail(from *tx, seq int64) error {
 	return rows.Err()
 }
 
-// revived counts the valid tokens that were revoked or deleted in the store of before.
+// revived counts the valid tokens that were revoked in the store of before, or whose service user was deleted
+// or inactive there.
 func (t *tx) revived(before *tx) (n int64, err error) {
 	ended, err := all(before, "comparing tokens", scanString, `
 		SELECT t.id FROM tokens t JOIN service_users u ON u.id = t.service_user_id
-		WHERE t.revoked_at <> 0 OR u.deleted_at <> 0`)
+		WHERE t.revoked_at <> 0 OR u.deleted_at <> 0 OR NOT u.active`)
 	for i := 0; err == nil && i < len(ended); i++ {
 		var valid int64
 		err = t.row(`
 			SELECT COUNT(*) FROM tokens t JOIN service_users u ON u.id = t.service_user_id
-			WHERE t.id = $1 AND t.revoked_at = 0 AND u.deleted_at = 0`, ended[i]).Scan(&valid)
+			WHERE t.id = $1 AND t.revoked_at = 0 AND u.deleted_at = 0 AND u.active`, ended[i]).Scan(&valid)
 		n += valid
 	}
 	return n, err
