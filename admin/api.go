@@ -329,7 +329,8 @@ func (a *API) noteAttempt(r *http.Request, by store.Actor, route string, e *Erro
 	}
 	if err := a.store.NoteAttempt(r.Context(), by, resource, attempt); err != nil {
 		a.log.Error("a refused attempt cannot be written into the audit trail",
-			zap.String("operation_id", by.Operation), zap.Error(err))
+			zap.String("actor", access.MaskSecrets(by.Name)), zap.String("route", route), zap.String("resource", resource),
+			zap.String("code", e.Code), zap.String("operation_id", by.Operation), zap.Error(err))
 	}
 }
 

@@ -300,6 +300,9 @@ func (c *cli) checkFile(ctx context.Context, path, head string) error {
 	_, end := c.progress("check", "")
 	r, err := store.CheckFile(ctx, path, opts, known)
 	end()
+	if path == c.store && errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("%w; is the volume mounted, and is this the path of \"store\" in the Caddyfile?", err)
+	}
 	if err != nil {
 		return err
 	}
