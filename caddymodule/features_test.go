@@ -5,12 +5,15 @@ import (
 	"crypto/tls"
 	"encoding/base64"
 	"encoding/hex"
+	"fmt"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -331,6 +334,34 @@ func TestErrorsCaddy(t *testing.T) {
 	for _, leak := range []string{"evil", "Authorization", "X-Service-User"} {
 		if strings.Contains(got, leak) {
 			t.Errorf("the error upstream got %q, want no %s", got, leak)
+		}
+	}
+}
+
+// TestPlaceholdersWithoutIdentity: no request without an identity brings the name of a placeholder upstream.
+func TestPlaceholdersWithoutIdentity(t *testing.T) {
+	t.Parallel()
+	proxy := "\treverse_proxy 127.0.0.1:{$UPSTREAM_PORT} {\n"
+	for i, name := range slices.Sorted(maps.Keys(placeholders)) {
+		proxy += fmt.Sprintf("\t\theader_up X-%d [{%s}]\n", i, name)
+	}
+	proxy += "\t}\n"
+	sanitize := "\t\tservice_users sanitize\n" + proxy + "\t}\n"
+	s, up, user := withUpstream(t, strings.Replace(guarded("", "errors caddy\npublic GET /open", proxy+"\thandle_errors {\n"+sanitize),
+		"\tbind 127.0.0.1\n", "\tbind 127.0.0.1\n\troute /errors {\n"+sanitize, 1))
+	for _, tt := range []struct{ path, header, has string }{
+		{"/open", "", ""},
+		{"/errors", "", ""},
+		{"/x", "", ": [deny]"},
+		{"/x", "Authorization: " + basic("a", "b") + "\r\n", ": [a]"},
+		{"/x;y", "", ": [deny]"},
+		{"/x", "Authorization: " + basic(user.id, user.secret) + "\r\n", ": [" + user.id + "]"},
+	} {
+		up.reset()
+		status := exchange(t, s.addr("API_PORT"), "GET "+tt.path+" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"+tt.header+"\r\n")
+		got := strings.Join(up.requests(), "")
+		if status != 200 || strings.Contains(got, "{") || !strings.Contains(got, tt.has) || !strings.Contains(got, ": []") {
+			t.Errorf("%s with %q: got %d, upstream %q, want %q in it and no name of a placeholder", tt.path, tt.header, status, got, tt.has)
 		}
 	}
 }

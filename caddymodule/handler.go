@@ -26,7 +26,7 @@ func init() {
 // cannot forge name the service user to the upstream. Handler refuses all other requests with 400,
 // 401, 403, 405, 425, 429, 501 or 503.
 //
-// Handler sets these placeholders on a request that passes. They are empty if it passes without an
+// Handler sets these placeholders on a request that passes. They are empty on a request without an
 // identity.
 //
 // Placeholder | Description
@@ -320,6 +320,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if h.surroundings().cached && len(rq.authorization) > 0 {
 		next = withAuthorization(next, rq.authorization)
 	}
+	knowPlaceholders(r, vars)
 	if h.SanitizeOnly {
 		return next.ServeHTTP(w, r)
 	}

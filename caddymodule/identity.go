@@ -126,44 +126,42 @@ const identityVar = "service_users.identity"
 func remember(r *http.Request, vars variables, id *identity) {
 	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	repl.DeleteByPrefix("http.auth.user.") // of an authenticator before this one
-	known := vars.identity() != nil
 	vars[identityVar] = id
-	if !known { // a second handler in the chain finds the function in place
-		repl.Map(func(key string) (any, bool) {
-			return vars.identity().placeholder(key)
-		})
-	}
 }
 
-// forget makes the placeholders empty for a request that passes without an identity. Caddy would send the name of an
-// unknown placeholder upstream in its place. What another authenticator sets goes first.
-func forget(r *http.Request, vars variables) {
+// knowPlaceholders has the replacer of a request know our placeholders. They are empty until a handler sets them: Caddy
+// would send the name of an unknown placeholder upstream, in the place of its value. A value that another authenticator
+// sets goes first.
+func knowPlaceholders(r *http.Request, vars variables) {
+	if _, known := vars[identityVar]; known { // by a handler before this one
+		return
+	}
+	vars[identityVar] = nil
 	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	repl.Map(func(key string) (any, bool) {
-		_, ours := new(identity).placeholder(key)
-		return "", ours && vars.identity() == nil
+		value, ours := placeholders[key]
+		if id := vars.identity(); id != nil && value != nil {
+			return value(id), true
+		}
+		return "", ours
 	})
 }
 
-// placeholder returns the value of a placeholder, and whether it is one of ours.
-func (id *identity) placeholder(key string) (any, bool) {
-	if id == nil { // another handler has set the variable to something else
-		return nil, false
-	}
-	p := id.who()
-	switch key {
-	case "http.auth.user.name":
-		return p.Name(), true // the header has its ext-value
-	case "http.auth.user.id", "http.auth.user.role", "http.auth.user.teams", "http.auth.user.groups",
-		"http.auth.user.token_id":
-		return identityValues[strings.TrimPrefix(key, "http.auth.user.")](p), true
-	case "http.service_users.decision":
+// placeholders are the names of our placeholders, and the value of each for an identity. Refusals set those without a value.
+var placeholders = map[string]func(*identity) string{
+	"http.auth.user.name":     func(id *identity) string { return id.who().Name() }, // the header has its ext-value
+	"http.auth.user.id":       func(id *identity) string { return identityValues["id"](id.who()) },
+	"http.auth.user.role":     func(id *identity) string { return identityValues["role"](id.who()) },
+	"http.auth.user.teams":    func(id *identity) string { return identityValues["teams"](id.who()) },
+	"http.auth.user.groups":   func(id *identity) string { return identityValues["groups"](id.who()) },
+	"http.auth.user.token_id": func(id *identity) string { return identityValues["token_id"](id.who()) },
+	"http.service_users.rule": func(id *identity) string { return id.decision.RuleID() },
+	"http.service_users.decision": func(id *identity) string {
 		if !id.decision.Allowed() {
-			return "observe", true
+			return "observe"
 		}
-		return "allow", true
-	case "http.service_users.rule":
-		return id.decision.RuleID(), true
-	}
-	return nil, false
+		return "allow"
+	},
+	"http.service_users.decision_id": nil,
+	"http.auth.candidate.id":         nil,
 }

@@ -158,7 +158,6 @@ func (h *Handler) bypass(rq *request) bool {
 func (rq *request) pass(counter prometheus.Counter, outcome string) bool {
 	counter.Inc()
 	show(rq.r, rq.vars, just(outcome))
-	forget(rq.r, rq.vars)
 	return true
 }
 
