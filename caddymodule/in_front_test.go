@@ -177,12 +177,13 @@ func TestInFront(t *testing.T) {
 			other := s.create("other", "--group", "callers")
 
 			// allowed_ips judge the client, and believe no header of it.
-			forged := []string{"X-Forwarded-For: 127.0.0.3", "X-Real-IP: 127.0.0.3", "Forwarded: for=127.0.0.3", "X_Forwarded_For: 127.0.0.3"}
+			forged := []string{"X-Forwarded-For: 127.0.0.3", "X-Real-IP: 127.0.0.3", "Forwarded: for=127.0.0.3", "X_Forwarded_For: 127.0.0.3",
+				"X-Forwarded-Host: forged.example", "X-Forwarded-Port: 666", "X-Client-IP: 127.0.0.3", "X-SSL-Client-Verify: SUCCESS"}
 			for _, tt := range []struct {
 				from   string
 				header []string
 				want   int
-			}{{"127.0.0.3", nil, 200}, {"127.0.0.4", nil, 401}, {"127.0.0.4", forged, 401}, {"127.0.0.3", []string{"X-Forwarded-For: 127.0.0.4"}, 200}, {"127.0.0.1", forged, 401}} {
+			}{{"127.0.0.3", nil, 200}, {"127.0.0.3", forged, 200}, {"127.0.0.4", nil, 401}, {"127.0.0.4", forged, 401}, {"127.0.0.3", []string{"X-Forwarded-For: 127.0.0.4"}, 200}, {"127.0.0.1", forged, 401}} {
 				got := f.raw(tt.from, here.request("/v1/x", tt.header...))
 				if got.StatusCode != tt.want || tt.want == 200 && got.body != "/v1/x here https\n" {
 					t.Errorf("from %s with %q: got %d %q, want %d", tt.from, tt.header, got.StatusCode, got.body, tt.want)
@@ -195,6 +196,14 @@ func TestInFront(t *testing.T) {
 			for _, h := range f.up.headers() {
 				if got := h.Get("X-Forwarded-For"); !strings.HasPrefix(got, "127.0.0.3") || h.Get("Authorization") != "" {
 					t.Errorf("the upstream got X-Forwarded-For %q and Authorization %q", got, h.Get("Authorization"))
+				}
+				for _, name := range []string{"Forwarded", "X-Forwarded-Port", "X-Client-Ip", "X-Ssl-Client-Verify"} {
+					if got := h.Values(name); len(got) > 0 {
+						t.Errorf("the upstream got %s %q of the client", name, got)
+					}
+				}
+				if got := h.Values("X-Forwarded-Host"); len(got) != 1 || got[0] != "api.example.com" {
+					t.Errorf("the upstream got X-Forwarded-Host %q", got)
 				}
 			}
 

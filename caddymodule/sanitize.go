@@ -123,7 +123,7 @@ func newSanitizer(identity string, strip, keep []string) (*sanitizer, error) {
 			return nil, fmt.Errorf("strip: %w", err)
 		}
 		for _, e := range essential {
-			if rule.fits(foldName(e)) {
+			if rule.fits(foldName(e)) && !(rule.prefix && slices.Contains(forwardingHeaders, e)) {
 				return nil, fmt.Errorf("strip %s: it covers %s, "+
 					"and without this header the request means something else", name, e)
 			}
@@ -152,7 +152,7 @@ func newSanitizer(identity string, strip, keep []string) (*sanitizer, error) {
 
 	// The first rule that fits applies: credentials, then the operator's rules, then the
 	// defaults. A prefix rule of the operator does not apply to the headers that Caddy writes
-	// itself, such as X-Forwarded-For; a rule with the whole name does.
+	// itself, such as X-Forwarded-For; a rule of keep with the whole name does.
 	first := append(credentialHeaders.rules(), own)
 	defaults := []stripRule{{foldName(defaultPrefix), true, stripAlways}}
 	for _, group := range reserved {

@@ -217,7 +217,9 @@ func TestStripAndKeep(t *testing.T) {
 		{"X-Service-User-", "X-Internal-*", "X-Internal-Id", true},
 		{"X-Service-User-", "X-Internal-*", "x_internal*", false},
 		{"X-Service-User-", "Content-*", "", false},
-		{"X-Service-User-", "X-Forwarded-*", "", false},
+		{"X-Service-User-", "X-Forwarded-*", "", true},
+		{"X-Service-User-", "X-Forwarded-Host", "", false},
+		{"X-Service-User-", "Via*", "", false},
 		{"X-Service-User-", "X*", "", false},
 		{"X-Service-User-", "*", "", false},
 		{"X-Service-User-", "", "*", false},
@@ -268,6 +270,20 @@ func TestKeepFamilies(t *testing.T) {
 	}
 	if got := slices.Sorted(maps.Keys(r.Header)); !slices.Equal(got, want) || overridden || r.Header["X-Real-Ip"][0] != "a" {
 		t.Errorf("got %q left, X-Real-IP %q, overridden %t, want %q, the one sent, and false", got, r.Header["X-Real-Ip"], overridden, want)
+	}
+}
+
+// TestStripForwarded strips the forwarding headers of a trusted proxy that Caddy does not write itself.
+func TestStripForwarded(t *testing.T) {
+	s := newTestSanitizer(t, []string{"X-Forwarded-*", "X-SSL-*"}, nil)
+	r := &http.Request{Method: "A", ProtoMajor: 1, Header: make(http.Header)}
+	for _, name := range []string{"X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "X_forwarded_host", "X-Forwarded-Port", "x_forwarded_prefix", "X-Ssl-Client-Verify", "Forwarded"} {
+		r.Header[name] = []string{"a"}
+	}
+	s.clean(r, true, testAddress)
+	want := []string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"}
+	if got := slices.Sorted(maps.Keys(r.Header)); !slices.Equal(got, want) {
+		t.Errorf("got %q left, want %q", got, want)
 	}
 }
 
