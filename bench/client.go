@@ -66,7 +66,7 @@ func send(ctx context.Context, client http.RoundTripper, r *http.Request) (*http
 
 var zeros [1 << 20]byte
 
-// load sends the requests of a file for a while, at most so many at a time, and prints the figures of
+// load sends the requests of a file for a while, at most atOnce at a time, and prints the figures of
 // their answers. Four of them share a connection of HTTP/2 or HTTP/3.
 func load(protocol, address, file string, atOnce int, lasts time.Duration) error {
 	text, err := os.ReadFile(file)

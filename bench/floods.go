@@ -18,7 +18,7 @@ import (
 	"github.com/serviceusers/caddy-service-users/access"
 )
 
-// floods measures what good callers get while others guess. Each turn has a
+// floods measures the answers to good callers while others guess. Each turn has a
 // server of its own, since a flood may keep one busy for long afterwards.
 func (b *bench) floods(ctx context.Context) error {
 	s := b.section("flood", "Good callers (4 connections) while 32 connections send wrong secrets")

@@ -1,14 +1,14 @@
 //go:build linux
 
-// Command bench measures what this plugin costs, end to end, beside its peers,
+// Command bench measures the cost of this plugin, end to end, beside its peers,
 // and prints tables in Markdown. bench/run builds and starts it.
 //
 // Subjects are servers under load: one after the other for a short slice, in
-// an order that rotates from turn to turn. A machine is never quiet, so what
-// counts is the ratio to the reference of the same turn, and of those the median
-// with its quartiles. Subjects that are compared are in one section; sections
-// run one after the other (sections.go). Nothing here knows HTTP or Caddy from
-// inside: programs, requests and answers are all there is.
+// an order that rotates from turn to turn. A machine is never quiet, so each
+// figure is divided by that of the reference in the same turn, and the tables have
+// the medians of these ratios with their quartiles. Subjects that are compared are
+// in one section; sections run one after the other (sections.go). Every subject is a
+// program of its own, and sees nothing but requests.
 package main
 
 import (

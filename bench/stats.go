@@ -7,7 +7,7 @@ import (
 	"slices"
 )
 
-// quartiles are the median of some figures and what half of them lie between.
+// quartiles are the median of some figures, and the bounds between which half of them lie.
 type quartiles struct{ low, median, high float64 }
 
 // spread returns the quartiles of figures, by linear interpolation between the

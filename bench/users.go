@@ -31,7 +31,7 @@ const (
 type login struct{ id, secret, path string }
 
 // makeStore makes a store of service users with two tokens each, in ten groups
-// of a hundred rules, and returns those that call: all, or every so many.
+// of a hundred rules, and returns those that call: all, or of more than mostActive an even choice.
 func makeStore(ctx context.Context, path string, users int) ([]login, error) {
 	s, err := store.Open(ctx, path, store.Options{})
 	if err != nil {

@@ -20,9 +20,9 @@ import (
 	"github.com/serviceusers/caddy-service-users/internal/filelock"
 )
 
-// keeper keeps the last good copy of a node in step with its directory. Its rule: what this node has
-// reported to the database as in force, its copy has too, or there is no copy. So a node that is
-// killed, and starts while the database is away, does not let in what a receipt said to be revoked.
+// keeper keeps the last good copy of a node in step with its directory. Its rule: the copy has every
+// change that this node has reported to the database as in force, or there is no copy. So a node that is
+// killed, and starts while the database is away, does not let in a token that a receipt called revoked.
 //
 // A nil keeper keeps no copy.
 type keeper struct {
@@ -31,7 +31,7 @@ type keeper struct {
 	refused error // why the copy that was there cannot be used; nil for none
 
 	inbox   sync.Mutex // of arrived alone: a disk that hangs must not keep a change from coming into force
-	arrived []*loaded  // what follow has taken since the last keep
+	arrived []*loaded  // the directories that follow has taken since the last keep
 
 	mu      sync.Mutex
 	lock    *os.File  // of the directory; nil while another store has it
@@ -121,7 +121,7 @@ func (k *keeper) follow(next *loaded) {
 	}
 }
 
-// take takes what follow has left, in its order.
+// take takes the directories that follow has left, in their order.
 func (k *keeper) take() {
 	k.inbox.Lock()
 	arrived := k.arrived
@@ -160,7 +160,7 @@ func (k *keeper) keep() (revision int64) {
 	if err == nil {
 		err = k.update()
 		k.noteHead()
-	} else { // what there is belongs to another store, or cannot be written
+	} else { // the copy there belongs to another store, or cannot be written
 		k.pending, k.useless = nil, true
 	}
 	revision = math.MaxInt64

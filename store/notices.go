@@ -63,7 +63,7 @@ type Expiring struct {
 	TokenID, UserID string
 	Name, Owner     string // of the service user
 	ExpiresAt       time.Time
-	Days            int64 // the end is at most so many days ahead: 14, 7 or 1
+	Days            int64 // 14, 7 or 1: the end is at most that many days ahead
 }
 
 // claimsAtOnce is how many tokens ClaimExpiring returns at most for each of the times.
