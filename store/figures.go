@@ -23,7 +23,7 @@ import (
 type recorder struct {
 	counts  access.Uses
 	first   firstUses
-	writing sync.Mutex // held during FlushUse: pending goes to the disk once
+	writing sync.Mutex // held during FlushUse and Inherit: pending goes to the disk once, and whole
 	failing failureLatch
 	purged  time.Time // the time of the last purge; only keepFigures uses it
 
@@ -178,8 +178,11 @@ func (r *recorder) add(user, token string, more usage) {
 }
 
 // Inherit takes over the uses of tokens that a closed read-only store has kept in memory. Uses of tokens
-// that s does not have are dropped later.
+// that s does not have are dropped later. Inherit waits for a write in progress, which reads and then forgets pending
+// without mu.
 func (s *Store) Inherit(from *Store) {
+	s.uses.writing.Lock()
+	defer s.uses.writing.Unlock()
 	for _, row := range from.uses.take() {
 		unused := func(t access.Token) bool { return t.ID == row.token && t.Unused }
 		if u, ok := s.Directory().User(row.user); ok && slices.ContainsFunc(u.Tokens, unused) {

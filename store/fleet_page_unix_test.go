@@ -49,6 +49,39 @@ func TestInherit(t *testing.T) {
 	}
 }
 
+// No use is lost that a store takes over while it writes others.
+func TestInheritWhileWriting(t *testing.T) {
+	pgtest.SQLiteOnly(t, "it moves a store out of a file")
+	w := newWorld(t, Options{UseInterval: time.Hour})
+	w.use(w.token.Secret, "192.0.2.1", "")
+	mustDo(w.flushAll(ctx))
+	opts := w.opts
+	opts.ReadOnly = true
+	frozen := open(t, w.path, opts)
+	p, why := frozen.Directory().Authenticate(access.Credential{ID: w.user.ID, Secret: w.token.Secret}, addrOf("192.0.2.1"), w.now().Unix())
+	if why != access.Granted {
+		t.Fatal(why)
+	}
+	frozen.Use(p, w.now().Unix(), addrOf("192.0.2.1"), "")
+	mustDo(frozen.Close())
+	before, times := w.row(w.token.ID).UseCount, int64(0)
+	written := make(chan struct{})
+	go func() {
+		defer close(written)
+		for w.uses.written() < 20 {
+			mustDo(w.FlushUse(ctx))
+		}
+	}()
+	for !isClosed(written) { // each time, frozen still has its use
+		w.Inherit(frozen)
+		times++
+	}
+	mustDo(w.FlushUse(ctx))
+	if got := w.row(w.token.ID).UseCount - before; got != times {
+		t.Errorf("got %d uses, want %d", got, times)
+	}
+}
+
 // docs/fleet.md has the rights that the tests use.
 func TestRightsOfFleetPage(t *testing.T) {
 	page := string(must(os.ReadFile("../docs/fleet.md")))
@@ -59,5 +92,14 @@ func TestRightsOfFleetPage(t *testing.T) {
 				t.Errorf("the page lacks: %s", right)
 			}
 		}
+	}
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
 	}
 }
