@@ -3,12 +3,10 @@ package caddymodule
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -215,17 +213,15 @@ func (c *collectors) decided(begun time.Time) {
 // userRequests counts the requests of each service user, if a configuration has per_user_metrics.
 type userRequests struct {
 	desc  *prometheus.Desc
-	mu    sync.Mutex                               // held to replace byID
-	byID  atomic.Pointer[map[string]*atomic.Int64] // never changes
-	other atomic.Int64                             // requests of service users that are not in byID
+	mu    sync.Mutex // held for some nanoseconds by each request
+	byID  map[string]*int64
+	other int64 // requests of service users that are not in byID
 }
 
 func newUserRequests() *userRequests {
-	u := &userRequests{desc: prometheus.NewDesc(prefix+"user_requests_total",
+	return &userRequests{byID: make(map[string]*int64), desc: prometheus.NewDesc(prefix+"user_requests_total",
 		"Requests with a valid login by service user, up to the number of per_user_metrics; other has the rest.",
 		[]string{"service_user"}, nil)}
-	u.byID.Store(new(map[string]*atomic.Int64))
-	return u
 }
 
 // count counts a request. most is the number of service users that have a counter of their own; with 0, count
@@ -234,24 +230,17 @@ func (u *userRequests) count(id string, most int) {
 	if most == 0 {
 		return
 	}
-	n := (*u.byID.Load())[id]
-	if n == nil && len(*u.byID.Load()) < most {
-		u.mu.Lock()
-		defer u.mu.Unlock()
-		next := maps.Clone(*u.byID.Load())
-		if n = next[id]; n == nil && len(next) < most {
-			if next == nil {
-				next = make(map[string]*atomic.Int64)
-			}
-			n = new(atomic.Int64)
-			next[strings.Clone(id)] = n // a copy: id may be a part of a longer text
-			u.byID.Store(&next)
-		}
-	}
-	if n == nil {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	n := u.byID[id]
+	switch {
+	case n == nil && len(u.byID) < most:
+		n = new(int64)
+		u.byID[strings.Clone(id)] = n // a copy: id may be a part of a longer text
+	case n == nil:
 		n = &u.other
 	}
-	n.Add(1)
+	*n++
 }
 
 // Describe sends the only description.
@@ -270,15 +259,18 @@ func (u *userRequests) Collect(to chan<- prometheus.Metric) {
 // the option.
 func (u *userRequests) collect(to chan<- prometheus.Metric, most int) {
 	u.mu.Lock()
-	defer u.mu.Unlock()
-	if most == 0 || len(*u.byID.Load()) > most {
-		u.byID.Store(new(map[string]*atomic.Int64))
-		u.other.Store(0)
+	if most == 0 || len(u.byID) > most {
+		clear(u.byID)
+		u.other = 0
 	}
-	for id, n := range *u.byID.Load() {
-		to <- prometheus.MustNewConstMetric(u.desc, prometheus.CounterValue, float64(n.Load()), id)
+	now := map[string]int64{"other": u.other} // a copy, since no request waits for the reader of the metrics
+	for id, n := range u.byID {
+		now[id] = *n
 	}
-	to <- prometheus.MustNewConstMetric(u.desc, prometheus.CounterValue, float64(u.other.Load()), "other")
+	u.mu.Unlock()
+	for id, n := range now {
+		to <- prometheus.MustNewConstMetric(u.desc, prometheus.CounterValue, float64(n), id)
+	}
 }
 
 // prefix begins the names of all metrics.

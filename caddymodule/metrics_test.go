@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -303,6 +304,21 @@ func TestUserRequestsAtOnce(t *testing.T) {
 	}
 	if len(ids) != most+1 || !slices.Contains(ids, "other") || sum != callers*users*each {
 		t.Errorf("got %v and %v requests, want %d ids, other, and %d", ids, sum, most, callers*users*each)
+	}
+}
+
+// TestUserRequestsOfMany: the first request of a service user does not wait for a copy of all other counters, of which
+// a start has thousands at once.
+func TestUserRequestsOfMany(t *testing.T) {
+	u := newUserRequests()
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for i := range maxPerUser {
+		u.count(fmt.Sprint("service_", i), maxPerUser)
+	}
+	runtime.ReadMemStats(&after)
+	if got := (after.TotalAlloc - before.TotalAlloc) / maxPerUser; got > 10_000 {
+		t.Errorf("each of the first requests allocated %d bytes", got)
 	}
 }
 
