@@ -147,7 +147,8 @@ func (f *fleet) believe(r *fleetReceipt, world int, s *fleetStep) {
 	draw := rand.New(rand.NewPCG(uint64(world), 0))
 	for i, n := range f.nodes {
 		switch late := slices.Contains(r.late, n.id); {
-		case n.down && !late && time.Since(n.since) < fleetStaleness+5*time.Second:
+		// A node counts for 5 s longer than its max_staleness, from its last report, which was up to 2 s before its end.
+		case n.down && !late && time.Since(n.since) < fleetStaleness+3*time.Second:
 			f.fail("%s: the receipt %+v counts %s, which is down since %v", s.text, r, n.id, time.Since(n.since))
 		case !n.down && !late:
 			f.has(n, world, s.user)

@@ -274,8 +274,8 @@ func (c *cli) restore(ctx context.Context, path string) error {
 	}
 	note := ""
 	if r.RevivedTokens > 0 {
-		note = fmt.Sprintf("Of the tokens that were revoked, deleted or deactivated since the backup, "+
-			"%d are valid again; \"audit list\" names them.", r.RevivedTokens)
+		note = fmt.Sprintf("Valid again, although revoked, deleted or deactivated since the backup: %s; "+
+			"\"audit list\" names them.", plural(int(r.RevivedTokens), "token"))
 	}
 	return c.print(r, table{
 		{"revision", r.Revision}, {"service users", r.ServiceUsers}, {"head", r.Head},
