@@ -149,12 +149,12 @@ func knowPlaceholders(r *http.Request, vars variables) {
 
 // placeholders are the names of our placeholders, and the value of each for an identity. Refusals set those without a value.
 var placeholders = map[string]func(*identity) string{
-	"http.auth.user.name":     func(id *identity) string { return id.who().Name() }, // the header has its ext-value
-	"http.auth.user.id":       func(id *identity) string { return identityValues["id"](id.who()) },
-	"http.auth.user.role":     func(id *identity) string { return identityValues["role"](id.who()) },
-	"http.auth.user.teams":    func(id *identity) string { return identityValues["teams"](id.who()) },
-	"http.auth.user.groups":   func(id *identity) string { return identityValues["groups"](id.who()) },
-	"http.auth.user.token_id": func(id *identity) string { return identityValues["token_id"](id.who()) },
+	"http.auth.user.name":     ofPrincipal(access.Principal.Name), // the header has its ext-value
+	"http.auth.user.id":       ofPrincipal(identityValues["id"]),
+	"http.auth.user.role":     ofPrincipal(identityValues["role"]),
+	"http.auth.user.teams":    ofPrincipal(identityValues["teams"]),
+	"http.auth.user.groups":   ofPrincipal(identityValues["groups"]),
+	"http.auth.user.token_id": ofPrincipal(identityValues["token_id"]),
 	"http.service_users.rule": func(id *identity) string { return id.decision.RuleID() },
 	"http.service_users.decision": func(id *identity) string {
 		if !id.decision.Allowed() {
@@ -164,4 +164,9 @@ var placeholders = map[string]func(*identity) string{
 	},
 	"http.service_users.decision_id": nil,
 	"http.auth.candidate.id":         nil,
+}
+
+// ofPrincipal returns the value of the principal of an identity.
+func ofPrincipal(value func(access.Principal) string) func(*identity) string {
+	return func(id *identity) string { return value(id.who()) }
 }
