@@ -1,7 +1,6 @@
 package store
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -78,11 +77,7 @@ func TestLastGoodReadOnlyDisk(t *testing.T) {
 	mustDo(syscall.Mount("tmpfs", a.dir, "tmpfs", syscall.MS_REMOUNT|syscall.MS_RDONLY, ""))
 	s = open(t, a.at, a.options())
 	addGroup(s, "g", "allow GET /a")
-	soon, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
-	defer cancel()
-	if r := must(s.Wait(soon, s.Directory().Revision())); len(r.Late) != 1 {
-		t.Errorf("got %+v, want that the node is late", r)
-	}
+	late(t, s, "node_a")
 	if got := s.CopyFault(); !strings.Contains(got, "read-only file system") {
 		t.Errorf("got the fault %q", got)
 	}

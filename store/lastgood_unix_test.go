@@ -465,11 +465,7 @@ func TestLastGoodNotWritable(t *testing.T) {
 	mustDo(os.MkdirAll(filepath.Join(head, "not empty"), 0o700)) // it cannot be removed
 	breakLog()
 	addGroup(s, "b")
-	waiting, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
-	defer cancel()
-	if r := must(s.Wait(waiting, s.Directory().Revision())); !slices.Equal(r.Late, []string{"node_a"}) {
-		t.Errorf("with a copy that cannot be removed: got %+v, want that the node is late", r)
-	}
+	late(t, s, "node_a")
 	if nodes := must(s.Nodes(ctx, Local)); nodes[0].Revision > before {
 		t.Errorf("it has reported revision %d after %d", nodes[0].Revision, before)
 	}

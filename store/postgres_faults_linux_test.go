@@ -745,9 +745,7 @@ func testToxics(t *testing.T, server *pgtest.Server, toxics, fails string) {
 	if fails != "none" {
 		eventually(t, "the fault", func() bool { return w.Fault() != "" })
 		addGroup(direct, "meanwhile")
-		waiting, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
-		defer cancel()
-		if r := must(direct.Wait(waiting, direct.Directory().Revision())); r.Applied != 1 || !slices.Equal(r.Late, []string{"node_toxic"}) {
+		if r := late(t, direct, "node_toxic"); r.Applied != 1 {
 			t.Errorf("the receipt of another node: got %+v, want this node late", r)
 		}
 	}
@@ -922,11 +920,9 @@ func TestPostgresClocks(t *testing.T) {
 	// A node that cannot load a change is late until a time by the clock of the database.
 	mustDo(nodes[2].lock(ctx))
 	addGroup(nodes[0], "late")
-	waiting, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
-	defer cancel()
-	r := must(nodes[0].Wait(waiting, nodes[0].Directory().Revision()))
+	r := late(t, nodes[0], "node_2")
 	nodes[2].unlock()
-	if left := time.Until(r.Until); !slices.Equal(r.Late, []string{"node_2"}) || left < 30*time.Second || left > 2*time.Minute {
+	if left := time.Until(r.Until); left < 30*time.Second || left > 2*time.Minute {
 		t.Errorf("the receipt: got %+v, want node_2 late for a minute", r)
 	}
 	whole(t, nodes[1])

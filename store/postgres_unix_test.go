@@ -204,8 +204,8 @@ func TestPostgresReceipt(t *testing.T) {
 	mustDo(c.lock(ctx))
 	addUser(a, "late")
 	now := time.Now()
-	r := wait(time.Second)
-	if r.Applied != 2 || r.All != 3 || !slices.Equal(r.Late, []string{"node_c"}) || r.Until.Before(now.Add(50*time.Second)) || r.Until.After(now.Add(2*time.Minute)) {
+	r := late(t, a, "node_c")
+	if r.Applied != 2 || r.All != 3 || r.Until.Before(now.Add(50*time.Second)) || r.Until.After(now.Add(2*time.Minute)) {
 		t.Errorf("got %+v, want 2 of 3, and node_c for a minute", r)
 	}
 	if err := a.ForgetNode(ctx, Local, "node_c"); !errors.Is(err, ErrConflict) {
