@@ -14,6 +14,7 @@ import (
 // same as one that is told of everything at once, and the versions before it, which
 // share its shards, go on showing what they did.
 func TestEditAtRandom(t *testing.T) {
+	t.Parallel()
 	rng := rand.New(rand.NewPCG(1, 2))
 	const ids, rounds, goroutines, versions = 300, 60, 4, 3
 	type version struct {

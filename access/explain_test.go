@@ -276,6 +276,7 @@ func TestExplainOtherGroups(t *testing.T) {
 
 // TestExplainAgrees: the verdict is the one of Authorize, and the rest fits to it.
 func TestExplainAgrees(t *testing.T) {
+	t.Parallel()
 	seen := make(map[string]int)
 	rapid.Check(t, func(t *rapid.T) {
 		w := drawWorld(t)

@@ -314,6 +314,7 @@ func lines(text string) string {
 
 // TestOracleMonotony changes one thing at a time.
 func TestOracleMonotony(t *testing.T) {
+	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		w, actions := drawWorld(t), drawActions(t)
 		before := w.answers(t, w.directory(t), actions)

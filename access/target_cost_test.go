@@ -93,6 +93,7 @@ func inNFC(s string) bool {
 // The table knows normalisation form C: for each rune alone, between others, and for
 // everything that NFC joins, reorders or keeps apart.
 func TestRuneTableNFC(t *testing.T) {
+	t.Parallel()
 	check := func(s string) {
 		if got, want := inNFC(s), norm.NFC.IsNormalString(s); got != want {
 			t.Errorf("%+q: in NFC: got %t, want %t", s, got, want)

@@ -132,6 +132,7 @@ func TestTargetRefused(t *testing.T) {
 // TestTargetRunes looks at every rune there is: what is accepted is visible and
 // no common conversion makes a separator or an ASCII letter of it.
 func TestTargetRunes(t *testing.T) {
+	t.Parallel()
 	conversions := []func(string) string{
 		strings.ToLower, strings.ToUpper, strings.ToTitle, norm.NFC.String, norm.NFD.String, norm.NFKC.String, norm.NFKD.String,
 	}

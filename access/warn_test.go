@@ -212,6 +212,7 @@ func TestWarningsOfOthers(t *testing.T) {
 
 // TestWarningsHold: what a warning says is true of any request.
 func TestWarningsHold(t *testing.T) {
+	t.Parallel()
 	denied, superfluous := 0, 0
 	property := func(t *rapid.T) {
 		rules := rapid.SliceOfN(rapid.Custom(drawRule), 2, 7).Draw(t, "rules")

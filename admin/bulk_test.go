@@ -150,6 +150,7 @@ func TestBulkMistakes(t *testing.T) {
 
 // A filter that finds too many is an error, and a body of 1,000 service users may be large.
 func TestBulkOfThousand(t *testing.T) {
+	t.Parallel()
 	s := serve(t, store.Options{})
 	var users []string
 	for i := range 1000 {

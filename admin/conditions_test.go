@@ -156,6 +156,7 @@ func TestWarnings(t *testing.T) {
 // As many rules as there can be make no request wait for seconds. The log says how
 // long each took.
 func TestManyRules(t *testing.T) {
+	t.Parallel()
 	s := serve(t, store.Options{})
 	rules := make([]string, 10_000)
 	for i := range rules {

@@ -256,6 +256,7 @@ var filterUsers = flag.Int("filterusers", 2000, "how many service users TestFilt
 // TestFilterOfMany: a list of many service users is filtered within the budget, or
 // refused with advice; another actor, and the same one later, are not held up.
 func TestFilterOfMany(t *testing.T) {
+	t.Parallel()
 	a := manyUsers(t, *filterUsers)
 	get := func(query string) (status int, text string) {
 		w := httptest.NewRecorder()

@@ -466,6 +466,7 @@ func TestOpenAPIEnums(t *testing.T) {
 // If-Match is documented where it is compared. What changes anything else refuses
 // it, but for "*", rather than let the caller believe it was.
 func TestOpenAPIIfMatch(t *testing.T) {
+	t.Parallel()
 	s := serve(t, store.Options{})
 	for path, item := range readOpenAPI().Paths {
 		for method, op := range item {
@@ -504,6 +505,7 @@ func TestOpenAPIIfMatch(t *testing.T) {
 // Each operation lists the answers to failing requests that it can give, and no others. 401, 403
 // and 429 depend on the door; package caddymodule tests them.
 func TestOpenAPIFailures(t *testing.T) {
+	t.Parallel()
 	s := serve(t, store.Options{NodeID: unknownNode})
 	s.must(`PUT /service_users/permissions {"permissions":[{"key":"p","name":"P","rules":["allow GET /p"]}]}`)
 	s.must(`POST /permission_groups {"name":"taken","permissions":["p"]}`)

@@ -207,7 +207,7 @@ func TestActorHeader(t *testing.T) {
 		if err := os.WriteFile(path, []byte(caddyfile(site)), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second) // a Caddy that starts would go on for ever
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // a Caddy that starts would go on for ever
 		defer cancel()
 		cmd := exec.CommandContext(ctx, caddyBinary(), "run", "--config", path, "--adapter", "caddyfile")
 		cmd.Dir, cmd.Env = s.dir, s.env
@@ -288,7 +288,7 @@ http://localhost:{$ADMIN_PORT} {
 		if out, ok := s.reload(leaky); ok {
 			t.Errorf("a door that believes a client was taken: %s", out)
 		}
-		for deadline := time.Now().Add(10 * time.Second); requests.Load() == before && time.Now().Before(deadline); {
+		for deadline := time.Now().Add(time.Minute); requests.Load() == before && time.Now().Before(deadline); {
 			time.Sleep(time.Millisecond)
 		}
 	}

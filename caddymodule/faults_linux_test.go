@@ -305,7 +305,7 @@ func TestNoMoreFiles(t *testing.T) {
 	round("after a change without files", want)
 
 	s.limitFiles(0)
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		fresh := &http.Transport{ResponseHeaderTimeout: time.Second, DisableKeepAlives: true}
 		if got, err := ask(fresh, user, "/v1/x"); err == nil && got == 200 {

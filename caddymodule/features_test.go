@@ -617,7 +617,7 @@ func TestStale(t *testing.T) {
 	become := func(want [4]int) {
 		t.Helper()
 		var got [4]int
-		for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 			if got = answers(); got == want {
 				return
 			}

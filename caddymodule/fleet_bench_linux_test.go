@@ -83,7 +83,7 @@ func BenchmarkFleet(b *testing.B) {
 
 // until asks a node again and again until it answers with a status.
 func (f *fleet) until(n *fleetNode, who credentials, want int) {
-	for deadline := time.Now().Add(20 * time.Second); ; {
+	for deadline := time.Now().Add(time.Minute); ; {
 		status, _, _, err := n.send("GET", "API_PORT", &url.URL{Path: "/_self"}, "", who, nil, nil)
 		if err == nil && status == want {
 			return

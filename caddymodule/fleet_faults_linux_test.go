@@ -49,7 +49,7 @@ func (f *fleet) kill(draw *rand.Rand, n *fleetNode) {
 	<-n.exited
 	lost := <-made
 	var left bool
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		err := f.database.QueryRow(`SELECT count(*) > 0 FROM pg_stat_activity WHERE application_name = $1`, []any{n.name}, &left)
 		if err != nil || left && time.Now().After(deadline) {
 			f.fail("the connections of the killed %s: %v, %v", n.name, left, err)
@@ -152,7 +152,7 @@ func (f *fleet) startCounting() {
 // use uses the token of that service user at a node, which needs no rule, and returns the number of all its
 // uses.
 func (f *fleet) use(n *fleetNode, times int) int64 {
-	for deadline := time.Now().Add(20 * time.Second); times > 0; {
+	for deadline := time.Now().Add(time.Minute); times > 0; {
 		status, _, text, err := n.send("GET", "API_PORT", &url.URL{Path: "/_self"}, "", f.counted, nil, nil)
 		switch {
 		case err == nil && status == http.StatusOK:
@@ -176,7 +176,7 @@ func (f *fleet) token() (k admin.Token) {
 
 // count waits until the uses at all nodes are in the store, which takes one use_interval.
 func (f *fleet) count(want int64) (k admin.Token) {
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		if k = f.token(); k.UseCount == want {
 			return k
 		}
@@ -190,7 +190,7 @@ func (f *fleet) count(want int64) (k admin.Token) {
 // signal sends a signal, and waits until the process has stopped or goes on.
 func (n *fleetNode) signal(s syscall.Signal) {
 	_ = n.cmd.Process.Signal(s)
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", n.cmd.Process.Pid))
 		_, state, ok := strings.Cut(string(stat), ") ")
 		if err != nil || !ok || strings.HasPrefix(state, "T") == (s == syscall.SIGSTOP) {

@@ -324,7 +324,7 @@ func (f *fleet) make(next fleetWorld, steps []*fleetStep, at []*fleetNode) {
 	for _, n := range at {
 		revision = max(revision, n.revision())
 	}
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for _, n := range f.up() {
 		for n.revision() < revision {
 			if time.Now().After(deadline) {
@@ -365,7 +365,7 @@ func (f *fleet) check(draw *rand.Rand) {
 
 // decide asks a node until it decides.
 func (f *fleet) decide(i, user, token int, a oracle.Action) (status int) {
-	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 		if status, decided := f.ask(i, user, token, a, 0); decided {
 			return status
 		}

@@ -308,7 +308,7 @@ func TestInstantOfEarlyRequest(t *testing.T) {
 	}()
 	select {
 	case <-ctx.asked:
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("the request does not wait for the store")
 	}
 	if err := early.start(); err != nil {

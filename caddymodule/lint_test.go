@@ -261,7 +261,7 @@ func TestMisuseFailsTheLoad(t *testing.T) {
 		if err := os.WriteFile(path, []byte(tt.caddyfile), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second) // a Caddy that starts would go on for ever
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // a Caddy that starts would go on for ever
 		defer cancel()
 		cmd := exec.CommandContext(ctx, caddyBinary(), "run", "--config", path, "--adapter", "caddyfile")
 		cmd.Dir, cmd.Env = s.dir, s.env

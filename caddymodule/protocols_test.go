@@ -30,7 +30,7 @@ import (
 
 // patience is how long a test waits for what has to come. Nothing is measured
 // with it.
-const patience = 15 * time.Second
+const patience = time.Minute
 
 // wireCaddyfile serves one API over HTTP/1.1, cleartext HTTP/2 and HTTP/3.
 const wireCaddyfile = `

@@ -233,6 +233,9 @@ func (up *script) serve(conn net.Conn) {
 		}
 		up.keep(text)
 		answer, ok := answers[r.Header.Get("X-Answer")]
+		if before, after, ok := strings.Cut(answer, "11MIB"); ok { // not a part of the table: each caddy that a test starts would make it
+			answer = before + strings.Repeat("x", 11<<20) + after
+		}
 		if !ok {
 			answer = "200 OK\nContent-Length: 2\n\nok"
 		}
@@ -305,7 +308,7 @@ var answers = map[string]string{
 	"bad name":     "200 OK\nX Y: 1\nContent-Length: 2\n\nok",
 	"bad status":   "2000 OK\nContent-Length: 2\n\nok",
 	"no status":    "OK\nContent-Length: 2\n\nok",
-	"huge":         "200 OK\nX-Big: " + strings.Repeat("x", 11<<20) + "\nContent-Length: 2\n\nok",
+	"huge":         "200 OK\nX-Big: 11MIB\nContent-Length: 2\n\nok",
 }
 
 // h2c serves cleartext HTTP/2. Its answer is the request.

@@ -306,7 +306,7 @@ func TestRefusedStores(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second) // a Caddy that starts would go on for ever
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // a Caddy that starts would go on for ever
 		defer cancel()
 		cmd := exec.CommandContext(ctx, caddyBinary(), "run", "--config", example, "--adapter", "caddyfile")
 		cmd.Dir, cmd.Env = s.dir, append(s.env, "SERVICE_USERS_STORE="+path)

@@ -56,7 +56,7 @@ func (s *server) refused(caddyfile, want string) {
 	s.run(caddyfile)
 	select {
 	case <-s.exited:
-	case <-time.After(30 * time.Second):
+	case <-time.After(time.Minute):
 		s.t.Fatalf("it runs; want it to end with %q", want)
 	}
 	if got := s.log.String(); !strings.Contains(got, want) {

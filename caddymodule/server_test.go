@@ -108,7 +108,7 @@ func (s *server) run(caddyfile string) {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		select {
 		case <-exited:
-		case <-time.After(20 * time.Second):
+		case <-time.After(time.Minute):
 			_ = cmd.Process.Kill()
 			s.t.Errorf("the server did not end by itself:\n%s", log)
 		}
@@ -121,7 +121,7 @@ func (s *server) run(caddyfile string) {
 // waitFor waits until the admin endpoint answers a path with 200.
 func (s *server) waitFor(path string) {
 	s.t.Helper()
-	deadline := time.Now().Add(60 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for time.Now().Before(deadline) {
 		select {
 		case <-s.exited:

@@ -12,6 +12,7 @@ import (
 
 // One statement loads a change of service users as a transaction does, and leaves all other changes to it.
 func TestLoadAtOnce(t *testing.T) {
+	t.Parallel()
 	at := pgtest.URL(t)
 	a := open(t, at, Options{})
 	readers := addGroup(a, "readers", "allow GET /v1/{x}")

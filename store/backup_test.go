@@ -158,6 +158,7 @@ func TestBackupWhileChanging(t *testing.T) {
 // that has the store open keeps it from being restored.
 func TestRestore(t *testing.T) {
 	pgtest.SQLiteOnly(t, "the backup is a file; PostgreSQL has pg_dump")
+	t.Parallel()
 	w := newWorld(t, Options{})
 	must(w.LoadPermissions(ctx, alice, []Permission{{Key: "a.b", Name: "A", Rules: rules("allow GET /v3")}}, false))
 	mustDo(w.GrantPermission(ctx, alice, w.readers.ID, "a.b"))
@@ -318,6 +319,7 @@ func TestRestoreAhead(t *testing.T) {
 // somebody has open does not.
 func TestRestoreInPlaceOf(t *testing.T) {
 	pgtest.SQLiteOnly(t, "the backup is a file; PostgreSQL has pg_dump")
+	t.Parallel()
 	w := newWorld(t, Options{})
 	path, b := backupTo(t, w.Store)
 	seen := withoutRevision(t, w.Store)
@@ -415,6 +417,7 @@ func TestRestoreInPlaceOfOneThatIsGone(t *testing.T) {
 // An older schema is brought up to date before it is taken.
 func TestRestoreOlderSchema(t *testing.T) {
 	pgtest.SQLiteOnly(t, "the backup is a file; PostgreSQL has pg_dump")
+	t.Parallel()
 	path, opts := copyOfSchema1(t)
 	before := must(os.ReadFile(path))
 	report, err := CheckFile(ctx, path, opts, AuditHead{})
@@ -502,6 +505,7 @@ func execute(text string) func(string) {
 // A bad backup is refused with every finding, and nothing at all changes.
 func TestRestoreRefuses(t *testing.T) {
 	pgtest.SQLiteOnly(t, "the backup is a file; PostgreSQL has pg_dump")
+	t.Parallel()
 	w := newWorld(t, Options{})
 	good, backup := backupTo(t, w.Store)
 	mustDo(w.revoke(ctx, alice, w.user.ID, w.token.ID))
@@ -569,6 +573,7 @@ func TestRestoreRefuses(t *testing.T) {
 // that the store in force goes on from.
 func TestRestoreOfAnother(t *testing.T) {
 	pgtest.SQLiteOnly(t, "the backup is a file; PostgreSQL has pg_dump")
+	t.Parallel()
 	w := newWorld(t, Options{})
 	fork := backup(t, w.Store)
 	for name, path := range map[string]string{"another store": place(t), "another way": fork} {

@@ -74,6 +74,7 @@ var alice = Actor{Name: "human:alice", Operation: "op_of_alice"}
 // Every mutation is one revision with its audit records, and holds when the
 // call returns. want is the answer to GET /v1/x with the first secret.
 func TestChange(t *testing.T) {
+	t.Parallel()
 	for _, row := range []struct {
 		name    string
 		actions string

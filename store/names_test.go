@@ -87,6 +87,7 @@ func TestNewNames(t *testing.T) {
 
 // The key of a key is that key, and no key holds what cannot be seen.
 func TestNameKey(t *testing.T) {
+	t.Parallel()
 	check := func(t tb, name string) {
 		key := nameKey(name)
 		if again := nameKey(key); again != key {

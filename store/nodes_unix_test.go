@@ -314,6 +314,7 @@ func TestCompareClocks(t *testing.T) {
 // A node that joins while changes are made never answers from an earlier revision than one that was
 // acknowledged by all.
 func TestPostgresJoin(t *testing.T) {
+	t.Parallel()
 	at := pgtest.URL(t)
 	a := open(t, at, Options{})
 	u, _ := addUser(a, "u")

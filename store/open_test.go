@@ -164,6 +164,7 @@ func refuses(f func()) (panics bool) {
 }
 
 func TestOpenTakesAllOrNothing(t *testing.T) {
+	t.Parallel()
 	exec := func(statement string) func(string) {
 		return func(path string) { runSQL(t, path, statement) }
 	}

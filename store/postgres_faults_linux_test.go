@@ -323,12 +323,12 @@ func (f *pgFleet) check(when string, from int64) {
 // shortTimeouts makes the timeouts short.
 func shortTimeouts(t *testing.T) {
 	for _, timeout := range []*time.Duration{&turnTimeout, &changeTimeout, &commitWait} {
-		setTimeout(t, timeout, time.Second)
+		setTimeout(t, timeout, 2*time.Second)
 	}
 	for _, timeout := range []*time.Duration{&lookTimeout, &idleLimit} {
-		setTimeout(t, timeout, 500*time.Millisecond)
+		setTimeout(t, timeout, time.Second)
 	}
-	setTimeout(t, &wholeTimeout, 3*time.Second)
+	setTimeout(t, &wholeTimeout, 5*time.Second)
 }
 
 // ends fails the test unless a call ends.
@@ -339,7 +339,7 @@ func ends(t *testing.T, what string, call func() error) error {
 	select {
 	case err := <-done:
 		return err
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatalf("%s does not end", what)
 		return nil
 	}
@@ -420,7 +420,7 @@ func TestPostgresSilence(t *testing.T) {
 		return s.FlushUse(ctx)
 	}
 	var running errgroup.Group
-	running.SetLimit(6) // the rows wait most of the time
+	running.SetLimit(12) // the rows wait most of the time
 	for _, row := range []struct {
 		name, statement string
 		change          bool
@@ -477,7 +477,7 @@ func TestPostgresSilence(t *testing.T) {
 				}
 				select {
 				case <-hit:
-				case <-time.After(20 * time.Second):
+				case <-time.After(time.Minute):
 					t.Fatal("the statement was not sent")
 				}
 				if got := probe(s, u.ID, token.Secret, "GET /a"); got != access.Granted || s.Stale() {
@@ -675,7 +675,7 @@ func TestPostgresToxics(t *testing.T) {
 	shortTimeouts(t)
 	server := pgtest.Shared(t)
 	var running errgroup.Group
-	running.SetLimit(6) // the rows wait most of the time
+	running.SetLimit(12) // the rows wait most of the time
 	for _, row := range []struct {
 		name, toxics string
 		fails        string // which calls fail
@@ -975,7 +975,7 @@ func TestPostgresTwoStores(t *testing.T) {
 	mustDo(upgrade.Rollback())
 	a2 := <-waiting
 	addGroup(a2, "after")
-	limited, cancel := context.WithTimeout(ctx, 20*time.Second)
+	limited, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	for {
 		note := must(listener.WaitForNotification(limited))

@@ -159,6 +159,7 @@ func TestPostgresLostAnswer(t *testing.T) {
 // Behind a pooler of transactions notifications do not arrive. The store notices it, and finds the changes
 // of others all the same.
 func TestPostgresPooler(t *testing.T) {
+	t.Parallel()
 	at := pgtest.Shared(t).Pooler(t)
 	core, logs := observer.New(zap.WarnLevel)
 	a, b := open(t, at, Options{}), open(t, at, Options{Log: zap.New(core)})
@@ -185,7 +186,7 @@ func TestPostgresReceipt(t *testing.T) {
 	}
 	for i := range 20 {
 		addUser(a, fmt.Sprint("u", i))
-		if r := wait(20 * time.Second); r.Applied != 3 || r.All != 3 || len(r.Late) > 0 {
+		if r := wait(time.Minute); r.Applied != 3 || r.All != 3 || len(r.Late) > 0 {
 			t.Fatalf("got %+v, want 3 of 3", r)
 		}
 		for _, s := range []*Store{b, c} {
@@ -213,7 +214,7 @@ func TestPostgresReceipt(t *testing.T) {
 	}
 	// Once its time is over it does not count, and can be forgotten.
 	runSQL(t, at, `UPDATE nodes SET seen_at = seen_at - 100000 WHERE id = 'node_c'`)
-	if r := wait(20 * time.Second); r.Applied != 2 || r.All != 2 {
+	if r := wait(time.Minute); r.Applied != 2 || r.All != 2 {
 		t.Errorf("its time is over: got %+v, want 2 of 2", r)
 	}
 	mustDo(a.ForgetNode(ctx, Local, "node_c"))
@@ -222,16 +223,16 @@ func TestPostgresReceipt(t *testing.T) {
 	}
 	// It comes back with the last revision.
 	c.unlock()
-	if r := wait(20 * time.Second); r.Applied < 2 {
+	if r := wait(time.Minute); r.Applied < 2 {
 		t.Errorf("got %+v", r)
 	}
 	eventually(t, "the node again", func() bool { return len(must(a.Nodes(ctx, Local))) == 3 })
-	if r := wait(20 * time.Second); r.Applied != 3 {
+	if r := wait(time.Minute); r.Applied != 3 {
 		t.Errorf("got %+v, want 3 of 3", r)
 	}
 	// A node that ends well leaves at once.
 	mustDo(b.Close())
-	if r := wait(20 * time.Second); r.All != 2 {
+	if r := wait(time.Minute); r.All != 2 {
 		t.Errorf("after the end of one: got %+v, want 2 of 2", r)
 	}
 }
@@ -350,6 +351,7 @@ func TestPostgresFigures(t *testing.T) {
 
 // A copy has every row of the original, on either engine.
 func TestCopy(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, Options{Refusals: access.NewRecall(10), refusalPoll: time.Hour})
 	load(w.Store, permission("p.q", "allow GET /p"))
 	mustDo(w.GrantPermission(ctx, alice, w.readers.ID, "p.q"))

@@ -273,7 +273,7 @@ func kind(err error) string {
 // eventually waits for something that happens without being asked for.
 func eventually(t tb, what string, ok func() bool) {
 	t.Helper()
-	tick, deadline := time.NewTicker(time.Millisecond), time.After(20*time.Second)
+	tick, deadline := time.NewTicker(time.Millisecond), time.After(time.Minute)
 	defer tick.Stop()
 	for !ok() {
 		select {

@@ -426,7 +426,7 @@ func TestHealthWithoutStore(t *testing.T) {
 	if err := os.Rename(s.store.Path(), s.store.Path()+".moved"); err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(20 * time.Second); s.store.Fault() == ""; {
+	for deadline := time.Now().Add(time.Minute); s.store.Fault() == ""; {
 		if time.Now().After(deadline) {
 			t.Fatal("the store has no fault")
 		}

@@ -27,7 +27,7 @@ func TestHealthAway(t *testing.T) {
 	wantIn(t, text, "<dd>database</dd>")
 	wantNone(t, text, "Last good copy", "not known")
 	away.Store(true)
-	for deadline := time.Now().Add(20 * time.Second); s.store.Fault() == ""; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); s.store.Fault() == ""; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the store has no fault")
 		}

@@ -13,6 +13,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -164,7 +165,7 @@ func (p *page) form(name, title string, data any, err error) error {
 
 func (p *page) render(status int, name string) error {
 	var text bytes.Buffer
-	if err := templates[name].ExecuteTemplate(&text, "layout", p); err != nil {
+	if err := templates()[name].ExecuteTemplate(&text, "layout", p); err != nil {
 		return fmt.Errorf("making the page %s: %w", name, err)
 	}
 	p.w.Header().Set("Content-Type", "text/html; charset=utf-8")
@@ -241,8 +242,8 @@ func (p *page) kept() url.Values {
 }
 
 // templates contains one set of templates for each page: its own file, the layout and the parts that
-// pages share.
-var templates = func() map[string]*template.Template {
+// pages share. They are read at the first page: a command of the CLI, which shows none, starts sooner.
+var templates = sync.OnceValue(func() map[string]*template.Template {
 	shared := template.Must(template.New("").Funcs(functions).ParseFS(files,
 		"templates/layout.html", "templates/parts.html", "templates/snippets.html"))
 	names, _ := fs.Glob(files, "templates/*.html")
@@ -252,7 +253,7 @@ var templates = func() map[string]*template.Template {
 		all[strings.TrimSuffix(path.Base(name), ".html")] = template.Must(set.ParseFS(files, name))
 	}
 	return all
-}()
+})
 
 //go:embed templates assets
 var files embed.FS

@@ -14,6 +14,7 @@ import (
 
 // A server has all that was committed after each end, answers nothing while it is paused, and ends with the test.
 func TestOwn(t *testing.T) {
+	t.Parallel()
 	var dir string
 	var pids []int
 	t.Run("one", func(t *testing.T) {
@@ -68,7 +69,7 @@ func TestOwn(t *testing.T) {
 
 // gone waits until a folder is removed.
 func gone(dir string) (err error) {
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 		if _, err := os.Stat(dir); err != nil {
 			return nil
 		}

@@ -10,6 +10,7 @@ import (
 
 // Two schemas of one server do not see each other, and text has an order that is not that of bytes.
 func TestURL(t *testing.T) {
+	t.Parallel()
 	for range 2 {
 		conn, err := pgx.Connect(t.Context(), URL(t))
 		if err != nil {

@@ -6,6 +6,7 @@ import "testing"
 
 // A failover loses no row, and can be repeated, whether the primary before has ended, is paused, or runs on.
 func TestPair(t *testing.T) {
+	t.Parallel()
 	p := NewPair(t)
 	if err := p.Primary.Exec(`CREATE TABLE things (n INT)`); err != nil {
 		t.Fatal(err)
