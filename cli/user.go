@@ -213,7 +213,7 @@ func (c *cli) createUserCommand(root *cobra.Command) {
 		return nil
 	})
 	create.Long = `Creates a service user and prints its id and token, once. With --from it creates the
-service users of a CSV file, all or none of them, at most 1,000. The first line of the
+service users of a CSV file, all or none of them, at most 1 000. The first line of the
 file names the columns: name, and any of display_name, description, owner, alias, role,
 teams, labels, allowed_ips, groups, expires_at and ttl. A ";" separates the entries of a
 list, and a label is KEY=VALUE. It issues tokens only with --secret-dir. If a command

@@ -452,7 +452,7 @@ func ms(d time.Duration) string {
 func thousands(n int) string {
 	text := fmt.Sprint(n)
 	for i := len(text) - 3; i > 0; i -= 3 {
-		text = text[:i] + "," + text[i:]
+		text = text[:i] + " " + text[i:]
 	}
 	return text
 }
