@@ -93,7 +93,7 @@ func TestLogins(t *testing.T) {
 func TestLoginsOfManyTokens(t *testing.T) {
 	u := user(1, "g")
 	u.Tokens = nil
-	for i := range 20_000 {
+	for i := range 100_000 {
 		k := token(i)
 		k.ExpiresAt = 100
 		u.Tokens = append(u.Tokens, k)
@@ -103,7 +103,7 @@ func TestLoginsOfManyTokens(t *testing.T) {
 	if _, reason := d.Logins(u.ID, netip.Addr{}, 200); reason != TokenExpired {
 		t.Errorf("got %v", reason)
 	}
-	if took := time.Since(begun); took > 500*time.Millisecond {
+	if took := time.Since(begun); took > 10*time.Second {
 		t.Errorf("it took %v", took)
 	}
 }

@@ -40,7 +40,7 @@ import (
 //	csv FILE                      the same, with CRLF at the end of each line
 //	basic ID SECRET_FILE FILE     write a request with these credentials; $SECRET is the secret
 //	capture NAME REGEXP           set $NAME to what the group in REGEXP matched in it
-//	waitfor [-within D] CODE URL [ID SECRET]
+//	waitfor CODE URL [ID SECRET]
 //	                              ask again until the answer has this status; a URL
 //	                              on a unix socket is unix/SOCKET!PATH
 //	rest METHOD PATH [FILE]       ask the admin endpoint; status and body on stdout
@@ -224,14 +224,9 @@ func sessionCapture(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func sessionWaitFor(ts *testscript.TestScript, neg bool, args []string) {
-	within := 30 * time.Second
-	if len(args) > 2 && args[0] == "-within" {
-		d, err := time.ParseDuration(args[1])
-		ts.Check(err)
-		within, args = d, args[2:]
-	}
+	const within = time.Minute
 	if neg || len(args) != 2 && len(args) != 4 {
-		ts.Fatalf("usage: waitfor [-within DURATION] CODE URL [ID SECRET]")
+		ts.Fatalf("usage: waitfor CODE URL [ID SECRET]")
 	}
 	client, url := http.DefaultClient, args[1]
 	if socket, path, ok := strings.Cut(strings.TrimPrefix(url, "unix/"), "!"); ok {
