@@ -2,6 +2,7 @@ package caddymodule
 
 import (
 	"encoding/json"
+	"fmt"
 	"html/template"
 	"maps"
 	"path/filepath"
@@ -92,6 +93,20 @@ func eachPage(c *consoleTab) {
 			widest = "service_users/" + u.ID
 		}
 	}
+	for i, text := range hostile {
+		body, err := json.Marshal(map[string]any{"name": fmt.Sprint("gone-", i), "description": text, "rules": []string{"allow GET /a"}})
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		made := c.s.do("POST", "CADDY_PORT", "/permission_groups", credentials{}, string(body), "Content-Type: application/json")
+		var g struct{ ID string }
+		if err := json.Unmarshal([]byte(made.body), &g); err != nil || made.StatusCode != 201 {
+			c.t.Fatalf("%q: got status %d: %s", text, made.StatusCode, made.body)
+		}
+		if got := c.s.do("DELETE", "CADDY_PORT", "/permission_groups/"+g.ID, credentials{}, ""); got.StatusCode != 204 {
+			c.t.Fatalf("%q: got status %d: %s", text, got.StatusCode, got.body)
+		}
+	}
 	who := c.s.create("worker", "--group", "readers", "--team", "finance", "--label", "env=prod", "--ttl", "6d")
 	c.wantStatus("a refusal", "/v1/payroll", who, 403)
 	c.page("service_users/" + who.id)
@@ -104,7 +119,7 @@ func eachPage(c *consoleTab) {
 		"user-deactivate": user + "/deactivate", "user-delete": user + "/delete",
 		"token-new": user + "/tokens/new", "token-refresh": user + "/tokens/" + token + "/refresh",
 		"token-revoke": user + "/tokens/" + token + "/revoke",
-		"groups":       "permission_groups", "group-new": "permission_groups/new", "group": group, "group-edit": group + "/edit",
+		"groups":       "permission_groups", "groups-deleted": "permission_groups?deleted=true", "group-new": "permission_groups/new", "group": group, "group-edit": group + "/edit",
 		"group-ticks": group + "/permissions", "group-endpoints": group + "/endpoints", "group-delete": group + "/delete",
 		"explain": "explain", "explain-answer": "explain?user=worker&url=/v1/payroll", "explain-wrong": "explain?user=nobody&url=/",
 		"audit": "audit?verify=yes&action=permission_group.", "audit-wrong": "audit?since=x", "health": "health", "error": "nothing",

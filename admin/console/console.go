@@ -77,6 +77,7 @@ func routes() []route {
 		{"permission_groups/{id}/members", nil, addMember},
 		{"permission_groups/{id}/members/{user}/remove", nil, removeMember},
 		{"permission_groups/{id}/delete", forAdmins(askDeleteGroup), deleteGroup},
+		{"permission_groups/{id}/undelete", nil, undeleteGroup},
 
 		{"explain", explain, grant},
 		{"audit", forAdmins(showAudit), nil},

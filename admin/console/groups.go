@@ -9,9 +9,10 @@ import (
 	"github.com/serviceusers/caddy-service-users/admin"
 )
 
+// listGroups lists the permission groups, or with deleted=true those that can be undeleted.
 func listGroups(p *page) error {
 	var data admin.GroupList
-	query := p.query("before_id")
+	query := p.query("before_id", "deleted")
 	query.Set("total_count", "true")
 	if err := p.get("/permission_groups?"+query.Encode(), &data); err != nil {
 		return err
@@ -105,8 +106,7 @@ func askDeleteGroup(p *page) error {
 	}
 	return p.ask(question{
 		What: "Delete the group", Of: g.Name, Button: "Delete", Danger: true,
-		Text: "Its allows and its denies no longer apply to its members. For some time, " +
-			"caddy service-user group undelete brings it back.",
+		Text: "Its allows and its denies no longer apply to its members. An admin can undo the deletion for some time.",
 		Facts:   []string{"It has " + count(g.MemberCount, "member") + "."},
 		Effects: &effect.Effects,
 	}, nil)
@@ -117,4 +117,16 @@ func deleteGroup(p *page) error {
 		return err
 	}
 	return p.done(Root+"permission_groups", "deleted")
+}
+
+// undeleteGroup brings a group back. Members and permissions that were deleted meanwhile stay away.
+func undeleteGroup(p *page) error {
+	var g admin.Group
+	if err := p.do(http.MethodPost, p.uri()+"/undelete", admin.None{}, &g); err != nil {
+		return err
+	}
+	if len(g.NotRestored) > 0 {
+		return p.done(p.home(), "restored_partly")
+	}
+	return p.done(p.home(), "restored")
 }

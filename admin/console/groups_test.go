@@ -375,12 +375,13 @@ func TestObserveAllowEnforce(t *testing.T) {
 	wantNone(t, text, "Change the rules") // what the group would have refused is past
 }
 
-// TestDeleteGroup: the question names the members and the rights that they lose.
+// TestDeleteGroup: the question names the members and the rights that they lose. The list of deleted groups
+// brings it back.
 func TestDeleteGroup(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
 	a, b := s.create("a-sync"), s.create("b-sync")
-	_, at := s.groupAt("readers", []string{"allow GET /a", "deny GET /b"}, a, b)
+	g, at := s.groupAt("readers", []string{"allow GET /a", "deny GET /b"}, a, b)
 	s.groupAt("others", []string{"allow GET /a"}, b)
 	text, _ := s.get(at+"/delete", 200)
 	wantIn(t, text, "Delete the group <bdi>readers</bdi>?", "It has 2 members.", "a-sync", "b-sync",
@@ -393,6 +394,32 @@ func TestDeleteGroup(t *testing.T) {
 	wantIn(t, text, "Deleted.", "others")
 	s.get(at, 404)
 	s.post(at+"/edit", form("do", "save", "name", "readers"), 404)
+
+	const deleted = "/console/permission_groups?deleted=true"
+	wantIn(t, text, `href="`+deleted+`"`)
+	text, _ = s.get(deleted, 200)
+	wantIn(t, text, "<bdi>readers</bdi>", `action="`+at+`/undelete"`)
+	wantNone(t, text, "others", "New group")
+	undelete := func(want string) {
+		t.Helper()
+		_, header := s.post(at+"/undelete", "", 303)
+		text, _ := s.get(header.Get("Location"), 200)
+		wantIn(t, text, want, "<h1><bdi>readers", "deny GET /b")
+	}
+	undelete("its rules apply again.</p>")
+	s.post(at+"/undelete", "", 409)
+	text, _ = s.get(deleted, 200)
+	wantIn(t, text, "No group was deleted")
+	// A permission that is gone meanwhile does not come back, and neither does a group whose name another has.
+	permission := map[string]any{"key": "a.view", "name": "A", "rules": []string{"allow GET /a"}}
+	s.call("PUT", "/service_users/permissions", map[string]any{"permissions": []any{permission}}, nil)
+	s.call("PUT", g.URI+"/permissions/a.view", nil, nil)
+	s.post(at+"/delete", "", 303)
+	s.call("DELETE", "/service_users/permissions?key=a.view", nil, nil)
+	undelete("Members or permissions that were deleted meanwhile did not come back.")
+	s.post(at+"/delete", "", 303)
+	s.groupAt("readers", nil)
+	s.post(at+"/undelete", "", 409)
 }
 
 // TestLargeGroup: the pages of a group with many rules and members stay small.

@@ -184,15 +184,17 @@ func (p *page) done(address, key string) error {
 // news are the sentences about changes that a page can show. An address has only the key, so that no
 // foreign link can put its words into a page.
 var news = map[string]string{
-	"saved":       "Saved.",
-	"deactivated": "Deactivated: its tokens are refused from now on.",
-	"reactivated": "Reactivated: its tokens work again.",
-	"deleted":     "Deleted.",
-	"undeleted":   "Undeleted. It is inactive until you reactivate it.",
-	"granted":     "The rule was added.",
-	"joined":      "It is now a member of the group.",
-	"revoked":     "Revoked: the token is refused from now on.",
-	"forgotten":   "The node is removed from the list.",
+	"saved":           "Saved.",
+	"deactivated":     "Deactivated: its tokens are refused from now on.",
+	"reactivated":     "Reactivated: its tokens work again.",
+	"deleted":         "Deleted.",
+	"undeleted":       "Undeleted. It is inactive until you reactivate it.",
+	"restored":        "Undeleted: its rules apply again.",
+	"restored_partly": "Undeleted: its rules apply again. Members or permissions that were deleted meanwhile did not come back.",
+	"granted":         "The rule was added.",
+	"joined":          "It is now a member of the group.",
+	"revoked":         "Revoked: the token is refused from now on.",
+	"forgotten":       "The node is removed from the list.",
 }
 
 var (
