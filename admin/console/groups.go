@@ -106,7 +106,7 @@ func askDeleteGroup(p *page) error {
 	}
 	return p.ask(question{
 		What: "Delete the group", Of: g.Name, Button: "Delete", Danger: true,
-		Text: "Its allows and its denies no longer apply to its members. An admin can undo the deletion for some time.",
+		Text:    "Its allows and its denies no longer apply to its members. An admin can undo the deletion for some time.",
 		Facts:   []string{"It has " + count(g.MemberCount, "member") + "."},
 		Effects: &effect.Effects,
 	}, nil)
