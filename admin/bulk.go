@@ -12,11 +12,11 @@ import (
 )
 
 // BulkInput is the body that changes many service users at once. Exactly one of ids, filter and
-// users chooses them, at most 1 000.
+// users chooses them, at most 1,000.
 type BulkInput struct {
 	// create, update, deactivate, reactivate, delete, undelete, add_to_group,
 	// remove_from_group or rotate. rotate refreshes each token that is valid and not retiring,
-	// at most 1 000 tokens
+	// at most 1,000 tokens
 	Do string `json:"do"`
 	// the ids of the service users
 	IDs []string `json:"ids,omitempty"`
