@@ -1,6 +1,7 @@
 package store
 
 import (
+	"database/sql"
 	"flag"
 	"fmt"
 	"maps"
@@ -373,6 +374,19 @@ func TestDamagedUnderfoot(t *testing.T) {
 				if row.lost {
 					return
 				}
+				// Connections that are opened meanwhile have the wrong files, and nobody may get one later.
+				var conns []*sql.Conn
+				for range maxReading - 1 { // the watcher has one
+					conn, err := w.read.Conn(ctx)
+					if err != nil {
+						break // there is nothing to open
+					}
+					_, _ = conn.ExecContext(ctx, `SELECT COUNT(*) FROM tokens`) // opens them
+					conns = append(conns, conn)
+				}
+				for _, conn := range conns {
+					mustDo(conn.Close())
+				}
 				for _, suffix := range []string{"", "-wal", "-shm"} {
 					_ = os.Rename(w.path+suffix+".aside", w.path+suffix) // those that are
 				}
@@ -380,6 +394,9 @@ func TestDamagedUnderfoot(t *testing.T) {
 				answers("mended")
 				must(w.CreateToken(ctx, Local, stays.ID, Token{}))
 				whole(t, w.Store)
+				if err := onSQLite(w.Store).logInPlace(); err != nil {
+					t.Error(err)
+				}
 			})
 		}
 	}

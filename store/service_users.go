@@ -494,6 +494,11 @@ func inReadOf[T any](
 	if err != nil {
 		return v, fmt.Errorf("reading the store: %w", err)
 	}
-	defer sqlTx.Rollback()
+	defer func() {
+		sqlTx.Rollback()
+		if isIO(err) { // as after a change
+			dropIdle(s.read)
+		}
+	}()
 	return f(&tx{Tx: sqlTx, store: s, ctx: ctx, by: by, now: s.Now().UTC(), directory: s.Directory()})
 }

@@ -31,6 +31,7 @@ type watcher struct {
 	seen    int64             // the last data_version of conn; -1 for none
 	written time.Time         // the time of the last notification
 	renewed time.Time         // the time at which the connections were last opened again
+	gone    bool              // the last look found a file that is not in its place
 }
 
 // watch looks for changes until the store closes.
@@ -125,8 +126,13 @@ func (w *watcher) look(ctx context.Context) {
 	// A connection that was opened while another file was at the path still reads that file,
 	// even if the right one has come back since. A new connection would create a new log, so it
 	// must wait until the right log is there.
-	if err != nil && !errors.Is(err, errGone) && w.inPlace() == nil && w.logInPlace() == nil &&
-		time.Since(w.renewed) > renewInterval {
+	switch {
+	case errors.Is(err, errGone):
+		w.gone = true
+	case err == nil && w.gone: // its own connection is older
+		w.gone = false
+		dropIdle(s.read)
+	case err != nil && w.inPlace() == nil && w.logInPlace() == nil && time.Since(w.renewed) > renewInterval:
 		w.renewed = time.Now()
 		w.release()
 		dropIdle(s.read)
