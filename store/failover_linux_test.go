@@ -190,7 +190,11 @@ func (c *cluster) writeOne(node, n int, user, description string) {
 	if a.revoked = note(s.RevokeToken(ctx, Local, user, a.issued.ID, 0)); a.revoked != yes || n%4 > 1 {
 		return
 	}
-	waiting, cancel := context.WithTimeout(ctx, time.Duration(n%7)*50*time.Millisecond)
+	patience := time.Duration(n%7) * 50 * time.Millisecond
+	if n%14 == 0 {
+		patience = 2 * time.Second
+	}
+	waiting, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	if r, err := s.Wait(waiting, s.Directory().Revision()); err == nil {
 		c.mu.Lock()

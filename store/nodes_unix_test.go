@@ -330,7 +330,7 @@ func TestPostgresJoin(t *testing.T) {
 			}
 			mustDo(second(a.UpdateServiceUser(ctx, Local, u.ID, 0, func(u *ServiceUser) error { u.Description = fmt.Sprint(n); return nil })))
 			revision := a.Directory().Revision()
-			waiting, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+			waiting, cancel := context.WithTimeout(ctx, time.Second)
 			if r := must(a.Wait(waiting, revision)); len(r.Late) == 0 {
 				acknowledged.Store(revision)
 			}
