@@ -121,6 +121,9 @@ func (f *fleet) change(n *fleetNode, method, uri string, in, out any, header ...
 		return err
 	}
 	text, r := h.Get("Service-User-Applied"), new(fleetReceipt)
+	if text == "unknown" { // the database took longer than the wait to answer
+		return nil
+	}
 	numbers, late, isLate := strings.Cut(text, "; late=")
 	late, until, _ := strings.Cut(late, "; until=")
 	if _, err := fmt.Sscanf(numbers, "%d/%d", &r.applied, &r.all); err != nil {
@@ -281,7 +284,16 @@ func (f *fleet) round(draw *rand.Rand) {
 	} else {
 		busy := make(map[int]bool)
 		for n := 1 + draw.IntN(len(up)); n > 0; n-- {
+			before := fmt.Sprint(next)
 			if s := next.planForOne(draw, busy); s != nil {
+				if fmt.Sprint(next) == before { // nothing changes, and a node that is down may have that
+					send := s.send
+					s.send = func(f *fleet, n *fleetNode) error {
+						err := send(f, n)
+						n.receipt = nil
+						return err
+					}
+				}
 				busy[s.user] = true
 				steps = append(steps, s)
 			}
@@ -321,10 +333,14 @@ func (f *fleet) make(next fleetWorld, steps []*fleetStep, at []*fleetNode) {
 	f.since[world] = time.Now()
 	f.mu.Unlock()
 	var revision int64
-	for _, n := range at {
-		revision = max(revision, n.revision())
-	}
 	deadline := time.Now().Add(time.Minute)
+	for _, n := range at {
+		own := n.revision()
+		for ; own == 0 && time.Now().Before(deadline); own = n.revision() { // it cannot read the store right now
+			time.Sleep(time.Millisecond)
+		}
+		revision = max(revision, own)
+	}
 	for _, n := range f.up() {
 		for n.revision() < revision {
 			if time.Now().After(deadline) {
