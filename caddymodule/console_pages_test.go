@@ -94,18 +94,9 @@ func eachPage(c *consoleTab) {
 		}
 	}
 	for i, text := range hostile {
-		body, err := json.Marshal(map[string]any{"name": fmt.Sprint("gone-", i), "description": text, "rules": []string{"allow GET /a"}})
-		if err != nil {
-			c.t.Fatal(err)
-		}
-		made := c.s.do("POST", "CADDY_PORT", "/permission_groups", credentials{}, string(body), "Content-Type: application/json")
-		var g struct{ ID string }
-		if err := json.Unmarshal([]byte(made.body), &g); err != nil || made.StatusCode != 201 {
-			c.t.Fatalf("%q: got status %d: %s", text, made.StatusCode, made.body)
-		}
-		if got := c.s.do("DELETE", "CADDY_PORT", "/permission_groups/"+g.ID, credentials{}, ""); got.StatusCode != 204 {
-			c.t.Fatalf("%q: got status %d: %s", text, got.StatusCode, got.body)
-		}
+		name := fmt.Sprint("gone-", i)
+		c.s.mustCLI("group", "create", name, "--description", text, "--rule", "allow GET /a")
+		c.s.mustCLI("group", "delete", name, "--yes")
 	}
 	who := c.s.create("worker", "--group", "readers", "--team", "finance", "--label", "env=prod", "--ttl", "6d")
 	c.wantStatus("a refusal", "/v1/payroll", who, 403)

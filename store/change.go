@@ -148,8 +148,7 @@ func (s *Store) change(ctx context.Context, by Actor, f func(*tx) error) (err er
 	// believe pages to be on disk that are not.
 	defer func() {
 		if isIO(err) {
-			s.write.SetMaxIdleConns(0)
-			s.write.SetMaxIdleConns(1)
+			dropIdle(s.write)
 		}
 	}()
 	// The caller may hang up at any moment. WithoutCancel makes the change independent of that.

@@ -95,7 +95,7 @@ func TestPaging(t *testing.T) {
 // Rows that vanish during a walk, among them the cursor's, cost no other row.
 func TestPagingWhileDeleting(t *testing.T) {
 	t.Parallel()
-	for _, limit := range []int{1, 3, 100} {
+	for _, limit := range []int{1, 2, 3, 100} {
 		for _, l := range walks(t) {
 			if l.delete == nil {
 				continue

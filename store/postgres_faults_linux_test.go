@@ -88,7 +88,7 @@ func TestPostgresKills(t *testing.T) {
 			return
 		}
 	}
-	if *pgKills >= 20 && (f.refused == 0 || logs.FilterMessageSnippet("the store cannot be read").Len() == 0) {
+	if *pgKills >= 20 && f.refused == 0 || logs.FilterMessageSnippet("the store cannot be read").Len() == 0 {
 		t.Errorf("%d changes were refused, and the logs have %d lines; the test shows little", f.refused, logs.Len())
 	}
 	t.Logf("%d faults, %d changes made, %d refused, %d not known", *pgKills, f.made, f.refused, f.unknown)

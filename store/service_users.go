@@ -496,7 +496,7 @@ func inReadOf[T any](
 	}
 	defer func() {
 		sqlTx.Rollback()
-		if isIO(err) { // as after a change
+		if isIO(err) { // the connection may have a file open that is no longer in its place
 			dropIdle(s.read)
 		}
 	}()

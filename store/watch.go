@@ -31,7 +31,7 @@ type watcher struct {
 	seen    int64             // the last data_version of conn; -1 for none
 	written time.Time         // the time of the last notification
 	renewed time.Time         // the time at which the connections were last opened again
-	gone    bool              // the last look found a file that is not in its place
+	gone    bool              // a look found a file that was not in its place, and none has succeeded since
 }
 
 // watch looks for changes until the store closes.

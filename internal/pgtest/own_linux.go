@@ -113,7 +113,7 @@ func ignore(err error) error {
 // await waits until the state of each process, as /proc has it, is the one meant; "" is that of no process.
 func await(pids []int, meant func(state string) bool) error {
 	for _, pid := range pids {
-		for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(time.Millisecond) {
+		for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
 			stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 			_, state, _ := strings.Cut(string(stat), ") ")
 			if meant(state[:min(1, len(state))]) {

@@ -43,7 +43,7 @@ func (p *Pair) Synchronous() error {
 	if err := p.Primary.set("synchronous_standby_names", "*"); err != nil {
 		return err
 	}
-	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		var ready bool
 		if err := p.Primary.QueryRow(`SELECT EXISTS (SELECT 1 FROM pg_stat_replication
 			WHERE sync_state = 'sync' AND flush_lsn = pg_current_wal_flush_lsn())`, nil, &ready); err != nil || ready {
