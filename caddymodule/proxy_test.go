@@ -261,8 +261,9 @@ func (up *script) serve(conn net.Conn) {
 }
 
 // answers are the answers of script: the status line without its protocol, header and body. "|" begins
-// another one. An answer of unknown length has a Content-Type, since reverse_proxy sometimes lets net/http
-// guess one: it depends on the first part of the body, which may or may not come before the first flush.
+// another one. An answer that is passed on in parts has a Content-Type, since reverse_proxy sometimes lets
+// net/http guess one: it depends on the first part of the body, which may or may not come before the first
+// flush.
 var answers = map[string]string{
 	"empty":        "200 OK\nContent-Length: 0\n\n",
 	"type":         "200 OK\nContent-Type: application/json\nContent-Length: 2\n\n{}",
@@ -288,7 +289,7 @@ var answers = map[string]string{
 	"named":        "200 OK\nServer: up\nDate: Thu, 01 Jan 1970 00:00:00 GMT\nVia: 1.1 up\nContent-Length: 2\n\nok",
 	"cookies":      "200 OK\nSet-Cookie: a=1\nSet-Cookie: b=2\nVary: a\nVary: b\nX-Ours: 2\nX-Empty:\nContent-Length: 2\n\nok",
 	"compressed":   "200 OK\nContent-Encoding: gzip\nContent-Length: 2\n\nok",
-	"incremental":  "200 OK\nIncremental: ?1\nContent-Length: 2\n\nok",
+	"incremental":  "200 OK\nIncremental: ?1\nContent-Type: a/b\nContent-Length: 2\n\nok",
 	"early":        "413 Content Too Large\nContent-Length: 3\nConnection: close\n\nbig",
 	"switched":     "101 Switching Protocols\nConnection: Upgrade\nUpgrade: websocket\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\n\n",
 	"switched h2c": "101 Switching Protocols\nConnection: Upgrade\nUpgrade: h2c\n\n",
@@ -360,6 +361,12 @@ var dates = regexp.MustCompile(`(?i)date: (Mon|Tue|Wed|Thu|Fri|Sat|Sun), .. ... 
 // compares the bytes that the upstream and the client get. Rows that differ name the reason.
 func TestProxyIsReverseProxy(t *testing.T) {
 	t.Parallel()
+	for name, answer := range answers {
+		inParts := strings.Contains(answer, "Incremental: ") || !strings.Contains(answer, "Content-Length: ")
+		if inParts && !strings.Contains(answer, "Content-Type: ") && !strings.HasPrefix(answer, "101 ") {
+			t.Errorf("%s: the answer needs a Content-Type; see answers", name)
+		}
+	}
 	s, up := startPair(t)
 	compare := func(t *testing.T, differs string, ask func(port string) string) {
 		t.Helper()
