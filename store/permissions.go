@@ -175,33 +175,34 @@ func (s *Store) setPermission(ctx context.Context, by Actor, groupID, key string
 
 // setPermissions gives a group exactly the permissions in after. before are those that it has.
 func (t *tx) setPermissions(group string, before, after []string) error {
+	var gone, given [][]any
 	for _, key := range before {
 		if !slices.Contains(after, key) {
-			if err := t.exec("withdrawing a permission",
-				`DELETE FROM group_permissions WHERE group_id = $1 AND permission_key = $2`,
-				group, key); err != nil {
-				return err
-			}
+			gone = append(gone, []any{group, key})
 		}
 	}
 	for _, key := range after {
-		if slices.Contains(before, key) {
-			continue
-		}
-		var known int
-		if err := t.row(`SELECT COUNT(*) FROM permissions WHERE key = $1`, key).Scan(&known); err != nil {
-			return fmt.Errorf("looking for the permission: %w", err)
-		}
-		if known == 0 {
-			return invalid("permissions", "there is no permission %q in the catalogue; load it first", key)
-		}
-		if err := t.exec("granting a permission", `
-			INSERT INTO group_permissions (group_id, permission_key, created_at)
-			VALUES ($1, $2, $3)`, group, key, t.now.Unix()); err != nil {
-			return err
+		if !slices.Contains(before, key) {
+			given = append(given, []any{group, key, t.now.Unix()})
 		}
 	}
-	return nil
+	if len(given) > 0 {
+		known, err := all(t, "reading the permission catalogue", scanString, `SELECT key FROM permissions`)
+		if err != nil {
+			return err
+		}
+		for _, row := range given {
+			if !slices.Contains(known, row[1].(string)) {
+				return invalid("permissions", "there is no permission %q in the catalogue; load it first", row[1])
+			}
+		}
+	}
+	if err := t.execRows("withdrawing permissions", `
+		DELETE FROM group_permissions WHERE (group_id, permission_key) IN (VALUES ROWS)`, gone); err != nil {
+		return err
+	}
+	return t.execRows("granting permissions", `
+		INSERT INTO group_permissions (group_id, permission_key, created_at) VALUES ROWS`, given)
 }
 
 // orderPermissions brings the catalogue from the order of before into the order of after. If after

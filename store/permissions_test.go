@@ -525,6 +525,12 @@ func TestManyPermissions(t *testing.T) {
 			t.Errorf("%s: got %v, want granted", action, got)
 		}
 	}
+	mustDo(w.changeGroup(func(g *Group) { g.Permissions = []string{"p.2"} }))
+	for action, want := range map[string]bool{"GET /n/0": false, "GET /p.2": true, "GET /p.3": false, "GET /p.1999": false} {
+		if got := probe(w.Store, w.user.ID, w.token.Secret, action); (got == access.Granted) != want {
+			t.Errorf("%s, with p.2 alone: got %v", action, got)
+		}
+	}
 }
 
 // The catalogue that comes along as an example loads whole, and each of its
