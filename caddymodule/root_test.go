@@ -28,7 +28,12 @@ func unprivileged(t *testing.T) *server {
 		t.Fatal(err)
 	}
 	text, err := os.ReadFile(binary)
-	if err := errors.Join(err, os.WriteFile(filepath.Join(s.dir, "caddy"), text, 0o755), os.Chmod(filepath.Dir(s.dir), 0o711)); err != nil {
+	// A child of another test that begins meanwhile would have the file open for a moment, and a file that is
+	// open for writing cannot run (ETXTBSY).
+	syscall.ForkLock.RLock()
+	err = errors.Join(err, os.WriteFile(filepath.Join(s.dir, "caddy"), text, 0o755))
+	syscall.ForkLock.RUnlock()
+	if err := errors.Join(err, os.Chmod(filepath.Dir(s.dir), 0o711)); err != nil {
 		t.Fatal(err)
 	}
 	s.own()

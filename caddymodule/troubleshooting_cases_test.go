@@ -344,11 +344,11 @@ func TestTroubleWithSocket(t *testing.T) {
 	defer l.Close()
 	cmd := exec.Command(filepath.Join(s.dir, "caddy"), "service-user", "list", "--address", "unix/"+socket)
 	cmd.Dir, cmd.Env, cmd.SysProcAttr = s.dir, s.env, s.as
-	out, _ := cmd.CombinedOutput()
+	out, err := cmd.CombinedOutput()
 	const text = "permission denied; only the user of Caddy may open the socket"
 	page := readTroubles(t)
 	if code := cmd.ProcessState.ExitCode(); code != 6 || !strings.Contains(string(out), text) {
-		t.Errorf("got %d: %s", code, out)
+		t.Errorf("got %v: %s", err, out)
 	}
 	if !strings.Contains(page["The command line"], "\n| 6 | `"+text+"` |") {
 		t.Errorf("the page does not have %q", text)
@@ -362,8 +362,8 @@ func TestTroubleWithSocket(t *testing.T) {
 	}
 	cmd = exec.Command(cmd.Path, "service-user", "list", "--store", store)
 	cmd.Dir, cmd.Env, cmd.SysProcAttr = s.dir, s.env, s.as
-	out, _ = cmd.CombinedOutput()
+	out, err = cmd.CombinedOutput()
 	if page.rows("Store faults")[file] == nil || !strings.Contains(string(out), file) {
-		t.Errorf("got %s, want %q, there and on the page", out, file)
+		t.Errorf("got %s (%v), want %q, there and on the page", out, err, file)
 	}
 }

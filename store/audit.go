@@ -322,7 +322,7 @@ type AuditReport struct {
 // time, or the zero value. Only admins may call it. A broken trail is not an error: BadSeq and
 // Problem of the report describe it.
 func (s *Store) VerifyAudit(ctx context.Context, by Actor, known AuditHead) (AuditReport, error) {
-	return inReadOf(ctx, s, by, wholeTimeout, func(t *tx) (AuditReport, error) {
+	return inReadOf(ctx, s, by, s.opts.timeouts.whole, func(t *tx) (AuditReport, error) {
 		if err := t.admit("verify the audit trail"); err != nil {
 			return AuditReport{}, err
 		}

@@ -115,7 +115,7 @@ func (s *Store) takeCensus(ctx context.Context) (err error) {
 	c.unusedTaken = now
 	// The ids of service users sort by creation, so this query reads only an index.
 	since := now.Add(-UnusedFor)
-	unused, err := inReadOf(ctx, s, Local, lookTimeout, func(t *tx) (n int, err error) {
+	unused, err := inReadOf(ctx, s, Local, s.opts.timeouts.look, func(t *tx) (n int, err error) {
 		err = t.row(`SELECT COUNT(*) FROM service_users WHERE deleted_at = 0 AND last_active_at <= $1 AND id < $2`,
 			since.Unix(), newID("service", since)).Scan(&n)
 		return n, err

@@ -96,10 +96,10 @@ func (s *Store) lock(ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
-// turn is lock with a limit: it fails with errBusy after turnTimeout. While another process has the
+// turn is lock with a limit: it fails with errBusy after timeouts.turn. While another process has the
 // database locked, each earlier change may take seconds.
 func (s *Store) turn(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, turnTimeout, errBusy)
+	ctx, cancel := context.WithTimeoutCause(ctx, s.opts.timeouts.turn, errBusy)
 	defer cancel()
 	return s.lock(ctx)
 }
@@ -152,7 +152,7 @@ func (s *Store) change(ctx context.Context, by Actor, f func(*tx) error) (err er
 		}
 	}()
 	// The caller may hang up at any moment. WithoutCancel makes the change independent of that.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.opts.timeouts.change)
 	defer cancel()
 
 	for tries := 1; ; tries++ {

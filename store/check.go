@@ -36,7 +36,7 @@ const mendByRestore = "restore a backup"
 // and enforced, and that the chain of the audit trail is unbroken. known is a head of the trail
 // from an earlier time, or the zero value. Only admins may call it.
 func (s *Store) Check(ctx context.Context, by Actor, known AuditHead) (CheckReport, error) {
-	return inReadOf(ctx, s, by, wholeTimeout, func(t *tx) (CheckReport, error) {
+	return inReadOf(ctx, s, by, s.opts.timeouts.whole, func(t *tx) (CheckReport, error) {
 		if err := t.admit("check the store"); err != nil {
 			return CheckReport{}, err
 		}
@@ -109,7 +109,7 @@ func checkAndUpgrade(ctx context.Context, path string, opts Options, known Audit
 // quiet returns options for a store that this process alone has open, for a short time: no log, and
 // no polling for the changes of other processes.
 func quiet(opts Options) Options {
-	opts.Log, opts.Poll, opts.Unlisted = zap.NewNop(), changeTimeout, true
+	opts.Log, opts.Poll, opts.Unlisted = zap.NewNop(), usualTimeouts.change, true
 	return opts.filled()
 }
 

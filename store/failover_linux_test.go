@@ -26,12 +26,11 @@ var failovers = flag.Int("failovers", 1, "how many failovers TestPostgresFailove
 // primary before is killed, is paused, or runs on. Meanwhile three nodes create and revoke tokens. They recover by
 // themselves, and each receipt stays true.
 func TestPostgresFailover(t *testing.T) {
-	setTimeout(t, &lastMoments, 300*time.Millisecond)
 	pair := pgtest.NewPair(t)
 	c := &cluster{t: t, schema: pair.Primary.NewSchema(t, pgtest.Role)}
 	c.at = pair.TCPURL(pgtest.Role, c.schema) + "&connect_timeout=1"
 	for i := range 3 {
-		c.nodes = append(c.nodes, open(t, c.at, Options{NodeID: fmt.Sprint("node_", i), MaxStaleness: 3 * time.Second}))
+		c.nodes = append(c.nodes, open(t, c.at, Options{NodeID: fmt.Sprint("node_", i), MaxStaleness: 3 * time.Second, timeouts: briefly}))
 	}
 	c.group = addGroup(c.nodes[0], "g", "allow GET /a").ID
 	done := make(chan struct{})
@@ -86,7 +85,7 @@ func TestPostgresFailover(t *testing.T) {
 		t.Error("no receipt was by all; the test shows nothing about them")
 	}
 	stopProbing()
-	c.nodes = append(c.nodes, open(t, c.at, Options{})) // has what the others have
+	c.nodes = append(c.nodes, open(t, c.at, Options{timeouts: briefly})) // has what the others have
 	c.check(*failovers)
 }
 
@@ -353,16 +352,16 @@ func TestPostgresCancelledWait(t *testing.T) {
 // A node that stays on a primary after the standby was promoted is late in the receipts of the new primary, and answers
 // no request after the time in them. The history of the new primary continues its own.
 func TestPostgresOldPrimary(t *testing.T) {
-	setTimeout(t, &lastMoments, 300*time.Millisecond)
+	t.Parallel()
 	pair := pgtest.NewPair(t)
 	schema := pair.Primary.NewSchema(t, pgtest.Role)
-	a := open(t, pair.TCPURL(pgtest.Role, schema), Options{NodeID: "node_a", MaxStaleness: 20 * time.Second})
-	b := open(t, pair.Primary.TCPURL(pgtest.Role, schema), Options{NodeID: "node_b", MaxStaleness: 2 * time.Second})
+	a := open(t, pair.TCPURL(pgtest.Role, schema), Options{NodeID: "node_a", MaxStaleness: 20 * time.Second, timeouts: briefly})
+	b := open(t, pair.Primary.TCPURL(pgtest.Role, schema), Options{NodeID: "node_b", MaxStaleness: 2 * time.Second, timeouts: briefly})
 	u, token := addUser(a, "u", addGroup(a, "g", "allow GET /a").ID)
 	works := func(s *Store) bool { return !s.Stale() && probe(s, u.ID, token.Secret, "GET /a") == access.Granted }
 	eventually(t, "the token on the other node", func() bool { return works(b) })
 	mustDo(pair.Promote())
-	c := open(t, pair.Primary.TCPURL(pgtest.Role, schema), Options{NodeID: "node_c"})
+	c := open(t, pair.Primary.TCPURL(pgtest.Role, schema), Options{NodeID: "node_c", timeouts: briefly})
 	mustDo(c.RevokeToken(ctx, Local, u.ID, token.ID, 0))
 	wait := func(d time.Duration) Receipt {
 		waiting, cancel := context.WithTimeout(ctx, d)
@@ -373,8 +372,8 @@ func TestPostgresOldPrimary(t *testing.T) {
 	if works(b) && !slices.Contains(r.Late, "node_b") {
 		t.Errorf("got %+v, and the token works on node_b", r)
 	}
-	for works(b) {
-		if time.Now().After(r.Until) {
+	for now := time.Now(); works(b); now = time.Now() {
+		if now.After(r.Until) {
 			t.Fatalf("got %+v, and the token works on node_b", r)
 		}
 		<-time.After(time.Millisecond)
@@ -393,10 +392,12 @@ func TestPostgresOldPrimary(t *testing.T) {
 // A primary that crashes and starts again alone shows changes that no standby has, and nodes put them in force. After
 // a failover these nodes keep their directory, and take no change.
 func TestPostgresAhead(t *testing.T) {
-	setTimeout(t, &commitWait, time.Second)
+	t.Parallel()
+	timeouts := usualTimeouts
+	timeouts.commit = time.Second
 	pair := pgtest.NewPair(t)
 	at := pair.TCPURL(pgtest.Role, pair.Primary.NewSchema(t, pgtest.Role))
-	opts := func(id string) Options { return Options{NodeID: id, MaxStaleness: time.Minute} }
+	opts := func(id string) Options { return Options{NodeID: id, MaxStaleness: time.Minute, timeouts: timeouts} }
 	a, b := open(t, at, opts("node_a")), open(t, at, opts("node_b"))
 	u, token := addUser(a, "u", addGroup(a, "g", "allow GET /a").ID)
 	works := func(s *Store) bool { return probe(s, u.ID, token.Secret, "GET /a") == access.Granted }

@@ -292,7 +292,7 @@ func (s *Store) aside(ctx context.Context, f func(*tx) error) error {
 	if err := s.inPlace(); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, s.opts.timeouts.change)
 	defer cancel()
 	sqlTx, err := s.beginWrite(ctx)
 	if err != nil {

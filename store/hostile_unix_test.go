@@ -31,9 +31,8 @@ func roleURL(t *testing.T, alter string) string {
 // While a node has begun a change and is cut off from the network, no other node waits for it for
 // ever.
 func TestPostgresCutOff(t *testing.T) {
-	server, usual := pgtest.Shared(t), idleLimit
-	idleLimit = 300 * time.Millisecond
-	t.Cleanup(func() { idleLimit = usual })
+	server, timeouts := pgtest.Shared(t), usualTimeouts
+	timeouts.idle = 300 * time.Millisecond
 	at := must(url.Parse(server.TCPURL(pgtest.Role, server.NewSchema(t, pgtest.Role))))
 	direct := at.String()
 	var cut atomic.Bool
@@ -46,7 +45,7 @@ func TestPostgresCutOff(t *testing.T) {
 		}
 		return false, false
 	})
-	a, b := open(t, at.String(), Options{}), open(t, direct, Options{})
+	a, b := open(t, at.String(), Options{timeouts: timeouts}), open(t, direct, Options{})
 	cut.Store(true)
 	made := make(chan error)
 	go func() {
@@ -69,8 +68,9 @@ func TestPostgresCutOff(t *testing.T) {
 
 // While the network is cut, reads and the end of the store do not hang.
 func TestPostgresNoNetwork(t *testing.T) {
+	t.Parallel()
 	server := pgtest.Shared(t)
-	at := must(url.Parse(server.TCPURL(pgtest.Role, server.NewSchema(t, pgtest.Role)) + "&connect_timeout=1"))
+	at := must(url.Parse(server.TCPURL(pgtest.Role, server.NewSchema(t, pgtest.Role)) + "&connect_timeout=3"))
 	var cut atomic.Bool
 	at.Host = pgtest.Proxy(t, at.Host, func([]byte) (bool, bool) {
 		if cut.Load() {

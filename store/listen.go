@@ -27,9 +27,6 @@ const (
 	reconnect = 250 * time.Millisecond
 )
 
-// lookTimeout is how long one look may take. It is a variable for tests.
-var lookTimeout = 5 * time.Second
-
 // watch loads the changes of other nodes until the store closes. It keeps one connection, which listens
 // for notifications, and reads the newer rows.
 func (e *postgresEngine) watch(ctx context.Context) {
@@ -86,7 +83,7 @@ func (e *postgresEngine) listen(ctx context.Context) error {
 	defer conn.Close()
 	l := listener{postgresEngine: e, conn: conn, own: newID("echo", e.store.Now())}
 	// LISTEN comes before the first look, so that no change falls between them.
-	listening, cancel := context.WithTimeout(ctx, lookTimeout)
+	listening, cancel := context.WithTimeout(ctx, e.store.opts.timeouts.look)
 	defer cancel()
 	for _, channel := range []string{e.channel, l.own} {
 		if _, err := conn.ExecContext(listening, `LISTEN `+pgx.Identifier{channel}.Sanitize()); err != nil {
@@ -121,7 +118,7 @@ func (l *listener) ask() {
 		select {
 		case <-ctx.Done():
 		case <-time.After(echoDelay):
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lookTimeout)
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), e.store.opts.timeouts.look)
 			defer cancel()
 			// Without the echo the listener looks more often, which is right after an error.
 			_, _ = e.store.read.ExecContext(ctx, `SELECT pg_notify($1, '')`, own)
@@ -192,7 +189,7 @@ func (e *postgresEngine) catchUp(ctx context.Context, conn *sql.Conn, announced 
 		}
 		l.asOf = s.clock.read() // the usual way finds more changes, or says what is wrong
 	}
-	looking, cancel := context.WithTimeout(context.WithoutCancel(ctx), lookTimeout)
+	looking, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.opts.timeouts.look)
 	defer cancel()
 	var at position
 	if err := conn.QueryRowContext(looking, `
@@ -204,7 +201,7 @@ func (e *postgresEngine) catchUp(ctx context.Context, conn *sql.Conn, announced 
 	if at == s.inForce.Load().position {
 		return l, nil
 	}
-	loading, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeTimeout)
+	loading, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.opts.timeouts.change)
 	defer cancel()
 	turn := loading
 	if len(e.servers.configs) > 1 { // the change before may hang on a server that is not the primary any more
@@ -221,7 +218,7 @@ func (e *postgresEngine) catchUp(ctx context.Context, conn *sql.Conn, announced 
 // moment, and the database serves them all. at is 0 for another change.
 func (e *postgresEngine) catchUpAtOnce(ctx context.Context, conn *sql.Conn) (at int64, err error) {
 	s := e.store
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lookTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.opts.timeouts.look)
 	defer cancel()
 	if err := s.lock(ctx); err != nil {
 		return 0, err

@@ -40,17 +40,13 @@ type Receipt struct {
 // not count.
 const reportWait = 2 * time.Second
 
-// lastMoments is how long after MaxStaleness a node may still answer a request: its report may be on the
-// way, and it looks at its age once a second. It is a variable for tests.
-var lastMoments = 5 * time.Second
-
 // Nodes lists the nodes of the store by id. A store in SQLite knows its own process only. If the database does
 // not answer, the list beside the error has this process alone, as it knows itself, with Lag 0.
 func (s *Store) Nodes(ctx context.Context, by Actor) ([]Node, error) {
 	if by.Scope != nil {
 		return nil, notAllowed("only an admin may list the nodes")
 	}
-	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	ctx, cancel := context.WithTimeout(ctx, s.opts.timeouts.look)
 	defer cancel()
 	list, err := s.nodes(ctx)
 	if err != nil && !s.opts.Unlisted {
@@ -138,7 +134,7 @@ func (s *Store) receipt(list []Node, revision int64, begun *time.Time) (r Receip
 			r.Late = append(r.Late, n.ID)
 			// A node reports the time of its last look, and no look after the commit misses the change. A report
 			// of a look before it may still arrive.
-			if until := begun.Add(n.MaxStaleness + lastMoments); until.After(r.Until) {
+			if until := begun.Add(n.MaxStaleness + s.opts.timeouts.lastMoments); until.After(r.Until) {
 				r.Until = until
 			}
 		}
@@ -164,7 +160,7 @@ func scanMilli(row *sql.Row) (at time.Time, err error) {
 }
 
 func (e *postgresEngine) nodes(ctx context.Context) ([]Node, error) {
-	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	ctx, cancel := context.WithTimeout(ctx, e.store.opts.timeouts.look)
 	defer cancel()
 	rows, err := e.store.read.QueryContext(ctx, `
 		SELECT id, name, version, address, started_at, seen_at, revision, max_staleness,
@@ -178,11 +174,12 @@ func (e *postgresEngine) nodes(ctx context.Context) ([]Node, error) {
 		err = rows.Scan(&n.ID, &n.Name, &n.Version, &n.Address, &started, &seen, &n.Revision, &staleness, &last, &now)
 		n.StartedAt, n.SeenAt = time.UnixMilli(started).UTC(), time.UnixMilli(seen).UTC()
 		n.MaxStaleness = time.Duration(staleness) * time.Millisecond
-		n.Until = n.SeenAt.Add(n.MaxStaleness + lastMoments)
+		answers := n.MaxStaleness + e.store.opts.timeouts.lastMoments
+		n.Until = n.SeenAt.Add(answers)
 		n.now = time.UnixMilli(now).UTC()
 		e.compareLooks(look{time.Now(), now})
 		if jumped := e.jumped.Load(); jumped != nil {
-			left := n.MaxStaleness + lastMoments - time.Since(*jumped)
+			left := answers - time.Since(*jumped)
 			n.Until = slices.MaxFunc([]time.Time{n.Until, n.now.Add(left)}, time.Time.Compare)
 		}
 		n.Live, n.Self, n.Lag = n.Until.After(n.now), n.ID == *e.store.node.Load(), max(last-n.Revision, 0)
@@ -195,12 +192,12 @@ func (e *postgresEngine) nodes(ctx context.Context) ([]Node, error) {
 }
 
 func (e *postgresEngine) forgetNode(ctx context.Context, id string) error {
-	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	ctx, cancel := context.WithTimeout(ctx, e.store.opts.timeouts.look)
 	defer cancel()
 	// Not one that has reported meanwhile: it answers requests, and receipts must count it.
 	_, err := e.store.write.ExecContext(ctx, `
 		DELETE FROM nodes WHERE id = $1 AND seen_at + max_staleness + $2 <= `+databaseTime,
-		id, lastMoments.Milliseconds())
+		id, e.store.opts.timeouts.lastMoments.Milliseconds())
 	return err
 }
 

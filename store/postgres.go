@@ -302,16 +302,13 @@ func (e *postgresEngine) version(ctx context.Context, q *sql.Tx) (version int, e
 // another level as its default.
 var readCommitted = &sql.TxOptions{Isolation: sql.LevelReadCommitted}
 
-// idleLimit is how long the server waits for the next statement of a transaction that writes.
-var idleLimit = 10 * time.Second
-
 // beginWrite limits how long the locks of this process last when the network is cut or the process
 // is paused. All others wait for them, and the server could notice the loss hours later.
 func (e *postgresEngine) beginWrite(ctx context.Context) (*sql.Tx, error) {
 	sqlTx, err := e.store.write.BeginTx(ctx, readCommitted)
 	if err == nil {
 		if _, err = sqlTx.ExecContext(ctx, `SELECT set_config('idle_in_transaction_session_timeout', $1, TRUE)`,
-			strconv.FormatInt(idleLimit.Milliseconds(), 10)); err != nil {
+			strconv.FormatInt(e.store.opts.timeouts.idle.Milliseconds(), 10)); err != nil {
 			sqlTx.Rollback()
 		}
 	}
@@ -349,9 +346,6 @@ func (e *postgresEngine) arguments(args []any) []any {
 
 func (e *postgresEngine) lockRows() string { return ` FOR NO KEY UPDATE SKIP LOCKED` }
 
-// commitWait is how long commit looks for a change whose answer was lost. It is a variable for tests.
-var commitWait = 10 * time.Second
-
 // commit also notifies the other nodes.
 func (e *postgresEngine) commit(t *tx) error {
 	if err := t.exec("announcing the change", `SELECT pg_notify($1, $2)`, e.channel,
@@ -367,7 +361,7 @@ func (e *postgresEngine) commit(t *tx) error {
 	case errors.Is(err, pgx.ErrTxCommitRollback), errors.As(err, &answer) && answer.Severity == "ERROR":
 		return fmt.Errorf("committing: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.ctx), commitWait)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.ctx), e.store.opts.timeouts.commit)
 	defer cancel()
 	if made, unknown := e.committed(ctx, t); unknown != nil {
 		return fmt.Errorf("%w: committing: %w", ErrUncertain, errors.Join(err, unknown))

@@ -66,7 +66,7 @@ func isLost(err error) bool {
 	var answer *pgconn.PgError
 	if errors.As(err, &answer) && answer.Code != "" {
 		// A pooler ends a connection with the code of a wrong message (08); 57014 is a cancelled
-		// statement, and 25P03 comes after idleLimit.
+		// statement, and 25P03 comes after timeouts.idle.
 		return strings.HasPrefix(answer.Code, "08") && answer.Severity != "ERROR" || answer.Code == "25P03" ||
 			strings.HasPrefix(answer.Code, "57") && answer.Code != "57014"
 	}

@@ -43,14 +43,15 @@ var pgKills = flag.Int("pgkills", 2, "how often TestPostgresKills ends the datab
 func TestPostgresKills(t *testing.T) {
 	// Most of a change is its commit, which waits 30 ms.
 	server, draw := pgtest.Own(t, "fsync=on", "commit_delay=30000", "commit_siblings=0"), random(t)
+	timeouts := usualTimeouts
 	if draw.IntN(2) == 0 { // some changes are not known in the end
-		setTimeout(t, &commitWait, 100*time.Millisecond)
+		timeouts.commit = 100 * time.Millisecond
 	}
 	f := &pgFleet{t: t, draw: draw}
 	core, logs := observer.New(zap.ErrorLevel)
 	at := server.SocketURL(pgtest.Role, server.NewSchema(t, pgtest.Role))
 	for i := range 3 {
-		f.writers = append(f.writers, newPGWriter(open(t, at, Options{NodeID: fmt.Sprint("node_", i), Log: zap.New(core)}), draw.Uint64()))
+		f.writers = append(f.writers, newPGWriter(open(t, at, Options{NodeID: fmt.Sprint("node_", i), Log: zap.New(core), timeouts: timeouts}), draw.Uint64()))
 	}
 	for n := range *pgKills {
 		fault := "kill"
@@ -320,15 +321,11 @@ func (f *pgFleet) check(when string, from int64) {
 	}
 }
 
-// shortTimeouts makes the timeouts short.
-func shortTimeouts(t *testing.T) {
-	for _, timeout := range []*time.Duration{&turnTimeout, &changeTimeout, &commitWait} {
-		setTimeout(t, timeout, 2*time.Second)
-	}
-	for _, timeout := range []*time.Duration{&lookTimeout, &idleLimit} {
-		setTimeout(t, timeout, time.Second)
-	}
-	setTimeout(t, &wholeTimeout, 5*time.Second)
+// shortTimeouts are for a store whose database is silent. A test that needs them runs alone: beside others
+// a call without any fault may take as long.
+var shortTimeouts = timeouts{
+	turn: 2 * time.Second, change: 2 * time.Second, commit: 2 * time.Second, whole: 3 * time.Second,
+	look: time.Second, idle: time.Second, lastMoments: usualTimeouts.lastMoments,
 }
 
 // ends fails the test unless a call ends.
@@ -403,11 +400,10 @@ func TestPostgresTerminated(t *testing.T) {
 // The network swallows one statement and all that follow, while the connection stays open. The call that sent the
 // statement ends, the node goes on with another connection, and the database frees the locks.
 func TestPostgresSilence(t *testing.T) {
-	shortTimeouts(t)
 	server := pgtest.Shared(t)
 	create := func(s *Store, _ string) error { return second(s.CreateGroup(ctx, alice, Group{Name: "made"})) }
 	start := func(_ *Store, at string) error {
-		s, err := Open(ctx, at+"&application_name=start", Options{})
+		s, err := Open(ctx, at+"&application_name=start", Options{timeouts: shortTimeouts})
 		if err == nil {
 			mustDo(s.Close())
 		}
@@ -460,7 +456,7 @@ func TestPostgresSilence(t *testing.T) {
 				t.Cleanup(func() { close(release) }) // after the stores are closed
 				direct := open(t, server.SocketURL(pgtest.Role, schema), Options{UseInterval: time.Hour})
 				u, token := addUser(direct, "u", addGroup(direct, "g", "allow GET /a").ID)
-				s := open(t, at.String()+"&application_name="+schema, Options{UseInterval: time.Hour})
+				s := open(t, at.String()+"&application_name="+schema, Options{UseInterval: time.Hour, timeouts: shortTimeouts})
 				armed.Store(true)
 				var err error
 				if row.call != nil {
@@ -511,7 +507,9 @@ func TestPostgresSilence(t *testing.T) {
 
 // Reads that get no answer do not keep the watcher from connecting again.
 func TestPostgresReadsHang(t *testing.T) {
-	setTimeout(t, &changeTimeout, time.Hour)
+	t.Parallel()
+	timeouts := usualTimeouts
+	timeouts.change = time.Hour
 	server := pgtest.Shared(t)
 	schema := server.NewSchema(t, pgtest.Role)
 	release := make(chan struct{})
@@ -524,7 +522,7 @@ func TestPostgresReadsHang(t *testing.T) {
 		return false, false
 	})
 	direct := open(t, server.SocketURL(pgtest.Role, schema), Options{})
-	s := open(t, at.String(), Options{})
+	s := open(t, at.String(), Options{timeouts: timeouts})
 	reading, cancel := context.WithCancel(ctx)
 	var reads sync.WaitGroup
 	end := sync.OnceFunc(func() {
@@ -551,7 +549,6 @@ func TestPostgresReadsHang(t *testing.T) {
 
 // A node ends in time although the database answers nothing.
 func TestPostgresSilentEnd(t *testing.T) {
-	shortTimeouts(t)
 	server := pgtest.Shared(t)
 	var silent atomic.Bool
 	release := make(chan struct{})
@@ -564,7 +561,7 @@ func TestPostgresSilentEnd(t *testing.T) {
 	})
 	core, logs := observer.New(zap.WarnLevel)
 	recall := access.NewRecall(10)
-	s := must(Open(ctx, at.String(), Options{UseInterval: time.Hour, Refusals: recall, refusalPoll: time.Hour, Log: zap.New(core)}))
+	s := must(Open(ctx, at.String(), Options{UseInterval: time.Hour, Refusals: recall, refusalPoll: time.Hour, Log: zap.New(core), timeouts: shortTimeouts}))
 	u, token := addUser(s, "u")
 	p, _ := s.Directory().Authenticate(access.Credential{ID: u.ID, Secret: token.Secret}, addrOf("192.0.2.1"), s.Now().Unix())
 	s.Use(p, s.Now().Unix(), addrOf("192.0.2.1"), "")
@@ -672,7 +669,6 @@ func TestPostgresToxics(t *testing.T) {
 			t.Errorf("the test does not call %s", method.Name)
 		}
 	}
-	shortTimeouts(t)
 	server := pgtest.Shared(t)
 	var running errgroup.Group
 	running.SetLimit(12) // the rows wait most of the time
@@ -704,7 +700,7 @@ func testToxics(t *testing.T, server *pgtest.Server, toxics, fails string) {
 	at := must(url.Parse(server.TCPURL(pgtest.Role, schema) + "&connect_timeout=1&application_name=" + schema))
 	p := toxicProxy(t, at.Host)
 	at.Host = p.Listen
-	w := &world{clock: newClock(), Store: open(t, at.String(), Options{NodeID: "node_toxic", UseInterval: time.Hour})}
+	w := &world{clock: newClock(), Store: open(t, at.String(), Options{NodeID: "node_toxic", UseInterval: time.Hour, timeouts: shortTimeouts})}
 	w.readers = addGroup(direct, "readers", "allow GET /v1/{x}")
 	w.closers = addGroup(direct, "closers")
 	w.user, w.token = addUser(direct, "billing-sync", w.readers.ID)
@@ -788,7 +784,8 @@ func TestPostgresFullDisk(t *testing.T) {
 		}
 	})
 	t.Setenv("TMPDIR", dir)
-	setTimeout(t, &commitWait, time.Second)
+	timeouts := usualTimeouts
+	timeouts.commit = time.Second
 	server := pgtest.Own(t)
 	ballast := filepath.Join(dir, "ballast")
 	fill := func() {
@@ -803,7 +800,8 @@ func TestPostgresFullDisk(t *testing.T) {
 		mustDo(f.Close())
 	}
 	at := server.SocketURL(pgtest.Role, server.NewSchema(t, pgtest.Role))
-	a, b := open(t, at, Options{UseInterval: time.Hour}), open(t, at, Options{UseInterval: time.Hour})
+	opts := Options{UseInterval: time.Hour, timeouts: timeouts}
+	a, b := open(t, at, opts), open(t, at, opts)
 	u, token := addUser(a, "u", addGroup(a, "g", "allow GET /a").ID)
 	goOn := func(when string) {
 		t.Helper()

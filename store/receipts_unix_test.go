@@ -25,7 +25,6 @@ var rounds = flag.Int("rounds", 30, "how many rounds TestPostgresReceipts has")
 // round one node revokes a token, and the test asks each node for it after the answer. The token works on no
 // node but the late ones, and there only until the time in the receipt.
 func TestPostgresReceipts(t *testing.T) {
-	setTimeout(t, &lastMoments, 300*time.Millisecond)
 	f := newFleet(t)
 	all, named, over := 0, 0, 0
 	for f.round = range *rounds {
@@ -88,12 +87,12 @@ func TestPostgresReceipts(t *testing.T) {
 	}
 }
 
-// setTimeout sets a timeout until the end of the test.
-func setTimeout(t *testing.T, timeout *time.Duration, d time.Duration) {
-	before := *timeout
-	*timeout = d
-	t.Cleanup(func() { *timeout = before })
-}
+// briefly are usualTimeouts without the seconds that a receipt waits for a node after its time.
+var briefly = func() timeouts {
+	brief := usualTimeouts
+	brief.lastMoments = 300 * time.Millisecond
+	return brief
+}()
 
 // fleet is four nodes, each behind a proxy, and a service user with one token.
 type fleet struct {
@@ -142,7 +141,7 @@ func newFleet(t *testing.T) *fleet {
 			n := parts.Add(1)
 			return drop.Load() && n%3 == 0, n%2 == 0
 		})
-		f.nodes[id] = open(t, at.String()+"&application_name="+id, Options{NodeID: id, MaxStaleness: time.Second})
+		f.nodes[id] = open(t, at.String()+"&application_name="+id, Options{NodeID: id, MaxStaleness: time.Second, timeouts: briefly})
 	}
 	t.Cleanup(func() { // before the stores close
 		for id := range f.held {
@@ -229,7 +228,7 @@ func (f *fleet) promised() (over int) {
 		func(rows *sql.Rows) (p promise, err error) {
 			var until int64
 			err = rows.Scan(&p.node, &p.revision, &until)
-			p.until = time.UnixMilli(until).Add(lastMoments)
+			p.until = time.UnixMilli(until).Add(briefly.lastMoments)
 			return p, err
 		})) {
 		latest[p.node] = p

@@ -478,7 +478,7 @@ func checkVersion(present, wanted int64) error {
 
 // inRead runs f in one read transaction, so that all its queries see the same state.
 func inRead[T any](ctx context.Context, s *Store, by Actor, f func(*tx) (T, error)) (T, error) {
-	return inReadOf(ctx, s, by, changeTimeout, f)
+	return inReadOf(ctx, s, by, s.opts.timeouts.change, f)
 }
 
 // inReadOf is like inRead, with the longest time that the transaction takes.

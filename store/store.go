@@ -54,6 +54,26 @@ type Options struct {
 
 	idlePoll    time.Duration // without Poll, how often to look although no file has changed; 0 is 1 s
 	refusalPoll time.Duration // how often new refusals are written; 0 is 1 s
+	timeouts    timeouts      // zero is usualTimeouts
+}
+
+// timeouts are the longest waits of a store.
+type timeouts struct {
+	turn   time.Duration // of a change, for its turn
+	change time.Duration // a transaction of a change or a read, whatever the caller's context allows
+	whole  time.Duration // an upgrade, or a read of all rows
+	look   time.Duration // a look for changes, and a short question
+	idle   time.Duration // of the server, for the next statement of a transaction that writes
+	commit time.Duration // a search for a change whose answer was lost
+
+	// lastMoments is how long after MaxStaleness a node may still answer a request: its report may be on the
+	// way, and it looks at its age once a second.
+	lastMoments time.Duration
+}
+
+var usualTimeouts = timeouts{
+	turn: 10 * time.Second, change: 30 * time.Second, whole: 10 * time.Minute, look: 5 * time.Second,
+	idle: 10 * time.Second, commit: 10 * time.Second, lastMoments: 5 * time.Second,
 }
 
 // filled returns the options with defaults in the place of zero values that mean them.
@@ -63,6 +83,7 @@ func (o Options) filled() Options {
 	o.idlePoll = cmp.Or(o.idlePoll, time.Second) // notifications can be lost
 	o.Retention = cmp.Or(max(o.Retention, 0), 30*24*time.Hour)
 	o.refusalPoll = cmp.Or(o.refusalPoll, time.Second)
+	o.timeouts = cmp.Or(o.timeouts, usualTimeouts)
 	if o.Refusals == nil || o.ReadOnly {
 		o.Refusals = new(access.Recall)
 	}
@@ -92,16 +113,6 @@ func (o *Options) defaultTTL() time.Duration {
 	}
 	return o.TokenTTL
 }
-
-// turnTimeout is how long a change waits for its turn. It is a variable for tests.
-var turnTimeout = 10 * time.Second
-
-// The longest transactions, whatever the caller's context allows: of a change or a read, and of an upgrade or a
-// read of all rows. They are variables for tests.
-var (
-	changeTimeout = 30 * time.Second
-	wholeTimeout  = 10 * time.Minute
-)
 
 // Store is an open store. Its methods may be called concurrently.
 type Store struct {
@@ -166,7 +177,7 @@ func Open(ctx context.Context, path string, opts Options) (*Store, error) {
 		}
 		pg.store, path = s, pg.name // without the password
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, wholeTimeout)
+		ctx, cancel = context.WithTimeout(ctx, opts.timeouts.whole)
 		defer cancel()
 		s.engine, s.path = pg, path
 		s.opts.MaxStaleness = cmp.Or(max(opts.MaxStaleness, 0), time.Hour)
@@ -240,7 +251,7 @@ func (s *Store) beginFrom(ctx context.Context, path string, held *loaded, head c
 	s.opts.Existing = true
 	s.inForce.Store(held)
 	s.resume(head, s.opts.MaxStaleness)
-	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	ctx, cancel := context.WithTimeout(ctx, s.opts.timeouts.look)
 	defer cancel()
 	err := s.begin(ctx, path)
 	if err == nil || errors.Is(err, ErrNotOurs) || errors.Is(err, ErrNewer) {

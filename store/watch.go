@@ -116,7 +116,7 @@ func (w *watcher) look(ctx context.Context) {
 	err := s.safely("looking for changes", func() error {
 		// A cancelled query returns its connection a little later. Close must not find one
 		// in use.
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeTimeout)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.opts.timeouts.change)
 		defer cancel()
 		return w.catchUp(ctx)
 	})
