@@ -279,9 +279,9 @@ const maxForeign = 16 << 10
 
 // CheckForeign returns the reason why the value of an Authorization field must not be passed on to
 // another authenticator, or "" if it may be. The value must not contain one of our logins or
-// secrets in any spelling. If its scheme is Basic, it must have the form of RFC 7617 and RFC 4648,
-// since other programs may decode a different form in another way than this one. Values of other
-// schemes may contain anything else.
+// secrets in any spelling that FindLeak reads. If its scheme is Basic, it must have the form of RFC
+// 7617 and RFC 4648, since other programs may decode a different form in another way than this one.
+// Values of other schemes may contain anything else.
 func CheckForeign(value string) (why string) {
 	if len(value) > maxForeign {
 		return "it is longer than 16 KiB"
