@@ -288,10 +288,12 @@ func freePort() string {
 	lastPort.CompareAndSwap(0, 10_000+rand.Int32N(15_000))
 	for {
 		port := strconv.Itoa(int(lastPort.Add(1)))
-		if l, err := net.Listen("tcp", "localhost:"+port); err == nil {
-			l.Close()
+		// To listen and close would not do: a child that begins meanwhile has the socket open for a moment.
+		conn, err := net.Dial("tcp", "localhost:"+port)
+		if err != nil {
 			return port
 		}
+		conn.Close()
 	}
 }
 

@@ -38,9 +38,11 @@ func freePort() string {
 	lastPort.CompareAndSwap(0, 2_000+rand.Int32N(6_000))
 	for {
 		port := strconv.Itoa(int(lastPort.Add(1)))
-		if l, err := net.Listen("tcp", "localhost:"+port); err == nil {
-			l.Close()
+		// To listen and close would not do: a child that begins meanwhile has the socket open for a moment.
+		conn, err := net.Dial("tcp", "localhost:"+port)
+		if err != nil {
 			return port
 		}
+		conn.Close()
 	}
 }
