@@ -31,8 +31,8 @@ const (
 // decode: whole or cut, in another case, with other bytes in between, with escapes (percent, \x,
 // \u, &#x, quoted-printable), in UTF-16, and inside of base64 and hexadecimal digits, two layers
 // deep. A part of a secret without its beginning is not a leak, because it looks like any other
-// word; a secret that lacks only its prefix is a leak. Inside of base64 and hexadecimal digits, the bytes
-// in between must leave 8 of any 12 bytes printable ASCII: what is sparser looks like random bytes.
+// word; a secret that lacks only its prefix is a leak. Of what base64 or hexadecimal digits encode,
+// FindLeak reads text: of any 12 bytes, at least 8 are printable ASCII. It takes the rest for random bytes.
 //
 // The request path, logs, the audit trail and stored texts all rely on this function. Its time
 // grows in proportion to the text. A text that is crafted to take longer than any real text counts

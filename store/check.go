@@ -109,8 +109,10 @@ func checkAndUpgrade(ctx context.Context, path string, opts Options, known Audit
 // quiet returns options for a store that this process alone has open, for a short time: no log, and
 // no polling for the changes of other processes.
 func quiet(opts Options) Options {
-	opts.Log, opts.Poll, opts.Unlisted = zap.NewNop(), usualTimeouts.change, true
-	return opts.filled()
+	opts.Log, opts.Unlisted = zap.NewNop(), true
+	opts = opts.filled()
+	opts.Poll = opts.timeouts.change
+	return opts
 }
 
 // checkAtRest checks a file as it is. older reports that its schema has to be upgraded before the

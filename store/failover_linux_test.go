@@ -85,7 +85,7 @@ func TestPostgresFailover(t *testing.T) {
 		t.Error("no receipt was by all; the test shows nothing about them")
 	}
 	stopProbing()
-	c.nodes = append(c.nodes, open(t, c.at, Options{timeouts: briefly})) // has what the others have
+	c.nodes = append(c.nodes, open(t, c.at, Options{timeouts: briefly})) // it begins with what the others have
 	c.check(*failovers)
 }
 
@@ -393,11 +393,11 @@ func TestPostgresOldPrimary(t *testing.T) {
 // a failover these nodes keep their directory, and take no change.
 func TestPostgresAhead(t *testing.T) {
 	t.Parallel()
-	timeouts := usualTimeouts
-	timeouts.commit = time.Second
 	pair := pgtest.NewPair(t)
 	at := pair.TCPURL(pgtest.Role, pair.Primary.NewSchema(t, pgtest.Role))
-	opts := func(id string) Options { return Options{NodeID: id, MaxStaleness: time.Minute, timeouts: timeouts} }
+	opts := func(id string) Options {
+		return Options{NodeID: id, MaxStaleness: time.Minute, timeouts: timeouts{commit: time.Second}}
+	}
 	a, b := open(t, at, opts("node_a")), open(t, at, opts("node_b"))
 	u, token := addUser(a, "u", addGroup(a, "g", "allow GET /a").ID)
 	works := func(s *Store) bool { return probe(s, u.ID, token.Secret, "GET /a") == access.Granted }

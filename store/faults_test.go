@@ -620,14 +620,14 @@ func TestLockedForLong(t *testing.T) {
 func TestTurn(t *testing.T) {
 	pgtest.SQLiteOnly(t, "the driver of SQLite fails")
 	synctest.Test(t, func(t *testing.T) {
-		s := &Store{opts: Options{timeouts: usualTimeouts}, writing: make(chan struct{}, 1)} // somebody has the turn
+		s := &Store{opts: Options{}.filled(), writing: make(chan struct{}, 1)} // somebody has the turn
 		begun := time.Now()
 		_, _, err := s.CreateServiceUser(ctx, Local, ServiceUser{Profile: access.Profile{Name: "n"}}, nil)
 		if err == nil || !strings.Contains(err.Error(), "try again later") {
 			t.Errorf("got %v, want advice to try again later", err)
 		}
-		if got := time.Since(begun); got != usualTimeouts.turn {
-			t.Errorf("waited: got %v, want %v", got, usualTimeouts.turn)
+		if got := time.Since(begun); got != s.opts.timeouts.turn {
+			t.Errorf("waited: got %v, want %v", got, s.opts.timeouts.turn)
 		}
 	})
 }

@@ -31,8 +31,7 @@ func roleURL(t *testing.T, alter string) string {
 // While a node has begun a change and is cut off from the network, no other node waits for it for
 // ever.
 func TestPostgresCutOff(t *testing.T) {
-	server, timeouts := pgtest.Shared(t), usualTimeouts
-	timeouts.idle = 300 * time.Millisecond
+	server := pgtest.Shared(t)
 	at := must(url.Parse(server.TCPURL(pgtest.Role, server.NewSchema(t, pgtest.Role))))
 	direct := at.String()
 	var cut atomic.Bool
@@ -45,7 +44,7 @@ func TestPostgresCutOff(t *testing.T) {
 		}
 		return false, false
 	})
-	a, b := open(t, at.String(), Options{timeouts: timeouts}), open(t, direct, Options{})
+	a, b := open(t, at.String(), Options{timeouts: timeouts{idle: 300 * time.Millisecond}}), open(t, direct, Options{})
 	cut.Store(true)
 	made := make(chan error)
 	go func() {

@@ -174,12 +174,12 @@ func (e *postgresEngine) nodes(ctx context.Context) ([]Node, error) {
 		err = rows.Scan(&n.ID, &n.Name, &n.Version, &n.Address, &started, &seen, &n.Revision, &staleness, &last, &now)
 		n.StartedAt, n.SeenAt = time.UnixMilli(started).UTC(), time.UnixMilli(seen).UTC()
 		n.MaxStaleness = time.Duration(staleness) * time.Millisecond
-		answers := n.MaxStaleness + e.store.opts.timeouts.lastMoments
-		n.Until = n.SeenAt.Add(answers)
+		mayAnswer := n.MaxStaleness + e.store.opts.timeouts.lastMoments
+		n.Until = n.SeenAt.Add(mayAnswer)
 		n.now = time.UnixMilli(now).UTC()
 		e.compareLooks(look{time.Now(), now})
 		if jumped := e.jumped.Load(); jumped != nil {
-			left := answers - time.Since(*jumped)
+			left := mayAnswer - time.Since(*jumped)
 			n.Until = slices.MaxFunc([]time.Time{n.Until, n.now.Add(left)}, time.Time.Compare)
 		}
 		n.Live, n.Self, n.Lag = n.Until.After(n.now), n.ID == *e.store.node.Load(), max(last-n.Revision, 0)

@@ -181,20 +181,17 @@ func (t *tx) setPermissions(group string, before, after []string) error {
 			gone = append(gone, []any{group, key})
 		}
 	}
-	for _, key := range after {
-		if !slices.Contains(before, key) {
-			given = append(given, []any{group, key, t.now.Unix()})
-		}
-	}
-	if len(given) > 0 {
+	added := slices.DeleteFunc(slices.Clone(after), func(key string) bool { return slices.Contains(before, key) })
+	if len(added) > 0 {
 		known, err := all(t, "reading the permission catalogue", scanString, `SELECT key FROM permissions`)
 		if err != nil {
 			return err
 		}
-		for _, row := range given {
-			if !slices.Contains(known, row[1].(string)) {
-				return invalid("permissions", "there is no permission %q in the catalogue; load it first", row[1])
+		for _, key := range added {
+			if !slices.Contains(known, key) {
+				return invalid("permissions", "there is no permission %q in the catalogue; load it first", key)
 			}
+			given = append(given, []any{group, key, t.now.Unix()})
 		}
 	}
 	if err := t.execRows("withdrawing permissions", `

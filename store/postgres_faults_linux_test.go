@@ -43,7 +43,7 @@ var pgKills = flag.Int("pgkills", 2, "how often TestPostgresKills ends the datab
 func TestPostgresKills(t *testing.T) {
 	// Most of a change is its commit, which waits 30 ms.
 	server, draw := pgtest.Own(t, "fsync=on", "commit_delay=30000", "commit_siblings=0"), random(t)
-	timeouts := usualTimeouts
+	var timeouts timeouts
 	if draw.IntN(2) == 0 { // some changes are not known in the end
 		timeouts.commit = 100 * time.Millisecond
 	}
@@ -325,7 +325,7 @@ func (f *pgFleet) check(when string, from int64) {
 // a call without any fault may take as long.
 var shortTimeouts = timeouts{
 	turn: 2 * time.Second, change: 2 * time.Second, commit: 2 * time.Second, whole: 3 * time.Second,
-	look: time.Second, idle: time.Second, lastMoments: usualTimeouts.lastMoments,
+	look: time.Second, idle: time.Second,
 }
 
 // ends fails the test unless a call ends.
@@ -508,8 +508,6 @@ func TestPostgresSilence(t *testing.T) {
 // Reads that get no answer do not keep the watcher from connecting again.
 func TestPostgresReadsHang(t *testing.T) {
 	t.Parallel()
-	timeouts := usualTimeouts
-	timeouts.change = time.Hour
 	server := pgtest.Shared(t)
 	schema := server.NewSchema(t, pgtest.Role)
 	release := make(chan struct{})
@@ -522,7 +520,7 @@ func TestPostgresReadsHang(t *testing.T) {
 		return false, false
 	})
 	direct := open(t, server.SocketURL(pgtest.Role, schema), Options{})
-	s := open(t, at.String(), Options{timeouts: timeouts})
+	s := open(t, at.String(), Options{timeouts: timeouts{change: time.Hour}})
 	reading, cancel := context.WithCancel(ctx)
 	var reads sync.WaitGroup
 	end := sync.OnceFunc(func() {
@@ -784,8 +782,6 @@ func TestPostgresFullDisk(t *testing.T) {
 		}
 	})
 	t.Setenv("TMPDIR", dir)
-	timeouts := usualTimeouts
-	timeouts.commit = time.Second
 	server := pgtest.Own(t)
 	ballast := filepath.Join(dir, "ballast")
 	fill := func() {
@@ -800,7 +796,7 @@ func TestPostgresFullDisk(t *testing.T) {
 		mustDo(f.Close())
 	}
 	at := server.SocketURL(pgtest.Role, server.NewSchema(t, pgtest.Role))
-	opts := Options{UseInterval: time.Hour, timeouts: timeouts}
+	opts := Options{UseInterval: time.Hour, timeouts: timeouts{commit: time.Second}}
 	a, b := open(t, at, opts), open(t, at, opts)
 	u, token := addUser(a, "u", addGroup(a, "g", "allow GET /a").ID)
 	goOn := func(when string) {

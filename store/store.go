@@ -54,10 +54,10 @@ type Options struct {
 
 	idlePoll    time.Duration // without Poll, how often to look although no file has changed; 0 is 1 s
 	refusalPoll time.Duration // how often new refusals are written; 0 is 1 s
-	timeouts    timeouts      // zero is usualTimeouts
+	timeouts    timeouts
 }
 
-// timeouts are the longest waits of a store.
+// timeouts are the longest waits of a store; 0 is the usual one.
 type timeouts struct {
 	turn   time.Duration // of a change, for its turn
 	change time.Duration // a transaction of a change or a read, whatever the caller's context allows
@@ -71,9 +71,17 @@ type timeouts struct {
 	lastMoments time.Duration
 }
 
-var usualTimeouts = timeouts{
-	turn: 10 * time.Second, change: 30 * time.Second, whole: 10 * time.Minute, look: 5 * time.Second,
-	idle: 10 * time.Second, commit: 10 * time.Second, lastMoments: 5 * time.Second,
+// filled returns the timeouts with the usual ones in the place of zero.
+func (o timeouts) filled() timeouts {
+	return timeouts{
+		turn:        cmp.Or(o.turn, 10*time.Second),
+		change:      cmp.Or(o.change, 30*time.Second),
+		whole:       cmp.Or(o.whole, 10*time.Minute),
+		look:        cmp.Or(o.look, 5*time.Second),
+		idle:        cmp.Or(o.idle, 10*time.Second),
+		commit:      cmp.Or(o.commit, 10*time.Second),
+		lastMoments: cmp.Or(o.lastMoments, 5*time.Second),
+	}
 }
 
 // filled returns the options with defaults in the place of zero values that mean them.
@@ -83,7 +91,7 @@ func (o Options) filled() Options {
 	o.idlePoll = cmp.Or(o.idlePoll, time.Second) // notifications can be lost
 	o.Retention = cmp.Or(max(o.Retention, 0), 30*24*time.Hour)
 	o.refusalPoll = cmp.Or(o.refusalPoll, time.Second)
-	o.timeouts = cmp.Or(o.timeouts, usualTimeouts)
+	o.timeouts = o.timeouts.filled()
 	if o.Refusals == nil || o.ReadOnly {
 		o.Refusals = new(access.Recall)
 	}
